@@ -1,0 +1,1 @@
+"""Configs: `base` holds every common key once; the others change what their name says."""

@@ -1,0 +1,15 @@
+"""What does the dense network do where `digits_k2` routes? Its twin, and nothing else changed.
+
+Command: python main.py --config=configs/digits_dense.py --workdir=W
+Measured: not yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits_k2
+
+
+def get_config() -> ConfigDict:
+    c = digits_k2.get_config()
+    c.model.twin = 'same_width'
+    return c

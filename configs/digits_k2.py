@@ -1,0 +1,23 @@
+"""Does a routed convolutional network train on real images within two minutes on two CPU cores?
+
+1,437 scans of handwritten digits, 8x8, 10 classes; the last block has 8 experts, 2 per image.
+
+Command: python main.py --config=configs/digits_k2.py --workdir=W
+Measured: not yet.
+
+Every value here and in `base` is this project's own choice; the paper does not use this set.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.get_config()
+    c.dataset.name = 'digits'
+    c.dataset.augment = 'pad_crop'
+    c.dataset.cache = True
+    c.model.args = {'widths': (32, 64), 'depth': 2}
+    c.train.epochs = 40.0
+    return c

@@ -1,0 +1,14 @@
+"""The config of a run that exists: what `--mode=eval --workdir=W` uses when no --config is given.
+
+Command: python main.py --config=configs/workdir.py:W --workdir=W2
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from moe_vision import config
+
+
+def get_config(workdir: str) -> ConfigDict:
+    return ConfigDict(dataclasses.asdict(config.load(workdir)))

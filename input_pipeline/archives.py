@@ -1,0 +1,202 @@
+"""Reading tar and zip archives that are not trusted. Nothing is ever extracted to disk.
+
+A member that names a place outside the archive, or that is a link or a device, refuses the
+whole archive: nobody publishes images that way.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from input_pipeline.types import DataError
+
+MAX_MEMBER = 64 * 2**20  # bytes of one image file; published sets stay far below
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+
+
+def pick(source: Path, names: Sequence[str], wants: str) -> Path:
+    """Returns the file `source` itself, or the first of `names` inside the folder `source`.
+
+    Raises:
+        DataError: there is none; says what is wanted.
+    """
+    if source.is_dir():
+        for name in names:
+            if (source / name).is_file():
+                return source / name
+        raise DataError(f'{source} holds none of {", ".join(names)}; wanted: {wants}.')
+    if not source.is_file():
+        raise DataError(f'{source} does not exist; wanted: {wants}.')
+    return source
+
+
+def _refuse_unsafe(archive: Path, name: str, what: str = '') -> None:
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    rooted = name.startswith(('/', '\\')) or PureWindowsPath(name).drive
+    problem = what or ('a path outside the archive' if '..' in parts or rooted else '')
+    if problem:
+        raise DataError(
+            f'{archive} is refused: member {name!r} is {problem}; nothing was written from it.'
+        )
+
+
+def _damaged(archive: Path, name: str, error: object) -> DataError:
+    where = f'at member {name!r}' if name else 'at its start'
+    return DataError(f'{archive} is damaged {where} ({error}); fetch the file again.')
+
+
+class _Window(io.RawIOBase):
+    """`size` bytes of a file from `start` on, as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence, self._size)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        self._file.seek(self._start + self._at)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_tar(path: Path, start: int = 0, size: int = -1) -> BinaryIO:
+    """Opens a tar file, gzipped or not, or one that lies inside another (start, size).
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    try:
+        file = path.open('rb')
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}.') from error
+    if size >= 0:
+        return _Window(file, start, size)  # type: ignore[return-value]
+    gzipped = file.read(2) == b'\x1f\x8b'
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if gzipped else file  # type: ignore[return-value]
+
+
+def tar_members(stream: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the regular files of an open tar; their data starts at `offset_data`.
+
+    Unlike `tarfile` itself this does not take a broken header for the end of the archive.
+
+    Raises:
+        DataError: an unsafe member, or damage; names the member.
+    """
+    last = ''
+    try:
+        tar = tarfile.TarFile(fileobj=stream, mode='r')
+        tar.offset = 0  # type: ignore[attr-defined]
+        while True:
+            stream.seek(tar.offset)  # type: ignore[attr-defined]
+            try:
+                member = tarfile.TarInfo.fromtarfile(tar)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                return
+            last = member.name
+            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+            if not (plain or member.isdir()) or member.size < 0:
+                _refuse_unsafe(path, last, 'a link, a device or no plain file')
+            _refuse_unsafe(path, last)
+            if plain:
+                yield member
+    except _DAMAGE as error:
+        raise _damaged(path, last, error) from error
+
+
+def read_at(stream: BinaryIO, path: Path, name: str, start: int, size: int) -> bytes:
+    """Returns the bytes of one member.
+
+    Raises:
+        DataError: it is larger than an image can be, or the archive ends inside it.
+    """
+    if size > MAX_MEMBER:
+        raise DataError(f'{path}: member {name!r} has {size} bytes; {MAX_MEMBER} are allowed.')
+    try:
+        stream.seek(start)
+        data = stream.read(size)
+    except _DAMAGE as error:
+        raise _damaged(path, name, error) from error
+    if len(data) != size:
+        raise _damaged(path, name, 'it ends early')
+    return data
+
+
+def tar_files(path: Path, start: int = 0, size: int = -1) -> Iterator[tuple[str, bytes]]:
+    """Yields (name, bytes) of each file of a tar, one in memory at a time."""
+    with open_tar(path, start, size) as stream:
+        for member in tar_members(stream, path):
+            yield member.name, read_at(stream, path, member.name, member.offset_data, member.size)
+
+
+Place = tuple[str, int, int]  # (name, offset, size) of a member inside its archive
+
+
+def tar_places(path: Path) -> list[Place]:
+    """Returns where each file of a tar lies, without reading the files."""
+    with open_tar(path) as stream:
+        return [(m.name, m.offset_data, m.size) for m in tar_members(stream, path)]
+
+
+def tar_read(path: Path, places: Iterable[Place]) -> Iterator[tuple[str, bytes]]:
+    """Yields (name, bytes) of the given members, one in memory at a time."""
+    with open_tar(path) as stream:
+        for name, start, size in places:
+            yield name, read_at(stream, path, name, start, size)
+
+
+def zip_names(path: Path) -> list[str]:
+    """Returns the names of the files of a zip.
+
+    Raises:
+        DataError: not a zip, damaged, or a member is unsafe.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except _DAMAGE as error:
+        raise _damaged(path, '', error) from error
+    for member in members:
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        odd = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+        _refuse_unsafe(path, member.filename, 'a link, a device or no plain file' if odd else '')
+    return [m.filename for m in members if not m.is_dir()]
+
+
+def zip_read(path: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yields (name, bytes) of the given members, one in memory at a time."""
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            try:
+                if archive.getinfo(name).file_size > MAX_MEMBER:
+                    raise DataError(f'{path}: member {name!r} is larger than an image can be.')
+                data = archive.read(name)
+            except (*_DAMAGE, NotImplementedError) as error:
+                raise _damaged(path, name, error) from error
+            yield name, data

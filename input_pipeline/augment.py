@@ -1,0 +1,120 @@
+"""Pixels in, pixels out, on one image at a time, with OpenCV.
+
+Axes: H height, W width, C channels. All images are uint8 [H, W, C]. Shrinking averages
+over areas (no aliasing), growing interpolates linearly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+_CROP_RATIO = 256 / 224  # shorter side before the centre crop, over the side after it
+
+
+def generator(seed: int, step: int, row: int) -> np.random.Generator:
+    """Returns the random numbers of one training row, keyed by (seed, step, row) alone."""
+    from input_pipeline.order import mix64
+
+    key = np.array([mix64(seed), (step << 32) | row], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns uint8 [height, width, C]."""
+    import cv2
+
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+    return resized if resized.ndim == 3 else resized[..., None]
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns uint8 [size, size, C]: shorter side to size * 256/224, then the middle."""
+    height, width = image.shape[:2]
+    scale = max(size, round(size * _CROP_RATIO)) / min(height, width)
+    image = resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.ndarray:
+    """Pads with zeros by H/8 (at least 1), crops at a random place, flips half of them.
+
+    Args:
+        image: uint8 [H, W, C]; 4 pixels are padded at 32x32, 1 at 8x8.
+        rng: random numbers of this row.
+        flip: whether to mirror left and right with probability 1/2.
+
+    Returns:
+        uint8 [H, W, C].
+    """
+    height, width = image.shape[:2]
+    pad = max(1, height // 8)
+    top, left, mirror = rng.integers(0, [2 * pad + 1, 2 * pad + 1, 2]).tolist()
+    padded = np.zeros((height + 2 * pad, width + 2 * pad, image.shape[2]), np.uint8)
+    padded[pad : pad + height, pad : pad + width] = image
+    image = padded[top : top + height, left : left + width]
+    return image[:, ::-1] if flip and mirror else image
+
+
+def random_resized_crop(
+    image: np.ndarray, rng: np.random.Generator, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Crops 8 to 100 % of the area at a ratio of 3/4 to 4/3, resizes, flips half of them.
+
+    After ten boxes that do not fit, takes the largest centred box of an allowed ratio.
+
+    Returns:
+        uint8 `shape`, (H, W, C).
+    """
+    height, width = image.shape[:2]
+    mirror = rng.integers(0, 2)
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            break
+    else:
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        top, left = (height - h) // 2, (width - w) // 2
+    image = resize(image[top : top + h, left : left + w], shape[0], shape[1])
+    return image[:, ::-1] if mirror else image
+
+
+def fit(image: np.ndarray, shape: tuple[int, int, int], varies: bool) -> np.ndarray:
+    """Brings an image to `shape` as evaluation does: photographs are centre-cropped.
+
+    Args:
+        image: uint8 [H, W, C].
+        shape: (H, W, C) to return.
+        varies: whether the set's images vary in size (photographs).
+    """
+    if image.shape == shape:
+        return image
+    return centre_crop(image, shape[0]) if varies else resize(image, shape[0], shape[1])
+
+
+def augment(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    kind: str,
+    shape: tuple[int, int, int],
+    varies: bool,
+) -> np.ndarray:
+    """Returns a training image, uint8 `shape`; `kind` is one of `types.AUGMENTS`."""
+    if kind == 'random_resized_crop':
+        return random_resized_crop(image, rng, shape)
+    image = fit(image, shape, varies)
+    if kind == 'none':
+        return image
+    return pad_crop(image, rng, flip=kind == 'pad_crop_flip')

@@ -1,0 +1,1 @@
+"""One module per data set; none imports tfds, jax or grain."""

@@ -1,0 +1,36 @@
+"""Encoded bytes to pixels and back. Images are uint8 [H, W, C], RGB or one gray channel."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def decode(encoded: bytes, channels: int) -> np.ndarray | None:
+    """Returns uint8 [H, W, channels], or None where the bytes cannot be decoded.
+
+    Reads what OpenCV reads: JPEG (CMYK too), PNG (palette and alpha are flattened), BMP,
+    WebP, TIFF. Channels come in RGB order.
+    """
+    import cv2
+
+    if not encoded:
+        return None
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
+    except cv2.error:
+        return None
+    if image is None:
+        return None
+    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Returns the PNG bytes of a uint8 [H, W, 1] or [H, W, 3] (RGB) image."""
+    import cv2
+
+    pixels = image if image.shape[-1] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode('.png', pixels)
+    if not done:
+        raise ValueError(f'cannot encode an image of shape {image.shape} as PNG')
+    return encoded.tobytes()

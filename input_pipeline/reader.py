@@ -1,0 +1,80 @@
+"""Random access to the decoded images of one stored split.
+
+Axes: N images of the stored split, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.decode import decode
+
+Image = np.ndarray | None  # uint8 [H, W, C]; None where the bytes cannot be decoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image as stored: pixels (None if undecodable), label, and a name for messages."""
+
+    image: Image
+    label: int
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A stored split. Holds no open file, so it can be sent to another process.
+
+    Attributes:
+        directory: folder of the prepared set.
+        split: stored split.
+        channels: 1 or 3.
+        cache: keep all images decoded in memory, shared by all readers of this process.
+    """
+
+    directory: Path
+    split: str
+    channels: int
+    cache: bool
+
+    def read(self, positions: Sequence[int]) -> list[Item]:
+        """Returns the items at stored positions, in that order."""
+        if self.cache:
+            items = _decoded(self.directory, self.split, self.channels)
+            return [items[i] for i in positions]
+        raw = _records(self.directory, self.split).__getitems__(list(positions))
+        return [self._item(r, i) for r, i in zip(raw, positions, strict=True)]
+
+    def _item(self, record: dict[str, Any], position: int) -> Item:
+        key = record.get('key', record.get('file_name', b''))
+        name = key.decode('utf-8', 'replace') if isinstance(key, bytes) else str(key)
+        image = decode(record['image'], self.channels)
+        return Item(image, int(record['label']), name or f'record {position} of {self.split}')
+
+
+@functools.cache
+def _records(directory: Path, split: str) -> Any:
+    import cv2
+
+    from input_pipeline.storage import records
+
+    cv2.setNumThreads(0)  # images are decoded in parallel already
+    return records(directory, split)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(directory: Path, split: str, channels: int) -> list[Item]:
+    """Decodes a whole stored split, in parallel, and keeps it."""
+    source = Reader(directory, split, channels, cache=False)
+    size = len(_records(directory, split))
+    chunks = [range(i, min(i + 256, size)) for i in range(0, size, 256)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [item for chunk in pool.map(source.read, chunks) for item in chunk]

@@ -1,0 +1,47 @@
+"""The table of data sets. Adding one is a file in `datasets/` and a line here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+from input_pipeline.types import DataError, nearest
+
+if TYPE_CHECKING:
+    from input_pipeline.builder import Builder
+
+DATASETS: dict[str, str] = {
+    'digits': 'input_pipeline.datasets.digits:Digits',
+    'fashion_mnist': 'input_pipeline.datasets.fashion_mnist:FashionMnist',
+    'cifar10': 'input_pipeline.datasets.cifar:Cifar10',
+    'cifar100': 'input_pipeline.datasets.cifar:Cifar100',
+    'tiny_imagenet': 'input_pipeline.datasets.tiny_imagenet:TinyImagenet',
+    'imagenet2012': 'input_pipeline.datasets.imagenet2012:Imagenet2012',
+    'image_folder': 'input_pipeline.datasets.image_folder:ImageFolder',
+}
+
+
+@functools.cache
+def find(name: str) -> Builder:
+    """Returns the builder called `name`: a key of DATASETS or 'package.module:Builder'.
+
+    Raises:
+        DataError: no such name, module or class, or the class is not a `Builder`.
+    """
+    from input_pipeline.builder import Builder
+
+    path = name if ':' in name else DATASETS.get(name, '')
+    if not path:
+        raise DataError(
+            f"unknown data set '{name}'; known: {', '.join(DATASETS)}, or 'package.module:Builder' "
+            f'of your own.{nearest(name, DATASETS)}'
+        )
+    module, _, attribute = path.partition(':')
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(f"data set '{name}' cannot be imported: {error}.") from error
+    if not (isinstance(cls, type) and issubclass(cls, Builder)):
+        raise DataError(f"data set '{name}' is not a subclass of input_pipeline.Builder.")
+    return cls()

@@ -1,0 +1,72 @@
+"""Loads one step: row r of step s is a pure function of (seed, s, r), whoever loads it.
+
+Axes: N images of the split, R rows of the batch that this process loads, H height, W width,
+C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from input_pipeline import augment, order
+from input_pipeline.reader import Item, Reader
+
+# {'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R], 'index': int32 [R]}
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Loads whole steps; is sent to worker processes, so it holds plain values only."""
+
+    reader: Reader
+    members: np.ndarray | None  # int32 [N], index in the split -> stored position
+    fixed: np.ndarray | None  # int32 [N], the fixed order of an evaluation; None: train
+    size: int  # N
+    shape: tuple[int, int, int]  # (H, W, C)
+    varies: bool  # photographs of many sizes
+    batch_size: int
+    rows: np.ndarray  # int64 [R]
+    seed: int
+    kind: str  # augmentation
+
+    def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
+        """Returns the batch of a step and the names of the images it could not decode."""
+        positions = step * self.batch_size + self.rows
+        if self.fixed is None:
+            index = order.train_indices(self.seed, positions, self.size)
+        else:
+            inside = positions < self.size
+            index = np.where(inside, self.fixed[np.minimum(positions, self.size - 1)], -1)
+        present = np.flatnonzero(index >= 0)
+        stored = index if self.members is None else self.members[index]
+        items = self.reader.read(stored[present].tolist())
+
+        count = len(self.rows)
+        batch = {
+            'image': np.zeros((count, *self.shape), np.uint8),
+            'label': np.zeros(count, np.int32),
+            'valid': np.zeros(count, np.bool_),
+            'index': index.astype(np.int32),
+        }
+        bad = []
+        for place, item in zip(present.tolist(), items, strict=True):
+            batch['label'][place] = item.label
+            image = self._pixels(item, step, int(self.rows[place]))
+            if image is None:
+                bad.append(item.key)
+            else:
+                batch['image'][place], batch['valid'][place] = image, True
+        return batch, tuple(bad)
+
+    def _pixels(self, item: Item, step: int, row: int) -> np.ndarray | None:
+        if item.image is None:
+            return None
+        if self.fixed is not None:
+            return augment.fit(item.image, self.shape, self.varies)
+        rng = augment.generator(self.seed, step, row)
+        return augment.augment(
+            item.image, rng, kind=self.kind, shape=self.shape, varies=self.varies
+        )

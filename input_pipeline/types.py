@@ -1,0 +1,84 @@
+"""What the data layer and its callers pass to each other: plain Python types only."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+AUGMENTS = ('none', 'pad_crop_flip', 'pad_crop', 'random_resized_crop')
+SPLITS = ('train', 'validation', 'test')
+
+
+class DataError(Exception):
+    """A mistake the user can mend, told in one line: what was given, what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """Which images a run reads and what happens to them on the way.
+
+    Attributes:
+        name: a key of `DATASETS`, or 'package.module:Builder' for a set of your own.
+        data_dir: where prepared sets live; '' is tfds' own ~/tensorflow_datasets.
+        validation_fraction: in [0, 1); share of train held out where the set has no
+            validation split of its own. 0 leaves no validation split.
+        image_size: side of the square image in pixels; 0 keeps the set's own size.
+        augment: one of `AUGMENTS`, applied to training batches only.
+        workers: worker processes that read and decode; 0 uses threads of this process.
+        cache: decode once and keep the uint8 images in memory (sets of one image size).
+    """
+
+    name: str
+    data_dir: str
+    validation_fraction: float
+    image_size: int
+    augment: str
+    workers: int
+    cache: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a set before any image is decoded.
+
+    Attributes:
+        name: the builder's name.
+        num_classes: number of labels; labels are 0 .. num_classes-1.
+        image_shape: (H, W, C) as the loaders yield it, after `image_size`.
+        split_sizes: images per split after the validation fraction was taken; a split
+            that does not exist is absent.
+        class_names: one per label; 'class_7' where names are only known once prepared.
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    split_sizes: dict[str, int]
+    class_names: tuple[str, ...]
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """Returns ' Did you mean ...?' or '' where nothing is near."""
+    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ''
+
+
+def check(cfg: DatasetConfig) -> None:
+    """Raises DataError where a value of the config is wrong in itself."""
+    if cfg.augment not in AUGMENTS:
+        raise DataError(
+            f"unknown augment '{cfg.augment}'; allowed: {', '.join(AUGMENTS)}."
+            f'{nearest(cfg.augment, AUGMENTS)}'
+        )
+    if not 0 <= cfg.validation_fraction < 1:
+        raise DataError(
+            f'validation_fraction is {cfg.validation_fraction}; it must lie in [0, 1) '
+            '(0 means no validation split).'
+        )
+    if cfg.image_size < 0:
+        raise DataError(
+            f"image_size is {cfg.image_size}; give a side in pixels, or 0 for the set's own."
+        )
+    if cfg.workers < 0:
+        raise DataError(f'workers is {cfg.workers}; give 0 (threads) or a number of processes.')

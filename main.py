@@ -1,0 +1,112 @@
+"""Train, evaluate or describe one run.
+
+    python main.py --config=configs/digits_k2.py --workdir=W
+    python main.py --mode=eval --workdir=W --config.eval.split=validation
+    python main.py --mode=summary --config=configs/digits_k2.py
+
+Any key of a config can be set, those of a method's arguments too: `--config.train.epochs=5`,
+`--config.model.moe.router_args.noise=gaussian`.
+"""
+
+import logging as python_logging
+import os
+import sys
+
+from absl import app, flags, logging
+
+from input_pipeline import DataError
+from moe_vision import config as config_lib
+from moe_vision import config_file, rules
+from moe_vision.errors import UserError, nearest, unknown
+from moe_vision.settings import Config
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MODES = ('train', 'eval', 'summary')
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string('config', None, "A file of configs/; eval and summary: by default the run's.")
+flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
+flags.DEFINE_string('mode', 'train', 'train, eval or summary.')
+flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
+
+
+def main(argv: list[str]) -> int:
+    """Checks the command line and hands over. Returns the exit code."""
+    try:
+        config, file, profile_steps = _parse(argv)
+        _log_to_stderr()
+        if FLAGS.mode == 'train':
+            from moe_vision import train
+            train.train(config, workdir=FLAGS.workdir, config_file=file,
+                        profile_steps=profile_steps)
+        elif FLAGS.mode == 'eval':
+            from moe_vision import train
+            train.evaluate(config, workdir=FLAGS.workdir)
+        else:
+            from moe_vision import preflight
+            preflight.summary(config)
+    except (UserError, DataError) as e:
+        print('error:', ' '.join(str(e).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[Config, str, tuple[int, int] | None]:
+    """Sets FLAGS; returns the checked config, the file it came from, and the steps to profile."""
+    common, opened, others = config_file.take_overrides(argv[1:])
+    try:
+        extra = FLAGS([argv[0], *others])[1:]
+    except flags.UnrecognizedFlagError as e:
+        known = ['--config', '--workdir', '--mode', '--profile_steps']
+        near = nearest(f'--{e.flagname}', known) or config_file.nearest_key(e.flagname)
+        raise UserError(f"unknown flag '--{e.flagname}'.{near} Allowed: {', '.join(known)}, "
+                        '--config.KEY.') from e
+    except (flags.Error, ValueError) as e:
+        raise UserError(f'{e}.') from e
+    if extra:
+        raise UserError(f"unexpected argument '{extra[0]}'; flags are written --name=value.")
+    mode, workdir, file = FLAGS.mode, FLAGS.workdir, FLAGS.config
+    if mode not in MODES:
+        raise unknown('--mode', mode, MODES)
+    if mode != 'summary' and not workdir:
+        raise UserError('--workdir is missing; give the folder of the run, --workdir=FOLDER.')
+    if not file and (mode == 'train' or not workdir):
+        raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
+    config = config_file.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened)
+    checked, profile_steps = config_lib.check(config), _profile_steps()
+    if mode == 'train':
+        rules.check_init(checked)
+    if mode != 'summary':
+        rules.check_workdir(workdir, create=mode == 'train')
+    return checked, file or os.path.join(workdir, 'config.json'), profile_steps
+
+
+def _profile_steps() -> tuple[int, int] | None:
+    given = FLAGS.profile_steps
+    if given is None:
+        return None
+    first, _, last = given.partition(',')
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UserError(f"--profile_steps is '{given}'; write the first and the last step, such as "
+                        '10,20.')
+    if FLAGS.mode != 'train':
+        raise UserError(f"--profile_steps is set but is not read: --mode is '{FLAGS.mode}'.")
+    return int(first), int(last)
+
+
+def _log_to_stderr() -> None:
+    """Our own messages from INFO, those of libraries from WARNING."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(
+        python_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S'))
+    handler.addFilter(lambda r: r.levelno >= 30 or 'site-packages' not in r.pathname)
+
+
+if __name__ == '__main__':
+    app.define_help_flags()
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Sparse mixture-of-experts for vision: routed layers, compute leverage, honest comparisons."""

@@ -1,0 +1,46 @@
+"""The one error a user is meant to see, the hint for a misspelt name, and checks of arguments."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can mend: one line saying what was given, what is allowed, what to do."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest allowed name, or the empty string."""
+    found = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ''
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not in a table."""
+    allowed = sorted(allowed)
+    hint = nearest(given, allowed)
+    return UserError(f"unknown {kind} '{given}'.{hint} Allowed: {', '.join(allowed)}.")
+
+
+def positive(args: Any, *names: str) -> None:
+    """Raises UserError unless these fields are above 0, and lists of them not empty."""
+    for name in names:
+        value = getattr(args, name)
+        items = value if isinstance(value, tuple) else (value,)
+        if not items or not all(v > 0 for v in items):
+            raise UserError(f'{name} is {value}; it must be positive.')
+
+
+def below_one(args: Any, *names: str) -> None:
+    """Raises UserError unless these fields lie in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f'{name} is {getattr(args, name)}; allowed: 0 <= {name} < 1.')
+
+
+def unread(args: Any, name: str, read: bool, because: str) -> None:
+    """Raises UserError where a field differs from its default though nothing reads it."""
+    default = next(f.default for f in dataclasses.fields(args) if f.name == name)
+    if not read and getattr(args, name) != default:
+        raise UserError(f'{name} is set to {getattr(args, name)} but is not read: {because}.')

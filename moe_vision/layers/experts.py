@@ -1,0 +1,128 @@
+"""Experts: residual branches as pure functions of (parameters, tokens).
+
+The same object serves as one expert of a bank (leading axis E) and as the dense block of the twin
+(no leading axis), so both do the same arithmetic.
+
+Axes: E experts, N tokens or slots, D width, F hidden width, HW space.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
+
+_HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+_LECUN = jax.nn.initializers.lecun_normal()
+_ZEROS = jax.nn.initializers.zeros
+_ONES = jax.nn.initializers.ones
+
+
+class Expert:
+    """Base: `shapes` names the parameters of one expert, `apply` runs it.
+
+    Args:
+      args: the expert's own arguments.
+      width: D, channels in and out.
+      hidden: F, hidden width.
+    """
+
+    multiple = 1  # hidden widths must be divisible by this
+
+    def __init__(self, args: Any, width: int, hidden: int):
+        self.args, self.width, self.hidden = args, width, hidden
+
+    def shapes(self) -> Shapes:
+        raise NotImplementedError
+
+    def apply(self, params: dict[str, Array], x: Array) -> Array:
+        """One expert: x [N, *, D] to [N, *, D]; parameters are cast to x's type."""
+        raise NotImplementedError
+
+    def apply_stacked(self, params: dict[str, Array], x: Array) -> Array:
+        """All experts: x [E, N, *, D], each parameter with a leading E.
+
+        Unrolled: a vmap over convolution weights becomes a grouped convolution, many times slower.
+        """
+        one = lambda e: self.apply({n: w[e] for n, w in params.items()}, x[e])  # noqa: E731
+        return jnp.stack([one(e) for e in range(x.shape[0])])
+
+
+class Mlp(Expert):
+    """D -> F -> D on vectors [N, D]."""
+
+    def shapes(self) -> Shapes:
+        d, f = self.width, self.hidden
+        return {'in_kernel': ((d, f), _LECUN), 'in_bias': ((f,), _ZEROS),
+                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), _ZEROS)}
+
+    def apply(self, params, x):
+        w = {n: p.astype(x.dtype) for n, p in params.items()}
+        act = jax.nn.gelu if self.args.activation == 'gelu' else jax.nn.relu
+        return act(x @ w['in_kernel'] + w['in_bias']) @ w['out_kernel'] + w['out_bias']
+
+    def apply_stacked(self, params, x):
+        if x.shape[0] == 1:
+            return super().apply_stacked(params, x)
+        biases = {n: p[:, None, :] for n, p in params.items() if n.endswith('bias')}
+        return self.apply(params | biases, x)  # a batched product over E
+
+
+class Conv(Expert):
+    """norm-relu-conv-norm-relu-conv on maps [N, H, W, D], per-image norm."""
+
+    def __init__(self, args, width, hidden):
+        super().__init__(args, width, hidden)
+        self.multiple = args.norm_groups
+
+    def shapes(self) -> Shapes:
+        d, f, s = self.width, self.hidden, self.args.kernel
+        return {'norm1_scale': ((d,), _ONES), 'norm1_bias': ((d,), _ZEROS),
+                'conv1': ((s, s, d, f), _HE),
+                'norm2_scale': ((f,), _ONES), 'norm2_bias': ((f,), _ZEROS),
+                'conv2': ((s, s, f, d), _HE)}
+
+    def apply(self, params, x):
+        groups = self.args.norm_groups
+        x = group_norm(x, params['norm1_scale'], params['norm1_bias'], groups)
+        x = conv(jax.nn.relu(x), params['conv1'])
+        x = group_norm(x, params['norm2_scale'], params['norm2_bias'], groups)
+        return conv(jax.nn.relu(x), params['conv2'])
+
+
+class DepthwiseConv(Expert):
+    """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], per-image norm."""
+
+    def shapes(self) -> Shapes:
+        d, f, s = self.width, self.hidden, self.args.kernel
+        return {'depthwise': ((s, s, 1, d), _HE),
+                'norm_scale': ((d,), _ONES), 'norm_bias': ((d,), _ZEROS),
+                'in_kernel': ((d, f), _HE), 'in_bias': ((f,), _ZEROS),
+                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), _ZEROS)}
+
+    def apply(self, params, x):
+        w = {n: p.astype(x.dtype) for n, p in params.items()}
+        x = conv(x, w['depthwise'], groups=self.width)
+        x = group_norm(x, params['norm_scale'], params['norm_bias'], self.args.norm_groups)
+        x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
+        return x @ w['out_kernel'] + w['out_bias']
+
+
+def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
+    """Stride-1 SAME convolution, x [N, H, W, D], kernel [h, w, D / groups, D_out]."""
+    return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), 'SAME',
+                                    feature_group_count=groups,
+                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
+    """Per-image norm over space and the channels of a group, in float32; x [N, H, W, D]."""
+    n, h, w, d = x.shape
+    y = x.astype(jnp.float32).reshape(n, h * w, groups, d // groups)
+    mean = y.mean((1, 3), keepdims=True)
+    var = jnp.square(y - mean).mean((1, 3), keepdims=True)
+    y = ((y - mean) * lax.rsqrt(var + 1e-5)).reshape(n, h, w, d)
+    return (y * scale + bias).astype(x.dtype)

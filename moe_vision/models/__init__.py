@@ -1,0 +1,13 @@
+"""Backbones, dense or routed at configured places; their names stand in `registry.BACKBONES`."""
+
+import flax.linen as nn
+from jax.sharding import Mesh
+
+from moe_vision import registry
+from moe_vision.settings import Model
+
+
+def build(model: Model, num_classes: int, mesh: Mesh | None = None) -> nn.Module:
+    """The network of a config; `mesh` lays its routed layers over devices."""
+    entry = registry.entry('backbone', registry.BACKBONES, model.name)
+    return registry.load(entry.path)(model=model, num_classes=num_classes, mesh=mesh)

@@ -1,0 +1,57 @@
+"""What stands at a replaced place: the routed layer, or the dense block of a twin."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+from jax.sharding import Mesh
+
+from moe_vision.layers import DenseBlock, MoE, Step
+from moe_vision.models.places import expert_at, twin_expert
+from moe_vision.settings import Model
+
+
+class Infos:
+    """What routed layers report, by path of the layer, in order; threads the routers' carry."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[str, dict[str, Any]] = {}
+        self.carry: Any = None
+
+    @property
+    def layer(self) -> int:
+        return len(self.by_layer)
+
+
+def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidden: int,
+                payload: tuple[int, ...], layer: int) -> MoE | DenseBlock:
+    """The Linen module for one replaced place, called `name`.
+
+    Args:
+      width, hidden: D and F of the block that is replaced.
+      payload: shape of one token.
+      layer: number of routed layers before this one.
+    """
+    moe = model.moe
+    if model.twin != 'none':
+        return DenseBlock(twin_expert(moe, model.twin, width, hidden, payload), name=name)
+    fields = {f.name for f in dataclasses.fields(MoE)}
+    given = {k: v for k, v in vars(moe).items() if k in fields and k != 'hidden'}
+    return MoE(**given, hidden=expert_at(moe, width, hidden).hidden, mesh=mesh, layer=layer,
+               name=name)
+
+
+def run_branch(branch: nn.Module, x, step: Step, infos: Infos):
+    """Runs it on tokens x [B, *, D]; a routed layer's report goes to `infos`."""
+    if isinstance(branch, DenseBlock):
+        return branch(x)
+    y, info = branch(x, step, carry=infos.carry)
+    infos.carry = info.pop('carry')
+    infos.by_layer['/'.join(branch.path)] = info
+    return y
+
+
+def tokens_of(payload: tuple[int, ...]) -> int:
+    """Positions in one payload: 1 for a vector, H * W for a map."""
+    return math.prod(payload[:-1])

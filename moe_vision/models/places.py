@@ -1,0 +1,83 @@
+"""Where a network is routed, and how wide the blocks at those places are."""
+
+import math
+
+import jax
+
+from moe_vision import flops
+from moe_vision.errors import UserError
+from moe_vision.layers.experts import Expert
+from moe_vision.layers.moe import make_expert, make_router
+from moe_vision.settings import Moe
+
+
+def placed(placement: str, num_blocks: int) -> tuple[int, ...]:
+    """Numbers of the shape-preserving blocks that are replaced.
+
+    'none' and 'head' replace none; 'last_N' the last N; 'every_N' blocks N-1, 2N-1, ...;
+    '1,3' those.
+
+    Raises:
+      UserError: the network has fewer blocks.
+    """
+    if placement in ('none', 'head'):
+        return ()
+    if placement.startswith('last_'):
+        n = int(placement.removeprefix('last_'))
+        found = tuple(range(num_blocks - n, num_blocks))
+    elif placement.startswith('every_'):
+        n = int(placement.removeprefix('every_'))
+        found = tuple(range(n - 1, num_blocks, n))
+    else:
+        found = tuple(sorted({int(part) for part in placement.split(',')}))
+    if not found or found[0] < 0 or found[-1] >= num_blocks:
+        raise UserError(f"model.moe.placement is '{placement}', but the network has {num_blocks} "
+                        f'blocks that can be routed: 0 to {num_blocks - 1}.')
+    return found
+
+
+def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
+    """The expert of a place where the block it copies has these widths."""
+    return make_expert(moe.expert, moe.expert_args, width, moe.hidden or hidden)
+
+
+def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
+    """The dense block that stands at a routed place in the twin.
+
+    same_width: what one expert is. same_active_flops: widened to the FLOPs of k experts.
+    same_params: widened to the parameters of the router and all experts. FLOPs and parameters are
+    affine in the hidden width; the nearest width that the block allows is taken.
+
+    Args:
+      width: D.
+      hidden: F of the block that is copied, read where moe.hidden is 0.
+      payload: shape of one token, ([H, W,] D).
+    """
+    one = expert_at(moe, width, hidden)
+    if twin == 'same_width':
+        return one
+    of_width = lambda h: make_expert(moe.expert, moe.expert_args, width, h)  # noqa: E731
+    if twin == 'same_active_flops':
+        cost = lambda h: expert_flops(of_width(h), payload)  # noqa: E731
+        target = moe.k * cost(one.hidden)
+    else:
+        cost = lambda h: expert_params(of_width(h))  # noqa: E731
+        router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
+        target = moe.num_experts * cost(one.hidden) + sum(
+            math.prod(shape) for shape, _ in router.params(width).values())
+    step = one.multiple
+    base = cost(step)
+    slope = cost(2 * step) - base
+    return of_width(max(step * (1 + round((target - base) / slope)), step))
+
+
+def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:
+    """FLOPs of one expert on one token."""
+    params = {n: jax.ShapeDtypeStruct(shape, 'float32') for n, (shape, _) in expert.shapes().items()}
+    x = jax.ShapeDtypeStruct((1, *payload), 'float32')
+    return sum(flops.count(expert.apply, params, x).values())
+
+
+def expert_params(expert: Expert) -> int:
+    """Parameters of one expert."""
+    return sum(math.prod(shape) for shape, _ in expert.shapes().values())

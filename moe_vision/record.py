@@ -1,0 +1,133 @@
+"""The files of a run's folder: what was asked (`config.json`), what came out (`result.json`)."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from input_pipeline import DatasetInfo
+from moe_vision import config as config_lib
+from moe_vision.leverage import Leverage, choices_per_token
+from moe_vision.settings import Config
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
+             'array-record', 'numpy', 'opencv-python-headless')
+
+
+def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,
+                 leverage: Leverage) -> None:
+    """Writes config.json: the resolved config, versions, git commit, data set, pre-flight.
+
+    Where the folder already has one that asks for something else, says so with a diff.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    asked = config_lib.to_dict(config)
+    if path.exists():
+        before = json.loads(path.read_text()).get('config', {})
+        changed = diff(before, asked)
+        if changed:
+            logging.warning('the config differs from the one this run was started with: %s',
+                            '; '.join(changed))
+    write_json(path, {
+        'config': asked, 'config_file': config_file, 'versions': versions(),
+        'git_commit': git_commit(), 'dataset': dataclasses.asdict(info),
+        'preflight': facts(leverage) | {
+            'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
+            'capacity': {n: dataclasses.asdict(c) for n, c in leverage.capacities.items()}}})
+
+
+def facts(leverage: Leverage) -> dict[str, float]:
+    """The numbers of a config that `result.json` repeats."""
+    names = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
+             'flops_executed')
+    return {n: getattr(leverage, n) for n in names}
+
+
+def diff(before: dict[str, Any], after: dict[str, Any], path: str = '') -> list[str]:
+    """'train.epochs 30.0 -> 60.0' for every leaf that changed."""
+    out = []
+    for key in dict.fromkeys([*before, *after]):
+        a, b = before.get(key), after.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += diff(a, b, f'{path}{key}.')
+        elif json.loads(json.dumps(a)) != json.loads(json.dumps(b)):
+            out.append(f'{path}{key} {a!r} -> {b!r}')
+    return out
+
+
+def versions() -> dict[str, str]:
+    found = {'python': platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with '+changes' where files differ from it, or None."""
+    here = Path(__file__).resolve().parent
+    def git(*args: str) -> str:
+        return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True,
+                              check=True, timeout=10).stdout.strip()
+    try:
+        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain') else '')
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes whole files only: to a neighbour first, then renamed. NaN becomes null."""
+    part = path.parent / f'.{path.name}.part'
+    part.write_text(json.dumps(finite(value), indent=1) + '\n')
+    part.rename(path)
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that is not finite replaced by None (JSON has none such)."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def result(config: Config, leverage: Leverage, test: dict[str, Any], best_validation: float | None,
+           steps: int, images_per_second: float) -> dict[str, Any]:
+    """`result.json`; every field is described in docs/result.md.
+
+    Rates over several routed layers are the worst of them: highest drop and orphan rate, fewest
+    effective experts, most dead ones.
+    """
+    layers = list(test['layers'].values())
+    out = {
+        'test_accuracy': test['accuracy'], 'test_loss': test['loss'],
+        'test_accuracy_unbounded': test['accuracy_unbounded'],
+        'best_validation_accuracy': best_validation, 'seed': config.seed, 'steps': steps,
+        **facts(leverage), 'images_per_second': images_per_second,
+        'drop_rate': max((x['drop_rate'] for x in layers), default=0.0),
+        'orphan_rate': max((x['orphan_rate'] for x in layers), default=0.0),
+        'effective_experts': min((x['effective_experts'] for x in layers), default=None),
+        'dead_experts': max((x['dead_experts'] for x in layers), default=0),
+        'collapsed': collapsed(test['layers'], config.model.moe.num_experts),
+    }
+    if layers and config.model.moe.router != 'soft':
+        taken = sum(x['choices_per_token'] for x in layers) / len(layers)
+        out['rho_active'] = leverage.rho_active_at(taken, choices_per_token(config.model))
+    return out
+
+
+def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
+    """Fewer than E/2 effective experts, or a dead one, in any layer (statistics 5.7)."""
+    return any(x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0
+               for x in layers.values())

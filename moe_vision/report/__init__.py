@@ -1,0 +1,32 @@
+"""A run's folder in, one self-contained `report.html` out. Reads files; runs no model.
+
+    >>> from moe_vision import report
+    >>> report.write('runs/digits_k2')
+
+The way through: `read` (files, tolerant) -> `sections/*` (what to say) -> `charts`, `markup`
+(how it looks) -> `page` (one file).
+"""
+
+from etils import epath
+
+from moe_vision.report import page, read
+
+NoRun = read.NoRun
+
+
+def write(workdir: epath.PathLike) -> epath.Path:
+    """Writes `report.html` into the run's folder, from whatever the run has left there so far.
+
+    Args:
+        workdir: the folder `main.py --workdir` wrote; may be a `gs://` path.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        NoRun: the folder holds neither `config.json` nor metrics nor a result.
+    """
+    run = read.load(workdir)
+    path = run.path / 'report.html'
+    path.write_text(page.render(run))
+    return path

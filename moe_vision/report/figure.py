@@ -1,0 +1,127 @@
+"""One Matplotlib figure as inline SVG: no files, no pyplot, no global state left behind.
+
+The SVG is rewritten so that it can live inside a page: text stays text in the page's font, stand-in
+colours become CSS variables (`palette.THEMED`), ids become unique, namespaces and metadata go, and
+the picture gets its alternative text.
+"""
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from moe_vision.report import palette
+from moe_vision.report.markup import Markup
+
+WIDTH = 352  # of a small panel; one unit is one CSS pixel at natural size
+
+_STYLE = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'report',
+    'text.parse_math': False,  # names may hold dollar signs
+    'font.size': 11,
+    'text.color': palette.INK,
+    'figure.facecolor': 'none',
+    'axes.facecolor': 'none',
+    'axes.edgecolor': palette.GRID,
+    'axes.labelcolor': palette.MUTED,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.spines.left': False,
+    'axes.grid': True,
+    'axes.grid.axis': 'y',
+    'axes.axisbelow': True,
+    'grid.color': palette.GRID,
+    'grid.linewidth': 0.8,
+    'xtick.color': palette.MUTED,
+    'ytick.color': palette.MUTED,
+    'xtick.labelsize': 10,
+    'ytick.labelsize': 10,
+    'xtick.major.size': 0,
+    'ytick.major.size': 0,
+    'xtick.minor.size': 0,
+    'ytick.minor.size': 0,
+    'lines.linewidth': 1.8,
+    'lines.solid_capstyle': 'round',
+    'lines.solid_joinstyle': 'round',
+    'hatch.linewidth': 0.6,
+}
+_NO_METADATA = {'Creator': None, 'Date': None, 'Format': None, 'Type': None}
+
+
+def draw(
+    paint: Callable[[Axes], None],
+    label: str,
+    *,
+    width: int = WIDTH,
+    height: int = 190,
+    left: int = 46,
+    right: int = 14,
+    top: int = 10,
+    bottom: int = 34,
+) -> Markup:
+    """Paints one pair of axes and returns it as `<svg>`.
+
+    Args:
+        paint: draws on the axes it is given.
+        label: the alternative text.
+        width, height, left, right, top, bottom: size and margins in CSS pixels.
+    """
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*[Gg]lyph.*')  # the reader's fonts have them
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        axes = figure.add_axes((
+            left / width, bottom / height,
+            (width - left - right) / width, (height - top - bottom) / height,
+        ))  # fmt: skip
+        paint(axes)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
+    return _inline(buffer.getvalue(), label)
+
+
+def _inline(svg: str, label: str) -> Markup:
+    root = ElementTree.fromstring(svg)
+    prefix = hashlib.sha1((label + svg).encode()).hexdigest()[:8]
+    view = root.get('viewBox', '')
+    for parent in root.iter():
+        parent.tag = parent.tag.rsplit('}', 1)[-1]
+        for child in list(parent):
+            if child.tag.rsplit('}', 1)[-1] in ('metadata', 'style'):
+                parent.remove(child)
+        for key, value in list(parent.attrib.items()):
+            del parent.attrib[key]
+            if key == 'id' and parent.tag not in ('path', 'clipPath', 'pattern'):
+                continue
+            parent.set(key.rsplit('}', 1)[-1], _attribute(key, value, prefix))
+    for node in root.iter():
+        node.text = None if node.text is None or not node.text.strip() else node.text
+        node.tail = None
+    root.attrib = {'viewBox': view, 'class': 'chart', 'role': 'img', 'aria-label': label}
+    return Markup(ElementTree.tostring(root, encoding='unicode'))
+
+
+def _attribute(key: str, value: str, prefix: str) -> str:
+    if key == 'id':
+        return f'{prefix}{value}'
+    if value.startswith('#'):
+        return f'#{prefix}{value[1:]}'
+    value = re.sub(r'url\(#([^)]*)\)', rf'url(#{prefix}\1)', value)
+    if key == 'style':
+        value = re.sub(r'font-family:[^;]*', 'font-family: inherit', value)
+        for stand_in, variable in palette.THEMED.items():
+            value = value.replace(stand_in, variable)
+    elif key == 'd' or key.endswith('href'):
+        value = re.sub(r'\s+', ' ' if key == 'd' else '', value).strip()
+    elif key == 'transform' and value.startswith('rotate(-0 '):
+        return 'rotate(0)'
+    return value

@@ -1,0 +1,94 @@
+"""HTML that escapes by default: text is escaped unless it is already `Markup`.
+
+Class names, file names and config values are other people's input; nothing but this module turns
+them into HTML, so there is no place where escaping can be forgotten.
+"""
+
+import html
+from collections.abc import Iterable
+
+_VOID = frozenset({'br', 'hr', 'img', 'meta', 'col'})
+
+
+class Markup(str):
+    """Text that is HTML already and is not escaped again."""
+
+    __slots__ = ()
+
+
+Child = str | int | float | None | Iterable['Child']
+
+
+def text(child: Child) -> Markup:
+    """A child as HTML: `Markup` as it is, other text escaped, None nothing, iterables joined."""
+    if child is None:
+        return Markup('')
+    if isinstance(child, Markup):
+        return child
+    if isinstance(child, str | int | float):
+        return Markup(html.escape(str(child), quote=True))
+    return Markup(''.join(text(c) for c in child))
+
+
+def tag(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Markup:
+    """One element. `class_` is `class`, `aria_label` is `aria-label`; None and False leave out.
+
+    >>> tag('td', '<b>', class_='x')
+    '<td class="x">&lt;b&gt;</td>'
+    """
+    opening = name
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        opening += f' {key.rstrip("_").replace("_", "-")}'
+        if value is not True:
+            opening += f'="{html.escape(str(value), quote=True)}"'
+    if name in _VOID:
+        return Markup(f'<{opening}>')
+    return Markup(f'<{opening}>{text(children)}</{name}>')
+
+
+def table(
+    head: Iterable[Child],
+    rows: Iterable[Iterable[Child]],
+    *,
+    class_: str = '',
+    label: str | None = None,
+) -> Markup:
+    """A table; a cell that is `Markup` starting with `<td` or `<th` is taken as the cell itself."""
+
+    def cell(child: Child) -> Markup:
+        if isinstance(child, Markup) and child.startswith(('<td', '<th')):
+            return child
+        return tag('td', child)
+
+    body = (tag('tr', (cell(c) for c in row)) for row in rows)
+    header = tag('tr', (c if _is_cell(c) else tag('th', c, scope='col') for c in head))
+    content = tag('table', tag('thead', header), tag('tbody', body), class_=class_ or None,
+                  aria_label=label)
+    return tag('div', content, class_='scroll')
+
+
+def _is_cell(child: Child) -> bool:
+    return isinstance(child, Markup) and child.startswith('<th')
+
+
+def figure(picture: Child, how: Child, *, class_: str | None = None) -> Markup:
+    """A picture with the sentence that says how to read it."""
+    return tag('figure', picture, tag('figcaption', how), class_=class_)
+
+
+def panel(title: Child, picture: Child, note: Child = None) -> Markup:
+    """One of several small pictures side by side, under its own title."""
+    small = tag('p', note, class_='note') if note else None
+    return tag('div', tag('h4', title), picture, small, class_='panel')
+
+
+def grid(panels: Iterable[Child], how: Child, *, class_: str = 'grid') -> Markup:
+    """Small multiples under one sentence that says how to read them."""
+    return figure(tag('div', panels, class_=class_), how)
+
+
+def section(anchor: str, title: str, *children: Child) -> Markup:
+    """A part of the page that the navigation can jump to."""
+    return tag('section', tag('h2', title), children, id=anchor)

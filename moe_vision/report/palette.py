@@ -1,0 +1,78 @@
+"""Colours and number formats: one look for the whole page, in light and in dark.
+
+Experts keep one colour everywhere (curves, bars, chips, overlays). The ten base colours are
+Petroff's sequence for people with and without colour-vision deficiency (arXiv:2107.02270), the one
+Matplotlib calls `petroff10`; further experts take lighter and darker shades of it, and every mark
+also carries the expert's number. Page colours are CSS variables, so that an inlined figure follows
+the reader's colour scheme; `THEMED` maps stand-in colours, which Matplotlib can draw, to them.
+"""
+
+import colorsys
+import math
+
+_BASE = ('#3f90da', '#ffa90e', '#bd1f01', '#832db6', '#94a4a2',
+         '#e76300', '#a96b59', '#92dadd', '#b9ac70', '#717581')  # fmt: skip
+
+INK, MUTED, GRID, PAPER = '#010101', '#020202', '#030303', '#040404'
+ACCENT, WARM = '#050505', '#060606'
+THEMED = {INK: 'var(--ink)', MUTED: 'var(--muted)', GRID: 'var(--grid)', PAPER: 'var(--paper)',
+          ACCENT: 'var(--accent)', WARM: 'var(--warm)'}  # fmt: skip
+HEAT = (47 / 255, 111 / 255, 186 / 255)  # full scale of heat maps; less is more transparent
+HEAT_WARM = (214 / 255, 96 / 255, 32 / 255)  # the same for what should not be there
+NO_EXPERT = '#9a9a9a'  # null experts and unknown ids
+
+
+def expert(index: int) -> str:
+    """The colour of an expert, `#rrggbb`."""
+    red, green, blue = (int(_BASE[index % 10][i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, light, saturation = colorsys.rgb_to_hls(red, green, blue)
+    light = (light, light + (1 - light) * 0.45, light * 0.62)[index // 10 % 3]
+    rgb = colorsys.hls_to_rgb(hue, light, saturation)
+    return '#' + ''.join(f'{round(255 * v):02x}' for v in rgb)
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever reads better on `#rrggbb` (WCAG relative luminance)."""
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return '#000' if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.19 else '#fff'
+
+
+def depth(index: int, count: int) -> str:
+    """The colour of a layer: from teal (first) to magenta (last), readable on light and dark."""
+    where = index / max(count - 1, 1)
+    rgb = colorsys.hls_to_rgb((0.50 + 0.38 * where) % 1, 0.46 + 0.08 * math.sin(3 * where), 0.62)
+    return '#' + ''.join(f'{round(255 * v):02x}' for v in rgb)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.123 as `12.3 %`; an en dash where there is no number."""
+    return f'{100 * value:.{digits}f} %' if math.isfinite(value) else '–'
+
+
+def short(value: float) -> str:
+    """A size in words' length: 1,234 / 56.7 k / 8.90 M / 1.23 G / 4.5 T."""
+    if not math.isfinite(value):
+        return '–'
+    for factor, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e4, ' k')):
+        if abs(value) >= factor:
+            scaled = value / (1e3 if unit == ' k' else factor)
+            return f'{scaled:.{2 if abs(scaled) < 10 else 1}f}{unit}'
+    return count(value)
+
+
+def count(value: float) -> str:
+    """A number of things: whole if it is whole, else one decimal."""
+    if not math.isfinite(value):
+        return '–'
+    return f'{value:,.0f}' if abs(value - round(value)) < 1e-6 else f'{value:,.1f}'
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, never in powers of ten between 1e-3 and 1e6."""
+    return f'{value:,.{digits}g}' if math.isfinite(value) else '–'
+
+
+def tail(name: str, length: int = 16) -> str:
+    """The end of a long name, which is where layers differ."""
+    return name if len(name) <= length else '…' + name[1 - length :]

@@ -1,0 +1,190 @@
+"""Reads a run's folder without trusting it: missing, half-written or odd files become remarks.
+
+Numbers may be null or NaN (both read as NaN); text is cleaned of characters that no page may hold.
+"""
+
+import dataclasses
+import json
+import math
+import unicodedata
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+_BIDI = frozenset('\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
+_LONGEST_NAME = 300
+
+
+class NoRun(ValueError):
+    """The folder holds no training run; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run's folder says. Missing files are empty dictionaries, listed in `missing`."""
+
+    path: epath.Path
+    record: dict[str, Any]  # config.json
+    rows: list[dict[str, Any]]  # metrics/*.jsonl by step
+    result: dict[str, Any]
+    evaluation: dict[str, Any]
+    missing: list[str]
+
+    @property
+    def name(self) -> str:
+        """The config's name, or the folder's."""
+        stem = str(self.record.get('config_file') or '').replace('\\', '/').rsplit('/', 1)[-1]
+        return stem.split('.py')[0] or clean(self.path.name) or 'run'
+
+    def section(self, key: str) -> dict[str, Any]:
+        """A dictionary of config.json (`config`, `dataset`, `preflight`, `versions`), or empty."""
+        return as_dict(self.record.get(key))
+
+    def setting(self, dotted: str) -> Any:
+        """A config value by its dotted key, or None."""
+        value: Any = self.section('config')
+        for part in dotted.split('.'):
+            value = as_dict(value).get(part)
+        return value
+
+    def split(self, name: str) -> list[dict[str, Any]]:
+        """The metric rows of `train` or `validation`, by step."""
+        return [row for row in self.rows if row.get('split') == name]
+
+    def layers(self) -> list[str]:
+        """Names of the routed layers, in the order the files give them."""
+        names: dict[str, None] = {}
+        for source in (*(r.get('layers') for r in self.rows), self.evaluation.get('layers')):
+            names.update(dict.fromkeys(as_dict(source)))
+        return list(names)
+
+    def routed_rows(self) -> list[dict[str, Any]]:
+        """The rows whose routing is drawn over time: training, or validation if there is none."""
+        train = [row for row in self.split('train') if as_dict(row.get('layers'))]
+        return train or [r for r in self.split('validation') if as_dict(r.get('layers'))]
+
+    def latest(self, layer: str) -> tuple[dict[str, Any], str]:
+        """The newest numbers of a layer and where they come from: test, validation or training."""
+        tested = as_dict(as_dict(self.evaluation.get('layers')).get(layer))
+        if tested:
+            return tested, f'on the {self.evaluation.get("split") or "test"} set'
+        for name in ('validation', 'train'):
+            for row in reversed(self.split(name)):
+                found = as_dict(as_dict(row.get('layers')).get(layer))
+                if found:
+                    return found, f'in {name} at step {row["step"]:,}'
+        return {}, 'nowhere yet'
+
+    def num_experts(self, layer: str) -> int:
+        """E of a layer (the length of its load), 0 if not known."""
+        loads = [as_dict(as_dict(r.get('layers')).get(layer)).get('load') for r in self.rows[-3:]]
+        return max(vector(load).size for load in (self.latest(layer)[0].get('load'), *loads))
+
+    def class_names(self) -> list[str]:
+        """The classes' names as far as they are known."""
+        names = self.evaluation.get('class_names') or self.section('dataset').get('class_names')
+        return [str(n) for n in names] if isinstance(names, list) else []
+
+
+def load(workdir: epath.PathLike) -> Run:
+    """Reads all files of a run. Raises `NoRun` where there is none."""
+    path = epath.Path(workdir)
+    if not path.is_dir():
+        raise NoRun(f"'{workdir}' is not a folder; give the --workdir a training run wrote")
+    remarks: list[str] = []
+    record = _document(path / 'config.json', remarks, 'the run’s settings and sizes are unknown')
+    rows = _metrics(path / 'metrics', remarks)
+    result = _document(path / 'result.json', remarks, 'the run has not finished')
+    evaluation = _document(path / 'evaluation.json', remarks, 'nothing has been evaluated on test')
+    if not (record or rows or result or evaluation):
+        raise NoRun(f"'{workdir}' holds no run: no config.json, no metrics/*.jsonl, no result.json")
+    return Run(path, record, rows, result, evaluation, remarks)
+
+
+def _document(path: epath.Path, remarks: list[str], means: str) -> dict[str, Any]:
+    if not path.exists():
+        remarks.append(f'{path.name} is not there: {means}.')
+        return {}
+    try:
+        value = _clean_tree(json.loads(path.read_text()))
+    except (ValueError, RecursionError, OSError):
+        remarks.append(f'{path.name} cannot be read (half-written or damaged): {means}.')
+        return {}
+    if not isinstance(value, dict):
+        remarks.append(f'{path.name} is not a dictionary: {means}.')
+    return as_dict(value)
+
+
+def _metrics(folder: epath.Path, remarks: list[str]) -> list[dict[str, Any]]:
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    unreadable = 0
+    for path in sorted(folder.glob('*.jsonl')) if folder.is_dir() else []:
+        try:
+            lines = path.read_text().split('\n')
+        except (ValueError, OSError):
+            unreadable += 1
+            continue
+        for line in filter(str.strip, lines):
+            try:
+                row = as_dict(_clean_tree(json.loads(line)))
+                rows[str(row['split']), int(row['step'])] = row | {'step': int(row['step'])}
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                unreadable += 1
+    if not rows:
+        remarks.append('metrics/*.jsonl hold no rows yet: there are no curves.')
+    if unreadable:
+        remarks.append(f'{unreadable} metric line(s) could not be read and are left out.')
+    return sorted(rows.values(), key=lambda row: row['step'])
+
+
+def clean(value: str) -> str:
+    """Text without control, direction-changing or unpaired characters, at most 300 long."""
+    kept = value[: _LONGEST_NAME - 1] + '…' if len(value) > _LONGEST_NAME else value
+    return ''.join('\ufffd' if _unfit(c) else c for c in kept)
+
+
+def _unfit(c: str) -> bool:
+    nonsense = unicodedata.category(c) in ('Cc', 'Cs') or ord(c) & 0xFFFE == 0xFFFE
+    return nonsense or c in _BIDI
+
+
+def _clean_tree(value: Any, key: str = '') -> Any:
+    if isinstance(value, dict):
+        return {clean(k): _clean_tree(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_clean_tree(v) for v in value]
+    return clean(value) if isinstance(value, str) and key != 'image_png' else value
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """The value if it is a dictionary, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any) -> float:
+    """The value as a float; NaN for null, infinities and whatever is not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def vector(value: Any) -> np.ndarray:
+    """A list of numbers `[N]`, NaN where they are not; empty if it is not a list."""
+    return np.array([number(v) for v in as_list(value)], float)
+
+
+def matrix(value: Any) -> np.ndarray | None:
+    """A rectangular list of lists `[M, N]`, NaN where no number; None if it is not one."""
+    rows = [vector(row) for row in as_list(value)]
+    if not rows or not rows[0].size or len({row.size for row in rows}) != 1:
+        return None
+    return np.stack(rows)

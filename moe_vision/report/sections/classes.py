@@ -1,0 +1,178 @@
+"""Which experts see which classes, and which classes are mistaken for which."""
+
+import math
+
+import numpy as np
+
+from moe_vision.report import charts, heatmaps, palette
+from moe_vision.report.markup import Markup, figure, grid, panel, section, table, tag
+from moe_vision.report.read import Run, as_dict, matrix, number
+
+CELLS = 50  # up to so many classes a map is a table whose every cell can be read
+SPREAD = 300  # at most so many rows in a picture; more classes are averaged in groups
+_TABLE = ('How to read: each row is a class and adds up to 100 %, each column an expert; a row of '
+          'even colour is a class that every expert shares. Point at a cell for counts.')
+_PICTURE = ('How to read: each row is a class, sorted by the expert it uses most, and each column '
+            'an expert; a staircase of dark blocks is specialisation, an even field is none.')
+
+
+def render(run: Run) -> Markup:
+    """Expert by class per layer, then the confusion matrix."""
+    names = run.class_names()
+    layers = as_dict(run.evaluation.get('layers'))
+    maps = {layer: matrix(as_dict(v).get('expert_by_class')) for layer, v in layers.items()}
+    known = {layer: m for layer, m in maps.items() if m is not None and np.nansum(m) > 0}
+    lost = [layer for layer in run.layers() if layer not in known]
+    parts: list[Markup | None] = []
+    if known:
+        parts += [tag('h3', 'Experts and classes'), _maps(run, known, names)]
+    if lost:
+        words = f'No counts of experts by class for: {", ".join(lost)}.'
+        parts.append(tag('p', words, class_='missing'))
+    confusion = matrix(run.evaluation.get('confusion'))
+    if confusion is None or confusion.shape[0] != confusion.shape[1]:
+        parts.append(tag('p', 'No confusion matrix: nothing has been evaluated on the test set.',
+                         class_='missing'))
+    else:
+        parts += [tag('h3', 'Confusion'), confusions(confusion, names)]
+    return section('classes', 'Classes', parts)
+
+
+def name_of(names: list[str], index: int) -> str:
+    """A class's name, or its number."""
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
+def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
+    of_class = {layer: _shares(m) for layer, m in maps.items()}
+    top = max(float(np.nanmax(s, initial=0.0)) for s in of_class.values()) or 1.0
+    panels, readable = [], True
+    for layer, counts in maps.items():
+        share = of_class[layer]
+        small = share.shape[0] <= CELLS and share.shape[1] <= charts.MANY
+        readable &= small
+        draw = _as_table if small else _as_picture
+        values = as_dict(as_dict(run.evaluation.get('layers')).get(layer))
+        panels.append(panel(layer, draw(layer, share, counts.T, names, top),
+                            _information(values, share.shape)))
+    key = heatmaps.scale(f'{100 * top:.0f} % of a class’s choices')
+    how = (_TABLE if readable else _PICTURE) + ' '
+    return grid(panels, [how, key], class_='grid wide')
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Counts `[E, N]` as shares of each class's choices `[N, E]`; NaN for unseen classes."""
+    total = np.nansum(counts, 0)
+    return (counts / np.where(total > 0, total, np.nan)).T
+
+
+def _information(values: dict, shape: tuple[int, ...]) -> str | None:
+    known = number(values.get('mutual_information'))
+    if math.isnan(known):
+        return None
+    return (f'I(expert; class) = {palette.plain(known)} nats, of at most '
+            f'{palette.plain(math.log(max(min(shape), 1)))}')
+
+
+def _as_table(
+    layer: str, share: np.ndarray, counts: np.ndarray, names: list[str], top: float
+) -> Markup:
+    heads = [tag('th', '')] + [
+        tag('th', str(e), scope='col', style=f'border-color:{palette.expert(e)}')
+        for e in range(share.shape[1])
+    ]
+    classes = [name_of(names, c) for c in range(len(share))]
+
+    def title(c: int, e: int) -> str:
+        whole = palette.count(float(np.nansum(counts[c])))
+        return (f'expert {e}, class {classes[c]}: {palette.count(counts[c, e])} of {whole} '
+                f'choices, {palette.percent(share[c, e])}')
+
+    def show(c: int, e: int) -> str:
+        return f'{100 * share[c, e]:.0f}' if share[c, e] >= 0.005 else ''
+
+    label = f'Share in per cent of each class that goes to each expert, {layer}'
+    return heatmaps.cells(share, heads, classes, top, title, show, label=label)
+
+
+def _as_picture(
+    layer: str, share: np.ndarray, counts: np.ndarray, names: list[str], top: float
+) -> Markup:
+    filled = np.nan_to_num(share)
+    order = np.lexsort((-filled.max(1), filled.argmax(1)))
+    groups = np.array_split(order, min(len(order), SPREAD))
+    rows = np.stack([filled[g].mean(0) for g in groups])
+    picture = heatmaps.image(
+        heatmaps.rgba(rows / top),
+        f'Share of each of {len(share)} classes that goes to each of {share.shape[1]} experts, '
+        f'{layer}', across='expert', down='class, by its main expert',
+        height=max(220, min(560, 3 * len(rows) + 44)), width=352,
+    )  # fmt: skip
+    lines = [
+        [name_of(names, c), palette.count(float(np.nansum(counts[c]))),
+         ', '.join(f'{e} ({palette.percent(share[c, e], 0)})'
+                   for e in np.argsort(-filled[c], kind='stable')[:3] if filled[c, e] > 0)]
+        for c in order
+    ]  # fmt: skip
+    listing = tag('details', tag('summary', 'Classes and their main experts'),
+                  table(('class', 'choices', 'main experts'), lines, class_='numbers'))
+    return Markup(picture + listing)
+
+
+def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
+    """The confusion matrix `[N, N]` (row: truth) with its worst pairs in words."""
+    total = np.nansum(confusion, 1, keepdims=True)
+    share = confusion / np.where(total > 0, total, np.nan)
+    wrong = np.nan_to_num(share * (1 - np.eye(len(share))))
+    top = float(wrong.max()) or 1.0
+    pairs = _pairs(confusion, wrong, names)
+    if len(share) <= 20:
+        picture = _small(confusion, share, wrong, top, names)
+    else:
+        picture = _large(share, wrong, top)
+    how = ('How to read: rows are the truth, columns the prediction; blue on the diagonal is '
+           f'right, orange is wrong, full orange being {palette.percent(top)} of a class. ')
+    return Markup(figure(tag('div', picture, pairs, class_='beside'), how))
+
+
+def _small(
+    confusion: np.ndarray, share: np.ndarray, wrong: np.ndarray, top: float, names: list[str]
+) -> Markup:
+    count = len(share)
+    classes = [name_of(names, c) for c in range(count)]
+    heads = [tag('th', 'truth ↓ predicted →', class_='corner')] + [
+        tag('th', tag('span', palette.tail(c, 12)), scope='col', title=c, class_='up')
+        for c in classes
+    ]
+    values = np.where(np.eye(count) > 0, np.nan_to_num(share) * top, wrong)
+
+    def title(i: int, j: int) -> str:
+        return (f'{classes[i]} taken for {classes[j]}: {palette.count(confusion[i, j])} '
+                f'({palette.percent(share[i, j])})')
+
+    return heatmaps.cells(values, heads, classes, top, title,
+                          lambda i, j: palette.count(confusion[i, j]) if confusion[i, j] else '',
+                          label='Confusion matrix, counts', warm=lambda i, j: i != j)
+
+
+def _large(share: np.ndarray, wrong: np.ndarray, top: float) -> Markup:
+    picture = heatmaps.rgba(wrong / top, palette.HEAT_WARM)
+    diagonal = np.arange(len(share))
+    picture[diagonal, diagonal] = heatmaps.rgba(share)[diagonal, diagonal]
+    label = (f'Confusion matrix of {len(share)} classes; mean of the diagonal '
+             f'{palette.percent(float(np.nanmean(np.diag(share))))}')
+    return heatmaps.image(picture, label, across='predicted class', down='true class',
+                          height=520, width=540)
+
+
+def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup | None:
+    worst = np.argsort(-wrong, axis=None, kind='stable')[:10]
+    rows = []
+    for i, j in zip(*np.unravel_index(worst, wrong.shape), strict=True):
+        if wrong[i, j] > 0:
+            rows.append((name_of(names, int(i)), name_of(names, int(j)),
+                         palette.count(confusion[i, j]), palette.percent(wrong[i, j])))
+    if not rows:
+        return None
+    return table(('truth', 'taken for', 'images', 'of the class'), rows, class_='numbers',
+                 label='Most frequent confusions')

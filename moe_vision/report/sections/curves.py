@@ -1,0 +1,101 @@
+"""Training and validation over time."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from moe_vision.report import charts, palette
+from moe_vision.report.charts import Series
+from moe_vision.report.markup import Markup, grid, panel, section, tag
+from moe_vision.report.read import Run, as_dict, number
+
+_HOW = ('How to read: training steps run from left to right; blue is training, orange is '
+        'validation, and a gap in a curve means that no finite value was recorded.')
+
+
+def column(rows: list[dict], *keys: str) -> np.ndarray:
+    """One number per row `[N]`, found under nested keys; NaN where it is missing."""
+    values = []
+    for row in rows:
+        for key in keys[:-1]:
+            row = as_dict(row.get(key))
+        values.append(number(row.get(keys[-1])))
+    return np.array(values, float)
+
+
+def steps(rows: list[dict]) -> np.ndarray:
+    """The rows' steps `[N]`."""
+    return np.array([row['step'] for row in rows], float)
+
+
+def thinned(rows: list[dict]) -> str:
+    """A remark where curves show averages."""
+    if len(rows) <= charts.POINTS:
+        return ''
+    return f' Curves of more than {charts.POINTS} rows show means over neighbouring rows.'
+
+
+def render(run: Run) -> Markup:
+    """Loss, accuracy, learning rate, the routers' losses, gradient norm, speed."""
+    if not run.rows:
+        empty = tag('p', 'No metrics have been written yet.', class_='missing')
+        return section('curves', 'Training', empty)
+    loss = 'task_loss' if np.isfinite(column(run.rows, 'task_loss')).any() else 'loss'
+    wanted: dict[str, Markup | None] = {
+        'task loss' if loss == 'task_loss' else 'loss': _panel('Loss', _both(run, loss), log=True),
+        'accuracy': _panel('Accuracy', _both(run, 'accuracy'), _percent, high=1.0),
+        'learning rate': _panel('Learning rate', _train(run, 'learning_rate'), low=0.0),
+        'losses': _losses(run),
+        'gradient norm': _panel('Gradient norm', _train(run, 'grad_norm'), low=0.0),
+        'speed': _panel('Images per second, training', _train(run, 'timing', 'images_per_second'),
+                        palette.short, low=0.0),
+    }  # fmt: skip
+    shown = [picture for picture in wanted.values() if picture]
+    gaps = [name for name, picture in wanted.items() if not picture and name != 'losses']
+    note = tag('p', f'Not recorded: {", ".join(gaps)}.', class_='note') if gaps else None
+    return section('curves', 'Training', grid(shown, _HOW + thinned(run.split('train'))), note)
+
+
+def _percent(value: float) -> str:
+    return f'{100 * value:.3g} %'
+
+
+def _both(run: Run, key: str) -> list[Series]:
+    colours = {'train': palette.ACCENT, 'validation': palette.WARM}
+    splits = {name: run.split(name) for name in colours}
+    return [Series(name, steps(rows), column(rows, key), colours[name], name == 'validation')
+            for name, rows in splits.items()]  # fmt: skip
+
+
+def _train(run: Run, *keys: str) -> list[Series]:
+    rows = run.split('train')
+    return [Series('', steps(rows), column(rows, *keys))]
+
+
+def _panel(
+    title: str,
+    series: list[Series],
+    form: Callable[[float], str] = palette.plain,
+    *,
+    log: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+) -> Markup | None:
+    shown = [s for s in series if s]
+    if not shown:
+        return None
+    finite = np.concatenate([s.y[np.isfinite(s.y)] for s in shown])
+    log = bool(log and finite.min() > 0 and finite.max() / finite.min() > 30)
+    picture = charts.lines(shown, title, form, low=low, high=high, log=log)
+    broken = [f'{np.isnan(s.y).sum()} {s.name} values are not finite numbers'
+              for s in shown if np.isnan(s.y).any()]  # fmt: skip
+    return panel(f'{title} (log scale)' if log else title, picture, '; '.join(broken))
+
+
+def _losses(run: Run) -> Markup | None:
+    rows = run.split('train')
+    names = list(dict.fromkeys(name for row in rows for name in as_dict(row.get('losses'))))
+    series = [Series(name, steps(rows), column(rows, 'losses', name), palette.depth(i, len(names)))
+              for i, name in enumerate(names)]  # fmt: skip
+    title = f'Added loss: {names[0]}' if len(names) == 1 else 'Added losses'
+    return _panel(title, series)

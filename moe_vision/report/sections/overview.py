@@ -1,0 +1,119 @@
+"""The top of the page: what was run, what came out, whether routing is healthy."""
+
+import math
+
+from moe_vision.report.health import Verdict
+from moe_vision.report.markup import Child, Markup, section, tag
+from moe_vision.report.palette import count, percent, plain, short
+from moe_vision.report.read import Run, as_list, number
+
+_MARK = {'good': '✓', 'warn': '!', 'bad': '✕', 'none': '·'}
+
+
+def value(run: Run, key: str) -> float:
+    """A number of the result or, while there is none, of the pre-flight."""
+    found = number(run.result.get(key))
+    return number(run.section('preflight').get(key)) if math.isnan(found) else found
+
+
+def header(run: Run, verdict: Verdict, anchors: list[tuple[str, str]]) -> Markup:
+    """Title, one line of facts, the verdict, navigation."""
+    data = run.section('dataset')
+    shape = ' × '.join(str(s) for s in as_list(data.get('image_shape')))
+    seed = run.result.get('seed', run.setting('seed'))
+    facts = [
+        data.get('name'),
+        f'{data["num_classes"]} classes' if data.get('num_classes') else None,
+        shape and f'images {shape}',
+        run.setting('model.name') and f'model {run.setting("model.name")}',
+        None if seed is None else f'seed {seed}',
+        f'{run.rows[-1]["step"]:,} steps' if run.rows else None,
+        run.record.get('git_commit') and f'commit {str(run.record["git_commit"])[:10]}',
+    ]
+    mark = tag('span', _MARK[verdict.level], class_='mark', aria_hidden='true')
+    links = (tag('a', title, href=f'#{anchor}') for anchor, title in anchors)
+    return tag(
+        'header',
+        tag('p', 'Training report', class_='eyebrow'),
+        tag('h1', run.name),
+        tag('p', ' · '.join(str(f) for f in facts if f), class_='facts'),
+        tag('p', mark, verdict.line, class_=f'verdict {verdict.level}'),
+        tag('nav', links, aria_label='Parts of this page'),
+    )
+
+
+def cards(run: Run) -> Markup:
+    """The numbers to remember."""
+    tested, open_, best = (
+        number(run.result.get(key))
+        for key in ('test_accuracy', 'test_accuracy_unbounded', 'best_validation_accuracy')
+    )
+    seen = [number(row.get('accuracy')) for row in run.split('validation')]
+    best = max([v for v in (best, *seen) if math.isfinite(v)], default=math.nan)
+    gain = open_ - tested
+    flops, executed = value(run, 'flops'), value(run, 'flops_executed')
+    total, active = value(run, 'params_total'), value(run, 'params_active')
+    shown = [
+        _card('Test accuracy', percent(tested, 2), 'not evaluated yet' if math.isnan(tested) else
+              f'{percent(open_, 2)} with unbounded capacity ({100 * gain:+.2f} points)'
+              if math.isfinite(gain) else None, big=True),
+        _card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
+        _rho('ρ place', value(run, 'rho_place'), 'of the dense twin’s compute sits in the '
+             'replaced blocks'),
+        _rho('ρ active', value(run, 'rho_active'), 'of the compute is spent in chosen experts'),
+        _rho('ρ executed', value(run, 'rho_executed'), 'of what runs is expert buffers, '
+             'padding included'),
+        _card('Compute', f'{short(flops)}FLOP' if short(flops)[-1:].isalpha() else
+              f'{short(flops)} FLOP', f'per image; {short(executed)} executed, '
+              f'{100 * (executed / flops - 1):+.0f} %' if executed > 0 and flops > 0 else
+              'per image'),
+        _card('Parameters', short(total), None if math.isnan(active) else
+              f'{short(active)} active per image'),
+        _card('Speed', _speed(run), 'images per second, training'),
+    ]  # fmt: skip
+    if run.layers():
+        dead, effective = value(run, 'dead_experts'), value(run, 'effective_experts')
+        experts = max((run.num_experts(layer) for layer in run.layers()), default=0)
+        shown += [
+            _card('Effective experts', plain(effective), f'of {experts}; {count(dead)} dead'),
+            _card('Dropped choices', percent(value(run, 'drop_rate')),
+                  f'{percent(value(run, "orphan_rate"))} of tokens lose all'),
+        ]  # fmt: skip
+    return tag('div', shown, class_='cards')
+
+
+def _card(name: str, main: Child, note: Child, *, big: bool = False) -> Markup:
+    return tag('div', tag('span', name, class_='name'), tag('span', main, class_='value'),
+               tag('span', note, class_='note'), class_='card big' if big else 'card')
+
+
+def _rho(name: str, share: float, note: str) -> Markup:
+    if math.isnan(share):
+        return _card(name, '–', 'not known yet')
+    width = f'width:{100 * min(max(share, 0), 1):.1f}%'
+    meter = tag('span', tag('i', style=width), class_='meter', aria_hidden='true')
+    return _card(name, [percent(share), meter], note)
+
+
+def _speed(run: Run) -> str:
+    speed = number(run.result.get('images_per_second'))
+    for row in reversed(run.split('train')):
+        if math.isfinite(speed):
+            break
+        timing = row.get('timing')
+        speed = number(timing.get('images_per_second')) if isinstance(timing, dict) else math.nan
+    return short(speed)
+
+
+def health(run: Run, verdict: Verdict) -> Markup:
+    """The verdict's reasons in sentences, and what the folder does not hold yet."""
+    points = tag('ul', (tag('li', p) for p in verdict.points)) if verdict.points else None
+    fine = None
+    if not verdict.points and verdict.level == 'good':
+        fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and no '
+                   'layer uses fewer than half of its experts.')
+    missing = None
+    if run.missing:
+        missing = tag('div', tag('strong', 'Not in this folder (yet)'),
+                      tag('ul', (tag('li', m) for m in run.missing)), class_='missing')
+    return section('health', 'Health', tag('p', verdict.line), fine, points, missing)

@@ -1,0 +1,130 @@
+"""Where tokens went: load per expert over time, drops, balance, entropy."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from moe_vision.report import charts, palette
+from moe_vision.report.charts import MANY, Series
+from moe_vision.report.markup import Markup, grid, panel, section, table, tag
+from moe_vision.report.read import Run, as_dict, as_list, number, vector
+from moe_vision.report.sections.curves import column, steps, thinned
+
+_LOAD = ('How to read: each band is one expert’s share of the choices, before capacity; balanced '
+         'routing puts the bands’ edges on the dotted lines, a collapse lets one band fill the '
+         'panel.')
+_LOAD_MANY = ('How to read: each row is one expert, each column a time; the darker, the larger its '
+              'share of the choices (full colour is the largest share in the panel).')
+_BARS = ('How to read: the pale bar is what an expert was asked for, the full bar what found room '
+         'in its buffer, both as shares of all choices; the dashed line is an even split.')
+_TIME = ('How to read: one curve per routed layer, from teal (first) to magenta (last); dashed '
+         'lines mark the value of perfectly even routing, or the limit.')
+
+
+def render(run: Run) -> Markup:
+    """Everything about routing but classes and images."""
+    layers = run.layers()
+    if not layers:
+        words = ('Nothing is routed in this run: there is no routing to show.' if run.rows else
+                 'No routing has been recorded yet.')
+        return section('routing', 'Routing', tag('p', words, class_='missing'))
+    rows = run.routed_rows()
+    return section(
+        'routing', 'Routing',
+        tag('h3', 'Load over training'), _loads(run, layers, rows),
+        tag('h3', 'Balance over training'), _balance(run, layers, rows),
+        tag('h3', 'Load and capacity, newest numbers'), _newest(run, layers),
+    )  # fmt: skip
+
+
+def load_over_time(rows: list[dict], layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[N]` and loads `[N, E]` of a layer; a row with a gap is NaN throughout."""
+    loads = [vector(as_dict(as_dict(row.get('layers')).get(layer)).get('load')) for row in rows]
+    experts = max((load.size for load in loads), default=0)
+    whole = np.full((len(rows), experts), math.nan)
+    for i, load in enumerate(loads):
+        if load.size == experts and np.isfinite(load).all():
+            whole[i] = load
+    return steps(rows), whole
+
+
+def _loads(run: Run, layers: list[str], rows: list[dict]) -> Markup:
+    panels, many = [], False
+    for layer in layers:
+        x, load = load_over_time(rows, layer)
+        if not load.size or not (load.sum(1) > 0).any():
+            panels.append(panel(layer, None, 'No load was recorded for this layer.'))
+            continue
+        many |= load.shape[1] > MANY
+        note = None
+        if load.shape[1] > MANY:
+            note = (f'full colour: {palette.percent(np.nanmax(load))} of choices; '
+                    f'even: {palette.percent(1 / load.shape[1])}')
+        panels.append(panel(layer, charts.shares(x, load, f'Load of {layer} over training'), note))
+    return grid(panels, (_LOAD_MANY if many else _LOAD) + thinned(rows))
+
+
+def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
+    experts = {run.num_experts(layer) for layer in layers}
+    same = experts.pop() if len(experts) == 1 else 0
+    even = (float(same), f'E = {same}') if same > 1 else None
+    entropy = (math.log(same), 'ln E') if same > 1 else None
+
+    def make(
+        key: str, title: str, form: Callable[[float], str] = palette.plain, *,
+        reference: tuple[float, str] | None = None, low: float | None = 0.0,
+        if_any: bool = False,
+    ) -> Markup | None:  # fmt: skip
+        series = [Series(layer, steps(rows), column(rows, 'layers', layer, key),
+                         palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT)
+                  for i, layer in enumerate(layers)]  # fmt: skip
+        shown = [s for s in series if s and (not if_any or np.nanmax(s.y) > 0)]
+        if not shown:
+            return None
+        return panel(title, charts.lines(shown, title, form, reference=reference, low=low))
+
+    percent = _axis_percent
+    panels = [
+        make('drop_rate', 'Dropped choices', percent, reference=(0.1, 'look'), if_any=True),
+        make('orphan_rate', 'Orphans: tokens that lose all choices', percent, if_any=True),
+        make('max_over_mean', 'Fullest expert, times the even load', reference=(1.0, 'even')),
+        make('effective_experts', 'Effective experts, 1/Σ load²', reference=even),
+        make('gate_entropy', 'Gate entropy, nats per token', reference=entropy),
+        make('dead_experts', 'Dead experts', if_any=True),
+        make('mutual_information', 'I(expert; class), nats'),
+        make('temperature', 'Router temperature'),
+    ]
+    quiet = [name for name, at in (('choices dropped', 0), ('orphans', 1), ('dead experts', 5))
+             if panels[at] is None]  # fmt: skip
+    remark = f' Not drawn because never above zero, or not recorded: {", ".join(quiet)}.'
+    return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
+
+
+def _axis_percent(value: float) -> str:
+    return f'{100 * value:.3g} %'
+
+
+def _newest(run: Run, layers: list[str]) -> Markup:
+    panels, rows = [], []
+    for layer in layers:
+        values, where = run.latest(layer)
+        load, kept = vector(values.get('load')), vector(values.get('load_kept'))
+        drops = number(values.get('drop_rate'))
+        if load.size and np.nansum(load) > 0:
+            load = load / np.nansum(load)
+            if kept.size != load.size or not np.nansum(kept) > 0:
+                kept = load
+            elif math.isfinite(drops):
+                kept = kept / np.nansum(kept) * (1 - drops)
+            panels.append(panel(layer, charts.bars(load, kept, f'Load of {layer} {where}'), where))
+        form = (('effective_experts', palette.plain), ('dead_experts', palette.count),
+                ('max_over_mean', palette.plain), ('drop_rate', palette.percent),
+                ('orphan_rate', palette.percent), ('gate_entropy', palette.plain),
+                ('mutual_information', palette.plain))  # fmt: skip
+        rows.append([tag('th', layer, scope='row'), str(len(as_list(values.get('load')))),
+                     *(show(number(values.get(key))) for key, show in form)])  # fmt: skip
+    head = ('layer', 'experts', 'effective', 'dead', 'fullest ÷ even', 'dropped', 'orphans',
+            'gate entropy', 'I(expert; class)')  # fmt: skip
+    listing = table(head, rows, class_='numbers', label='Routing per layer in numbers')
+    return Markup(grid(panels, _BARS) + listing)

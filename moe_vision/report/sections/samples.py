@@ -1,0 +1,152 @@
+"""Sample images with the experts they went to, per layer."""
+
+import base64
+import binascii
+import math
+import struct
+from typing import Any
+
+from moe_vision.report import palette
+from moe_vision.report.markup import Markup, figure, section, tag
+from moe_vision.report.read import Run, as_dict, as_list, number
+from moe_vision.report.sections.classes import name_of
+
+BUDGET = 1_600_000  # bytes of images on the page; what exceeds it is left out and counted
+CHIPS = 4  # up to so many choices are chips; more (soft routing) are one bar of weights
+_PNG = b'\x89PNG\r\n\x1a\n'
+_HOW = ('How to read: a chip is an expert, its number and the gate it was given; a chip struck '
+        'through found no room and added nothing. A bar divided among experts is soft routing, '
+        'each part as wide as its weight. Coloured squares over an image are patches, in the '
+        'colour of the kept expert with the largest gate; crossed squares lost all their experts. '
+        'Point at an overlay to see the image beneath.')
+
+
+def render(run: Run) -> Markup:
+    """A card per image."""
+    samples = [as_dict(s) for s in as_list(run.evaluation.get('samples'))]
+    shown, used = [], 0
+    for sample in samples:
+        used += len(str(sample.get('image_png')))
+        if used > BUDGET:
+            break
+        shown.append(_card(run, sample))
+    if not shown:
+        words = 'No sample images: nothing has been evaluated on the test set.'
+        return section('samples', 'Images and their experts', tag('p', words, class_='missing'))
+    how = _HOW if run.layers() else 'How to read: each image with its true and predicted class.'
+    if len(shown) < len(samples):
+        how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'
+    return section('samples', 'Images and their experts',
+                   figure(tag('div', shown, class_='samples'), how))
+
+
+def png_size(encoded: Any) -> tuple[int, int] | None:
+    """Width and height of a base64 PNG, or None if it is not one."""
+    try:
+        data = base64.b64decode(str(encoded), validate=True)
+        width, height = struct.unpack('>II', data[16:24])
+    except (binascii.Error, ValueError, struct.error):
+        return None
+    return (width, height) if data[:8] == _PNG and 0 < width < 1e5 and 0 < height < 1e5 else None
+
+
+def _card(run: Run, sample: dict[str, Any]) -> Markup:
+    names = run.class_names()
+    label, guess = number(sample.get('label')), number(sample.get('prediction'))
+    truth, said = (name_of(names, int(v)) if math.isfinite(v) else '?' for v in (label, guess))
+    right = label == guess
+    size = png_size(sample.get('image_png'))
+    style, box = None, 'width:96px;height:96px'
+    if size:
+        scale = 96 / max(size)
+        box = f'width:{size[0] * scale:.0f}px;height:{size[1] * scale:.0f}px'
+        style = f'--png:url(data:image/png;base64,{sample["image_png"]})'
+    kind = 'image' + (' tiny' if size and max(size) <= 64 else '') + ('' if size else ' broken')
+    picture = tag('span', None if size else 'unreadable image', class_=kind, role='img', style=box,
+                  aria_label=f'An image of class {truth}, predicted {said}')
+    outcome = '✓ right' if right else f'✕ taken for {said}'
+    caption = (tag('strong', truth), tag('span', outcome, class_='good' if right else 'bad'))
+    layers = [_layer(run, layer, as_dict(route), kind, box)
+              for layer, route in as_dict(sample.get('layers')).items()]
+    return tag('div', tag('div', picture, tag('p', caption), class_='what'),
+               tag('div', layers, class_='routes'), class_='sample', style=style)
+
+
+def _layer(run: Run, layer: str, route: dict[str, Any], kind: str, box: str) -> Markup:
+    tokens = [as_list(t) for t in as_list(route.get('experts'))]
+    gates, kept = as_list(route.get('gates')), as_list(route.get('kept'))
+    choices = [_choices(t, _at(gates, i), _at(kept, i)) for i, t in enumerate(tokens)]
+    grid = [int(g) for g in map(number, as_list(route.get('grid'))) if g >= 1]
+    title = tag('span', layer, class_='name')
+    if len(grid) == 2 and grid[0] * grid[1] == len(choices):
+        return tag('div', title, _overlay(layer, choices, grid, kind, box), class_='route patches')
+    if len(choices) != 1 or not choices[0]:
+        return tag('div', title, tag('span', 'not recorded', class_='note'), class_='route')
+    if len(choices[0]) > CHIPS:
+        return tag('div', title, _bar(choices[0]), class_='route')
+    experts = run.num_experts(layer)
+    return tag('div', title, (_chip(*c, experts) for c in choices[0]), class_='route')
+
+
+def _at(values: list[Any], index: int) -> list[Any]:
+    return as_list(values[index]) if index < len(values) else []
+
+
+def _choices(experts: list, gates: list, kept: list) -> list[tuple[int, float, bool]]:
+    """(expert, gate, kept) of one token; gates unknown are NaN, kept unknown is kept."""
+    return [
+        (int(number(e)), number(gates[i]) if i < len(gates) else math.nan,
+         bool(kept[i]) if i < len(kept) else True)
+        for i, e in enumerate(experts) if math.isfinite(number(e))
+    ]  # fmt: skip
+
+
+def _chip(expert: int, gate: float, kept: bool, experts: int) -> Markup:
+    null = experts and expert >= experts or expert < 0
+    colour = palette.NO_EXPERT if null else palette.expert(expert)
+    name = 'no expert' if null else str(expert)
+    weight = f'{gate:.2f}' if math.isfinite(gate) else ''
+    words = f'expert {name}, gate {weight or "unknown"}' + ('' if kept else ', dropped: no room')
+    inside = (tag('b', name), ' ', weight)
+    return tag('span', inside if kept else tag('s', inside), title=words,
+               class_='chip' if kept else 'chip dropped',
+               style=f'--c:{colour};--t:{palette.ink_on(colour)}')
+
+
+def _bar(choices: list[tuple[int, float, bool]]) -> Markup:
+    weights = [max(g, 0.0) if math.isfinite(g) else 0.0 for _, g, _ in choices]
+    whole = sum(weights) or 1.0
+    best = choices[weights.index(max(weights))]
+    parts = [
+        tag('i', title=f'expert {e}: {w:.3f}',
+            style=f'width:{100 * w / whole:.2f}%;background:{palette.expert(e)}')
+        for (e, _, _), w in zip(choices, weights, strict=True) if w / whole >= 0.001
+    ]  # fmt: skip
+    label = f'Weights over {len(choices)} experts; most to expert {best[0]}'
+    return Markup(tag('span', parts, class_='bar', role='img', aria_label=label)
+                  + tag('span', f'most: {best[0]} ({best[1]:.2f})', class_='note'))
+
+
+def _overlay(
+    layer: str, choices: list[list[tuple[int, float, bool]]], grid: list[int], kind: str, box: str
+) -> Markup:
+    rows, columns = grid
+    squares: dict[int, str] = {}
+    crosses = ''
+    for i, token in enumerate(choices):
+        y, x = divmod(i, columns)
+        alive = [c for c in token if c[2]]
+        if not alive:
+            crosses += f'M{x + 0.2:g} {y + 0.2:g}l.6 .6m0-.6l-.6 .6'
+            continue
+        best = max(alive, key=lambda c: c[1] if math.isfinite(c[1]) else 0.0)[0]
+        squares[best] = squares.get(best, '') + f'M{x} {y}h1v1h-1z'
+    paths = [tag('path', tag('title', f'expert {e}: {d.count("M")} patches'), d=d,
+                 fill=palette.expert(e)) for e, d in sorted(squares.items())]
+    cross = tag('path', d=crosses, class_='cross') if crosses else None
+    most = sorted(squares, key=lambda e: -squares[e].count('M'))[:3]
+    label = (f'{rows} × {columns} patches coloured by expert, {layer}; most go to '
+             f'{", ".join(str(e) for e in most) or "none"}')
+    drawing = tag('svg', paths, cross, viewBox=f'0 0 {columns} {rows}', role='img',
+                  aria_label=label, preserveAspectRatio='none')
+    return tag('span', drawing, class_=kind, style=box)

@@ -1,0 +1,98 @@
+"""What was run: blocks and their compute, capacities, config, versions."""
+
+import json
+import math
+
+from moe_vision.report.markup import Child, Markup, figure, section, table, tag
+from moe_vision.report.palette import count, percent, plain, short
+from moe_vision.report.read import Run, as_dict, as_list, number
+
+
+def compute(run: Run) -> Markup:
+    """The block table and the capacity table."""
+    preflight = run.section('preflight')
+    blocks = [as_dict(b) for b in as_list(preflight.get('blocks'))]
+    parts: list[Markup] = []
+    if blocks:
+        parts.append(figure(_blocks(blocks), 'How to read: a bar is the block’s share of one '
+                            'image’s forward FLOPs (2 per multiply-add); orange blocks are routed, '
+                            'and “executed” counts the padding of the experts’ buffers too.'))
+    else:
+        parts.append(tag('p', 'The table of blocks is not known: config.json has no pre-flight.',
+                         class_='missing'))
+    capacity = as_dict(preflight.get('capacity'))
+    if capacity:
+        parts += [tag('h3', 'Capacity'), figure(_capacity(capacity), 'How to read: every expert '
+                  'takes at most C tokens of a group; the effective factor C·E/(k·T) is the room '
+                  'there is for each choice, 1 being just enough under perfect balance.')]
+    return section('compute', 'Compute', parts)
+
+
+def _blocks(blocks: list[dict]) -> Markup:
+    whole = sum(f for b in blocks if math.isfinite(f := number(b.get('flops')))) or math.nan
+
+    def row(block: dict) -> list[Child]:
+        flops, executed = number(block.get('flops')), number(block.get('flops_executed'))
+        share = flops / whole
+        width = f'width:{100 * share:.2f}%' if math.isfinite(share) else 'width:0'
+        routed = bool(block.get('routed'))
+        bar = tag('span', tag('i', style=width, class_='routed' if routed else None),
+                  class_='share')
+        return [
+            tag('th', str(block.get('name', '?')), scope='row'),
+            str(block.get('kind', '')),
+            tag('span', 'routed', class_='routed-mark') if routed else 'dense',
+            tag('td', bar, percent(share), class_='withbar'),
+            short(flops), short(executed), short(number(block.get('params'))),
+        ]  # fmt: skip
+
+    head = ('block', 'kind', '', 'share of FLOPs', 'FLOPs', 'executed', 'parameters')
+    return table(head, map(row, blocks), class_='numbers blocks', label='Blocks and their compute')
+
+
+def _capacity(capacity: dict) -> Markup:
+    rows = [
+        [tag('th', layer, scope='row'), count(number(c.get('group_size'))),
+         count(number(c.get('num_groups'))), count(number(c.get('capacity'))),
+         plain(number(c.get('effective_factor')))]
+        for layer, c in ((layer, as_dict(c)) for layer, c in capacity.items())
+    ]  # fmt: skip
+    head = ('layer', 'tokens per group', 'groups', 'capacity C', 'effective factor')
+    return table(head, rows, class_='numbers', label='Capacity of the routed layers')
+
+
+def record(run: Run) -> Markup:
+    """Config, data set and versions, folded away."""
+    config = run.section('config')
+    flat = _flat(config)
+    data = {k: v for k, v in run.section('dataset').items() if k != 'class_names'}
+    folds = [
+        _fold('Config', flat, run.record.get('config_file')),
+        _fold('Data set', _flat(data)),
+        _fold('Versions', {**_flat(run.section('versions')),
+                           **({'git commit': str(run.record['git_commit'])}
+                              if run.record.get('git_commit') else {})}),
+        _fold('Result', _flat(run.result)),
+    ]  # fmt: skip
+    shown = [f for f in folds if f]
+    empty = tag('p', 'Neither config nor versions were recorded.', class_='missing')
+    return section('record', 'Record', shown or empty)
+
+
+def _fold(name: str, values: dict[str, str], note: str | None = None) -> Markup | None:
+    if not values:
+        return None
+    rows = [(tag('th', key, scope='row'), tag('td', tag('code', v))) for key, v in values.items()]
+    title = tag('summary', name, tag('span', f' {note}', class_='note') if note else None)
+    return tag('details', title, table(('key', 'value'), rows, class_='record', label=name))
+
+
+def _flat(tree: dict, prefix: str = '') -> dict[str, str]:
+    """A nested dictionary as dotted keys with JSON values."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = json.dumps(value, ensure_ascii=False)
+    return flat

@@ -1,0 +1,81 @@
+"""Auxiliary losses: functions of (routing, context), one value per group.
+
+A balance loss sees the ids of all experts; null experts count as their group's mean each, so that
+they need not be balanced among themselves (routing_methods 4.14). Padding counts nowhere.
+
+Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null experts).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting
+
+
+def importance(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
+    """CV^2 over experts of the summed probabilities (Shazeer 2017; V-MoE), [G]."""
+    return _cv_squared(_per_id(_tokens(routing.probs, context), num_experts))
+
+
+def load(routing: Routing, context: Context, num_experts: int) -> Array:
+    """CV^2 of the smoothed number of choices under the router's own noise (V-MoE), [G].
+
+    The probability that an id would be among the k largest, were its noise drawn anew:
+    Phi((logit - threshold) / std), the threshold being the k-th largest noisy logit of the others
+    (Shazeer 2017).
+
+    Raises:
+      ValueError: the router has no noise.
+    """
+    if routing.noise_std is None:
+        raise ValueError('the load loss needs a router with noise')
+    k = routing.expert_of_choice.shape[-1]
+    n = routing.logits.shape[-1]
+    if k >= n:
+        return jnp.zeros(routing.logits.shape[0], jnp.float32)
+    top = jax.lax.top_k(routing.noisy_logits, k + 1)[0]
+    # An id among the k largest competes with the (k+1)-th, any other with the k-th.
+    among = routing.noisy_logits > top[..., k:]
+    threshold = jnp.where(among, top[..., k:], top[..., k - 1: k])
+    p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / routing.noise_std)
+    return _cv_squared(_per_id(_tokens(p, context), num_experts))
+
+
+def switch(routing: Routing, context: Context, num_experts: int) -> Array:
+    """N * sum_e f_e P_e: share of choices times mean probability (Switch), [G]; 1 at balance."""
+    n = routing.probs.shape[-1]
+    chosen = jax.nn.one_hot(routing.expert_of_choice, n) * routing.active[..., None]
+    f = chosen.sum((1, 2)) / jnp.maximum(routing.active.sum((1, 2)), 1)[:, None]
+    p = _tokens(routing.probs, context) / _count(context)[:, None]
+    return n * jnp.sum(_per_id(f, num_experts) * _per_id(p, num_experts), -1)
+
+
+def z(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
+    """Mean squared logsumexp of the logits (ST-MoE), [G]: keeps them small."""
+    del num_experts
+    squared = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
+    return jnp.where(context.valid, squared, 0.0).sum(-1) / _count(context)
+
+
+def _tokens(values: Array, context: Context) -> Array:
+    """Sum of values [G, T, N] over the valid tokens, [G, N]."""
+    return jnp.where(context.valid[..., None], values, 0.0).sum(1)
+
+
+def _count(context: Context) -> Array:
+    return jnp.maximum(context.valid.sum(-1), 1).astype(jnp.float32)
+
+
+def _per_id(values: Array, num_experts: int) -> Array:
+    """values [G, N] with every null expert's replaced by the mean of the null ones."""
+    if values.shape[-1] == num_experts:
+        return values
+    null = values[:, num_experts:]
+    shared = jnp.broadcast_to(null.mean(-1, keepdims=True), null.shape)
+    return jnp.concatenate([values[:, :num_experts], shared], -1)
+
+
+def _cv_squared(values: Array) -> Array:
+    """Variance over squared mean of the last axis, zero where the mean is zero."""
+    mean = values.mean(-1)
+    return jnp.var(values, axis=-1) / jnp.maximum(jnp.square(mean), 1e-12)

@@ -1,0 +1,226 @@
+"""Plans: which choice sits in which slot, and how outputs come back.
+
+The index plan moves tokens by gathers only, forward and backward: the transpose of the gather that
+fills the slots is the gather that reads them. Tables are built by one integer sort per group, so
+the cost does not grow with E or C.
+
+Axes: G groups, T tokens, K choices, E experts, C capacity, P soft slots, `*` payload (a vector
+[D] or a feature map [H, W, D]). Slot (e, g, c) is row (e * G + g) * C + c of the flat buffers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision.routing.types import Array, Routing, SoftRouting
+
+Experts = Callable[[Array], Array]  # [E, slots, *] -> [E, slots, *out]
+Priority = Literal['token', 'gate', 'random']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IndexPlan:
+    """A plan for token choice. A dropped choice still knows its expert."""
+
+    expert_of_choice: Array  # [G, T, K] int32
+    gate: Array  # [G, T, K] float32
+    wants: Array  # [G, T, K] bool: active, and of a true expert
+    keep: Array  # [G, T, K] bool: wants, and found a slot
+    slot: Array  # [G, T, K] int32, row of the flat buffers; 0 where not kept
+    src_token: Array  # [E, G, C] int32, row of x [G*T]; 0 where empty
+    src_choice: Array  # [E, G, C] int32
+    filled: Array  # [E, G, C] bool
+
+    @property
+    def capacity(self) -> int:
+        return self.filled.shape[-1]
+
+    def apply(self, x: Array, experts: Experts) -> Array:
+        """x [G, T, *] through its experts: [G, T, *out]. Dropped choices contribute zero."""
+        g, t = x.shape[:2]
+        e = self.filled.shape[0]
+        buffers = _dispatch(x.reshape(g * t, *x.shape[2:]), self._tables())
+        with jax.named_scope('experts'):
+            out = experts(buffers.reshape(e, g * self.capacity, *x.shape[2:]))
+        rows = out.reshape(e * g * self.capacity, *out.shape[2:])
+        return _combine(rows, self.gate, self._tables())
+
+    def _tables(self):
+        return self.slot, self.keep, self.src_token, self.src_choice, self.filled
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SoftPlan:
+    """A plan for soft routing: weights in, weights out, nothing dropped."""
+
+    combine: Array  # [G, T, E, P] float32
+    dispatch: Array | None  # [G, T, E, P] float32, or None: every expert sees every token
+    valid: Array  # [G, T] bool; padding is read as zero and receives zero
+
+    def apply(self, x: Array, experts: Experts) -> Array:
+        """x [G, T, *] through all experts: [G, T, *out]."""
+        g, t, e, p = self.combine.shape
+        x = _where(self.valid, x)
+        if self.dispatch is None:
+            slots = jnp.broadcast_to(x.reshape(1, g * t, *x.shape[2:]), (e, g * t, *x.shape[2:]))
+        else:
+            slots = jnp.einsum('gt...,gtep->egp...', x, self.dispatch.astype(x.dtype))
+            slots = slots.reshape(e, g * p, *x.shape[2:])
+        with jax.named_scope('experts'):
+            out = experts(slots)
+        weights = self.combine.astype(out.dtype)
+        if self.dispatch is None:
+            out = out.reshape(e, g, t, *out.shape[2:])
+            return _where(self.valid, jnp.einsum('egt...,gte->gt...', out, weights[..., 0]))
+        out = out.reshape(e, g, p, *out.shape[2:])
+        return _where(self.valid, jnp.einsum('egp...,gtep->gt...', out, weights))
+
+
+def soft_plan(routing: SoftRouting, valid: Array) -> SoftPlan:
+    return SoftPlan(routing.combine, routing.dispatch, valid)
+
+
+def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Priority = 'token',
+               keys: Array | None = None) -> IndexPlan:
+    """Gives slots choice-major: all first choices before all second ones.
+
+    Args:
+      routing: its `active` already excludes padding.
+      num_experts: E; ids >= E take no slot.
+      capacity: C, slots per expert and group.
+      priority: among equal choices, in token order, by largest gate first, or at random.
+      keys: [G] random keys, for priority 'random'.
+
+    Raises:
+      ValueError: (E + 1) * K * T does not fit 31 bits.
+    """
+    ids = routing.expert_of_choice
+    g, t, k = ids.shape
+    e, c = num_experts, capacity
+    if (e + 1) * k * t >= 2**31:
+        raise ValueError(f'a group of {t} tokens with {k} choices of {e} experts is too large')
+    wants = routing.active & (ids < e)
+    rank, token_of_rank = _order(routing, priority, keys)
+
+    # One sort key per choice: expert, then choice, then the token's rank. Unwanted ones go last.
+    place = jnp.arange(k) * t + (jnp.arange(t)[:, None] if rank is None else rank[..., None])
+    sort_key = jnp.where(wants, ids, e) * (k * t) + place
+    in_order = jnp.sort(sort_key.reshape(g, t * k), axis=-1)
+    bounds = jnp.arange(e + 1) * (k * t)
+    starts = jax.vmap(lambda s: jnp.searchsorted(s, bounds, method='scan_unrolled'))(in_order)
+
+    # Slot -> choice: the c-th choice after its expert's start.
+    wanted = starts[:, :-1, None] + jnp.arange(c)  # [G, E, C]
+    filled = wanted < starts[:, 1:, None]
+    entry = _rows(in_order, jnp.minimum(wanted, t * k - 1).reshape(g, e * c)).reshape(g, e, c)
+    src_choice, src_rank = jnp.divmod(entry % (k * t), t)
+    src = src_rank if token_of_rank is None else _rows(
+        token_of_rank, src_rank.reshape(g, e * c)).reshape(g, e, c)
+    src = jnp.where(filled, src + jnp.arange(g)[:, None, None] * t, 0)
+
+    # Choice -> slot: its place in the order, less its expert's start.
+    choice_major = in_order % (k * t)
+    rank_in_order = jnp.zeros((g, t * k), jnp.int32).at[
+        jnp.arange(g)[:, None], choice_major].set(
+            jnp.broadcast_to(jnp.arange(t * k, dtype=jnp.int32), (g, t * k)),
+            unique_indices=True, mode='promise_in_bounds')
+    start_of = _rows(starts, jnp.where(wants, ids, e).reshape(g, t * k)).reshape(g, t, k)
+    position = _rows(rank_in_order, jnp.broadcast_to(place, (g, t, k)).reshape(g, t * k))
+    position = position.reshape(g, t, k) - start_of
+    keep = wants & (position < c)
+    row = (ids * g + jnp.arange(g)[:, None, None]) * c + position
+    to_slots = lambda a: jnp.moveaxis(a, 1, 0).astype(jnp.int32)  # noqa: E731
+    return IndexPlan(
+        expert_of_choice=ids, gate=routing.gate, wants=wants, keep=keep,
+        slot=jnp.where(keep, row, 0).astype(jnp.int32), src_token=to_slots(src),
+        src_choice=to_slots(src_choice), filled=jnp.moveaxis(filled, 1, 0))
+
+
+def _order(routing: Routing, priority: Priority, keys: Array | None):
+    """rank [G, T] of each token and its inverse, or (None, None) for token order."""
+    g, t, _ = routing.expert_of_choice.shape
+    if priority == 'token':
+        return None, None
+    if priority == 'gate':
+        score = -jnp.max(jnp.where(routing.active, routing.gate, -jnp.inf), axis=-1)
+    elif priority == 'random':
+        if keys is None:
+            raise ValueError("priority 'random' needs keys")
+        score = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(keys)
+    else:
+        raise ValueError(f'unknown priority {priority!r}')
+    token_of_rank = jnp.argsort(jax.lax.stop_gradient(score), axis=-1, stable=True)
+    rank = jnp.argsort(token_of_rank, axis=-1)
+    return rank.astype(jnp.int32), token_of_rank.astype(jnp.int32)
+
+
+def _rows(table: Array, index: Array) -> Array:
+    """table [G, N] at index [G, M]: [G, M]."""
+    return jax.vmap(lambda a, i: a.at[i].get(mode='promise_in_bounds'))(table, index)
+
+
+def _take(rows: Array, index: Array) -> Array:
+    return rows.at[index].get(mode='promise_in_bounds')
+
+
+def _where(mask: Array, values: Array) -> Array:
+    """Zero where the mask is False, also where values are not finite."""
+    mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    return jnp.where(mask, values, jnp.zeros((), values.dtype))
+
+
+@jax.custom_vjp
+def _dispatch(x: Array, tables) -> Array:
+    """x [G*T, *] to buffers [E, G, C, *]; empty slots are zero."""
+    _, _, src_token, _, filled = tables
+    return _where(filled, _take(x, src_token))
+
+
+def _dispatch_fwd(x, tables):
+    return _dispatch(x, tables), tables
+
+
+def _dispatch_bwd(tables, d_buffers):
+    slot, keep, *_ = tables
+    rows = d_buffers.reshape(-1, *d_buffers.shape[3:])
+    dx = sum(_where(keep[..., k], _take(rows, slot[..., k])) for k in range(slot.shape[-1]))
+    return dx.reshape(-1, *dx.shape[2:]), None
+
+
+_dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+
+
+@jax.custom_vjp
+def _combine(rows: Array, gate: Array, tables) -> Array:
+    """rows [E*G*C, *] to tokens [G, T, *]: the gated sum over kept choices, in float32."""
+    slot, keep, *_ = tables
+    payload = (1,) * (rows.ndim - 1)
+    y = sum(_where(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
+                   * _take(rows, slot[..., k])) for k in range(slot.shape[-1]))
+    return y.astype(rows.dtype)
+
+
+def _combine_fwd(rows, gate, tables):
+    return _combine(rows, gate, tables), (rows, gate, tables)
+
+
+def _combine_bwd(saved, dy):
+    rows, gate, (slot, keep, src_token, src_choice, filled) = saved
+    e, g, c = filled.shape
+    dy_slot = _take(dy.reshape(-1, *dy.shape[2:]), src_token)  # [E, G, C, *]
+    gate_slot = _take(gate.reshape(-1), src_token * gate.shape[-1] + src_choice)
+    gate_slot = gate_slot.reshape(e, g, c, *(1,) * (rows.ndim - 1))
+    d_rows = _where(filled, gate_slot * dy_slot).astype(rows.dtype)
+    out = rows.reshape(e, g, c, *rows.shape[1:])
+    products = dy_slot.astype(jnp.float32) * out.astype(jnp.float32)
+    d_gate_slot = products.sum(tuple(range(3, products.ndim)))
+    d_gate = _where(keep, _take(d_gate_slot.reshape(-1), slot)).astype(gate.dtype)
+    return d_rows.reshape(rows.shape), d_gate, None
+
+
+_combine.defvjp(_combine_fwd, _combine_bwd)

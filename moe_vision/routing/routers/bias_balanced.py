@@ -1,0 +1,33 @@
+"""Balance by a bias on the selection, not by a loss (DeepSeek-V3; routing_methods 4.10).
+
+The k largest of score + b are chosen; the gate is the score alone. After each optimizer step
+b_e moves by +-rate towards the mean load. b is state: no gradient, one copy for all devices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+
+
+class BiasBalanced(Router):
+    def init_state(self):
+        return {'bias': jnp.zeros((self.num_experts,), jnp.float32)}
+
+    def choose(self, params, state, features, context: Context) -> Routing:
+        a = self.args
+        logits = jnp.einsum('gtd,de->gte', normalize(features), params['kernel'],
+                            precision='highest')
+        score = jax.nn.sigmoid(logits) if a.score == 'sigmoid' else jax.nn.softmax(logits)
+        ids = top_k_ids(score + state['bias'], self.k)
+        gate = pick(score, ids)
+        if a.renormalize:
+            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
+        return Routing(
+            probs=score / score.sum(-1, keepdims=True), logits=logits, expert_of_choice=ids,
+            gate=gate * a.gate_scale,
+            active=jnp.broadcast_to(context.valid[..., None], ids.shape))
+
+    def update_state(self, state, counts):
+        counts = counts[: self.num_experts].astype(jnp.float32)
+        return {'bias': state['bias'] + self.args.bias_rate * jnp.sign(counts.mean() - counts)}

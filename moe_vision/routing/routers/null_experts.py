@@ -1,0 +1,29 @@
+"""A variable number of experts per token through null ones (AdaMoE; routing_methods 4.14).
+
+Top-k runs over E true and m null experts; a null choice takes no slot and gives nothing. Gates are
+renormalised over the true choices of a token.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+
+
+class NullExperts(Router):
+    @property
+    def num_ids(self):
+        return self.num_experts + self.args.null_experts
+
+    def choose(self, params, state, features, context: Context) -> Routing:
+        a = self.args
+        logits = jnp.einsum('gtd,de->gte', normalize(features), params['kernel'],
+                            precision='highest')
+        probs = jax.nn.softmax(logits)
+        ids = top_k_ids(logits, self.k)
+        gate = jnp.where(ids < self.num_experts, pick(probs, ids), 0.0)
+        if a.renormalize:
+            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
+        return Routing(
+            probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
+            active=jnp.broadcast_to(context.valid[..., None], ids.shape))

@@ -1,0 +1,75 @@
+"""Token choice by the k largest logits (V-MoE, Switch, GShard, Shazeer as settings).
+
+routing_methods 4.1 (learned noise), 4.2 (jitter), 4.3 (random second choice), 4.4 (noise of
+standard deviation 1/E on the logits, softmax before top-k, gates as they are).
+
+Axes: G groups, T tokens, E experts, K choices, D width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision.routing.temperature import schedule, with_entropy_floor
+from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+
+
+class TopK(Router):
+    """Linear router, no bias, float32; features are normalised first."""
+
+    def params(self, width):
+        shapes = super().params(width)
+        if self.args.noise == 'learned':
+            shapes['noise_kernel'] = ((width, self.num_ids), jax.nn.initializers.zeros)
+        return shapes
+
+    def choose(self, params, state, features, context: Context) -> Routing:
+        a, train = self.args, context.train
+        x = normalize(features)
+        seen = x
+        if a.noise == 'jitter' and train:
+            seen = x * _per_group(context, 0, jax.random.uniform, x.shape[1:],
+                                  minval=1 - 0.01 * a.noise_scale, maxval=1 + 0.01 * a.noise_scale)
+        logits = jnp.einsum('gtd,de->gte', seen, params['kernel'], precision='highest')
+        tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
+        if a.temperature == 'entropy_floor':
+            tau = with_entropy_floor(logits, tau, a.entropy_floor)
+        logits = logits / (tau if tau.ndim == 0 else tau[..., None])
+
+        noisy, std = logits, None
+        if a.noise == 'gaussian':
+            std = jnp.float32(a.noise_scale / self.num_experts)
+        elif a.noise == 'learned':
+            raw = jnp.einsum('gtd,de->gte', x, params['noise_kernel'], precision='highest')
+            std = a.noise_scale * jax.nn.softplus(raw)
+        if std is not None and train:
+            noisy = logits + std * _per_group(context, 1, jax.random.normal, logits.shape[1:])
+
+        probs = jax.nn.softmax(logits)
+        ids = top_k_ids(noisy, self.k)
+        if a.gate == 'softmax_top_k':
+            gate = pick(jax.nn.softmax(noisy), ids)
+        elif a.gate == 'top_k_softmax':
+            gate = jax.nn.softmax(pick(noisy, ids))
+        else:
+            gate = pick(jax.nn.sigmoid(noisy), ids)
+        if a.renormalize:
+            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
+        active = jnp.broadcast_to(context.valid[..., None], ids.shape)
+        if a.second_choice == 'random' and train and self.k == 2:
+            share = gate[..., 1] / (gate.sum(-1) + 1e-9)
+            drawn = _per_group(context, 2, jax.random.uniform, share.shape[1:])
+            active = active.at[..., 1].set(active[..., 1] & (drawn < 2 * share))
+        return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
+                       active=active, noisy_logits=noisy, noise_std=std, temperature=tau)
+
+
+class FrozenRandom(TopK):
+    """The control: a router that never learns, so its routes follow the features alone."""
+
+    def choose(self, params, state, features, context: Context) -> Routing:
+        return super().choose(jax.lax.stop_gradient(params), state, features, context)
+
+
+def _per_group(context: Context, salt: int, draw, shape, **kwargs):
+    """`draw` with one key per group: [G, *shape]."""
+    return jax.vmap(lambda key: draw(key, shape, **kwargs))(context.keys(salt))

@@ -1,0 +1,120 @@
+"""What is counted while routing, and what the counts say.
+
+`count` runs on the device and returns sums, which add up over groups, micro-batches, batches and
+devices; `summarize` turns sums into rates on the host (statistics 5.7).
+
+Axes: G groups, T tokens, K choices, N ids (null experts included), E experts, L classes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_vision.routing.plan import IndexPlan, SoftPlan
+from moe_vision.routing.temperature import entropy
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting
+
+
+def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
+          context: Context) -> dict[str, Array]:
+    """What happened in each group, [G, ...]; sums over anything keep their meaning."""
+    valid = context.valid
+    temperature = jnp.asarray(routing.temperature, jnp.float32)
+    sums = {
+        'tokens': valid.sum(1),
+        'entropy': jnp.where(valid, entropy(routing.probs), 0.0).sum(1),
+        'probs': jnp.where(valid[..., None], routing.probs, 0.0).sum(1),
+        'temperature': jnp.where(valid, temperature, 0.0).sum(1),
+    }
+    if isinstance(routing, SoftRouting):
+        weights = jnp.where(valid[..., None], routing.combine.sum(-1), 0.0).sum(1)
+        none = jnp.zeros_like(sums['entropy'])
+        sums |= {'chosen': weights, 'kept': weights, 'choices': sums['tokens'], 'dropped': none,
+                 'orphans': none, 'slots': sums['tokens']}
+    else:
+        assert isinstance(plan, IndexPlan)
+        dropped = plan.wants & ~plan.keep
+        lost = jnp.any(routing.active, -1) & jnp.all(dropped | ~routing.active, -1)
+        ids = jax.nn.one_hot(routing.expert_of_choice, routing.probs.shape[-1])
+        experts, _, slots = plan.filled.shape
+        sums |= {
+            'chosen': (ids * routing.active[..., None]).sum((1, 2)),
+            'kept': plan.filled.sum(2).T,
+            'choices': plan.wants.sum((1, 2)),
+            'dropped': dropped.sum((1, 2)),
+            'orphans': lost.sum(1),
+            'slots': jnp.where(valid.any(1), experts * slots, 0),
+        }
+    return {name: value.astype(jnp.float32) for name, value in sums.items()}
+
+
+def by_class(routing: Routing | SoftRouting, labels: Array, context: Context,
+             num_classes: int) -> Array:
+    """Choices before capacity by id and class, [G, N, L] float32; labels [G, T] int32."""
+    truth = jax.nn.one_hot(labels, num_classes) * context.valid[..., None]
+    if isinstance(routing, SoftRouting):
+        return jnp.einsum('gte,gtl->gel', routing.combine.sum(-1), truth)
+    ids = jax.nn.one_hot(routing.expert_of_choice, routing.probs.shape[-1])
+    chosen = (ids * routing.active[..., None]).sum(2)
+    return jnp.einsum('gtn,gtl->gnl', chosen, truth)
+
+
+def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
+    """Rates from sums of `count` (and `by_class`, [N, L], where given), as plain Python numbers.
+
+    load: share of true experts' choices before capacity, [E]; load_kept: share after, [E].
+    drop_rate: dropped choices over choices of true experts. orphan_rate: tokens all of whose
+    choices were dropped. effective_experts: 1 / sum q^2 of the load. max_over_mean: E max q.
+    dead_experts: load below 1 % of an equal share. gate_entropy: nats, mean over tokens.
+    router_information: H(mean p) - mean H(p), nats: zero where every token is told the same.
+    utilisation: filled share of the slots. null_rate: share of choices that cost nothing.
+    choices_per_token: of true experts. mutual_information: I(expert; class), nats, with the
+    Miller-Madow correction.
+    """
+    s = {k: np.asarray(v, np.float64) for k, v in sums.items()}
+    tokens = max(float(s['tokens']), 1.0)
+    chosen = s['chosen'][:num_experts]
+    total = chosen.sum()
+    q = chosen / total if total else np.full(num_experts, np.nan)
+    kept = s['kept'] / s['kept'].sum() if s['kept'].sum() else np.full(num_experts, np.nan)
+    mean_p = s['probs'] / tokens
+    every = s['chosen'].sum()
+    out = {
+        'load': q.tolist(), 'load_kept': kept.tolist(),
+        'drop_rate': float(s['dropped'] / max(float(s['choices']), 1.0)),
+        'orphan_rate': float(s['orphans'] / tokens),
+        'effective_experts': float(1 / np.square(q).sum()),
+        'max_over_mean': float(num_experts * q.max()),
+        'dead_experts': int((q < 0.01 / num_experts).sum()),
+        'gate_entropy': float(s['entropy'] / tokens),
+        'router_information': float(_entropy(mean_p) - s['entropy'] / tokens),
+        'temperature': float(s['temperature'] / tokens),
+        'utilisation': float(s['kept'].sum() / max(float(s['slots']), 1.0)),
+        'null_rate': float((every - total) / every) if every else 0.0,
+        'choices_per_token': float(s['choices'] / tokens),
+    }
+    if 'by_class' in s:
+        out['mutual_information'] = mutual_information(s['by_class'][:num_experts])
+    return out
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """I(expert; class) in nats of counts [E, L], less the bias (E-1)(L-1)/2N of Miller and Madow.
+
+    Rows and columns without any count are left out of the correction; never below zero.
+    """
+    n = counts.sum()
+    if n == 0:
+        return float('nan')
+    p = counts / n
+    plain = _entropy(p.sum(0)) + _entropy(p.sum(1)) - _entropy(p.ravel())
+    rows, columns = (counts.sum(1) > 0).sum(), (counts.sum(0) > 0).sum()
+    return float(max(plain - (rows - 1) * (columns - 1) / (2 * n), 0.0))
+
+
+def _entropy(p: np.ndarray) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+

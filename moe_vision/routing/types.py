@@ -1,0 +1,131 @@
+"""What a router reads and what it says.
+
+Axes: G groups, T tokens of a group, K choices of a token, E experts, N ids a router may choose
+(E, or more where some ids are null experts), P slots per expert of a soft router, D width.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Token choice: each token names up to K experts.
+
+    Ids >= E are null experts: they take no slot, are never dropped and cost nothing.
+    """
+
+    probs: Array  # [G, T, N] float32, rows sum to 1: the router's belief, without noise
+    logits: Array  # [G, T, N] float32, without noise
+    expert_of_choice: Array  # [G, T, K] int32, first choice first
+    gate: Array  # [G, T, K] float32, the weight of that choice's output
+    active: Array  # [G, T, K] bool; False: this choice was not made (padding, fewer than K)
+    noisy_logits: Array | None = None  # [G, T, N], what was selected by
+    noise_std: Array | None = None  # scalar or [G, T, N], standard deviation of that noise
+    temperature: Array | float = 1.0  # scalar or [G, T]
+    carry: Any = None  # what the next routed layer's router may read
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SoftRouting:
+    """Soft routing: slots are mixtures of tokens, tokens are mixtures of slots.
+
+    `dispatch` is None where every expert sees every token unmixed (P = 1).
+    """
+
+    probs: Array  # [G, T, E] float32, softmax over experts, summed over an expert's slots
+    logits: Array  # [G, T, E * P] float32
+    combine: Array  # [G, T, E, P] float32, sums to 1 over (E, P)
+    dispatch: Array | None  # [G, T, E, P] float32, sums to 1 over the valid tokens
+    temperature: Array | float = 1.0
+    carry: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a router may read besides the tokens."""
+
+    valid: Array  # [G, T] bool; False is padding: no slot, no loss, no statistic
+    key: Array  # derives from (seed, step, layer); fold in `group` for what is drawn
+    group: Array  # [G] int32, global group index
+    fraction: Array | float = 0.0  # of training done, 0 to 1
+    carry: Any = None  # of the previous routed layer
+    extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
+    train: bool = dataclasses.field(default=False, metadata={'static': True})
+
+    def keys(self, salt: int) -> Array:
+        """One key per group, [G]; `salt` tells apart the draws of one layer."""
+        base = jax.random.fold_in(self.key, salt)
+        return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
+
+
+def normalize(x: Array) -> Array:
+    """Zero mean and unit variance over the last axis, in float32, without parameters."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+
+
+class Router:
+    """Base of the routers that choose: arithmetic only, no state of its own.
+
+    A subclass gives `choose`; `params` and `init_state` name what it learns and what it keeps.
+    Parameters and state come back in through the call, so that the same object serves a Linen
+    layer, a vmap over seeds and a plain function.
+
+    Attributes:
+      needs: names the backbone must supply in `Context.extras`.
+      losses: names of the losses this router can be trained with.
+    """
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, args: Any, num_experts: int, k: int):
+        self.args, self.num_experts, self.k = args, num_experts, k
+
+    @property
+    def num_ids(self) -> int:
+        """N: ids that may be chosen, null experts included."""
+        return self.num_experts
+
+    def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Name -> (shape, initializer) of what is learned, for features of this width."""
+        init = jax.nn.initializers.normal(width**-0.5)
+        return {'kernel': ((width, self.num_ids), init)}
+
+    def init_state(self) -> dict[str, Array]:
+        """What is kept between steps: replicated, checkpointed, without gradient."""
+        return {}
+
+    def choose(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
+        """Routes features [G, T, D]; those of padding are zero."""
+        raise NotImplementedError
+
+    def __call__(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
+        """Routes features [G, T, D], whatever padding holds, not-a-numbers too."""
+        features = jnp.where(context.valid[..., None], features, jnp.zeros((), features.dtype))
+        return self.choose(params, state, features, context)
+
+    def update_state(self, state, counts: Array):
+        """The state after an optimizer step in which the ids were chosen `counts` [N] times."""
+        del counts
+        return state
+
+
+def top_k_ids(scores: Array, k: int) -> Array:
+    """The k largest of the last axis, int32, ties to the lowest index; carries no gradient."""
+    return jax.lax.top_k(jax.lax.stop_gradient(scores), k)[1].astype(jnp.int32)
+
+
+def pick(values: Array, ids: Array) -> Array:
+    """values [..., N] at ids [..., K]; its gradient is a sum, not a scatter."""
+    chosen = jax.nn.one_hot(ids, values.shape[-1], dtype=values.dtype)
+    return jnp.sum(values[..., None, :] * chosen, axis=-1)

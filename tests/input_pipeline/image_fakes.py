@@ -1,0 +1,95 @@
+"""Small files in the published layouts, and a data set of a user's own."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from input_pipeline import Builder, Contents, DatasetConfig
+from input_pipeline.decode import encode_png
+
+
+def config(name, data_dir, **changes):
+    values = {
+        'validation_fraction': 0.0,
+        'image_size': 0,
+        'augment': 'none',
+        'workers': 0,
+        'cache': False,
+    }
+    return DatasetConfig(name=name, data_dir=str(data_dir), **(values | changes))
+
+
+def picture(seed, height=40, width=50, channels=3):
+    """A smooth random picture, so that JPEG changes it little."""
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, channels), np.uint8)
+    return cv2.resize(small, (width, height)).reshape(height, width, channels)
+
+
+def encoded(image, kind='JPEG', mode='RGB'):
+    file = io.BytesIO()
+    options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' and mode == 'RGB' else {}
+    Image.fromarray(image).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def tar_bytes(files, mode='w'):
+    """A tar of (name, bytes or TarInfo) pairs."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as tar:
+        for name, data in files:
+            member = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(data, bytes):
+                member.size = len(data)
+            tar.addfile(member, io.BytesIO(data) if isinstance(data, bytes) else None)
+    return file.getvalue()
+
+
+def rewrite(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+class Numbered(Builder):
+    """23 gray 4x4 images to train and 10 to test; image i is filled with the value i."""
+
+    name = 'numbered'
+    num_classes = 3
+    image_shape = (4, 4, 1)
+    sizes = {'train': 23, 'test': 10}
+    embedded = True
+
+    def open(self, source):
+        def shard(numbers):
+            for i in numbers:
+                yield f'number {i}', encode_png(np.full((4, 4, 1), i, np.uint8)), i % 3
+
+        return Contents(
+            ('a', 'b', 'c'),
+            {
+                'train': [lambda: shard(range(10)), lambda: shard(range(10, 23))],
+                'test': [lambda: shard(range(10))],
+            },
+        )
+
+
+class Broken(Numbered):
+    """As `Numbered`, but image 3 of each split is no image."""
+
+    name = 'broken'
+
+    def open(self, source):
+        whole = super().open(source)
+
+        def damage(shard):
+            for key, data, label in shard():
+                yield key, (b'no image' if key == 'number 3' else data), label
+
+        return Contents(
+            whole.class_names,
+            {k: [lambda s=s: damage(s) for s in shards] for k, shards in whole.splits.items()},
+        )

@@ -1,0 +1,138 @@
+"""What is known without data on disk, and what is refused in one line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from image_fakes import config
+
+import input_pipeline as ip
+from input_pipeline.registry import find
+
+PUBLISHED = {
+    'digits': (10, (8, 8, 1), {'train': 1437, 'test': 360}),
+    'fashion_mnist': (10, (28, 28, 1), {'train': 60000, 'test': 10000}),
+    'cifar10': (10, (32, 32, 3), {'train': 50000, 'test': 10000}),
+    'cifar100': (100, (32, 32, 3), {'train': 50000, 'test': 10000}),
+    'tiny_imagenet': (200, (64, 64, 3), {'train': 100000, 'test': 10000}),
+    'imagenet2012': (1000, (224, 224, 3), {'train': 1281167, 'test': 50000}),
+}
+
+
+def test_import_is_light():
+    code = (
+        'import sys, time; start = time.perf_counter(); import input_pipeline\n'
+        'took = time.perf_counter() - start\n'
+        'heavy = {"jax", "numpy", "tensorflow_datasets", "grain", "cv2"} & set(sys.modules)\n'
+        'assert not heavy, heavy\n'
+        'assert took < 0.2, took'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_info_needs_neither_jax_nor_tfds(tmp_path):
+    code = (
+        'import sys, input_pipeline as ip\n'
+        f'cfg = ip.DatasetConfig("cifar10", {str(tmp_path)!r}, 0.1, 0, "none", 0, False)\n'
+        'assert ip.info(cfg).num_classes == 10\n'
+        'heavy = {"jax", "tensorflow_datasets", "grain", "moe_vision"} & set(sys.modules)\n'
+        'assert not heavy, heavy'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('name', sorted(set(ip.DATASETS) - {'image_folder'}))
+def test_info_without_preparing(tmp_path, name):
+    classes, shape, sizes = PUBLISHED[name]
+    cfg = config(name, tmp_path, image_size=224 if name == 'imagenet2012' else 0)
+    info = ip.info(cfg)
+    assert (info.num_classes, info.image_shape, info.split_sizes) == (classes, shape, sizes)
+    assert len(set(info.class_names)) == classes
+    mean, std = ip.mean_std(cfg)
+    assert len(mean) == len(std) == shape[2] and all(0 < v < 1 for v in (*mean, *std))
+    held = ip.info(dataclasses.replace(cfg, validation_fraction=0.1)).split_sizes
+    assert held['validation'] == round(sizes['train'] * 0.1)
+    assert held['train'] + held['validation'] == sizes['train']
+
+
+@pytest.mark.parametrize('name', ip.DATASETS)
+def test_every_entry_of_the_table_says_what_it_is(name):
+    builder = find(name)
+    assert builder.name == name and builder.wants
+    assert builder.__doc__ and '\n' not in builder.wants
+
+
+def error(call, *args, **kwargs):
+    with pytest.raises(ip.DataError) as caught:
+        call(*args, **kwargs)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrong_values(tmp_path):
+    message = error(ip.info, config('cifar_10', tmp_path))
+    assert "'cifar_10'" in message and "Did you mean 'cifar10'?" in message
+    message = error(ip.info, config('digits', tmp_path, augment='pad_crop_flp'))
+    assert "Did you mean 'pad_crop_flip'?" in message and 'random_resized_crop' in message
+    for fraction in (-0.1, 1.0, 2, float('nan')):
+        message = error(ip.info, config('digits', tmp_path, validation_fraction=fraction))
+        assert '[0, 1)' in message
+    assert 'vary in size' in error(ip.info, config('imagenet2012', tmp_path))
+    assert '-1' in error(ip.info, config('digits', tmp_path, image_size=-1))
+    assert '-1' in error(ip.info, config('digits', tmp_path, workers=-1))
+    assert 'no_such' in error(ip.info, config('no_such.module:Builder', tmp_path))
+    assert 'not a subclass' in error(ip.info, config('pathlib:Path', tmp_path))
+
+
+def test_missing_data_says_where_and_what_to_do(tmp_path):
+    message = error(ip.require, config('cifar10', tmp_path))
+    assert str(tmp_path / 'cifar10/1.0.0') in message
+    assert f'python -m input_pipeline.prepare --dataset=cifar10 --data_dir={tmp_path}' in message
+    assert 'configs/digits_k2.py' in message
+
+
+def test_digits_prepare_themselves_or_say_why_not(tmp_path):
+    ip.require(config('digits', tmp_path))
+    assert ip.info(config('digits', tmp_path)).split_sizes == {'train': 1437, 'test': 360}
+    (tmp_path / 'file').write_text('')
+    assert 'cannot be written' in error(ip.require, config('digits', tmp_path / 'file'))
+
+
+@pytest.mark.parametrize(
+    ('file', 'old', 'new', 'match'),
+    [
+        ('features.json', '"numClasses": "10"', '"numClasses": "11"', 'holds 11 classes'),
+        ('features.json', '"8"', '"9"', 'images of shape'),
+        ('features.json', '{', '', 'does not describe'),
+        ('dataset_info.json', 'array_record', 'tfrecord', "stored as 'tfrecord'"),
+    ],
+)
+def test_disk_contradicts(tmp_path, file, old, new, match):
+    cfg = config('digits', tmp_path)
+    ip.require(cfg)
+    path = tmp_path / 'digits/1.0.0' / file
+    path.write_text(path.read_text().replace(old, new))
+    assert match in error(ip.info, cfg)
+
+
+def test_what_is_on_disk_counts(tmp_path):
+    cfg = config('digits', tmp_path)
+    ip.require(cfg)
+    path = tmp_path / 'digits/1.0.0/dataset_info.json'
+    described = json.loads(path.read_text())
+    described['splits'][0]['shardLengths'] = ['1436']
+    path.write_text(json.dumps(described))
+    assert ip.info(cfg).split_sizes['train'] == 1436
+
+
+def test_cache_of_photographs_is_refused(tmp_path):
+    from image_fakes import encoded, picture, rewrite
+
+    from input_pipeline.prepare import prepare
+
+    rewrite(tmp_path / 'in/train/a/x.png', encoded(picture(0), 'PNG'))
+    prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    cfg = config('image_folder', tmp_path, image_size=8, cache=True)
+    assert 'cache' in error(ip.evaluation_batches, cfg, split='train', batch_size=1, rows=[0])

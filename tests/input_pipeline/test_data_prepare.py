@@ -1,0 +1,122 @@
+"""The command line: errors in one line with exit code 2, and nothing half-made."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import input_pipeline as ip
+from input_pipeline import storage
+from input_pipeline.prepare import _Progress, main
+from input_pipeline.registry import find
+
+
+def run(*args, **kwargs):
+    command = [sys.executable, '-m', 'input_pipeline.prepare', *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_unknown_data_set_by_subprocess(tmp_path):
+    done = run('--dataset=tiny_imagnet', f'--data_dir={tmp_path}')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and "Did you mean 'tiny_imagenet'?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', sorted(set(ip.DATASETS) - {'digits', 'fashion_mnist'}))
+def test_without_a_source_it_says_what_it_wants(tmp_path, capsys, name):
+    for args in ([], [f'--source={tmp_path}/nowhere'], [f'--source={tmp_path}']):
+        assert main([f'--dataset={name}', f'--data_dir={tmp_path}', *args]) == 2
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and find(name).wants in error
+
+
+def test_prepare_twice(tmp_path, capsys):
+    assert main(['--dataset=digits', f'--data_dir={tmp_path}']) == 0
+    first = capsys.readouterr().out
+    assert 'train 1,437, test 360, 10 classes' in first
+    assert main(['--dataset=digits', f'--data_dir={tmp_path}']) == 0
+    assert 'already prepared' in capsys.readouterr().out
+    assert main(['--dataset=digits', f'--data_dir={tmp_path}', '--overwrite']) == 0
+    assert capsys.readouterr().out == first
+    assert sorted(p.name for p in (tmp_path / 'digits').iterdir()) == ['.lock', '1.0.0']
+
+
+def test_failure_while_overwriting_keeps_what_was_there(tmp_path, monkeypatch):
+    builder = find('image_fakes:Numbered')
+    path = storage.write(builder, tmp_path, str(tmp_path))
+    before = sorted((p.name, p.read_bytes()) for p in path.iterdir())
+
+    def stop(split, done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.write(builder, tmp_path, str(tmp_path), report=stop, overwrite=True)
+    assert sorted((p.name, p.read_bytes()) for p in path.iterdir()) == before
+    assert sorted(p.name for p in path.parent.iterdir()) == ['.lock', '1.0.0']
+
+
+SLOW = """
+import time
+from image_fakes import Numbered
+from input_pipeline import Contents
+class Slow(Numbered):
+    'Never ends.'
+    name = 'slow'
+    def open(self, source):
+        def shard():
+            for example in Numbered.open(self, source).splits['train'][0]():
+                yield example
+                print('one', flush=True)
+                time.sleep(60)
+        return Contents(('a', 'b', 'c'), {'train': [shard]})
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_can_be_run_again(tmp_path, number):
+    (tmp_path / 'slow_set.py').write_text(SLOW)
+    here = os.path.dirname(__file__)
+    paths = [str(tmp_path), here, os.path.dirname(os.path.dirname(here))]
+    env = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
+    code = (
+        'import sys\n'
+        'from input_pipeline import prepare, storage\n'
+        'write = storage.write\n'
+        'def loud(*args, report, **kwargs):\n'
+        '    return write(*args, report=lambda s, n: print("wrote", file=sys.stderr), **kwargs)\n'
+        'storage.write = loud\n'
+        f'sys.exit(prepare.main(["--dataset=slow_set:Slow", "--data_dir={tmp_path}/d"]))'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', code], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    folder, start = tmp_path / 'd/slow', time.monotonic()
+    while not list(folder.glob('incomplete.*/*array_record*')):
+        assert time.monotonic() - start < 30 and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert not (folder / '1.0.0').exists()
+    left = [p.name for p in folder.iterdir() if p.name != '.lock']
+    assert bool(left) == (number == signal.SIGKILL)
+
+    builder = find('image_fakes:Numbered')
+    builder = type('Again', (type(builder),), {'name': 'slow', '__doc__': 'Same set.'})()
+    storage.write(builder, tmp_path, f'{tmp_path}/d')
+    assert sorted(p.name for p in folder.iterdir()) == ['.lock', '1.0.0']
+
+
+def test_progress_counts_all_splits(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+    progress = _Progress({'train': 300, 'test': 100})
+    now[0] = 10.0
+    progress('train', 100)
+    assert capsys.readouterr().err == 'train: 100 images, 10/s, 25.0 %, 0:30 left\n'
+    now[0] = 40.0
+    progress('test', 100)
+    assert capsys.readouterr().err == 'test: 200 images, 5/s, 50.0 %, 0:40 left\n'

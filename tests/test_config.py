@@ -1,0 +1,359 @@
+"""`config.check`: what is accepted is typed and complete, what is not is named in one line."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from input_pipeline import DatasetInfo
+from moe_vision import config, config_file, registry, settings, typed
+from moe_vision.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 'workdir'})
+VIT = {'model.name': 'vit', 'model.args': {'width': 12, 'depth': 2, 'heads': 2, 'patch_size': 4}}
+
+
+def changed(changes=()) -> ConfigDict:
+    """`base` with keys set, given as {'train.epochs': 3}."""
+    c = base.get_config().to_dict()
+    for key, value in dict(changes).items():
+        *parents, last = key.split('.')
+        holder = c
+        for parent in parents:
+            holder = holder[parent]
+        holder[last] = value
+    return ConfigDict(c)
+
+
+def told(changes, *parts) -> str:
+    """The error for these changes: one line that holds every part."""
+    with pytest.raises(UserError) as e:
+        config.check(changed(changes))
+    message = str(e.value)
+    assert '\n' not in message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_through_json_and_back_is_the_same(name):
+    c = config.check(importlib.import_module(f'configs.{name}').get_config())
+    stored = json.dumps(config.to_dict(c), allow_nan=False)
+    assert config.from_dict(json.loads(stored)) == c
+
+
+def test_an_unbounded_capacity_survives_strict_json():
+    c = config.check(changed({'model.moe.capacity_factor': float('inf')}))
+    stored = json.dumps(config.to_dict(c), allow_nan=False)
+    assert config.from_dict(json.loads(stored)).model.moe.capacity_factor == float('inf')
+
+
+@pytest.mark.parametrize('key', config_file.KEYS)
+def test_every_key_is_needed_and_a_misspelt_one_is_named(key):
+    c = base.get_config().to_dict()
+    *parents, last = key.split('.')
+    holder = c
+    for parent in parents:
+        holder = holder[parent]
+    value = holder.pop(last)
+    with pytest.raises(UserError, match=f"'{key}' is missing"):
+        config.check(ConfigDict(c))
+    holder[last] = value
+    holder[last + 'z'] = value
+    with pytest.raises(UserError, match=f"unknown key: '{key}z'. Did you mean '{last}'"):
+        config.check(ConfigDict(c))
+
+
+def test_the_schema_and_base_have_the_same_keys():
+    def keys(d, path=''):
+        for k, v in d.items():
+            if isinstance(v, dict) and path + k not in config_file.OPEN:
+                yield from keys(v, f'{path}{k}.')
+            else:
+                yield path + k
+    assert sorted(keys(base.get_config().to_dict())) == sorted(config_file.KEYS)
+
+
+WRONG = {int: (True, 3.0, '3', None), float: (True, '3', None, [1.0]), bool: (1, 0.0, 'True'),
+         str: (1, None, True)}
+
+
+@pytest.mark.parametrize('key', [k for k, kind in config_file.KEYS.items() if kind in WRONG])
+def test_every_wrong_type_is_told_with_its_key(key):
+    kind = config_file.KEYS[key]
+    for value in WRONG[kind]:
+        told({key: value}, f'{key} is {value!r}', typed.describe(kind))
+
+
+@pytest.mark.parametrize('key', [k for k, kind in config_file.KEYS.items() if kind in (int, float)])
+def test_no_number_is_negative_or_nan(key):
+    told({key: -1}, key, '-1')
+    if config_file.KEYS[key] is float:
+        told({key: float('nan')}, key, 'nan')
+        if 'capacity_factor' not in key:
+            told({key: float('inf')}, key, 'inf')
+
+
+def test_an_int_is_fine_for_a_float_and_lists_become_tuples():
+    c = config.check(changed({'train.epochs': 3, 'model.args': {'widths': [8, 16]}}))
+    assert type(c.train.epochs) is float
+    assert c.model.args.widths == (8, 16)
+
+
+@pytest.mark.parametrize('key', [k for k, kind in config_file.KEYS.items()
+                                 if getattr(kind, '__origin__', None) is not None
+                                 and k not in config_file.OPEN])
+def test_a_choice_is_told_with_the_nearest(key):
+    allowed = config_file.KEYS[key].__args__
+    given = allowed[-1] + 'x'
+    told({key: given}, f"{key} is '{given}'. Did you mean '{allowed[-1]}'?", *allowed)
+
+
+@pytest.mark.parametrize('changes, parts', [
+    ({'model.moe.router': 'topk'}, ["router 'topk'", "'top_k'"]),
+    ({'model.moe.router': 'none:Such'}, ["'none:Such'", "module 'none'"]),
+    ({'model.moe.router': 'json:Topk'}, ["'json:Topk'", "has no 'Topk'"]),
+    ({'model.moe.router_args': {'nois': 'gaussian'}},
+     ["argument of router 'top_k'", "'noise'", 'renormalize', '--config.model.moe.router_args={}']),
+    ({'model.moe.router_args': {'noise': 'gausian'}},
+     ['model.moe.router_args.noise', "'gaussian'", 'jitter']),
+    ({'model.moe.router_args': {'renormalize': 1}}, ['router_args.renormalize is 1', 'True or']),
+    ({'model.moe.router_args': {'temperature_start': 0.0}},
+     ['model.moe.router_args.temperature_start is 0.0', 'positive']),
+    ({'model.moe.router_args': {'noise_scale': 2.0}},
+     ['model.moe.router_args.noise_scale', 'not read', "noise is 'none'"]),
+    ({'model.moe.expert': 'convs'}, ["expert 'convs'", "'conv'"]),
+    ({'model.moe.expert': 'mlp'}, ["expert 'mlp'", 'conv or depthwise_conv']),
+    ({'model.moe.expert': 'conv', 'model.moe.placement': 'head'}, ["expert 'conv'", 'use mlp']),
+    ({'model.moe.expert_args': {'kernels': 3}}, ["argument of expert 'conv'", "'kernel'"]),
+    ({'model.moe.expert_args': {'norm_groups': 5}}, ['norm_groups is 5', '128', '4']),
+    ({'model.moe.hidden': 12}, ['norm_groups is 8', 'model.moe.hidden 12']),
+    ({'model.moe.losses': {'lod': 0.1}}, ["loss 'lod'", "'load'", 'importance']),
+    ({'model.moe.losses': {'load': '0.1'}}, ['model.moe.losses.load', 'a number']),
+    ({'model.moe.losses': {'load': -0.1}}, ['model.moe.losses.load', '-0.1']),
+    ({'model.moe.router_args': {}}, ['losses.load', 'no noise', 'router_args.noise']),
+    ({'model.name': 'convnet'}, ["backbone 'convnet'", "'conv'"]),
+    ({'model.args': {'width': (8,)}}, ["argument of backbone 'conv'", "'widths'"]),
+    ({'model.args': {'expansion': 2}}, ["argument of backbone 'conv'", 'expansion']),
+    ({'model.args': {'widths': ()}}, ['model.args.widths', 'positive']),
+    ({'model.args': {'depth': 2.0}}, ['model.args.depth is 2.0', 'an int']),
+    ({'model.args': 3}, ['model.args is 3', 'widths']),
+    ({'train.optimizer': 'adam'}, ["optimizer 'adam'", "'adamw'", 'sgd']),
+    ({'train.optimizer': 'sgd', 'train.optimizer_args': {'momentun': 0.8}},
+     ["argument of optimizer 'sgd'", "'momentum'"]),
+    ({'train.optimizer_args': {'b1': 1.0}}, ['train.optimizer_args.b1 is 1.0', 'b1 < 1']),
+    ({'dataset.name': 'digit'}, ["data set 'digit'", "'digits'", 'fashion_mnist']),
+    ({'train': 3}, ['train is 3', 'epochs']),
+    ({'model.moe.capacity_factor': 0}, ['model.moe.capacity_factor is 0.0', 'positive']),
+    ({'model.moe.eval_capacity_factor': 0}, ['model.moe.eval_capacity_factor', 'positive']),
+    ({'model.moe.capacity_multiple': 0}, ['model.moe.capacity_multiple', 'positive']),
+    ({'train.learning_rate': 0}, ['train.learning_rate', 'positive']),
+    ({'train.label_smoothing': 1}, ['train.label_smoothing is 1.0', '< 1']),
+    ({'train.ema_decay': 1.0}, ['train.ema_decay is 1.0', '< 1']),
+    ({'train.epochs': 0}, ['train.epochs and train.steps', 'both 0']),
+    ({'eval.every_epochs': 0}, ['eval.every_epochs and eval.every_steps', 'both 0']),
+    ({'train.warmup_epochs': 30}, ['train.warmup_epochs is 30.0 of train.epochs 30.0', 'less']),
+    ({'train.steps': 5, 'train.warmup_steps': 5}, ['train.warmup_steps is 5', 'less']),
+    ({'train.trainable': '('}, ["train.trainable is '('", 'regular expression']),
+    ({'train.micro_batches': 3}, ['train.batch_size 128', 'train.micro_batches 3', '2, 4']),
+    ({'mesh.expert': 3}, ['num_experts 8', 'mesh.expert 3', '2, 4']),
+    ({'model.moe.k': 9}, ['model.moe.k is 9', '1 to 8']),
+    ({'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {},
+      'model.twin': 'same_active_flops'}, ['model.twin', "'soft'", 'same_width']),
+    ({'model.moe.router': 'soft', 'model.moe.router_args': {}, 'model.moe.losses': {'switch': 1.0}},
+     ['losses.switch', "'soft'", 'no choices']),
+    ({'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {
+        'axis': 'tokens'}}, ["axis is 'tokens'", "'batch' or 'none'"]),
+    ({'model.moe.k': 3, 'model.moe.router_args': {'second_choice': 'random', 'noise': 'gaussian'}},
+     ['second_choice', 'k = 2', 'is 3']),
+    ({'model.twin': 'same_width', 'model.moe.placement': 'none'}, ['model.twin', 'placement']),
+])
+def test_each_mistake_says_what_was_given_and_what_is_allowed(changes, parts):
+    told(changes, *parts)
+
+
+def test_null_experts_can_be_chosen_too():
+    changes = {'model.moe.router': 'null_experts', 'model.moe.router_args': {'null_experts': 2},
+               'model.moe.losses': {}}
+    config.check(changed({**changes, 'model.moe.k': 10}))
+    told({**changes, 'model.moe.k': 11}, 'k is 11', 'null_experts 2', '1 to 10')
+
+
+def test_a_router_gets_what_it_needs_or_is_refused(monkeypatch):
+    needy = dataclasses.replace(registry.ROUTERS['top_k'], needs=('attention',))
+    monkeypatch.setitem(registry.ROUTERS, 'top_k', needy)
+    told({}, "needs 'attention'", "backbone 'conv' supplies nothing")
+    offers = dataclasses.replace(registry.BACKBONES['conv'], supplies=('attention',))
+    monkeypatch.setitem(registry.BACKBONES, 'conv', offers)
+    config.check(changed())
+
+
+OTHER = {'router': 'random', 'router_args': {'noise': 'jitter'}, 'num_experts': 4, 'k': 1,
+         'capacity_factor': 1.0, 'eval_capacity_factor': 1.0, 'capacity_multiple': 4,
+         'group_size': 32, 'priority': 'gate', 'expert': 'depthwise_conv',
+         'expert_args': {'kernel': 5}, 'hidden': 8, 'losses': {}}
+
+
+@pytest.mark.parametrize('key', [f.name for f in dataclasses.fields(settings.Moe)
+                                 if f.name != 'placement'])
+def test_routing_keys_are_not_read_without_routing_but_may_stand_in_a_twin(key):
+    changes = {f'model.moe.{key}': OTHER[key]}
+    if key == 'router':
+        changes['model.moe.router_args'] = {}
+    told({**changes, 'model.moe.placement': 'none'}, f'model.moe.{key} is set to', 'not read',
+         "placement is 'none'")
+    if key in ('router', 'router_args'):
+        changes['model.moe.losses'] = {}
+    config.check(changed({**changes, 'model.twin': 'same_width'}))
+
+
+@pytest.mark.parametrize('key', registry.ROUTERS['soft'].ignores)
+def test_soft_routing_does_not_read_what_choosing_reads(key):
+    soft = {'model.moe.router': 'soft', 'model.moe.router_args': {}, 'model.moe.losses': {}}
+    config.check(changed(soft))
+    told({**soft, f'model.moe.{key}': OTHER[key]}, f'model.moe.{key} is set to', "'soft'")
+
+
+def test_groups_of_images_fit_iff_they_divide_a_micro_batch():
+    for group in range(1, 70):
+        changes = {'train.batch_size': 96, 'train.micro_batches': 2, 'model.moe.group_size': group}
+        if 48 % group == 0:
+            config.check(changed(changes))
+        else:
+            fits = told(changes, f'group_size is {group}', '48 images').split('fits: ')[1]
+            for size in fits.rstrip('.').split(', '):
+                config.check(changed({**changes, 'model.moe.group_size': int(size)}))
+
+
+def test_groups_of_patches_are_whole_images_or_parts_of_one():
+    start = {**VIT, 'dataset.image_size': 16, 'train.batch_size': 6}  # 4 x 4 patches
+    fits = {g for g in range(1, 200) if (16 % g == 0) or (g % 16 == 0 and 6 % (g // 16) == 0)}
+    assert fits == {1, 2, 4, 8, 16, 32, 48, 96}
+    for group in range(1, 130):
+        changes = {**start, 'model.moe.group_size': group}
+        if group in fits:
+            config.check(changed(changes))
+        else:
+            told(changes, f'group_size is {group}', '16 tokens', 'what fits')
+
+
+def test_slots_over_a_batch_of_patches_need_more_than_one_image():
+    soft = {**VIT, 'dataset.image_size': 16, 'train.batch_size': 6, 'model.moe.router': 'soft',
+            'model.moe.losses': {}, 'model.moe.router_args': {'axis': 'batch'}}
+    config.check(changed({**soft, 'model.moe.group_size': 32}))
+    told({**soft, 'model.moe.group_size': 16}, "axis is 'batch'", 'one image (16)', '32')
+    tokens = {**soft, 'model.moe.router_args': {'axis': 'tokens'}, 'model.moe.group_size': 16}
+    config.check(changed(tokens))
+    told({**tokens, 'model.moe.placement': 'head', 'model.moe.group_size': 6}, "axis is 'tokens'")
+
+
+INFO = DatasetInfo('toy', 10, (16, 16, 1), {'train': 200, 'test': 50}, tuple('abcdefghij'))
+
+
+def test_the_image_size_of_the_data_is_used_where_the_config_has_none():
+    c = config.check(changed({**VIT, 'model.moe.group_size': 48, 'train.batch_size': 6}))
+    config.check_with_data(c, INFO)
+    told_by = dataclasses.replace(INFO, image_shape=(12, 12, 1))  # 9 tokens: 48 does not fit
+    with pytest.raises(UserError, match='9 tokens'):
+        config.check_with_data(c, told_by)
+    with pytest.raises(UserError, match='model.args.patch_size is 4.*18x18'):
+        config.check_with_data(c, dataclasses.replace(INFO, image_shape=(18, 18, 1)))
+
+
+def test_a_class_token_is_a_token():
+    args = {**VIT['model.args'], 'pool': 'token'}
+    c = config.check(changed({**VIT, 'model.args': args, 'model.moe.group_size': 17,
+                              'train.batch_size': 6}))
+    config.check_with_data(c, INFO)
+
+
+@pytest.mark.parametrize('changes, part', [
+    ({'train.batch_size': 256}, 'only 200 training images'),
+    ({'train.batch_size': 64, 'train.steps': 6, 'train.warmup_epochs': 2.0}, '6 of 6 steps'),
+])
+def test_the_number_of_images_limits_batch_and_warm_up(changes, part):
+    with pytest.raises(UserError, match=part):
+        config.check_with_data(config.check(changed(changes)), INFO)
+
+
+@pytest.mark.parametrize('placement, blocks, routed', [
+    ('none', 3, ()), ('head', 3, ()), ('last_2', 6, (4, 5)), ('last_6', 6, (0, 1, 2, 3, 4, 5)),
+    ('every_2', 6, (1, 3, 5)), ('every_4', 6, (3,)), ('0', 1, (0,)), ('3,1', 4, (1, 3)),
+])
+def test_placements_name_blocks(placement, blocks, routed):
+    assert settings.routed_blocks(placement, blocks) == routed
+
+
+@pytest.mark.parametrize('placement', ['', 'last', 'last_0', 'every_0', 'last_1,2', '1,1', '1,',
+                                       '-1', 'Head', 'every_two', 'last_7', 'every_7', '6', '0,6'])
+def test_other_placements_are_refused(placement):
+    told({'model.moe.placement': placement}, f"model.moe.placement is '{placement}'")
+
+
+@pytest.mark.parametrize('placement, expert', [('head', 'mlp'), ('last_1', 'conv')])
+def test_the_default_expert_copies_what_it_replaces(placement, expert):
+    c = config.check(changed({'model.moe.placement': placement}))
+    assert c.model.moe.expert == expert
+    assert isinstance(c.model.moe.expert_args, registry.EXPERTS[expert].args)
+
+
+def test_arguments_get_their_defaults():
+    c = config.check(changed({'train.optimizer': 'sgd', 'train.optimizer_args': {'momentum': 0.8}}))
+    assert c.train.optimizer_args == registry.SgdArgs(momentum=0.8, nesterov=True)
+
+
+def test_overrides_reach_locked_configs_and_their_open_dictionaries(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('from configs import base\nget_config = base.get_config\n')
+    common, opened, others = config_file.take_overrides([
+        '--config=x.py', '--config.train.epochs', '3', '--config.dataset.cache',
+        '--config.model.moe.router_args.noise=learned', '--config.model.args.widths=16,32',
+        '--config.model.moe.losses={}', '--config.model.moe.losses.z=1e-3',
+        '-config.train.optimizer_args.b1=0.8', '--mode', 'eval',
+        '--config.model.moe.router_args.renormalize=true'])
+    assert others == ['--config=x.py', '--mode', 'eval']
+    loaded = config_file.load(str(path), common, opened)
+    assert loaded.is_locked
+    c = config.check(loaded)
+    assert (c.train.epochs, c.dataset.cache, c.model.args.widths) == (3.0, True, (16, 32))
+    assert c.model.moe.losses == {'z': 0.001}
+    assert c.train.optimizer_args.b1 == 0.8
+    assert (c.model.moe.router_args.noise, c.model.moe.router_args.renormalize) == ('learned', True)
+
+
+def test_the_config_of_a_run_can_be_overridden(tmp_path):
+    start = changed({'model.moe.capacity_factor': float('inf'), 'model.args': {'widths': (8, 16)}})
+    stored = config.check(start)
+    (tmp_path / 'config.json').write_text(json.dumps({'config': config.to_dict(stored)}))
+    assert config.load(str(tmp_path)) == stored
+    again = config_file.load(f'{ROOT}/configs/workdir.py:{tmp_path}',
+                             ['--config.eval.batch_size=1', '--config.model.moe.capacity_factor=2'])
+    want = dataclasses.replace(stored, eval=dataclasses.replace(stored.eval, batch_size=1))
+    moe = dataclasses.replace(want.model.moe, capacity_factor=2.0)
+    want = dataclasses.replace(want, model=dataclasses.replace(want.model, moe=moe))
+    assert config.check(again) == want
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"config": 3}', '{"other": {}}'])
+def test_a_broken_config_of_a_run_is_told(tmp_path, text):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError):
+        config.load(str(tmp_path))
+
+
+def test_checking_imports_nothing_slow():
+    code = ('import sys; from configs import base; from moe_vision import config;'
+            'config.check(base.get_config());'
+            "print([m for m in ('jax', 'flax', 'grain', 'tensorflow_datasets', 'numpy')"
+            ' if m in sys.modules])')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout.strip() == '[]'

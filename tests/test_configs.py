@@ -1,0 +1,75 @@
+"""The files of `configs/`: every one is right, says what it asks, and changes what its name says."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from moe_vision import config, settings, typed
+
+FOLDER = Path(__file__).parent.parent / 'configs'
+NAMES = sorted({p.stem for p in FOLDER.glob('*.py')} - {'__init__', 'workdir'})
+PROMISED = """
+    base digits_k2 digits_dense
+    fashion_mnist_dense fashion_mnist_k1 fashion_mnist_k2 fashion_mnist_soft_batch
+    fashion_mnist_soft_per_sample
+    cifar10_standard cifar10_depthwise cifar10_standard_dense cifar10_depthwise_dense
+    cifar100_soft_batch cifar100_soft_per_sample
+    tiny_imagenet_k2 imagenet_dense imagenet_k1 imagenet_k2
+""".split()
+# config: (its neighbour, the only keys in which they differ)
+NEIGHBOURS = {
+    'digits_dense': ('digits_k2', {'model.twin'}),
+    'fashion_mnist_dense': ('fashion_mnist_k2', {'model.twin'}),
+    'fashion_mnist_k1': ('fashion_mnist_k2', {'model.moe.k'}),
+    'fashion_mnist_soft_batch': ('fashion_mnist_k2', {
+        'model.moe.router', 'model.moe.router_args', 'model.moe.losses'}),
+    'fashion_mnist_soft_per_sample': ('fashion_mnist_soft_batch', {'model.moe.router_args'}),
+    'cifar10_depthwise': ('cifar10_standard', {'model.name', 'model.args'}),
+    'cifar10_standard_dense': ('cifar10_standard', {'model.twin'}),
+    'cifar10_depthwise_dense': ('cifar10_depthwise', {'model.twin'}),
+    'cifar100_soft_per_sample': ('cifar100_soft_batch', {'model.moe.router_args'}),
+    'imagenet_k1': ('imagenet_k2', {'model.moe.k'}),
+    'imagenet_dense': ('imagenet_k2', {'model.twin'}),
+}
+
+
+def checked(name: str) -> settings.Config:
+    return config.check(importlib.import_module(f'configs.{name}').get_config())
+
+
+def test_the_promised_configs_exist():
+    assert set(PROMISED) <= set(NAMES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_passes_the_check(name):
+    checked(name)
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n != 'base'])
+def test_every_config_says_what_it_asks_how_to_run_it_and_what_was_measured(name):
+    doc = importlib.import_module(f'configs.{name}').__doc__
+    assert '?' in doc
+    assert f'Command: python main.py --config=configs/{name}.py --workdir=W\n' in doc
+    assert '\nMeasured: ' in doc
+
+
+@pytest.mark.parametrize('name', NEIGHBOURS)
+def test_a_config_differs_from_its_neighbour_only_in_what_its_name_says(name):
+    neighbour, keys = NEIGHBOURS[name]
+
+    def leaves(c):
+        values = {}
+        for key in typed.flatten(settings.Config):
+            values[key] = c
+            for part in key.split('.'):
+                values[key] = getattr(values[key], part)
+        return values
+    ours, theirs = leaves(checked(name)), leaves(checked(neighbour))
+    assert {k for k in ours if ours[k] != theirs[k]} == keys
+
+
+def test_a_depthwise_backbone_keeps_the_size_of_the_standard_one():
+    ours, theirs = checked('cifar10_depthwise').model.args, checked('cifar10_standard').model.args
+    assert (ours.widths, ours.depth, ours.norm) == (theirs.widths, theirs.depth, theirs.norm)
