@@ -45,7 +45,7 @@ class Steps:
         items = self.reader.read(stored[present].tolist())
 
         count = len(self.rows)
-        batch = {
+        batch: Batch = {
             'image': np.zeros((count, *self.shape), np.uint8),
             'label': np.zeros(count, np.int32),
             'valid': np.zeros(count, np.bool_),

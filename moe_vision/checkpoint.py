@@ -26,6 +26,7 @@ class Checkpoints:
         self._best = ocp.CheckpointManager((root / 'best').resolve(), options=options(1))
 
     def save(self, step: int, state: Any) -> None:
+        self._best.wait_until_finished()  # a run that goes on from here will not make it again
         _save(self._latest, step, state)
 
     def save_best(self, step: int, state: Any) -> None:
@@ -42,7 +43,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none fits this config or can be read.
         """
-        steps = sorted(self._latest.all_steps(), reverse=True)
+        steps = self.steps()
         for step in steps:
             try:
                 state = _restore(self._latest, step, abstract)
@@ -53,15 +54,25 @@ class Checkpoints:
                 continue
             for newer in steps[: steps.index(step)]:
                 self._latest.delete(newer)
-            for best in self._best.all_steps():
-                if best > step:  # the run will come to it again
-                    self._best.delete(best)
+            self._forget_best_after(step)
             return step, state
         if steps:
             raise UserError(
                 f'none of the checkpoints {steps} in {self._latest.directory} can be read with '
                 'this config; if the network changed, use another --workdir.')
+        self._forget_best_after(0)
         return None
+
+    def _forget_best_after(self, step: int) -> None:
+        """The run will come to those again, and an old one would stand in the way."""
+        for best in self._best.all_steps():
+            if best > step:
+                self._best.delete(best)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are whole, newest first. Waits for saves."""
+        self.wait()
+        return sorted(self._latest.all_steps(), reverse=True)
 
     def restore_for_evaluation(self, abstract: Any) -> tuple[int, Any]:
         """The newest checkpoint, changing nothing on disk.
@@ -69,7 +80,7 @@ class Checkpoints:
         Raises:
           UserError: there is none that can be read.
         """
-        for step in sorted(self._latest.all_steps(), reverse=True):
+        for step in self.steps():
             try:
                 return step, _restore(self._latest, step, abstract)
             except Exception as e:

@@ -37,7 +37,8 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
     Raises:
       UserError: an override names no key, or has no value.
     """
-    common, opened, others = [], {}, []
+    opened: dict[str, Any] = {}
+    common, others = [], []
     args = iter(args)
     for arg in args:
         match = re.fullmatch(r'--?(no)?config\.([^=]*)(?:=(.*))?', arg, re.DOTALL)
@@ -90,7 +91,7 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
         path = next(k for k in OPEN if key == k or key.startswith(f'{k}.'))
         *parents, last = path.split('.')
         with config.unlocked(), config.ignore_type():
-            holder = config
+            holder: Any = config
             for parent in parents:
                 holder = holder[parent]
             if key == path:
@@ -109,8 +110,9 @@ def _run(file: str) -> ConfigDict:
         name = near.rpartition("'")[2]
         hint = f" Did you mean '{known[name]}'?" if name else ' See the folder configs/.'
         raise UserError(f"config file '{path}' does not exist.{hint}")
+    own = os.path.abspath(path)
     try:
-        spec = importlib.util.spec_from_file_location('config_file', path)
+        spec = importlib.util.spec_from_file_location('config_file', own)
         if spec is None or spec.loader is None:
             raise UserError(f"config file '{path}' is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
@@ -122,7 +124,7 @@ def _run(file: str) -> ConfigDict:
     except (UserError, DataError):
         raise
     except Exception as e:  # whatever a config file does
-        at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == spec.origin]
+        at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
         raise UserError(f"config file '{path}', line {line}: {type(e).__name__}: "
                         f'{getattr(e, "msg", e)}') from e

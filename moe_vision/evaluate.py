@@ -18,7 +18,7 @@ import numpy as np
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import mesh as mesh_lib
-from moe_vision import models, registry
+from moe_vision import leverage, models
 from moe_vision.routing import telemetry
 from moe_vision.settings import Config
 from moe_vision.step import eval_step_fn, images_per_group
@@ -32,7 +32,6 @@ class Evaluator:
     Args:
       config, info, mesh: of the run.
       tokens_per_image: patches of an image, 1 for image routing.
-      num_experts: E, to summarize telemetry by.
     """
 
     def __init__(self, config: Config, info: DatasetInfo, mesh: jax.sharding.Mesh,
@@ -43,9 +42,9 @@ class Evaluator:
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._steps: dict[bool, Callable] = {}
         model = config.model
-        entry = registry.entry('router', registry.ROUTERS, model.moe.router)
-        chooses = model.moe.placement != 'none' and model.twin == 'none' and 'soft' not in entry.path
-        self._bounded = chooses and math.isfinite(model.moe.eval_capacity_factor)
+        routed = model.moe.placement != 'none' and model.twin == 'none'
+        self._bounded = (routed and not leverage.soft(model)
+                         and math.isfinite(model.moe.eval_capacity_factor))
 
     def _step(self, unbounded: bool) -> Callable:
         if unbounded not in self._steps:
@@ -76,7 +75,8 @@ class Evaluator:
               details: bool) -> dict[str, Any]:
         step = self._step(unbounded)
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
-        losses, predictions, labels, sums, samples = [], [], [], {}, []
+        losses, predictions, labels, samples = [], [], [], []
+        sums: dict[str, Any] = {}
         with input_pipeline.evaluation_batches(
                 self.config.dataset, split=split, batch_size=self.batch, rows=self._rows) as batches:
             for number, batch in enumerate(batches):

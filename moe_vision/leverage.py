@@ -1,7 +1,7 @@
-"""What a config computes: FLOPs by block, parameters, and the three leverages, from traced programs.
+"""What a config computes: FLOPs by block, parameters and leverages, from traced programs.
 
-FLOPs are per image, forward, in training (DESIGN: 2 per multiply-accumulate; products and
-convolutions only). `flops` is what k active experts need; `flops_executed` what the padded buffers
+FLOPs are per image, forward, in training: 2 per multiply-accumulate, products and
+convolutions only. `flops` is what k active experts need; `flops_executed` what the padded buffers
 run.
 """
 
@@ -119,12 +119,12 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
         in_experts = cost.get('experts', 0)
         routed = routed_net and name in replaced
         experts = in_experts
-        if routed and not _soft(model):
+        if routed and not soft(model):
             layer = _capacity(config, info, name)
             per_slot = in_experts / (model.moe.num_experts * layer.capacity)
             experts = round(per_slot * layer.group_size * active)
         e = model.moe.num_experts
-        share = 1.0 if _soft(model) else min(active / e, 1.0)
+        share = 1.0 if soft(model) else min(active / e, 1.0)
         blocks.append(Block(
             name=name, params=params, params_active=params - round(bank * (1 - share)),
             flops_twin=sum(of_twin.get(name, {}).values()),
@@ -158,7 +158,7 @@ def trace_images(config: Config, tokens: int) -> int:
 def _capacity(config: Config, info: DatasetInfo, name: str) -> Capacity:
     moe = config.model.moe
     tokens = 1 if name.split('/')[0] == 'head' else tokens_per_image(config, info)
-    if _soft(config.model):
+    if soft(config.model):
         return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan)
     slots = [capacity(f, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
              for f in (moe.capacity_factor, moe.eval_capacity_factor)]
@@ -173,16 +173,17 @@ def choices_per_token(model: Model) -> float:
     return model.moe.k * model.moe.num_experts / router.num_ids
 
 
-def _soft(model: Model) -> bool:
-    return model.moe.router == 'soft'
+def soft(model: Model) -> bool:
+    """True where the router mixes tokens instead of choosing experts: k means nothing to it."""
+    return 'k' in registry.entry('router', registry.ROUTERS, model.moe.router).ignores
 
 
 def _counts(model: Model, info: DatasetInfo, images: int) -> flops.Counts:
     net = models.build(model, info.num_classes)
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
-    return flops.count(lambda v, x: net.apply(v, x, Step(train=True), mutable=['batch_stats'])[0][0],
-                       variables, x)
+    forward = lambda v, x: net.apply(v, x, Step(train=True), mutable=['batch_stats'])  # noqa: E731
+    return flops.count(lambda v, x: forward(v, x)[0][0], variables, x)
 
 
 def _param_shapes(model: Model, info: DatasetInfo, images: int) -> dict[str, tuple[int, ...]]:
@@ -202,9 +203,9 @@ def _by_path(shapes: dict[str, Any], part: str) -> list[str]:
     return [_block(p) for p in shapes if f'/{part}/' in p or '/experts/' in p]
 
 
-def _by_block(counts: flops.Counts, images: int) -> dict[str, dict[str, float]]:
+def _by_block(counts: flops.Counts, images: int) -> dict[str, dict[str, int]]:
     """FLOPs per image: block -> {'experts': ..., 'rest': ...}."""
-    out: dict[str, dict[str, float]] = {}
+    out: dict[str, dict[str, int]] = {}
     for scope, number in counts.items():
         block = scope[1] if len(scope) > 1 else '(network)'
         part = 'experts' if 'experts' in scope[2:] else 'rest'

@@ -84,7 +84,8 @@ class Writer:
     def add(self, row: dict[str, Any]) -> None:
         self._waiting.append(row)
         for name, value in flat(row):
-            self._events.add_scalar(f'{row["split"]}/{name}', value, row['step'])
+            if math.isfinite(value):
+                self._events.add_scalar(f'{row["split"]}/{name}', value, row['step'])
 
     def flush(self) -> None:
         """Puts what was added into a file of its own."""
@@ -101,19 +102,23 @@ class Writer:
         text = ''.join(json.dumps(finite(r)) + '\n' for r in rows)
         part = self._folder / f'.{name}.part'
         part.write_text(text)
-        part.rename(self._folder / name)
+        part.replace(self._folder / name)
 
 
 def read(workdir: str) -> list[dict[str, Any]]:
-    """All rows of a run, by step; a line that cannot be read is skipped and named in the log."""
-    rows = []
+    """All rows of a run, by step; a line that cannot be read is skipped and named in the log.
+
+    A row found twice (a restart was interrupted while it rewrote the files) counts once.
+    """
+    rows = {}
     for path in sorted((epath.Path(workdir) / 'metrics').glob('*.jsonl')):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+                rows[row['step'], row['split'] != 'train'] = row
+            except (ValueError, KeyError, TypeError):
                 logging.warning('%s line %d is not JSON and is left out', path, number)
-    return sorted(rows, key=lambda r: (r['step'], r['split'] != 'train'))
+    return [rows[at] for at in sorted(rows)]
 
 
 def flat(row: dict[str, Any], prefix: str = '') -> list[tuple[str, float]]:

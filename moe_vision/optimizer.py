@@ -42,7 +42,8 @@ def make(train: Train, learning_rate: optax.Schedule,
       UserError: `train.trainable` matches no parameter.
     """
     entry = registry.entry('optimizer', registry.OPTIMIZERS, train.optimizer)
-    core = registry.load(entry.path)(train.optimizer_args, learning_rate, train.weight_decay, decays)
+    build = registry.load(entry.path)
+    core = build(train.optimizer_args, learning_rate, train.weight_decay, decays)
     if train.clip_norm:
         core = optax.chain(optax.clip_by_global_norm(train.clip_norm), core)
     pattern = re.compile(train.trainable)
@@ -63,7 +64,7 @@ def decays(params: optax.Params) -> optax.Params:
     def of(path, leaf):
         name = path_name(path)
         dims = leaf.ndim - ('/experts/' in f'/{name}')
-        return dims >= 2 and not name.endswith(('position', 'class_token'))
+        return dims >= 2 and not name.endswith(('bias', 'position', 'class_token'))
     return jax.tree_util.tree_map_with_path(of, params)
 
 

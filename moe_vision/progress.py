@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, total: int, start: int, batch_size: int, stream: TextIO = sys.stderr):
         self._total, self._batch = total, batch_size
         self._stream, self._terminal = stream, stream.isatty()
-        self._begin = self._last = None
+        self._begin = self._last = float('nan')  # until the first step is done
         self._last_step = self._begin_step = start
         self._row: dict[str, Any] = {}
 
@@ -37,14 +37,14 @@ class Progress:
         seconds = now - self._last
         steps = step - self._last_step
         self._last, self._last_step = now, step
-        rate = steps * self._batch / seconds if steps and seconds else float('nan')
+        rate = steps * self._batch / seconds if steps else float('nan')
         return {'images_per_second': rate, 'seconds': seconds}
 
     def images_per_second(self, step: int) -> float:
         """Over the whole run of this process, compiling and evaluations left out."""
         steps = step - self._begin_step
-        seconds = time.monotonic() - self._begin if self._begin else 0.0
-        return steps * self._batch / seconds if steps and seconds else float('nan')
+        seconds = time.monotonic() - self._begin
+        return steps * self._batch / seconds if steps else float('nan')
 
     def show(self, row: dict[str, Any]) -> None:
         """Shows a metrics row of training."""
@@ -67,6 +67,18 @@ class Progress:
         else:
             self._stream.write(text + '\n')
         self._stream.flush()
+
+    def clear(self) -> None:
+        """Takes the bar away, before something else is written."""
+        if self._terminal:
+            self._stream.write('\r\x1b[2K')
+            self._stream.flush()
+
+    def done(self) -> None:
+        """Leaves the bar as it is and goes to the next line."""
+        if self._terminal:
+            self._stream.write('\n')
+            self._stream.flush()
 
     def line(self, text: str) -> None:
         """A line of its own, above the bar."""

@@ -14,29 +14,35 @@ from etils import epath
 
 from input_pipeline import DatasetInfo
 from moe_vision import config as config_lib
-from moe_vision.leverage import Leverage, choices_per_token
+from moe_vision.leverage import Leverage, choices_per_token, soft
 from moe_vision.settings import Config
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'array-record', 'numpy', 'opencv-python-headless')
 
 
+def warn_if_changed(workdir: str, config: Config) -> list[str]:
+    """Logs and returns what this config asks otherwise than the folder's config.json."""
+    path = epath.Path(workdir) / 'config.json'
+    if not path.exists():
+        return []
+    try:
+        before = json.loads(path.read_text())['config']
+    except (ValueError, KeyError, TypeError):
+        logging.warning('%s cannot be read and is written anew', path)
+        return []
+    changed = diff(before, config_lib.to_dict(config))
+    if changed:
+        logging.warning('the config differs from the one this run was started with: %s',
+                        '; '.join(changed))
+    return changed
+
+
 def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,
                  leverage: Leverage) -> None:
-    """Writes config.json: the resolved config, versions, git commit, data set, pre-flight.
-
-    Where the folder already has one that asks for something else, says so with a diff.
-    """
-    path = epath.Path(workdir) / 'config.json'
-    asked = config_lib.to_dict(config)
-    if path.exists():
-        before = json.loads(path.read_text()).get('config', {})
-        changed = diff(before, asked)
-        if changed:
-            logging.warning('the config differs from the one this run was started with: %s',
-                            '; '.join(changed))
-    write_json(path, {
-        'config': asked, 'config_file': config_file, 'versions': versions(),
+    """Writes config.json: the resolved config, versions, git commit, data set, pre-flight."""
+    write_json(epath.Path(workdir) / 'config.json', {
+        'config': config_lib.to_dict(config), 'config_file': config_file, 'versions': versions(),
         'git_commit': git_commit(), 'dataset': dataclasses.asdict(info),
         'preflight': facts(leverage) | {
             'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
@@ -88,7 +94,7 @@ def write_json(path: epath.Path, value: Any) -> None:
     """Writes whole files only: to a neighbour first, then renamed. NaN becomes null."""
     part = path.parent / f'.{path.name}.part'
     part.write_text(json.dumps(finite(value), indent=1) + '\n')
-    part.rename(path)
+    part.replace(path)
 
 
 def finite(value: Any) -> Any:
@@ -121,13 +127,13 @@ def result(config: Config, leverage: Leverage, test: dict[str, Any], best_valida
         'dead_experts': max((x['dead_experts'] for x in layers), default=0),
         'collapsed': collapsed(test['layers'], config.model.moe.num_experts),
     }
-    if layers and config.model.moe.router != 'soft':
+    if layers and not soft(config.model):
         taken = sum(x['choices_per_token'] for x in layers) / len(layers)
         out['rho_active'] = leverage.rho_active_at(taken, choices_per_token(config.model))
     return out
 
 
 def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
-    """Fewer than E/2 effective experts, or a dead one, in any layer (statistics 5.7)."""
+    """Fewer than E/2 effective experts, or a dead one, in any layer."""
     return any(x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0
                for x in layers.values())

@@ -162,10 +162,11 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
     for key in keys:
         value, default = leaves[key], defaults[key]
         if dataclasses.is_dataclass(value) and type(value) is not type(default):
-            default = type(value)()
+            kind: Any = type(value)
+            default = kind()
         if key == 'model.moe.expert':
             default = registry.entry('backbone', registry.BACKBONES, config.model.name).expert
         if value != default:
-            given = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            given = vars(value) if dataclasses.is_dataclass(value) else value
             raise UserError(f'{key} is set to {given} but is not read: {because}; leave it at its '
                             'default.')

@@ -114,20 +114,21 @@ def routed_blocks(placement: str, blocks: int | None = None) -> tuple[int, ...]:
     """
     if placement in ('none', 'head'):
         return ()
-    match = re.fullmatch(r'(?:(last|every)_)?(\d+(?:,\d+)*)', placement.replace(' ', ''))
-    numbers = [int(n) for n in match[2].split(',')] if match else []
-    bad = not match or len(set(numbers)) != len(numbers)
-    if bad or (match[1] and (len(numbers) > 1 or numbers[0] < 1)):
+    match = re.fullmatch(r'(last_|every_|)(\d+(?:,\d+)*)', placement.replace(' ', ''))
+    form, listed = match.groups() if match else ('', '')
+    numbers = [int(n) for n in listed.split(',') if n]
+    if len(set(numbers)) != len(numbers) or not numbers or (
+            form and (len(numbers) > 1 or numbers[0] < 1)):
         raise UserError(f"model.moe.placement is '{placement}'.{nearest(placement, _PLACEMENTS)} "
                         "Allowed: none, head, last_N, every_N, or block numbers such as '1,3'.")
     if blocks is None:
         return ()
-    most = blocks if match[1] else blocks - 1
+    most = blocks if form else blocks - 1
     if max(numbers) > most:
         raise UserError(f"model.moe.placement is '{placement}' but the backbone has {blocks} "
                         f'blocks; the largest number here is {most}.')
-    if match[1] == 'last':
+    if form == 'last_':
         return tuple(range(blocks - numbers[0], blocks))
-    if match[1] == 'every':
+    if form == 'every_':
         return tuple(range(numbers[0] - 1, blocks, numbers[0]))
     return tuple(sorted(numbers))

@@ -41,11 +41,16 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
                             f"'{workdir}' and {tuple(mine.shape)} here.")
         return jnp.asarray(found[name])
 
+    mine = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+    for name in found:
+        if name not in mine and not name.startswith(_HEAD):
+            raise UserError(f"init_from: '{workdir}' has a parameter '{name}' that this network "
+                            'lacks. The networks must be the same but for the classifier.')
     params = jax.tree_util.tree_map_with_path(weight, state.params)
     params = jax.device_put(params, shardings.params)
     stats = state.batch_stats
     theirs = raw.get('batch_stats') or {}
-    if jax.tree.structure(theirs) == jax.tree.structure(stats):
+    if jax.tree.structure(theirs) == jax.tree.structure(stats):  # type: ignore[operator]
         stats = jax.device_put(jax.tree.map(jnp.asarray, theirs), shardings.batch_stats)
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else state.ema
     return dataclasses.replace(state, params=params, batch_stats=stats, ema=ema)

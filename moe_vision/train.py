@@ -25,16 +25,17 @@ from moe_vision.step import TrainState, images_per_group, init_state, train_step
 class Setup:
     """What training and scoring both need: data set, mesh, network, optimizer, state's layout."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, for_training: bool = True):
         self.config = config
         self.info: DatasetInfo = input_pipeline.info(config.dataset)
         rules.check_with_data(config, self.info)
         self.mesh = mesh.make(config.mesh.expert)
         tokens = leverage.tokens_per_image(config, self.info)
         self.images_per_group = images_per_group(config, tokens)
-        rows = config.train.batch_size // config.train.micro_batches
-        mesh.check_groups(rows, self.images_per_group, self.mesh, 'train.batch_size'
-                          + (' / micro_batches' if config.train.micro_batches > 1 else ''))
+        if for_training:
+            rows = config.train.batch_size // config.train.micro_batches
+            mesh.check_groups(rows, self.images_per_group, self.mesh, 'train.batch_size'
+                              + (' / micro_batches' if config.train.micro_batches > 1 else ''))
         input_pipeline.require(config.dataset)
         self.times = durations(config, self.info.split_sizes['train'])
         self.network = models.build(config.model, self.info.num_classes, self.mesh)
@@ -53,7 +54,9 @@ class Setup:
 
     def fresh_state(self) -> TrainState:
         """The state before the first step; weights of `init_from` where that is set."""
-        state = jax.jit(self._fresh, out_shardings=self.shardings)()
+        # On a CPU, optimizing the code of random numbers that are drawn once takes many seconds.
+        options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+        state = jax.jit(self._fresh, out_shardings=self.shardings, compiler_options=options)()
         if self.config.init_from:
             state = surgery.init_from(state, self.config.init_from, self.shardings)
         return state
@@ -79,10 +82,11 @@ def train(config: Config, workdir: str, config_file: str = '',
     print(preflight.text(config, setup.info, setup.mesh, cost, setup.times), flush=True)
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_config(workdir, config, config_file, setup.info, cost)
+    record.warn_if_changed(workdir, config)
     with checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved:
         restored = saved.restore_newest(setup.abstract)
         start, state = restored or (0, setup.fresh_state())
+        record.write_config(workdir, config, config_file, setup.info, cost)
         if start:
             logging.info('continuing at step %d of %d', start, setup.times.total)
         writer = metrics.Writer(workdir, start)
@@ -102,28 +106,35 @@ def _loop(setup: Setup, state: TrainState, start: int, saved: checkpoint.Checkpo
     micro = config.train.micro_batches
     rows = _rows(setup, config.train.batch_size, micro)
     step_fn = setup.step()
+    profiling = False
+    if profile_steps and not start < profile_steps[0] <= times.total:
+        logging.warning('no profile: --profile_steps starts at step %d, this run takes steps %d '
+                        'to %d', profile_steps[0], start + 1, times.total)
     with input_pipeline.train_batches(
             config.dataset, seed=config.seed, batch_size=config.train.batch_size, rows=rows,
             start_step=start, num_steps=times.total) as batches:
         for step, batch in enumerate(batches, start + 1):
             if profile_steps and step == profile_steps[0]:
                 jax.profiler.start_trace(str(epath.Path(workdir) / 'profile'))
+                profiling = True
             arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
             state, out = step_fn(state, mesh.to_devices(arrays, setup.mesh, micro))
             interval.add(step, out)
             if step == start + 1:
                 jax.block_until_ready(out)
                 progress.first_step_done(step)
-            if profile_steps and step == profile_steps[1]:
+            if profile_steps and profiling and step in (profile_steps[1], times.total):
                 jax.block_until_ready(out)
                 jax.profiler.stop_trace()
+                profiling = False
             if not times.row_ends(step):
                 continue
-            row = _row(interval, times.per_epoch, workdir)
+            row = _row(interval, times.per_epoch, saved)
             row['timing'] = progress.timing(step)
             writer.add(row)
-            progress.show(row)
+            progress.clear()
             health.check(row)
+            progress.show(row)
             began = time.monotonic()
             if step in times.evaluations and validates:
                 row = _validate(setup, state, step)
@@ -134,21 +145,22 @@ def _loop(setup: Setup, state: TrainState, start: int, saved: checkpoint.Checkpo
                 if best is None or row['accuracy'] > best:
                     best = row['accuracy']
                     saved.save_best(step, _own(state))
+            if step in times.evaluations | times.checkpoints:
+                writer.flush()  # rows first: those before a checkpoint are not made again
             if step in times.checkpoints:
                 saved.save(step, _own(state))
-            if step in times.evaluations | times.checkpoints:
-                writer.flush()
             progress.pause(time.monotonic() - began)
+    progress.done()
     return state, best, progress.images_per_second(times.total)
 
 
-def _row(interval: metrics.Interval, per_epoch: float, workdir: str) -> dict[str, Any]:
+def _row(interval: metrics.Interval, per_epoch: float,
+         saved: checkpoint.Checkpoints) -> dict[str, Any]:
     try:
         return interval.row(per_epoch)
     except metrics.NonFinite as e:
-        found = (epath.Path(workdir) / 'checkpoints' / 'latest').glob('*')
-        steps = [int(p.name) for p in found if p.name.isdigit()]
-        last = f'the last finite checkpoint is step {max(steps)}' if steps else 'no checkpoint yet'
+        steps = saved.steps()
+        last = f'the last finite checkpoint is step {steps[0]}' if steps else 'no checkpoint yet'
         raise UserError(
             f'{e}; {last}. Try a lower train.learning_rate, a longer train.warmup_epochs, '
             'train.clip_norm=1 or model.dtype=float32, with a new --workdir.') from e
@@ -165,10 +177,9 @@ def _finish(setup: Setup, cost: leverage.Leverage, state: TrainState, best: floa
     """Scores the test split; writes result.json, evaluation.json and the report."""
     folder = epath.Path(workdir)
     test = setup.evaluator.score(state.variables(averaged=True), 'test', 1.0, details=True)
-    result = record.result(setup.config, cost, test, best, setup.times.total, rate)
-    if rate != rate and (folder / 'result.json').exists():  # nothing was trained this time
-        before = json.loads((folder / 'result.json').read_text())
-        result['images_per_second'] = before.get('images_per_second')
+    if rate != rate:  # hardly anything was trained this time
+        rate = _rate_before(workdir)
+    result = record.result(setup.config, cost, test, best, int(state.step), rate)
     record.write_json(folder / 'evaluation.json', {
         'split': 'test', 'class_names': setup.info.class_names, **test})
     record.write_json(folder / 'result.json', result)
@@ -179,13 +190,22 @@ def _finish(setup: Setup, cost: leverage.Leverage, state: TrainState, best: floa
     return result
 
 
+def _rate_before(workdir: str) -> float:
+    """Images per second as an earlier life of the run left them."""
+    path = epath.Path(workdir) / 'result.json'
+    rates = [(r.get('timing') or {}).get('images_per_second') for r in metrics.read(workdir)]
+    if path.exists():
+        rates.append(json.loads(path.read_text()).get('images_per_second'))
+    return next((r for r in reversed(rates) if r is not None), float('nan'))
+
+
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     """Scores the newest checkpoint of a run on `eval.split`; writes evaluation-SPLIT.json.
 
     Raises:
       UserError: there is no checkpoint that fits the config.
     """
-    setup = Setup(config)
+    setup = Setup(config, for_training=False)
     if config.eval.split not in setup.info.split_sizes:
         raise UserError(f"eval.split is '{config.eval.split}', but {setup.info.name} has "
                         f'{", ".join(setup.info.split_sizes)}.')

@@ -17,9 +17,9 @@ from moe_vision.errors import UserError, nearest
 _NAMES = {int: 'an int', float: 'a number', bool: 'True or False', str: 'a string'}
 
 
-def flatten(cls: type, prefix: str = '') -> dict[str, Any]:
+def flatten(cls: Any, prefix: str = '') -> dict[str, Any]:
     """`{'train.epochs': float, ...}`: the annotation of every leaf of nested dataclasses."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
             leaves |= flatten(kind, f'{prefix}{name}.')
@@ -28,7 +28,7 @@ def flatten(cls: type, prefix: str = '') -> dict[str, Any]:
     return leaves
 
 
-def build(cls: type, given: Mapping[str, Any], where: str, what: str = 'key') -> Any:
+def build(cls: Any, given: Mapping[str, Any], where: str, what: str = 'key') -> Any:
     """An instance of the dataclass `cls` from a dictionary.
 
     Args:
@@ -95,9 +95,12 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     fits = {int: int, float: int | float, bool: bool, str: str}.get(kind, origin or kind)
     if not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float)):
         raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
-    if kind is float and math.isnan(value):
+    if kind is not float:
+        return value
+    number = float(typing.cast(float, value))
+    if math.isnan(number):
         raise UserError(f'{where} is nan; it must be a number.')
-    return float(value) if kind is float else value
+    return number
 
 
 def _first_that_fits(value: Any, kind: Any, choices: tuple[Any, ...], where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The files of `configs/`: every one is right, says what it asks, and changes what its name says."""
+"""The files of `configs/`: each is right, says what it asks, and changes what its name says."""
 
 import importlib
 from pathlib import Path

@@ -78,9 +78,10 @@ def refused(shadowed, *args: str, cwd: Path = ROOT) -> str:
     (['--config.model.args.widths=wide'], ["model.args.widths is 'wide'", 'an int']),
     (['--config.eval.split=valid'], ["'valid'", "'validation'", 'test']),
     (['--config.model.moe.placement=none', '--config.model.moe.k=1'], ['model.moe.k', 'not read']),
-    (['--config.init_from=/no/such/run'], ["'/no/such/run'", 'no such folder']),
+    (['--config.init_from={tmp}/gone'], ["/gone'", 'no such folder']),
 ])
 def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
+    args = [a.replace('{tmp}', str(tmp_path)) for a in args]
     line = refused(shadowed, CONFIG, f'--workdir={tmp_path}', *args)
     for part in parts:
         assert part in line, line
@@ -95,14 +96,14 @@ def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
     (['--config=digits_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
     (['--config=configs', '--workdir=W'], ["'configs' does not exist"]),
     (['--config=LICENCE.txt', '--workdir=W'], ["'LICENCE.txt'"]),
-    (['--mode=eval', '--workdir=/no/such/run'], ['/no/such/run', 'no such file', 'train there']),
-    (['--mode=eval', CONFIG, '--workdir=/no/such/run'], ['/no/such/run', 'does not exist']),
+    (['--mode=eval', '--workdir={tmp}/gone'], ["/gone'", 'no such file', 'train there']),
+    (['--mode=eval', CONFIG, '--workdir={tmp}/gone'], ["/gone'", 'does not exist']),
 ])
-def test_what_is_missing_is_named(shadowed, args, parts):
-    line = refused(shadowed, *args)
+def test_what_is_missing_is_named(shadowed, tmp_path, args, parts):
+    line = refused(shadowed, *[a.replace('{tmp}', str(tmp_path)) for a in args])
     for part in parts:
         assert part in line, line
-    assert not (ROOT / 'W').exists()
+    assert not (ROOT / 'W').exists() and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('text, parts', [
@@ -117,13 +118,13 @@ def test_what_is_missing_is_named(shadowed, args, parts):
     ('from configs import base\ndef get_config():\n  c = base.get_config()\n'
      '  del c.train.epochs\n  return c\n', ["'train.epochs' is missing"]),
     ('from configs import base\ndef get_config():\n  c = base.get_config()\n'
-     '  c.train.epochs = "3"\n  return c\n', ['line 4', 'train.epochs', 'str']),
+     '  c.train.epochs = "3"\n  return c\n', ['line 4', "'epochs'", "'float'"]),
 ])
 def test_a_config_file_that_fails(shadowed, tmp_path, text, parts):
     (tmp_path / 'mine.py').write_text(text)
     line = refused(shadowed, f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/w')
     for part in parts:
-        assert part in line.replace("key 'epochs' ", 'train.epochs '), line
+        assert part in line, line
     assert not (tmp_path / 'w').exists()
 
 

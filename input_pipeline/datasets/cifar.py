@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -58,7 +59,7 @@ class _Cifar(Builder):
 
         return Contents(
             self.class_names,
-            {s: [lambda f=f: shard(f) for f in files] for s, files in self.files.items()},
+            {s: [functools.partial(shard, f) for f in files] for s, files in self.files.items()},
         )
 
     def _examples(self, file: str, first: int, rows: np.ndarray) -> Iterator[Example]:

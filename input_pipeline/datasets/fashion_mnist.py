@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -97,4 +98,4 @@ class FashionMnist(Builder):
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield f'{files[split][0].name} image {i}', encode_png(image[..., None]), int(label)
 
-        return Contents(self.class_names, {s: [lambda s=s: shard(s)] for s in _FILES})
+        return Contents(self.class_names, {s: [functools.partial(shard, s)] for s in _FILES})

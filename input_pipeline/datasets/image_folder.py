@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from input_pipeline.builder import Builder, Contents, Example
+from input_pipeline.builder import Builder, Contents, Example, Shard
 from input_pipeline.types import DataError
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
@@ -44,7 +45,7 @@ class ImageFolder(Builder):
         folders = {'train': 'train', 'test': 'test', 'validation': 'val'}
         if not (source / 'test').is_dir():
             folders = {'train': 'train', 'test': 'val'}
-        splits = {}
+        splits: dict[str, Sequence[Shard]] = {}
         for split, folder in folders.items():
             images = self._images(source / folder, labels)
             if folder == 'train' and len({label for _, label in images}) < len(classes):
@@ -52,7 +53,7 @@ class ImageFolder(Builder):
                 raise DataError(f'{source}/train/{empty} holds no images ({", ".join(_SUFFIXES)}).')
             parts = [images[i : i + _SHARD] for i in range(0, len(images), _SHARD)]
             if parts:
-                splits[split] = [lambda part=part: self._shard(source, part) for part in parts]
+                splits[split] = [functools.partial(self._shard, source, part) for part in parts]
         return Contents(tuple(classes), splits)
 
     def _images(self, folder: Path, labels: dict[str, int]) -> list[tuple[Path, int]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from input_pipeline import archives
-from input_pipeline.builder import Builder, Contents, Example
+from input_pipeline.builder import Builder, Contents, Example, Shard
 from input_pipeline.types import DataError
 
 _TOP = 'tiny-imagenet-200'
@@ -51,7 +52,7 @@ class TinyImagenet(Builder):
             for name, data in archives.zip_read(path, members):
                 yield name, data, label(name)
 
-        splits = {}
+        splits: dict[str, Sequence[Shard]] = {}
         for split, folder, depth in (('train', 'train', 5), ('validation', 'val', 4)):
             images = [
                 n
@@ -65,5 +66,5 @@ class TinyImagenet(Builder):
                     f'{path} has no images below {_TOP}/{folder}; wanted: {self.wants}.'
                 )
             parts = [images[i : i + _SHARD] for i in range(0, len(images), _SHARD)]
-            splits[split] = [lambda part=part: shard(part) for part in parts]
+            splits[split] = [functools.partial(shard, part) for part in parts]
         return Contents(tuple(classes), splits)

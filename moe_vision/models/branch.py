@@ -1,10 +1,10 @@
 """What stands at a replaced place: the routed layer, or the dense block of a twin."""
 
 import dataclasses
-import math
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moe_vision.layers import DenseBlock, MoE, Step
@@ -52,6 +52,8 @@ def run_branch(branch: nn.Module, x, step: Step, infos: Infos):
     return y
 
 
-def tokens_of(payload: tuple[int, ...]) -> int:
-    """Positions in one payload: 1 for a vector, H * W for a map."""
-    return math.prod(payload[:-1])
+def per_patch(step: Step, patches: int) -> Step:
+    """The step as patches see it: what is known of an image holds for each of its patches."""
+    repeat = lambda v: None if v is None else jnp.repeat(v, patches)  # noqa: E731
+    return dataclasses.replace(step, valid=repeat(step.valid), labels=repeat(step.labels),
+                               start=step.start * patches)

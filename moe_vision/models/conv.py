@@ -7,14 +7,15 @@ branch is what an expert copies; the shortcut stays outside.
 Axes: B images, H W space, D channels.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moe_vision.layers import Step
 from moe_vision.models.branch import Infos, make_branch, run_branch
-from moe_vision.models.places import placed
-from moe_vision.settings import Model
+from moe_vision.settings import Model, routed_blocks
 
 _HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
@@ -76,7 +77,7 @@ class ConvNet(nn.Module):
     num_classes: int
     mesh: Mesh | None = None
 
-    plain = StandardBranch
+    plain: ClassVar[type[nn.Module]] = StandardBranch
 
     def hidden(self, width: int) -> int:
         return width
@@ -86,7 +87,7 @@ class ConvNet(nn.Module):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
         norm = lambda name: Norm(a.norm, dtype, name=name)  # noqa: E731
-        replaced = placed(self.model.moe.placement, a.depth * len(a.widths))
+        replaced = routed_blocks(self.model.moe.placement, a.depth * len(a.widths))
         infos = Infos()
         x = nn.Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=_HE, dtype=dtype,
                     name='stem')(images.astype(dtype))
@@ -118,7 +119,7 @@ class ConvNet(nn.Module):
 class DepthwiseNet(ConvNet):
     """The depthwise-separable network: 3x3 per channel, then 1x1 out and back."""
 
-    plain = DepthwiseBranch
+    plain: ClassVar[type[nn.Module]] = DepthwiseBranch
 
     def hidden(self, width: int) -> int:
         return width * self.model.args.expansion

@@ -1,39 +1,13 @@
-"""Where a network is routed, and how wide the blocks at those places are."""
+"""How wide the blocks at replaced places are, in a routed network and in its twins."""
 
 import math
 
 import jax
 
 from moe_vision import flops
-from moe_vision.errors import UserError
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import make_expert, make_router
 from moe_vision.settings import Moe
-
-
-def placed(placement: str, num_blocks: int) -> tuple[int, ...]:
-    """Numbers of the shape-preserving blocks that are replaced.
-
-    'none' and 'head' replace none; 'last_N' the last N; 'every_N' blocks N-1, 2N-1, ...;
-    '1,3' those.
-
-    Raises:
-      UserError: the network has fewer blocks.
-    """
-    if placement in ('none', 'head'):
-        return ()
-    if placement.startswith('last_'):
-        n = int(placement.removeprefix('last_'))
-        found = tuple(range(num_blocks - n, num_blocks))
-    elif placement.startswith('every_'):
-        n = int(placement.removeprefix('every_'))
-        found = tuple(range(n - 1, num_blocks, n))
-    else:
-        found = tuple(sorted({int(part) for part in placement.split(',')}))
-    if not found or found[0] < 0 or found[-1] >= num_blocks:
-        raise UserError(f"model.moe.placement is '{placement}', but the network has {num_blocks} "
-                        f'blocks that can be routed: 0 to {num_blocks - 1}.')
-    return found
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
@@ -73,8 +47,9 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
 
 def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:
     """FLOPs of one expert on one token."""
-    params = {n: jax.ShapeDtypeStruct(shape, 'float32') for n, (shape, _) in expert.shapes().items()}
-    x = jax.ShapeDtypeStruct((1, *payload), 'float32')
+    array = lambda shape: jax.ShapeDtypeStruct(shape, 'float32')  # noqa: E731
+    params = {n: array(shape) for n, (shape, _) in expert.shapes().items()}
+    x = array((1, *payload))
     return sum(flops.count(expert.apply, params, x).values())
 
 

@@ -6,8 +6,6 @@ outside. Blocks are numbered from 0.
 Axes: B images, N patches of an image (with pool='token' one more), D width.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -15,9 +13,8 @@ from jax.sharding import Mesh
 from moe_vision import registry
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
-from moe_vision.models.branch import Infos, make_branch, run_branch
-from moe_vision.models.places import placed
-from moe_vision.settings import Model
+from moe_vision.models.branch import Infos, make_branch, per_patch, run_branch
+from moe_vision.settings import Model, routed_blocks
 
 
 class Vit(nn.Module):
@@ -30,7 +27,7 @@ class Vit(nn.Module):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
         hidden = a.hidden or 4 * a.width
-        replaced = placed(self.model.moe.placement, a.depth)
+        replaced = routed_blocks(self.model.moe.placement, a.depth)
         infos = Infos()
         norm = lambda name: nn.LayerNorm(dtype=dtype, name=name)  # noqa: E731
         x = nn.Conv(a.width, (a.patch_size,) * 2, (a.patch_size,) * 2, padding='VALID',
@@ -42,7 +39,7 @@ class Vit(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, a.width)).astype(x.dtype), x], 1)
         position = self.param('position', nn.initializers.normal(0.02), (1, x.shape[1], a.width))
         x = x + position.astype(x.dtype)
-        patches = _per_patch(step, x.shape[1])
+        patches = per_patch(step, x.shape[1])
         for number in range(a.depth):
             name = f'block_{number}'
             y = norm(f'{name}_attention_norm')(x)
@@ -64,10 +61,3 @@ class Vit(nn.Module):
             x = x + run_branch(branch, x, step, infos)
         logits = nn.Dense(self.num_classes, dtype=dtype, name='classifier')(x)
         return jnp.asarray(logits, jnp.float32), infos.by_layer
-
-
-def _per_patch(step: Step, patches: int) -> Step:
-    """The step as patches see it: what is known of an image holds for each of its patches."""
-    repeat = lambda v: None if v is None else jnp.repeat(v, patches)  # noqa: E731
-    return dataclasses.replace(step, valid=repeat(step.valid), labels=repeat(step.labels),
-                               start=step.start * patches)

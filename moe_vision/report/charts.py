@@ -14,6 +14,7 @@ from moe_vision.report import figure, heatmaps, palette
 from moe_vision.report.markup import Markup
 
 POINTS = 240  # at most so many points per curve; more are averaged in equal runs
+BANDS = 100  # the same for bands, whose edges hide each other sooner
 MANY = 16  # above so many experts, pictures stop telling them apart by colour
 
 
@@ -31,16 +32,16 @@ class Series:
         return bool(np.isfinite(self.y).any())
 
 
-def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `POINTS` points: means over equal runs of neighbours, NaN where all are NaN."""
-    if len(x) <= POINTS:
+def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points: means over equal runs of neighbours, NaN where all are NaN."""
+    if len(x) <= points:
         return x, y
-    runs = np.array_split(np.arange(len(x)), POINTS)
+    starts = np.linspace(0, len(x), points, endpoint=False).astype(int)
     known = np.isfinite(y)
-    total = np.stack([np.where(known, y, 0)[r].sum(0) for r in runs])
-    number = np.stack([known[r].sum(0) for r in runs])
+    number = np.add.reduceat(known.astype(int), starts)
+    total = np.add.reduceat(np.where(known, y, 0), starts)
     mean = np.where(number > 0, total / np.maximum(number, 1), np.nan)
-    return np.array([x[r].mean() for r in runs]), mean
+    return np.add.reduceat(x, starts) / np.diff(starts, append=len(x)), mean
 
 
 def lines(
@@ -62,12 +63,12 @@ def lines(
         f'{s.name or "the value"} from {form(s.y[np.isfinite(s.y)][0])} to '
         f'{form(s.y[np.isfinite(s.y)][-1])}' for s in shown
     ]  # fmt: skip
+    shown = [dataclasses.replace(s, x=x, y=y) for s in shown for x, y in [thin(s.x, s.y)]]
 
     def paint(axes: Axes) -> None:
         for s in shown:
-            x, y = thin(s.x, s.y)
-            marks = 'o' if s.marks and len(x) <= 40 or np.isfinite(y).sum() == 1 else None
-            axes.plot(x, y, color=s.colour, marker=marks, markersize=3.4, zorder=3)
+            marks = 'o' if s.marks and len(s.x) <= 40 or np.isfinite(s.y).sum() == 1 else None
+            axes.plot(s.x, s.y, color=s.colour, marker=marks, markersize=3.4, zorder=3)
         if reference:
             axes.axhline(reference[0], color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=2)
         if log:
@@ -106,7 +107,7 @@ def _limits(
 
 def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.short(v)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.tick(v)))
     axes.set_xlabel('step', loc='right', fontsize=10)
 
 
@@ -118,8 +119,8 @@ def _end_labels(
     wanted = []
     for s in series:
         known = np.isfinite(s.y)
-        y = float(thin(s.x, s.y)[1][np.isfinite(thin(s.x, s.y)[1])][-1])
-        wanted.append((to_axes.transform((s.x[known][-1], y))[1], palette.tail(s.name), s.colour))
+        end = to_axes.transform((s.x[known][-1], s.y[known][-1]))
+        wanted.append((end[1], palette.tail(s.name), s.colour))
     if len(series) == 1:
         wanted = []
     if reference:
@@ -134,29 +135,29 @@ def _end_labels(
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Sorted places moved apart to at least `gap`, each cluster staying around its own middle."""
+    """Sorted places in 0..1 moved apart to at least `gap`, staying as near as they can."""
     clusters: list[list[float]] = []
     for place in places:
         clusters.append([place])
-        while len(clusters) > 1 and _start(clusters[-1], gap) < _end(clusters[-2], gap) + gap:
+        while len(clusters) > 1 and _span(clusters[-1], gap)[0] < _span(clusters[-2], gap)[1] + gap:
             last = clusters.pop()
             clusters[-1] += last
-    return [_start(c, gap) + i * gap for c in clusters for i in range(len(c))]
+    return [_span(c, gap)[0] + i * gap for c in clusters for i in range(len(c))]
 
 
-def _start(cluster: list[float], gap: float) -> float:
-    return sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
-
-
-def _end(cluster: list[float], gap: float) -> float:
-    return sum(cluster) / len(cluster) + gap * (len(cluster) - 1) / 2
+def _span(cluster: list[float], gap: float) -> tuple[float, float]:
+    """Lowest and highest place of a cluster centred on its mean, kept above 0 and below 1."""
+    length = gap * (len(cluster) - 1)
+    start = min(max(sum(cluster) / len(cluster) - length / 2, 0.01), max(1.0 - length, 0.01))
+    return start, start + length
 
 
 def shares(x: np.ndarray, load: np.ndarray, title: str) -> Markup:
     """Load of each expert over time, `load[N, E]`: bands that fill the whole, or a heat map."""
     experts = load.shape[1]
     whole = load.sum(1, keepdims=True)
-    x, load = thin(x, load / np.where(whole > 0, whole, np.nan))
+    points = POINTS if experts > MANY else BANDS
+    x, load = thin(x, load / np.where(whole > 0, whole, np.nan), points)
     if len(x) == 1:
         x, load = np.array([x[0] - 0.5, x[0] + 0.5]), np.repeat(load, 2, 0)
     final = load[np.isfinite(load).all(1)][-1]
@@ -167,7 +168,7 @@ def shares(x: np.ndarray, load: np.ndarray, title: str) -> Markup:
     def paint(axes: Axes) -> None:
         axes.grid(False)
         axes.stackplot(x, load.T, colors=[palette.expert(e) for e in range(experts)],
-                       edgecolor=palette.PAPER, linewidth=0.7)
+                       edgecolor=palette.PAPER, linewidth=0.5)
         for e in range(1, experts):
             axes.axhline(e / experts, color=palette.INK, linewidth=0.6, dashes=(2, 3), alpha=0.6)
         tops = np.cumsum(final)

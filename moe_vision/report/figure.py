@@ -77,7 +77,7 @@ def draw(
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*[Gg]lyph.*')  # the reader's fonts have them
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         axes = figure.add_axes((
             left / width, bottom / height,

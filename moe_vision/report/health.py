@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from moe_vision.report.palette import count, percent, plain
 from moe_vision.report.read import Run, as_dict, number
 
 DROPS = 0.10  # above this share of dropped choices, a layer is worth a look
+BLIND = 0.02  # nats; below this, the choice of expert says next to nothing about the class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,92 +20,92 @@ class Verdict:
     points: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    name: str
+    experts: int
+    where: str
+    effective: float
+    dead: float
+    drops: float
+    orphans: float
+
+    @classmethod
+    def read(cls, run: Run, name: str) -> '_Layer':
+        values, where = run.latest(name)
+        keys = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate')
+        return cls(name, run.num_experts(name), where, *(number(values.get(k)) for k in keys))
+
+
 def judge(run: Run) -> Verdict:
     """The verdict over all routed layers, from the newest numbers there are."""
-    layers = run.layers()
+    layers = [_Layer.read(run, name) for name in run.layers()]
     points = _divergence(run)
     if not layers:
         if run.rows or run.result:
             return Verdict('bad' if points else 'none', 'Dense run: nothing is routed.', points)
         return Verdict('none', 'Too early to say: no numbers on routing yet.', points)
-    level = 'warn' if points else 'good'
-    least, most_dropped = math.nan, math.nan
-    for layer in layers:
-        values, where = run.latest(layer)
-        found = _layer(run, layer, values, where)
-        points += found
-        if found:
-            level = 'warn'
-        share = number(values.get('effective_experts')) / max(run.num_experts(layer), 1)
-        least = float(min(filter(math.isfinite, (least, share)), default=math.nan))
-        drops = number(values.get('drop_rate'))
-        most_dropped = float(max(filter(math.isfinite, (most_dropped, drops)), default=math.nan))
-    points += _unspecialised(run, layers)
-    if run.result.get('collapsed') is True:
-        return Verdict('bad', 'Routing collapsed: a few experts take nearly everything.', points)
-    if level == 'warn':
-        collapse = any(_collapsed(run, layer) for layer in layers)
-        line = 'Routing is collapsing: ' if collapse else 'No collapse, but worth a look: '
-        return Verdict('bad' if collapse else 'warn', line + _first(points[0]), points)
-    if math.isnan(least):
+    points += _findings(run, layers)
+    worst = min(layers, key=lambda x: x.effective if x.effective == x.effective else math.inf)
+    spread = f'{worst.name} spreads its load like {plain(worst.effective, 2)} of {worst.experts}'
+    known = math.isfinite(worst.effective)
+    if run.result.get('collapsed') is True or worst.effective < worst.experts / 4:
+        why = f'{spread} experts.' if known else 'the result says so.'
+        return Verdict('bad', f'Routing collapsed: {why}', points)
+    if points:
+        line = f'No collapse, but worth a look: {points[0].split("; look at ")[0].rstrip(".")}.'
+        return Verdict('warn', line, points + _unspecialised(run))
+    if not known:
         return Verdict('none', 'Routing cannot be judged: its numbers are missing.', points)
-    line = f'No collapse: load is spread over at least {percent(least, 0)} of the experts'
-    if math.isfinite(most_dropped):
-        line += f' and at most {percent(most_dropped)} of choices are dropped'
-    return Verdict('good', line + ', in every routed layer.', points)
+    drops = max((x.drops for x in layers if math.isfinite(x.drops)), default=math.nan)
+    line = f'No collapse: even {spread} experts'
+    if drops > 0:
+        line += f', and at most {percent(drops)} of choices are dropped'
+    elif drops == 0:
+        line += ', and no choice is dropped'
+    return Verdict('good', line + '.', _unspecialised(run))
 
 
-def _first(sentence: str) -> str:
-    cut = sentence.split('; ')[0].rstrip('.')
-    return cut + '.'
+def _findings(run: Run, layers: list[_Layer]) -> list[str]:
+    """One sentence per kind of trouble, over all layers that have it."""
+    balance = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
 
+    def named(bad: list[_Layer], tell: Callable[[_Layer], str]) -> str:
+        return ', '.join(f'{x.name} ({tell(x)})' for x in bad)
 
-def _collapsed(run: Run, layer: str) -> bool:
-    experts = run.num_experts(layer)
-    return experts > 1 and number(run.latest(layer)[0].get('effective_experts')) < experts / 4
-
-
-def _layer(run: Run, layer: str, values: dict, where: str) -> list[str]:
-    experts = run.num_experts(layer)
-    dead, effective, drops, orphans = (
-        number(values.get(key))
-        for key in ('dead_experts', 'effective_experts', 'drop_rate', 'orphan_rate')
-    )
     points = []
-    if experts and effective < experts / 2:
-        points.append(
-            f'{layer} spreads its load like {plain(effective, 2)} of {experts} experts {where}; '
-            f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}.'
-        )
-    if dead > 0:
-        points.append(
-            f'{layer} has {count(dead)} of {experts} experts dead {where} (they receive nothing); '
-            f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}.'
-        )
-    if drops > DROPS:
-        lost = f', and {percent(orphans)} of tokens lose all of theirs' if orphans > 0 else ''
-        points.append(
-            f'{layer} drops {percent(drops)} of its choices {where}{lost}; '
-            f'look at {_key(run, "model.moe.capacity_factor")}.'
-        )
+    if thin := [x for x in layers if x.effective < x.experts / 2]:
+        told = named(thin, lambda x: f'like {plain(x.effective, 2)} of {x.experts}')
+        points.append(f'Load is spread over fewer than half of the experts {thin[0].where}: '
+                      f'{told}; {balance}.')  # fmt: skip
+    if dead := [x for x in layers if x.dead > 0]:
+        told = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
+        points.append(f'Experts that receive nothing {dead[0].where}: {told}; {balance}.')
+    if full := [x for x in layers if x.drops > DROPS]:
+        told = named(full, lambda x: percent(x.drops) + (
+            f', {percent(x.orphans)} of tokens lose all' if x.orphans > 0 else ''))
+        points.append(f'Choices dropped for lack of room {full[0].where}: {told}; '
+                      f'look at {_key(run, "model.moe.capacity_factor")}.')  # fmt: skip
     return points
 
 
 def _key(run: Run, key: str) -> str:
     value = run.setting(key)
+    if isinstance(value, dict):
+        value = ', '.join(f'{name} {weight}' for name, weight in value.items()) or 'none'
     return key if value is None else f'{key} (now {value})'
 
 
-def _unspecialised(run: Run, layers: list[str]) -> list[str]:
+def _unspecialised(run: Run) -> list[str]:
     tested = as_dict(run.evaluation.get('layers'))
     blind = [
-        layer for layer in layers
-        if number(as_dict(tested.get(layer)).get('mutual_information')) < 0.02
+        layer for layer, values in tested.items()
+        if number(as_dict(values).get('mutual_information')) < BLIND
     ]  # fmt: skip
     if not blind:
         return []
     return [f'In {", ".join(blind)}, the choice of expert says next to nothing about the class '
-            '(mutual information below 0.02 nats); that need not hurt accuracy.']
+            f'(mutual information below {BLIND} nats); that need not hurt accuracy.']  # fmt: skip
 
 
 def _divergence(run: Run) -> list[str]:

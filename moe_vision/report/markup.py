@@ -84,9 +84,9 @@ def panel(title: Child, picture: Child, note: Child = None) -> Markup:
     return tag('div', tag('h4', title), picture, small, class_='panel')
 
 
-def grid(panels: Iterable[Child], how: Child, *, class_: str = 'grid') -> Markup:
-    """Small multiples under one sentence that says how to read them."""
-    return figure(tag('div', panels, class_=class_), how)
+def grid(panels: Iterable[Child], how: Child, *, width: int = 330) -> Markup:
+    """Small multiples, each at least `width` pixels wide, under one sentence on how to read them."""
+    return figure(tag('div', panels, class_='grid', style=f'--w:{width}px'), how)
 
 
 def section(anchor: str, title: str, *children: Child) -> Markup:

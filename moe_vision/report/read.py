@@ -140,6 +140,8 @@ def _metrics(folder: epath.Path, remarks: list[str]) -> list[dict[str, Any]]:
 
 def clean(value: str) -> str:
     """Text without control, direction-changing or unpaired characters, at most 300 long."""
+    if len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable():
+        return value
     kept = value[: _LONGEST_NAME - 1] + '…' if len(value) > _LONGEST_NAME else value
     return ''.join('\ufffd' if _unfit(c) else c for c in kept)
 

@@ -44,9 +44,8 @@ margin:3px 0 4px}
 margin:14px 0;overflow-wrap:anywhere}
 ul{margin:6px 0;padding-left:20px}li{margin:3px 0;overflow-wrap:anywhere}
 figure{margin:8px 0 0}figcaption{color:var(--muted);font-size:13px;margin-top:12px;max-width:86ch}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(var(--w,330px),100%),1fr));
 gap:24px 22px}
-.grid.wide{grid-template-columns:repeat(auto-fill,minmax(min(420px,100%),1fr))}
 .panel{min-width:0}.chart{display:block;width:100%;max-width:560px;height:auto;overflow:visible}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .scroll{overflow-x:auto;max-width:100%}
@@ -55,7 +54,9 @@ table{border-collapse:collapse;font-size:13px}
 border-bottom:1px solid var(--grid);text-align:left;vertical-align:top}
 thead th{color:var(--muted);font-weight:500}
 tbody th{font-weight:550;overflow-wrap:anywhere;max-width:340px;text-align:left}
-.blocks{width:100%}.withbar{min-width:150px}.routed-mark{color:var(--warm);font-weight:600}
+.numbers td{max-width:260px;overflow-wrap:anywhere}.blocks{width:100%}.withbar .share{
+display:inline-block;width:55%;min-width:70px;margin:0 10px 2px 0}
+.routed-mark{color:var(--warm);font-weight:600}
 .record td{overflow-wrap:anywhere}.record th{font:12.5px ui-monospace,Menlo,Consolas,monospace}
 .heat{border-spacing:2px;border-collapse:separate;font-size:11.5px}
 .heat thead th{min-width:32px;text-align:center;border-bottom:3px solid transparent;padding:0 0 2px}
@@ -73,10 +74,12 @@ outline:1px solid var(--grid)}
 .beside{display:flex;flex-wrap:wrap;gap:20px 44px;align-items:flex-start}
 .beside .chart{width:540px}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:12px}
+.samples.wide{grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr))}
 .sample{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px;
 display:flex;gap:14px;min-width:0}
 .what{flex:none;width:96px}.what p{display:flex;flex-direction:column;font-size:12.5px;
 line-height:1.35;overflow-wrap:anywhere}
+.what p>*{display:-webkit-box;-webkit-line-clamp:3;-webkit-box-orient:vertical;overflow:hidden}
 .what .good{color:var(--good)}.what .bad{color:var(--bad)}
 .image{display:block;border-radius:5px;background:var(--soft) var(--png) center/100% 100% no-repeat;
 overflow:hidden}
@@ -88,7 +91,8 @@ overflow:hidden}
 .routes{display:flex;flex-wrap:wrap;gap:8px 12px;align-content:flex-start;min-width:0;flex:1}
 .route{display:flex;flex-wrap:wrap;gap:4px;align-items:center;width:100%}
 .route.patches{width:96px;display:block}
-.route .name{width:100%;color:var(--muted);font-size:11.5px;line-height:1.3;overflow-wrap:anywhere}
+.route .name{display:block;width:100%;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;
+color:var(--muted);font-size:11.5px;line-height:1.3}
 .chip{background:var(--c);color:var(--t);border-radius:9px;padding:1px 8px;font-size:12px;
 border:1.5px solid var(--c)}
 .chip.dropped{background:none;color:var(--muted);border-style:dashed}

@@ -1,7 +1,7 @@
 """Auxiliary losses: functions of (routing, context), one value per group.
 
 A balance loss sees the ids of all experts; null experts count as their group's mean each, so that
-they need not be balanced among themselves (routing_methods 4.14). Padding counts nowhere.
+they need not be balanced among themselves. Padding counts nowhere.
 
 Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null experts).
 """
@@ -9,7 +9,8 @@ Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null expert
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Array, Context, Routing, SoftRouting
+from moe_vision.errors import UserError
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick, top_k_ids
 
 
 def importance(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
@@ -25,19 +26,20 @@ def load(routing: Routing, context: Context, num_experts: int) -> Array:
     (Shazeer 2017).
 
     Raises:
-      ValueError: the router has no noise.
+      UserError: the router has no noise.
     """
-    if routing.noise_std is None:
-        raise ValueError('the load loss needs a router with noise')
+    if routing.noise_std is None or routing.noisy_logits is None:
+        raise UserError("loss 'load' needs a router with noise; set its weight to 0.")
     k = routing.expert_of_choice.shape[-1]
     n = routing.logits.shape[-1]
     if k >= n:
         return jnp.zeros(routing.logits.shape[0], jnp.float32)
-    top = jax.lax.top_k(routing.noisy_logits, k + 1)[0]
+    top = pick(routing.noisy_logits, top_k_ids(routing.noisy_logits, k + 1))
     # An id among the k largest competes with the (k+1)-th, any other with the k-th.
     among = routing.noisy_logits > top[..., k:]
     threshold = jnp.where(among, top[..., k:], top[..., k - 1: k])
-    p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / routing.noise_std)
+    std = jnp.maximum(routing.noise_std, 1e-6)
+    p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / std)
     return _cv_squared(_per_id(_tokens(p, context), num_experts))
 
 

@@ -9,6 +9,7 @@ Axes: G groups, T tokens, K choices, E experts, C capacity, P soft slots, `*` pa
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -188,7 +189,8 @@ def _dispatch_fwd(x, tables):
 def _dispatch_bwd(tables, d_buffers):
     slot, keep, *_ = tables
     rows = d_buffers.reshape(-1, *d_buffers.shape[3:])
-    dx = sum(_where(keep[..., k], _take(rows, slot[..., k])) for k in range(slot.shape[-1]))
+    parts = [_where(keep[..., k], _take(rows, slot[..., k])) for k in range(slot.shape[-1])]
+    dx = functools.reduce(jnp.add, parts)
     return dx.reshape(-1, *dx.shape[2:]), None
 
 
@@ -200,9 +202,9 @@ def _combine(rows: Array, gate: Array, tables) -> Array:
     """rows [E*G*C, *] to tokens [G, T, *]: the gated sum over kept choices, in float32."""
     slot, keep, *_ = tables
     payload = (1,) * (rows.ndim - 1)
-    y = sum(_where(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
-                   * _take(rows, slot[..., k])) for k in range(slot.shape[-1]))
-    return y.astype(rows.dtype)
+    parts = [_where(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
+                    * _take(rows, slot[..., k])) for k in range(slot.shape[-1])]
+    return functools.reduce(jnp.add, parts).astype(rows.dtype)
 
 
 def _combine_fwd(rows, gate, tables):

@@ -1,7 +1,7 @@
 """What is counted while routing, and what the counts say.
 
 `count` runs on the device and returns sums, which add up over groups, micro-batches, batches and
-devices; `summarize` turns sums into rates on the host (statistics 5.7).
+devices; `summarize` turns sums into rates on the host.
 
 Axes: G groups, T tokens, K choices, N ids (null experts included), E experts, L classes.
 """

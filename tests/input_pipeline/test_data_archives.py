@@ -97,6 +97,12 @@ def test_cut_tar_names_the_member(tmp_path, cut):
         list(archives.tar_files(path))
 
 
+def test_half_an_image_is_never_handed_out(tmp_path):
+    path = rewrite(tmp_path / 'x.tar', tar_bytes([('one', b'1' * 1024)])[: 512 + 700])
+    with pytest.raises(DataError, match="at member 'one' .it ends early"):
+        next(archives.tar_files(path))
+
+
 def test_broken_header_is_not_the_end(tmp_path):
     whole = bytearray(tar_bytes([('one', b'1' * 512), ('two', b'2'), ('three', b'3')]))
     whole[1024:1034] = b'\xff' * 10  # the header of 'two'

@@ -200,6 +200,17 @@ def test_missing_record_file(tmp_path):
         train(cfg)
 
 
+@pytest.mark.parametrize('size', [0, 65536, 131000])
+def test_damaged_record_file(tmp_path, size):
+    cfg = config(NUMBERED, tmp_path)
+    ip.require(cfg)
+    path = tmp_path / 'numbered/1.0.0/numbered-test.array_record-00000-of-00001'
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ip.DataError, match="split 'test' in .* damaged") as caught:
+        evaluate(cfg)
+    assert '\n' not in str(caught.value)
+
+
 def test_rows_outside_the_batch(data_dir):
     with pytest.raises(ip.DataError, match='batch_size=8'):
         train(config(NUMBERED, data_dir), rows=[0, 8])

@@ -12,7 +12,7 @@ import numpy as np
 from moe_vision import registry
 from moe_vision.routing import losses, telemetry
 from moe_vision.routing.plan import index_plan, soft_plan
-from moe_vision.routing.types import Context, SoftRouting
+from moe_vision.routing.types import Context, Routing, SoftRouting
 
 G, T, D, F, E, K, C = 2, 8, 5, 3, 4, 2, 3  # 16 choices for 12 slots: some are dropped
 PRIORITIES = ('token', 'gate', 'random')
@@ -21,11 +21,9 @@ PRIORITIES = ('token', 'gate', 'random')
 _MORE = {
     'top_k': [
         {'noise': 'gaussian', 'gate': 'top_k_softmax'}, {'noise': 'learned', 'gate': 'sigmoid'},
-        {'noise': 'jitter', 'renormalize': True, 'second_choice': 'random'},
-        {'temperature': 'entropy_floor'}],
-    'bias_balanced': [{'score': 'softmax', 'renormalize': False}],
-    'null_experts': [{'null_experts': 3, 'renormalize': False}],
-    'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'axis': 'batch'}],
+        {'noise': 'jitter', 'renormalize': True, 'second_choice': 'random',
+         'temperature': 'entropy_floor'}],
+    'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
 }
 CASES = [(name, tuple(args.items())) for name in registry.ROUTERS
          for args in [{}, *_MORE.get(name, [])]]
@@ -62,7 +60,7 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
 
 
 def inputs(case, seed=0, num_experts=E, k=K):
-    """Everything `compiled(case)` takes, all values drawn, none at its initial value."""
+    """Everything a pipeline takes, all values drawn, none at its initial value."""
     router = make(case, num_experts, k)
     return {
         'params': {n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
@@ -89,34 +87,67 @@ def losses_of(routing, ctx, num_experts=E):
     return {n: getattr(losses, n)(routing, ctx, num_experts) for n in names}
 
 
-@functools.cache
-def compiled(case, num_experts=E, k=K, capacity=C):
-    """`run(inputs) -> (gradients, outputs)`; one compiled program for a case."""
-    router = make(case, num_experts, k)
+class Pipeline:
+    """features -> routing -> plan of each priority -> output, losses, counts; and gradients.
 
-    def loss(learned, state, ctx):
-        params, features, x, weights = learned
-        routing = router(params, state, features, ctx)
-        if isinstance(routing, SoftRouting):
-            plans = {'soft': soft_plan(routing, ctx.valid)}
+    In pieces that are compiled each: what follows the router is the same program for all of them.
+    `run(inputs) -> (gradients of sum(sin(y)) + losses, outputs)`, y by the first priority.
+    """
+
+    def __init__(self, case):
+        self.router = make(case)
+        self.forward, self.backward = jit(self._forward), jit(self._backward)
+
+    def _forward(self, params, features, state, ctx):
+        routing = self.router(params, state, features, ctx)
+        return routing, losses_of(routing, ctx)
+
+    def _backward(self, params, features, state, ctx, d_routing):
+        def loss(params, features):
+            routing, of = self._forward(params, features, state, ctx)
+            return sum(jnp.sum(v) for v in of.values()) + sum(
+                jnp.sum(getattr(routing, n) * d) for n, d in d_routing.items())
+        return jax.grad(loss, (0, 1))(params, features)
+
+    def __call__(self, given):
+        learned = given['params'], given['features'], given['state'], given['context']
+        routing, of = self.forward(*learned)
+        soft = isinstance(routing, SoftRouting)
+        d_routing, out = {}, {'routing': routing, 'losses': of, 'y': {}, 'plans': {}, 'counts': {}}
+        for priority in ['soft'] if soft else PRIORITIES:
+            parts = ({n: getattr(routing, n) for n in ('combine', 'dispatch')} if soft else
+                     {n: getattr(routing, n) for n in ('expert_of_choice', 'gate', 'active')})
+            grads, (y, plan) = _execute(parts, given['x'], given['weights'], given['context'],
+                                        priority)
+            out['y'][priority], out['plans'][priority] = y, plan
+            out['counts'][priority] = _count(routing, plan, given['context'])
+            if not d_routing:
+                d_routing = {n: g for n, g in grads[0].items()
+                             if n in ('combine', 'dispatch', 'gate') and g is not None}
+                found = {'x': grads[1], 'weights': grads[2]}
+        d_params, d_features = self.backward(*learned, d_routing)
+        return jax.device_get((found | {'params': d_params, 'features': d_features}, out))
+
+
+_count = jit(telemetry.count)
+
+
+@functools.partial(jit, static_argnames='priority')
+def _execute(parts, x, weights, ctx, priority):
+    @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True, allow_int=True)
+    def loss(parts, x, weights):
+        if priority == 'soft':
+            plan = soft_plan(SoftRouting(probs=None, logits=None, **parts), ctx.valid)
         else:
-            plans = {p: index_plan(routing, num_experts, capacity, p, ctx.keys(9))
-                     for p in PRIORITIES}
-        y = {p: plan.apply(x, experts(weights)) for p, plan in plans.items()}
-        out = {'routing': routing, 'plans': plans, 'y': y,
-               'losses': losses_of(routing, ctx, num_experts),
-               'counts': {p: telemetry.count(routing, plan, ctx) for p, plan in plans.items()}}
-        first = jnp.where(ctx.valid[..., None], next(iter(y.values())), 0.0)
-        total = jnp.sum(jnp.sin(first)) + sum(jnp.sum(v) for v in out['losses'].values())
-        return total, out
+            routing = Routing(probs=None, logits=None, **parts)
+            plan = index_plan(routing, E, C, priority, ctx.keys(9))
+        y = plan.apply(x, experts(weights))
+        return jnp.sum(jnp.where(ctx.valid[..., None], jnp.sin(y), 0.0)), (y, plan)
 
-    @jit
-    def run(given):
-        learned = tuple(given[n] for n in ('params', 'features', 'x', 'weights'))
-        grads, out = jax.grad(loss, has_aux=True)(learned, given['state'], given['context'])
-        return dict(zip(('params', 'features', 'x', 'weights'), grads, strict=True)), out
+    return loss(parts, x, weights)
 
-    return run
+
+compiled = functools.cache(Pipeline)
 
 
 def one_hot_oracle(x, weights, ids, gate, active, rank, capacity):
@@ -131,7 +162,7 @@ def one_hot_oracle(x, weights, ids, gate, active, rank, capacity):
         assign = jax.nn.one_hot(ids[:, choice], e) * active[:, choice, None]  # null ids: all zero
         position = taken + jnp.einsum('ts,se->te', before.astype(jnp.float32), assign)
         taken = taken + assign.sum(0)
-        here = assign[..., None] * jax.nn.one_hot(position, capacity)  # past C: all zero
+        here = assign[..., None] * (position[..., None] == jnp.arange(capacity))  # past C: zero
         dispatch, combine = dispatch + here, combine + gate[:, choice, None, None] * here
     out = experts(weights)(jnp.einsum('tec,td->ecd', dispatch, x, precision='highest'))
     return jnp.einsum('tec,ecf->tf', combine, out, precision='highest'), dispatch

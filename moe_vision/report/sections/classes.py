@@ -56,8 +56,11 @@ def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
         panels.append(panel(layer, draw(layer, share, counts.T, names, top),
                             _information(values, share.shape)))
     key = heatmaps.scale(f'{100 * top:.0f} % of a class’s choices')
+    longest = max(map(len, names), default=4)
+    experts = max(m.shape[0] for m in maps.values())
+    width = min(150, 7 * longest + 12) + 35 * experts if readable else 330
     how = (_TABLE if readable else _PICTURE) + ' '
-    return grid(panels, [how, key], class_='grid wide')
+    return grid(panels, [how, key], width=width)
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

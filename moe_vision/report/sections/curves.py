@@ -30,9 +30,9 @@ def steps(rows: list[dict]) -> np.ndarray:
 
 def thinned(rows: list[dict]) -> str:
     """A remark where curves show averages."""
-    if len(rows) <= charts.POINTS:
+    if len(rows) <= charts.BANDS:
         return ''
-    return f' Curves of more than {charts.POINTS} rows show means over neighbouring rows.'
+    return ' With many rows, each point is the mean over a few neighbouring ones.'
 
 
 def render(run: Run) -> Markup:
@@ -43,21 +43,17 @@ def render(run: Run) -> Markup:
     loss = 'task_loss' if np.isfinite(column(run.rows, 'task_loss')).any() else 'loss'
     wanted: dict[str, Markup | None] = {
         'task loss' if loss == 'task_loss' else 'loss': _panel('Loss', _both(run, loss), log=True),
-        'accuracy': _panel('Accuracy', _both(run, 'accuracy'), _percent, high=1.0),
+        'accuracy': _panel('Accuracy', _both(run, 'accuracy'), palette.axis_percent, high=1.0),
         'learning rate': _panel('Learning rate', _train(run, 'learning_rate'), low=0.0),
         'losses': _losses(run),
         'gradient norm': _panel('Gradient norm', _train(run, 'grad_norm'), low=0.0),
         'speed': _panel('Images per second, training', _train(run, 'timing', 'images_per_second'),
-                        palette.short, low=0.0),
+                        palette.tick, low=0.0),
     }  # fmt: skip
     shown = [picture for picture in wanted.values() if picture]
     gaps = [name for name, picture in wanted.items() if not picture and name != 'losses']
     note = tag('p', f'Not recorded: {", ".join(gaps)}.', class_='note') if gaps else None
     return section('curves', 'Training', grid(shown, _HOW + thinned(run.split('train'))), note)
-
-
-def _percent(value: float) -> str:
-    return f'{100 * value:.3g} %'
 
 
 def _both(run: Run, key: str) -> list[Series]:

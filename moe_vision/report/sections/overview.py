@@ -49,7 +49,8 @@ def cards(run: Run) -> Markup:
         for key in ('test_accuracy', 'test_accuracy_unbounded', 'best_validation_accuracy')
     )
     seen = [number(row.get('accuracy')) for row in run.split('validation')]
-    best = max([v for v in (best, *seen) if math.isfinite(v)], default=math.nan)
+    if math.isnan(best):
+        best = max(filter(math.isfinite, seen), default=math.nan)
     gain = open_ - tested
     flops, executed = value(run, 'flops'), value(run, 'flops_executed')
     total, active = value(run, 'params_total'), value(run, 'params_active')
@@ -111,9 +112,11 @@ def health(run: Run, verdict: Verdict) -> Markup:
     fine = None
     if not verdict.points and verdict.level == 'good':
         fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and no '
-                   'layer uses fewer than half of its experts.')
+                   'layer spreads its load like fewer than half of its experts.')
     missing = None
     if run.missing:
         missing = tag('div', tag('strong', 'Not in this folder (yet)'),
                       tag('ul', (tag('li', m) for m in run.missing)), class_='missing')
-    return section('health', 'Health', tag('p', verdict.line), fine, points, missing)
+    if not (fine or points):
+        fine = tag('p', verdict.line)
+    return section('health', 'Health', fine, points, missing)

@@ -71,12 +71,14 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     even = (float(same), f'E = {same}') if same > 1 else None
     entropy = (math.log(same), 'ln E') if same > 1 else None
 
+    names = palette.apart(layers)
+
     def make(
         key: str, title: str, form: Callable[[float], str] = palette.plain, *,
         reference: tuple[float, str] | None = None, low: float | None = 0.0,
         if_any: bool = False,
     ) -> Markup | None:  # fmt: skip
-        series = [Series(layer, steps(rows), column(rows, 'layers', layer, key),
+        series = [Series(names[layer], steps(rows), column(rows, 'layers', layer, key),
                          palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT)
                   for i, layer in enumerate(layers)]  # fmt: skip
         shown = [s for s in series if s and (not if_any or np.nanmax(s.y) > 0)]
@@ -84,9 +86,9 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
             return None
         return panel(title, charts.lines(shown, title, form, reference=reference, low=low))
 
-    percent = _axis_percent
+    percent = palette.axis_percent
     panels = [
-        make('drop_rate', 'Dropped choices', percent, reference=(0.1, 'look'), if_any=True),
+        make('drop_rate', 'Dropped choices', percent, reference=(0.1, '10 %'), if_any=True),
         make('orphan_rate', 'Orphans: tokens that lose all choices', percent, if_any=True),
         make('max_over_mean', 'Fullest expert, times the even load', reference=(1.0, 'even')),
         make('effective_experts', 'Effective experts, 1/Σ load²', reference=even),
@@ -99,10 +101,6 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
              if panels[at] is None]  # fmt: skip
     remark = f' Not drawn because never above zero, or not recorded: {", ".join(quiet)}.'
     return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
-
-
-def _axis_percent(value: float) -> str:
-    return f'{100 * value:.3g} %'
 
 
 def _newest(run: Run, layers: list[str]) -> Markup:

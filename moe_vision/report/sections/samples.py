@@ -14,11 +14,12 @@ from moe_vision.report.sections.classes import name_of
 BUDGET = 1_600_000  # bytes of images on the page; what exceeds it is left out and counted
 CHIPS = 4  # up to so many choices are chips; more (soft routing) are one bar of weights
 _PNG = b'\x89PNG\r\n\x1a\n'
-_HOW = ('How to read: a chip is an expert, its number and the gate it was given; a chip struck '
-        'through found no room and added nothing. A bar divided among experts is soft routing, '
-        'each part as wide as its weight. Coloured squares over an image are patches, in the '
-        'colour of the kept expert with the largest gate; crossed squares lost all their experts. '
-        'Point at an overlay to see the image beneath.')
+_CHIPS = ('a chip is an expert, its number and the gate it was given; a chip struck through found '
+          'no room and added nothing')
+_SOFT = 'a bar is divided among the experts by their weights in this image’s output'
+_PATCHES = ('coloured squares over an image are patches, in the colour of the kept expert with the '
+            'largest gate, and crossed squares lost all their experts; point at an overlay to see '
+            'the image beneath')
 
 
 def render(run: Run) -> Markup:
@@ -33,11 +34,15 @@ def render(run: Run) -> Markup:
     if not shown:
         words = 'No sample images: nothing has been evaluated on the test set.'
         return section('samples', 'Images and their experts', tag('p', words, class_='missing'))
-    how = _HOW if run.layers() else 'How to read: each image with its true and predicted class.'
+    page = ''.join(shown)
+    kinds = (('class="chip', _CHIPS), ('class="bar"', _SOFT), ('route patches', _PATCHES))
+    wide = 'wide' if 'route patches' in page and len(run.layers()) > 2 else ''
+    found = [words for mark, words in kinds if mark in page]
+    how = f'How to read: {"; ".join(found) or "each image with its true and predicted class"}.'
     if len(shown) < len(samples):
         how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'
     return section('samples', 'Images and their experts',
-                   figure(tag('div', shown, class_='samples'), how))
+                   figure(tag('div', shown, class_=f'samples {wide}'), how))
 
 
 def png_size(encoded: Any) -> tuple[int, int] | None:
@@ -65,19 +70,23 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
     picture = tag('span', None if size else 'unreadable image', class_=kind, role='img', style=box,
                   aria_label=f'An image of class {truth}, predicted {said}')
     outcome = '✓ right' if right else f'✕ taken for {said}'
-    caption = (tag('strong', truth), tag('span', outcome, class_='good' if right else 'bad'))
-    layers = [_layer(run, layer, as_dict(route), kind, box)
-              for layer, route in as_dict(sample.get('layers')).items()]
+    caption = (tag('strong', truth, title=truth),
+               tag('span', outcome, title=outcome, class_='good' if right else 'bad'))
+    routes = as_dict(sample.get('layers'))
+    short = palette.apart(list(routes))
+    layers = [_layer(run, n, short[n], as_dict(r), kind, box) for n, r in routes.items()]
     return tag('div', tag('div', picture, tag('p', caption), class_='what'),
                tag('div', layers, class_='routes'), class_='sample', style=style)
 
 
-def _layer(run: Run, layer: str, route: dict[str, Any], kind: str, box: str) -> Markup:
+def _layer(
+    run: Run, layer: str, short: str, route: dict[str, Any], kind: str, box: str
+) -> Markup:
     tokens = [as_list(t) for t in as_list(route.get('experts'))]
     gates, kept = as_list(route.get('gates')), as_list(route.get('kept'))
     choices = [_choices(t, _at(gates, i), _at(kept, i)) for i, t in enumerate(tokens)]
     grid = [int(g) for g in map(number, as_list(route.get('grid'))) if g >= 1]
-    title = tag('span', layer, class_='name')
+    title = tag('span', short, class_='name', title=layer)
     if len(grid) == 2 and grid[0] * grid[1] == len(choices):
         return tag('div', title, _overlay(layer, choices, grid, kind, box), class_='route patches')
     if len(choices) != 1 or not choices[0]:

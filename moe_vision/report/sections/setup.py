@@ -41,7 +41,7 @@ def _blocks(blocks: list[dict]) -> Markup:
         return [
             tag('th', str(block.get('name', '?')), scope='row'),
             str(block.get('kind', '')),
-            tag('span', 'routed', class_='routed-mark') if routed else 'dense',
+            tag('span', 'routed', class_='routed-mark') if routed else '',
             tag('td', bar, percent(share), class_='withbar'),
             short(flops), short(executed), short(number(block.get('params'))),
         ]  # fmt: skip

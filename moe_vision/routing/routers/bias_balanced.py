@@ -1,4 +1,4 @@
-"""Balance by a bias on the selection, not by a loss (DeepSeek-V3; routing_methods 4.10).
+"""Balance by a bias on the selection, not by a loss (DeepSeek-V3, 2024).
 
 The k largest of score + b are chosen; the gate is the score alone. After each optimizer step
 b_e moves by +-rate towards the mean load. b is state: no gradient, one copy for all devices.
@@ -19,12 +19,14 @@ class BiasBalanced(Router):
         logits = jnp.einsum('gtd,de->gte', normalize(features), params['kernel'],
                             precision='highest')
         score = jax.nn.sigmoid(logits) if a.score == 'sigmoid' else jax.nn.softmax(logits)
+        # The shares of the scores, finite also where every score underflows.
+        probs = jax.nn.softmax(jax.nn.log_sigmoid(logits)) if a.score == 'sigmoid' else score
         ids = top_k_ids(score + state['bias'], self.k)
         gate = pick(score, ids)
         if a.renormalize:
             gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
         return Routing(
-            probs=score / score.sum(-1, keepdims=True), logits=logits, expert_of_choice=ids,
+            probs=probs, logits=logits, expert_of_choice=ids,
             gate=gate * a.gate_scale,
             active=jnp.broadcast_to(context.valid[..., None], ids.shape))
 

@@ -1,4 +1,4 @@
-"""A variable number of experts per token through null ones (AdaMoE; routing_methods 4.14).
+"""A variable number of experts per token through null ones (AdaMoE, Zeng et al. 2024).
 
 Top-k runs over E true and m null experts; a null choice takes no slot and gives nothing. Gates are
 renormalised over the true choices of a token.

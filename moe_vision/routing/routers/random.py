@@ -1,6 +1,6 @@
 """The control without any router: k distinct experts at random, anew at each step.
 
-routing_methods 4.9 (a). In evaluation the draw is fixed by (seed, layer, group).
+Cf. THOR, Zuo et al. 2021. In evaluation the draw is fixed by (seed, layer, group).
 """
 
 import jax
@@ -15,7 +15,8 @@ class Random(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         g, t, _ = features.shape
-        drawn = jax.vmap(lambda key: jax.random.uniform(key, (t, self.num_experts)))(context.keys(0))
+        draw = lambda key: jax.random.uniform(key, (t, self.num_experts))  # noqa: E731
+        drawn = jax.vmap(draw)(context.keys(0))
         ids = top_k_ids(drawn, self.k)
         logits = jnp.zeros((g, t, self.num_experts), jnp.float32)
         return Routing(

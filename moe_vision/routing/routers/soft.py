@@ -1,4 +1,4 @@
-"""Soft MoE and its per-sample form (routing_methods 4.6, 4.7).
+"""Soft MoE (Puigcerver et al. 2023) and its per-sample form.
 
 Logits are the products of unit features and unit slot vectors times a learned scale. With axis
 `tokens` or `batch` a slot is a mixture of the group's tokens (patches of an image; images of a

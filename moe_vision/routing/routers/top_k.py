@@ -1,7 +1,8 @@
 """Token choice by the k largest logits (V-MoE, Switch, GShard, Shazeer as settings).
 
-routing_methods 4.1 (learned noise), 4.2 (jitter), 4.3 (random second choice), 4.4 (noise of
-standard deviation 1/E on the logits, softmax before top-k, gates as they are).
+Learned noise: Shazeer et al. 2017. Jitter on the input: Switch, Fedus et al. 2021. Random second
+choice: GShard, Lepikhin et al. 2020. Noise of standard deviation 1/E on the logits, softmax before
+top-k, gates as they are: V-MoE, Riquelme et al. 2021.
 
 Axes: G groups, T tokens, E experts, K choices, D width.
 """

@@ -1,0 +1,289 @@
+"""What holds for every router of the table: a new line there is tested by these."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from routing_cases import (
+    CASES,
+    PRIORITIES,
+    C,
+    D,
+    E,
+    F,
+    G,
+    K,
+    T,
+    case_id,
+    compiled,
+    context,
+    draws,
+    equations,
+    experts,
+    inputs,
+    jit,
+    losses_of,
+    make,
+    normal,
+)
+
+from moe_vision.routing.types import Routing, SoftRouting
+
+every_router = pytest.mark.parametrize('case', CASES, ids=case_id)
+VALID = np.array([[1, 0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]], bool)
+
+
+def hard_plans(out):
+    if isinstance(out['routing'], SoftRouting):
+        pytest.skip('soft: no slots to fill')
+    assert set(out['plans']) == set(PRIORITIES)
+    return out['plans'].items()
+
+
+def all_outputs(given):
+    """What each expert would say to each token, [E, G, T, F]."""
+    x = jnp.broadcast_to(given['x'].reshape(1, G * T, D), (E, G * T, D))
+    return experts(given['weights'])(x).reshape(E, G, T, F)
+
+
+@every_router
+def test_plan_invariants(case):
+    given = inputs(case)
+    given['context'] = context(VALID)
+    _, out = compiled(case)(given)
+    routing = out['routing']
+    for priority, plan in hard_plans(out):
+        chex.assert_shape((plan.keep, plan.slot, routing.gate), (G, T, K))
+        chex.assert_shape((plan.filled, plan.src_token, plan.src_choice), (E, G, C))
+        ids, keep = np.asarray(plan.expert_of_choice), np.asarray(plan.keep)
+        slots = np.asarray(plan.slot)[keep]
+        assert len(set(slots)) == len(slots) == plan.filled.sum()  # no slot twice
+        assert (keep.sum(-1) <= K).all()
+        assert not keep[~VALID].any()
+        assert not keep[ids >= E].any()  # null experts take no slot
+        assert not keep[~np.asarray(routing.active)].any()
+        wants = (ids < E) & np.asarray(routing.active)
+        for e in range(E):
+            wanted = (wants & (ids == e)).sum((1, 2))
+            held = (keep & (ids == e)).sum((1, 2))
+            np.testing.assert_array_equal(held, np.minimum(wanted, C), err_msg=priority)
+        for e, g, c in np.argwhere(plan.filled):  # the two tables are each other's inverse
+            token, choice = int(plan.src_token[e, g, c]) - g * T, int(plan.src_choice[e, g, c])
+            assert ids[g, token, choice] == e and keep[g, token, choice]
+            assert plan.slot[g, token, choice] == (e * G + g) * C + c
+        chosen = np.sort(ids[VALID], -1)
+        assert (np.diff(chosen, axis=-1) > 0).all()  # K different ones
+
+
+@every_router
+def test_output_is_the_gated_sum_of_what_was_kept(case):
+    given = inputs(case)
+    given['context'] = context(VALID)
+    _, out = compiled(case)(given)
+    each, routing = all_outputs(given), out['routing']
+    if isinstance(routing, SoftRouting):
+        np.testing.assert_allclose(routing.combine.sum((2, 3)), 1, rtol=1e-6)
+        x = jnp.where(VALID[..., None], given['x'], 0)
+        if routing.dispatch is None:
+            want = jnp.einsum('gte,egtf->gtf', routing.combine[..., 0], each)
+        else:
+            np.testing.assert_allclose(routing.dispatch.sum(1), 1, rtol=1e-6)
+            assert (np.asarray(routing.dispatch)[~VALID] == 0).all()
+            slots = jnp.einsum('gtep,gtd->egpd', routing.dispatch, x)
+            said = experts(given['weights'])(slots.reshape(E, -1, D)).reshape(E, G, -1, F)
+            want = jnp.einsum('gtep,egpf->gtf', routing.combine, said)
+        chex.assert_trees_all_close(out['y']['soft'], want * VALID[..., None], atol=1e-5)
+        return
+    for priority, plan in hard_plans(out):
+        ids = np.minimum(plan.expert_of_choice, E - 1)
+        mine = each[ids, np.arange(G)[:, None, None], np.arange(T)[None, :, None]]  # [G, T, K, F]
+        want = jnp.sum(mine * (plan.gate * plan.keep)[..., None], 2)
+        y = out['y'][priority]
+        chex.assert_trees_all_close(y, want, atol=1e-5)
+        assert (np.asarray(y)[~np.asarray(plan.keep).any(-1)] == 0).all()  # exactly
+
+
+@every_router
+def test_probabilities_are_a_float32_distribution(case):
+    _, out = compiled(case)(inputs(case))
+    probs = out['routing'].probs
+    chex.assert_shape(probs, (G, T, make(case).num_ids))
+    chex.assert_type([probs, out['routing'].logits], jnp.float32)
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-6)
+    assert (probs >= 0).all()
+
+
+@every_router
+@pytest.mark.parametrize('rubbish', [np.nan, 1e4])
+def test_padding_changes_nothing(case, rubbish):
+    given = inputs(case)
+    given['context'] = context(VALID)
+    clean_grads, clean = compiled(case)(given)
+    hole = ~VALID[..., None]
+    for name in ('features', 'x'):
+        given[name] = jnp.where(hole, rubbish, given[name])
+    grads, out = compiled(case)(given)
+    for name in ('y', 'losses', 'counts'):
+        chex.assert_trees_all_equal(out[name], clean[name])
+    chex.assert_trees_all_equal(grads, clean_grads)
+    chex.assert_tree_all_finite(grads)
+    for y in out['y'].values():
+        assert (np.asarray(y)[~VALID] == 0).all()
+    for counts in out['counts'].values():
+        np.testing.assert_array_equal(counts['tokens'], VALID.sum(1))
+        assert (counts['chosen'].sum(-1) <= K * VALID.sum(1) + 1e-4).all()
+
+
+@every_router
+def test_padding_takes_nobodys_place(case):
+    """Valid tokens fare the same wherever the padding between them lies."""
+    if draws(case):
+        pytest.skip('what is drawn belongs to the place of a token')
+    given = inputs(case)
+    given['context'] = context(VALID)
+    grads, out = compiled(case)(given)
+    order = np.argsort(~VALID, axis=1, kind='stable')  # valid ones first, in their order
+    move = lambda a: jnp.take_along_axis(a, order[..., None], 1)  # noqa: E731
+    moved = given | {'features': move(given['features']), 'x': move(given['x']),
+                     'context': context(np.take_along_axis(VALID, order, 1))}
+    grads2, out2 = compiled(case)(moved)
+    for priority in {'token', 'gate', 'soft'} & set(out['y']):
+        chex.assert_trees_all_close(out2['y'][priority], move(out['y'][priority]), atol=1e-5)
+        chex.assert_trees_all_close(out2['counts'][priority], out['counts'][priority], atol=1e-4)
+    chex.assert_trees_all_close(out2['losses'], out['losses'], rtol=1e-4)
+    chex.assert_trees_all_close(grads2['weights'], grads['weights'], atol=1e-4)
+    chex.assert_trees_all_close(grads2['x'], move(grads['x']), atol=1e-4)
+
+
+@every_router
+def test_groups_do_not_see_each_other(case):
+    given = inputs(case)
+    _, out = compiled(case)(given)
+    changed = given | {'features': given['features'].at[1].set(normal(5, T, D)),
+                       'x': given['x'].at[1].set(9.0)}
+    _, out2 = compiled(case)(changed)
+    first = lambda tree: jax.tree.map(lambda a: a[0], tree)  # noqa: E731
+    for name in ('y', 'losses', 'counts'):
+        chex.assert_trees_all_equal(first(out2[name]), first(out[name]))
+    # A group is the same wherever it lies: its number, not its place, says what is drawn.
+    swapped = given | {'features': given['features'][::-1], 'x': given['x'][::-1],
+                       'context': context(group=np.arange(G)[::-1].copy())}
+    _, out3 = compiled(case)(swapped)
+    chex.assert_trees_all_close(out3['y'], jax.tree.map(lambda a: a[::-1], out['y']), atol=1e-6)
+    chex.assert_trees_all_close(out3['losses'], jax.tree.map(lambda a: a[::-1], out['losses']),
+                                rtol=1e-5)
+
+
+@every_router
+def test_permuting_experts_permutes_everything(case):
+    router, given = make(case), inputs(case)
+    if draws(case):
+        pytest.skip('what is drawn belongs to the id of an expert')
+    perm = np.array([2, 0, 3, 1])
+
+    def columns(a):  # the last axis holds P columns for each expert, then those of null experts
+        if a.ndim == 0 or a.shape[-1] < E:
+            return a
+        null = router.num_ids - E
+        p = (a.shape[-1] - null) // E
+        own = a[..., :E * p].reshape(*a.shape[:-1], E, p)[..., perm, :]
+        return jnp.concatenate([own.reshape(*a.shape[:-1], E * p), a[..., E * p:]], -1)
+
+    moved = given | {'params': jax.tree.map(columns, given['params']),
+                     'state': jax.tree.map(columns, given['state']),
+                     'weights': jax.tree.map(lambda a: a[perm], given['weights'])}
+    grads, out = compiled(case)(given)
+    grads2, out2 = compiled(case)(moved)
+    names = {'token', 'gate', 'soft'} & set(out['y'])
+    for name in names:
+        chex.assert_trees_all_close(out2['y'][name], out['y'][name], atol=1e-5)
+        chex.assert_trees_all_close(out2['counts'][name]['chosen'],
+                                    columns(out['counts'][name]['chosen']), atol=1e-4)
+    chex.assert_trees_all_close(out2['losses'], out['losses'], rtol=1e-4)
+    chex.assert_trees_all_close(grads2['params'], jax.tree.map(columns, grads['params']), atol=1e-4)
+
+
+@every_router
+def test_other_values_need_no_other_program(case):
+    run = compiled(case)
+    for seed in range(3):
+        given = inputs(case, seed)
+        given['context'] = context(np.random.default_rng(seed).random((G, T)) < 0.8, key=seed,
+                                   group=np.arange(G) + 5 * seed, fraction=seed / 3)
+        run(given)
+    assert run.forward._cache_size() == run.backward._cache_size() == 1
+
+
+@every_router
+def test_task_gradient_reaches_what_is_learned(case):
+    grads, _ = compiled(case)(inputs(case))
+    for name, grad in grads['params'].items():
+        assert bool(jnp.any(grad != 0)) != (case[0] == 'frozen_random'), name
+    for name in ('x', 'weights'):
+        assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads[name]))
+
+
+@every_router
+@pytest.mark.parametrize('corner', ['equal logits', 'zero features', 'nobody', 'large'])
+def test_gradients_are_finite_at_corners(case, corner):
+    given = inputs(case)
+    if corner == 'equal logits':
+        given['params'] = jax.tree.map(jnp.zeros_like, given['params'])
+    elif corner == 'zero features':
+        given |= {'features': jnp.zeros((G, T, D)), 'x': jnp.zeros((G, T, D))}
+    elif corner == 'nobody':  # valid in group 1, everybody in group 0
+        given['context'] = context(np.stack([np.ones(T), np.zeros(T)]).astype(bool))
+    else:
+        given['params'] = jax.tree.map(lambda a: 300 * a, given['params'])
+    grads, out = compiled(case)(given)
+    chex.assert_tree_all_finite((grads, out['y'], out['losses'], out['counts'],
+                                 out['routing'].probs))
+    if corner == 'nobody':
+        for losses in out['losses'].values():
+            assert losses[1] == 0
+        for counts in out['counts'].values():
+            assert all(bool((v[1] == 0).all()) for v in counts.values())
+
+
+@every_router
+def test_gradients_are_finite_with_one_expert(case):
+    router, given = make(case, 1, 1), inputs(case, num_experts=1, k=1)
+
+    @jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def run(params, features, state, ctx):
+        routing = router(params, state, features, ctx)
+        losses = losses_of(routing, ctx, 1)
+        gate = routing.combine if isinstance(routing, SoftRouting) else routing.gate
+        return jnp.sum(gate) + sum(jnp.sum(v) for v in losses.values()), losses
+
+    grads, losses = run(given['params'], given['features'], given['state'], given['context'])
+    chex.assert_tree_all_finite((grads, losses))
+    if router.num_ids == 1:  # one share is a fair share
+        np.testing.assert_allclose(losses['importance'], 0, atol=1e-12)
+
+
+@every_router
+def test_arithmetic_stays_float32_for_bfloat16_tokens(case):
+    router, given = make(case), inputs(case)
+    features = given['features'].astype(jnp.bfloat16)
+
+    def route(params, state, features):
+        routing = router(params, state, features, given['context'])
+        return routing, losses_of(routing, given['context'])
+
+    traced = jax.make_jaxpr(route)(given['params'], given['state'], features)
+    for eqn in equations(traced.jaxpr):
+        if eqn.primitive.name in ('dot_general', 'exp', 'reduce_sum', 'top_k', 'div', 'mul'):
+            assert all(v.aval.dtype != jnp.bfloat16 for v in eqn.invars), eqn
+    routing, losses = jax.eval_shape(route, given['params'], given['state'], features)
+    chex.assert_type(list(losses.values()), jnp.float32)
+    floats = [a for a in jax.tree.leaves(dataclasses.replace(routing, temperature=1.0))
+              if hasattr(a, 'dtype') and jnp.issubdtype(a.dtype, jnp.floating)]
+    chex.assert_type(floats, jnp.float32)
+    if isinstance(routing, Routing):
+        assert routing.expert_of_choice.dtype == jnp.int32
