@@ -71,7 +71,8 @@ class Reader:
         # tfds' own parser also casts, checks and nests every field: several times the work
         from tensorflow_datasets.proto import tf_example_pb2
 
-        fields = tf_example_pb2.Example.FromString(record).features.feature
+        proto: Any = tf_example_pb2
+        fields = proto.Example.FromString(record).features.feature
         name = next((fields[n].bytes_list.value[0] for n in _NAMES if n in fields), b'')
         return Item(
             decode(fields['image'].bytes_list.value[0], self.channels),

@@ -2,17 +2,22 @@
 
 `W/checkpoints/latest/STEP` and `W/checkpoints/best/STEP`. Saving is asynchronous and atomic: a
 folder appears under its name when it is whole. The optimizer state is saved too, so the best
-checkpoint can be trained on.
+checkpoint can be trained on. With the arrays goes a checksum of them: files whose bytes were
+changed can often still be read.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from moe_vision.errors import UserError
+
+_CHECKSUM = 'checksum'
 
 
 class Checkpoints:
@@ -22,8 +27,10 @@ class Checkpoints:
         root = epath.Path(workdir) / 'checkpoints'
         options = lambda n: ocp.CheckpointManagerOptions(  # noqa: E731
             max_to_keep=n, enable_async_checkpointing=True, create=True)
-        self._latest = ocp.CheckpointManager((root / 'latest').resolve(), options=options(keep))
-        self._best = ocp.CheckpointManager((root / 'best').resolve(), options=options(1))
+        manager = lambda name, n: ocp.CheckpointManager(  # noqa: E731
+            (root / name).resolve(), options=options(n),
+            item_handlers=ocp.StandardCheckpointHandler())
+        self._latest, self._best = manager('latest', keep), manager('best', 1)
 
     def save(self, step: int, state: Any) -> None:
         self._best.wait_until_finished()  # a run that goes on from here will not make it again
@@ -105,20 +112,23 @@ class Checkpoints:
         self.close()
 
 
-def load_raw(workdir: str) -> dict[str, Any]:
-    """Weights of a run as nested dicts of host arrays, without knowing its config.
+def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[str, Any]:
+    """A state as nested dicts of host arrays, without knowing its config or its devices.
 
-    Keys 'params', 'batch_stats', 'router_state', 'ema'. The newest checkpoint that can be read.
+    Keys as the fields of `TrainState`. The newest checkpoint that can be read.
 
     Raises:
       UserError: there is none.
     """
-    root = (epath.Path(workdir) / 'checkpoints' / 'latest').resolve()
+    root = (epath.Path(workdir) / 'checkpoints' / kind).resolve()
     steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
     for step in sorted(steps, reverse=True):
         try:
-            with ocp.StandardCheckpointer() as reader:
-                return reader.restore(root / str(step) / 'default')
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                path = root / str(step) / 'default'
+                on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                                       reader.metadata(path).item_metadata.tree)
+                return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
         except Exception as e:
             logging.warning('checkpoint %d cannot be read (%s)', step,
                             ' '.join(str(e).split())[:160])
@@ -134,12 +144,32 @@ def abstract(state: Any, shardings: Any) -> Any:
 def _save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     if step in manager.all_steps():
         return
-    manager.save(step, args=ocp.args.StandardSave(_as_dict(state)), force=True)
+    values = _as_dict(state) | {_CHECKSUM: np.asarray(checksum(state))}
+    manager.save(step, args=ocp.args.StandardSave(values), force=True)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, state: Any) -> Any:
-    values = manager.restore(step, args=ocp.args.StandardRestore(_as_dict(state)))
-    return type(state)(**values)
+    wanted = _as_dict(state) | {_CHECKSUM: np.zeros((), np.uint32)}
+    values = manager.restore(step, args=ocp.args.StandardRestore(wanted))
+    expected = int(values.pop(_CHECKSUM))
+    found = type(state)(**values)
+    if int(checksum(found)) != expected:
+        raise ValueError('its checksum is wrong')
+    return found
+
+
+@jax.jit
+def checksum(state: Any) -> jax.Array:
+    """A uint32 of all bits and where they stand, the same however the arrays are laid out."""
+    total = jnp.uint32(0)
+    for x in jax.tree.leaves(state):
+        unsigned = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        place = jnp.uint32(0)  # in row-major order; a reshape would gather what is split
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        total = total * jnp.uint32(31) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+    return total
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def panel(title: Child, picture: Child, note: Child = None) -> Markup:
 
 
 def grid(panels: Iterable[Child], how: Child, *, width: int = 330) -> Markup:
-    """Small multiples, each at least `width` pixels wide, under one sentence on how to read them."""
+    """Small multiples, each at least `width` pixels wide, and how to read them."""
     return figure(tag('div', panels, class_='grid', style=f'--w:{width}px'), how)
 
 

@@ -83,7 +83,8 @@ def test_an_interrupted_run_can_be_run_again(tmp_path, number):
     paths = [str(tmp_path), here, os.path.dirname(os.path.dirname(here))]
     env = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
     code = (
-        'import sys\n'
+        'import signal, sys\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # ignored in background
         'from input_pipeline import prepare, storage\n'
         'write = storage.write\n'
         'def loud(*args, report, **kwargs):\n'

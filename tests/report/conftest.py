@@ -162,7 +162,7 @@ class Maker:
         return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def make() -> type[Maker]:
     return Maker
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from routing_cases import context, jit, make, normal
+from routing_cases import context, make, normal
 
 from moe_vision import registry
 
@@ -15,7 +15,7 @@ G, T, D, E = 3, 40, 6, 5
 
 @functools.cache
 def router(name, args=(), k=2, e=E):
-    return make((name, args), e, k), jit(make((name, args), e, k).__call__)
+    return jax.jit(make((name, args), e, k).__call__)
 
 
 def route(name='top_k', k=2, e=E, key=0, group=None, train=True, fraction=0.0, kernel=None,
@@ -24,7 +24,7 @@ def route(name='top_k', k=2, e=E, key=0, group=None, train=True, fraction=0.0, k
     kernel = normal(2, D, e) if kernel is None else kernel
     g, t = features.shape[:2]
     ctx = context(groups=g, tokens=t, key=key, group=group, train=train, fraction=fraction)
-    return router(name, tuple(sorted(args.items())), k, e)[1](
+    return router(name, tuple(sorted(args.items())), k, e)(
         {'kernel': kernel, **(params or {})}, {}, features, ctx)
 
 

@@ -1,6 +1,7 @@
 """The top of the page: what was run, what came out, whether routing is healthy."""
 
 import math
+from collections.abc import Callable
 
 from moe_vision.report.health import Verdict
 from moe_vision.report.markup import Child, Markup, section, tag
@@ -51,7 +52,7 @@ def cards(run: Run) -> Markup:
     seen = [number(row.get('accuracy')) for row in run.split('validation')]
     if math.isnan(best):
         best = max(filter(math.isfinite, seen), default=math.nan)
-    gain = open_ - tested
+    gain = open_ - tested if run.layers() else math.nan
     flops, executed = value(run, 'flops'), value(run, 'flops_executed')
     total, active = value(run, 'params_total'), value(run, 'params_active')
     shown = [
@@ -73,14 +74,22 @@ def cards(run: Run) -> Markup:
         _card('Speed', _speed(run), 'images per second, training'),
     ]  # fmt: skip
     if run.layers():
-        dead, effective = value(run, 'dead_experts'), value(run, 'effective_experts')
-        experts = max((run.num_experts(layer) for layer in run.layers()), default=0)
+        effective, dead = _routed(run, 'effective_experts', min), _routed(run, 'dead_experts', max)
+        drops, orphans = _routed(run, 'drop_rate', max), _routed(run, 'orphan_rate', max)
+        experts = max(run.num_experts(layer) for layer in run.layers())
         shown += [
             _card('Effective experts', plain(effective), f'of {experts}; {count(dead)} dead'),
-            _card('Dropped choices', percent(value(run, 'drop_rate')),
-                  f'{percent(value(run, "orphan_rate"))} of tokens lose all'),
-        ]  # fmt: skip
+            _card('Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all'),
+        ]
     return tag('div', shown, class_='cards')
+
+
+def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
+    """The result's number or, before there is one, the newest of the worst layer."""
+    found = number(run.result.get(key))
+    newest = [number(run.latest(layer)[0].get(key)) for layer in run.layers()]
+    known = [v for v in newest if math.isfinite(v)]
+    return worst(known, default=math.nan) if math.isnan(found) else found
 
 
 def _card(name: str, main: Child, note: Child, *, big: bool = False) -> Markup:

@@ -1,0 +1,310 @@
+"""Properties of the page for every kind of run: complete, self-contained, escaped, honest."""
+
+import functools
+import html.parser
+import pathlib
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+
+from moe_vision import report
+
+KINDS = {
+    'complete': {},
+    'dense': {'layers': ()},
+    'soft': {'soft': True},
+    'many': {'classes': 200, 'experts': 32, 'layers': ('blocks_2', 'head')},
+    'patches': {'layers': ('enc/block_1/moe', 'enc/block_3/moe'), 'grid': (7, 5), 'side': 70},
+    'short': {'rows': 1, 'samples': 0},
+    'long': {'rows': 700},
+}
+VOID = {'meta', 'br', 'hr', 'img', 'col'}
+TAGS = set(
+    'html head meta title style body header main footer section nav a p h1 h2 h3 h4 ul li div span '
+    'i b s strong code figure figcaption table thead tbody tr th td details summary svg g defs '
+    'path clippath use text tspan rect image pattern'.split()
+)
+
+
+class Parsed(html.parser.HTMLParser):
+    """The page's elements and text; fails on a closing tag that closes nothing."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[tuple[str, str]] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append((self.open[-1] if self.open else '', data))
+
+    def text(self) -> str:
+        return ' '.join(data for tag, data in self.words if tag != 'style')
+
+    def named(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope='module')
+def page_of(tmp_path_factory, make) -> Callable[[str], tuple[str, float]]:
+    """The page of each kind of run, written once, and the seconds of processor that it took."""
+
+    @functools.cache
+    def write(kind: str) -> tuple[str, float]:
+        folder = make(**KINDS[kind]).save(tmp_path_factory.mktemp(kind) / 'run')
+        start = time.process_time()
+        path = report.write(folder)
+        return pathlib.Path(path).read_text(), time.process_time() - start
+
+    return write
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_page_is_self_contained_small_and_quick(kind, page_of):
+    text, seconds = page_of(kind)
+    assert seconds < 5
+    assert len(text.encode()) < 3e6
+    assert not re.search(r'https?:|//[a-z]+\.|@import|<script|<link|<iframe', text, re.I)
+    for target in re.findall(r'url\(([^)]{0,40})', text):
+        assert target.startswith(('data:image/png;base64,', '#'))
+    parsed = Parsed(text)
+    for _, attributes in parsed.tags:
+        for key in ('src', 'href', 'action'):
+            assert attributes.get(key, '#').startswith(('#', 'data:image/png;base64,'))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_picture_has_words(kind, page_of):
+    text, _ = page_of(kind)
+    parsed = Parsed(text)
+    for attributes in parsed.named('svg'):
+        assert attributes['role'] == 'img' and len(attributes['aria-label']) > 10
+    captions = re.findall(r'<figcaption>(.*?)</figcaption>', text, re.S)
+    assert len(captions) == len(parsed.named('figure')) > 0
+    assert all(caption.startswith('How to read: ') for caption in captions)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_ids_are_unique_and_references_resolve(kind, page_of):
+    text, _ = page_of(kind)
+    ids = [a['id'] for _, a in Parsed(text).tags if 'id' in a]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(ids)
+
+
+def test_complete_run_shows_every_layer_everywhere(make, page):
+    text = page(make())
+    for part in ('routing', 'classes', 'samples', 'compute'):
+        content = text.split(f'<section id="{part}">')[1].split('</section>')[0]
+        for layer in ('blocks_1', 'blocks_2', 'head'):
+            assert f'>{layer}<' in content, (part, layer)
+    words = Parsed(text).text()
+    for expected in ('digits_k2', '97.50 %', '42.1 %', '55.3 %', '61.1 %', 'No collapse', 'ln E',
+                     'model.moe.capacity_factor', 'flax', '0123456789', 'Effective experts'):
+        assert expected in words, expected
+    assert 'Not in this folder' not in words
+
+
+def test_heat_map_counts_are_in_the_tooltips(make, page):
+    maker = make(classes=2, experts=2, layers=('head',))
+    maker.evaluation['layers']['head']['expert_by_class'] = [[30, 0], [10, 7]]
+    titles = [a.get('title', '') for a in Parsed(page(maker)).named('td')]
+    assert 'expert 0, class class 0: 30 of 40 choices, 75.0 %' in titles
+    assert 'expert 1, class class 1: 7 of 7 choices, 100.0 %' in titles
+
+
+def test_soft_counts_keep_their_fractions(make, page):
+    maker = make(classes=2, experts=2, layers=('head',), soft=True)
+    maker.evaluation['layers']['head']['expert_by_class'] = [[1.5, 1.0], [0.5, 2.0]]
+    titles = [a.get('title', '') for a in Parsed(page(maker)).named('td')]
+    assert 'expert 0, class class 0: 1.5 of 2 choices, 75.0 %' in titles
+
+
+def test_confusions_are_named(make, page):
+    maker = make(classes=3)
+    maker.evaluation['confusion'] = [[9, 1, 0], [0, 10, 0], [0, 0, 10]]
+    parsed = Parsed(page(maker))
+    assert 'class 0 taken for class 1: 1 (10.0 %)' in [a.get('title') for _, a in parsed.tags]
+
+
+def test_dropped_choices_are_struck_through(make, page):
+    maker = make(layers=('head',), samples=1, experts=4)
+    route = {'grid': None, 'experts': [[2, 1]], 'gates': [[0.75, 0.25]], 'kept': [[True, False]]}
+    maker.evaluation['samples'][0]['layers'] = {'head': route}
+    parsed = Parsed(page(maker))
+    chips = [a['title'] for a in parsed.named('span') if 'chip' in a.get('class', '')]
+    assert chips == ['expert 2, gate 0.75', 'expert 1, gate 0.25, dropped: no room']
+    assert len(parsed.named('s')) == 1
+
+
+def test_null_experts_are_no_experts(make, page):
+    maker = make(layers=('head',), samples=1, experts=4)
+    route = {'grid': None, 'experts': [[1, 4]], 'gates': [[0.75, 0.25]], 'kept': [[True, False]]}
+    maker.evaluation['samples'][0]['layers'] = {'head': route}
+    assert 'expert no expert' in page(maker)
+
+
+def test_patch_grid_colours_each_patch_once(make, page):
+    maker = make(layers=('moe',), grid=(2, 3), side=12, samples=1, experts=4)
+    route = {'grid': [2, 3], 'experts': [[0, 1]] * 3 + [[2, 0]] * 3, 'gates': [[0.7, 0.3]] * 6,
+             'kept': [[True, True], [False, True], [False, False]] + [[True, True]] * 3}
+    maker.evaluation['samples'][0]['layers'] = {'moe': route}
+    text = page(maker)
+    drawing = next(s for s in re.findall(r'<svg .*?</svg>', text, re.S) if '0 0 3 2' in s)
+    squares = re.findall(r'expert (\d): (\d) patches</title>', drawing)
+    assert squares == [('0', '1'), ('1', '1'), ('2', '3')]
+    assert drawing.count('class="cross"') == 1
+
+
+def test_large_images_are_left_out_beyond_the_budget(make, page):
+    maker = make(samples=4)
+    for sample in maker.evaluation['samples']:
+        sample['image_png'] += '=' * 900_000
+    assert '3 more images are left out' in page(maker)
+
+
+HOSTILE = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onload='x", '</style>',
+           '</title>', '&lt;b&gt;', '$\\frac{x}$', ']]><svg onload=x>', 'url(https:)', '日本語')
+
+
+def test_hostile_names_stay_text(make, page):
+    maker = make(layers=HOSTILE[:4], samples=10)
+    maker.names[:] = HOSTILE
+    for block in maker.config['preflight']['blocks']:
+        block['kind'] = HOSTILE[1]
+    maker.config['config_file'] = '<script>"x".py'
+    maker.config['config'][HOSTILE[0]] = HOSTILE[1]
+    maker.config['dataset']['name'] = HOSTILE[2]
+    maker.config['git_commit'] = HOSTILE[0]
+    maker.config['versions'] = {HOSTILE[1]: HOSTILE[3]}
+    for row in maker.rows:
+        row['losses'] = {HOSTILE[0]: 0.1, HOSTILE[1]: 0.2}
+    maker.result['seed'] = HOSTILE[0]
+    parsed = Parsed(page(maker))
+    assert {tag for tag, _ in parsed.tags} <= TAGS
+    assert not [k for _, a in parsed.tags for k in a if k.startswith('on')]
+    text, labels = parsed.text(), [a.get('title') for _, a in parsed.tags]
+    for name in HOSTILE:
+        assert name in text and name in labels, name
+
+
+def test_unprintable_names_are_made_printable(make, page):
+    maker = make(classes=4, samples=4)
+    maker.names[:] = ['a\x00b', '\ud800', '\u202edlrow', 'x' * 5000]
+    text = page(maker)
+    assert not set('\x00\ud800\u202e') & set(text)
+    assert 'x' * 301 not in text
+
+
+def test_hostile_image_does_not_reach_the_style(make, page):
+    maker = make(samples=2)
+    maker.evaluation['samples'][0]['image_png'] = 'x);background:url(//evil.example/p'
+    maker.evaluation['samples'][1]['image_png'] = 'AAAA'
+    text = page(maker)
+    assert 'evil' not in text
+    assert text.count('unreadable image') == 2
+
+
+@pytest.mark.parametrize('lost, told', [
+    (('result',), 'result.json is not there'),
+    (('evaluation',), 'No confusion matrix'),
+    (('result', 'evaluation'), 'best so far'),
+    (('config',), 'config.json is not there'),
+])  # fmt: skip
+def test_partial_runs_say_what_is_missing(lost, told, make, page):
+    maker = make(rows=12)
+    for name in lost:
+        setattr(maker, name, {})
+    assert told in Parsed(page(maker)).text()
+
+
+@pytest.mark.parametrize('kept', ['config', 'result', 'evaluation', 'rows'])
+def test_any_single_file_is_enough(kept, make, page):
+    maker = make(rows=3)
+    for name in {'config', 'result', 'evaluation', 'rows'} - {kept}:
+        setattr(maker, name, [] if name == 'rows' else {})
+    assert 'Training report' in page(maker)
+
+
+def test_half_written_files_are_reported(make, tmp_path):
+    folder = make(rows=6).save(tmp_path / 'run')
+    whole = (folder / 'metrics' / '0.jsonl').read_text()
+    (folder / 'metrics' / '0.jsonl').write_text(whole[:-40] + '\n[1]\n{"step": "x"}\n')
+    (folder / 'evaluation.json').write_text('{"layers": ')
+    text = report.write(folder).read_text()
+    assert '3 metric line(s) could not be read' in text
+    assert 'evaluation.json cannot be read' in text
+
+
+def test_nan_and_null_are_gaps_not_numbers(make, page):
+    maker = make(rows=24)
+    for row in maker.rows[10:]:
+        row['loss'] = row['task_loss'] = float('nan')
+        row['layers']['blocks_1'] = dict.fromkeys(row['layers']['blocks_1'])
+        row['layers']['head']['load'][0] = None
+        row['grad_norm'] = None
+    for name in maker.result:
+        maker.result[name] = None
+    for values in maker.evaluation['layers'].values():
+        values.update(dict.fromkeys(['load', 'drop_rate', 'gate_entropy']))
+        values['expert_by_class'][0] = [None] * 10
+    maker.evaluation['confusion'][0] = [float('nan')] * 10
+    for sample in maker.evaluation['samples']:
+        sample['layers']['head']['gates'] = [[None, float('nan')]]
+        sample['prediction'] = None
+    text = Parsed(page(maker)).text()
+    assert not re.search(r'\b(nan|none|inf)\b', text, re.I)
+    assert 'loss is not a finite number' in text
+    assert 'task loss' not in text.lower() or 'not finite' in text
+
+
+@pytest.mark.parametrize('key', ['layers', 'losses', 'timing', 'accuracy'])
+@pytest.mark.parametrize('junk', [None, [], 'text', {'head': 3}, {'head': {'load': 'x'}}, 10**400])
+def test_rows_of_the_wrong_shape_do_not_stop_the_report(key, junk, make, page):
+    maker = make(rows=2, samples=1, layers=('head',))
+    for row in maker.rows:
+        row[key] = junk
+    assert 'Training report' in page(maker)
+
+
+@pytest.mark.parametrize('junk', [None, [], 'text', {'head': 3}, [[1], [1, 2]], [[]], [3], -1])
+def test_evaluations_of_the_wrong_shape_do_not_stop_the_report(junk, make, page):
+    maker = make(rows=1, samples=3)
+    layers = maker.evaluation['layers']
+    layers['blocks_1'], layers['blocks_2'] = {k: junk for k in layers['head']}, junk
+    maker.evaluation['confusion'] = junk
+    maker.evaluation['samples'][0] = junk
+    maker.evaluation['samples'][1] = {k: junk for k in maker.evaluation['samples'][1]}
+    maker.evaluation['samples'][2]['layers'] = {
+        'head': dict.fromkeys(['grid', 'experts', 'gates', 'kept'], junk), 'blocks_1': junk,
+    }  # fmt: skip
+    maker.evaluation['class_names'] = junk
+    maker.config['preflight'] = {k: junk for k in maker.config['preflight']}
+    assert 'Training report' in page(maker)
+
+
+def test_same_run_gives_the_same_page(make, page, tmp_path):
+    first = page(make())
+    assert report.write(tmp_path / 'run').read_text() == first
+
+
+def test_curves_run_by_step_whatever_the_files_order(make, page):
+    maker = make(rows=60)
+    for row in maker.rows:
+        row['grad_norm'] = row['step'] / 1000
+    assert 'Gradient norm: the value from 0.01 to 0.6.' in page(maker)

@@ -1,0 +1,111 @@
+"""What the README says of adding a router, a backbone and a data set, done as it says."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import input_pipeline
+from configs import digits_k2
+from moe_vision import config as config_lib
+from moe_vision import models
+from moe_vision.layers import Step
+from moe_vision.layers.moe import make_router
+from moe_vision.routing.types import Context
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _config(**keys):
+    c = digits_k2.get_config()
+    for key, value in keys.items():
+        section, name = key.split('__')
+        part = {'moe': c.model.moe, 'model': c.model, 'dataset': c.dataset, 'train': c.train}[section]
+        with part.unlocked():
+            part[name] = value
+    return config_lib.check(c)
+
+
+def _loss_falls(config, image_shape, num_classes):
+    """Five gradient steps on one batch lower its loss; returns the routed layers' names."""
+    net = models.build(config.model, num_classes)
+    x = jax.random.normal(jax.random.key(0), (config.model.moe.group_size, *image_shape))
+    y = jnp.arange(len(x)) % num_classes
+    variables = net.init(jax.random.key(1), x, Step())
+
+    @jax.jit
+    def step(variables):
+        def loss(params):
+            (logits, infos), _ = net.apply({**variables, 'params': params}, x,
+                                           Step(train=True, key=jax.random.key(2)),
+                                           mutable=['batch_stats'])
+            each = -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y]
+            return each.mean(), list(infos)
+        (value, layers), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, variables['params'], grads)
+        return {**variables, 'params': params}, value
+
+    losses = []
+    for _ in range(5):
+        variables, value = step(variables)
+        losses.append(float(value))
+    assert losses[-1] < losses[0]
+    return list(net.apply(variables, x, Step())[1])
+
+
+def test_a_router_of_ones_own():
+    config = _config(moe__router='examples.cosine_router:Cosine', moe__router_args={'project': 16},
+                     moe__losses={'importance': 0.01})
+    assert config.model.moe.router_args.project == 16
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_3']
+    router = make_router('examples.cosine_router:Cosine', {}, 4, 2)
+    params = {n: init(jax.random.key(3), shape) for n, (shape, init) in router.params(6).items()}
+    x = jax.random.normal(jax.random.key(4), (1, 5, 6))
+    context = Context(valid=jnp.ones((1, 5), bool), key=jax.random.key(0),
+                      group=jnp.zeros(1, jnp.int32))
+    once, tenfold = router(params, {}, x, context), router(params, {}, 10 * x, context)
+    np.testing.assert_allclose(once.logits, tenfold.logits, rtol=1e-4)  # cosines have no scale
+    assert np.abs(once.logits).max() <= 2.0 + 1e-5  # exp(log 2) at first
+
+
+def test_a_backbone_of_ones_own():
+    config = _config(model__name='examples.mixer_backbone:Mixer', model__args={'width': 16},
+                     moe__group_size=128)
+    config = dataclasses.replace(config)
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_2']
+
+
+def test_a_data_set_of_ones_own(tmp_path):
+    config = _config(dataset__name='examples.patches_dataset:Patches', dataset__augment='none',
+                     dataset__data_dir=str(tmp_path))
+    info = input_pipeline.info(config.dataset)
+    assert (info.num_classes, info.image_shape) == (2, (16, 16, 3))
+    input_pipeline.require(config.dataset)
+    seen = 0
+    with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=100,
+                                           rows=range(100)) as batches:
+        for batch in batches:
+            seen += int(batch['valid'].sum())
+    assert seen == info.split_sizes['test'] == 1040  # 2 photographs x 26 rows x 20 columns
+
+
+@pytest.mark.parametrize('name', ['cosine_router', 'mixer_backbone', 'patches_dataset'])
+def test_the_commands_in_an_example_name_what_it_defines(name):
+    text = (ROOT / 'examples' / f'{name}.py').read_text()
+    for module, cls in re.findall(r'(examples\.\w+):(\w+)', text):
+        assert module == f'examples.{name}' and f'class {cls}(' in text
+
+
+def test_the_layer_in_a_model_of_ones_own():
+    """The ten lines of the README, run as they stand there."""
+    readme = (ROOT / 'README.md').read_text()
+    code = readme.split('<!-- own model -->')[1].split('```python\n')[1].split('```')[0]
+    names: dict = {}
+    exec(code, names)
+    assert names['y'].shape == names['x'].shape
+    assert set(names['info']['losses']) == {'importance'}
+    assert np.isfinite(names['info']['losses']['importance'])

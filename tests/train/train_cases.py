@@ -1,0 +1,77 @@
+"""A tiny run that has everything: router state, batch norm, moving average, mixing, two groups."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import base
+from moe_vision import checkpoint, config, metrics
+from moe_vision.settings import Config
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+TINY = {
+    'dataset.cache': True, 'dataset.augment': 'pad_crop',
+    'model.args': {'widths': (8, 16), 'depth': 1},
+    'model.moe.router': 'bias_balanced', 'model.moe.router_args': {'bias_rate': 0.01},
+    'model.moe.losses': {'switch': 0.01}, 'model.moe.num_experts': 4, 'model.moe.group_size': 16,
+    'train.batch_size': 32, 'train.steps': 12, 'train.warmup_epochs': 0.0, 'train.warmup_steps': 2,
+    'train.learning_rate': 3e-3, 'train.label_smoothing': 0.1, 'train.ema_decay': 0.8,
+    'train.mixup': 0.2, 'eval.every_steps': 4, 'checkpoint.every_steps': 5, 'log.every_steps': 3,
+}
+TOP_K = {'model.moe.router': 'top_k', 'model.moe.router_args': {'noise': 'gaussian'},
+         'model.moe.losses': {'importance': 0.01, 'load': 0.01}}
+VIT = {'model.name': 'vit', 'model.moe.group_size': 16,
+       'model.args': {'width': 8, 'depth': 2, 'heads': 2, 'patch_size': 2}}
+
+
+def make(data_dir: str, changes: dict | None = None, start: dict | None = None) -> Config:
+    """The checked tiny config with these keys changed, by dotted path."""
+    c = base.get_config()
+    for path, value in {**(TINY if start is None else start), 'dataset.data_dir': data_dir,
+                        **(changes or {})}.items():
+        holder, *rest = path.split('.')
+        at = c
+        for part in [holder, *rest][:-1]:
+            at = at[part]
+        with at.unlocked(), at.ignore_type():
+            at[path.split('.')[-1]] = value
+    return config.check(c)
+
+
+def rows(workdir) -> list[dict]:
+    """The metric rows of a run, without what depends on the clock."""
+    return [{k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(str(workdir))]
+
+
+def result(workdir) -> dict:
+    """result.json, without what depends on the clock."""
+    found = json.loads((Path(workdir) / 'result.json').read_text())
+    return {k: v for k, v in found.items() if k != 'images_per_second'}
+
+
+def steps(workdir, kind: str = 'latest') -> list[int]:
+    folder = Path(workdir) / 'checkpoints' / kind
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def assert_same_bits(ours, theirs) -> None:
+    ours, theirs = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        a, b = np.asarray(value), np.asarray(theirs[path])
+        assert a.dtype == b.dtype and a.shape == b.shape, path
+        assert a.tobytes() == b.tobytes(), (path, np.abs(a - b).max())
+
+
+def assert_same_runs(ours, theirs) -> None:
+    """Two folders tell of the same run: state, best, metric rows and result."""
+    assert steps(ours) == steps(theirs)
+    assert steps(ours, 'best') == steps(theirs, 'best')
+    for kind in ('latest', 'best'):
+        assert_same_bits(checkpoint.load_raw(str(ours), kind),
+                         checkpoint.load_raw(str(theirs), kind))
+    assert rows(ours) == rows(theirs)
+    assert result(ours) == result(theirs)
