@@ -55,9 +55,8 @@ class Checkpoints:
             try:
                 state = _restore(self._latest, step, abstract)
             except Exception as e:  # whatever a damaged file makes orbax say
-                last = ' '.join(str(e).split())[:160]
                 logging.warning('checkpoint %d cannot be read (%s); trying the one before',
-                                step, last)
+                                step, _why(e))
                 continue
             for newer in steps[: steps.index(step)]:
                 self._latest.delete(newer)
@@ -91,8 +90,7 @@ class Checkpoints:
             try:
                 return step, _restore(self._latest, step, abstract)
             except Exception as e:
-                logging.warning('checkpoint %d cannot be read (%s)', step,
-                                ' '.join(str(e).split())[:160])
+                logging.warning('checkpoint %d cannot be read (%s)', step, _why(e))
         raise UserError(f'no checkpoint in {self._latest.directory} can be read with this config; '
                         'train first (--mode=train), or give the config the run was made with.')
 
@@ -130,8 +128,7 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
                                        reader.metadata(path).item_metadata.tree)
                 return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
         except Exception as e:
-            logging.warning('checkpoint %d cannot be read (%s)', step,
-                            ' '.join(str(e).split())[:160])
+            logging.warning('checkpoint %d cannot be read (%s)', step, _why(e))
     raise UserError(f"init_from: there is no readable checkpoint in '{workdir}'.")
 
 
@@ -170,6 +167,11 @@ def checksum(state: Any) -> jax.Array:
             place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         total = total * jnp.uint32(31) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
     return total
+
+
+def _why(error: Exception) -> str:
+    """The beginning of what orbax says, in one line."""
+    return ' '.join(str(error).split()).split(' See full ')[0][:160]
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         ema = state.ema
         if train.ema_decay:
             ema = optax.incremental_update(params, ema, 1 - train.ema_decay)
-        metrics |= {'grad_norm': optax.global_norm(grads),
+        metrics |= {'grad_norm': optax.tree.norm(grads),
                     'learning_rate': learning_rate(state.step)}
         state = dataclasses.replace(
             state, step=state.step + 1, params=params, batch_stats=stats,

@@ -9,7 +9,7 @@ The way through: `read` (files, tolerant) -> `sections/*` (what to say) -> `char
 
 from etils import epath
 
-from moe_vision.report import page, read
+from moe_vision.report import read
 
 NoRun = read.NoRun
 
@@ -27,6 +27,8 @@ def write(workdir: epath.PathLike) -> epath.Path:
         NoRun: the folder holds neither `config.json` nor metrics nor a result.
     """
     run = read.load(workdir)
+    from moe_vision.report import page  # drawing takes a second to import; errors do not wait
+
     path = run.path / 'report.html'
     path.write_text(page.render(run))
     return path

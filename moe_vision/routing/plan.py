@@ -113,7 +113,7 @@ def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Prio
     sort_key = jnp.where(wants, ids, e) * (k * t) + place
     in_order = jnp.sort(sort_key.reshape(g, t * k), axis=-1)
     bounds = jnp.arange(e + 1) * (k * t)
-    starts = jax.vmap(lambda s: jnp.searchsorted(s, bounds, method='scan_unrolled'))(in_order)
+    starts = _first_at_least(in_order, bounds)
 
     # Slot -> choice: the c-th choice after its expert's start.
     wanted = starts[:, :-1, None] + jnp.arange(c)  # [G, E, C]
@@ -158,6 +158,20 @@ def _order(routing: Routing, priority: Priority, keys: Array | None):
     token_of_rank = jnp.argsort(jax.lax.stop_gradient(score), axis=-1, stable=True)
     rank = jnp.argsort(token_of_rank, axis=-1)
     return rank.astype(jnp.int32), token_of_rank.astype(jnp.int32)
+
+
+def _first_at_least(in_order: Array, bounds: Array) -> Array:
+    """How many entries of each sorted row [G, N] are below each bound [M]: [G, M], by bisection.
+
+    (`jnp.searchsorted` is opaque to a walk over the traced program from jax 0.12 on.)
+    """
+    g, n = in_order.shape
+    below = jnp.zeros((g, bounds.shape[0]), jnp.int32)
+    for bit in reversed(range(n.bit_length())):
+        more = below + 2**bit
+        fits = (more <= n) & (_rows(in_order, jnp.minimum(more, n) - 1) < bounds)
+        below = jnp.where(fits, more, below)
+    return below
 
 
 def _rows(table: Array, index: Array) -> Array:

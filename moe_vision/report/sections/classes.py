@@ -113,7 +113,7 @@ def _as_picture(
     )  # fmt: skip
     lines = [
         [name_of(names, c), palette.count(float(np.nansum(counts[c]))),
-         ', '.join(f'{e} ({palette.percent(share[c, e], 0)})'
+         ', '.join(f'{e} ({palette.percent(float(share[c, e]), 0)})'
                    for e in np.argsort(-filled[c], kind='stable')[:3] if filled[c, e] > 0)]
         for c in order
     ]  # fmt: skip
@@ -169,11 +169,11 @@ def _large(share: np.ndarray, wrong: np.ndarray, top: float) -> Markup:
 
 
 def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup | None:
-    worst = np.argsort(-wrong, axis=None, kind='stable')[:10]
     rows = []
-    for i, j in zip(*np.unravel_index(worst, wrong.shape), strict=True):
+    for flat in np.argsort(-wrong, axis=None, kind='stable')[:10].tolist():
+        i, j = divmod(flat, len(wrong))
         if wrong[i, j] > 0:
-            rows.append((name_of(names, int(i)), name_of(names, int(j)),
+            rows.append((name_of(names, i), name_of(names, j),
                          palette.count(confusion[i, j]), palette.percent(wrong[i, j])))
     if not rows:
         return None

@@ -1,0 +1,55 @@
+"""Small routed layers for the tests. Axes: B tokens, E experts, D width, F hidden width."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_vision import registry
+from moe_vision.layers import MoE, Step
+from moe_vision.routing.types import Router, Routing
+
+# Unoptimised code compiles faster.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+TRAIN = Step(train=True, key=jax.random.key(5))
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def tokens(expert, count=8, width=8):
+    """Tokens such as this expert takes: vectors, or maps."""
+    is_map = 'map' in registry.entry('expert', registry.EXPERTS, expert).needs
+    return normal(1, count, *((6, 5) if is_map else ()), width)
+
+
+def expert_args(expert):
+    """Arguments that fit a width of 8."""
+    args = registry.entry('expert', registry.EXPERTS, expert).args
+    return {'norm_groups': 4} if hasattr(args, 'norm_groups') else {}
+
+
+def moe(num_experts=4, k=2, group_size=4, hidden=16, **kwargs):
+    if 'expert' in kwargs:
+        kwargs.setdefault('expert_args', expert_args(kwargs['expert']))
+    return MoE(num_experts, k, group_size, hidden, **kwargs)
+
+
+def init(layer, x, step=TRAIN, seed=0):
+    return jit(lambda x: layer.init(jax.random.key(seed), x, step))(x)
+
+
+class Counting(Router):
+    """A user's own router, named by its path: everybody to the expert that `carry` points at.
+
+    It hands one more than it was given to the next layer.
+    """
+
+    def choose(self, params, state, features, context):
+        start = jnp.zeros(features.shape[:2], jnp.int32) if context.carry is None else context.carry
+        none = jnp.zeros((*features.shape[:2], self.num_experts))
+        ids = (start % self.num_experts)[..., None]
+        return Routing(probs=jax.nn.softmax(none), logits=none, expert_of_choice=ids,
+                       gate=jnp.ones(ids.shape), active=context.valid[..., None], carry=start + 1)

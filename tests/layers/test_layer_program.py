@@ -1,0 +1,79 @@
+"""What the traced layer consists of: gathers, no large float scatter, nothing of size T E C."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from layer_cases import TRAIN, moe, tokens
+
+from moe_vision import registry
+from moe_vision.layers import Step
+
+B, D, E = 256, 32, 8  # one group of 256 tokens
+LARGE = B * D // 4  # payload is B * D and more; tables are 2 * B choices, E * C = 640 slots
+
+CASES = [(name, {}) for name in registry.ROUTERS] + [
+    ('top_k', {'noise': 'learned', 'gate': 'sigmoid', 'renormalize': True}),
+    ('top_k', {'noise': 'gaussian', 'gate': 'top_k_softmax', 'second_choice': 'random'}),
+    ('top_k', {'noise': 'jitter', 'temperature': 'entropy_floor'}), ('soft', {'axis': 'batch'})]
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        is_jaxpr = lambda v: hasattr(getattr(v, 'jaxpr', v), 'eqns')  # noqa: E731
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from equations(getattr(value, 'jaxpr', value))
+
+
+def traced(layer, x, step=TRAIN):
+    """All equations of the layer's forward and backward."""
+    def loss(variables, x):
+        y, info = layer.apply(variables, x, step)
+        return jnp.sum(jnp.sin(y)) + sum(info['losses'].values()), info['telemetry']
+
+    variables = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x)
+    program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))
+    return list(equations(program(variables, x).jaxpr))
+
+
+def losses(router, args):
+    names = ['importance', 'z'] if router == 'soft' else ['importance', 'z', 'switch']
+    return dict.fromkeys(names + ['load'] * (args.get('noise') in ('gaussian', 'learned')), 1.0)
+
+
+@pytest.mark.parametrize('priority', ['token', 'gate', 'random'])
+@pytest.mark.parametrize('router, args', CASES, ids=str)
+def test_floats_are_not_scattered(router, args, priority):
+    layer = moe(E, 2, B, router=router, router_args=args, priority=priority,
+                losses=losses(router, args))
+    found = traced(layer, tokens('mlp', B, D))
+    scatters = [v.aval for eqn in found if eqn.primitive.name.startswith('scatter')
+                for v in eqn.outvars]
+    assert all(a.dtype == jnp.int32 and a.size <= 2 * B for a in scatters), scatters
+    gathers = [eqn for eqn in found if eqn.primitive.name == 'gather'
+               and eqn.outvars[0].aval.size >= LARGE]
+    # Forward: slots from tokens, and k tokens from slots; backward: their transposes.
+    assert len(gathers) == (0 if router == 'soft' else 6)
+
+
+@pytest.mark.parametrize('expert', registry.EXPERTS)
+def test_no_expert_scatters(expert):
+    x = jax.ShapeDtypeStruct(tokens(expert, 16).shape, jnp.float32)
+    found = traced(moe(4, 1, 8, expert=expert), x)
+    large = [eqn for eqn in found if eqn.primitive.name == 'gather'
+             and eqn.outvars[0].aval.size >= x.size]
+    assert len(large) == 4  # k = 1: out and back, forward and backward
+    for eqn in found:
+        assert not eqn.primitive.name.startswith('scatter') or all(
+            v.aval.dtype == jnp.int32 for v in eqn.outvars), eqn
+
+
+def test_nothing_is_as_large_as_tokens_times_experts_times_slots():
+    e, t = 32, 512
+    layer = moe(e, 2, t, hidden=8, capacity_factor=4.0, losses={'importance': 1.0, 'switch': 1.0})
+    step = Step(train=True, labels=jnp.zeros(t, jnp.int32), num_classes=10)
+    found = traced(layer, tokens('mlp', t, 8), step)
+    largest = max(v.aval.size for eqn in found for v in eqn.outvars if hasattr(v.aval, 'size'))
+    # C = 4 * 2 * 512 / 32 = 128: T E C is 2,097,152; buffers E C D and choices K T E are 32,768.
+    assert largest <= 32768

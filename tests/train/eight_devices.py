@@ -1,0 +1,126 @@
+"""Run as a script where eight virtual devices exist: trains on every mesh, prints what it saw.
+
+    python eight_devices.py DATA_DIR FOLDER
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+
+import jax
+import numpy as np
+import train_cases
+from jax.sharding import AxisType
+
+from moe_vision import mesh as mesh_lib
+from moe_vision.checkpoint import Checkpoints
+from moe_vision.errors import UserError
+from moe_vision.optimizer import path_name
+from moe_vision.train import Setup
+
+SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1, 8)}
+COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,
+          'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 1e-3,
+          'train.ema_decay': 0.0, 'train.mixup': 0.0, 'model.moe.router': 'bias_balanced',
+          'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True}}
+CASES = {
+    'conv': COMMON | {'model.args': {'widths': (8,), 'depth': 2}, 'train.mixup': 0.3},
+    'vit': COMMON | train_cases.TOP_K | {
+        'model.name': 'vit', 'model.moe.placement': 'every_1',
+        'model.args': {'width': 8, 'depth': 2, 'heads': 2, 'patch_size': 4}},
+}
+STEPS = 10
+COLLECTIVE = re.compile(r'= (.+?) (all-to-all|all-gather|all-reduce|collective-permute|'
+                        r'reduce-scatter)(?:-start)?\(')
+
+
+def batches(micro: int = 1):
+    rng = np.random.default_rng(0)
+    means = rng.integers(40, 200, (10, 8, 8, 1))
+    for _ in range(STEPS):
+        labels = rng.integers(0, 10, 64).astype(np.int32)
+        noise = rng.integers(-40, 40, (64, 8, 8, 1))
+        valid = rng.random(64) > 0.05
+        yield {'image': (means[labels] + noise).clip(0, 255).astype(np.uint8), 'label': labels,
+               'valid': valid}
+
+
+def on_mesh(case: str, shape: tuple[int, int], data_dir: str):
+    """(losses, state on the host, collectives of the compiled step, the setup and state)."""
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh_lib.make = lambda expert: jax.make_mesh(
+        shape, ('data', 'expert'), devices=devices, axis_types=(AxisType.Auto,) * 2)
+    config = train_cases.make(data_dir, CASES[case] | {'mesh.expert': shape[1]})
+    setup = Setup(config)
+    state = setup.fresh_state()
+    losses, compiled, drops = [], None, 0.0
+    for batch in batches():
+        arrays = mesh_lib.to_devices(batch, setup.mesh, 1)
+        if compiled is None:
+            compiled = setup.step().lower(state, arrays).compile()
+        state, out = compiled(state, arrays)
+        losses.append(float(out['loss']))
+        drops += sum(float(x['dropped']) for x in out['layers'].values())
+    assert drops > 0, 'capacity is never reached: this shows too little'
+    return losses, jax.device_get(state), COLLECTIVE.findall(compiled.as_text()), setup, state
+
+
+def shardings(state) -> dict[str, str]:
+    return {path_name(p): str(x.sharding.spec)
+            for p, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def furthest(ours, theirs) -> float:
+    """Largest difference of any parameter, relative to the largest of its array."""
+    far = lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3))  # noqa: E731
+    return max(jax.tree.leaves(jax.tree.map(far, ours, theirs)))
+
+
+def refusals(data_dir: str) -> dict[str, str]:
+    told = {}
+    for name, changes in {'group': {'model.moe.group_size': 16}, 'batch': {'train.batch_size': 24},
+                          'micro': {'train.micro_batches': 4}}.items():
+        try:
+            Setup(train_cases.make(data_dir, CASES['conv'] | changes))
+        except UserError as e:
+            told[name] = str(e)
+    return told
+
+
+def main(data_dir: str, folder: str) -> None:
+    seen: dict = {'refused': refusals(data_dir)}
+    make = mesh_lib.make
+    try:
+        make(3)
+    except UserError as e:
+        seen['refused']['mesh'] = str(e)
+    for case in CASES:
+        for name, shape in SHAPES.items():
+            losses, state, collectives, setup, live = on_mesh(case, shape, data_dir)
+            if name == 'one':
+                want_losses, want = losses, state
+            seen[f'{case} {name}'] = {
+                'losses': losses, 'shape': shape,
+                'loss_error': max(abs(a / b - 1) for a, b in
+                                  zip(losses, want_losses, strict=True)),
+                'params_error': furthest(state.params, want.params),
+                'stats_error': furthest(state.batch_stats or {'': np.zeros(1)},
+                                        want.batch_stats or {'': np.zeros(1)}),
+                'router_error': furthest(state.router_state or {'': np.zeros(1)},
+                                         want.router_state or {'': np.zeros(1)}),
+                'counts': Counter(op for _, op in collectives),
+                'gathers': [s for s, op in collectives if op == 'all-gather'],
+                'permutes': [s for s, op in collectives if op == 'collective-permute'],
+                'layers': len(setup.shapes.router_state) or case == 'vit' and 2,
+                'shardings': shardings(live)}
+            if (case, name) == ('conv', '2x4'):
+                with Checkpoints(folder, 1) as saved:
+                    saved.save(STEPS, live)
+                np.savez(f'{folder}/params.npz', **{
+                    path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)})
+    print(json.dumps(seen))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,179 @@
+"""A run that was stopped and started again is the run that was not, to the bit (on a CPU)."""
+
+import json
+import logging
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import train_cases
+
+from moe_vision import checkpoint, metrics, train
+from moe_vision.errors import UserError
+
+
+class Stop(Exception):
+    """The process ends here."""
+
+
+@pytest.fixture(scope='module')
+def config(data_dir):
+    return train_cases.make(data_dir)
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp('whole')
+    train.train(config, str(workdir))
+    assert train_cases.steps(workdir) == [10, 12]
+    return workdir
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes the next run end after the arithmetic of a step, before anything is written of it."""
+    def arm(step):
+        add = metrics.Interval.add
+
+        def stopping(self, n, values):
+            if n == step:
+                raise Stop
+            add(self, n, values)
+        monkeypatch.setattr(metrics.Interval, 'add', stopping if step else add)
+        return lambda: monkeypatch.undo()
+    return arm
+
+
+def test_stopped_again_and_again_it_ends_as_if_nothing_had_been(config, whole, stop_at, tmp_path):
+    """Before any checkpoint, with a best one and rows already there; between; after the last."""
+    for step in (5, 9, 11):
+        disarm = stop_at(step)
+        with pytest.raises(Stop):
+            train.train(config, str(tmp_path))
+        disarm()
+    train.train(config, str(tmp_path))
+    train_cases.assert_same_runs(tmp_path, whole)
+
+
+def test_the_state_holds_what_it_must(whole):
+    raw = checkpoint.load_raw(str(whole))
+    assert int(raw['step']) == 12
+    assert abs(raw['router_state']['block_1']['router']['bias']).max() > 0
+    assert set(raw) >= {'params', 'opt_state', 'router_state', 'batch_stats', 'ema', 'seed_key'}
+    assert raw['batch_stats'] and raw['ema'] and raw['opt_state']
+
+
+def test_killed_at_a_random_moment_it_ends_as_if_nothing_had_been(
+        config, whole, tmp_path, data_dir, jax_environment):
+    code = ('import json, sys; from moe_vision import config, train; '
+            'train.train(config.from_dict(json.loads(sys.argv[1])), sys.argv[2])')
+    from moe_vision import config as config_lib
+    asked = json.dumps(config_lib.to_dict(config))
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, asked, str(tmp_path)], cwd=train_cases.ROOT,
+        env=jax_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seen = []
+    for line in process.stderr:  # from the first steps on, anywhere
+        seen.append(line)
+        if line.startswith('step 3/12'):
+            break
+    time.sleep(random.random() * 1.5)
+    process.send_signal(signal.SIGKILL)
+    process.stderr.read()
+    process.wait()
+    assert seen and seen[-1].startswith('step 3/12'), ''.join(seen)
+    train.train(config, str(tmp_path))
+    train_cases.assert_same_runs(tmp_path, whole)
+
+
+def damage(workdir: Path, step: int) -> None:
+    folder = workdir / 'checkpoints' / 'latest' / str(step)
+    file = max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+
+
+def test_after_a_damaged_checkpoint_it_goes_on_from_the_one_before(
+        config, whole, tmp_path, caplog):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    damage(workdir, 12)
+    with caplog.at_level(logging.INFO):
+        train.train(config, str(workdir))
+    told = [r.getMessage() for r in caplog.records if 'moe_vision' in r.pathname]
+    assert sum('checkpoint 12 cannot be read' in t for t in told) == 1
+    assert 'continuing at step 10 of 12' in told
+    train_cases.assert_same_runs(workdir, whole)
+
+
+def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, whole, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    damage(workdir, 10)
+    damage(workdir, 12)
+    before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
+    with pytest.raises(UserError, match='none of the checkpoints') as e:
+        train.train(config, str(workdir))
+    assert '\n' not in str(e.value)
+    assert {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()} == before
+
+
+def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
+        config, whole, tmp_path, data_dir, caplog):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    other = train_cases.make(data_dir, {'model.args': {'widths': (8, 24), 'depth': 1}})
+    with pytest.raises(UserError, match='another --workdir'):
+        train.train(other, str(workdir))
+    assert any('model.args.widths' in r.getMessage() for r in caplog.records)
+    assert (workdir / 'config.json').read_text() == (whole / 'config.json').read_text()
+    scores = train.evaluate(config, str(workdir))
+    assert scores['accuracy'] == train_cases.result(whole)['test_accuracy']
+
+
+def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatch):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    monkeypatch.setattr(train.Setup, 'step', lambda self: pytest.fail)
+    train.train(config, str(workdir))
+    train_cases.assert_same_runs(workdir, whole)
+    # the speed of the steps that were taken is still told
+    ours, theirs = (json.loads((p / 'result.json').read_text()) for p in (workdir, whole))
+    assert ours == theirs and theirs['images_per_second'] > 0
+
+
+def test_a_config_that_changed_is_told_with_what_changed(config, whole, tmp_path, data_dir, caplog):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    other = train_cases.make(data_dir, {'log.every_steps': 4, 'train.weight_decay': 0.5})
+    train.train(other, str(workdir))
+    told = [r.getMessage() for r in caplog.records if 'differs' in r.getMessage()]
+    assert len(told) == 1
+    assert 'log.every_steps 3 -> 4; ' in told[0] + '; '
+    assert 'train.weight_decay 0.0001 -> 0.5; ' in told[0] + '; '
+    assert told[0].count('->') == 2
+    assert json.loads((workdir / 'config.json').read_text())['config']['log']['every_steps'] == 4
+
+
+def test_a_shortened_run_says_how_many_steps_it_really_took(whole, tmp_path, data_dir):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    train.train(train_cases.make(data_dir, {'train.steps': 8}), str(workdir))
+    assert train_cases.result(workdir)['steps'] == 12
+
+
+def test_rows_that_stand_twice_count_once(whole, tmp_path, caplog):
+    """A restart was killed after it had put the kept rows together, before it removed the old."""
+    shutil.copytree(whole / 'metrics', tmp_path / 'metrics')
+    want = metrics.read(str(whole))
+    assert [r['step'] for r in want if r['split'] == 'validation'] == [4, 8, 12]
+    text = ''.join(json.dumps(r) + '\n' for r in want)
+    (tmp_path / 'metrics' / 'until-000000010.jsonl').write_text(text + '{"step": 3, "sp\n')
+    with caplog.at_level(logging.WARNING):
+        assert metrics.read(str(tmp_path)) == want
+    assert 'until-000000010.jsonl line' in caplog.text
