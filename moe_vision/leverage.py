@@ -132,8 +132,8 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
             flops_router=executed - in_experts if routed else 0,
             flops_experts=experts if routed else 0,
             flops_experts_executed=in_experts if routed else 0, routed=name in replaced))
-    capacities = {name: _capacity(config, info, name) for name in sorted(replaced)} \
-        if routed_net else {}
+    capacities = {b.name: _capacity(config, info, b.name)
+                  for b in blocks if b.routed and routed_net}
     return Leverage(tuple(blocks), capacities)
 
 

@@ -14,7 +14,7 @@ from etils import epath
 
 from input_pipeline import DatasetInfo
 from moe_vision import config as config_lib
-from moe_vision.leverage import Leverage, choices_per_token, soft
+from moe_vision.leverage import Capacity, Leverage, choices_per_token, soft
 from moe_vision.settings import Config
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -46,7 +46,14 @@ def write_config(workdir: str, config: Config, config_file: str, info: DatasetIn
         'git_commit': git_commit(), 'dataset': dataclasses.asdict(info),
         'preflight': facts(leverage) | {
             'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
-            'capacity': {n: dataclasses.asdict(c) for n, c in leverage.capacities.items()}}})
+            'capacity': {n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
+                         for n, c in leverage.capacities.items()}}})
+
+
+def _groups(config: Config, of: Capacity) -> int:
+    """Routing groups of a micro-batch."""
+    images = config.train.batch_size // config.train.micro_batches
+    return images * of.tokens_per_image // of.group_size
 
 
 def facts(leverage: Leverage) -> dict[str, float]:

@@ -67,13 +67,22 @@ def rgba(
 
 
 def image(
-    picture: np.ndarray, label: str, *, across: str, down: str, height: int, width: int
+    picture: np.ndarray,
+    label: str,
+    *,
+    across: str,
+    down: str,
+    size: tuple[int, int],
+    height: int,
+    width: int,
 ) -> Markup:
-    """A large matrix `[M, N, 4]` as a picture with its axes named."""
+    """A large matrix as a picture `[M, N, 4]`, its axes named and numbered up to `size`."""
+    rows, columns = size
 
     def paint(axes: Axes) -> None:
         axes.grid(False)
-        axes.imshow(picture, aspect='auto', interpolation='none')
+        axes.imshow(picture, aspect='auto', interpolation='none',
+                    extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel(across, fontsize=10)

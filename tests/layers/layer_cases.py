@@ -10,8 +10,17 @@ from moe_vision import registry
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.types import Router, Routing
 
-# Unoptimised code compiles faster.
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+def _quick_to_compile():
+    options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except Exception:  # this version of XLA has no such option
+        return {}
+    return options
+
+
+jit = functools.partial(jax.jit, compiler_options=_quick_to_compile())
 TRAIN = Step(train=True, key=jax.random.key(5))
 
 

@@ -1,4 +1,4 @@
-"""The routed layer as a user has it. Axes: B tokens, T of a group, E experts, K choices, D width."""
+"""The routed layer as a user has it. Axes: B tokens, E experts, K choices, D width."""
 
 import chex
 import flax.linen as nn
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from layer_cases import TRAIN, init, jit, moe, normal
+from layer_cases import TRAIN, init, jit, moe, normal, tokens
 
 from moe_vision.errors import UserError
 from moe_vision.layers import ExpertBank, MoE, Step
@@ -214,7 +214,6 @@ def test_capacity_of_training_and_evaluation():
 
 @pytest.mark.parametrize('router, expert', [('top_k', 'conv'), ('soft', 'mlp')])
 def test_padding_may_hold_anything(router, expert):
-    from layer_cases import tokens
     x, valid = tokens(expert), jnp.asarray([0, 1, 1, 1, 1, 0, 1, 1], bool)
     layer = moe(router=router, expert=expert, losses={'importance': 1.0, 'z': 0.1})
     variables = init(layer, x)

@@ -119,9 +119,10 @@ def test_blind_routing_is_mentioned_but_no_alarm(make, tmp_path):
 
 def test_dense_and_early_runs_are_not_judged(make, tmp_path):
     assert judged(make(layers=()), tmp_path / 'a').line.startswith('Dense run')
-    early = make(rows=0)
+    early = make(layers=(), rows=0)
     early.evaluation, early.result = {}, {}
-    assert judged(early, tmp_path / 'b').level == 'none'
+    verdict = judged(early, tmp_path / 'b')
+    assert verdict.level == 'none' and verdict.line.startswith('Too early')
 
 
 def test_verdict_uses_the_newest_numbers(make, tmp_path):

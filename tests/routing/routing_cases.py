@@ -28,8 +28,18 @@ _MORE = {
 CASES = [(name, tuple(args.items())) for name in registry.ROUTERS
          for args in [{}, *_MORE.get(name, [])]]
 
-# Unoptimised code compiles faster.
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def _quick_to_compile():
+    options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except Exception:  # this version of XLA has no such option
+        return {}
+    return options
+
+
+jit = functools.partial(jax.jit, compiler_options=_quick_to_compile())
 
 
 def case_id(case):

@@ -21,11 +21,12 @@ from moe_vision.train import Setup
 
 SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1, 8)}
 COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,
-          'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 1e-3,
+          'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 0.1,
+          'train.optimizer': 'sgd',  # Adam makes steps of full size out of rounding errors
           'train.ema_decay': 0.0, 'train.mixup': 0.0, 'model.moe.router': 'bias_balanced',
           'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True}}
 CASES = {
-    'conv': COMMON | {'model.args': {'widths': (8,), 'depth': 2}, 'train.mixup': 0.3},
+    'conv': COMMON | {'model.args': {'widths': (8,), 'depth': 1}, 'train.mixup': 0.3},
     'vit': COMMON | train_cases.TOP_K | {
         'model.name': 'vit', 'model.moe.placement': 'every_1',
         'model.args': {'width': 8, 'depth': 2, 'heads': 2, 'patch_size': 4}},
@@ -112,7 +113,6 @@ def main(data_dir: str, folder: str) -> None:
                 'counts': Counter(op for _, op in collectives),
                 'gathers': [s for s, op in collectives if op == 'all-gather'],
                 'permutes': [s for s, op in collectives if op == 'collective-permute'],
-                'layers': len(setup.shapes.router_state) or case == 'vit' and 2,
                 'shardings': shardings(live)}
             if (case, name) == ('conv', '2x4'):
                 with Checkpoints(folder, 1) as saved:

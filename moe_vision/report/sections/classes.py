@@ -9,6 +9,8 @@ from moe_vision.report.markup import Markup, figure, grid, panel, section, table
 from moe_vision.report.read import Run, as_dict, matrix, number
 
 CELLS = 50  # up to so many classes a map is a table whose every cell can be read
+FAINT = 0.05  # errors of this share of a class are full orange at the earliest
+PIXELS = 200  # the same for the confusion matrix, rows and columns
 SPREAD = 300  # at most so many rows in a picture; more classes are averaged in groups
 _TABLE = ('How to read: each row is a class and adds up to 100 %, each column an expert; a row of '
           'even colour is a class that every expert shares. Point at a cell for counts.')
@@ -109,7 +111,7 @@ def _as_picture(
         heatmaps.rgba(rows / top),
         f'Share of each of {len(share)} classes that goes to each of {share.shape[1]} experts, '
         f'{layer}', across='expert', down='class, by its main expert',
-        height=max(220, min(560, 3 * len(rows) + 44)), width=352,
+        size=share.shape, height=max(220, min(560, 3 * len(rows) + 44)), width=352,
     )  # fmt: skip
     lines = [
         [name_of(names, c), palette.count(float(np.nansum(counts[c]))),
@@ -127,14 +129,16 @@ def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
     total = np.nansum(confusion, 1, keepdims=True)
     share = confusion / np.where(total > 0, total, np.nan)
     wrong = np.nan_to_num(share * (1 - np.eye(len(share))))
-    top = float(wrong.max()) or 1.0
+    top = max(float(wrong.max()), FAINT)
     pairs = _pairs(confusion, wrong, names)
     if len(share) <= 20:
         picture = _small(confusion, share, wrong, top, names)
     else:
-        picture = _large(share, wrong, top)
+        picture, top = _large(confusion, share)
     how = ('How to read: rows are the truth, columns the prediction; blue on the diagonal is '
-           f'right, orange is wrong, full orange being {palette.percent(top)} of a class. ')
+           f'right, orange is wrong, full orange being {palette.percent(top)} of a row. ')
+    if len(share) > PIXELS:
+        how += f'Neighbouring classes share a cell, so that {PIXELS} rows remain.'
     return Markup(figure(tag('div', picture, pairs, class_='beside'), how))
 
 
@@ -158,14 +162,20 @@ def _small(
                           label='Confusion matrix, counts', warm=lambda i, j: i != j)
 
 
-def _large(share: np.ndarray, wrong: np.ndarray, top: float) -> Markup:
-    picture = heatmaps.rgba(wrong / top, palette.HEAT_WARM)
-    diagonal = np.arange(len(share))
-    picture[diagonal, diagonal] = heatmaps.rgba(share)[diagonal, diagonal]
+def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
+    """The picture, in which neighbouring classes share a cell where there are very many."""
+    starts = np.unique(np.linspace(0, len(share), PIXELS, endpoint=False).astype(int))
+    merged = np.nan_to_num(confusion)
+    merged = np.add.reduceat(np.add.reduceat(merged, starts, 0), starts, 1)
+    merged = merged / np.maximum(merged.sum(1, keepdims=True), 1e-9)
+    right = np.eye(len(merged)) > 0
+    top = max(float(np.where(right, 0, merged).max()), FAINT)
+    blue, orange = heatmaps.rgba(merged), heatmaps.rgba(merged / top, palette.HEAT_WARM)
+    picture = np.where(right[..., None], blue, orange)
     label = (f'Confusion matrix of {len(share)} classes; mean of the diagonal '
              f'{palette.percent(float(np.nanmean(np.diag(share))))}')
     return heatmaps.image(picture, label, across='predicted class', down='true class',
-                          height=520, width=540)
+                          size=share.shape, height=520, width=540), top
 
 
 def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup | None:
@@ -173,8 +183,9 @@ def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup
     for flat in np.argsort(-wrong, axis=None, kind='stable')[:10].tolist():
         i, j = divmod(flat, len(wrong))
         if wrong[i, j] > 0:
-            rows.append((name_of(names, i), name_of(names, j),
-                         palette.count(confusion[i, j]), palette.percent(wrong[i, j])))
+            images, share = float(confusion[i, j]), float(wrong[i, j])
+            rows.append((name_of(names, i), name_of(names, j), palette.count(images),
+                         palette.percent(share)))
     if not rows:
         return None
     return table(('truth', 'taken for', 'images', 'of the class'), rows, class_='numbers',

@@ -1,0 +1,69 @@
+"""Small backbones for the tests. Axes: B images, HW space."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_vision import models, registry
+from moe_vision.layers import Step
+from moe_vision.settings import Model, Moe
+
+
+def _quick_to_compile():
+    options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except Exception:  # this version of XLA has no such option
+        return {}
+    return options
+
+
+jit = functools.partial(jax.jit, compiler_options=_quick_to_compile())
+TRAIN = Step(train=True, key=jax.random.key(5), fraction=0.5)
+CLASSES, IMAGE, B = 5, (8, 8, 3), 4
+
+# Two blocks each. A backbone that is new in the table runs with its defaults.
+SMALL = {
+    'conv': {'widths': (8, 16), 'depth': 1},
+    'depthwise': {'widths': (8, 16), 'depth': 1, 'expansion': 2},
+    'vit': {'width': 16, 'depth': 2, 'heads': 2, 'patch_size': 4},
+}
+
+
+def config(name, placement='every_2', twin='none', dtype='float32', args=None, **moe):
+    """A `Model`; `moe` overrides routing settings, `args` those of the backbone."""
+    entry = registry.entry('backbone', registry.BACKBONES, name)
+    expert = moe.pop('expert', 'mlp' if placement == 'head' else entry.expert)
+    expert_args = registry.entry('expert', registry.EXPERTS, expert).args()
+    if hasattr(expert_args, 'norm_groups'):
+        expert_args = dataclasses.replace(expert_args, norm_groups=4)
+    router = moe.get('router', 'top_k')
+    made = Moe(**{
+        'placement': placement, 'router': router, 'num_experts': 3, 'k': 2,
+        'router_args': registry.entry('router', registry.ROUTERS, router).args(),
+        'capacity_factor': 1.25, 'eval_capacity_factor': 2.0, 'capacity_multiple': 1,
+        'group_size': 2, 'priority': 'token', 'expert': expert, 'expert_args': expert_args,
+        'hidden': 0, 'losses': {'importance': 0.1}} | moe)
+    return Model(name=name, args=entry.args(**SMALL.get(name, {}) | (args or {})), dtype=dtype,
+                 twin=twin, moe=made)
+
+
+def build(*args, **kwargs):
+    return models.build(config(*args, **kwargs), CLASSES)
+
+
+def images(seed=0, count=B):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(count, *IMAGE)), jnp.float32)
+
+
+def abstract(net):
+    """Shapes of all variables."""
+    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x, TRAIN), images())
+
+
+def paths(tree):
+    return {'/'.join(k.key for k in path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

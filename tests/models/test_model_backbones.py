@@ -1,0 +1,144 @@
+"""Every backbone, dense and routed at every kind of place."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_cases import (
+    CLASSES,
+    TRAIN,
+    B,
+    abstract,
+    build,
+    images,
+    jit,
+    paths,
+)
+
+from moe_vision import registry
+from moe_vision.errors import UserError
+from moe_vision.layers import Step
+
+every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
+UNIT = {name: entry.unit for name, entry in registry.BACKBONES.items()}
+
+
+def forward_and_gradient(net):
+    def loss(params, rest, x):
+        (logits, infos), _ = net.apply({'params': params, **rest}, x, TRAIN,
+                                       mutable=['batch_stats'])
+        aux = sum(sum(i['losses'].values()) for i in infos.values())
+        return jnp.sum(jnp.sin(logits)) + aux, (logits, infos)
+
+    def run(x):
+        variables = net.init(jax.random.key(0), x, TRAIN)
+        params = variables.pop('params')
+        return jax.grad(loss, has_aux=True)(params, variables, x)
+
+    return run
+
+
+@every_backbone
+@pytest.mark.parametrize('placement, layers', [
+    ('head', ['head']), ('last_1', ['block_1']), ('0,1', ['block_0', 'block_1'])])
+def test_runs_and_learns_at_every_place(name, placement, layers):
+    grads, (logits, infos) = jit(forward_and_gradient(build(name, placement)))(images())
+    chex.assert_shape(logits, (B, CLASSES))
+    chex.assert_type(logits, jnp.float32)
+    chex.assert_tree_all_finite((grads, logits))
+    assert list(infos) == layers
+    silent = [path for path, g in paths(grads).items() if not (np.asarray(g) != 0).any()]
+    # Adding one number to all keys changes no attention.
+    assert all(path.endswith('key/bias') for path in silent), silent
+    for layer, info in infos.items():
+        assert paths(grads)[f'{layer}/router/kernel'].shape[1] == 3
+        tokens = B * (4 if UNIT[name] == 'patch' and layer != 'head' else 1)
+        assert info['telemetry']['tokens'] == tokens
+        chex.assert_shape(info['choices']['expert'], (tokens, 2))
+
+
+@every_backbone
+def test_places_are_those_of_the_spelling(name):
+    trees = {p: abstract(build(name, p)) for p in ('last_1', 'every_2', '1', 'none', 'head')}
+    chex.assert_trees_all_equal_shapes(trees['every_2'], trees['last_1'], trees['1'])
+    routed = lambda p: {q.split('/')[0] for q in paths(trees[p]['params']) if '/router/' in q}  # noqa: E731
+    assert routed('1') == {'block_1'} and routed('head') == {'head'} and not routed('none')
+    for placement in ('2', 'last_3', 'every_3'):
+        with pytest.raises(UserError, match='2 blocks'):
+            abstract(build(name, placement))
+
+
+@every_backbone
+def test_soft_routing_and_padding_leave_valid_images_alone(name):
+    """Whatever an unreadable image holds, logits, losses and gradients of the others stay."""
+    net = build(name, 'last_1', router='soft', router_args=registry.SoftArgs(axis='batch'),
+                group_size=16 if UNIT[name] == 'patch' else B)
+    valid = jnp.asarray([True, True, False, True])
+
+    @jit
+    def run(x):
+        variables = net.init(jax.random.key(0), x, TRAIN)
+        params = variables.pop('params')
+
+        def loss(params):
+            step = Step(valid=valid, train=True)
+            (logits, infos), _ = net.apply({'params': params, **variables}, x, step,
+                                           mutable=['batch_stats'])
+            aux = infos['block_1']['losses']['importance']
+            return jnp.sum(jnp.where(valid[:, None], jnp.sin(logits), 0)) + aux, logits
+
+        grads, logits = jax.grad(loss, has_aux=True)(params)
+        return grads, logits[valid.nonzero(size=3)]
+
+    clean, dirty = run(images()), run(images().at[2].set(-7.0))
+    chex.assert_trees_all_close(dirty, clean, atol=1e-5)
+
+
+@every_backbone
+def test_bfloat16_compute_keeps_parameters_float32(name):
+    net = build(name, '0,1', dtype='bfloat16')
+    program = jax.make_jaxpr(forward_and_gradient(net))(images())
+    grads, (logits, infos) = jax.eval_shape(forward_and_gradient(net), images())
+    chex.assert_type(jax.tree.leaves(abstract(net)['params']), jnp.float32)
+    chex.assert_type([logits, *jax.tree.leaves(grads)], jnp.float32)
+    for info in infos.values():
+        chex.assert_type(jax.tree.leaves((info['losses'], info['telemetry'])), jnp.float32)
+    text = str(program)
+    assert 'bf16' in text  # and it does compute in bfloat16
+
+
+@every_backbone
+def test_groups_must_divide(name):
+    with pytest.raises(ValueError, match='groups of 7'):
+        abstract(build(name, group_size=7))
+
+
+@pytest.mark.parametrize('pool', ['mean', 'token'])
+def test_vit_parameters_by_hand(pool):
+    # width 16, patch 4, 8x8x3 images: 4 patches; 2 heads; hidden 64; 5 classes
+    stem = 4 * 4 * 3 * 16 + 16  # 784
+    position = (4 + (pool == 'token')) * 16
+    attention = 2 * 16 + 4 * (16 * 16 + 16)  # norm, and q, k, v, out: 1,120
+    mlp = 16 * 64 + 64 + 64 * 16 + 16  # 2,128
+    block = attention + 2 * 16 + mlp  # 3,280
+    head = 2 * 16 + 16 * 5 + 5  # final norm, classifier: 117
+    dense = stem + position + 2 * block + head + 16 * (pool == 'token')
+    count = lambda net: sum(a.size for a in jax.tree.leaves(abstract(net)['params']))  # noqa: E731
+    args, group = {'pool': pool}, 4 * (4 + (pool == 'token'))
+    assert count(build('vit', 'none', args=args)) == dense
+    # One block routed over 3 experts: two more MLPs and a router [16, 3].
+    assert count(build('vit', args=args, group_size=group)) == dense + 2 * mlp + 16 * 3
+    # A routed head beside all blocks: three MLPs and a router.
+    assert count(build('vit', 'head', args=args)) == dense + 3 * mlp + 16 * 3
+
+
+def test_conv_parameters_by_hand():
+    # widths 8, 16; one block each, norm-conv-norm-conv; batch norm has scale and bias
+    stem, down = 9 * 3 * 8, 2 * 8 + 9 * 8 * 16
+    block = lambda d: 2 * d + 9 * d * d + 2 * d + 9 * d * d  # noqa: E731
+    end = 2 * 16 + 16 * 5 + 5
+    count = lambda net: sum(a.size for a in jax.tree.leaves(abstract(net)['params']))  # noqa: E731
+    dense = stem + down + block(8) + block(16) + end
+    assert count(build('conv', 'none')) == dense
+    assert count(build('conv')) == dense + 2 * block(16) + 16 * 3

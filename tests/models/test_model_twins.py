@@ -1,0 +1,122 @@
+"""Twins: what they share with the routed network, and what they cost."""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import numpy as np
+import pytest
+from model_cases import TRAIN, build, config, images, jit, paths
+
+from moe_vision import flops, models, registry
+from moe_vision.errors import UserError
+from moe_vision.layers import Step
+from moe_vision.models.places import expert_at, expert_flops, expert_params, twin_expert
+
+every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
+
+
+@every_backbone
+def test_routed_and_dense_networks_begin_equal_wherever_they_share(name):
+    kinds = {'k2': {}, 'k1': {'k': 1, 'capacity_factor': 1.0}, 'twin': {'twin': 'same_width'},
+             'dense': {'placement': 'none'}}
+    nets = {kind: build(name, **kwargs) for kind, kwargs in kinds.items()}
+    begun = jit(lambda x: {kind: net.init(jax.random.key(3), x, TRAIN)['params']
+                           for kind, net in nets.items()})(images())
+    chex.assert_trees_all_equal(begun['k1'], begun['k2'])
+    routed, twin, dense = (paths(begun[n]) for n in ('k2', 'twin', 'dense'))
+    outside = {p for p in routed if not p.startswith('block_1/')}
+    assert outside == {p for p in twin if not p.startswith('block_1/')}
+    assert outside == {p for p in dense if not p.startswith('block_1/')}
+    for path in outside:  # block_0 is routed in none of them
+        np.testing.assert_array_equal(routed[path], twin[path])
+        np.testing.assert_array_equal(routed[path], dense[path])
+    assert any(p.startswith('block_0/') for p in outside)
+    # At the routed place the bank holds three of what the twin holds one of.
+    for path in set(twin) - outside:
+        rest = path.removeprefix('block_1/')
+        chex.assert_shape(routed[f'block_1/experts/{rest}'], (3, *twin[path].shape))
+    inside = {p for p in routed if p.startswith('block_1/') and '/router/' not in p}
+    assert len(inside) == len(set(twin) - outside)
+
+
+def test_a_vit_twin_of_same_width_is_the_dense_vit():
+    nets = [build('vit', twin='same_width'), build('vit', 'none')]
+    twin, dense = jit(lambda x: [n.init(jax.random.key(3), x, TRAIN) for n in nets])(images())
+    chex.assert_trees_all_equal(twin, dense)
+
+
+PLACES = [('vit', 'mlp', 16, 64, (16,)), ('conv', 'conv', 16, 16, (4, 4, 16)),
+          ('depthwise', 'depthwise_conv', 16, 32, (4, 4, 16)), ('conv', 'mlp', 16, 64, (16,))]
+
+
+def hand_flops(expert, d, f, payload):
+    """2 per multiply-accumulate, of one expert on one token."""
+    space = math.prod(payload[:-1])
+    return {'mlp': 2 * 2 * d * f, 'conv': 2 * 2 * 9 * d * f * space,
+            'depthwise_conv': (2 * 9 * d + 2 * 2 * d * f) * space}[expert]
+
+
+@pytest.mark.parametrize('k', [1, 2, 3])
+@pytest.mark.parametrize('name, expert, d, f, payload', PLACES)
+def test_twin_flops(name, expert, d, f, payload, k):
+    moe = config(name, expert=expert, k=k, num_experts=4).moe
+    one = expert_flops(expert_at(moe, d, f), payload)
+    assert one == hand_flops(expert, d, f, payload)
+    assert expert_flops(twin_expert(moe, 'same_width', d, f, payload), payload) == one
+    wide = twin_expert(moe, 'same_active_flops', d, f, payload)
+    cost = expert_flops(wide, payload)
+    if expert == 'depthwise_conv':  # the depthwise part is there once: nearest hidden width
+        step = hand_flops(expert, d, 1, payload) - hand_flops(expert, d, 0, payload)
+        assert abs(cost - k * one) <= step / 2
+    else:
+        assert cost == k * one and wide.hidden == k * f
+
+
+def hand_params(expert, d, f):
+    return {'mlp': 2 * d * f + f + d, 'conv': 2 * 9 * d * f + 2 * d + 2 * f,
+            'depthwise_conv': 9 * d + 2 * d + 2 * d * f + f + d}[expert]
+
+
+@pytest.mark.parametrize('router', ['top_k', 'soft', 'random', 'null_experts'])
+@pytest.mark.parametrize('name, expert, d, f, payload', PLACES)
+def test_twin_parameters(name, expert, d, f, payload, router):
+    moe = config(name, expert=expert, router=router, num_experts=4).moe
+    assert expert_params(expert_at(moe, d, f)) == hand_params(expert, d, f)
+    routed = {'top_k': 4 * d, 'soft': 4 * d + 1, 'random': 0, 'null_experts': 12 * d}[router]
+    target = 4 * hand_params(expert, d, f) + routed
+    wide = twin_expert(moe, 'same_params', d, f, payload)
+    step = 4 if expert == 'conv' else 1  # group norm of 4: hidden widths go in fours
+    assert wide.hidden % step == 0
+    unit = hand_params(expert, d, step) - hand_params(expert, d, 0)
+    assert abs(expert_params(wide) - target) <= unit / 2
+
+
+def test_hidden_width_of_experts_may_be_set():
+    moe = config('vit', hidden=24).moe
+    assert expert_at(moe, 16, 64).hidden == 24
+    assert twin_expert(moe, 'same_width', 16, 64, (16,)).hidden == 24
+    assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 48
+
+
+@every_backbone
+@pytest.mark.parametrize('placement', ['head', '0,1'])
+def test_a_whole_twin_costs_what_one_expert_for_each_token_costs(name, placement):
+    """k = 1 and as many slots as tokens: the twin's FLOPs and the router's."""
+    def cost(**kwargs):
+        net = build(name, placement, k=1, **kwargs)
+        x = images()
+        variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, Step()), x)
+        return flops.count(lambda v, x: net.apply(v, x, Step())[0], variables, x)
+
+    routed = cost(num_experts=1, eval_capacity_factor=1.0)
+    twin = cost(num_experts=1, twin='same_width')
+    router = sum(n for scope, n in routed.items() if 'router' in scope)
+    assert router > 0
+    assert flops.total(routed) - router == flops.total(twin)
+
+
+def test_unknown_backbone_suggests():
+    with pytest.raises(UserError, match="Did you mean 'vit'"):
+        models.build(dataclasses.replace(config('vit'), name='vitt'), 5)

@@ -1,0 +1,140 @@
+"""Evaluation is exact: every image once, the same result at any batch size and for every router."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import train_cases
+
+import input_pipeline
+from moe_vision import mesh, models, registry
+from moe_vision.evaluate import Evaluator
+from moe_vision.layers import Step
+from moe_vision.leverage import tokens_per_image
+from moe_vision.step import normalize_images
+from moe_vision.train import Setup
+
+HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
+        'model.moe.eval_capacity_factor': 0.75, 'model.moe.num_experts': 8}
+PLAIN = {'model.moe.router_args': {}, 'model.moe.losses': {}}
+CASES = {name: HEAD | PLAIN | {'model.moe.router': name} for name in registry.ROUTERS}
+for axis in ('none', 'batch'):
+    CASES[f'soft {axis}'] = HEAD | PLAIN | {
+        'model.moe.router': 'soft', 'model.moe.router_args': {'axis': axis},
+        'model.moe.eval_capacity_factor': 2.0}
+del CASES['soft']
+CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
+CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
+CASES['patches'] = train_cases.VIT | PLAIN | {
+    'model.moe.router': 'top_k', 'model.moe.eval_capacity_factor': 0.75,
+    'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}}
+CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}
+
+
+@pytest.mark.parametrize('asked, whole', [(1, 16), (7, 16), (16, 16), (17, 32), (256, 256)])
+def test_a_batch_is_rounded_up_to_whole_groups(asked, whole, data_dir):
+    config = train_cases.make(data_dir, {'eval.batch_size': asked})
+    info = input_pipeline.info(config.dataset)
+    assert Evaluator(config, info, mesh.make(1), 1).batch == whole
+
+
+def scores(config, variables, batch_size, split='test'):
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval,
+                                                                  batch_size=batch_size))
+    info = input_pipeline.info(config.dataset)
+    evaluator = Evaluator(config, info, mesh.make(1), tokens_per_image(config, info))
+    return evaluator.score(variables, split, 0.5, details=True), evaluator
+
+
+def trained(config):
+    """Variables with routes that are neither even nor all the same."""
+    setup = Setup(config)
+    return setup.fresh_state().variables(), setup
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_batch_size_changes_nothing(name, data_dir):
+    config = train_cases.make(data_dir, CASES[name])
+    variables, setup = trained(config)
+    want, evaluator = scores(config, variables, 1)
+    unit = 16 if 'patches' not in name else 4
+    assert evaluator.batch == unit
+    assert want['images'] == 360 and np.sum(want['confusion']) == 360
+    layer, = want['layers'].values()
+    hard = 'soft' not in name
+    if hard:
+        assert layer['drop_rate'] > 0.02  # else capacity, and what shares it, was not seen
+    for batch_size in (256, 40) if name == 'top_k' else (256,):
+        found, evaluator = scores(config, variables, batch_size)
+        assert evaluator.batch == -(-batch_size // unit) * unit
+        assert found['accuracy'] == want['accuracy']
+        assert found['accuracy_unbounded'] == want['accuracy_unbounded']
+        assert found['confusion'] == want['confusion']
+        assert math.isclose(found['loss'], want['loss'], rel_tol=1e-6)
+        again, = found['layers'].values()
+        for key, value in layer.items():
+            np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    if name in ('maps', 'patches', 'top_k'):
+        assert want['accuracy_unbounded'] == by_hand(config, setup, variables)
+    elif not hard:
+        assert want['accuracy_unbounded'] == want['accuracy']
+
+
+def by_hand(config, setup, variables) -> float:
+    """Accuracy over the whole split in one batch, with a slot for every token at every expert."""
+    moe = dataclasses.replace(config.model.moe, eval_capacity_factor=1000.0)
+    net = models.build(dataclasses.replace(config.model, moe=moe), 10)
+    with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=384,
+                                           rows=range(384)) as batches:
+        batch = next(iter(batches))
+    images = normalize_images(jnp.asarray(batch['image']),
+                              *input_pipeline.mean_std(config.dataset))
+    logits, infos = jax.jit(net.apply)(variables, images, Step(valid=jnp.asarray(batch['valid'])))
+    assert all(float(i['telemetry']['dropped'].sum()) == 0 for i in infos.values())
+    right = np.argmax(logits, -1) == batch['label']
+    return float(np.float64(right[batch['valid']]).mean())
+
+
+def test_labels_and_choices_are_counted_by_class(data_dir):
+    config = train_cases.make(data_dir, HEAD | PLAIN | {'model.moe.router': 'top_k'})
+    found, _ = scores(config, trained(config)[0], 256)
+    with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=360,
+                                           rows=range(360)) as batches:
+        labels = np.bincount(next(iter(batches))['label'], minlength=10)
+    layer, = found['layers'].values()
+    assert np.sum(found['confusion'], 1).tolist() == labels.tolist()
+    assert np.sum(layer['expert_by_class'], 0).tolist() == (2 * labels).tolist()  # k = 2
+    by_expert = np.sum(layer['expert_by_class'], 1)
+    np.testing.assert_allclose(layer['load'], by_expert / by_expert.sum(), rtol=1e-6)
+    # 23 groups (the last of 8 images), 8 experts, 3 slots each: ceil(0.75 * 2 * 16 / 8)
+    kept = 720 * (1 - layer['drop_rate'])
+    assert math.isclose(layer['utilisation'], kept / (23 * 8 * 3), rel_tol=1e-6)
+
+
+def test_padding_is_no_image(data_dir, monkeypatch):
+    """Garbage in the padded rows of the last batch reaches no number."""
+    config = train_cases.make(data_dir, HEAD | PLAIN | {'model.moe.router': 'top_k'})
+    variables, _ = trained(config)
+    want, _ = scores(config, variables, 256)
+    real = input_pipeline.evaluation_batches
+
+    class Dirty:
+        def __init__(self, *args, **kwargs):
+            self._batches = real(*args, **kwargs)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self._batches.close()
+
+        def __iter__(self):
+            for batch in self._batches:
+                image, label = batch['image'].copy(), batch['label'].copy()
+                image[~batch['valid']], label[~batch['valid']] = 255, 3
+                yield batch | {'image': image, 'label': label}
+    monkeypatch.setattr(input_pipeline, 'evaluation_batches', Dirty)
+    assert scores(config, variables, 256)[0] == want
