@@ -132,7 +132,11 @@ def _patch_groups(config: Config, t: int) -> None:
     if size not in sizes:
         raise UserError(f'model.moe.group_size is {size} but an image has {t} tokens and a '
                         f'micro-batch {batch} images; {_near(sizes, size)}.')
-    if getattr(moe.router_args, 'axis', None) == 'batch' and size <= t:
+    axis = getattr(moe.router_args, 'axis', None)
+    if axis == 'tokens' and size != t:
+        raise UserError(f"model.moe.router_args.axis is 'tokens', within one image of {t} tokens, "
+                        f'but model.moe.group_size is {size}; set it to {t}.')
+    if axis == 'batch' and size <= t:
         raise UserError(f"model.moe.router_args.axis is 'batch' but a group of {size} tokens is no "
                         f'more than one image ({t}); {_near({s for s in sizes if s > t}, size)}.')
 

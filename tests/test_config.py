@@ -252,6 +252,7 @@ def test_slots_over_a_batch_of_patches_need_more_than_one_image():
     told({**soft, 'model.moe.group_size': 16}, "axis is 'batch'", 'one image (16)', '32')
     tokens = {**soft, 'model.moe.router_args': {'axis': 'tokens'}, 'model.moe.group_size': 16}
     config.check(changed(tokens))
+    told({**tokens, 'model.moe.group_size': 32}, 'one image of 16 tokens', 'is 32')
     told({**tokens, 'model.moe.placement': 'head', 'model.moe.group_size': 6}, "axis is 'tokens'")
 
 

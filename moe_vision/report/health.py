@@ -63,7 +63,7 @@ def judge(run: Run) -> Verdict:
         line += f', and at most {percent(drops)} of choices are dropped'
     elif drops == 0:
         line += ', and no choice is dropped'
-    return Verdict('good', line + '.', _unspecialised(run))
+    return Verdict('good', f'{line}, {worst.where}.', _unspecialised(run))
 
 
 def _findings(run: Run, layers: list[_Layer]) -> list[str]:

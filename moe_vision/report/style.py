@@ -74,6 +74,7 @@ outline:1px solid var(--grid)}
 .beside{display:flex;flex-wrap:wrap;gap:20px 44px;align-items:flex-start}
 .beside .chart{width:540px}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:12px}
+.samples.one{grid-template-columns:repeat(auto-fill,minmax(250px,1fr))}
 .samples.plain{grid-template-columns:repeat(auto-fill,minmax(126px,1fr))}
 .samples.wide{grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr))}
 .sample{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px;

@@ -33,8 +33,8 @@ def test_one_expert_is_the_dense_block_to_the_bit(expert):
     np.testing.assert_array_equal(np.asarray(y).view(np.int32), np.asarray(want).view(np.int32))
     assert float(jnp.abs(y).max()) > 0.1
 
-    grads = jax.jit(jax.grad(lambda v, x: jnp.sum(ours(v, x) * weight), (0, 1)))(routed, x)
-    want = jax.jit(jax.grad(lambda v, x: jnp.sum(dense.apply(v, x) * weight), (0, 1)))(params, x)
+    grads = jit(jax.grad(lambda v, x: jnp.sum(ours(v, x) * weight), (0, 1)))(routed, x)
+    want = jit(jax.grad(lambda v, x: jnp.sum(dense.apply(v, x) * weight), (0, 1)))(params, x)
     ours_params = jax.tree.map(lambda a: a[0], grads[0]['params']['experts'])
     pairs = [(ours_params[n], g) for n, g in want[0]['params'].items()] + [(grads[1], want[1])]
     for got, expected in pairs:

@@ -42,8 +42,9 @@ def losses(router, args):
     return dict.fromkeys(names + ['load'] * (args.get('noise') in ('gaussian', 'learned')), 1.0)
 
 
-@pytest.mark.parametrize('priority', ['token', 'gate', 'random'])
-@pytest.mark.parametrize('router, args', CASES, ids=str)
+@pytest.mark.parametrize('router, args, priority', [
+    *((name, args, 'token') for name, args in CASES), ('top_k', {}, 'gate'),
+    ('top_k', {}, 'random')], ids=str)
 def test_floats_are_not_scattered(router, args, priority):
     layer = moe(E, 2, B, router=router, router_args=args, priority=priority,
                 losses=losses(router, args))

@@ -11,6 +11,7 @@ from model_cases import (
     B,
     abstract,
     build,
+    filled,
     images,
     jit,
     paths,
@@ -31,10 +32,9 @@ def forward_and_gradient(net):
         aux = sum(sum(i['losses'].values()) for i in infos.values())
         return jnp.sum(jnp.sin(logits)) + aux, (logits, infos)
 
-    def run(x):
-        variables = net.init(jax.random.key(0), x, TRAIN)
-        params = variables.pop('params')
-        return jax.grad(loss, has_aux=True)(params, variables, x)
+    def run(variables, x):
+        rest = {n: v for n, v in variables.items() if n != 'params'}
+        return jax.grad(loss, has_aux=True)(variables['params'], rest, x)
 
     return run
 
@@ -43,7 +43,8 @@ def forward_and_gradient(net):
 @pytest.mark.parametrize('placement, layers', [
     ('head', ['head']), ('last_1', ['block_1']), ('0,1', ['block_0', 'block_1'])])
 def test_runs_and_learns_at_every_place(name, placement, layers):
-    grads, (logits, infos) = jit(forward_and_gradient(build(name, placement)))(images())
+    net = build(name, placement)
+    grads, (logits, infos) = jit(forward_and_gradient(net))(filled(net), images())
     chex.assert_shape(logits, (B, CLASSES))
     chex.assert_type(logits, jnp.float32)
     chex.assert_tree_all_finite((grads, logits))
@@ -76,11 +77,11 @@ def test_soft_routing_and_padding_leave_valid_images_alone(name):
                 group_size=16 if UNIT[name] == 'patch' else B)
     valid = jnp.asarray([True, True, False, True])
 
+    variables = filled(net)
+    params = variables.pop('params')
+
     @jit
     def run(x):
-        variables = net.init(jax.random.key(0), x, TRAIN)
-        params = variables.pop('params')
-
         def loss(params):
             step = Step(valid=valid, train=True)
             (logits, infos), _ = net.apply({'params': params, **variables}, x, step,
@@ -98,9 +99,10 @@ def test_soft_routing_and_padding_leave_valid_images_alone(name):
 @every_backbone
 def test_bfloat16_compute_keeps_parameters_float32(name):
     net = build(name, '0,1', dtype='bfloat16')
-    program = jax.make_jaxpr(forward_and_gradient(net))(images())
-    grads, (logits, infos) = jax.eval_shape(forward_and_gradient(net), images())
-    chex.assert_type(jax.tree.leaves(abstract(net)['params']), jnp.float32)
+    variables = abstract(net)
+    program, (grads, (logits, infos)) = jax.make_jaxpr(
+        forward_and_gradient(net), return_shape=True)(variables, images())
+    chex.assert_type(jax.tree.leaves(variables['params']), jnp.float32)
     chex.assert_type([logits, *jax.tree.leaves(grads)], jnp.float32)
     for info in infos.values():
         chex.assert_type(jax.tree.leaves((info['losses'], info['telemetry'])), jnp.float32)

@@ -89,6 +89,22 @@ def test_heat_map_counts_are_in_the_tooltips(make, page):
     assert 'expert 1, class class 1: 7 of 7 choices, 100.0 %' in titles
 
 
+def test_what_never_changes_is_not_drawn(make, page):
+    maker = make(rows=12, samples=0)
+    for row in maker.rows:
+        row['layers']['head'] |= {'temperature': 1.0, 'null_rate': row['step'] / 1000}
+    text = page(maker)
+    assert 'Router temperature' not in text and 'Choices of no expert: ' in text
+
+
+def test_validation_without_a_task_loss_shows_its_loss(make, page):
+    maker = make(rows=12, samples=0)
+    for row in maker.rows:
+        if row['split'] == 'validation':
+            del row['task_loss']
+    assert re.search('aria-label="Loss: train from [^"]*; validation from ', page(maker))
+
+
 def test_soft_counts_keep_their_fractions(make, page):
     maker = make(classes=2, experts=2, layers=('head',), soft=True)
     maker.evaluation['layers']['head']['expert_by_class'] = [[1.5, 1.0], [0.5, 2.0]]

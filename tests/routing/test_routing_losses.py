@@ -1,5 +1,6 @@
 """Auxiliary losses against closed forms. Axes: G groups, T tokens, E experts, N ids."""
 
+import functools
 import math
 
 import jax
@@ -18,18 +19,25 @@ E = 4
 
 def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None):
     """One group. probs [T, N], ids [T, K]."""
-    probs, ids = jnp.asarray(probs, jnp.float32)[None], jnp.asarray(ids)[None]
-    logits = jnp.log(jnp.maximum(probs, 1e-9)) if logits is None else jnp.asarray(logits)[None]
+    probs, ids = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (probs, ids))
+    logits = np.log(np.maximum(probs, 1e-9)) if logits is None else logits
+    active = np.ones(ids.shape, bool) if active is None else np.asarray(active)
+    noisy = logits if noisy is None else noisy
     return Routing(
-        probs=probs, logits=logits, expert_of_choice=ids, gate=jnp.ones(ids.shape),
-        active=jnp.ones(ids.shape, bool) if active is None else jnp.asarray(active)[None],
-        noise_std=noise_std, noisy_logits=logits if noisy is None else jnp.asarray(noisy)[None])
+        probs=probs[None], logits=logits[None], expert_of_choice=ids[None],
+        gate=np.ones((1, *ids.shape)), active=active[None],
+        noise_std=noise_std, noisy_logits=noisy[None])
 
 
 def value(name, r, valid=None, num_experts=E):
     valid = None if valid is None else np.asarray(valid)[None]
     ctx = context(valid, groups=1, tokens=r.probs.shape[1])
-    return float(getattr(losses, name)(r, ctx, num_experts)[0])
+    return float(compiled(name)(r, ctx, num_experts)[0])
+
+
+@functools.cache
+def compiled(name):
+    return jit(getattr(losses, name), static_argnums=2)
 
 
 UNIFORM, ONE_HOT = np.full((8, E), 0.25), np.eye(E)[np.zeros(8, int)]
@@ -72,7 +80,7 @@ def test_switch_teaches_through_probabilities_alone():
         r = routing(jax.nn.softmax(logits), [[0]] * 3, logits=logits)
         return losses.switch(r, context(groups=1, tokens=3), 2)[0]
 
-    gradient = jax.grad(loss)(logits)
+    gradient = jit(jax.grad(loss))(logits)
     assert (np.asarray(gradient)[:, 0] > 0).all()  # descent takes mass from the crowded expert
 
 
@@ -94,8 +102,8 @@ def test_z_gradient_shrinks_logits():
         r = routing(jax.nn.softmax(logits), np.zeros((5, 1), int), logits=logits)
         return losses.z(r, context(groups=1, tokens=5), E)[0]
 
-    gradient = jax.grad(loss)(logits)
-    assert float(loss(logits - 0.1 * gradient)) < float(loss(logits))
+    before, gradient = (run := jit(jax.value_and_grad(loss)))(logits)
+    assert run(logits - 0.1 * gradient)[0] < before
     assert (np.asarray(gradient) > 0).all()
 
 
@@ -144,8 +152,9 @@ def test_load_without_room_for_noise_is_finite(std):
         r = routing(UNIFORM, BALANCED, logits=logits, noise_std=jnp.float32(std))
         return losses.load(r, context(groups=1, tokens=8), E)[0]
 
-    for logits in (jnp.zeros((8, E)), normal(0, 8, E)):
-        assert all(bool(jnp.isfinite(v).all()) for v in jax.value_and_grad(loss)(logits))
+    run = jit(jax.value_and_grad(loss))
+    for logits in (np.zeros((8, E), np.float32), normal(0, 8, E)):
+        assert all(np.isfinite(v).all() for v in run(logits))
 
 
 def test_null_experts_need_not_be_balanced_among_themselves():

@@ -76,7 +76,7 @@ def test_the_batch_size_changes_nothing(name, data_dir):
         assert math.isclose(found['loss'], want['loss'], rel_tol=1e-6)
         again, = found['layers'].values()
         for key, value in layer.items():
-            np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+            np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
     if name in ('maps', 'patches', 'top_k'):
         assert want['accuracy_unbounded'] == by_hand(config, setup, variables)
     elif not hard:

@@ -40,9 +40,8 @@ def render(run: Run) -> Markup:
     if not run.rows:
         empty = tag('p', 'No metrics have been written yet.', class_='missing')
         return section('curves', 'Training', empty)
-    loss = 'task_loss' if np.isfinite(column(run.rows, 'task_loss')).any() else 'loss'
     wanted: dict[str, Markup | None] = {
-        'task loss' if loss == 'task_loss' else 'loss': _panel('Loss', _both(run, loss), log=True),
+        'loss': _panel('Loss', _both(run, 'task_loss', 'loss'), log=True),
         'accuracy': _panel('Accuracy', _both(run, 'accuracy'), palette.axis_percent, high=1.0),
         'learning rate': _panel('Learning rate', _train(run, 'learning_rate'), low=0.0),
         'losses': _losses(run),
@@ -56,11 +55,16 @@ def render(run: Run) -> Markup:
     return section('curves', 'Training', grid(shown, _HOW + thinned(run.split('train'))), note)
 
 
-def _both(run: Run, key: str) -> list[Series]:
+def _both(run: Run, *keys: str) -> list[Series]:
+    """Training and validation, each under the first of the keys that it has."""
     colours = {'train': palette.ACCENT, 'validation': palette.WARM}
     splits = {name: run.split(name) for name in colours}
-    return [Series(name, steps(rows), column(rows, key), colours[name], name == 'validation')
-            for name, rows in splits.items()]  # fmt: skip
+    have = {name: next((k for k in keys if any(k in row for row in rows)), keys[0])
+            for name, rows in splits.items()}  # fmt: skip
+    return [
+        Series(name, steps(rows), column(rows, have[name]), colours[name], name == 'validation')
+        for name, rows in splits.items()
+    ]
 
 
 def _train(run: Run, *keys: str) -> list[Series]:

@@ -76,31 +76,42 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     def make(
         key: str, title: str, form: Callable[[float], str] = palette.plain, *,
         reference: tuple[float, str] | None = None, low: float | None = 0.0,
-        if_any: bool = False,
+        when: Callable[[np.ndarray], bool] = lambda values: True,
     ) -> Markup | None:  # fmt: skip
         series = [Series(names[layer], steps(rows), column(rows, 'layers', layer, key),
                          palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT)
                   for i, layer in enumerate(layers)]  # fmt: skip
-        shown = [s for s in series if s and (not if_any or np.nanmax(s.y) > 0)]
+        shown = [s for s in series if s and when(s.y)]
         if not shown:
             return None
         return panel(title, charts.lines(shown, title, form, reference=reference, low=low))
 
     percent = palette.axis_percent
     panels = [
-        make('drop_rate', 'Dropped choices', percent, reference=(0.1, '10 %'), if_any=True),
-        make('orphan_rate', 'Orphans: tokens that lose all choices', percent, if_any=True),
+        make('drop_rate', 'Dropped choices', percent, reference=(0.1, '10 %'), when=_positive),
+        make('orphan_rate', 'Orphans: tokens that lose all choices', percent, when=_positive),
         make('max_over_mean', 'Fullest expert, times the even load', reference=(1.0, 'even')),
         make('effective_experts', 'Effective experts, 1/Σ load²', reference=even),
         make('gate_entropy', 'Gate entropy, nats per token', reference=entropy),
-        make('dead_experts', 'Dead experts', if_any=True),
+        make('dead_experts', 'Dead experts', when=_positive),
         make('mutual_information', 'I(expert; class), nats'),
-        make('temperature', 'Router temperature'),
+        make('router_information', 'I(expert; token), nats'),
+        make('temperature', 'Router temperature', when=_varies),
+        make('choices_per_token', 'Choices per token', when=_varies),
+        make('null_rate', 'Choices of no expert', percent, when=_positive),
     ]
     quiet = [name for name, at in (('choices dropped', 0), ('orphans', 1), ('dead experts', 5))
              if panels[at] is None]  # fmt: skip
     remark = f' Not drawn because never above zero, or not recorded: {", ".join(quiet)}.'
     return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
+
+
+def _positive(values: np.ndarray) -> bool:
+    return bool(np.nanmax(values) > 0)
+
+
+def _varies(values: np.ndarray) -> bool:
+    return bool(np.nanmax(values) - np.nanmin(values) > 1e-6)
 
 
 def _newest(run: Run, layers: list[str]) -> Markup:

@@ -38,7 +38,7 @@ def render(run: Run) -> Markup:
     kinds = (('class="chip', _CHIPS), ('class="bar"', _SOFT), ('route patches', _PATCHES))
     wide = 'wide' if 'route patches' in page and len(run.layers()) > 2 else ''
     found = [words for mark, words in kinds if mark in page]
-    wide = wide if found else 'plain'
+    wide = (wide or 'one' * (len(run.layers()) == 1)) if found else 'plain'
     how = f'How to read: {"; ".join(found) or "each image with its true and predicted class"}.'
     if len(shown) < len(samples):
         how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'

@@ -30,6 +30,7 @@ def compute(run: Run) -> Markup:
 
 def _blocks(blocks: list[dict]) -> Markup:
     whole = sum(f for b in blocks if math.isfinite(f := number(b.get('flops')))) or math.nan
+    kinds, twins = (any(key in block for block in blocks) for key in ('kind', 'flops_twin'))
 
     def row(block: dict) -> list[Child]:
         flops, executed = number(block.get('flops')), number(block.get('flops_executed'))
@@ -40,13 +41,16 @@ def _blocks(blocks: list[dict]) -> Markup:
                   class_='share')
         return [
             tag('th', str(block.get('name', '?')), scope='row'),
-            str(block.get('kind', '')),
+            *([str(block.get('kind', ''))] if kinds else []),
             tag('span', 'routed', class_='routed-mark') if routed else '',
             tag('td', bar, percent(share), class_='withbar'),
-            short(flops), short(executed), short(number(block.get('params'))),
+            short(flops), short(executed),
+            *([short(number(block.get('flops_twin')))] if twins else []),
+            short(number(block.get('params'))),
         ]  # fmt: skip
 
-    head = ('block', 'kind', '', 'share of FLOPs', 'FLOPs', 'executed', 'parameters')
+    head = ['block', *(['kind'] if kinds else []), '', 'share of FLOPs', 'FLOPs', 'executed',
+            *(['in the dense twin'] if twins else []), 'parameters']  # fmt: skip
     return table(head, map(row, blocks), class_='numbers blocks', label='Blocks and their compute')
 
 

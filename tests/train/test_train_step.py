@@ -1,0 +1,258 @@
+"""What one optimizer step does to numbers that are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import train_cases
+
+from moe_vision import config as config_lib
+from moe_vision import mesh, optimizer
+from moe_vision.durations import durations
+from moe_vision.errors import UserError
+from moe_vision.layers import Step
+from moe_vision.optimizer import path_name
+from moe_vision.step import normalize_images
+from moe_vision.train import Setup
+
+SMALL = {'model.moe.placement': 'head', 'model.moe.group_size': 8, 'train.ema_decay': 0.0,
+         'model.args': {'widths': (8,), 'depth': 1, 'norm': 'group'}, 'train.mixup': 0.0,
+         'train.label_smoothing': 0.0, 'train.warmup_steps': 0, 'train.learning_rate': 0.5,
+         'train.optimizer': 'sgd', 'train.optimizer_args': {'momentum': 0.0, 'nesterov': False},
+         'train.weight_decay': 0.0, 'train.clip_norm': 0.0, 'train.steps': 10,
+         'model.moe.capacity_factor': float('inf')}
+
+
+def batch(rows=32, invalid=(3, 4, 20)) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    valid = np.ones(rows, bool)
+    valid[list(invalid)] = False
+    return {'image': rng.integers(0, 256, (rows, 8, 8, 1)).astype(np.uint8),
+            'label': rng.integers(0, 10, rows).astype(np.int32), 'valid': valid}
+
+
+class Run:
+    """A config's step, taken on the same batch."""
+
+    def __init__(self, data_dir, changes=None, given=None, steps=1):
+        self.config = train_cases.make(data_dir, {**SMALL, **(changes or {})})
+        self.setup = Setup(self.config)
+        state = self.setup.fresh_state()
+        self.states, self.out = [jax.device_get(state)], []
+        step, parts = self.setup.step(), self.config.train.micro_batches
+        given = given or batch()
+        for _ in range(steps):
+            state, out = step(state, mesh.to_devices(given, self.setup.mesh, parts))
+            self.states.append(jax.device_get(state))
+            self.out.append(jax.device_get(out))
+
+    def moved(self, step=1):
+        return jax.tree.map(lambda a, b: a - b, self.states[step].params,
+                            self.states[step - 1].params)
+
+
+@pytest.fixture(scope='module')
+def plain(data_dir):
+    return Run(data_dir)
+
+
+def close(ours, theirs, rtol=1e-5):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs),
+                            strict=True):
+        scale = max(np.abs(b).max(), 1e-4)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * scale, err_msg=path_name(path))
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(plain, data_dir, parts):
+    """Also where they hold different numbers of valid images: 14 and 15; and 6, 8, 7, 8."""
+    run = Run(data_dir, {'train.micro_batches': parts})
+    close(run.moved(), plain.moved())
+    for name in ('loss', 'task_loss', 'accuracy', 'grad_norm'):
+        np.testing.assert_allclose(run.out[0][name], plain.out[0][name], rtol=1e-5, err_msg=name)
+    close(run.out[0]['losses'], plain.out[0]['losses'])
+    close(run.out[0]['layers'], plain.out[0]['layers'])
+    assert float(run.out[0]['layers']['head']['tokens']) == 29
+
+
+def forward(run, images):
+    params = {'params': run.states[0].params, 'batch_stats': {},
+              'router_state': run.states[0].router_state}
+    x = normalize_images(jnp.asarray(images), *mean_std(run))
+    return jax.jit(run.setup.network.apply)(params, x, Step(valid=jnp.asarray(batch()['valid'])))
+
+
+def mean_std(run):
+    import input_pipeline
+    return input_pipeline.mean_std(run.config.dataset)
+
+
+def test_the_loss_is_the_mean_over_valid_images_and_the_gradient_is_its_own(plain):
+    given = batch()
+    logits, infos = forward(plain, given['image'])
+    p = jax.nn.log_softmax(logits)
+    each = -np.take_along_axis(np.asarray(p), given['label'][:, None], 1)[:, 0]
+    np.testing.assert_allclose(plain.out[0]['task_loss'], each[given['valid']].mean(), rtol=1e-5)
+    right = (np.argmax(logits, -1) == given['label'])[given['valid']]
+    np.testing.assert_allclose(plain.out[0]['accuracy'], right.mean(), rtol=1e-6)
+    np.testing.assert_allclose(plain.out[0]['loss'], plain.out[0]['task_loss']
+                               + plain.out[0]['losses']['switch'], rtol=1e-6)
+    # sgd without momentum: what the parameters moved by is the gradient
+    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(plain.moved()))) / 0.5
+    np.testing.assert_allclose(plain.out[0]['grad_norm'], norm, rtol=1e-4)
+
+
+def test_smoothing_clipping_and_averaging(plain, data_dir):
+    run = Run(data_dir, {'train.label_smoothing': 0.2, 'train.clip_norm': 0.01,
+                         'train.ema_decay': 0.75}, steps=2)
+    given = batch()
+    p = np.asarray(jax.nn.log_softmax(forward(plain, given['image'])[0]))
+    # 0.2 of the weight spread over ten classes
+    targets = np.full((32, 10), 0.02) + 0.8 * np.eye(10)[given['label']]
+    np.testing.assert_allclose(run.out[0]['task_loss'],
+                               -(p * targets).sum(1)[given['valid']].mean(), rtol=1e-5)
+    assert run.out[0]['grad_norm'] > 0.01
+    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(run.moved())))
+    np.testing.assert_allclose(norm, 0.5 * 0.01, rtol=1e-3)
+    ema = run.states[0].params
+    for state in run.states[1:]:
+        ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, state.params)
+        close(state.ema, ema, 1e-6)
+    assert run.states[2].variables(averaged=True)['params'] is run.states[2].ema
+    assert plain.states[1].variables(averaged=True)['params'] is plain.states[1].params
+
+
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_partners_of_a_mixture_lie_in_the_same_group(plain, data_dir, kind):
+    """Where all images of a group are the same, nothing is there to be mixed."""
+    given = batch(invalid=())
+    for name in ('image', 'label'):
+        given[name] = np.repeat(given[name][:4], 8, axis=0)
+    mixed = Run(data_dir, {f'train.{kind}': 1.0}, given)
+    same = Run(data_dir, {}, given)
+    np.testing.assert_allclose(mixed.out[0]['task_loss'], same.out[0]['task_loss'], rtol=1e-5)
+    other = Run(data_dir, {f'train.{kind}': 1.0})
+    assert abs(other.out[0]['task_loss'] / plain.out[0]['task_loss'] - 1) > 1e-3
+
+
+def test_what_is_not_trainable_keeps_its_bits(data_dir):
+    run = Run(data_dir, {'train.trainable': 'head/router|classifier', 'train.optimizer': 'adamw',
+                         'train.optimizer_args': {}, 'train.weight_decay': 0.1}, steps=2)
+    first, last = run.states[0].params, run.states[2].params
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(last),
+                            strict=True):
+        trained = path_name(path).startswith(('head/router', 'classifier'))
+        assert (a.tobytes() == b.tobytes()) == (not trained), path_name(path)
+    moments = {path_name(p).split('/mu/')[1] for p, _ in
+               jax.tree_util.tree_leaves_with_path(run.states[2].opt_state)
+               if '/mu/' in path_name(p)}
+    assert moments == {'head/router/kernel', 'classifier/kernel', 'classifier/bias'}
+
+
+def test_bfloat16_computes_in_it_and_keeps_parameters_and_router_in_float32(data_dir):
+    run = Run(data_dir, {'model.dtype': 'bfloat16'})
+    full = Run(data_dir)
+    assert run.out[0]['task_loss'] != full.out[0]['task_loss']
+    np.testing.assert_allclose(run.out[0]['task_loss'], full.out[0]['task_loss'], rtol=0.03)
+    assert {str(x.dtype) for x in jax.tree.leaves(run.states[1].params)} == {'float32'}
+    assert run.out[0]['loss'].dtype == np.float32
+    state = jax.eval_shape(run.setup._fresh)
+    arrays = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for n, x in batch().items()}
+    text = str(jax.make_jaxpr(run.setup.step())(state, arrays))
+    lines = [t for t in text.splitlines() if 'conv_general_dilated[' in t or 'dot_general[' in t]
+    kinds = {kind: sum(f':{kind}[' in t for t in lines) for kind in ('bf16', 'f32')}
+    assert kinds['bf16'] > 5 * kinds['f32'] > 0, kinds  # the router's three products alone
+
+
+def test_an_expression_that_matches_nothing_is_told_with_names(data_dir):
+    with pytest.raises(UserError, match="'heads' matches no parameter; there are block_0/") as e:
+        Run(data_dir, {'train.trainable': 'heads'})
+    assert '\n' not in str(e.value)
+
+
+PARAMS = {
+    'block_0': {'conv1': {'kernel': jnp.ones((3, 3, 4, 4))}, 'norm': {'scale': jnp.ones(4)},
+                'query': {'kernel': jnp.ones((4, 2, 2)), 'bias': jnp.ones((2, 2))}},
+    'block_1': {'experts': {'in_kernel': jnp.ones((3, 4, 5)), 'in_bias': jnp.ones((3, 5)),
+                            'conv1': jnp.ones((3, 3, 3, 4, 4)), 'norm1_scale': jnp.ones((3, 4))},
+                'router': {'kernel': jnp.ones((4, 3))}},
+    'position': jnp.ones((1, 16, 4)), 'class_token': jnp.ones((1, 1, 4)),
+}
+DECAYED = {'block_0/conv1/kernel', 'block_0/query/kernel', 'block_1/experts/in_kernel',
+           'block_1/experts/conv1', 'block_1/router/kernel'}
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_only_matrices_and_filters_decay(data_dir, name):
+    train = train_cases.make(data_dir, {'train.optimizer': name, 'train.weight_decay': 0.5,
+                                        'train.clip_norm': 0.0}).train
+    tx = optimizer.make(train, optax.constant_schedule(0.1), PARAMS)
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
+    moved = {path_name(p): float(jnp.abs(x).max())
+             for p, x in jax.tree_util.tree_leaves_with_path(updates)}
+    assert {n for n, x in moved.items() if x} == DECAYED
+    # adamw: lr * wd * w; sgd with nesterov momentum 0.9: 1.9 times that in its first step
+    want = 0.1 * 0.5 * (1.9 if name == 'sgd' else 1.0)
+    np.testing.assert_allclose([moved[n] for n in DECAYED], want, rtol=1e-6)
+
+
+def test_the_first_step_of_each_optimizer(data_dir):
+    """adamw: lr g / (|g| + eps). sgd with nesterov momentum m: lr (1 + m) g."""
+    grads = {'kernel': jnp.array([[3.0, -0.5], [1e-3, 2.0]])}
+    params = {'kernel': jnp.zeros((2, 2))}
+    for name, args, want in [
+            ('adamw', {'eps': 1e-3}, -0.1 * np.array([[3 / 3.001, -0.5 / 0.501],
+                                                      [0.5, 2 / 2.001]])),
+            ('sgd', {'momentum': 0.8}, -0.18 * np.asarray(grads['kernel'])),
+            ('sgd', {'momentum': 0.8, 'nesterov': False}, -0.1 * np.asarray(grads['kernel']))]:
+        train = train_cases.make(data_dir, {
+            'train.optimizer': name, 'train.optimizer_args': args, 'train.clip_norm': 0.0}).train
+        tx = optimizer.make(train, optax.constant_schedule(0.1), params)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        np.testing.assert_allclose(updates['kernel'], want, rtol=1e-4)
+
+
+def test_the_schedule_warms_up_in_a_line_and_ends_at_zero(data_dir):
+    train = train_cases.make(data_dir, {'train.learning_rate': 0.8}).train
+    rate = optimizer.schedule(train, total_steps=100, warmup_steps=20)
+    np.testing.assert_allclose([rate(n) for n in (0, 5, 10, 20)], [0, 0.2, 0.4, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(rate(60), 0.4, rtol=1e-6)  # half way down the cosine
+    np.testing.assert_allclose([rate(100), rate(150)], 0.0, atol=1e-8)
+    cold = optimizer.schedule(train, total_steps=100, warmup_steps=0)
+    np.testing.assert_allclose([cold(0), cold(50), cold(100)], [0.8, 0.4, 0.0], atol=1e-7)
+
+
+def times(data_dir, images=100, **changes):
+    start = {'train.batch_size': 10, 'model.moe.group_size': 10, 'train.epochs': 3.0}
+    keys = {k.replace('__', '.'): v for k, v in changes.items()}
+    return durations(train_cases.make(data_dir, {**start, **keys}, start={}), images)
+
+
+def test_durations_count_epochs_unless_steps_are_given(data_dir):
+    t = times(data_dir, train__warmup_epochs=0.5, eval__every_epochs=1.0,
+              checkpoint__every_epochs=2.0, log__every_steps=7)
+    assert (t.total, t.warmup, t.per_epoch) == (30, 5, 10.0)
+    assert sorted(t.evaluations) == [10, 20, 30]
+    assert sorted(t.checkpoints) == [20, 30]  # and at the end
+    assert [n for n in range(1, 31) if t.row_ends(n)] == [7, 10, 14, 20, 21, 28, 30]
+    t = times(data_dir, train__steps=25, train__warmup_steps=3, eval__every_steps=10,
+              checkpoint__every_steps=25)
+    assert (t.total, t.warmup) == (25, 3)
+    assert sorted(t.evaluations) == [10, 20, 25] and sorted(t.checkpoints) == [25]
+
+
+def test_durations_of_epochs_that_are_no_whole_steps_do_not_drift(data_dir):
+    t = times(data_dir, images=96, train__epochs=10.0, eval__every_epochs=1.0,
+              checkpoint__every_epochs=0.25)  # 9.6 steps an epoch, a checkpoint each 2.4
+    assert t.total == 96
+    assert sorted(t.evaluations) == [10, 19, 29, 38, 48, 58, 67, 77, 86, 96]
+    assert len(t.checkpoints) == 40
+    t = times(data_dir, train__epochs=0.5, train__warmup_epochs=0.0, eval__every_epochs=1.0)
+    assert (t.total, sorted(t.evaluations)) == (5, [5])  # shorter than an epoch: at the end
+
+
+def test_a_config_survives_the_way_to_json_and_back(data_dir):
+    config = train_cases.make(data_dir, SMALL)
+    assert config_lib.from_dict(config_lib.to_dict(config)) == config
