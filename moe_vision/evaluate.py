@@ -17,8 +17,8 @@ import numpy as np
 
 import input_pipeline
 from input_pipeline import DatasetInfo
-from moe_vision import mesh as mesh_lib
 from moe_vision import leverage, models
+from moe_vision import mesh as mesh_lib
 from moe_vision.routing import telemetry
 from moe_vision.settings import Config
 from moe_vision.step import eval_step_fn, images_per_group
@@ -77,8 +77,8 @@ class Evaluator:
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
         losses, predictions, labels, samples = [], [], [], []
         sums: dict[str, Any] = {}
-        with input_pipeline.evaluation_batches(
-                self.config.dataset, split=split, batch_size=self.batch, rows=self._rows) as batches:
+        with input_pipeline.evaluation_batches(self.config.dataset, split=split,
+                                               batch_size=self.batch, rows=self._rows) as batches:
             for number, batch in enumerate(batches):
                 arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
                 out = jax.device_get(step(variables, mesh_lib.to_devices(arrays, self.mesh, 1), key,

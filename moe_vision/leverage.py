@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -178,18 +179,25 @@ def soft(model: Model) -> bool:
     return 'k' in registry.entry('router', registry.ROUTERS, model.moe.router).ignores
 
 
-def _counts(model: Model, info: DatasetInfo, images: int) -> flops.Counts:
+def _traced(model: Model, info: DatasetInfo, images: int) -> tuple[nn.Module, Any, Any]:
+    """The network, its variables and its input, as shapes."""
     net = models.build(model, info.num_classes)
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
-    forward = lambda v, x: net.apply(v, x, Step(train=True), mutable=['batch_stats'])  # noqa: E731
-    return flops.count(lambda v, x: forward(v, x)[0][0], variables, x)
+    return net, variables, x
+
+
+def _counts(model: Model, info: DatasetInfo, images: int) -> flops.Counts:
+    net, variables, x = _traced(model, info, images)
+
+    def forward(variables, x, key):
+        return net.apply(variables, x, Step(train=True, key=key), mutable=['batch_stats'])[0][0]
+
+    return flops.count(forward, variables, x, jax.random.key(0))
 
 
 def _param_shapes(model: Model, info: DatasetInfo, images: int) -> dict[str, tuple[int, ...]]:
-    net = models.build(model, info.num_classes)
-    x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
+    _, variables, _ = _traced(model, info, images)
     return {path_name(p): leaf.shape
             for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])}
 

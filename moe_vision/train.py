@@ -11,8 +11,19 @@ from etils import epath
 
 import input_pipeline
 from input_pipeline import DatasetInfo
-from moe_vision import checkpoint, leverage, mesh, metrics, models, optimizer, preflight, record
-from moe_vision import report, rules, surgery
+from moe_vision import (
+    checkpoint,
+    leverage,
+    mesh,
+    metrics,
+    models,
+    optimizer,
+    preflight,
+    record,
+    report,
+    rules,
+    surgery,
+)
 from moe_vision.durations import durations
 from moe_vision.errors import UserError
 from moe_vision.evaluate import Evaluator

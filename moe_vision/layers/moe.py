@@ -29,8 +29,8 @@ Array = jax.Array
 class Step:
     """What every layer of a network is told about the step.
 
-    `key` derives from (seed, step); None draws nothing (a fixed key is used). `labels` [B], given
-    in evaluation only, makes layers count choices by class.
+    `key` derives from (seed, step); without one, what draws at random refuses to run. `labels` [B],
+    given in evaluation only, makes layers count choices by class.
     """
 
     valid: Array | None = None  # [B] bool; None: all are real
@@ -132,7 +132,8 @@ class MoE(nn.Module):
         'choices' per token, [B, K]: 'expert', 'gate', 'kept'; 'carry' for the next routed layer.
 
         Raises:
-          ValueError: group_size does not divide the number of tokens.
+          ValueError: group_size does not divide the number of tokens, or something draws at
+            random and `step` has no key.
         """
         step = step or Step()
         tokens, t, e = x.shape[0], self.group_size, self.num_experts
@@ -148,8 +149,8 @@ class MoE(nn.Module):
         weights = dict(self.losses or {})
         loss_fns = {n: registry.load(registry.entry('loss', registry.LOSSES, n).path)
                     for n, w in weights.items() if w}
-        key = jax.random.key(0) if step.key is None else step.key
-        key = jax.random.fold_in(key, self.layer)
+        key = jax.random.key(0) if step.key is None and self.is_initializing() else step.key
+        key = None if key is None else jax.random.fold_in(key, self.layer)
 
         def on_groups(shared, bank_params, grouped):
             router_params, router_state, key, fraction = shared
@@ -162,7 +163,8 @@ class MoE(nn.Module):
                 routing = router(router_params, router_state, features, context)
             soft = isinstance(routing, SoftRouting)
             plan = soft_plan(routing, valid) if soft else index_plan(
-                routing, e, slots, self.priority, context.keys(9))
+                routing, e, slots, self.priority,
+                context.keys(9) if self.priority == 'random' else None)
             y = plan.apply(x, exchanged(lambda s: expert.apply_stacked(bank_params, s), self.mesh))
             losses = {n: fn(routing, context, e) for n, fn in loss_fns.items()}
             counts = telemetry.count(routing, plan, context)

@@ -54,7 +54,7 @@ class Context:
     """What a router may read besides the tokens."""
 
     valid: Array  # [G, T] bool; False is padding: no slot, no loss, no statistic
-    key: Array  # derives from (seed, step, layer); fold in `group` for what is drawn
+    key: Array | None  # derives from (seed, step, layer); `keys` folds in the group
     group: Array  # [G] int32, global group index
     fraction: Array | float = 0.0  # of training done, 0 to 1
     carry: Any = None  # of the previous routed layer
@@ -62,7 +62,12 @@ class Context:
     train: bool = dataclasses.field(default=False, metadata={'static': True})
 
     def keys(self, salt: int) -> Array:
-        """One key per group, [G]; `salt` tells apart the draws of one layer."""
+        """One key per group, [G]; `salt` tells apart the draws of one layer.
+
+        Raises ValueError: there is no key.
+        """
+        if self.key is None:
+            raise ValueError('this routing draws at random: give the step a key')
         base = jax.random.fold_in(self.key, salt)
         return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
 

@@ -182,15 +182,25 @@ def test_losses_are_means_over_groups_with_somebody_in_them():
 @pytest.mark.parametrize('kwargs', [{'router': 'random'}, {'priority': 'random'}], ids=str)
 def test_results_do_not_depend_on_the_batch_size(kwargs):
     """What is drawn belongs to the group's number in the whole pass."""
-    x = normal(0, 16, D)
+    x, key = normal(0, 16, D), jax.random.key(3)
     layer = moe(eval_capacity_factor=0.5, **kwargs)
     variables = init(layer, x)
-    run = jit(lambda x, start: layer.apply(variables, x, Step(start=start)))
+    run = jit(lambda x, start: layer.apply(variables, x, Step(start=start, key=key)))
     whole, info = run(x, 0)
     assert info['telemetry']['dropped'] > 0
     parts = [run(x[i:i + 4], i)[0] for i in range(0, 16, 4)]
     chex.assert_trees_all_close(jnp.concatenate(parts), whole, atol=1e-6)
     assert not np.allclose(run(x[4:8], 0)[0], whole[4:8])  # something is at stake
+
+
+@pytest.mark.parametrize('kwargs', [
+    {'router': 'random'}, {'priority': 'random'},
+    {'router_args': {'noise': 'gaussian'}}], ids=str)
+def test_what_draws_at_random_wants_a_key(kwargs):
+    x, layer = normal(0, 16, D), moe(**kwargs)
+    variables = init(layer, x)
+    with pytest.raises(ValueError, match='give the step a key'):
+        layer.apply(variables, x, Step(train=True))
 
 
 def test_every_layer_draws_its_own():
@@ -236,15 +246,15 @@ def test_vmap_over_seeds():
     x = normal(0, 8, D)
     layer = moe(losses={'importance': 1.0})
 
-    def run(seed, x):
-        variables = layer.init(jax.random.key(seed), x, TRAIN)
+    def run(variables, x):
         def loss(variables):
             y, info = layer.apply(variables, x, TRAIN)
             return jnp.sum(jnp.sin(y)) + info['losses']['importance']
         return jax.value_and_grad(loss)(variables)
 
-    together = jit(jax.vmap(run, (0, None)))(jnp.arange(3), x)
+    seeds = [init(layer, x, seed=seed) for seed in range(3)]
+    together = jit(jax.vmap(run, (0, None)))(jax.tree.map(lambda *a: jnp.stack(a), *seeds), x)
     alone = jit(run)
-    for seed in range(3):
-        chex.assert_trees_all_close(jax.tree.map(lambda a, s=seed: a[s], together), alone(seed, x),
-                                    atol=1e-5)
+    for number, variables in enumerate(seeds):
+        chex.assert_trees_all_close(jax.tree.map(lambda a, s=number: a[s], together),
+                                    alone(variables, x), atol=1e-5)

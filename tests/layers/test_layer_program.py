@@ -38,8 +38,10 @@ def traced(layer, x, step=TRAIN):
 
 
 def losses(router, args):
-    names = ['importance', 'z'] if router == 'soft' else ['importance', 'z', 'switch']
-    return dict.fromkeys(names + ['load'] * (args.get('noise') in ('gaussian', 'learned')), 1.0)
+    """All that this router can have."""
+    offers = set() if router == 'soft' else {'choices'}
+    offers |= {'noise'} if args.get('noise') in ('gaussian', 'learned') else set()
+    return {n: 1.0 for n, entry in registry.LOSSES.items() if offers >= set(entry.needs)}
 
 
 @pytest.mark.parametrize('router, args, priority', [

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_vision import registry
-from moe_vision.routing import losses, telemetry
+from moe_vision.routing import telemetry
 from moe_vision.routing.plan import index_plan, soft_plan
 from moe_vision.routing.types import Context, Routing, SoftRouting
 
@@ -91,10 +91,10 @@ def experts(weights):
 
 def losses_of(routing, ctx, num_experts=E):
     """The losses of the table that this routing can have, [G] each."""
-    names = [n for n in registry.LOSSES
-             if not (n == 'switch' and isinstance(routing, SoftRouting))
-             and not (n == 'load' and getattr(routing, 'noise_std', None) is None)]
-    return {n: getattr(losses, n)(routing, ctx, num_experts) for n in names}
+    offers = set() if isinstance(routing, SoftRouting) else {'choices'}
+    offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
+    return {n: registry.load(entry.path)(routing, ctx, num_experts)
+            for n, entry in registry.LOSSES.items() if offers >= set(entry.needs)}
 
 
 class Pipeline:

@@ -74,8 +74,9 @@ def gradients(which, *static):
     return jit(jax.value_and_grad(functools.partial(which, *static), (0, 1, 2), has_aux=True))
 
 
-@pytest.mark.parametrize('priority', PRIORITIES)
-@pytest.mark.parametrize('k, capacity', [(1, 2), (2, 3), (4, 4)])
+@pytest.mark.parametrize('k, capacity, priority', [
+    (1, 2, 'token'), (1, 2, 'gate'), *((2, 3, p) for p in PRIORITIES), (4, 4, 'token'),
+    (4, 4, 'random')])
 def test_equals_one_hot_einsums_forward_and_backward(k, capacity, priority):
     for seed in range(3):
         ids, active, gate, x, weights = drawn(seed, k)

@@ -17,14 +17,14 @@ def jax_environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope='module', autouse=True)
 def quick(jax_environment):
-    cache, seconds = jax.config.jax_compilation_cache_dir, 'jax_persistent_cache_min_compile_time_secs'
-    jax.config.update('jax_compilation_cache_dir', jax_environment['JAX_COMPILATION_CACHE_DIR'])
-    jax.config.update(seconds, 0.1)
-    jax.config.update('jax_disable_most_optimizations', True)
+    def update(cache, seconds, quickly):
+        jax.config.update('jax_compilation_cache_dir', cache)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
+        jax.config.update('jax_disable_most_optimizations', quickly)
+    before = jax.config.jax_compilation_cache_dir
+    update(jax_environment['JAX_COMPILATION_CACHE_DIR'], 0.1, True)
     yield
-    jax.config.update('jax_compilation_cache_dir', cache)
-    jax.config.update(seconds, 1.0)
-    jax.config.update('jax_disable_most_optimizations', False)
+    update(before, 1.0, False)
 
 
 @pytest.fixture(scope='session')

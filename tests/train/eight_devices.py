@@ -68,7 +68,7 @@ def on_mesh(case: str, shape: tuple[int, int], data_dir: str):
 
 
 def shardings(state) -> dict[str, str]:
-    return {path_name(p): str(x.sharding.spec)
+    return {path_name(p): list(x.sharding.spec)
             for p, x in jax.tree_util.tree_leaves_with_path(state)}
 
 

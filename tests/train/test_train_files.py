@@ -1,0 +1,197 @@
+"""What a run leaves in its folder, what becomes of it afterwards, and how a bad one ends."""
+
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import train_cases
+
+from moe_vision import checkpoint, surgery, train
+from moe_vision.errors import UserError
+from moe_vision.optimizer import path_name
+
+KEYS = """test_accuracy test_loss test_accuracy_unbounded best_validation_accuracy seed steps
+params_total params_active rho_place rho_active rho_executed flops flops_executed
+images_per_second drop_rate orphan_rate effective_experts dead_experts collapsed""".split()
+SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1}, 'seed': 7,
+         'train.mixup': 0.0, 'checkpoint.every_steps': 6}
+
+
+@pytest.fixture(scope='module')
+def config(data_dir):
+    return train_cases.make(data_dir, SMALL)
+
+
+@pytest.fixture(scope='module')
+def workdir(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    train.train(config, str(folder), config_file='configs/mine.py', profile_steps=(3, 4))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def setup(config):
+    return train.Setup(config)
+
+
+def strictly(text):
+    def refuse(name):
+        raise ValueError(name)
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_the_result_has_exactly_its_keys(workdir):
+    found = strictly((workdir / 'result.json').read_text())
+    assert list(found) == KEYS
+    assert (found['seed'], found['steps']) == (7, 12)
+    assert found['images_per_second'] > 0 and found['rho_place'] > 0
+    validation = [r for r in train_cases.rows(workdir) if r['split'] == 'validation']
+    assert found['best_validation_accuracy'] == max(r['accuracy'] for r in validation)
+    assert train_cases.steps(workdir, 'best') == [
+        next(r['step'] for r in validation if r['accuracy'] == found['best_validation_accuracy'])]
+
+
+def test_the_config_is_kept_whole_with_what_made_it(config, workdir):
+    found = strictly((workdir / 'config.json').read_text())
+    assert set(found) == {'config', 'config_file', 'versions', 'git_commit', 'dataset',
+                          'preflight'}
+    from moe_vision import config as config_lib
+    assert config_lib.load(str(workdir)) == config
+    assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(found['versions'])
+    assert found['dataset']['split_sizes'] == {'train': 1293, 'validation': 144, 'test': 360}
+    assert found['preflight']['blocks'] and found['preflight']['capacity']['head']['capacity'] == 10
+
+
+def test_metric_rows_are_json_by_step(workdir):
+    rows = [strictly(line) for path in sorted((workdir / 'metrics').iterdir())
+            for line in path.read_text().splitlines()]
+    assert [(r['step'], r['split']) for r in rows] == [
+        (3, 'train'), (4, 'train'), (4, 'validation'), (6, 'train'), (8, 'train'),
+        (8, 'validation'), (9, 'train'), (12, 'train'), (12, 'validation')]
+    for r in rows:
+        assert {'loss', 'accuracy', 'epoch', 'layers'} <= set(r)
+        assert math.isclose(sum(r['layers']['head']['load']), 1)
+        if r['split'] == 'train':
+            assert {'task_loss', 'losses', 'grad_norm', 'learning_rate', 'timing'} <= set(r)
+    assert not list((workdir / 'metrics').glob('.*'))
+
+
+def test_tensorboard_events_and_a_profile_and_the_report_are_there(workdir):
+    event, = (workdir / 'events').iterdir()
+    assert event.name.startswith('events.out.tfevents') and event.stat().st_size > 1000
+    assert b'validation/accuracy' in event.read_bytes()
+    assert list((workdir / 'profile').rglob('*.xplane.pb'))
+    assert '<html' in (workdir / 'report.html').read_text()
+    evaluation = strictly((workdir / 'evaluation.json').read_text())
+    assert evaluation['images'] == 360 and len(evaluation['samples']) == 24
+    assert np.shape(evaluation['confusion']) == (10, 10)
+
+
+@pytest.mark.parametrize('split, images', [('validation', 144), ('test', 360)])
+def test_a_run_is_scored_on_any_split_as_it_was_while_training(
+        config, workdir, split, images, capsys):
+    changed = dataclasses.replace(config, eval=dataclasses.replace(
+        config.eval, split=split, batch_size=1))
+    scores = train.evaluate(changed, str(workdir))
+    assert scores['images'] == images
+    if split == 'test':
+        want = train_cases.result(workdir)['test_accuracy']
+    else:
+        want = train_cases.rows(workdir)[-1]['accuracy']
+    assert scores['accuracy'] == want
+    written = strictly((workdir / f'evaluation-{split}.json').read_text())
+    assert written['step'] == 12 and written['accuracy'] == want
+    assert f'{images} images, step 12' in capsys.readouterr().out
+
+
+def test_scoring_a_folder_without_checkpoints_or_a_split_that_is_not_there(
+        config, data_dir, tmp_path):
+    with pytest.raises(UserError, match='train first'):
+        train.evaluate(config, str(tmp_path))
+    none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0,
+                                               'eval.split': 'validation'})
+    with pytest.raises(UserError, match="'validation', but digits has train, test"):
+        train.evaluate(none, str(tmp_path))
+
+
+def test_weights_of_another_run_are_taken_over(setup, workdir):
+    fresh = setup.fresh_state()
+    state = surgery.init_from(fresh, str(workdir), setup.shardings)
+    raw = checkpoint.load_raw(str(workdir))
+    train_cases.assert_same_bits(state.params, raw['params'])
+    train_cases.assert_same_bits(state.batch_stats, raw['batch_stats'])
+    train_cases.assert_same_bits(state.ema, state.params)
+    train_cases.assert_same_bits(state.opt_state, fresh.opt_state)
+    assert int(state.step) == 0
+
+
+def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
+    fresh = setup.fresh_state()
+    params = {**fresh.params, 'classifier': {'kernel': jax.numpy.ones((8, 7)),
+                                             'bias': jax.numpy.ones(7)}}
+    fresh = dataclasses.replace(fresh, params=params, ema=params)
+    state = surgery.init_from(fresh, str(workdir), setup.shardings)
+    raw = checkpoint.load_raw(str(workdir))['params']
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(state.params),
+                            jax.tree.leaves(params), strict=True):
+        name = path_name(path)
+        taken = np.asarray(y) if name.startswith('classifier') else dict(
+            (path_name(p), v) for p, v in jax.tree_util.tree_leaves_with_path(raw))[name]
+        train_cases.assert_same_bits(x, taken)
+
+
+@pytest.mark.parametrize('change, told', [
+    (lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4))}},
+     r"parameter 'stem/kernel' is \(3, 3, 1, 8\) in .* and \(3, 3, 1, 4\) here"),
+    (lambda p: {**p, 'heat': p['head']}, "no parameter 'heat/experts/in_bias'. Did you mean "
+                                         "'head/experts/in_bias'"),
+    (lambda p: {n: x for n, x in p.items() if n != 'block_0'},
+     "has a parameter 'block_0/.*' that this network lacks")])
+def test_another_network_is_refused_by_the_parameter(setup, workdir, change, told):
+    fresh = setup.fresh_state()
+    fresh = dataclasses.replace(fresh, params=change(fresh.params))
+    with pytest.raises(UserError, match=told) as e:
+        surgery.init_from(fresh, str(workdir), setup.shardings)
+    assert '\n' not in str(e.value)
+
+
+def test_weights_from_a_folder_without_a_checkpoint(setup, tmp_path):
+    with pytest.raises(UserError, match='no readable checkpoint'):
+        surgery.init_from(setup.fresh_state(), str(tmp_path), setup.shardings)
+
+
+def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):
+    """Continued from the finished one: nothing is trained, only the end is done again."""
+    shutil.copytree(workdir, tmp_path / 'run')
+    none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0})
+    (tmp_path / 'run' / 'result.json').unlink()
+    train.train(none, str(tmp_path / 'run'), profile_steps=(1, 2))  # which is over: a warning
+    assert train_cases.result(tmp_path / 'run')['steps'] == 12
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_line(data_dir, tmp_path, jax_environment):
+    flags = {'dataset.data_dir': data_dir, 'model.moe.placement': 'head', 'train.batch_size': 64,
+             'model.args.widths': '8,', 'model.args.depth': 1, 'train.learning_rate': 1e30,
+             'train.warmup_epochs': 0, 'train.steps': 20, 'log.every_steps': 4,
+             'checkpoint.every_steps': 1, 'eval.every_steps': 20}
+    done = subprocess.run(
+        [sys.executable, 'main.py', '--config=configs/digits_k2.py', f'--workdir={tmp_path}',
+         *[f'--config.{k}={v}' for k, v in flags.items()]],
+        cwd=train_cases.ROOT, env=jax_environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert 'Traceback' not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith('error: ') and sum('error:' in x for x in done.stderr.splitlines()) == 1
+    saved = train_cases.steps(tmp_path)[-1]
+    assert f'is not finite at step {saved + 1}; the last finite checkpoint is step {saved}' in last
+    for hint in ('train.learning_rate', 'train.clip_norm', '--workdir'):
+        assert hint in last
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(
+        checkpoint.load_raw(str(tmp_path))['params']))
+    assert not (tmp_path / 'result.json').exists()
