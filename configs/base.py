@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     c.train.learning_rate = 1e-3  # peak; linear warm-up, then cosine to 0
     c.train.warmup_epochs = 1.0
     c.train.warmup_steps = 0
-    c.train.weight_decay = 1e-4  # on matrices and filters; never on biases and norms
+    c.train.weight_decay = 1e-4  # on matrices and filters; never on biases, norms, routers
     c.train.label_smoothing = 0.0
     c.train.clip_norm = 1.0  # global gradient norm; 0 does not clip
     c.train.ema_decay = 0.0  # evaluate an exponential moving average of the weights; 0: the weights

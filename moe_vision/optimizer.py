@@ -60,11 +60,12 @@ def make(train: Train, learning_rate: optax.Schedule,
 
 
 def decays(params: optax.Params) -> optax.Params:
-    """True for matrices and filters; an expert bank's leading axis does not count."""
+    """True for matrices and filters outside routers; a bank's leading axis does not count."""
     def of(path, leaf):
         name = path_name(path)
         dims = leaf.ndim - ('/experts/' in f'/{name}')
-        return dims >= 2 and not name.endswith(('bias', 'position', 'class_token'))
+        kept = name.endswith(('bias', 'position', 'class_token')) or '/router/' in f'/{name}'
+        return dims >= 2 and not kept
     return jax.tree_util.tree_map_with_path(of, params)
 
 

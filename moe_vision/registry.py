@@ -2,8 +2,8 @@
 
 A table entry is `Entry('module:Class', Args)`. The class is imported when it is used; `Args` is a
 frozen dataclass that is read without importing jax, so that a wrong argument is told at once.
-To add a method: write its file, add its line here. `package.module:Class` of your own works as a
-name too; its arguments are then the class's `Args` attribute, if it has one.
+To add a method: its file, and its line here. `package.module:Class` of your own, with `Args` in the
+class, works as a name too.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ class NoArgs:
 class Entry:
     path: str  # 'module:Class'
     args: type = NoArgs
-    needs: tuple[str, ...] = ()  # what a router reads beyond the tokens: 'attention', 'image';
-    #                              an expert: 'vector' or 'map'; a loss: 'choices', 'noise'
+    # What a router reads beyond the tokens: 'attention'; an expert: 'map'; a loss: 'noise', ...
+    needs: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()  # keys of model.moe that a router does not read
     supplies: tuple[str, ...] = ()  # what a backbone offers to routers
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
@@ -143,6 +143,8 @@ class ConvNetArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depth')
+        if self.norm == 'group' and any(w % 8 for w in self.widths):
+            raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
 
     @property
     def blocks(self) -> int:  # what `model.moe.placement` counts
@@ -187,8 +189,7 @@ class VitArgs:
 
 
 BACKBONES = {
-    'conv': Entry('moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image',
-                  expert='conv'),
+    'conv': Entry('moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image', expert='conv'),
     'depthwise': Entry('moe_vision.models.conv:DepthwiseNet', DepthwiseNetArgs, unit='image',
                        expert='depthwise_conv'),
     'vit': Entry('moe_vision.models.vit:Vit', VitArgs, unit='patch', expert='mlp'),

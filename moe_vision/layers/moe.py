@@ -103,7 +103,8 @@ class MoE(nn.Module):
       losses: name -> weight.
       mesh: ('data', 'expert') mesh, or None on one device.
       layer: index of this routed layer, for random keys.
-      bank: an expert bank shared with other layers; None makes one named 'experts'.
+      bank: an expert bank shared with other layers; None makes one named 'experts'. Only banks of
+        that name are laid over the mesh.
     """
 
     num_experts: int

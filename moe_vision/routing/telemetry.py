@@ -87,7 +87,7 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
         'orphan_rate': float(s['orphans'] / tokens),
         'effective_experts': float(1 / np.square(q).sum()),
         'max_over_mean': float(num_experts * q.max()),
-        'dead_experts': int((q < 0.01 / num_experts).sum()),
+        'dead_experts': int((~(q >= 0.01 / num_experts)).sum()),
         'gate_entropy': float(s['entropy'] / tokens),
         'router_information': float(_entropy(mean_p) - s['entropy'] / tokens),
         'temperature': float(s['temperature'] / tokens),

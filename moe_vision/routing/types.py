@@ -88,7 +88,6 @@ class Router:
 
     Attributes:
       needs: names the backbone must supply in `Context.extras`.
-      losses: names of the losses this router can be trained with.
     """
 
     needs: tuple[str, ...] = ()
