@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     c.dataset.augment = 'pad_crop'
     c.dataset.cache = True
     c.model.args = {'widths': (32, 64), 'depth': 2}
-    c.train.epochs = 40.0
+    c.train.epochs = 20.0
+    c.eval.batch_size = 192
     return c

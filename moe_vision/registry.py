@@ -1,7 +1,7 @@
 """What can be named in a config: one literal table per kind, and the arguments each name takes.
 
-A table entry is `Entry('module:Class', Args)`. The class is imported when it is used; `Args` is a
-frozen dataclass that is read without importing jax, so that a wrong argument is told at once.
+A table entry is `Entry('module:Class', Args)`. The class is imported when used; `Args`, a frozen
+dataclass, is read without importing jax, so that a wrong argument is told at once.
 To add a method: its file, and its line here. `package.module:Class` of your own, with `Args` in the
 class, works as a name too.
 """
@@ -23,8 +23,7 @@ class NoArgs:
 class Entry:
     path: str  # 'module:Class'
     args: type = NoArgs
-    # What a router reads beyond the tokens: 'attention'; an expert: 'map'; a loss: 'noise', ...
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # 'attention' (a router), 'map' (an expert), 'noise' (a loss), ...
     ignores: tuple[str, ...] = ()  # keys of model.moe that a router does not read
     supplies: tuple[str, ...] = ()  # what a backbone offers to routers
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'

@@ -31,8 +31,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def seen(folder, data_dir, jax_environment):
     script = Path(__file__).parent / 'eight_devices.py'
-    environment = jax_environment | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-                                     'JAX_PLATFORMS': 'cpu'}
+    flags = f'{jax_environment.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run([sys.executable, str(script), data_dir, str(folder)], text=True,
                           capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
