@@ -20,5 +20,4 @@ def get_config() -> ConfigDict:
     c.dataset.cache = True
     c.model.args = {'widths': (32, 64), 'depth': 2}
     c.train.epochs = 20.0
-    c.eval.batch_size = 192
     return c

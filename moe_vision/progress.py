@@ -19,7 +19,6 @@ class Progress:
         self._stream, self._terminal = stream, stream.isatty()
         self._begin = self._last = float('nan')  # until the first step is done
         self._last_step = self._begin_step = start
-        self._row: dict[str, Any] = {}
 
     def first_step_done(self, step: int) -> None:
         """Starts the clock: what came before was compiling."""

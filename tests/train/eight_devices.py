@@ -23,20 +23,21 @@ SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1,
 COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,
           'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 0.1,
           'train.optimizer': 'sgd',  # Adam makes steps of full size out of rounding errors
-          'train.ema_decay': 0.0, 'train.mixup': 0.0, 'model.moe.router': 'bias_balanced',
+          'train.clip_norm': 0.0, 'train.ema_decay': 0.0, 'train.mixup': 0.0, 'model.moe.router': 'bias_balanced',
           'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True}}
 CASES = {
     'conv': COMMON | {'model.args': {'widths': (8,), 'depth': 1}, 'train.mixup': 0.3},
     'vit': COMMON | train_cases.TOP_K | {
         'model.name': 'vit', 'model.moe.placement': 'every_1',
-        'model.args': {'width': 8, 'depth': 2, 'heads': 2, 'patch_size': 4}},
+        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}},
 }
+DEEP = CASES['vit'] | {'model.args': {'width': 8, 'depth': 3, 'heads': 2, 'patch_size': 4}}
 STEPS = 10
 COLLECTIVE = re.compile(r'= (.+?) (all-to-all|all-gather|all-reduce|collective-permute|'
                         r'reduce-scatter)(?:-start)?\(')
 
 
-def batches(micro: int = 1):
+def batches():
     rng = np.random.default_rng(0)
     means = rng.integers(40, 200, (10, 8, 8, 1))
     for _ in range(STEPS):
@@ -47,24 +48,29 @@ def batches(micro: int = 1):
                'valid': valid}
 
 
-def on_mesh(case: str, shape: tuple[int, int], data_dir: str):
-    """(losses, state on the host, collectives of the compiled step, the setup and state)."""
+def make_setup(changes: dict, shape: tuple[int, int], data_dir: str) -> Setup:
     devices = jax.devices()[: shape[0] * shape[1]]
     mesh_lib.make = lambda expert: jax.make_mesh(
         shape, ('data', 'expert'), devices=devices, axis_types=(AxisType.Auto,) * 2)
-    config = train_cases.make(data_dir, CASES[case] | {'mesh.expert': shape[1]})
-    setup = Setup(config)
-    state = setup.fresh_state()
-    losses, compiled, drops = [], None, 0.0
+    return Setup(train_cases.make(data_dir, changes | {'mesh.expert': shape[1]}))
+
+
+def compiled_step(setup: Setup):
+    arrays = mesh_lib.to_devices(next(batches()), setup.mesh, 1)
+    return setup.step().lower(setup.abstract, arrays).compile()
+
+
+def on_mesh(case: str, shape: tuple[int, int], data_dir: str, first):
+    """(losses, state on the host, collectives of the compiled step, state); from `first`."""
+    setup = make_setup(CASES[case], shape, data_dir)
+    state = jax.device_put(first, setup.shardings) if first else setup.fresh_state()
+    losses, compiled, drops = [], compiled_step(setup), 0.0
     for batch in batches():
-        arrays = mesh_lib.to_devices(batch, setup.mesh, 1)
-        if compiled is None:
-            compiled = setup.step().lower(state, arrays).compile()
-        state, out = compiled(state, arrays)
+        state, out = compiled(state, mesh_lib.to_devices(batch, setup.mesh, 1))
         losses.append(float(out['loss']))
         drops += sum(float(x['dropped']) for x in out['layers'].values())
     assert drops > 0, 'capacity is never reached: this shows too little'
-    return losses, jax.device_get(state), COLLECTIVE.findall(compiled.as_text()), setup, state
+    return losses, jax.device_get(state), COLLECTIVE.findall(compiled.as_text()), state
 
 
 def shardings(state) -> dict[str, str]:
@@ -97,8 +103,11 @@ def main(data_dir: str, folder: str) -> None:
     except UserError as e:
         seen['refused']['mesh'] = str(e)
     for case in CASES:
+        first = jax.device_get(make_setup(CASES[case], (1, 1), data_dir).fresh_state())
         for name, shape in SHAPES.items():
-            losses, state, collectives, setup, live = on_mesh(case, shape, data_dir)
+            own = name == '2x4'  # draws its initial values itself: each as one device draws it
+            losses, state, collectives, live = on_mesh(case, shape, data_dir,
+                                                       None if own else first)
             if name == 'one':
                 want_losses, want = losses, state
             seen[f'{case} {name}'] = {
@@ -119,6 +128,8 @@ def main(data_dir: str, folder: str) -> None:
                     saved.save(STEPS, live)
                 np.savez(f'{folder}/params.npz', **{
                     path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)})
+    text = compiled_step(make_setup(DEEP, (2, 4), data_dir)).as_text()
+    seen['deep'] = Counter(op for _, op in COLLECTIVE.findall(text))
     print(json.dumps(seen))
 
 

@@ -19,7 +19,6 @@ from moe_vision.layers.exchange import expected_all_to_alls
 from moe_vision.optimizer import path_name
 from moe_vision.train import Setup
 
-LAYERS = {'conv': 1, 'vit': 2}
 RUNS = [f'{case} {name}' for case in CASES for name in SHAPES if name != 'one']
 
 
@@ -49,13 +48,18 @@ def test_a_mesh_trains_as_one_device_does(seen, run):
 
 @pytest.mark.parametrize('run', RUNS)
 def test_the_compiled_step_exchanges_what_the_table_says_and_gathers_nothing(seen, run):
-    found, case = seen[run], run.split()[0]
+    found = seen[run]
     shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
     counts = found['counts']
-    assert counts.get('all-to-all', 0) == expected_all_to_alls(shape, LAYERS[case])
+    assert counts.get('all-to-all', 0) == expected_all_to_alls(shape, routed_layers=1)
     assert counts.get('all-gather', 0) == 0, found['gathers']
     assert counts.get('collective-permute', 0) == 0, found['permutes']
     assert counts['all-reduce'] >= 1  # the gradients
+
+
+def test_three_layers_exchange_three_times_as_much(seen):
+    assert seen['deep']['all-to-all'] == expected_all_to_alls({'data': 2, 'expert': 4}, 3) == 12
+    assert 'all-gather' not in seen['deep']
 
 
 def test_the_table_of_exchanges():

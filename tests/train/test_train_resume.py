@@ -26,13 +26,36 @@ def config(data_dir):
     return train_cases.make(data_dir)
 
 
+ON_DISK = []  # (step, last row, best) when the save of a newest checkpoint began
+
+
 @pytest.fixture(scope='module')
 def whole(config, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
-    train.train(config, str(workdir))
+    save = checkpoint._save
+
+    def watched(manager, step, state):
+        if 'latest' in str(manager.directory):
+            ON_DISK.append((step, train_cases.rows(workdir)[-1]['step'],
+                            train_cases.steps(workdir, 'best')))
+        save(manager, step, state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, '_save', watched)
+        train.train(config, str(workdir))
     assert train_cases.steps(workdir) == [10, 12]
     return workdir
+
+
+def test_what_belongs_to_a_checkpoint_is_on_disk_before_it(whole):
+    """A run that goes on from it writes neither those rows nor that best one again."""
+    scores = {r['step']: r['accuracy'] for r in train_cases.rows(whole)
+              if r['split'] == 'validation'}
+    assert [step for step, _, _ in ON_DISK] == [5, 10, 12]
+    for step, row, best in ON_DISK:
+        assert row == step
+        until = {s: a for s, a in scores.items() if s <= step}
+        assert best == [max(until, key=until.get)]  # the first of equals
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What one optimizer step does to numbers that are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,11 @@ def plain(data_dir):
     return Run(data_dir)
 
 
+@pytest.fixture(scope='module')
+def mixing(data_dir):
+    return Run(data_dir, {'train.mixup': 1.0})
+
+
 def close(ours, theirs, rtol=1e-5):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs),
                             strict=True):
@@ -68,14 +75,14 @@ def close(ours, theirs, rtol=1e-5):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=near, err_msg=path_name(path))
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(plain, data_dir):
-    """Also where they hold different numbers of valid images, 6, 8, 7 and 8."""
-    run = Run(data_dir, {'train.micro_batches': 4})
-    close(run.moved(), plain.moved())
+def test_micro_batches_give_the_gradient_of_the_whole_batch(mixing, data_dir):
+    """Also where they hold different numbers of valid images, 6, 8, 7 and 8, and draw mixtures."""
+    run = Run(data_dir, {'train.mixup': 1.0, 'train.micro_batches': 4})
+    close(run.moved(), mixing.moved())
     for name in ('loss', 'task_loss', 'accuracy', 'grad_norm'):
-        np.testing.assert_allclose(run.out[0][name], plain.out[0][name], rtol=1e-5, err_msg=name)
-    close(run.out[0]['losses'], plain.out[0]['losses'])
-    close(run.out[0]['layers'], plain.out[0]['layers'])
+        np.testing.assert_allclose(run.out[0][name], mixing.out[0][name], rtol=1e-5, err_msg=name)
+    close(run.out[0]['losses'], mixing.out[0]['losses'])
+    close(run.out[0]['layers'], mixing.out[0]['layers'])
     assert float(run.out[0]['layers']['head']['tokens']) == 29
 
 
@@ -126,17 +133,24 @@ def test_smoothing_clipping_and_averaging(plain, data_dir):
     assert plain.states[1].variables(averaged=True)['params'] is plain.states[1].params
 
 
+def test_each_step_draws_anew_and_the_same_step_the_same(mixing):
+    later = dataclasses.replace(mixing.states[0], step=np.int32(1))
+    losses = [float(mixing.take(batch(), s)[1]['task_loss'])
+              for s in (mixing.states[0], mixing.states[0], later)]
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
-def test_partners_of_a_mixture_lie_in_the_same_group(plain, data_dir, kind):
+def test_partners_of_a_mixture_lie_in_the_same_group(plain, mixing, data_dir, kind):
     """Where all images of a group are the same, nothing is there to be mixed."""
     given = batch(invalid=())
     for name in ('image', 'label'):
         given[name] = np.repeat(given[name][:4], 8, axis=0)
-    mixing = Run(data_dir, {f'train.{kind}': 1.0})
-    mixed, same = (run.take(given)[1]['task_loss'] for run in (mixing, plain))
+    run = mixing if kind == 'mixup' else Run(data_dir, {'train.cutmix': 1.0})
+    mixed, same = (r.take(given)[1]['task_loss'] for r in (run, plain))
     np.testing.assert_allclose(mixed, same, rtol=1e-6)
     # and where they differ, something is
-    assert abs(mixing.out[0]['task_loss'] / plain.out[0]['task_loss'] - 1) > 3e-5
+    assert abs(run.out[0]['task_loss'] / plain.out[0]['task_loss'] - 1) > 3e-5
 
 
 def test_what_is_not_trainable_keeps_its_bits(data_dir):

@@ -1,0 +1,50 @@
+"""The benchmark compares what it says it compares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import routing
+from benchmarks.timing import medians
+from moe_vision import registry
+from moe_vision.layers.experts import Mlp
+from moe_vision.layers.moe import make_router
+from moe_vision.routing.plan import index_plan
+from moe_vision.routing.types import Context
+
+
+def test_the_einsum_form_computes_the_same_layer():
+    t, d, e, k, slots = 24, 8, 4, 2, 9  # 48 choices for 36 slots: some are dropped
+    expert = Mlp(registry.MlpArgs(), d, 16)
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    bank = {n: jax.random.normal(next(keys), (e, *s)) for n, (s, _) in expert.shapes().items()}
+    params = {'kernel': jax.random.normal(next(keys), (d, e))}
+    x = jax.random.normal(next(keys), (1, t, d))
+    router = make_router('top_k', None, e, k)
+
+    def plan_of(params, x):
+        context = Context(valid=jnp.ones((1, t), bool), key=None, group=jnp.zeros(1, jnp.int32))
+        return index_plan(router(params, {}, x, context), e, slots)
+
+    assert not plan_of(params, x).keep.all()
+    ours = jax.jit(routing.routed(expert, e, k, slots))(params, bank, x)
+    theirs = jax.jit(routing.by_einsum(plan_of, expert, slots))(params, bank, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind, shape, compared', [
+    ('mlp', (32, 8, 16, 4, 2, 1.25), {'layer', 'floor', 'dense', 'einsum'}),
+    ('conv', (8, 4, 8, 2, 1, 1.25), {'layer', 'floor', 'dense'})])
+def test_a_row_has_a_time_for_everything_compared(kind, shape, compared):
+    row = routing.row(kind, shape, rounds=1)
+    for part in ('forward_ms', 'both_ms'):
+        assert set(row[part]) == compared
+        assert min(row[part].values()) > 0
+    assert row['capacity'] == {'mlp': 20, 'conv': 5}[kind]  # ceil(1.25*2*32/4), ceil(1.25*8/2)
+
+
+def test_medians_leave_the_first_rounds_out():
+    calls = []
+    taken = medians({'f': lambda: calls.append(1)}, {'f': ()}, rounds=3)
+    assert len(calls) == 5 and taken['f'] >= 0
