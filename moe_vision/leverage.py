@@ -7,6 +7,8 @@ run.
 
 import dataclasses
 import math
+from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
@@ -89,52 +91,51 @@ class Leverage:
     def rho_executed(self) -> float:
         return self._sum('flops_experts_executed') / self.flops_executed
 
-    def rho_active_at(self, choices_per_token: float, k: float) -> float:
+    def rho_active_at(self, choices_per_token: float, k: Fraction) -> float:
         """rho_active where tokens took this many experts on average instead of k."""
         experts = self._sum('flops_experts')
-        measured = experts * choices_per_token / k
+        measured = experts * choices_per_token / float(k)
         return measured / (self.flops - experts + measured)
 
 
 def measure(config: Config, info: DatasetInfo) -> Leverage:
     """Traces the network and its same_width twin; runs nothing."""
     model = config.model
+    places = model.moe.placement != 'none'
+    of = lambda twin: dataclasses.replace(model, twin=twin if places else 'none')  # noqa: E731
     images = trace_images(config, tokens_per_image(config, info))
-    routed_net = model.twin == 'none' and model.moe.placement != 'none'
-    twin = dataclasses.replace(model, twin='same_width') if model.moe.placement != 'none' else model
-    of_twin = _by_block(_counts(twin, info, images), images)
-    of_net = _by_block(_counts(model, info, images), images)
+    in_twin = _by_block(_counts(of('same_width'), info, images))
+    cost = _by_block(_counts(model, info, images))
     shapes = _param_shapes(model, info, images)
-    replaced = set()
-    if model.moe.placement != 'none':
-        replaced = set(_by_path(_param_shapes(dataclasses.replace(model, twin='none'), info,
-                                              images), 'router'))
-    active = choices_per_token(model)
-    blocks = []
-    for name in _order(shapes, of_net):
-        params = sum(math.prod(s) for p, s in shapes.items() if _block(p) == name)
-        bank = sum(math.prod(s) for p, s in shapes.items()
-                   if _block(p) == name and '/experts/' in f'/{p}')
-        cost = of_net.get(name, {})
-        executed = sum(cost.values())
-        in_experts = cost.get('experts', 0)
-        routed = routed_net and name in replaced
-        experts = in_experts
+    replaced = {path.split('/')[0] for path in _param_shapes(of('none'), info, images)
+                if '/experts/' in path}
+    capacities = {name: _capacity(config, info, name) for name in cost
+                  if name in replaced and model.twin == 'none'}
+    blocks: list[Block] = []
+    for name in [*cost, *dict.fromkeys(path.split('/')[0] for path in shapes)]:
+        if name in [b.name for b in blocks]:
+            continue
+        parts = cost.get(name, Counter())
+        routed = name in capacities
+        used = Fraction(1)  # of the executed expert FLOPs, what k experts need
+        share = Fraction(1)  # of the experts, those that a token takes
         if routed and not soft(model):
-            layer = _capacity(config, info, name)
-            per_slot = in_experts / (model.moe.num_experts * layer.capacity)
-            experts = round(per_slot * layer.group_size * active)
-        e = model.moe.num_experts
-        share = 1.0 if soft(model) else min(active / e, 1.0)
+            c, e = capacities[name], model.moe.num_experts
+            used = choices_per_token(model) * c.group_size / (e * c.capacity)
+            share = min(choices_per_token(model) / e, Fraction(1))
+        own = {path: math.prod(x) for path, x in shapes.items() if path.split('/')[0] == name}
+        bank = sum(n for path, n in own.items() if '/experts/' in path)
+        per_image = lambda n: round(Fraction(n) / images)  # noqa: E731
         blocks.append(Block(
-            name=name, params=params, params_active=params - round(bank * (1 - share)),
-            flops_twin=sum(of_twin.get(name, {}).values()),
-            flops=executed - in_experts + experts, flops_executed=executed,
-            flops_router=executed - in_experts if routed else 0,
-            flops_experts=experts if routed else 0,
-            flops_experts_executed=in_experts if routed else 0, routed=name in replaced))
-    capacities = {b.name: _capacity(config, info, b.name)
-                  for b in blocks if b.routed and routed_net}
+            name=name, params=sum(own.values()),
+            params_active=sum(own.values()) - bank + round(share * bank),
+            flops_twin=per_image(sum(in_twin.get(name, Counter()).values())),
+            flops=per_image(parts['rest'] + used * parts['experts']),
+            flops_executed=per_image(parts['rest'] + parts['experts']),
+            flops_router=per_image(parts['rest']) if routed else 0,
+            flops_experts=per_image(used * parts['experts']) if routed else 0,
+            flops_experts_executed=per_image(parts['experts']) if routed else 0,
+            routed=name in replaced))
     return Leverage(tuple(blocks), capacities)
 
 
@@ -167,11 +168,11 @@ def _capacity(config: Config, info: DatasetInfo, name: str) -> Capacity:
     return Capacity(tokens, moe.group_size, slots[0], effective[0], slots[1], effective[1])
 
 
-def choices_per_token(model: Model) -> float:
+def choices_per_token(model: Model) -> Fraction:
     """Experts a token takes: k, or its expectation under balance where null experts share."""
     router = make_router(model.moe.router, model.moe.router_args, model.moe.num_experts,
                          model.moe.k)
-    return model.moe.k * model.moe.num_experts / router.num_ids
+    return Fraction(model.moe.k * model.moe.num_experts, router.num_ids)
 
 
 def soft(model: Model) -> bool:
@@ -202,31 +203,10 @@ def _param_shapes(model: Model, info: DatasetInfo, images: int) -> dict[str, tup
             for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])}
 
 
-def _block(path: str) -> str:
-    return path.split('/', 1)[0]
-
-
-def _by_path(shapes: dict[str, Any], part: str) -> list[str]:
-    """Blocks that have this part among their parameters, or experts (routers may have none)."""
-    return [_block(p) for p in shapes if f'/{part}/' in p or '/experts/' in p]
-
-
-def _by_block(counts: flops.Counts, images: int) -> dict[str, dict[str, int]]:
-    """FLOPs per image: block -> {'experts': ..., 'rest': ...}."""
-    out: dict[str, dict[str, int]] = {}
+def _by_block(counts: flops.Counts) -> dict[str, Counter[str]]:
+    """FLOPs of the traced batch: block -> {'experts': ..., 'rest': ...}, in program order."""
+    out: dict[str, Counter[str]] = {}
     for scope, number in counts.items():
         block = scope[1] if len(scope) > 1 else '(network)'
-        part = 'experts' if 'experts' in scope[2:] else 'rest'
-        parts = out.setdefault(block, {})
-        parts[part] = parts.get(part, 0) + number
-    return {b: {p: _per_image(n, images) for p, n in parts.items()} for b, parts in out.items()}
-
-
-def _per_image(number: int, images: int) -> int:
-    return number // images if number % images == 0 else round(number / images)
-
-
-def _order(shapes: dict[str, Any], counts: dict[str, Any]) -> list[str]:
-    """Blocks in the order in which the program meets them; those without products last."""
-    names = list(counts)
-    return names + [b for b in dict.fromkeys(_block(p) for p in shapes) if b not in names]
+        out.setdefault(block, Counter())['experts' if 'experts' in scope[2:] else 'rest'] += number
+    return out
