@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     try:
         config, file, profile_steps = _parse(argv)
         _log_to_stderr()
+        rules.check_data(config, reads=FLAGS.mode != 'summary')
         if FLAGS.mode == 'train':
             from moe_vision import train
             train.train(config, workdir=FLAGS.workdir, config_file=file,

@@ -143,8 +143,10 @@ def write(
     return final
 
 
-def require(cfg: DatasetConfig) -> None:
+def require(cfg: DatasetConfig, prepare: bool = True) -> None:
     """Makes sure that the data is on disk; an embedded set is prepared now.
+
+    With `prepare` False nothing is written, and an embedded set need not be there yet.
 
     Raises:
         DataError: it is not there (says where it was looked for and what to run), a record
@@ -160,6 +162,8 @@ def require(cfg: DatasetConfig) -> None:
                 f'`{prepare_command(builder, cfg.data_dir)}` (PATH: {builder.wants}). '
                 'configs/digits_k2.py works now, without any files.'
             )
+        if not prepare:
+            return
         write(builder, Path(), cfg.data_dir)
     facts(builder, cfg.data_dir)
 

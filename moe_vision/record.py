@@ -117,7 +117,7 @@ def finite(value: Any) -> Any:
 
 def result(config: Config, leverage: Leverage, test: dict[str, Any], best_validation: float | None,
            steps: int, images_per_second: float) -> dict[str, Any]:
-    """`result.json`; every field is described in docs/result.md.
+    """`result.json`; every field is described in docs/run_folder.md.
 
     Rates over several routed layers are the worst of them: highest drop and orphan rate, fewest
     effective experts, most dead ones.

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import registry, routing_rules
 from moe_vision.errors import UserError
@@ -47,6 +48,17 @@ def check(config: Config, defaults: Config) -> None:
                             "'none'; a twin needs a routed network.")
         return
     routing_rules.check(config)
+
+
+def check_data(config: Config, reads: bool) -> None:
+    """`check_with_data`, and that the data are there where the run `reads` them; without jax.
+
+    Raises:
+      UserError, DataError: the first rule that is broken, in one line.
+    """
+    check_with_data(config, input_pipeline.info(config.dataset))
+    if reads:
+        input_pipeline.require(config.dataset, prepare=False)
 
 
 def check_with_data(config: Config, info: DatasetInfo) -> None:

@@ -201,3 +201,13 @@ def test_what_goes_wrong_after_start_is_one_line_too(shadowed, tmp_path, effect,
     done = handed(shadowed, CONFIG, f'--workdir={tmp_path}', effect=effect)
     assert done.returncode == code
     assert done.stderr.splitlines()[1:] == [line]
+
+
+def test_missing_data_are_told_before_jax_is_imported(shadowed, tmp_path):
+    done = handed(shadowed, '--config=configs/imagenet_k2.py',
+                  f'--workdir={tmp_path}/w', f'--config.dataset.data_dir={tmp_path}')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.count('\n') == 1
+    for part in (f'{tmp_path}/imagenet2012', 'input_pipeline.prepare --dataset=imagenet2012',
+                 'configs/digits_k2.py works now'):
+        assert part in done.stderr

@@ -23,7 +23,8 @@ SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1,
 COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,
           'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 0.1,
           'train.optimizer': 'sgd',  # Adam makes steps of full size out of rounding errors
-          'train.clip_norm': 0.0, 'train.ema_decay': 0.0, 'train.mixup': 0.0, 'model.moe.router': 'bias_balanced',
+          'train.clip_norm': 0.0, 'train.ema_decay': 0.0, 'train.mixup': 0.0,
+          'model.moe.router': 'bias_balanced',
           'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True}}
 CASES = {
     'conv': COMMON | {'model.args': {'widths': (8,), 'depth': 1}, 'train.mixup': 0.3},
