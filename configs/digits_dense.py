@@ -1,7 +1,8 @@
 """What does the dense network do where `digits_k2` routes? Its twin, and nothing else changed.
 
 Command: python main.py --config=configs/digits_dense.py --workdir=W
-Measured: not yet.
+Measured: 99.00 ± 0.37 % test accuracy, mean and sd over seeds 0 to 4, at commit 4dc3d46;
+rows in results/digits_k2_and_twin.json.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
 1,437 scans of handwritten digits, 8x8, 10 classes; the last block has 8 experts, 2 per image.
 
 Command: python main.py --config=configs/digits_k2.py --workdir=W
-Measured: not yet.
+Measured: 98.78 ± 0.58 % test accuracy, mean and sd over seeds 0 to 4, at commit 4dc3d46;
+rows in results/digits_k2_and_twin.json.
 
 Every value here and in `base` is this project's own choice; the paper does not use this set.
 """
