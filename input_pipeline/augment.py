@@ -42,6 +42,11 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
+def padding(height: int) -> int:
+    """Pixels that `pad_crop` pads on each side of an image so high."""
+    return max(1, height // 8)
+
+
 def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.ndarray:
     """Pads with zeros by H/8 (at least 1), crops at a random place, flips half of them.
 
@@ -54,7 +59,7 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.n
         uint8 [H, W, C].
     """
     height, width = image.shape[:2]
-    pad = max(1, height // 8)
+    pad = padding(height)
     top, left, mirror = rng.integers(0, [2 * pad + 1, 2 * pad + 1, 2]).tolist()
     padded = np.zeros((height + 2 * pad, width + 2 * pad, image.shape[2]), np.uint8)
     padded[pad : pad + height, pad : pad + width] = image

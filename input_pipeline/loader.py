@@ -104,7 +104,7 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _steps(
+def build_steps(
     cfg: DatasetConfig, split: str, batch_size: int, rows: Sequence[int], seed: int | None
 ) -> Steps:
     """Puts together what loads a split; `seed` None means an evaluation."""
@@ -112,23 +112,28 @@ def _steps(
     builder = find(cfg.name)
     known = metadata.facts(builder, cfg.data_dir)
     assert known.directory is not None
-    sizes = metadata.split_sizes(builder, known, cfg.validation_fraction)
+    whole = metadata.split_sizes(builder, known, cfg.validation_fraction)
+    sizes = metadata.split_sizes(builder, known, cfg.validation_fraction, cfg.train_images)
     metadata.check_split(cfg, sizes, split)
     shape = metadata.image_shape(cfg, known)
     varies = None in known.image_shape
-    if cfg.cache and varies:
-        raise DataError(
-            f"cache is set, but images of '{cfg.name}' vary in size and are too many to keep "
-            'decoded; set cache to False.'
-        )
+    for key in ('cache', 'resident'):
+        if getattr(cfg, key) and varies:
+            raise DataError(
+                f"{key} is set, but images of '{cfg.name}' vary in size and are too many to keep "
+                f'decoded; set {key} to False.'
+            )
     if batch_size < 1 or any(not 0 <= row < batch_size for row in rows):
         raise DataError(f'rows must lie in [0, batch_size={batch_size}); got {list(rows)[:8]}.')
     own = known.sizes.get(builder.stored.get(split, ''), 0)
     members = None
-    if sizes[split] != own:  # a part of the stored train split
+    if whole[split] != own:  # a part of the stored train split
         members = order.members(
             known.sizes[builder.stored['train']], cfg.validation_fraction, split
         )
+    if sizes[split] != whole[split]:
+        few = order.subset(whole[split], sizes[split])
+        members = few if members is None else members[few]
     stored = builder.stored[split if own else 'train']
     return Steps(
         reader=Reader(known.directory, stored, shape[2], cfg.cache),
@@ -177,7 +182,7 @@ def train_batches(
     Raises:
         DataError: the data is missing or the config is wrong.
     """
-    steps = _steps(cfg, 'train', batch_size, rows, seed)
+    steps = build_steps(cfg, 'train', batch_size, rows, seed)
     return Batches(steps, start_step, num_steps, 0 if cfg.cache else cfg.workers, strict=False)
 
 
@@ -203,6 +208,6 @@ def evaluation_batches(
         DataError: as above, or the split does not exist; while iterating, an image cannot
             be decoded (the message names it).
     """
-    steps = _steps(cfg, split, batch_size, rows, None)
+    steps = build_steps(cfg, split, batch_size, rows, None)
     stop = -(-steps.size // batch_size)
     return Batches(steps, 0, stop, 0 if cfg.cache else cfg.workers, strict=True)

@@ -140,12 +140,24 @@ def prepare_command(builder: Builder, data_dir: str) -> str:
     return f'python -m input_pipeline.prepare --dataset={builder.name}{where}{source}'
 
 
-def split_sizes(builder: Builder, known: Facts, fraction: float) -> dict[str, int]:
-    """Returns images per split as callers see them; absent splits are absent."""
+def split_sizes(
+    builder: Builder, known: Facts, fraction: float, train_images: int = 0
+) -> dict[str, int]:
+    """Returns images per split as callers see them; absent splits are absent.
+
+    Raises:
+        DataError: `train_images` are wanted and train has fewer.
+    """
     stored = {ours: known.sizes.get(builder.stored.get(ours, ''), 0) for ours in SPLITS}
     if not stored['validation']:
         stored['validation'] = order.held_out_size(stored['train'], fraction)
         stored['train'] -= stored['validation']
+    if train_images > stored['train']:
+        raise DataError(
+            f"train_images is {train_images}, but '{builder.name}' has {stored['train']} training "
+            'images; give at most so many, or 0 for all.'
+        )
+    stored['train'] = train_images or stored['train']
     return {split: size for split, size in stored.items() if size}
 
 
@@ -193,7 +205,7 @@ def info(cfg: DatasetConfig) -> DatasetInfo:
         name=builder.name,
         num_classes=known.num_classes,
         image_shape=image_shape(cfg, known),
-        split_sizes=split_sizes(builder, known, cfg.validation_fraction),
+        split_sizes=split_sizes(builder, known, cfg.validation_fraction, cfg.train_images),
         class_names=known.class_names,
     )
 

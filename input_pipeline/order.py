@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_HOLD_OUT, _EVALUATION = 1, 2  # fixed streams, the same for every run, arm and seed
+_HOLD_OUT, _EVALUATION, _SUBSET = 1, 2, 3  # fixed streams, the same for every run, arm and seed
 _MASK = 2**64 - 1
 
 
@@ -52,6 +52,12 @@ def members(size: int, fraction: float, part: str) -> np.ndarray:
     held = held_out_size(size, fraction)
     chosen = shuffled[:held] if part == 'validation' else shuffled[held:]
     return np.sort(chosen).astype(np.int32)
+
+
+def subset(size: int, count: int) -> np.ndarray:
+    """Returns int32 [count], indices in a split of `size`, ascending; a smaller choice lies in a
+    larger one."""
+    return np.sort(fixed_permutation(size, _SUBSET)[:count]).astype(np.int32)
 
 
 def evaluation_order(size: int) -> np.ndarray:

@@ -27,6 +27,10 @@ class DatasetConfig:
         augment: one of `AUGMENTS`, applied to training batches only.
         workers: worker processes that read and decode; 0 uses threads of this process.
         cache: decode once and keep the uint8 images in memory (sets of one image size).
+        train_images: use so many images of train, after validation was taken: a fixed
+            pseudo-random choice, the same for every seed and arm. 0 uses all.
+        resident: decode once, keep the images on the device and augment there: the same batches
+            (sets of one image size; not with random_resized_crop).
     """
 
     name: str
@@ -36,6 +40,8 @@ class DatasetConfig:
     augment: str
     workers: int
     cache: bool
+    train_images: int
+    resident: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +52,8 @@ class DatasetInfo:
         name: the builder's name.
         num_classes: number of labels; labels are 0 .. num_classes-1.
         image_shape: (H, W, C) as the loaders yield it, after `image_size`.
-        split_sizes: images per split after the validation fraction was taken; a split
-            that does not exist is absent.
+        split_sizes: images per split after the validation fraction was taken, and of train no
+            more than `train_images`; a split that does not exist is absent.
         class_names: one per label; 'class_7' where names are only known once prepared.
     """
 
@@ -79,6 +85,13 @@ def check(cfg: DatasetConfig) -> None:
     if cfg.image_size < 0:
         raise DataError(
             f"image_size is {cfg.image_size}; give a side in pixels, or 0 for the set's own."
+        )
+    if cfg.train_images < 0:
+        raise DataError(f'train_images is {cfg.train_images}; give a number of images, or 0 (all).')
+    if cfg.resident and cfg.augment == 'random_resized_crop':
+        raise DataError(
+            "resident is set, but augment 'random_resized_crop' resizes on the host; use pad_crop "
+            'or pad_crop_flip, or set resident to False.'
         )
     if cfg.workers < 0:
         raise DataError(f'workers is {cfg.workers}; give 0 (threads) or a number of processes.')

@@ -19,6 +19,8 @@ def config(name, data_dir, **changes):
         'augment': 'none',
         'workers': 0,
         'cache': False,
+        'train_images': 0,
+        'resident': False,
     }
     return DatasetConfig(name=name, data_dir=str(data_dir), **(values | changes))
 
