@@ -1,11 +1,13 @@
 """Comparing functions on a noisy machine: interleaved rounds, medians, ratios within one run."""
 
+import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from moe_vision import timing
 
 
 def compiled(fn: Callable, *args: Any) -> Any:
@@ -15,14 +17,8 @@ def compiled(fn: Callable, *args: Any) -> Any:
 
 def medians(fns: dict[str, Callable], args: dict[str, tuple], rounds: int = 9) -> dict[str, float]:
     """Median seconds of each function, one call of each per round after two warm-up rounds."""
-    times: dict[str, list[float]] = {name: [] for name in fns}
-    for turn in range(rounds + 2):
-        for name, fn in fns.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(fn(*args[name]))
-            if turn >= 2:
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(t) for name, t in times.items()}
+    calls = {name: functools.partial(fn, *args[name]) for name, fn in fns.items()}
+    return {name: statistics.median(t) for name, t in timing.rounds(calls, rounds).items()}
 
 
 def temporary_mb(program: Any) -> float:

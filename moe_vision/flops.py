@@ -11,7 +11,7 @@ nothing of foreign kernels (ffi_call).
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -60,13 +60,6 @@ def count(fn: Callable, *args, **kwargs) -> Counts:
 def total(counts: Counts) -> int:
     """All FLOPs of `count`'s result."""
     return sum(counts.values())
-
-
-def under(counts: Counts, path: str | Sequence[str]) -> int:
-    """FLOPs of all scopes with `path` (`('mlp', 'fc1')` or `'mlp/fc1'`) in one piece anywhere."""
-    path = tuple(path.split('/') if isinstance(path, str) else path)
-    return sum(flops for scope, flops in counts.items()
-               if any(scope[i:i + len(path)] == path for i in range(len(scope) + 1)))
 
 
 def _walk(jaxpr: Jaxpr, outer: Scope) -> Counts:

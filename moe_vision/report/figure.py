@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from moe_vision.report import palette
+from moe_vision.report import palette, style
 from moe_vision.report.markup import Markup
 
 WIDTH = 352  # of a small panel; one unit is one CSS pixel at natural size
@@ -87,6 +87,19 @@ def draw(
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
     return _inline(buffer.getvalue(), label)
+
+
+def alone(picture: Markup) -> str:
+    """A picture of `draw` as a file that every program can show: plain colours, on paper."""
+    colours = dict(reversed(re.findall(r'--(\w+):(#\w+)', style.CSS)))  # the first one is light
+    text = re.sub(r'var\(--(\w+)\)', lambda m: colours[m[1]], picture)
+    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert view
+    paper = f'<rect width="{view[1]}" height="{view[2]}" fill="{colours["paper"]}" />'
+    opening = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{view[1]}" height="{view[2]}" '
+               'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" ')
+    start = text.index('>') + 1
+    return opening + text[len('<svg '):start] + paper + text[start:] + '\n'
 
 
 def _inline(svg: str, label: str) -> Markup:

@@ -1,0 +1,111 @@
+"""What a config computes, before anything is trained; needs no data.
+
+    python -m moe_vision.leverage --config=configs/digits_k2.py
+    python -m moe_vision.leverage --config=a.py,b.py --sweep=model.moe.hidden=64,256,1024 --out=DIR
+    python -m moe_vision.leverage --config=a.py --solve=model.moe.hidden --target_rho=0.2
+
+Any key of a config can be set: `--config.model.moe.k=1`.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from typing import Any
+
+import input_pipeline
+from input_pipeline import DataError
+from moe_vision import config_file
+from moe_vision.errors import UserError
+from moe_vision.files import finite
+from moe_vision.leverage.options import Request, parse
+from moe_vision.settings import Config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    try:
+        request = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or '')
+        run = _sweep if request.sweep else _solve if request.solve else _tables
+        lines, plain = run(request)
+        print(json.dumps(finite(plain), indent=2) if request.json else '\n'.join(lines))
+    except (UserError, DataError) as e:
+        print('error:', ' '.join(str(e).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _tables(request: Request) -> tuple[list[str], Any]:
+    from moe_vision.leverage import measure, sweep, table, twins
+
+    lines, plain = [], []
+    for file in request.files:
+        config = request.configs[file, None]
+        info = _info(config)
+        found, others = measure(config, info), twins(config, info)
+        h, w, c = info.image_shape
+        lines += ['', f'{file}: {config.model.name}, {table.network(config)}; '
+                  f'{info.name}, {h}×{w}×{c}, {info.num_classes} classes; {config.model.dtype}',
+                  '', *table.text(config, found), *table.twins(found, others)]
+        numbers = sweep.row(file, '', None, found)
+        plain.append({k: v for k, v in numbers.items() if k not in ('key', 'value')} | {
+            'blocks': [dataclasses.asdict(b) for b in found.blocks],
+            'capacity': {n: dataclasses.asdict(x) for n, x in found.capacities.items()},
+            'twins': {t.name: {'flops': t.flops, 'params': t.params,
+                               'cost': found.flops / t.flops,
+                               'cost_executed': found.flops_executed / t.flops}
+                      if not t.refused else {'refused': t.refused} for t in others}})
+    return lines[1:], plain
+
+
+def _sweep(request: Request) -> tuple[list[str], Any]:
+    from moe_vision.leverage import measure, sweep
+
+    rows = [sweep.row(file, request.sweep, config_file.literal(value),
+                      measure(config, _info(config)))
+            for (file, value), config in request.configs.items()]
+    paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]
+    try:
+        os.makedirs(request.out, exist_ok=True)
+        sweep.write_csv(paths[0], rows)
+        sweep.write_svg(paths[1], rows, request.rho)
+    except OSError as e:
+        raise UserError(f"--out is '{request.out}', which cannot be written: {e.strerror}; give a "
+                        'folder of your own.') from e
+    return [*sweep.text(rows), '', *[f'wrote {p}' for p in paths]], rows
+
+
+def _solve(request: Request) -> tuple[list[str], Any]:
+    from moe_vision.leverage import measure, solve, sweep
+
+    rows = []
+    for file in request.files:
+        def allowed(n: int, file: str = file) -> bool:
+            try:
+                return bool(request.at(file, n))
+            except (UserError, DataError):
+                return False
+
+        @functools.cache
+        def numbers(n: int, file: str = file) -> sweep.Row:
+            config = request.at(file, n)
+            return sweep.row(file, request.solve, n, measure(config, _info(config)))
+
+        value = solve.solve(lambda n: numbers(n)[request.rho], allowed, request.target,
+                            request.solve, request.rho)
+        rows.append(numbers(value) | {'target_rho': request.target})
+    lines = [f'{r["config"]}: {request.solve}={r["value"]} gives {request.rho} '
+             f'{r[request.rho]:.4f} (asked {request.target:g})' for r in rows]
+    return [*lines, '', *sweep.text(rows)], rows
+
+
+def _info(config: Config) -> input_pipeline.DatasetInfo:
+    return input_pipeline.info(config.dataset)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""FLOPs, parameters and bytes of a config, from its traced program; nothing runs.
+
+Axes: B images of the traced batch, T tokens of a group, E experts, C capacity.
+"""
+
+import dataclasses
+import math
+import typing
+from collections import Counter, defaultdict
+from fractions import Fraction
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from input_pipeline import DatasetInfo
+from moe_vision import flops, models, registry, routing_rules, settings
+from moe_vision.errors import UserError
+from moe_vision.layers import MoE, Step
+from moe_vision.layers.moe import make_router
+from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
+from moe_vision.optimizer import path_name
+from moe_vision.routing.capacity import capacity, effective_factor
+from moe_vision.settings import Config, Model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """A network as shapes."""
+
+    counts: flops.Counts  # FLOPs of the traced batch
+    params: dict[str, jax.ShapeDtypeStruct]  # by path
+    layers: dict[str, jax.ShapeDtypeStruct]  # routed layers by path: the tokens given, [B*t, *]
+
+
+def measure(config: Config, info: DatasetInfo) -> Leverage:
+    """Traces the network and its same_width twin; runs nothing."""
+    model = config.model
+    places = model.moe.placement != 'none'
+    images = trace_images(config, tokens_per_image(config, info))
+    own = _trace(model, info, images)
+    twin = _trace(dataclasses.replace(model, twin='same_width'), info, images) if places else own
+    layers = own.layers
+    if places and model.twin != 'none':  # the places of the network that this is the twin of
+        layers = _shapes(dataclasses.replace(model, twin='none'), info, images)[1]
+    cost, in_twin = _by_block(own.counts, layers), _by_block(twin.counts, layers)
+    params, twin_params = _params(own.params, layers), _params(twin.params, layers)
+    capacities = {n: _capacity(config, x.shape[0] // images) for n, x in own.layers.items()}
+    blocks = []
+    per_image = lambda n: round(Fraction(n) / images)  # noqa: E731
+    for name in dict.fromkeys([*cost, *params]):
+        parts, weights, place = cost[name], params[name], sum(in_twin[name].values())
+        used = Fraction(1)  # of the executed expert FLOPs, what k experts need
+        share = Fraction(1)  # of the experts, those that a token takes
+        slots = Fraction(0)  # of the traced batch, over all experts
+        if name in own.layers:
+            slots = Fraction(parts['experts'] * layers[name].shape[0], place or 1)
+            if not soft(model):
+                c, e = capacities[name], model.moe.num_experts
+                used = choices_per_token(model) * c.group_size / (e * c.capacity)
+                share = min(choices_per_token(model) / e, Fraction(1))
+        rest = sum(n for kind, n in parts.items() if kind != 'experts')
+        active = {kind: weights[kind] - round((1 - share) * weights[f'{kind} of experts'])
+                  for kind in ('params', 'bytes')}
+        blocks.append(Block(
+            name=name, routed=name in layers,
+            params=weights['params'], params_active=active['params'],
+            params_twin=twin_params[name]['params'], flops_twin=per_image(place),
+            flops=per_image(rest + used * parts['experts']),
+            flops_executed=per_image(rest + parts['experts']),
+            flops_router=per_image(parts['router']),
+            flops_dispatch=per_image(parts['dispatch']) if name in own.layers else 0,
+            flops_experts=per_image(used * parts['experts']),
+            flops_experts_executed=per_image(parts['experts']),
+            bytes=weights['bytes'], bytes_active=active['bytes'],
+            bytes_experts=weights['bytes of experts'],
+            bytes_buffers=per_image(2 * slots * _token_bytes(layers[name])) if slots else 0))
+    return Leverage(tuple(blocks), capacities)
+
+
+def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
+    """The cost of every kind of dense twin, in the order of `settings.Model`; none without places.
+
+    The twin of a kind that the config's router does not allow is told with the reason.
+    """
+    if config.model.moe.placement == 'none':
+        return ()
+    images = trace_images(config, tokens_per_image(config, info))
+    found = []
+    for name in typing.get_args(typing.get_type_hints(settings.Model)['twin']):
+        if name == 'none':
+            continue
+        model = dataclasses.replace(config.model, twin=name)
+        try:
+            routing_rules.check(dataclasses.replace(config, model=model))
+        except UserError as e:
+            found.append(Twin(name, refused=str(e)))
+            continue
+        traced = _trace(model, info, images)
+        found.append(Twin(name, round(Fraction(flops.total(traced.counts), images)),
+                          sum(math.prod(x.shape) for x in traced.params.values())))
+    return tuple(found)
+
+
+def tokens_per_image(config: Config, info: DatasetInfo) -> int:
+    """Patches of an image where patches are routed, else 1."""
+    entry = registry.entry('backbone', registry.BACKBONES, config.model.name)
+    if entry.unit != 'patch':
+        return 1
+    return config.model.args.tokens(*info.image_shape[:2])
+
+
+def trace_images(config: Config, tokens: int) -> int:
+    """The smallest batch that makes whole routing groups."""
+    moe = config.model.moe
+    if moe.placement == 'none':
+        return 1
+    if moe.placement == 'head':
+        return moe.group_size
+    return math.lcm(moe.group_size, tokens) // tokens
+
+
+def _capacity(config: Config, tokens: int) -> Capacity:
+    moe = config.model.moe
+    if soft(config.model):
+        return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan)
+    slots = [capacity(f, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
+             for f in (moe.capacity_factor, moe.eval_capacity_factor)]
+    effective = [effective_factor(c, moe.k, moe.group_size, moe.num_experts) for c in slots]
+    return Capacity(tokens, moe.group_size, slots[0], effective[0], slots[1], effective[1])
+
+
+def choices_per_token(model: Model) -> Fraction:
+    """Experts a token takes: k, or its expectation under balance where null experts share."""
+    router = make_router(model.moe.router, model.moe.router_args, model.moe.num_experts,
+                         model.moe.k)
+    return Fraction(model.moe.k * model.moe.num_experts, router.num_ids)
+
+
+def soft(model: Model) -> bool:
+    """True where the router mixes tokens instead of choosing experts: k means nothing to it."""
+    return 'k' in registry.entry('router', registry.ROUTERS, model.moe.router).ignores
+
+
+def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
+    net, x = _network(model, info, images)
+    variables, layers = _shapes(model, info, images)
+
+    def forward(variables, x, key):
+        step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
+        return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
+
+    counts = flops.count(forward, variables, x, jax.random.key(0))
+    params = {path_name(p): leaf
+              for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])}
+    return _Traced(counts, params, layers)
+
+
+def _shapes(model: Model, info: DatasetInfo, images: int):
+    """The network's variables, and what its routed layers are given, as shapes."""
+    net, x = _network(model, info, images)
+    layers: dict[str, jax.ShapeDtypeStruct] = {}
+
+    def look(call, args, kwargs, context):
+        if isinstance(context.module, MoE) and context.method_name == '__call__':
+            tokens = args[0]
+            layers['/'.join(context.module.path)] = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
+    return variables, layers
+
+
+def _network(model: Model, info: DatasetInfo, images: int):
+    """The module without its losses, which have no products, and its input as a shape."""
+    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, losses={}))
+    x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
+    return models.build(model, info.num_classes), x
+
+
+def _by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
+    """FLOPs of the traced batch: block -> {'experts', 'router', 'dispatch', 'rest'}, in order."""
+    out: dict[str, Counter[str]] = defaultdict(Counter)
+    for scope, number in counts.items():
+        block, inside = _block(scope[1:], layers)
+        kind = 'rest'
+        if block in layers:
+            kind = next((k for k in ('experts', 'router') if k in inside), 'dispatch')
+        out[block][kind] += number
+    return out
+
+
+def _params(params: dict[str, jax.ShapeDtypeStruct], layers: dict) -> dict[str, Counter[str]]:
+    """Block -> {'params', 'bytes', 'params of experts', 'bytes of experts'}."""
+    out: dict[str, Counter[str]] = defaultdict(Counter)
+    for path, leaf in params.items():
+        block, inside = _block(tuple(path.split('/')), layers)
+        number = math.prod(leaf.shape)
+        for kind, size in (('params', number), ('bytes', number * leaf.dtype.itemsize)):
+            out[block][kind] += size
+            if block in layers and 'experts' in inside:
+                out[block][f'{kind} of experts'] += size
+    return out
+
+
+def _block(path: tuple[str, ...], layers: dict) -> tuple[str, tuple[str, ...]]:
+    """The block of a path, a routed layer or the top module, and the rest of the path."""
+    for layer in layers:
+        parts = tuple(layer.split('/'))
+        if path[:len(parts)] == parts:
+            return layer, path[len(parts):]
+    return path[0] if path else '(network)', path[1:]
+
+
+def _token_bytes(tokens: jax.ShapeDtypeStruct) -> int:
+    """Of one token [*] of [B*t, *]."""
+    return math.prod(tokens.shape[1:]) * tokens.dtype.itemsize
