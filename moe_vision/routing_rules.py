@@ -25,6 +25,15 @@ def check(config: Config) -> None:
     _groups(config)
 
 
+def check_classes(config: Config, classes: int) -> None:
+    """Raises UserError where a router's superclasses are not one for each of these classes."""
+    given = getattr(config.model.moe.router_args, 'superclasses', ())
+    if given and len(given) != classes:
+        raise UserError(f'model.moe.router_args.superclasses has {len(given)} entries but '
+                        f"'{config.dataset.name}' has {classes} classes; give one for each, or () "
+                        'for class modulo num_experts.')
+
+
 def check_image_size(config: Config, height: int, width: int) -> None:
     """The rules that depend on how many tokens an image of this size has.
 
@@ -56,9 +65,14 @@ def _experts(config: Config) -> None:
     if moe.num_experts % config.mesh.expert:
         raise UserError(f'model.moe.num_experts {moe.num_experts} is not divisible by mesh.expert '
                         f'{config.mesh.expert}; {fits(moe.num_experts, config.mesh.expert)}.')
-    if getattr(moe.router_args, 'second_choice', 'always') == 'random' and moe.k != 2:
-        raise UserError("model.moe.router_args.second_choice is 'random', which needs k = 2, but "
-                        f'model.moe.k is {moe.k}.')
+    second = getattr(moe.router_args, 'second_choice', 'always')
+    if second != 'always' and moe.k != 2:
+        raise UserError(f"model.moe.router_args.second_choice is '{second}', which needs k = 2, "
+                        f'but model.moe.k is {moe.k}.')
+    for expert_of_class in getattr(moe.router_args, 'superclasses', ()):
+        if not 0 <= expert_of_class < moe.num_experts:
+            raise UserError(f'model.moe.router_args.superclasses names {expert_of_class}; allowed: '
+                            f'0 to {moe.num_experts - 1}, the experts of model.moe.num_experts.')
     for need in router.needs:
         if need not in backbone.supplies:
             offers = ', '.join(backbone.supplies) or 'nothing'
@@ -90,16 +104,22 @@ def _losses(config: Config) -> None:
     moe = config.model.moe
     if moe.router not in registry.ROUTERS:
         return  # a router of the user's own: the loss itself tells
-    offers = [] if 'k' in registry.ROUTERS[moe.router].ignores else ['choices']
+    offers = list(registry.ROUTERS[moe.router].supplies)
+    if 'k' not in registry.ROUTERS[moe.router].ignores:
+        offers.append('choices')
     if getattr(moe.router_args, 'noise', 'none') in ('gaussian', 'learned'):
         offers.append('noise')
     todo = {'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
-            'choices': 'take a router that chooses, or'}
+            'choices': 'take a router that chooses, or',
+            'superclass': "set model.moe.router to 'supervised', or"}
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
                 raise UserError(f"model.moe.losses.{name} is {weight} but router '{moe.router}' "
                                 f'has no {need}; {todo[need]} set the loss to 0.')
+    if getattr(moe.router_args, 'superclasses', ()) and not moe.losses.get('supervised'):
+        raise UserError('model.moe.router_args.superclasses is set but is not read: '
+                        "model.moe.losses has no 'supervised'.")
 
 
 def _soft(config: Config) -> None:
@@ -109,9 +129,15 @@ def _soft(config: Config) -> None:
                         f"routed here are images (model.name '{config.model.name}', placement "
                         f"'{config.model.moe.placement}'); use 'batch' or 'none'.")
     router = registry.entry('router', registry.ROUTERS, config.model.moe.router)
-    if config.model.twin == 'same_active_flops' and 'k' in router.ignores:
-        raise UserError("model.twin is 'same_active_flops', the FLOPs of k experts, but router "
-                        f"'{config.model.moe.router}' has no k; use 'same_width' or 'same_params'.")
+    of_k = {'same_active_flops': 'the FLOPs', 'same_drops': 'the drops'}
+    if config.model.twin in of_k and 'k' in router.ignores:
+        raise UserError(f"model.twin is '{config.model.twin}', {of_k[config.model.twin]} of k "
+                        f"experts, but router '{config.model.moe.router}' has no k; use "
+                        "'same_width' or 'same_params'.")
+    if config.model.twin == 'same_drops' and config.model.moe.k > config.model.moe.num_experts:
+        raise UserError("model.twin is 'same_drops', which draws k of the experts, but "
+                        f'model.moe.k is {config.model.moe.k} of num_experts '
+                        f'{config.model.moe.num_experts}.')
 
 
 def _groups(config: Config) -> None:

@@ -78,6 +78,7 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
         raise UserError(f'warm-up takes {warmup:.0f} of {total:.0f} steps; shorten '
                         'train.warmup_epochs (or warmup_steps), or train longer.')
     routing_rules.check_image_size(config, *info.image_shape[:2])
+    routing_rules.check_classes(config, info.num_classes)
 
 
 def check_init(config: Config) -> None:

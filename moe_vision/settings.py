@@ -36,7 +36,7 @@ class Model:
     name: str
     args: Any  # the backbone's Args
     dtype: Literal['float32', 'bfloat16']
-    twin: Literal['none', 'same_width', 'same_active_flops', 'same_params']
+    twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops']
     moe: Moe
 
 

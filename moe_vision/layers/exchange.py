@@ -36,7 +36,7 @@ def exchanged(experts: Callable, mesh: Mesh | None) -> Callable:
 
 def over_groups(fn: Callable, mesh: Mesh | None) -> Callable:
     """fn(replicated, expert_weights, grouped) -> grouped, on each device's own groups."""
-    if mesh is None:
+    if mesh is None or mesh.size == 1:  # one device needs no shard_map
         return fn
     return jax.shard_map(fn, mesh=mesh, in_specs=(REPLICATED, EXPERTS, GROUPS), out_specs=GROUPS,
                          check_vma=False)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe_vision.layers.convolution import convolution
+
 Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
 
@@ -113,9 +115,7 @@ class DepthwiseConv(Expert):
 
 def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
     """Stride-1 SAME convolution, x [N, H, W, D], kernel [h, w, D / groups, D_out]."""
-    return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), 'SAME',
-                                    feature_group_count=groups,
-                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return convolution(x, kernel.astype(x.dtype), groups=groups)
 
 
 def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:

@@ -18,8 +18,9 @@ from moe_vision.layers.exchange import exchanged, over_groups
 from moe_vision.layers.experts import Expert
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
+from moe_vision.routing.interventions import Intervention
 from moe_vision.routing.plan import index_plan, soft_plan
-from moe_vision.routing.types import Context, Router, SoftRouting
+from moe_vision.routing.types import Context, Router, Routing, SoftRouting
 
 Array = jax.Array
 
@@ -29,8 +30,9 @@ Array = jax.Array
 class Step:
     """What every layer of a network is told about the step.
 
-    `key` derives from (seed, step); without one, what draws at random refuses to run. `labels` [B],
-    given in evaluation only, makes layers count choices by class.
+    `key` derives from (seed, step); without one, what draws at random refuses to run. `labels` are
+    read by routers that are taught; with `num_classes` (in evaluation) layers also count choices by
+    class.
     """
 
     valid: Array | None = None  # [B] bool; None: all are real
@@ -38,6 +40,7 @@ class Step:
     fraction: Array | float = 0.0  # of training done
     labels: Array | None = None  # [B] int32
     start: Array | int = 0  # place of the first token in the whole pass; groups are numbered by it
+    intervention: Intervention | None = None  # changes routes after they are made
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
 
@@ -154,14 +157,16 @@ class MoE(nn.Module):
         key = None if key is None else jax.random.fold_in(key, self.layer)
 
         def on_groups(shared, bank_params, grouped):
-            router_params, router_state, key, fraction = shared
+            router_params, router_state, key, fraction, intervention = shared
             group, (x, valid, labels, carry, extras) = grouped
             context = Context(valid=valid, key=key, group=group, fraction=fraction, carry=carry,
-                              extras=extras, train=step.train)
+                              extras=extras, labels=labels, train=step.train)
             # A token is routed by its mean over space (the vector itself where it has none).
             features = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
             with jax.named_scope('router'):
                 routing = router(router_params, router_state, features, context)
+            if intervention is not None:
+                routing = intervention(routing, context, self.layer, e)
             soft = isinstance(routing, SoftRouting)
             plan = soft_plan(routing, valid) if soft else index_plan(
                 routing, e, slots, self.priority,
@@ -169,14 +174,15 @@ class MoE(nn.Module):
             y = plan.apply(x, exchanged(lambda s: expert.apply_stacked(bank_params, s), self.mesh))
             losses = {n: fn(routing, context, e) for n, fn in loss_fns.items()}
             counts = telemetry.count(routing, plan, context)
-            if labels is not None:
+            if labels is not None and step.num_classes:
                 counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-            return y, losses, counts, _choices(routing, plan), routing.carry
+            return y, losses, counts, choices_of(routing, plan), routing.carry
 
         valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
         rows = jax.tree.map(lambda a: a.reshape(g, t, *a.shape[1:]),
                             (x, valid, step.labels, carry, extras or {}))
-        shared = (params, state, key, jnp.asarray(step.fraction, jnp.float32))
+        shared = (params, state, key, jnp.asarray(step.fraction, jnp.float32),
+                  jax.tree.map(jnp.asarray, step.intervention))
         y, losses, counts, choices, carry = over_groups(on_groups, self.mesh)(
             shared, bank(), (step.start // t + jnp.arange(g), rows))
 
@@ -210,7 +216,8 @@ def _args(entry: registry.Entry, args: Any) -> Any:
     return args
 
 
-def _choices(routing, plan) -> dict[str, Array]:
+def choices_of(routing: Routing | SoftRouting, plan: Any) -> dict[str, Array]:
+    """Per token and choice, [G, T, K]: the expert, its gate, and whether it was kept."""
     if isinstance(routing, SoftRouting):
         gate = routing.combine.sum(-1)
         ids = jnp.broadcast_to(jnp.arange(gate.shape[-1], dtype=jnp.int32), gate.shape)

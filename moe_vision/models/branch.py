@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from moe_vision.layers import DenseBlock, MoE, Step
+from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.models.places import expert_at, twin_expert
 from moe_vision.settings import Model
 
@@ -25,7 +25,7 @@ class Infos:
 
 
 def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidden: int,
-                payload: tuple[int, ...], layer: int) -> MoE | DenseBlock:
+                payload: tuple[int, ...], layer: int) -> MoE | DenseBlock | DroppingBlock:
     """The Linen module for one replaced place, called `name`.
 
     Args:
@@ -34,12 +34,17 @@ def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidde
       layer: number of routed layers before this one.
     """
     moe = model.moe
+    of = lambda module, *but: {  # noqa: E731
+        f.name: getattr(moe, f.name) for f in dataclasses.fields(module)
+        if hasattr(moe, f.name) and f.name not in but}
     if model.twin != 'none':
-        return DenseBlock(twin_expert(moe, model.twin, width, hidden, payload), name=name)
-    fields = {f.name for f in dataclasses.fields(MoE)}
-    given = {k: v for k, v in vars(moe).items() if k in fields and k != 'hidden'}
-    return MoE(**given, hidden=expert_at(moe, width, hidden).hidden, mesh=mesh, layer=layer,
-               name=name)
+        dense = twin_expert(moe, model.twin, width, hidden, payload)
+        if model.twin == 'same_drops':
+            return DroppingBlock(**of(DroppingBlock, 'expert'), expert=dense, mesh=mesh,
+                                 layer=layer, name=name)
+        return DenseBlock(dense, name=name)
+    return MoE(**of(MoE, 'hidden'), hidden=expert_at(moe, width, hidden).hidden, mesh=mesh,
+               layer=layer, name=name)
 
 
 def run_branch(branch: nn.Module, x, step: Step, infos: Infos):

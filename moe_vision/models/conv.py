@@ -7,16 +7,18 @@ branch is what an expert copies; the shortcut stays outside.
 Axes: B images, H W space, D channels.
 """
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from moe_vision.layers import Step
+from moe_vision.layers import Step, convolution
 from moe_vision.models.branch import Infos, make_branch, run_branch
 from moe_vision.settings import Model, routed_blocks
 
+_Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.in_flax)
 _HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
@@ -46,7 +48,7 @@ class StandardBranch(nn.Module):
 
     @nn.compact
     def __call__(self, x, step: Step):
-        conv = lambda n, name: nn.Conv(n, (3, 3), use_bias=False, kernel_init=_HE,  # noqa: E731
+        conv = lambda n, name: _Conv(n, (3, 3), use_bias=False, kernel_init=_HE,  # noqa: E731
                                        dtype=self.dtype, name=name)
         x = nn.relu(Norm(self.norm, self.dtype, name='norm1')(x, step))
         x = nn.relu(Norm(self.norm, self.dtype, name='norm2')(conv(self.hidden, 'conv1')(x), step))
@@ -63,7 +65,7 @@ class DepthwiseBranch(nn.Module):
 
     @nn.compact
     def __call__(self, x, step: Step):
-        x = nn.Conv(self.width, (3, 3), feature_group_count=self.width, use_bias=False,
+        x = _Conv(self.width, (3, 3), feature_group_count=self.width, use_bias=False,
                     kernel_init=_HE, dtype=self.dtype, name='depthwise')(x)
         x = Norm(self.norm, self.dtype, name='norm')(x, step)
         x = nn.gelu(nn.Dense(self.hidden, kernel_init=_HE, dtype=self.dtype, name='in')(x))
@@ -89,13 +91,13 @@ class ConvNet(nn.Module):
         norm = lambda name: Norm(a.norm, dtype, name=name)  # noqa: E731
         replaced = routed_blocks(self.model.moe.placement, a.depth * len(a.widths))
         infos = Infos()
-        x = nn.Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=_HE, dtype=dtype,
+        x = _Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=_HE, dtype=dtype,
                     name='stem')(images.astype(dtype))
         number = 0
         for stage, width in enumerate(a.widths):
             if stage:
                 x = nn.relu(norm(f'down_{stage}_norm')(x, step))
-                x = nn.Conv(width, (3, 3), (2, 2), use_bias=False, kernel_init=_HE, dtype=dtype,
+                x = _Conv(width, (3, 3), (2, 2), use_bias=False, kernel_init=_HE, dtype=dtype,
                             name=f'down_{stage}')(x)
             for _ in range(a.depth):
                 name = f'block_{number}'

@@ -18,9 +18,9 @@ def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
 def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
     """The dense block that stands at a routed place in the twin.
 
-    same_width: what one expert is. same_active_flops: widened to the FLOPs of k experts.
-    same_params: widened to the parameters of the router and all experts. FLOPs and parameters are
-    affine in the hidden width; the nearest width that the block allows is taken.
+    same_width, same_drops: what one expert is. same_active_flops: widened to the FLOPs of k
+    experts. same_params: widened to the parameters of the router and all experts. FLOPs and
+    parameters are affine in the hidden width; the nearest width that the block allows is taken.
 
     Args:
       width: D.
@@ -28,7 +28,7 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
       payload: shape of one token, ([H, W,] D).
     """
     one = expert_at(moe, width, hidden)
-    if twin == 'same_width':
+    if twin in ('same_width', 'same_drops'):
         return one
     of_width = lambda h: make_expert(moe.expert, moe.expert_args, width, h)  # noqa: E731
     if twin == 'same_active_flops':

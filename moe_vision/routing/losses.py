@@ -30,7 +30,7 @@ def load(routing: Routing, context: Context, num_experts: int) -> Array:
     """
     if routing.noise_std is None or routing.noisy_logits is None:
         raise UserError("loss 'load' needs a router with noise; set its weight to 0.")
-    k = routing.expert_of_choice.shape[-1]
+    k = routing.scored or routing.expert_of_choice.shape[-1]
     n = routing.logits.shape[-1]
     if k >= n:
         return jnp.zeros(routing.logits.shape[0], jnp.float32)
@@ -57,6 +57,23 @@ def z(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Arr
     del num_experts
     squared = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
     return jnp.where(context.valid, squared, 0.0).sum(-1) / _count(context)
+
+
+def supervised(routing: Routing, context: Context, num_experts: int) -> Array:
+    """Mean cross-entropy of the router's belief to the superclass (Mobile V-MoE), [G].
+
+    Without labels it is zero in evaluation, where nothing learns from it.
+
+    Raises:
+      UserError: the router names no superclass, or training has no labels.
+    """
+    del num_experts
+    if routing.superclass is None:
+        if context.train:
+            raise UserError("loss 'supervised' needs router 'supervised' and, in training, labels.")
+        return jnp.zeros(routing.logits.shape[0], jnp.float32)
+    each = -pick(jax.nn.log_softmax(routing.logits), routing.superclass[..., None])[..., 0]
+    return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
 
 
 def _tokens(values: Array, context: Context) -> Array:

@@ -89,7 +89,7 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
         'max_over_mean': float(num_experts * q.max()),
         'dead_experts': int((~(q >= 0.01 / num_experts)).sum()),
         'gate_entropy': float(s['entropy'] / tokens),
-        'router_information': float(_entropy(mean_p) - s['entropy'] / tokens),
+        'router_information': float(entropy_of(mean_p) - s['entropy'] / tokens),
         'temperature': float(s['temperature'] / tokens),
         'utilisation': float(s['kept'].sum() / max(float(s['slots']), 1.0)),
         'null_rate': float((every - total) / every) if every else 0.0,
@@ -109,12 +109,13 @@ def mutual_information(counts: np.ndarray) -> float:
     if n == 0:
         return float('nan')
     p = counts / n
-    plain = _entropy(p.sum(0)) + _entropy(p.sum(1)) - _entropy(p.ravel())
+    plain = entropy_of(p.sum(0)) + entropy_of(p.sum(1)) - entropy_of(p.ravel())
     rows, columns = (counts.sum(1) > 0).sum(), (counts.sum(0) > 0).sum()
     return float(max(plain - (rows - 1) * (columns - 1) / (2 * n), 0.0))
 
 
-def _entropy(p: np.ndarray) -> float:
+def entropy_of(p: np.ndarray) -> float:
+    """Shannon entropy in nats of these shares."""
     p = p[p > 0]
     return float(-(p * np.log(p)).sum())
 

@@ -29,7 +29,10 @@ class Routing:
     noisy_logits: Array | None = None  # [G, T, N], what was selected by
     noise_std: Array | None = None  # scalar or [G, T, N], standard deviation of that noise
     temperature: Array | float = 1.0  # scalar or [G, T]
+    superclass: Array | None = None  # [G, T] int32, the id that a token's label asks for
     carry: Any = None  # what the next routed layer's router may read
+    scored: int | None = dataclasses.field(  # leading choices that follow `noisy_logits`; None: K
+        default=None, metadata={'static': True})
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +62,7 @@ class Context:
     fraction: Array | float = 0.0  # of training done, 0 to 1
     carry: Any = None  # of the previous routed layer
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
+    labels: Array | None = None  # [G, T] int32, class of the token's image, where the step has it
     train: bool = dataclasses.field(default=False, metadata={'static': True})
 
     def keys(self, salt: int) -> Array:

@@ -15,6 +15,7 @@ from moe_vision.routing.plan import index_plan, soft_plan
 from moe_vision.routing.types import Context, Routing, SoftRouting
 
 G, T, D, F, E, K, C = 2, 8, 5, 3, 4, 2, 3  # 16 choices for 12 slots: some are dropped
+CLASSES = 6
 PRIORITIES = ('token', 'gate', 'random')
 
 # Settings besides the defaults. A router that is new in the table runs with its defaults.
@@ -22,7 +23,9 @@ _MORE = {
     'top_k': [
         {'noise': 'gaussian', 'gate': 'top_k_softmax'}, {'noise': 'learned', 'gate': 'sigmoid'},
         {'noise': 'jitter', 'renormalize': True, 'second_choice': 'random',
-         'temperature': 'entropy_floor'}],
+         'temperature': 'entropy_floor'},
+        {'second_choice': 'random_expert', 'noise': 'gaussian'}],
+    'shuffled': [{'noise': 'gaussian'}], 'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
 }
 CASES = [(name, tuple(args.items())) for name in registry.ROUTERS
@@ -54,8 +57,8 @@ def make(case, num_experts=E, k=K):
 def draws(case):
     """Whether this router draws random numbers while training."""
     args = dict(case[1])
-    return (case[0] == 'random' or args.get('noise', 'none') != 'none'
-            or args.get('second_choice') == 'random')
+    return (case[0] in ('random', 'shuffled') or args.get('noise', 'none') != 'none'
+            or args.get('second_choice', 'always') != 'always')
 
 
 def normal(seed, *shape):
@@ -66,7 +69,8 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
     return Context(
         valid=jnp.ones((groups, tokens), bool) if valid is None else jnp.asarray(valid),
         key=jax.random.key(key), fraction=jnp.float32(fraction), train=train,
-        group=jnp.arange(groups) if group is None else jnp.asarray(group))
+        group=jnp.arange(groups) if group is None else jnp.asarray(group),
+        labels=jnp.arange(groups * tokens).reshape(groups, tokens) % CLASSES)
 
 
 def inputs(case, seed=0, num_experts=E, k=K):
@@ -93,6 +97,7 @@ def losses_of(routing, ctx, num_experts=E):
     """The losses of the table that this routing can have, [G] each."""
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
+    offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
     return {n: registry.load(entry.path)(routing, ctx, num_experts)
             for n, entry in registry.LOSSES.items() if offers >= set(entry.needs)}
 

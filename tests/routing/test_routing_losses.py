@@ -17,7 +17,8 @@ from moe_vision.routing.types import Routing
 E = 4
 
 
-def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None):
+def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None,
+            superclass=None):
     """One group. probs [T, N], ids [T, K]."""
     probs, ids = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (probs, ids))
     logits = np.log(np.maximum(probs, 1e-9)) if logits is None else logits
@@ -26,7 +27,8 @@ def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None)
     return Routing(
         probs=probs[None], logits=logits[None], expert_of_choice=ids[None],
         gate=np.ones((1, *ids.shape)), active=active[None],
-        noise_std=noise_std, noisy_logits=noisy[None])
+        noise_std=noise_std, noisy_logits=noisy[None],
+        superclass=np.asarray(ids)[None, :, 0] if superclass is None else superclass[None])
 
 
 def value(name, r, valid=None, num_experts=E):

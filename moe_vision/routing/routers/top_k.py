@@ -2,14 +2,18 @@
 
 Learned noise: Shazeer et al. 2017. Jitter on the input: Switch, Fedus et al. 2021. Random second
 choice: GShard, Lepikhin et al. 2020. Noise of standard deviation 1/E on the logits, softmax before
-top-k, gates as they are: V-MoE, Riquelme et al. 2021.
+top-k, gates as they are: V-MoE, Riquelme et al. 2021. A router taught the superclass of an image:
+Mobile V-MoE, Daxberger et al. 2023.
 
 Axes: G groups, T tokens, E experts, K choices, D width.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
+from moe_vision.routing.interventions import shuffle
 from moe_vision.routing.temperature import schedule, with_entropy_floor
 from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
 
@@ -46,7 +50,9 @@ class TopK(Router):
             noisy = logits + std * _per_group(context, 1, jax.random.normal, logits.shape[1:])
 
         probs = jax.nn.softmax(logits)
-        ids = top_k_ids(noisy, self.k)
+        ids, scored = top_k_ids(noisy, self.k), None
+        if a.second_choice == 'random_expert' and self.k == 2:
+            ids, scored = _with_random_second(ids[..., 0], self.num_ids, context), 1
         if a.gate == 'softmax_top_k':
             gate = pick(jax.nn.softmax(noisy), ids)
         elif a.gate == 'top_k_softmax':
@@ -61,7 +67,8 @@ class TopK(Router):
             drawn = _per_group(context, 2, jax.random.uniform, share.shape[1:])
             active = active.at[..., 1].set(active[..., 1] & (drawn < 2 * share))
         return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
-                       active=active, noisy_logits=noisy, noise_std=std, temperature=tau)
+                       active=active, noisy_logits=noisy, noise_std=std, temperature=tau,
+                       scored=scored)
 
 
 class FrozenRandom(TopK):
@@ -69,6 +76,35 @@ class FrozenRandom(TopK):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         return super().choose(jax.lax.stop_gradient(params), state, features, context)
+
+
+class Shuffled(TopK):
+    """The control: routes are learned, then permuted among the tokens of a group.
+
+    Loads, gates and what the router believes are those of a learned router; who goes where is not.
+    """
+
+    def choose(self, params, state, features, context: Context) -> Routing:
+        return shuffle(super().choose(params, state, features, context), context, salt=4)
+
+
+class Supervised(TopK):
+    """A router that loss `supervised` teaches the superclass of a token's image."""
+
+    def choose(self, params, state, features, context: Context) -> Routing:
+        routing = super().choose(params, state, features, context)
+        if context.labels is None:
+            return routing
+        superclass = context.labels % self.num_experts
+        if self.args.superclasses:
+            superclass = jnp.asarray(self.args.superclasses, jnp.int32)[context.labels]
+        return dataclasses.replace(routing, superclass=superclass)
+
+
+def _with_random_second(first, num_ids: int, context: Context):
+    """first [G, T] and, drawn uniformly, one of the other ids: [G, T, 2]."""
+    step = _per_group(context, 3, jax.random.randint, first.shape[1:], minval=1, maxval=num_ids)
+    return jnp.stack([first, (first + step) % num_ids], -1)
 
 
 def _per_group(context: Context, salt: int, draw, shape, **kwargs):

@@ -1,0 +1,111 @@
+"""Changes to routes that were made, to see what depends on them: ablate, shuffle, draw.
+
+Nothing is renormalised, and what the router believes (its probabilities) stays as it is.
+
+Axes: G groups, T tokens, K choices, E experts, N ids, P slots per expert of a soft router.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick
+
+NONE, ABLATE, SHUFFLE, DRAW = range(4)  # kinds of `Intervention`
+AnyRouting = TypeVar('AnyRouting', Routing, SoftRouting)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """One of the changes below in one routed layer, or in all; every field may be traced."""
+
+    kind: Array | int
+    layer: Array | int = -1  # number of the routed layer; -1: all
+    expert: Array | int = 0  # read by ABLATE
+
+    def __call__(self, routing: AnyRouting, context: Context, layer: int,
+                 num_experts: int) -> AnyRouting:
+        """The routing of the routed layer with this number, changed if it is meant."""
+        here = (self.layer < 0) | (self.layer == layer)
+        return jax.lax.switch(jnp.where(here, self.kind, NONE), [
+            lambda: routing, lambda: ablate(routing, self.expert),
+            lambda: shuffle(routing, context), lambda: draw(routing, context, num_experts)])
+
+
+def ablate(routing: AnyRouting, expert: Array | int) -> AnyRouting:
+    """The expert gives nothing: choices of it are not made, its outputs have no weight."""
+    new: dict[str, Any]
+    if isinstance(routing, SoftRouting):
+        others = jnp.arange(routing.combine.shape[2]) != expert
+        new = {'combine': routing.combine * others[:, None]}
+    else:
+        new = {'active': routing.active & (routing.expert_of_choice != expert)}
+    return dataclasses.replace(routing, **new)
+
+
+def shuffle(routing: AnyRouting, context: Context, salt: int = 7) -> AnyRouting:
+    """The routes of a group's valid tokens, permuted among them; `salt` as in `Context.keys`.
+
+    Raises ValueError: the context has no key.
+    """
+    order = _permutation(context.keys(salt), context.valid)
+    names = ['combine', 'dispatch'] if isinstance(routing, SoftRouting) else [
+        'expert_of_choice', 'gate', 'active']
+    new: dict[str, Any] = {n: _permuted(getattr(routing, n), order) for n in names
+                           if getattr(routing, n) is not None}
+    return dataclasses.replace(routing, **new)
+
+
+def draw(routing: AnyRouting, context: Context, num_experts: int) -> AnyRouting:
+    """Each token's true experts are replaced by as many, drawn uniformly; gates stay.
+
+    Null choices stay null. Of soft routes, each token's combine weights change their experts.
+
+    Raises ValueError: the context has no key.
+    """
+    tokens = context.valid.shape[1]
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (tokens, num_experts)))(context.keys(8))
+    order = jnp.argsort(drawn, axis=-1).astype(jnp.int32)  # [G, T, E], one for each token
+    new: dict[str, Any]
+    if isinstance(routing, SoftRouting):
+        combine = jnp.moveaxis(routing.combine, 3, 2)  # [G, T, P, E]
+        moved = pick(combine, jnp.broadcast_to(order[:, :, None], combine.shape))
+        new = {'combine': jnp.moveaxis(moved, 3, 2)}
+    else:
+        ids = routing.expert_of_choice
+        true = ids < num_experts
+        place = jnp.clip(jnp.cumsum(true, -1) - 1, 0, num_experts - 1)
+        new = {'expert_of_choice': jnp.where(true, jnp.take_along_axis(order, place, -1), ids)}
+    return dataclasses.replace(routing, **new)
+
+
+def _permutation(keys: Array, valid: Array) -> Array:
+    """For each token the one whose route it gets, [G, T] int32; padding keeps its own."""
+    t = valid.shape[1]
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(keys)
+    mixed = jnp.argsort(jnp.where(valid, drawn, 2.0), axis=-1)  # valid ones first
+    place = jnp.maximum(jnp.cumsum(valid, -1) - 1, 0)  # among the valid ones
+    return jnp.where(valid, jnp.take_along_axis(mixed, place, -1), jnp.arange(t)).astype(jnp.int32)
+
+
+def _permuted(values: Array, order: Array) -> Array:
+    """values [G, T, ...] in the order [G, T], a permutation."""
+    take = _take_floats if jnp.issubdtype(values.dtype, jnp.floating) else _take
+    return take(values, order)
+
+
+def _take(values: Array, order: Array) -> Array:
+    return jnp.take_along_axis(values, order.reshape(*order.shape, *(1,) * (values.ndim - 2)), 1)
+
+
+@jax.custom_vjp
+def _take_floats(values: Array, order: Array) -> Array:
+    """`_take` whose transpose is a gather, too: that of the inverse permutation."""
+    return _take(values, order)
+
+
+_take_floats.defvjp(lambda values, order: (_take(values, order), order),
+                    lambda order, d: (_take(d, jnp.argsort(order, axis=-1)), None))

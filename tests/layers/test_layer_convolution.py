@@ -1,0 +1,116 @@
+"""Our convolution is jax's, in value, gradient and FLOPs, also under vmap and in loops."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from moe_vision import flops
+from moe_vision.layers.convolution import convolution, in_flax
+
+SHAPES = {  # images, kernel, stride, groups
+    '3x3': ((3, 6, 5, 4), (3, 3, 4, 6), 1, 1),
+    'stride 2, even': ((2, 8, 6, 3), (3, 3, 3, 4), 2, 1),
+    'stride 2, odd': ((2, 7, 5, 3), (3, 3, 3, 4), 2, 1),
+    '1x1, stride 2': ((2, 7, 8, 3), (1, 1, 3, 4), 2, 1),
+    '5x3': ((2, 6, 6, 2), (5, 3, 2, 3), 1, 1),
+    '2x2': ((2, 5, 5, 2), (2, 2, 2, 3), 1, 1),
+    'depthwise': ((2, 6, 6, 4), (3, 3, 1, 4), 1, 4),
+    'depthwise, two out': ((2, 6, 6, 4), (3, 3, 1, 8), 2, 4),
+    'grouped': ((2, 6, 6, 4), (3, 3, 2, 6), 2, 2),
+}
+
+
+def native(x, kernel, stride=1, groups=1):
+    return lax.conv_general_dilated(x, kernel, (stride, stride), 'SAME', feature_group_count=groups,
+                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def drawn(shape, lead=()):
+    images, kernel, *_ = shape
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(*lead, *s)), jnp.float32) for s in (images, kernel)]
+
+
+def both(conv, stride, groups):
+    """(value, gradient of both operands) of a function in which every element counts."""
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(conv(x, kernel, stride, groups)))
+    return jax.value_and_grad(loss, argnums=(0, 1))
+
+
+def close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.abs(b).max()) + 1e-7)
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_values_and_gradients_are_those_of_jax(name):
+    stride, groups = SHAPES[name][2:]
+    x, kernel = drawn(SHAPES[name])
+    np.testing.assert_array_equal(convolution(x, kernel, stride, groups),
+                                  native(x, kernel, stride, groups))
+    close(both(convolution, stride, groups)(x, kernel), both(native, stride, groups)(x, kernel))
+
+
+@pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0)], ids=str)
+@pytest.mark.parametrize('name', ['3x3', 'stride 2, odd', 'depthwise, two out'])
+def test_a_batch_of_either_is_one_after_another(name, axes):
+    stride, groups = SHAPES[name][2:]
+    x, kernel = (a if axis == 0 else a[0]
+                 for a, axis in zip(drawn(SHAPES[name], (3,)), axes, strict=True))
+    ours, theirs = (jax.vmap(both(c, stride, groups), axes)(x, kernel)
+                    for c in (convolution, native))
+    close(ours, theirs)
+
+
+def test_seeds_of_experts_and_loops():
+    x, kernel = drawn(SHAPES['3x3'], (2, 3))
+    fn = both(convolution, 1, 1)
+    want = jax.vmap(jax.vmap(both(native, 1, 1)))(x, kernel)
+    close(jax.jit(jax.vmap(jax.vmap(fn)))(x, kernel), want)
+    close(jax.jit(lambda a, b: lax.map(lambda c: jax.vmap(fn)(*c), (a, b)))(x, kernel), want)
+    over = lambda a, b: jax.grad(lambda k: jnp.sum(jax.vmap(convolution)(a, k) ** 2))(b)  # noqa: E731
+    want = jax.grad(lambda k: jnp.sum(jax.vmap(native)(x[0], k) ** 2))(kernel[0])
+    close(over(x[0], kernel[0]), want)
+
+
+def test_a_batch_of_kernels_is_no_grouped_convolution():
+    x, kernel = drawn(SHAPES['3x3'], (3,))
+    text = str(jax.make_jaxpr(jax.vmap(both(convolution, 1, 1)))(x, kernel))
+    counts = [part.split()[0] for part in text.split('feature_group_count=')[1:]]
+    assert len(counts) == 3 * 3 and set(counts) == {'1'}
+    assert 'batch_group_count=3' not in text
+    # the same kernel for all is one convolution of all images, forward and to the input
+    text = str(jax.make_jaxpr(jax.vmap(convolution, (0, None)))(x, kernel[0]))
+    assert text.count('conv_general_dilated[') == 1
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_flops_are_those_of_jax(name):
+    """Of the gradient, too: three times those of the value, holes left out."""
+    stride, groups = SHAPES[name][2:]
+    args = drawn(SHAPES[name])
+    count = lambda fn: flops.total(flops.count(fn, *args))  # noqa: E731
+    assert count(lambda x, k: convolution(x, k, stride, groups)) == count(
+        lambda x, k: native(x, k, stride, groups))
+    assert count(both(convolution, stride, groups)) == count(both(native, stride, groups))
+
+
+def test_half_precision_stays():
+    x, kernel = (a.astype(jnp.bfloat16) for a in drawn(SHAPES['3x3']))
+    (_, (dx, dk)) = both(convolution, 1, 1)(x, kernel)
+    assert dx.dtype == dk.dtype == convolution(x, kernel).dtype == jnp.bfloat16
+
+
+def test_in_flax():
+    x = drawn(SHAPES['stride 2, odd'])[0]
+    of = lambda **k: nn.Conv(4, (3, 3), (2, 2), **k)  # noqa: E731
+    variables = of().init(jax.random.key(0), x)
+    np.testing.assert_array_equal(of(conv_general_dilated=in_flax).apply(variables, x),
+                                  of().apply(variables, x))
+    with pytest.raises(ValueError, match='VALID'):
+        of(conv_general_dilated=in_flax, padding='VALID').apply(variables, x)
