@@ -8,15 +8,14 @@ Any key of a config can be set, those of a method's arguments too: `--config.tra
 `--config.model.moe.router_args.noise=gaussian`.
 """
 
-import logging as python_logging
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from input_pipeline import DataError
 from moe_vision import config as config_lib
-from moe_vision import config_file, rules
+from moe_vision import config_file, logs, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
 
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Checks the command line and hands over. Returns the exit code."""
     try:
         config, file, profile_steps = _parse(argv)
-        _log_to_stderr()
+        logs.to_stderr()
         rules.check_data(config, reads=FLAGS.mode != 'summary')
         if FLAGS.mode == 'train':
             from moe_vision import train
@@ -96,16 +95,6 @@ def _profile_steps() -> tuple[int, int] | None:
     if FLAGS.mode != 'train':
         raise UserError(f"--profile_steps is set but is not read: --mode is '{FLAGS.mode}'.")
     return int(first), int(last)
-
-
-def _log_to_stderr() -> None:
-    """Our own messages from INFO, those of libraries from WARNING."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-    handler.setFormatter(
-        python_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S'))
-    handler.addFilter(lambda r: r.levelno >= 30 or 'site-packages' not in r.pathname)
 
 
 if __name__ == '__main__':

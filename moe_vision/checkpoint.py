@@ -69,6 +69,12 @@ class Checkpoints:
         self._forget_best_after(0)
         return None
 
+    def forget_after(self, step: int) -> None:
+        """Removes the newest checkpoints down to this step."""
+        for newer in self.steps():
+            if newer > step:
+                self._latest.delete(newer)
+
     def _forget_best_after(self, step: int) -> None:
         """The run will come to those again, and an old one would stand in the way."""
         for best in self._best.all_steps():
@@ -79,6 +85,16 @@ class Checkpoints:
         """Steps of the checkpoints that are whole, newest first. Waits for saves."""
         self.wait()
         return sorted(self._latest.all_steps(), reverse=True)
+
+    def restore_best(self, abstract: Any) -> tuple[int, Any] | None:
+        """(step, state) of the best on validation; None where there is none that can be read."""
+        self.wait()
+        for step in self._best.all_steps():
+            try:
+                return step, _restore(self._best, step, abstract)
+            except Exception as e:
+                logging.warning('best checkpoint %d cannot be read (%s)', step, _why(e))
+        return None
 
     def restore_for_evaluation(self, abstract: Any) -> tuple[int, Any]:
         """The newest checkpoint, changing nothing on disk.

@@ -76,7 +76,11 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
     Raises:
       UserError: no such file, it fails, it gives no ConfigDict, or an override has a wrong type.
     """
-    config, values = _run(file), flags.FlagValues()
+    config, values = run(file), flags.FlagValues()
+    if not isinstance(config, ConfigDict):
+        path = file.split(':', 1)[0]
+        raise UserError(f"config file '{path}': get_config() returned a {type(config).__name__}; "
+                        'it must return a ConfigDict.')
     args = ['', *common]
     try:
         config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=args)
@@ -101,37 +105,41 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
     return config
 
 
-def _run(file: str) -> ConfigDict:
+def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
+    """What `get_WHAT()` of the Python file `FILE.py` returns; `get_WHAT(arg)` of `FILE.py:arg`.
+
+    Args:
+      folder: where such files stand, for the hint at a file that does not exist.
+
+    Raises:
+      UserError: no such file, no such function, or it fails.
+    """
     path, *argument = file.split(':', 1)
     if not os.path.isfile(path):
-        folders = (os.path.dirname(path) or '.', 'configs')
+        folders = (os.path.dirname(path) or '.', folder)
         known = {os.path.basename(p): p for f in folders for p in glob.glob(f'{f}/*.py')}
         near = nearest(os.path.basename(path), known).removesuffix("'?")
         name = near.rpartition("'")[2]
-        hint = f" Did you mean '{known[name]}'?" if name else ' See the folder configs/.'
-        raise UserError(f"config file '{path}' does not exist.{hint}")
+        hint = f" Did you mean '{known[name]}'?" if name else f' See the folder {folder}/.'
+        raise UserError(f"{what} file '{path}' does not exist.{hint}")
     own = os.path.abspath(path)
     try:
-        spec = importlib.util.spec_from_file_location('config_file', own)
+        spec = importlib.util.spec_from_file_location(f'{what}_file', own)
         if spec is None or spec.loader is None:
-            raise UserError(f"config file '{path}' is not a Python file (.py).")
+            raise UserError(f"{what} file '{path}' is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        if not hasattr(module, 'get_config'):
-            near = nearest('get_config', dir(module))
-            raise UserError(f"config file '{path}' has no get_config().{near}")
-        config = module.get_config(*argument)
+        if not hasattr(module, f'get_{what}'):
+            near = nearest(f'get_{what}', dir(module))
+            raise UserError(f"{what} file '{path}' has no get_{what}().{near}")
+        return getattr(module, f'get_{what}')(*argument)
     except (UserError, DataError):
         raise
-    except Exception as e:  # whatever a config file does
+    except Exception as e:  # whatever such a file does
         at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
-        raise UserError(f"config file '{path}', line {line}: {type(e).__name__}: "
+        raise UserError(f"{what} file '{path}', line {line}: {type(e).__name__}: "
                         f'{getattr(e, "msg", e)}') from e
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config file '{path}': get_config() returned a {type(config).__name__}; "
-                        'it must return a ConfigDict.')
-    return config
 
 
 def nearest_key(key: str) -> str:

@@ -9,7 +9,7 @@ Axes: B images of a batch, L classes, E experts.
 import base64
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +20,17 @@ from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision import mesh as mesh_lib
 from moe_vision.routing import telemetry
+from moe_vision.routing.interventions import Intervention
 from moe_vision.settings import Config
-from moe_vision.step import eval_step_fn, images_per_group
+from moe_vision.step import TrainState, eval_step_fn, images_per_group
 
 _SAMPLES = 24  # images shown in the report
+_PROBE = 256  # tokens whose first choices are kept at each validation
+_STREAM = 2**32 - 1  # of the run's key: no step has this number
 
 
 class Evaluator:
-    """Scores variables on a split; compiled once per capacity factor.
+    """Scores states on a split; compiled once per capacity factor, for every seed.
 
     Args:
       config, info, mesh: of the run.
@@ -41,8 +44,9 @@ class Evaluator:
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._steps: dict[bool, Callable] = {}
+        self._kept: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
-        routed = model.moe.placement != 'none' and model.twin == 'none'
+        routed = model.moe.placement != 'none' and model.twin in ('none', 'same_drops')
         self._bounded = (routed and not leverage.soft(model)
                          and math.isfinite(model.moe.eval_capacity_factor))
 
@@ -58,38 +62,43 @@ class Evaluator:
             self._steps[unbounded] = jax.jit(step, out_shardings=mesh_lib.replicated(self.mesh))
         return self._steps[unbounded]
 
-    def score(self, variables: Any, split: str, fraction: float,
+    def score(self, state: TrainState, split: str, fraction: float,
               details: bool = False) -> dict[str, Any]:
         """Metrics of a split: 'loss', 'accuracy', 'accuracy_unbounded', 'images', 'layers'.
 
-        With `details` also what the report shows: 'confusion' [L, L], 'samples', and per layer
-        'expert_by_class' [E, L].
+        With `details` also 'correct' (bits of the images in order, packed, base64) and what the
+        report shows: 'confusion' [L, L], 'samples', and per layer 'expert_by_class' [E, L].
+        Without it 'probe': per layer the first choices of the first 256 tokens, in order.
         """
-        out = self._pass(variables, split, fraction, False, details)
+        out = self._pass(state, split, fraction, False, details)
         out['accuracy_unbounded'] = self._pass(
-            variables, split, fraction, True, False)['accuracy'] if self._bounded \
+            state, split, fraction, True, False)['accuracy'] if self._bounded \
             else out['accuracy']
         return out
 
-    def _pass(self, variables: Any, split: str, fraction: float, unbounded: bool,
+    def accuracy(self, state: TrainState, split: str, fraction: float) -> float:
+        """The accuracy of `score` alone."""
+        return self._pass(state, split, fraction, False, False)['accuracy']
+
+    def _pass(self, state: TrainState, split: str, fraction: float, unbounded: bool,
               details: bool) -> dict[str, Any]:
-        step = self._step(unbounded)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
         losses, predictions, labels, samples = [], [], [], []
         sums: dict[str, Any] = {}
-        with input_pipeline.evaluation_batches(self.config.dataset, split=split,
-                                               batch_size=self.batch, rows=self._rows) as batches:
-            for number, batch in enumerate(batches):
-                arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
-                out = jax.device_get(step(variables, mesh_lib.to_devices(arrays, self.mesh, 1), key,
-                                          number * self.batch, fraction))
-                real = out['valid']
-                losses.append(out['loss'][real].astype(np.float64))
-                predictions.append(out['prediction'][real])
-                labels.append(out['label'][real])
-                sums = _add(sums, out['layers'])
-                if details and number == 0 and len(self._rows) == self.batch:
-                    samples = _samples(batch, out, self.info)
+        probe: dict[str, list[int]] = {}
+        soft = leverage.soft(self.config.model)
+        for number, (batch, outs) in enumerate(self.outputs(state, split, fraction, unbounded)):
+            out = jax.device_get(next(outs))
+            real = out['valid']
+            losses.append(out['loss'][real].astype(np.float64))
+            predictions.append(out['prediction'][real])
+            labels.append(out['label'][real])
+            sums = _add(sums, out['layers'])
+            for name, choice in out['choices'].items():
+                first = choice['gate'].argmax(-1) if soft else choice['expert'][:, 0]
+                first = first.reshape(len(real), -1)[real].ravel()  # an image has many tokens
+                probe[name] = (probe.get(name, []) + first[:_PROBE].tolist())[:_PROBE]
+            if details and number == 0 and len(self._rows) == self.batch:
+                samples = _samples(batch, out, self.info)
         truth, predicted = np.concatenate(labels), np.concatenate(predictions)
         experts = self.config.model.moe.num_experts
         layers = {n: telemetry.summarize(s, experts) for n, s in sums.items()}
@@ -101,8 +110,41 @@ class Evaluator:
                 layers[name]['expert_by_class'] = s['by_class'][:experts].tolist()
             confusion = np.zeros((self.info.num_classes,) * 2, np.int64)
             np.add.at(confusion, (truth, predicted), 1)
-            result |= {'confusion': confusion.tolist(), 'samples': samples}
+            correct = base64.b64encode(np.packbits(truth == predicted).tobytes()).decode()
+            result |= {'correct': correct, 'confusion': confusion.tolist(), 'samples': samples}
+        else:
+            result['probe'] = probe
         return result
+
+    def outputs(self, state: TrainState, split: str, fraction: float, unbounded: bool = False,
+                interventions: Sequence[Intervention | None] = (None,)
+                ) -> Iterator[tuple[dict[str, np.ndarray], Iterator[dict[str, Any]]]]:
+        """Each batch of a split, with what `eval_step_fn` says of it on the device.
+
+        Args:
+          interventions: the batch is scored under each of them, when that is asked for.
+        """
+        step, variables = self._step(unbounded), state.variables(averaged=True)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), _STREAM)
+        for number, (batch, arrays) in enumerate(self.batches(split)):
+            start = number * self.batch
+            yield batch, (step(variables, arrays, key, start, fraction, i) for i in interventions)
+
+    def batches(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+        """Each batch of a split, in the fixed order: its rows, and its arrays [1, B, ...].
+
+        With `dataset.resident` they stay on the devices.
+        """
+        if self.config.dataset.resident and split not in self._kept:
+            self._kept[split] = list(self._read(split))
+        yield from self._kept[split] if split in self._kept else self._read(split)
+
+    def _read(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+        with input_pipeline.evaluation_batches(self.config.dataset, split=split,
+                                               batch_size=self.batch, rows=self._rows) as batches:
+            for batch in batches:
+                arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
+                yield batch, mesh_lib.to_devices(arrays, self.mesh, 1)
 
 
 def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -122,11 +122,11 @@ def read(workdir: str) -> list[dict[str, Any]]:
 
 
 def flat(row: dict[str, Any], prefix: str = '') -> list[tuple[str, float]]:
-    """('layers/block_3/drop_rate', 0.1) for every number of a row, the step aside."""
+    """('layers/block_3/drop_rate', 0.1) for every number of a row, step and probe aside."""
     out: list[tuple[str, float]] = []
     for key, value in row.items():
         name = f'{prefix}{key}'
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != 'probe':
             out += flat(value, f'{name}/')
         elif isinstance(value, list):
             out += [(f'{name}/{i}', v) for i, v in enumerate(value)]

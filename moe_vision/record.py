@@ -3,22 +3,25 @@
 import dataclasses
 import importlib.metadata
 import json
-import math
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from etils import epath
 
 from input_pipeline import DatasetInfo
 from moe_vision import config as config_lib
+from moe_vision.files import finite as finite
+from moe_vision.files import write_json as write_json
 from moe_vision.leverage import Capacity, Leverage, choices_per_token, soft
 from moe_vision.settings import Config
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'array-record', 'numpy', 'opencv-python-headless')
+_CODE = ('moe_vision', 'input_pipeline')  # what decides how a config trains
 
 
 def warn_if_changed(workdir: str, config: Config) -> list[str]:
@@ -43,7 +46,8 @@ def write_config(workdir: str, config: Config, config_file: str, info: DatasetIn
     """Writes config.json: the resolved config, versions, git commit, data set, pre-flight."""
     write_json(epath.Path(workdir) / 'config.json', {
         'config': config_lib.to_dict(config), 'config_file': config_file, 'versions': versions(),
-        'git_commit': git_commit(), 'dataset': dataclasses.asdict(info),
+        'git_commit': git_commit(), 'device': jax.devices()[0].device_kind,
+        'dataset': dataclasses.asdict(info),
         'preflight': facts(leverage) | {
             'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
             'capacity': {n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
@@ -86,37 +90,23 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with '+changes' where files differ from it, or None."""
+    """The last commit that changed this code, with '+changes' where files differ from it, or None.
+
+    Commits of anything else (rows of a study, documentation) leave it as it is.
+    """
     here = Path(__file__).resolve().parent
     def git(*args: str) -> str:
-        return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True,
-                              check=True, timeout=10).stdout.strip()
+        return subprocess.run(['git', '-C', str(here.parent), *args, '--', *_CODE], text=True,
+                              capture_output=True, check=True, timeout=10).stdout.strip()
     try:
-        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain') else '')
+        found = git('log', '-1', '--format=%H')
+        return found and found + ('+changes' if git('status', '--porcelain') else '') or None
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes whole files only: to a neighbour first, then renamed. NaN becomes null."""
-    part = path.parent / f'.{path.name}.part'
-    part.write_text(json.dumps(finite(value), indent=1) + '\n')
-    part.replace(path)
-
-
-def finite(value: Any) -> Any:
-    """The value with every number that is not finite replaced by None (JSON has none such)."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def result(config: Config, leverage: Leverage, test: dict[str, Any], best_validation: float | None,
-           steps: int, images_per_second: float) -> dict[str, Any]:
+           selected: float | None, steps: int, images_per_second: float) -> dict[str, Any]:
     """`result.json`; every field is described in docs/run_folder.md.
 
     Rates over several routed layers are the worst of them: highest drop and orphan rate, fewest
@@ -126,6 +116,7 @@ def result(config: Config, leverage: Leverage, test: dict[str, Any], best_valida
     out = {
         'test_accuracy': test['accuracy'], 'test_loss': test['loss'],
         'test_accuracy_unbounded': test['accuracy_unbounded'],
+        'test_accuracy_selected': selected,
         'best_validation_accuracy': best_validation, 'seed': config.seed, 'steps': steps,
         **facts(leverage), 'images_per_second': images_per_second,
         'drop_rate': max((x['drop_rate'] for x in layers), default=0.0),

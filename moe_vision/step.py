@@ -42,10 +42,9 @@ class TrainState:
                 'router_state': self.router_state}
 
 
-def init_state(model: nn.Module, image_shape: tuple[int, int, int], batch: int, seed: int,
+def init_state(model: nn.Module, image_shape: tuple[int, int, int], batch: int, key: Array,
                tx: optax.GradientTransformation | None, ema: bool) -> TrainState:
-    """The state before the first step. Initial values derive from (seed, parameter path)."""
-    key = jax.random.key(seed)
+    """The state before the first step. Initial values derive from (seed's key, parameter path)."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
     variables = model.init(jax.random.fold_in(key, 0), images, Step())
     params = variables['params']
@@ -73,6 +72,7 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
     """
     train, moe = config.train, config.model.moe
     routed = moe.placement != 'none' and config.model.twin == 'none'
+    taught = bool(moe.losses.get('supervised'))
 
     def loss_fn(params, batch_stats, router_state, micro, key, start, fraction, total_valid, parts):
         valid, labels = micro['valid'], micro['label']
@@ -83,8 +83,9 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
             images, targets = mix.mix(
                 jax.random.fold_in(key, 1), images, targets, valid, group_size=images_per_group,
                 mixup=train.mixup, cutmix=train.cutmix, group_ids=groups)
+        # Taught routers learn what an image is for the larger part.
         step = Step(valid=valid, key=jax.random.fold_in(key, 2), fraction=fraction, start=start,
-                    train=True)
+                    labels=jnp.argmax(targets, -1) if taught else None, train=True)
         (logits, infos), updates = model.apply(
             {'params': params, 'batch_stats': batch_stats, 'router_state': router_state},
             images, step, mutable=['batch_stats'])
@@ -158,13 +159,14 @@ def update_router_state(moe, state: Tree, layers: dict[str, dict[str, Array]]) -
 def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
     """`step(variables, batch, key, start, fraction)`: per-image results and telemetry of a batch.
 
-    Batch arrays are [1, B, ...]. Losses are without label smoothing; padding has loss 0.
+    Batch arrays are [1, B, ...]. Losses are without label smoothing; padding has loss 0. With an
+    `intervention` routed layers change their routes by it.
     """
-    def step(variables, batch, key, start, fraction):
+    def step(variables, batch, key, start, fraction, intervention=None):
         batch = jax.tree.map(lambda x: x[0], batch)
         valid, labels = batch['valid'], batch['label']
         info = Step(valid=valid, key=key, fraction=fraction, labels=labels, start=start,
-                    num_classes=num_classes)
+                    num_classes=num_classes, intervention=intervention)
         logits, infos = model.apply(variables, normalize_images(batch['image'], mean, std), info)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {

@@ -69,6 +69,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
       UserError: the value is of another type, not among the literals, or not a number.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType) and all(
+            typing.get_origin(k) is typing.Literal for k in inner):
+        origin, inner = typing.Literal, tuple(v for k in inner for v in typing.get_args(k))
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     if kind is Any:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import routing
+from benchmarks import routing, seeds
 from benchmarks.timing import medians
 from moe_vision import registry
 from moe_vision.layers.experts import Mlp
@@ -48,3 +48,9 @@ def test_medians_leave_the_first_rounds_out():
     calls = []
     taken = medians({'f': lambda: calls.append(1)}, {'f': ()}, rounds=3)
     assert len(calls) == 5 and taken['f'] >= 0
+
+
+def test_together_is_advised_where_it_saves_a_tenth():
+    assert seeds.advice({1: 1.0, 2: 0.8, 5: 0.9, 10: 1.3}) == 'together'
+    assert seeds.advice({1: 0.5, 2: 0.95, 5: 0.91, 10: 0.7}) == 'one_by_one'
+    assert seeds.advice({1: 0.5}) == 'one_by_one'

@@ -18,6 +18,8 @@ from moe_vision.errors import UserError
 ROOT = Path(__file__).parent.parent
 NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 'workdir'})
 VIT = {'model.name': 'vit', 'model.args': {'width': 12, 'depth': 2, 'heads': 2, 'patch_size': 4}}
+TAUGHT = {'model.moe.router': 'supervised', 'model.moe.router_args': {},
+          'model.moe.losses': {'supervised': 0.1}}
 
 
 def changed(changes=()) -> ConfigDict:
@@ -174,10 +176,33 @@ def test_a_choice_is_told_with_the_nearest(key):
         'axis': 'tokens'}}, ["axis is 'tokens'", "'batch' or 'none'"]),
     ({'model.moe.k': 3, 'model.moe.router_args': {'second_choice': 'random', 'noise': 'gaussian'}},
      ['second_choice', 'k = 2', 'is 3']),
+    ({'model.moe.k': 1, 'model.moe.router_args': {
+        'second_choice': 'random_expert', 'noise': 'gaussian'}},
+     ["second_choice is 'random_expert'", 'k = 2', 'is 1']),
+    ({'model.moe.losses': {'supervised': 0.1}},
+     ["router 'top_k' has no superclass", "router to 'supervised'"]),
+    ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 8)}},
+     ['superclasses names 8', '0 to 7']),
+    ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, -1)}}, ['superclasses names -1']),
+    ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 1)}, 'model.moe.losses': {}},
+     ['superclasses is set but is not read', "no 'supervised'"]),
+    ({'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {},
+      'model.twin': 'same_drops'}, ["'same_drops'", "'soft'", 'same_width']),
+    ({'model.moe.router': 'null_experts', 'model.moe.router_args': {}, 'model.moe.losses': {},
+      'model.moe.k': 9, 'model.twin': 'same_drops'}, ["'same_drops'", 'k is 9', '8']),
     ({'model.twin': 'same_width', 'model.moe.placement': 'none'}, ['model.twin', 'placement']),
 ])
 def test_each_mistake_says_what_was_given_and_what_is_allowed(changes, parts):
     told(changes, *parts)
+
+
+def test_superclasses_are_one_for_each_class():
+    c = config.check(changed({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 1, 2)}}))
+    with pytest.raises(UserError, match='3 entries.*10 classes'):
+        config.check_with_data(c, INFO)
+    for fits in ((), tuple(range(5)) * 2):
+        config.check_with_data(config.check(changed(
+            {**TAUGHT, 'model.moe.router_args': {'superclasses': fits}})), INFO)
 
 
 def test_null_experts_can_be_chosen_too():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from train_cases import ROOT
 
+import input_pipeline
 from moe_vision import config as config_lib
 from moe_vision import train
 
@@ -15,7 +16,7 @@ NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_builds_and_traces(name, monkeypatch):
-    monkeypatch.setattr(train.input_pipeline, 'require', lambda cfg: None)  # no data on disk
+    monkeypatch.setattr(input_pipeline, 'require', lambda cfg: None)  # no data on disk
     c = importlib.import_module(f'configs.{name}').get_config()
     c.dataset.data_dir = '/nonexistent'
     c.train.batch_size = c.model.moe.group_size  # one group

@@ -41,25 +41,25 @@ def test_a_batch_is_rounded_up_to_whole_groups(asked, whole, data_dir):
     assert Evaluator(config, info, mesh.make(1), 1).batch == whole
 
 
-def scores(config, variables, batch_size, split='test'):
+def scores(config, state, batch_size, split='test'):
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval,
                                                                   batch_size=batch_size))
     info = input_pipeline.info(config.dataset)
     evaluator = Evaluator(config, info, mesh.make(1), tokens_per_image(config, info))
-    return evaluator.score(variables, split, 0.5, details=True), evaluator
+    return evaluator.score(state, split, 0.5, details=True), evaluator
 
 
 def trained(config):
-    """Variables with routes that are neither even nor all the same."""
+    """A state with routes that are neither even nor all the same."""
     setup = Setup(config)
-    return setup.fresh_state().variables(), setup
+    return dataclasses.replace(setup.fresh_state(), ema={}), setup
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_the_batch_size_changes_nothing(name, data_dir):
     config = train_cases.make(data_dir, CASES[name])
-    variables, setup = trained(config)
-    want, evaluator = scores(config, variables, 1)
+    state, setup = trained(config)
+    want, evaluator = scores(config, state, 1)
     unit = 16 if 'patches' not in name else 4
     assert evaluator.batch == unit
     assert want['images'] == 360 and np.sum(want['confusion']) == 360
@@ -67,7 +67,7 @@ def test_the_batch_size_changes_nothing(name, data_dir):
     hard = 'soft' not in name
     if hard:
         assert layer['drop_rate'] > 0.02  # else capacity, and what shares it, was not seen
-    found, _ = scores(config, variables, 256)
+    found, _ = scores(config, state, 256)
     assert found['accuracy'] == want['accuracy']
     assert found['accuracy_unbounded'] == want['accuracy_unbounded']
     assert found['confusion'] == want['confusion']
@@ -76,7 +76,7 @@ def test_the_batch_size_changes_nothing(name, data_dir):
     for key, value in layer.items():
         np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
     if name in ('maps', 'patches'):
-        assert want['accuracy_unbounded'] == by_hand(config, setup, variables)
+        assert want['accuracy_unbounded'] == by_hand(config, setup, state.variables())
     elif not hard:
         assert want['accuracy_unbounded'] == want['accuracy']
 
@@ -115,8 +115,8 @@ def test_labels_and_choices_are_counted_by_class(data_dir):
 def test_padding_is_no_image(data_dir, monkeypatch):
     """Garbage in the padded rows of the last batch reaches no number."""
     config = train_cases.make(data_dir, HEAD | PLAIN | {'model.moe.router': 'top_k'})
-    variables, _ = trained(config)
-    want, _ = scores(config, variables, 256)
+    state, _ = trained(config)
+    want, _ = scores(config, state, 256)
     real = input_pipeline.evaluation_batches
 
     class Dirty:
@@ -135,4 +135,4 @@ def test_padding_is_no_image(data_dir, monkeypatch):
                 image[~batch['valid']], label[~batch['valid']] = 255, 3
                 yield batch | {'image': image, 'label': label}
     monkeypatch.setattr(input_pipeline, 'evaluation_batches', Dirty)
-    assert scores(config, variables, 256)[0] == want
+    assert scores(config, state, 256)[0] == want

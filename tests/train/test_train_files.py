@@ -16,7 +16,8 @@ from moe_vision import checkpoint, surgery, train
 from moe_vision.errors import UserError
 from moe_vision.optimizer import path_name
 
-KEYS = """test_accuracy test_loss test_accuracy_unbounded best_validation_accuracy seed steps
+KEYS = """test_accuracy test_loss test_accuracy_unbounded test_accuracy_selected
+best_validation_accuracy seed steps
 params_total params_active rho_place rho_active rho_executed flops flops_executed
 images_per_second drop_rate orphan_rate effective_experts dead_experts collapsed""".split()
 SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1}, 'seed': 7,
@@ -59,8 +60,8 @@ def test_the_result_has_exactly_its_keys(workdir):
 
 def test_the_config_is_kept_whole_with_what_made_it(config, workdir):
     found = strictly((workdir / 'config.json').read_text())
-    assert set(found) == {'config', 'config_file', 'versions', 'git_commit', 'dataset',
-                          'preflight'}
+    assert set(found) == {'config', 'config_file', 'versions', 'git_commit', 'device',
+                          'dataset', 'preflight'}
     from moe_vision import config as config_lib
     assert config_lib.load(str(workdir)) == config
     assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(found['versions'])

@@ -51,9 +51,21 @@ def test_the_reading_of_imports():
     assert 'moe_vision.step' in imported(ROOT / 'moe_vision' / 'train.py')
 
 
-def test_nothing_but_main_imports_train():
+def test_nothing_but_what_starts_runs_imports_train():
     bad = {module(p) for p in FILES if touches(imported(p), 'moe_vision.train')}
-    assert bad == {'main'}
+    assert bad == {'main', 'moe_vision.study.cells'}
+
+
+def test_studies_stand_on_top():
+    """Configs declare them, a run may probe its network; nothing else knows of them."""
+    users = {module(p): touches(imported(p), 'moe_vision.study') - {'moe_vision.study'}
+             for p in FILES}
+    outside = {u: names for u, names in users.items()
+               if names and not touches({u}, 'moe_vision.study')}
+    assert outside.pop('moe_vision.run') == {'moe_vision.study.mechanism'}
+    for user, names in outside.items():
+        assert touches({user}, 'configs.studies'), user
+        assert names == touches(names, 'moe_vision.study.types'), user
 
 
 ALLOWED = {  # package: what of moe_vision it may import; '' is itself
@@ -64,6 +76,8 @@ ALLOWED = {  # package: what of moe_vision it may import; '' is itself
                           'moe_vision.registry', 'moe_vision.errors', 'moe_vision.settings',
                           'moe_vision.flops'},
     'moe_vision.report': {'moe_vision.report'},
+    'moe_vision.study.report': {'moe_vision.study.report', 'moe_vision.study.types',
+                                'moe_vision.study.analysis_types', 'moe_vision.report'},
     'input_pipeline': set(),
 }
 
@@ -72,13 +86,14 @@ ALLOWED = {  # package: what of moe_vision it may import; '' is itself
 def test_packages_look_in_one_direction(package):
     assert under(package)
     for path in under(package):
-        ours = touches(imported(path), 'moe_vision') - {'moe_vision'}
+        ours = touches(imported(path), 'moe_vision') - {'moe_vision', 'moe_vision.study'}
         assert ours <= touches(ours, *ALLOWED[package]), path
 
 
 @pytest.mark.parametrize('package, foreign', [
     ('moe_vision.routing', ('flax', 'optax', 'ml_collections', 'configs')),
     ('moe_vision.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline', 'configs')),
+    ('moe_vision.study.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline', 'configs')),
     ('moe_vision.layers', ('optax', 'orbax', 'ml_collections', 'configs', 'input_pipeline')),
     ('moe_vision.models', ('optax', 'orbax', 'ml_collections', 'configs')),
     ('input_pipeline', ('flax', 'configs', 'tensorflow'))])
@@ -93,10 +108,12 @@ def test_configdict_stays_where_it_is_checked():
     assert {u for u in users if not u.startswith('configs')} <= allowed
 
 
-def test_what_answers_before_jax_does_not_import_it():
-    """main, and all it imports at its top, in any depth."""
+@pytest.mark.parametrize('start', ['main', 'moe_vision.study.__main__',
+                                   'moe_vision.study.analysis', 'moe_vision.study.run'])
+def test_what_answers_before_jax_does_not_import_it(start):
+    """The commands, and all they import at their top, in any depth."""
     known = {module(p): p for p in FILES}
-    seen, todo = set(), ['main']
+    seen, todo = set(), [start]
     while todo:
         name = todo.pop()
         if name in seen or name not in known:
@@ -108,7 +125,8 @@ def test_what_answers_before_jax_does_not_import_it():
         names = found_in(top, name, known[name].name == '__init__.py')
         assert not touches(names, 'jax', 'flax', 'grain', 'tensorflow_datasets', 'orbax'), name
         todo += names
-    assert 'moe_vision.rules' in seen and 'moe_vision.train' not in seen
+    assert start in seen and 'moe_vision.train' not in seen
+    assert 'moe_vision.rules' in seen or 'main' not in start
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -173,7 +173,7 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_router_in_float32(plai
     np.testing.assert_allclose(run.out[0]['task_loss'], plain.out[0]['task_loss'], rtol=0.03)
     assert {str(x.dtype) for x in jax.tree.leaves(run.states[1].params)} == {'float32'}
     assert run.out[0]['loss'].dtype == np.float32
-    state = jax.eval_shape(run.setup._fresh)
+    state = run.setup.shapes
     arrays = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for n, x in batch().items()}
     text = str(jax.make_jaxpr(run.step)(state, arrays))
     lines = [t for t in text.splitlines() if 'conv_general_dilated[' in t or 'dot_general[' in t]

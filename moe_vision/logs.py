@@ -1,0 +1,15 @@
+"""What commands log to stderr."""
+
+import logging as python_logging
+
+from absl import logging
+
+
+def to_stderr() -> None:
+    """Our own messages from INFO, those of libraries from WARNING."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(
+        python_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S'))
+    handler.addFilter(lambda r: r.levelno >= 30 or 'site-packages' not in r.pathname)

@@ -1,0 +1,160 @@
+"""Runs, times and reports a study.
+
+    python -m moe_vision.study run --study=configs/studies/NAME.py --workdir=W
+    python -m moe_vision.study time --study=configs/studies/NAME.py --workdir=W
+    python -m moe_vision.study report --workdir=W
+    python -m moe_vision.study register --study=configs/studies/NAME.py --workdir=W
+
+Keys that change no result can be set for all arms: `--config.dataset.data_dir=D`,
+`--config.dataset.workers=2`, `--config.checkpoint.KEY`, `--config.log.KEY`.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+from absl import flags
+
+from input_pipeline import DataError
+from moe_vision import config_file, logs, rules
+from moe_vision.errors import UserError, nearest, unknown
+from moe_vision.study import claims, plan, registration, rows
+from moe_vision.study.load import Loaded, load, matching
+
+COMMANDS = ('run', 'report', 'register', 'time')
+_FLAGS = ('--study', '--workdir', '--only', '--list', '--dry_run', '--keep_runs')
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}.')
+
+
+def main(argv: list[str]) -> int:
+    """Checks the command line and hands over. Returns the exit code."""
+    try:
+        args, overrides = _parse(argv)
+        if args.command == 'report':
+            return _report(args.workdir)
+        loaded = load(args.study, overrides)
+        if args.list or args.dry_run:
+            _show(loaded, args)
+            return 0
+        rules.check_workdir(args.workdir, create=True)
+        if args.command == 'register':
+            digest = registration.register(loaded, args.workdir)[1]
+            print(f'pre-registration {digest[:16]} holds in {args.workdir}')
+        elif args.command == 'time':
+            _time(loaded, args.workdir)
+        else:
+            _run(loaded, args)
+    except (UserError, DataError) as e:
+        print('error:', ' '.join(str(e).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted; run the same command again to go on', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    common, opened, others = config_file.take_overrides(argv)
+    common += [f'--config.{k}={v}' for k, v in opened.items()]  # none is allowed: `load` says so
+    parser = _Parser(prog='python -m moe_vision.study', description=__doc__, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('command', help=', '.join(COMMANDS))
+    parser.add_argument('--study', default='', help='a file of configs/studies, or FILE.py:ARG')
+    parser.add_argument('--workdir', default='', help='folder of the study')
+    parser.add_argument('--only', default='', help='run: arms, such as k1,soft_*')
+    parser.add_argument('--list', action='store_true', help='run: show what became of each cell')
+    parser.add_argument('--dry_run', action='store_true', help='run: show what is left to do')
+    parser.add_argument('--keep_runs', action='store_true', help='run: keep checkpoints of cells')
+    args, rest = parser.parse_known_args(others)
+    if rest:
+        raise UserError(f"unknown argument '{rest[0]}'.{nearest(rest[0].split('=')[0], _FLAGS)} "
+                        f'Allowed: {", ".join(_FLAGS)}.')
+    if args.command not in COMMANDS:
+        raise unknown('command', args.command, COMMANDS)
+    if not args.workdir:
+        raise UserError('--workdir is missing; give the folder of the study, --workdir=FOLDER.')
+    if '://' in args.workdir:
+        raise UserError(f"--workdir is '{args.workdir}'; a study needs a folder of a file system, "
+                        'for claims. Its rows can be copied to a bucket.')
+    if args.command == 'report':
+        if args.study or common:
+            raise UserError('report reads --workdir alone; leave --study and --config.* away.')
+    elif not args.study:
+        raise UserError('--study is missing; give a file, such as '
+                        '--study=configs/studies/digits.py.')
+    for flag in ('only', 'list', 'dry_run', 'keep_runs'):
+        if args.command != 'run' and getattr(args, flag):
+            raise UserError(f'--{flag} is set but is not read: the command is {args.command}.')
+    return args, common
+
+
+def _run(loaded: Loaded, args: argparse.Namespace) -> None:
+    for name in matching(loaded.configs, args.only):
+        try:
+            rules.check_init(loaded.configs[name])
+            rules.check_data(loaded.configs[name], reads=True)
+        except (UserError, DataError) as e:
+            raise UserError(f"arm '{name}': {e}") from e
+    registration.register(loaded, args.workdir)  # told before jax is imported
+    signal.signal(signal.SIGTERM, _terminate)
+    flags.FLAGS(['study'])  # worker processes of the input pipeline want them parsed
+    logs.to_stderr()
+    from moe_vision.study import run
+
+    run.run(loaded, args.workdir, args.only, args.keep_runs)
+
+
+def _show(loaded: Loaded, args: argparse.Namespace) -> None:
+    """--list and --dry_run: change nothing but the registration's check."""
+    arms = matching(loaded.configs, args.only)
+    record: dict[str, Any] = registration.record(loaded)
+    if os.path.exists(os.path.join(args.workdir, 'preregistration.json')):
+        record, _ = registration.register(loaded, args.workdir)
+    states = plan.states(args.workdir, record, arms, claims.Claims(args.workdir))
+    if args.list:
+        print('\n'.join(f'{arm} seed {seed}: {state}' for (arm, seed), state in states.items()))
+    if args.dry_run:
+        timings = rows.timings(args.workdir)
+        flops = plan.costs({a: loaded.configs[a] for a in arms}, timings)
+        print(plan.table(plan.Plan.of(flops, states), timings, plan.this_device()))
+
+
+def _time(loaded: Loaded, workdir: str) -> None:
+    study = loaded.study
+    if not study.latency_arms:
+        raise UserError(f"study '{study.name}' has no latency_arms; name arms there to time them.")
+    registration.register(loaded, workdir)
+    logs.to_stderr()
+    from moe_vision.study import latency
+
+    found = latency.measure({a: loaded.configs[a] for a in study.latency_arms},
+                            study.latency_batches)
+    print(f'wrote {rows.write_latency(workdir, found)}')
+
+
+def _report(workdir: str) -> int:
+    record, digest = registration.read(workdir)
+    found, problems = rows.read(workdir, record, digest)
+    for line in problems:
+        print('note:', line, file=sys.stderr)
+    from moe_vision.study import analysis, report
+
+    timings = {'cells': rows.timings(workdir), 'latency': rows.latency(workdir)}
+    out = os.path.join(workdir, 'report')
+    report.write(analysis.analyse(record, digest, found, problems), timings, out)
+    print(f'wrote {out}/report.md and report.html')
+    return 0
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise SystemExit(143)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

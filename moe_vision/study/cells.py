@@ -1,0 +1,49 @@
+"""Trains the seeds of one arm, each into its own folder."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from moe_vision import train
+from moe_vision.run import NotFinite
+from moe_vision.settings import Config
+from moe_vision.setup import Setup
+from moe_vision.study import together
+
+Done = Callable[[int, str | None], None]
+Begin = Callable[[int], bool]
+
+
+def train_arm(configs: Sequence[Config], folders: Sequence[str],
+              mode: Literal['one_by_one', 'together'], probe: bool, done: Done,
+              begin: Begin = lambda number: True) -> None:
+    """Trains each config in its folder, continuing what is there.
+
+    Args:
+      configs: one per seed; they differ in the seed alone.
+      folders: of the runs.
+      mode: 'one_by_one' uses the compiled programs again, run after run; 'together' is one program
+        for all seeds.
+      probe: write mechanism.json, too.
+      done: called as each ends with its number and None, or one line where its loss was not
+        finite; the others go on.
+      begin: called with a seed's number before it is trained, where they train one by one; False
+        leaves it out (another process works on it).
+
+    Raises:
+      UserError: anything else that the user can mend.
+    """
+    if not configs:
+        return
+    if mode == 'together' and len(configs) > 1:
+        together.train(configs, folders, probe, done)
+        return
+    setup = Setup(configs[0])
+    for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+        if not begin(number):
+            continue
+        told = None
+        try:
+            train.train(config, folder, setup=setup, full_report=False, probe=probe)
+        except NotFinite as e:
+            told = str(e)
+        done(number, told)

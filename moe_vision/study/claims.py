@@ -1,0 +1,166 @@
+"""Who works on which cell: one file per claimed cell under W/claims, made by one process alone.
+
+A claim file is created with O_EXCL and holds the process id and the machine; while its owner lives
+it is touched every BEAT seconds. A claim is stale, and anyone may take it over, once its process is
+gone (seen from the same machine), or once it was not touched for STALE seconds. Times are those of
+the file system, not of the machines, whose clocks may disagree.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+BEAT = 10.0  # seconds
+STALE = 120.0  # seconds
+Cell = tuple[str, int]  # arm, seed
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ''
+
+
+def _machine() -> str:
+    """This machine, this start of it, and this container: where a process id means something."""
+    try:
+        space = os.readlink('/proc/self/ns/pid')
+    except OSError:
+        space = ''
+    return ' '.join([socket.gethostname(), _read('/proc/sys/kernel/random/boot_id')[:8], space])
+
+
+class Claims:
+    """The claims of this process in a workdir. Use `with`: leaving gives back all of them.
+
+    Args:
+      beat, stale: seconds between two touches, and until a claim that is not touched is stale.
+    """
+
+    def __init__(self, workdir: str, beat: float = BEAT, stale: float = STALE):
+        self._folder = Path(workdir) / 'claims'
+        self._beat, self._stale = beat, stale
+        self._machine = _machine()
+        self._own = json.dumps({'pid': os.getpid(), 'host': self._machine,
+                                'token': os.urandom(8).hex()})
+        self._held: set[Cell] = set()
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._touch, daemon=True)
+
+    def __enter__(self) -> 'Claims':
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for cell in list(self._held):
+            self.release(cell)
+
+    def take(self, cell: Cell) -> bool:
+        """Claims a cell; False where another process works on it. Again is fine."""
+        if cell in self._held:
+            return True
+        path = self._path(cell)
+        if self.taken(cell):
+            return False
+        if path.exists() and not self._clear(path):
+            return False
+        if not self._create(path):
+            return False
+        with self._lock:
+            self._held.add(cell)
+        return True
+
+    def holds(self, cell: Cell) -> bool:
+        """False where the claim was lost: this process stood still so long that it was taken."""
+        return cell in self._held and _read(str(self._path(cell))) == self._own
+
+    def release(self, cell: Cell) -> None:
+        """Gives a cell back."""
+        with self._lock:
+            self._held.discard(cell)
+            if _read(str(self._path(cell))) == self._own:
+                self._path(cell).unlink(missing_ok=True)
+
+    def taken(self, cell: Cell) -> bool:
+        """True where another process works on the cell now."""
+        return cell not in self._held and self._alive(self._path(cell))
+
+    def _path(self, cell: Cell) -> Path:
+        return self._folder / f'{cell[0]}.seed_{cell[1]}.json'
+
+    def _create(self, path: Path) -> bool:
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with os.fdopen(file, 'w') as f:
+            f.write(self._own)
+        return True
+
+    def _alive(self, path: Path) -> bool:
+        try:
+            touched = path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        try:
+            owner = json.loads(_read(str(path)))
+            if owner['host'] == self._machine and not _runs(owner['pid']):
+                return False
+        except (ValueError, KeyError, TypeError):
+            pass  # its owner is about to write it, or died there: its age decides
+        return self._now() - touched <= self._stale
+
+    def _clear(self, path: Path) -> bool:
+        """Takes a stale claim away; one process at a time, which looks again."""
+        lock = path.with_suffix('.takeover')
+        if not self._create(lock):
+            with contextlib.suppress(FileNotFoundError):
+                if self._now() - lock.stat().st_mtime > self._stale:
+                    lock.unlink()  # whoever was at it died there; next time
+            return False
+        try:
+            if self._alive(path):
+                return False
+            path.unlink(missing_ok=True)
+            return True
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def _now(self) -> float:
+        """The file system's time."""
+        own = self._folder / f'.now-{os.urandom(8).hex()}'
+        try:
+            own.touch()
+            return own.stat().st_mtime
+        except OSError:
+            return time.time()
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _touch(self) -> None:
+        while not self._end.wait(self._beat):
+            for cell in list(self._held):
+                with self._lock:
+                    if self.holds(cell):
+                        with contextlib.suppress(OSError):
+                            os.utime(self._path(cell))
+
+
+def _runs(pid: int) -> bool:
+    if _read(f'/proc/{pid}/stat').rpartition(')')[2].split()[:1] == ['Z']:
+        return False  # it ended, and whoever started it has not noticed yet
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

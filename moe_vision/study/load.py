@@ -1,0 +1,196 @@
+"""A study file to a checked study: every arm's config resolved, every name found. Without jax."""
+
+import dataclasses
+import fnmatch
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import input_pipeline
+from input_pipeline import DataError
+from moe_vision import config as config_lib
+from moe_vision import config_file, rules, typed
+from moe_vision.errors import UserError, unknown
+from moe_vision.settings import Config
+from moe_vision.study.types import Arm, Comparison, Figure, Study
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+OPERATIONAL = ('dataset.data_dir', 'dataset.workers', 'dataset.cache', 'dataset.resident',
+               'checkpoint.', 'log.')  # keys that change no result
+_SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
+_OF_ARMS = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
+
+
+def operational(key: str) -> bool:
+    """True where a config's key changes how a run is carried out, but nothing of its result."""
+    return any(key == k or (k.endswith('.') and key.startswith(k)) for k in OPERATIONAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A study whose every part was checked.
+
+    Attributes:
+      configs: arm -> its config, with the seed 0.
+    """
+
+    study: Study
+    configs: dict[str, Config]
+
+    def config(self, arm: str, seed: int) -> Config:
+        """The config of a cell."""
+        return dataclasses.replace(self.configs[arm], seed=self.run_seed(arm, seed))
+
+    def run_seed(self, arm: str, seed: int) -> int:
+        return seed + self.study.arms[arm].seed_offset
+
+
+def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
+    """The checked study of `FILE.py` with `get_study()`, or of `FILE.py:argument`.
+
+    Args:
+      overrides: '--config.key=value' of operational keys, for all arms.
+
+    Raises:
+      UserError, DataError: the first thing that is wrong, in one line.
+    """
+    study = config_file.run(file, 'study', 'configs/studies')
+    if not isinstance(study, Study):
+        raise UserError(f"study file '{file}': get_study() returned a {type(study).__name__}; it "
+                        'must return a moe_vision.study.types.Study.')
+    study = _checked(study)
+    common = [*overrides]
+    for text in common:
+        key = text.removeprefix('--config.').split('=', 1)[0]
+        if not any(key == k or (k.endswith('.') and key.startswith(k)) for k in _SETTABLE):
+            raise UserError(f"'--config.{key}' cannot be set for a study: its arms are what was "
+                            'registered. Set it in the study file, with a new --workdir. Allowed: '
+                            f'{", ".join(k + "*" if k.endswith(".") else k for k in _SETTABLE)}.')
+    configs = {}
+    for name, arm in study.arms.items():
+        try:
+            configs[name] = _config(arm, common)
+        except (UserError, DataError) as e:
+            raise UserError(f"arm '{name}': {e}") from e
+    _check_pairs(study, configs)
+    return Loaded(study, configs)
+
+
+def matching(names: Iterable[str], patterns: str) -> list[str]:
+    """The names that one of the comma-separated patterns (`*`, `?`) matches; '' matches all.
+
+    Raises:
+      UserError: a pattern matches none.
+    """
+    names = list(names)
+    found = set() if patterns else set(names)
+    for pattern in filter(None, patterns.split(',')):
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            raise unknown('arm in --only', pattern, names)
+        found.update(hits)
+    return [n for n in names if n in found]
+
+
+def _config(arm: Arm, overrides: list[str]) -> Config:
+    given = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
+    common, opened, _ = config_file.take_overrides(given)
+    path = arm.config if os.path.isabs(arm.config) or os.getcwd() == ROOT else \
+        os.path.join(ROOT, arm.config)
+    values = config_file.load(path, [*common, *overrides],
+                              {k: arm.overrides[k] for k in opened})  # as written, not as text
+    config = dataclasses.replace(config_lib.check(values), seed=0)
+    rules.check_with_data(config, input_pipeline.info(config.dataset))
+    return config
+
+
+def _checked(study: Study) -> Study:
+    """The study with every field of its declared type, and names that exist."""
+    study = _typed(study, 'study')
+    arms = {n: _typed(a, f"arm '{n}'") for n, a in _items(study.arms, Arm, 'arms')}
+    comparisons = {n: _typed(c, f"comparison '{n}'")
+                   for n, c in _items(study.comparisons, Comparison, 'comparisons')}
+    figures = tuple(_typed(f, 'figure') for _, f in
+                    _items(dict(enumerate(study.figures)), Figure, 'figures'))
+    for kind, names in (('study', [study.name]), ('arm', arms), ('comparison', comparisons)):
+        for name in names:
+            if not re.fullmatch('[a-z0-9_]+', str(name)):
+                raise UserError(f"{kind} name '{name}': use the letters a-z, digits and _ alone.")
+    if not arms:
+        raise UserError('the study has no arms; give at least one.')
+    if len(set(study.seeds)) != len(study.seeds) or len(study.seeds) < 2 or min(study.seeds) < 0:
+        raise UserError(f'seeds are {study.seeds}; give two or more, all different and not '
+                        'negative.')
+    if not 0 < study.alpha < 1 or not 0 < study.margin < 100:
+        raise UserError(f'alpha is {study.alpha} and margin {study.margin}; allowed: 0 < alpha < 1 '
+                        'and 0 < margin < 100 percentage points.')
+    for name, arm in arms.items():
+        again = sorted({s + arm.seed_offset for s in study.seeds} & set(study.seeds))
+        if arm.seed_offset and again or arm.seed_offset < 0:
+            raise UserError(f"arm '{name}': seed_offset is {arm.seed_offset}; it must lead past "
+                            f'every seed of the study, such as {max(study.seeds) + 1}.')
+    for name, c in comparisons.items():
+        for side in (c.arm, c.baseline):
+            if side not in arms:
+                raise UserError(f"comparison '{name}': {unknown('arm', side, arms)}")
+        if c.arm == c.baseline:
+            raise UserError(f"comparison '{name}': '{c.arm}' is compared with itself.")
+    primary = [n for n, c in comparisons.items() if c.primary]
+    if study.hypotheses and not primary:
+        raise UserError('the study has hypotheses but no primary comparison; set primary=True in '
+                        'those that they are about.')
+    for name, members in study.patterns.items():
+        for member in members:
+            if member not in primary:
+                raise UserError(f"pattern '{name}': "
+                                f'{unknown("primary comparison", member, primary)}')
+    for figure in figures:
+        known = arms if figure.kind in _OF_ARMS else comparisons
+        for series, members in figure.series.items():
+            for member in members:
+                if member not in known:
+                    kind = 'arm' if figure.kind in _OF_ARMS else 'comparison'
+                    raise UserError(f"figure '{figure.title}', series '{series}': "
+                                    f'{unknown(kind, member, known)}')
+    for name in study.latency_arms:
+        if name not in arms:
+            raise UserError(f'latency_arms: {unknown("arm", name, arms)}')
+    return dataclasses.replace(study, arms=arms, comparisons=comparisons, figures=figures)
+
+
+def _items(given: Any, cls: type, where: str) -> list[tuple[Any, Any]]:
+    if not isinstance(given, Mapping):
+        raise UserError(f'{where} is {given!r}; it must map names to {cls.__name__}.')
+    for name, value in given.items():
+        if not isinstance(value, cls):
+            raise UserError(f"{where}: '{name}' is {value!r}; it must be a {cls.__name__}.")
+    return list(given.items())
+
+
+def _typed(value: Any, what: str) -> Any:
+    """The dataclass with its fields converted to what they declare; nested ones are left."""
+    changed: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(type(value)).items():
+        inner = typing.get_args(kind)
+        if name in ('arms', 'comparisons', 'figures'):
+            continue
+        if typing.get_origin(kind) is Mapping:
+            kind = dict[inner[0], inner[1]]  # type: ignore[valid-type]
+        try:
+            changed[name] = typed.convert(getattr(value, name), kind, name)
+        except UserError as e:
+            raise UserError(f'{what}: {e}') from e
+    return dataclasses.replace(value, **changed)
+
+
+def _check_pairs(study: Study, configs: Mapping[str, Config]) -> None:
+    """Both arms of a comparison read the same images."""
+    for name, c in study.comparisons.items():
+        ours, theirs = (dataclasses.asdict(configs[a].dataset) for a in (c.arm, c.baseline))
+        for key in ours:
+            if ours[key] != theirs[key] and not operational(f'dataset.{key}'):
+                raise UserError(f"comparison '{name}': dataset.{key} is {ours[key]!r} in "
+                                f"'{c.arm}' and {theirs[key]!r} in '{c.baseline}'; both must read "
+                                'the same data set.')

@@ -1,0 +1,183 @@
+"""Rows to pairs: what a cell scored, which seeds two arms share, and what sets a pair apart.
+
+Accuracies are fractions of counted images, so that equal ones are equal. A row is
+`rows/ARM/seed_S.json` as read; nothing but `num_classes` is taken for granted.
+
+Axis letters: S seeds, I test images.
+"""
+
+import base64
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+Cells = Mapping[str, Mapping[int, Row]]  # arm -> seed -> row
+
+_SELECTED = 'test_accuracy_selected'
+_NEAR = 0.01  # images by which accuracy * images may miss a whole number (float32 shares do)
+_DECIMALS = 10**9  # of an accuracy that is no share of the images
+
+
+def number(value: Any) -> float:
+    """A finite number, or NaN for anything else."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
+
+
+def result(row: Row, key: str) -> float:
+    """A number of the run's result; NaN where it has none."""
+    return number((row.get('result') or {}).get(key))
+
+
+def diverged(row: Row) -> bool:
+    """Whether the run scores chance: its loss, or its accuracy, is not finite."""
+    return row.get('status') == 'diverged' or math.isnan(result(row, 'test_accuracy'))
+
+
+def accuracy(row: Row) -> Fraction:
+    """Final test accuracy in pp, exactly; 100 / classes for a diverged run."""
+    if diverged(row):
+        return Fraction(100, int(row['num_classes']))
+    return _pp(row, 'test_accuracy')
+
+
+def selected(row: Row) -> Fraction | None:
+    """The same at the checkpoint chosen on validation; None where none was chosen."""
+    if diverged(row):
+        return accuracy(row)
+    return None if math.isnan(result(row, _SELECTED)) else _pp(row, _SELECTED)
+
+
+def _pp(row: Row, key: str) -> Fraction:
+    share, images = result(row, key), _images(row)
+    if images and abs(share * images - round(share * images)) < _NEAR:
+        return Fraction(100 * round(share * images), images)
+    return Fraction(100 * round(share * _DECIMALS), _DECIMALS)
+
+
+def _images(row: Row) -> int:
+    """Images of the test set; 0 where the row does not say."""
+    images = number(row.get('images'))
+    return 0 if math.isnan(images) else int(images)
+
+
+def bits(row: Row) -> np.ndarray | None:
+    """[I] bool, which test images were right; None where not written or not of this accuracy."""
+    images = _images(row)
+    try:
+        packed = np.frombuffer(base64.b64decode(row.get('correct') or '', validate=True), np.uint8)
+    except (ValueError, TypeError):
+        return None
+    if diverged(row) or not images or len(packed) != -(-images // 8):
+        return None
+    right = np.unpackbits(packed, count=images).astype(bool)
+    return right if Fraction(100 * int(right.sum()), images) == accuracy(row) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The seeds for which both arms have a row, in the study's order."""
+
+    arm: str
+    baseline: str
+    seeds: tuple[int, ...]
+    rows: tuple[tuple[Row, Row], ...]
+
+    def accuracies(self, side: int) -> list[Fraction]:
+        """pp per seed of the arm (0) or the baseline (1)."""
+        return [accuracy(rows[side]) for rows in self.rows]
+
+    def gaps(self) -> list[Fraction]:
+        """accuracy(arm) - accuracy(baseline) per seed, pp."""
+        return [accuracy(a) - accuracy(b) for a, b in self.rows]
+
+    def selected(self) -> list[Fraction]:
+        """The same at the checkpoints chosen on validation; [] where no run chose one."""
+        if all(math.isnan(result(row, _SELECTED)) for rows in self.rows for row in rows):
+            return []
+        both = [(selected(a), selected(b)) for a, b in self.rows]
+        return [a - b for a, b in both if a is not None and b is not None]
+
+    def ended(self) -> list[Fraction]:
+        """Gaps of the pairs in which neither run diverged."""
+        return [accuracy(a) - accuracy(b) for a, b in self.rows
+                if not diverged(a) and not diverged(b)]
+
+    @property
+    def void(self) -> bool:
+        """Every run of both arms diverged: the accuracies are equal, and say nothing."""
+        return all(diverged(row) for rows in self.rows for row in rows)
+
+    def correct(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """[S, I] of the arm and of the baseline; None unless every run has them."""
+        sides = [[bits(rows[side]) for rows in self.rows] for side in (0, 1)]
+        found = [b for side in sides for b in side if b is not None]
+        if not found or len(found) < 2 * len(self.rows) or len({len(b) for b in found}) > 1:
+            return None
+        return np.array(found[:len(self.rows)]), np.array(found[len(self.rows):])
+
+
+def listed(seeds: Iterable[int]) -> str:
+    """'seed 3', 'seeds 1, 2'."""
+    all_of = [str(seed) for seed in seeds]
+    return f'seed{"s" * (len(all_of) > 1)} ' + ', '.join(all_of)
+
+
+def pair(arm: str, baseline: str, cells: Cells) -> tuple[Pairs, str]:
+    """Pairs two arms by seed, and says in a line which seeds stay out; '' for none."""
+    a, b = cells.get(arm, {}), cells.get(baseline, {})
+    seeds = tuple(seed for seed in a if seed in b)
+    lacking = [f'{name} has no row for {listed(missing)}' for name, missing in
+               ((arm, [s for s in b if s not in a]), (baseline, [s for s in a if s not in b]))
+               if missing]
+    if not seeds:
+        lacking = [f'no pair of seeds: {name} has no rows' for name in (arm, baseline)
+                   if not cells.get(name)] or ['no pair of seeds']
+    return (Pairs(arm, baseline, seeds, tuple((a[seed], b[seed]) for seed in seeds)),
+            '; '.join(lacking))
+
+
+def flags(pairs: Pairs, hash: str) -> list[str]:
+    """Why the pairs are not what was pre-registered, or their runs not each other's like.
+
+    One line each: rows of another pre-registration, and per kind of difference within pairs:
+    other device, version, commit, or number of test images.
+    """
+    foreign = {name: [seed for seed, rows in zip(pairs.seeds, pairs.rows, strict=True)
+                      if rows[side].get('preregistration') != hash]
+               for side, name in enumerate((pairs.arm, pairs.baseline))}
+    told = [f'{name} {listed(seeds)}' for name, seeds in foreign.items() if seeds]
+    out = [f'exploratory: rows of another pre-registration ({"; ".join(told)})'] if told else []
+    out += _differing(pairs, 'device', lambda row: row.get('device'))
+    packages = {p for rows in pairs.rows for row in rows for p in row.get('versions') or {}}
+    for package in sorted(packages):
+        def version(row: Row, package: str = package) -> Any:
+            return (row.get('versions') or {}).get(package)
+
+        out += _differing(pairs, f'version of {package}', version)
+    out += _differing(pairs, 'commit', lambda row: _short(row.get('git_commit')))
+    out += _differing(pairs, 'number of test images', lambda row: row.get('images'))
+    return out
+
+
+def _short(commit: str | None) -> str | None:
+    """'0123456789+changes' of a commit."""
+    return commit and commit[:10] + '+changes' * commit.endswith('+changes')
+
+
+def _differing(pairs: Pairs, what: str, read: Callable[[Row], Any]) -> list[str]:
+    """'other device: cpu against NVIDIA H200 (seeds 0, 1)', one line for each two values."""
+    found: dict[tuple[Any, Any], list[int]] = {}
+    for seed, (a, b) in zip(pairs.seeds, pairs.rows, strict=True):
+        if read(a) != read(b):
+            found.setdefault((read(a), read(b)), []).append(seed)
+    return [f'other {what}: {_said(a)} against {_said(b)} ({listed(seeds)})'
+            for (a, b), seeds in found.items()]
+
+
+def _said(value: Any) -> str:
+    return 'unknown' if value is None else str(value)

@@ -1,0 +1,195 @@
+"""What a study fixes before its first run: one record, its hash, and what became of it since.
+
+The record is the study with every arm's resolved config, less the keys that change no result. It
+is all that the analysis reads, so that no study file is needed to report.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_vision import config as config_lib
+from moe_vision import registry
+from moe_vision.errors import UserError
+from moe_vision.files import write_json
+from moe_vision.settings import Config
+from moe_vision.study import types
+from moe_vision.study.load import Loaded, operational
+
+_ARGS = {  # where a method's arguments stand, the table they are in, and where its name stands
+    ('model', 'args'): ('backbone', registry.BACKBONES, ('model', 'name')),
+    ('model', 'moe', 'router_args'): ('router', registry.ROUTERS, ('model', 'moe', 'router')),
+    ('model', 'moe', 'expert_args'): ('expert', registry.EXPERTS, ('model', 'moe', 'expert')),
+    ('train', 'optimizer_args'): ('optimizer', registry.OPTIMIZERS, ('train', 'optimizer')),
+}
+_MISSING = object()
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """A config as it stands in records and rows: without its seed and without operational keys."""
+    def less(values: dict[str, Any], path: str = '') -> dict[str, Any]:
+        out = {}
+        for key, value in values.items():
+            at = f'{path}{key}'
+            if at == 'seed' or operational(at) or operational(f'{at}.'):
+                continue
+            out[key] = less(value, f'{at}.') if isinstance(value, dict) else value
+        return out
+
+    return less(config_lib.to_dict(config))
+
+
+def record(loaded: Loaded) -> dict[str, Any]:
+    """The study as plain JSON values; each arm has 'config' and 'seed_offset'."""
+    out = _plain(dataclasses.asdict(loaded.study))
+    out['arms'] = {name: {'config': resolved(loaded.configs[name]), 'seed_offset': arm.seed_offset}
+                   for name, arm in loaded.study.arms.items()}
+    return out
+
+
+def digest(of: Mapping[str, Any]) -> str:
+    """sha256, in hex, of the record with sorted keys and no white space."""
+    text = json.dumps(of, sort_keys=True, separators=(',', ':'), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(workdir: str) -> tuple[dict[str, Any], str]:
+    """The committed record and its hash.
+
+    Raises:
+      UserError: there is none, or it was changed.
+    """
+    path = _path(workdir)
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        committed, given = found['record'], str(found['hash'])
+        actual = digest(committed)
+        committed['arms'], committed['seeds'], committed['name']
+    except FileNotFoundError as e:
+        raise UserError(f"'{path}' does not exist; give the --workdir of a study, or register one "
+                        'with --study.') from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it from "
+                        'version control.') from e
+    if actual != given:
+        raise UserError(f"'{path}' was changed: its hash is {given[:16]}, but its record has "
+                        f'{actual[:16]}; restore it from version control, or use a new --workdir.')
+    return committed, given
+
+
+def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
+    """The record and hash that hold in `workdir`: those committed there, else written now.
+
+    Keys that the code grew since, and that stand at their default, change nothing.
+
+    Raises:
+      UserError: another study is registered there, or the file was changed.
+    """
+    path, ours = _path(workdir), record(loaded)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f'.{socket.gethostname()}-{os.getpid()}.{path.name}')
+        write_json(own, {'hash': digest(ours), 'record': ours})
+        try:
+            os.link(own, path)  # another process may have been first; then its record holds
+        except FileExistsError:
+            pass
+        finally:
+            own.unlink()
+    committed, given = read(workdir)
+    for text in differences(committed, ours, _study_default):
+        raise UserError(f"'{path}' was registered with another study: {text}. Restore the study "
+                        'file, or use a new --workdir.')
+    return committed, given
+
+
+def same_config(committed: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """'' or the first leaf at which a row's config differs from the arm's."""
+    return next(differences(committed, found, _config_default), '')
+
+
+def differences(old: Any, new: Any, default: Any, path: tuple[Any, ...] = (),
+                top: Any = None) -> Iterator[str]:
+    """'train.epochs 30.0 -> 60.0' for every leaf that differs.
+
+    Args:
+      default: of (path, the whole new value): what an absent key stands for, or _MISSING.
+    """
+    top = new if top is None else top
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            at = (*path, key)
+            if key not in old or key not in new:
+                value = new[key] if key in new else old[key]
+                if _plain(default(at, top)) == value:
+                    continue
+                was, now = (_word(x, key) for x in (old, new))
+                yield f'{".".join(map(str, at))} {was} -> {now}'
+            else:
+                yield from differences(old[key], new[key], default, at, top)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, default, (*path, number), top)
+    elif old != new:
+        yield f'{".".join(map(str, path))} {old!r} -> {new!r}'
+
+
+def _word(of: Mapping[str, Any], key: str) -> str:
+    if key not in of:
+        return 'nothing'
+    return f'{{{", ".join(of[key])}}}' if isinstance(of[key], Mapping) else repr(of[key])
+
+
+def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
+    """Of a key of the record: the default of the study's dataclasses, or of the arm's config."""
+    if path[0] == 'arms' and path[2:3] == ('config',):
+        return _config_default(path[3:], new['arms'].get(path[1], {}).get('config', {}))
+    cls = {1: types.Study, 3: {'arms': types.Arm, 'comparisons': types.Comparison,
+                               'figures': types.Figure}.get(path[0])}.get(len(path))
+    return _field_default(cls, path[-1]) if cls else _MISSING
+
+
+def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
+    """Of a config's key: the default of its method's arguments, or of configs/base.py."""
+    from configs import base
+
+    def at(value: Any, keys: tuple[Any, ...]) -> Any:
+        for key in keys:
+            if not isinstance(value, Mapping) or key not in value:
+                return _MISSING
+            value = value[key]
+        return value
+
+    for place, (kind, table, name) in _ARGS.items():
+        if path[:len(place)] == place and len(path) == len(place) + 1:
+            args = registry.entry(kind, table, at(config, name)).args
+            return _field_default(args, path[-1])
+    return at(base.get_config().to_dict(), path)
+
+
+def _field_default(cls: Any, name: str) -> Any:
+    for field in dataclasses.fields(cls):
+        if field.name == name:
+            if field.default_factory is not dataclasses.MISSING:
+                return field.default_factory()
+            return _MISSING if field.default is dataclasses.MISSING else field.default
+    return _MISSING
+
+
+def _plain(value: Any) -> Any:
+    """As strict JSON can hold it: an unbounded number is the string 'inf'."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _path(workdir: str) -> Path:
+    return Path(workdir) / 'preregistration.json'

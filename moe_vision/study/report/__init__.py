@@ -1,0 +1,92 @@
+"""An analysis in; `report.md`, `report.html`, tables and figures out. Reads no files, no models.
+
+The way through: `answer`, `registered`, `verdicts`, `arms` (what to say) and `*_figures` (what to
+draw) make one `document`, which is written as Markdown and by `page` as HTML; `files` are the
+tables. Everything but `timings.md` and `timings/` follows from the rows alone, byte for byte.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from moe_vision.report.palette import count
+from moe_vision.report.read import as_dict, as_list
+from moe_vision.study.analysis_types import Analysis
+from moe_vision.study.report import files
+from moe_vision.study.report.document import Document, Picture, Section, Text
+
+
+def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]:
+    """Writes the report of a study into the folder `out`.
+
+    Args:
+      timings: {'cells': {arm: {seed: {'seconds', 'images_per_second', 'device', ...}}},
+        'latency': what `study time` measured, or None}.
+      out: the folder; made where it is missing.
+
+    Returns:
+      The paths written, sorted.
+    """
+    from moe_vision.study.report import document, page, pictures, timing
+
+    drawn = list(pictures.every(analysis))
+    whole = _document(analysis, drawn)
+    clock = list(pictures.clock(analysis, as_dict(timings.get('latency'))))
+    made = {
+        'report.md': document.markdown(whole, 'figures'),
+        'report.html': page.render(whole),
+        'timings.md': document.markdown(timing.document(analysis, timings, clock), 'timings'),
+        **{f'tables/{name}': text for name, text in files.tables(analysis).items()},
+        **{f'timings/{name}': files.write(head, rows)
+           for name, (head, rows) in timing.files(analysis, timings).items()},
+        **_drawn('figures', drawn), **_drawn('timings', clock),
+    }  # fmt: skip
+    folder = epath.Path(out)
+    for part in ('tables', 'figures', 'timings'):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name, text in made.items():
+        (folder / name).write_bytes(text.encode('utf-8', 'replace'))
+    return sorted(str(folder / name) for name in made)
+
+
+def _drawn(folder: str, blocks: list[Picture | Text]) -> dict[str, str]:
+    from moe_vision.report import figure
+
+    made = {}
+    for picture in blocks:
+        if isinstance(picture, Picture):
+            made[f'{folder}/{picture.name}.svg'] = figure.alone(picture.svg)
+            made[f'{folder}/{picture.name}.csv'] = files.write(picture.head, picture.rows)
+    return made
+
+
+def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
+    from moe_vision.study.report import answer, arms, limits, registered, verdicts
+
+    agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
+    study = analysis.study
+    primary = [g for g in analysis.gaps.values() if files.confirms(g)]
+    facts = [f'{len(as_dict(study.get("arms")))} arms', f'{len(as_list(study.get("seeds")))} seeds',
+             f'{len(primary)} primary and '
+             f'{len(analysis.gaps) - len(primary)} exploratory comparisons',
+             *(f'{count(n)} test images' for n in limits.images_of(analysis)),
+             f'pre-registration {analysis.hash[:12]}']  # fmt: skip
+    figures = [p for p in drawn if p not in agreement]
+    return Document(str(study.get('name', 'study')), 'Study report', ' · '.join(facts), (
+        answer.section(analysis),
+        registered.section(analysis),
+        verdicts.section(analysis),
+        Section('figures', 'Figures', [*figures, _clock()]),
+        verdicts.per_seed(analysis),
+        arms.section(analysis),
+        arms.collapse(analysis),
+        arms.mechanism(analysis, agreement[0] if agreement else None),
+        registered.problems(analysis),
+        registered.provenance(analysis),
+    ))  # fmt: skip
+
+
+def _clock() -> Text:
+    return Text('Accuracy against latency and throughput depends on a clock: see timings.md.',
+                'note')  # fmt: skip

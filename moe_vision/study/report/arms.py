@@ -1,0 +1,144 @@
+"""What each arm is and did: accuracy and cost, collapse, and why it comes out as it does."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from moe_vision.report.palette import count, plain, short
+from moe_vision.report.read import as_dict
+from moe_vision.study.analysis_types import Analysis, ArmSummary
+from moe_vision.study.report import numbers
+from moe_vision.study.report.document import Block, Name, Picture, Section, Table, Text, Words
+from moe_vision.study.report.files import mechanism_rows
+from moe_vision.study.report.numbers import NONE, spread
+from moe_vision.study.report.verdicts import percent
+
+_HEAD = ('arm', 'seeds', 'accuracy, %', 'validation at the end, %',
+         'selected on validation, %', 'unbounded capacity, %',
+         'diverged', 'FLOPs per image', 'executed', 'ρ place', 'ρ active', 'ρ executed',
+         'parameters', 'active')  # fmt: skip
+_COLLAPSE = ('arm', 'collapsed', 'effective experts', 'fewest', 'of', 'dead experts, at most',
+             'drop rate, %', 'orphan rate, %')  # fmt: skip
+_MECHANISM = ('arm', 'specialisation', 'agreement with the final routes, first; halfway',
+              'shuffled routes cost, pp', 'random routes cost, pp', 'ablating an expert costs, pp',
+              'the costliest, pp', 'router gradient, task', 'router gradient, balance',
+              'task / balance')  # fmt: skip
+
+
+def section(analysis: Analysis) -> Section:
+    """Accuracy, cost and size of every arm."""
+    if not analysis.arms:
+        return Section('arms', 'Arms', [Text('No arm has a row yet.', 'missing')])
+    text = ('Mean ± sd over seeds. ρ place is the share of the same-width dense twin’s FLOPs that '
+            'lies in the replaced blocks, ρ active the share of this arm’s FLOPs spent in the '
+            'chosen experts, ρ executed the share of what runs that is expert buffers, padding '
+            'included.')
+    return Section('arms', 'Arms', [Text(text), Table(_HEAD, [_arm(a) for a in
+                                                              analysis.arms.values()], 'arms')])
+
+
+def _arm(a: ArmSummary) -> list[Words]:
+    accuracy = numbers.pp(a.mean, sign=False)
+    if len(a.values) > 1:
+        accuracy += f' ± {numbers.pp(a.sd, sign=False)}'
+    return [Name(a.name), str(len(a.seeds)), accuracy, spread(a.validation), spread(a.selected),
+            spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), short(a.flops),
+            short(a.flops_executed), *map(percent, (a.rho_place, a.rho_active, a.rho_executed)),
+            count(a.params_total), count(a.params_active)]  # fmt: skip
+
+
+def collapse(analysis: Analysis) -> Section:
+    """Whether experts are in use, per routed arm."""
+    routed = [a for a in analysis.arms.values() if a.routed]
+    if not routed:
+        return Section('collapse', 'Collapse', [Text('No routed arm has a row yet.', 'missing')])
+    lost = [a for a in routed if a.collapsed]
+    text: list[str] = [
+        'On the test set, the worst layer of each run; mean ± sd over seeds. Effective experts '
+        'are 1/Σq² of the load q before capacity; an expert is dead below 1 % of an equal share; '
+        'an orphan is a token all of whose choices were dropped. ']  # fmt: skip
+    if lost:
+        text.append('Collapsed in at least one seed: ')
+        for i, a in enumerate(lost):
+            text += [', ' if i else '', Name(a.name)]
+        text.append('.')
+    else:
+        text.append('No run of these seeds collapsed.')
+    return Section('collapse', 'Collapse', [
+        Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])  # fmt: skip
+
+
+def experts(a: ArmSummary) -> Any:
+    """E of an arm's config, None where it says none."""
+    return as_dict(as_dict(a.config.get('model')).get('moe')).get('num_experts')
+
+
+def _collapse(a: ArmSummary) -> list[Words]:
+    effective = numbers.finite(a.effective_experts)
+    dead = numbers.finite(a.dead_experts)
+    number = experts(a)
+    return [Name(a.name), f'{a.collapsed} of {len(a.seeds)}', spread(effective, _two),
+            f'{min(effective):.2f}' if effective else NONE, str(number) if number else NONE,
+            str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)
+            ]  # fmt: skip
+
+
+def _rate(values: Iterable[float]) -> str:
+    return spread([100 * v for v in numbers.finite(values)], _two)
+
+
+def _two(value: float) -> str:
+    return f'{value:.2f}'
+
+
+def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
+    """Specialisation, agreement, interventions, gradients; and how to read them."""
+    probes: dict[str, dict[str, list[tuple[int, str, Any, float]]]] = {}
+    for arm, seed, quantity, layer, at, value in mechanism_rows(analysis):
+        if numbers.finite([value]):
+            probes.setdefault(arm, {}).setdefault(quantity, []).append((seed, layer, at, value))
+    if not probes:
+        return Section('mechanism', 'Mechanism', [
+            Text('No trained cell was probed, or no routed one: nothing is said about why.',
+                 'missing')])  # fmt: skip
+    blocks: list[Block] = [
+        Text('Mean ± sd over seeds, layers averaged within a seed. Specialisation is I(expert; '
+             'class), corrected for its bias, over the most it could be: 0 is none, 1 is an expert '
+             'per class. Agreement is the share of fixed probe images with the same first choice '
+             'as after training.'),
+        Text('How to read them together: what shuffling the routes costs is what it is worth to '
+             'send a token to its own expert rather than to somebody else’s. Where that is near '
+             'zero the experts are close to interchangeable on these images, however even their '
+             'load and however high their specialisation; where it is large and the gap not '
+             'positive, the experts differ without a gain over the twin that these data show. A '
+             'task gradient far below the balance gradient means that the router learns to '
+             'balance rather than to choose; at k = 1 with gates normalised over the chosen '
+             'experts it is zero by construction.'),
+        Table(_MECHANISM, [_probed(name, of) for name, of in probes.items()], 'mechanism'),
+    ]
+    return Section('mechanism', 'Mechanism', [*blocks, agreement] if agreement else blocks)
+
+
+def _probed(name: str, of: dict[str, list[tuple[int, str, Any, float]]]) -> list[Words]:
+    def seeds(
+        quantity: str, scale: float = 1.0, at: Any = None, worst: bool = False
+    ) -> list[float]:
+        by_seed: dict[int, list[float]] = {}
+        for seed, _, where, value in of.get(quantity, []):
+            if at is None or where == at:
+                by_seed.setdefault(seed, []).append(scale * value)
+        return [max(v) if worst else numbers.mean(v) for v in by_seed.values()]
+
+    epochs = [at for _, _, at, _ in of.get('agreement.with_final', []) if numbers.finite([at])]
+    halfway = sorted(set(epochs))[(len(set(epochs)) - 1) // 2] if epochs else None
+    first, last = (
+        numbers.mean(seeds('agreement.with_final', at=edge)) if epochs else float('nan')
+        for edge in (min(epochs, default=None), halfway))
+    task, balance = seeds('router_gradient.task'), seeds('router_gradient.balance')
+    ratios = [t / b for t, b in zip(task, balance, strict=False) if b]
+    return [
+        Name(name), spread(seeds('specialisation.normalised'), _two),
+        f'{percent(first)}; {percent(last)}' if epochs else NONE,
+        spread(seeds('shuffle_drop', 100)), spread(seeds('random_drop', 100)),
+        spread(seeds('ablation', 100)), spread(seeds('ablation', 100, worst=True)),
+        spread(task, plain), spread(balance, plain), spread(ratios, plain),
+    ]  # fmt: skip

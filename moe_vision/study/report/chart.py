@@ -1,0 +1,205 @@
+"""What all figures of a study share: size, legend, panels, intervals, and the file on its own.
+
+Colour never stands alone: series differ in marker and line too, verdicts in marker and word.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Affine2D
+
+from moe_vision.report import figure, palette
+from moe_vision.report.markup import Markup
+from moe_vision.study.analysis_types import Gap
+from moe_vision.study.report.document import clean_all
+from moe_vision.study.report.numbers import MINUS, finite, pp
+
+WIDTH = 760  # of a picture, CSS pixels
+LETTER = 6.4  # of the legend's text, CSS pixels, rather too wide than too narrow
+_COLOURS = (palette.ACCENT, palette.WARM, '#2a9d74', '#a35bd0', '#b8961e', '#d1477d', '#5f8f9b',
+            '#8a6d5a')  # fmt: skip
+_MARKERS = 'osD^vPX*'
+_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How a series is drawn."""
+
+    colour: str
+    marker: str
+    dashes: tuple[float, ...]
+
+
+def look(index: int) -> Look:
+    """Of the series with this number: eight colours and markers, then other dashes."""
+    return Look(_COLOURS[index % 8], _MARKERS[index % 8], _DASHES[index // 8 % 4])
+
+
+def short(name: str, length: int = 30) -> str:
+    """A name that fits: its middle is left out where it is too long."""
+    name = clean_all(name)
+    half = (length - 1) // 2
+    return name if len(name) <= length else f'{name[: length - 1 - half]}…{name[-half:]}'
+
+
+def legend_lines(names: Sequence[str], width: float = WIDTH) -> list[list[str]]:
+    """The names, cut into lines that fit the width."""
+    lines: list[list[str]] = [[]]
+    used = 0.0
+    for name in names:
+        need = 26 + LETTER * len(name) + 16
+        if lines[-1] and used + need > width - 20:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(name)
+        used += need
+    return [line for line in lines if line]
+
+
+def picture(
+    paint: Callable[[list[Axes]], None],
+    label: str,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    names: Sequence[str] = (),
+    width: int = WIDTH,
+    panel: int = 250,
+    left: int = 62,
+    right: int = 18,
+    between: tuple[int, int] = (62, 30),
+    bottom: int = 42,
+    top: int = 12,
+) -> Markup:
+    """Panels under one legend.
+
+    Args:
+        paint: draws on the axes, given row by row.
+        label: the alternative text.
+        rows, columns: of panels.
+        names: of the series in the legend, number i in `look(i)`.
+        panel: height of the axes of a panel, CSS pixels.
+        between: pixels between neighbouring panels, across and down.
+    """
+    shown = [short(name) for name in names]
+    lines = legend_lines(shown, width)
+    top += 20 * len(lines)
+    height = top + rows * panel + (rows - 1) * between[1] + bottom
+    inner = (width - left - right - (columns - 1) * between[0]) / columns
+
+    def all_panels(axes: Axes) -> None:
+        whole = axes.figure
+        axes.remove()
+        made = [
+            whole.add_axes((
+                (left + c * (inner + between[0])) / width,
+                1 - (top + r * (panel + between[1]) + panel) / height,
+                inner / width, panel / height,
+            ))
+            for r in range(rows) for c in range(columns)
+        ]  # fmt: skip
+        _legend(whole, lines, width, height, left)
+        paint(made)
+
+    return figure.draw(all_panels, clean_all(label), width=width, height=height)
+
+
+def _legend(whole: Any, lines: list[list[str]], width: int, height: int, left: int) -> None:
+    number = 0
+    for i, line in enumerate(lines):
+        x, y = min(left, 20.0), 1 - (12 + 20 * i) / height
+        for name in line:
+            style_ = look(number)
+            key = Line2D([x / width, (x + 20) / width], [y, y], color=style_.colour,
+                         marker=style_.marker, markersize=5, linewidth=1.6)  # fmt: skip
+            if style_.dashes:
+                key.set_dashes(style_.dashes)
+            whole.add_artist(key)
+            whole.text((x + 26) / width, y, name, va='center', fontsize=10.5, color=palette.INK)
+            x += 26 + LETTER * len(name) + 16
+            number += 1
+
+
+def limits(gaps: Iterable[Gap], margin: float) -> tuple[float, float]:
+    """The range of gaps, pp, that a picture shows: intervals, zero and margin.
+
+    Gaps with a diverged run do not stretch it while there are others: they are marked at its edge.
+    """
+    gaps = [g for g in gaps if math.isfinite(g.estimate.mean)]
+    calm = [g for g in gaps if not g.diverged] or gaps
+    ends = [v for g in calm for v in (g.estimate.low, g.estimate.high, g.estimate.mean)]
+    ends = finite([*ends, 0.0, *([-margin, margin] if math.isfinite(margin) else [])])
+    pad = 0.06 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - pad, max(ends) + pad
+
+
+def ground(axes: Axes, margin: float, span: tuple[float, float], *, across: bool = False) -> None:
+    """Zero line and margin band, gaps on the y axis (`across`: on the x axis)."""
+    line = axes.axvline if across else axes.axhline
+    if math.isfinite(margin):
+        (axes.axvspan if across else axes.axhspan)(-margin, margin, color=palette.MUTED, alpha=0.13,
+                                                   linewidth=0, zorder=0)  # fmt: skip
+    line(0, color=palette.INK, linewidth=1, zorder=1)
+    (axes.set_xlim if across else axes.set_ylim)(*span)
+    axis = axes.xaxis if across else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:+.3g}'.replace('-', MINUS)
+                                           if abs(v) > 1e-9 else '0'))  # fmt: skip
+
+
+def whisker(
+    axes: Axes, at: float, gap: Gap, span: tuple[float, float], colour: str, marker: str,
+    *, filled: bool = True, across: bool = False, shift: float = 0.0,
+) -> None:  # fmt: skip
+    """One gap with its interval; at the edge, with its number, where the picture ends before it.
+
+    Args:
+        at: place on the other axis.
+        shift: moved by so many pixels along it.
+    """
+    e = gap.estimate
+    if not math.isfinite(e.mean):
+        return
+    by = (0, shift) if across else (shift, 0)
+    move = axes.transData + Affine2D().translate(*by)
+
+    def plot(values: list[float], **kind: Any) -> None:
+        other = [at] * len(values)
+        axes.plot(*((values, other) if across else (other, values)), transform=move,
+                  color=colour, **kind)  # fmt: skip
+
+    if math.isfinite(e.low) and math.isfinite(e.high):
+        low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
+        plot([low, high], linewidth=1.5, zorder=3)
+        ends = [v for v in (e.low, e.high) if span[0] <= v <= span[1]]
+        plot(ends, linestyle='none', marker='|' if across else '_', markersize=7, zorder=3)
+    inside = span[0] <= e.mean <= span[1]
+    room = 0 if inside else 0.015 * (span[1] - span[0])
+    mean = min(max(e.mean, span[0] + room), span[1] - room)
+    edge = {(False, False): '^', (False, True): '>'}.get((e.mean < mean, across)) or (
+        '<' if across else 'v')
+    plot([mean], marker=marker if inside else edge, markersize=7, zorder=4, clip_on=inside,
+         markerfacecolor=colour if filled else palette.PAPER, markeredgewidth=1.5)  # fmt: skip
+    if not inside and not across:
+        aside = (8 + shift, 6 if e.mean < mean else -6)
+        axes.annotate(f'{pp(e.mean)} pp', (at, mean), xytext=aside, textcoords='offset pixels',
+                      fontsize=9, color=colour, va='center')  # fmt: skip
+
+
+def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
+    """A logarithmic x axis with ticks at 1, 2, 5 times powers of ten (or powers, when many)."""
+    low, high = min(values), max(values)
+    axes.set_xscale('log')
+    axes.set_xlim(low / (high / low) ** 0.06 / 1.08, high * (high / low) ** 0.06 * 1.08)
+    left, right = axes.get_xlim()
+    steps = (1, 2, 5) if right / left < 300 else (1, 3) if right / left < 3000 else (1,)
+    powers = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
+    ticks = [s * 10.0**n for n in powers for s in steps]
+    axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if left <= t <= right]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: form(v)))

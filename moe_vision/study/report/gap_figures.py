@@ -1,0 +1,214 @@
+"""Pictures of gaps: all verdicts, against ρ, against the slots of a soft layer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from moe_vision.report import palette
+from moe_vision.report.read import as_dict
+from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.report import chart, numbers
+from moe_vision.study.report.chart import look, short
+from moe_vision.study.report.document import Picture
+from moe_vision.study.report.files import confirms, rows_of
+
+ORDER = ('gap_pp', 'low_pp', 'high_pp', 'level', 'seeds', 'verdict', 'primary', 'cost')
+_MARKS = {'positive': (palette.ACCENT, '^'), 'negative': (palette.WARM, 'v'),
+          'equivalent': (palette.INK, 's'), 'inconclusive': (palette.MUTED, 'o')}  # fmt: skip
+HOW = ('Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
+        'equivalence. ')
+_FILLED = 'Filled: primary; hollow: exploratory. '
+Series = Mapping[str, Sequence[str]]
+
+
+class NoData(Exception):
+    """Nothing to draw; says why."""
+
+
+def row_of(g: Gap) -> list[Any]:
+    e = g.estimate
+    return [e.mean, e.low, e.high, e.level, e.n, g.verdict, confirms(g), g.cost]
+
+
+def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
+    outside = any(not span[0] <= g.estimate.mean <= span[1] for g in gaps)
+    return ('Arrows at the edge: gaps with a diverged run, which lie outside of the picture. '
+            if outside else '')
+
+
+def found_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
+    """The gaps of each series that have a mean."""
+    known = {n: g for n, g in analysis.gaps.items() if math.isfinite(g.estimate.mean)}
+    found = {s: [known[n] for n in names if n in known] for s, names in series.items()}
+    if not any(found.values()):
+        raise NoData('none of its comparisons has a pair of rows yet')
+    return {s: gaps for s, gaps in found.items() if gaps}
+
+
+def margin_of(analysis: Analysis) -> float:
+    return next(iter(numbers.finite([analysis.study.get('margin')])), math.nan)
+
+
+def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
+    """Every comparison with its interval, one line each, primary ones first."""
+    del series
+    known = [g for g in analysis.gaps.values() if math.isfinite(g.estimate.mean)]
+    gaps = sorted(known, key=lambda g: not confirms(g))
+    if not gaps:
+        raise NoData('no comparison has a pair of rows yet')
+    margin = margin_of(analysis)
+    span = chart.limits(gaps, margin)
+    split = sum(map(confirms, gaps))
+    places = [i + (0.8 if i >= split > 0 else 0) for i in range(len(gaps))]
+    longest = max(len(short(g.name, 34)) for g in gaps)
+
+    def paint(panels: list[Axes]) -> None:
+        axes = panels[0]
+        axes.grid(False, axis='y')
+        axes.grid(True, axis='x')
+        chart.ground(axes, margin, span, across=True)
+        for place, g in zip(places, gaps, strict=True):
+            colour, marker = _MARKS.get(g.verdict, (palette.MUTED, 'o'))
+            chart.whisker(axes, place, g, span, colour, marker, across=True, filled=confirms(g))
+            e = g.estimate
+            text = numbers.pp(e.mean)
+            if math.isfinite(e.low):
+                text += f' [{numbers.pp(e.low)}, {numbers.pp(e.high)}]'
+            for x, words in ((10, g.verdict), (88, text), (236, numbers.times(g.cost))):
+                axes.annotate(words, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(x, 0),
+                              textcoords='offset pixels', va='center', fontsize=10,
+                              color=palette.INK if confirms(g) else palette.MUTED)  # fmt: skip
+        axes.set_ylim(places[-1] + 0.7, -0.7)
+        axes.yaxis.set_major_locator(FixedLocator(places))
+        axes.set_yticklabels([short(g.name, 34) for g in gaps])
+        if 0 < split < len(gaps):
+            axes.axhline(split - 0.1, color=palette.MUTED, linewidth=0.8, dashes=(2, 3))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlabel('gap, pp', fontsize=10)
+
+    svg = chart.picture(paint, f'{title}: ' + '; '.join(
+        f'{g.name} {g.verdict} {numbers.pp(g.estimate.mean)} pp' for g in gaps),
+        panel=max(60, round(24 * (places[-1] + 1.4))), left=24 + round(6.1 * longest), right=300,
+        width=960)  # fmt: skip
+    how = HOW + ('Primary comparisons stand above the dashed line and are filled; exploratory '
+                  'ones are hollow. ' if 0 < split < len(gaps) else '') + (
+        'At the right: verdict, gap with its interval, FLOPs over those of the baseline. '
+        ) + edge(gaps, span)
+    return Picture(name, title, svg, how.strip(), ('comparison', *ORDER),
+                   [[g.name, *row_of(g)] for g in gaps])  # fmt: skip
+
+
+def _curves(
+    axes: Axes, found: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
+) -> None:
+    """One line and its whiskers per series, set a little apart sideways."""
+    for i, gaps in enumerate(found.values()):
+        style, shift = look(i), 5.0 * (i - (len(found) - 1) / 2)
+        known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
+        for a, b in zip(known, known[1:], strict=False):
+            if all(span[0] <= g.estimate.mean <= span[1] for g in (a, b)):
+                axes.plot([x[a.name], x[b.name]], [a.estimate.mean, b.estimate.mean],
+                          color=style.colour, linewidth=1.1, alpha=0.55, zorder=2,
+                          dashes=style.dashes or (None, None))  # fmt: skip
+        for g in known:
+            chart.whisker(axes, x[g.name], g, span, style.colour, style.marker, filled=confirms(g),
+                          shift=shift)  # fmt: skip
+
+
+def _against(
+    analysis: Analysis, name: str, title: str, found: dict[str, list[Gap]], x: dict[str, float],
+    column: str, finish: Any, how: str,
+) -> Picture:  # fmt: skip
+    """Gaps over a number of their arm: `x[comparison]`, told as `column`."""
+    margin = margin_of(analysis)
+    gaps = [g for of in found.values() for g in of if g.name in x]
+    span = chart.limits(gaps, margin)
+
+    def paint(panels: list[Axes]) -> None:
+        axes = panels[0]
+        chart.ground(axes, margin, span)
+        finish(axes)
+        _curves(axes, found, x, span)
+        axes.set_ylabel('gap, pp', fontsize=10)
+
+    label = f'{title}: ' + '; '.join(f'{g.name} at {column} {x[g.name]:.4g}: '
+                                     f'{numbers.pp(g.estimate.mean)} pp' for g in gaps)
+    svg = chart.picture(paint, label, names=list(found), panel=290)
+    apart = 'Series are set a few pixels apart sideways. ' if len(found) > 1 else ''
+    rows = [[s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
+            for s, of in found.items() for g in of if g.name in x]  # fmt: skip
+    head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
+    return Picture(name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(),
+                   head, rows)  # fmt: skip
+
+
+def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
+    """Gap against rho_place of the arm, one curve per family."""
+    found = found_of(analysis, series)
+    x = {g.name: g.rho_place for of in found.values() for g in of if g.rho_place > 0}
+    if not x:
+        raise NoData('none of its arms has a ρ above zero')
+    log = max(x.values()) / min(x.values()) > 8
+
+    def finish(axes: Axes) -> None:
+        if log:
+            chart.log_ticks(axes, list(x.values()), palette.axis_percent)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.axis_percent(v)))
+            axes.margins(x=0.08)
+        scale = ' (logarithmic)' if log else ''
+        axes.set_xlabel(f'ρ: share of the dense twin’s FLOPs in the replaced blocks{scale}',
+                        fontsize=10)  # fmt: skip
+
+    return _against(analysis, name, title, found, x, 'rho_place', finish, '')
+
+
+def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
+    """Gap against E * slots per expert of the arm, one curve per axis; classes are marked."""
+    found = found_of(analysis, series)
+    x = {}
+    for gaps in found.values():
+        for g in gaps:
+            slots = _slots(analysis, g.arm)
+            if slots:
+                x[g.name] = slots
+    if not x:
+        raise NoData('none of its arms says how many experts it has')
+    classes = sorted({int(row['num_classes']) for of in found.values() for g in of
+                      for row in rows_of(analysis).get(g.arm, {}).values()
+                      if numbers.finite([row.get('num_classes')])})  # fmt: skip
+
+    def finish(axes: Axes) -> None:
+        places = sorted({*x.values(), *classes})
+        axes.set_xscale('log', base=2)
+        for number in classes:
+            axes.axvline(number, color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+            axes.annotate(f'{number} classes', (number, 1), xycoords=axes.get_xaxis_transform(),
+                          xytext=(6, -3), textcoords='offset pixels', fontsize=9.5,
+                          color=palette.MUTED, va='top')  # fmt: skip
+        axes.set_xlim(places[0] / 1.35, places[-1] * 1.35)
+        axes.xaxis.set_major_locator(FixedLocator(sorted(set(x.values()))))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+        axes.set_xlabel('E · slots per expert (logarithmic)', fontsize=10)
+
+    how = 'Dashed line: the number of classes. ' if classes else ''
+    return _against(analysis, name, title, found, x, 'experts_times_slots', finish, how)
+
+
+def moe_of(analysis: Analysis, arm: str) -> dict[str, Any]:
+    """The `model.moe` part of an arm's config; {} where it is not known."""
+    registered = as_dict(as_dict(analysis.study.get('arms')).get(arm)).get('config')
+    config = (analysis.arms[arm].config if arm in analysis.arms else {}) or as_dict(registered)
+    return as_dict(as_dict(config.get('model')).get('moe'))
+
+
+def _slots(analysis: Analysis, arm: str) -> float:
+    moe = moe_of(analysis, arm)
+    per_expert = as_dict(moe.get('router_args')).get('slots_per_expert', 1)
+    found = numbers.finite([moe.get('num_experts'), per_expert])
+    return found[0] * found[1] if len(found) == 2 else 0.0

@@ -1,0 +1,80 @@
+"""What a study's data do not say, in sentences made from its numbers."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.report import numbers
+from moe_vision.study.report.document import Name, Words
+from moe_vision.study.report.files import rows_of
+from moe_vision.study.report.numbers import p_value, pp, several
+
+
+def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
+    """One point each; `primary` are the comparisons that the pre-registration covers."""
+    undecided = sum(g.verdict == 'inconclusive' for g in primary)
+    if undecided:
+        yield (f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive: '
+               'a large p is no sign that two arms are alike, only that these seeds cannot tell '
+               'them apart. Only the verdict “equivalent” says that a gap is small, and it says so '
+               'within the margin.')
+    yield from _test_set(analysis, primary)
+    yield from _otherwise(analysis, primary)
+    exploratory = len(analysis.gaps) - len(primary)
+    if exploratory:
+        yield (f'Verdicts on the {several(exploratory, "exploratory comparison")} hold one at a '
+               'time and are not corrected for their number: some are to be expected by chance.')
+    lost = [Name(f'{a.name} seed {s}') for a in analysis.arms.values() for s in a.diverged]
+    if lost:
+        yield [f'{several(len(lost), "run")} diverged and counted as chance: ', *joined(lost),
+               '. A gap that rests on such a run says that training fails, not how accurate a '
+               'trained network is; it is shown with and without.']  # fmt: skip
+    yield ('Only these networks, this data set and this length of training were compared: other '
+           'sizes are not covered. Costs in FLOPs are counted; time depends on the machine and '
+           'stands in timings.md.')
+
+
+def images_of(analysis: Analysis) -> list[int]:
+    """The sizes of test set that the rows name, without repeats."""
+    rows = (row for of_arm in rows_of(analysis).values() for row in of_arm.values())
+    found = {row.get('images') for row in rows}
+    return sorted(n for n in found if isinstance(n, int) and n > 0)
+
+
+def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
+    for images in images_of(analysis):
+        yield (f'The test set has {images:,} images: accuracies move in steps of '
+               f'{pp(100 / images, sign=False)} pp, and a gap smaller than that in every seed '
+               'cannot be seen.')
+    error = numbers.finite(g.image_error for g in primary or analysis.gaps.values())
+    text = 'The intervals hold over training seeds, on this one test set. '
+    if error:
+        low, high = pp(min(error), sign=False), pp(max(error), sign=False)
+        yield (text + 'That it is finite adds a standard error of its own to each mean gap, '
+               f'{low if low == high else f"{low} to {high}"} pp here, which no number of seeds '
+               'makes smaller.')
+    elif analysis.gaps:
+        yield text + 'What its finite size adds could not be told from these rows.'
+
+
+def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
+    """Where the registered answer and the other ways of asking disagree."""
+    turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
+    if turned:
+        yield ['At the checkpoint selected on validation the mean gap has the other sign: ',
+               *joined([Name(g.name) for g in turned]), '.']  # fmt: skip
+    alpha = numbers.finite([analysis.study.get('alpha')])
+    weak = [g for g in primary if g.verdict in ('positive', 'negative')
+            and alpha and math.isfinite(g.p_sign_flip) and g.p_sign_flip > alpha[0]]  # fmt: skip
+    for g in weak:
+        yield ['The exact sign-flip test does not bear out ', Name(g.name), ': its p is '
+               f'{p_value(g.p_sign_flip)}, uncorrected; the verdict rests on the t-test and so on '
+               'gaps that are normally distributed.']  # fmt: skip
+
+
+def joined(names: Sequence[Name]) -> list[str]:
+    """Names with commas between them."""
+    out: list[str] = []
+    for i, name in enumerate(names):
+        out += [', ' if i else '', name]
+    return out

@@ -1,0 +1,61 @@
+"""Which figures a study asks for, each drawn or with the line that says why it is not."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moe_vision.report.read import as_dict, as_list
+from moe_vision.study.analysis_types import Analysis
+from moe_vision.study.report import gap_figures, k_figure, timing, training_figures
+from moe_vision.study.report.document import Picture, Text
+
+_KINDS = {
+    'gap_against_rho': gap_figures.against_rho,
+    'k_ablation': k_figure.k_ablation,
+    'soft_axis': gap_figures.soft_axis,
+    'traces': training_figures.traces,
+}
+
+
+def every(analysis: Analysis) -> Iterator[Picture | Text]:
+    """All verdicts, the figures that the study declares, agreement of routes where probed."""
+    yield _draw(gap_figures.verdicts, analysis, 'verdicts', 'All comparisons', {})
+    for kind, name, title, series in _declared(analysis):
+        if kind in _KINDS:
+            yield _draw(_KINDS[kind], analysis, name, title, series)
+        elif kind != 'wall_clock':
+            yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known are '
+                       f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')  # fmt: skip
+    try:
+        yield training_figures.agreement(analysis, 'agreement', 'Agreement of routes')
+    except gap_figures.NoData:
+        pass  # the section says that nothing was probed
+
+
+def clock(analysis: Analysis, latency: Mapping[str, Any]) -> Iterator[Picture | Text]:
+    """The figures that depend on a clock: those declared, or one of all that was measured."""
+    asked = [d for d in _declared(analysis) if d[0] == 'wall_clock']
+    if not asked and latency:
+        asked = [('wall_clock', 'wall_clock', 'Accuracy against latency and throughput', {})]
+    for _, name, title, series in asked:
+        yield timing.wall_clock(analysis, latency, name, title, series)
+
+
+def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, list[str]]]]:
+    """(kind, name of its files, title, series) of every declared figure."""
+    seen: dict[str, int] = {}
+    for figure in map(as_dict, as_list(analysis.study.get('figures'))):
+        kind = str(figure.get('kind', ''))
+        seen[kind] = seen.get(kind, 0) + 1
+        name = kind if seen[kind] == 1 else f'{kind}_{seen[kind]}'
+        series = {str(label): [str(m) for m in members or ()]
+                  for label, members in as_dict(figure.get('series')).items()}  # fmt: skip
+        yield kind, name, str(figure.get('title') or kind), series
+
+
+def _draw(
+    draw: Any, analysis: Analysis, name: str, title: str, series: Mapping[str, list[str]]
+) -> Picture | Text:
+    try:
+        return draw(analysis, name, title, series)
+    except gap_figures.NoData as why:
+        return Text(f'Figure “{title}” is left out: {why}.', 'missing')

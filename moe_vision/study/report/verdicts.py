@@ -1,0 +1,137 @@
+"""The tables of verdicts, of tests and of every value behind them."""
+
+import math
+from collections.abc import Sequence
+
+from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.report import numbers
+from moe_vision.study.report.answer import standing
+from moe_vision.study.report.document import (
+    Block,
+    Heading,
+    Name,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    Words,
+)
+from moe_vision.study.report.files import confirms, diverged, flags
+from moe_vision.study.report.numbers import level, p_value, pp, times
+
+_HEAD = ('comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds', 'cost, FLOPs',
+         'cost, executed', 'expected', 'arm − baseline', 'note')  # fmt: skip
+_TESTS = ('comparison', 'sd, pp', 'effect size d_z', 'p (paired t)', 'p, Holm',
+          'p (sign flip)', 'p (TOST)', 'p (TOST), Holm', 'smallest gap found, pp', 'correlation',
+          'error of the test set, pp')  # fmt: skip
+_OTHER = ('comparison', 'final, pp', 'selected on validation, pp', 'without diverged runs, pp',
+          'cost, FLOPs', 'parameters', 'ρ of the arm')  # fmt: skip
+
+
+def section(analysis: Analysis) -> Section:
+    """Primary comparisons first; the exploratory ones under a heading that says so."""
+    primary = [g for g in analysis.gaps.values() if confirms(g)]
+    other = [g for g in analysis.gaps.values() if not confirms(g)]
+    blocks: list[Block] = [Text(
+        'Equivalence is tested first (two one-sided tests against the margin), then the gap '
+        '(paired t-test). Gaps are accuracies of the arm less those of the baseline, after the '
+        'last step, in percentage points; the interval is a t-interval over seeds at the level '
+        'of the verdict it stands beside. Cost is FLOPs per image over those of the baseline: '
+        'what the active experts need, and what the padded buffers execute.')]  # fmt: skip
+    if primary:
+        blocks += [Heading('Primary comparisons'), _verdicts(primary)]
+    if other:
+        blocks += [
+            Heading('Exploratory comparisons'),
+            Text('Outside the family that the correction holds for: each verdict stands alone, at '
+                 'its own level, and confirms nothing.'),
+            _verdicts(other),
+        ]
+    if not analysis.gaps:
+        return Section('verdicts', 'Verdicts', [Text('No comparison has a row yet.', 'missing')])
+    every = primary + other
+    blocks += [
+        Heading('Tests'),
+        Text('Holm’s correction holds over the primary comparisons; the sign-flip test is exact, '
+             'two-sided and uncorrected, as a check that does not rest on a distribution. The '
+             'smallest gap found is what a paired t-test finds with 80 % power, given this sd and, '
+             'for primary comparisons, the strictest level of the correction. Correlation is that '
+             'of the two arms over seeds: pairing helps where it is above zero.'),
+        Table(_TESTS, [_tests(g) for g in every], 'tests'),
+        Heading('The same gaps, measured otherwise'),
+        Text('At the checkpoint that was best on validation; and without the pairs in which a run '
+             'diverged (such a run scores chance elsewhere).'),
+        Table(_OTHER, [_otherwise(g) for g in every], 'the same gaps, measured otherwise'),
+    ]
+    return Section('verdicts', 'Verdicts', blocks)
+
+
+def _verdicts(gaps: Sequence[Gap]) -> Table:
+    return Table(_HEAD, [_verdict(g) for g in gaps], 'verdicts')
+
+
+def _verdict(g: Gap) -> list[Words]:
+    e = g.estimate
+    expected = '' if g.expected in ('', 'none') else f'{g.expected}: ' + (
+        standing(g.expected, g.verdict))
+    notes = [note for note in (g.note, *flags(g)) if note]
+    return [Name(g.name), Verdict(g.verdict), pp(e.mean),
+            numbers.between(e.low, e.high), level(e.level), str(e.n), times(g.cost),
+            times(g.cost_executed), expected or numbers.NONE,
+            [Name(g.arm), ' − ', Name(g.baseline)], '; '.join(notes)]  # fmt: skip
+
+
+def _tests(g: Gap) -> list[Words]:
+    return [Name(g.name), pp(g.estimate.sd, sign=False),
+            numbers.plain(g.effect_size), p_value(g.p), p_value(g.p_holm), p_value(g.p_sign_flip),
+            p_value(g.p_tost), p_value(g.p_tost_holm), pp(g.mde, sign=False),
+            numbers.plain(g.correlation, 2), pp(g.image_error, sign=False)]  # fmt: skip
+
+
+def _otherwise(g: Gap) -> list[Words]:
+    without = 'none diverged'
+    if g.diverged:
+        runs = numbers.several(g.diverged, 'run')
+        without = f'{numbers.estimate(g.without_diverged)}, {runs} left out'
+    return [Name(g.name), numbers.estimate(g.estimate), numbers.estimate(g.selected), without,
+            times(g.cost), times(g.params), percent(g.rho_place)]  # fmt: skip
+
+
+def percent(share: float) -> str:
+    """A share, `38.2 %`."""
+    return f'{100 * share:.3g} %' if math.isfinite(share) else numbers.NONE
+
+
+def per_seed(analysis: Analysis) -> Section:
+    """Every gap and every accuracy, one column per seed; diverged runs are marked."""
+    gaps, arms = analysis.gaps.values(), analysis.arms.values()
+    seeds = sorted({s for of in (*gaps, *arms) for s in of.seeds})
+    if not seeds:
+        nothing = Text('No seed has been run yet.', 'missing')
+        return Section('seeds', 'Per seed', [nothing])
+    head = [f'seed {s}' for s in seeds]
+
+    def row(found: dict[int, float], lost: Sequence[int], sign: bool) -> list[str]:
+        return [(pp(found[s], sign=sign) + (' †' if s in lost else '')) if s in found else ''
+                for s in seeds]  # fmt: skip
+
+    of_gaps = [
+        [Name(g.name), *row(
+            {s: a - b for s, a, b in zip(g.seeds, g.arm_values, g.baseline_values, strict=True)},
+            [*diverged(analysis, g.arm), *diverged(analysis, g.baseline)], True),
+         pp(g.estimate.mean)]
+        for g in gaps
+    ]  # fmt: skip
+    of_arms = [
+        [Name(a.name), *row(dict(zip(a.seeds, a.values, strict=False)), a.diverged, False),
+         pp(a.mean, sign=False)]
+        for a in arms
+    ]  # fmt: skip
+    text = ('Accuracy after the last step. The seed is the unit of replication: pairs share their '
+            'data order, augmentation and the first values of common parameters. An empty cell '
+            'has no row, or no pair. † a run of it diverged and scores chance.')
+    return Section('seeds', 'Per seed', [
+        Text(text),
+        Heading('Gaps, pp'), Table(['comparison', *head, 'mean'], of_gaps, 'gap per seed'),
+        Heading('Accuracies, %'), Table(['arm', *head, 'mean'], of_arms, 'accuracy per seed'),
+    ])  # fmt: skip

@@ -1,0 +1,237 @@
+"""One cell's result as a row: made from its run's folder, written whole, read with suspicion.
+
+A row holds no clock, no host and no path, so that a study that was killed and continued has the
+bytes of one that was not. What depends on the clock is written beside it, under W/timings.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_vision.errors import nearest
+from moe_vision.files import write_json
+from moe_vision.study import registration
+
+_OF_LAYER = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
+             'temperature', 'max_over_mean')
+_FACTS = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
+          'flops_executed')
+_KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', 'preregistration', 'result', 'num_classes',
+         'images', 'versions', 'device')
+
+Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
+
+
+def path(workdir: str, arm: str, seed: int) -> Path:
+    return Path(workdir) / 'rows' / arm / f'seed_{seed}.json'
+
+
+def collect(folder: str, study: str, arm: str, seed: int, digest: str,
+            error: str | None = None) -> dict[str, Any]:
+    """The row of a run that ended, from the files of its folder alone.
+
+    Args:
+      folder: of the run.
+      digest: the pre-registration's hash.
+      error: what made the loss not finite, or None.
+    """
+    from moe_vision import config, metrics
+
+    run = Path(folder)
+    about = json.loads((run / 'config.json').read_text())
+    used = config.from_dict(about['config'])
+    row = {
+        'study': study, 'arm': arm, 'seed': seed, 'run_seed': used.seed, 'preregistration': digest,
+        'status': 'diverged' if error else 'done', 'error': (error or '').split(';')[0],
+        'config': registration.resolved(used), 'versions': about['versions'],
+        'git_commit': about['git_commit'], 'device': about['device'],
+        'num_classes': about['dataset']['num_classes'],
+        'images': about['dataset']['split_sizes']['test'],
+        'result': {k: about['preflight'][k] for k in _FACTS}, 'correct': '', 'layers': {}}
+    if not error:
+        result = json.loads((run / 'result.json').read_text())
+        test = json.loads((run / 'evaluation.json').read_text())
+        row['result'] = {k: v for k, v in result.items() if k != 'images_per_second'}
+        row['correct'] = test.get('correct', '')
+        row['layers'] = {name: {k: v for k, v in layer.items() if k != 'expert_by_class'}
+                         for name, layer in test['layers'].items()}
+    row['curve'] = [
+        {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
+        | {'layers': {n: {k: x[k] for k in _OF_LAYER} for n, x in r['layers'].items()}}
+        for r in metrics.read(folder) if r['split'] == 'validation']
+    probed = run / 'mechanism.json'
+    row['mechanism'] = json.loads(probed.read_text()) if probed.exists() and not error else None
+    return row
+
+
+def images_per_second(folder: str) -> float | None:
+    """Of a run that ended: while training, compiling and evaluations left out."""
+    return json.loads((Path(folder) / 'result.json').read_text())['images_per_second']
+
+
+def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+    """Writes the timing, then the row: where a row is, the cell is done."""
+    to = path(workdir, row['arm'], row['seed'])
+    beside = Path(workdir) / 'timings' / row['arm'] / to.name
+    for file, value in ((beside, timing), (to, row)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, dict(value))
+
+
+def set_aside(workdir: str, arm: str, seed: int) -> Path | None:
+    """Renames a row's file, so that the cell can be run again and nothing is lost."""
+    file = path(workdir, arm, seed)
+    number = 1
+    while (to := file.with_name(f'{file.name}.set_aside_{number}')).exists():
+        number += 1
+    try:
+        return file.rename(to)
+    except FileNotFoundError:
+        return None
+
+
+def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, list[str]]:
+    """The rows that can be used, by arm and seed in the record's order; and what is to be told.
+
+    A row of another pre-registration is kept and told. A row whose accuracy is not a number counts
+    as diverged. One that is not of this study or cannot be read is told and left out. Nothing is
+    changed on disk.
+    """
+    found: Rows = {arm: {} for arm in record['arms']}
+    problems = []
+    root = Path(workdir) / 'rows'
+    for file in sorted(p for p in root.glob('*/*') if not p.name.startswith('.')):
+        if '.set_aside_' in file.name:
+            continue
+        try:
+            row = _read(file, record)
+        except ValueError as e:
+            problems.append(f'{file.relative_to(workdir)}: {e}; it is left out.')
+            continue
+        arm, seed = row['arm'], row['seed']
+        found[arm][seed] = row
+        if row['preregistration'] != digest:
+            problems.append(f'{arm} seed {seed}: of another pre-registration '
+                            f'({str(row["preregistration"])[:16]}, here {digest[:16]}); what it '
+                            'takes part in is exploratory.')
+        if row['status'] == 'diverged':
+            why = row.get('error') or 'no reason told'
+            problems.append(f'{arm} seed {seed}: diverged ({why}); it counts as chance.')
+    rows = {arm: {s: found[arm][s] for s in record['seeds'] if s in found[arm]} for arm in found}
+    return rows, [*problems, *_commits(rows), *_missing(rows, record)]
+
+
+def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any] | None:
+    """The row of a cell where there is one that `read` would keep."""
+    try:
+        return _read(path(workdir, arm, seed), record)
+    except ValueError:
+        return None
+
+
+def timings(workdir: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Every timing that can be read: arm -> seed -> what `write` was given."""
+    out: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in sorted((Path(workdir) / 'timings').glob('*/seed_*.json')):
+        try:
+            value = json.loads(file.read_text())
+            seed = int(file.stem.removeprefix('seed_'))
+        except (OSError, ValueError):
+            continue
+        if isinstance(value, dict):
+            out.setdefault(file.parent.name, {})[seed] = value
+    return out
+
+
+def write_latency(workdir: str, found: Mapping[str, Any]) -> Path:
+    """Writes what `latency.measure` found; returns where."""
+    file = Path(workdir) / 'timings' / 'latency.json'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, dict(found))
+    return file
+
+
+def latency(workdir: str) -> dict[str, Any] | None:
+    """What `write_latency` wrote, or None."""
+    try:
+        return json.loads((Path(workdir) / 'timings' / 'latency.json').read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The row in a file, checked. Raises ValueError with what is wrong."""
+    arm, number = file.parent.name, re.fullmatch(r'seed_(\d+)\.json', file.name)
+    if arm not in record['arms']:
+        raise ValueError(f"unknown arm '{arm}'{nearest(arm, record['arms']) or '.'}"
+                         .removesuffix('.'))
+    if not number:
+        raise ValueError('not the name of a row, seed_NUMBER.json')
+    seed = int(number[1])
+    if seed not in record['seeds']:
+        raise ValueError(f'seed {seed} is not one of the study ({_listed(record["seeds"])})')
+    try:
+        row = json.loads(file.read_text(encoding='utf-8'))
+    except OSError as e:
+        raise ValueError(f'cannot be read ({e.strerror})') from e
+    except ValueError as e:
+        raise ValueError(f'half-written or damaged, not JSON ({e})') from e
+    lacking = [k for k in _KEYS if k not in row] if isinstance(row, dict) else ['an object']
+    if lacking:
+        raise ValueError(f'half-written or damaged, it lacks {", ".join(lacking)}')
+    if (row['arm'], row['seed']) != (arm, seed):
+        raise ValueError(f"it says arm '{row['arm']}' seed {row['seed']}, unlike its name")
+    if row['status'] not in ('done', 'diverged'):
+        raise ValueError(f"its status is '{row['status']}', not done or diverged")
+    wanted = seed + record['arms'][arm]['seed_offset']
+    if row['run_seed'] != wanted:
+        raise ValueError(f"its run's seed is {row['run_seed']}, not {wanted}")
+    try:
+        other = registration.same_config(record['arms'][arm]['config'], row['config'])
+    except (TypeError, AttributeError) as e:
+        raise ValueError('half-written or damaged, its config is no config') from e
+    if other:
+        raise ValueError(f"its config is not the arm's: {other}")
+    if not isinstance(row['result'], dict):
+        raise ValueError('half-written or damaged, its result is no object')
+    if row['status'] == 'done' and not _share(row['result'].get('test_accuracy')):
+        row |= {'status': 'diverged', 'error': 'test_accuracy is '
+                f'{row["result"].get("test_accuracy")}, not a share'}
+    return row
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1
+
+
+def _commits(rows: Rows) -> Iterator[str]:
+    """A line for every commit of the code but the one most rows come from."""
+    of: dict[str, list[str]] = {}
+    for arm, seeds in rows.items():
+        for seed, row in seeds.items():
+            of.setdefault(str(row.get('git_commit')), []).append(f'{arm} seed {seed}')
+    usual, *others = sorted(of, key=lambda c: (-len(of[c]), c)) or ['']
+    for commit in others:
+        yield (f'of another commit of the code ({_short(commit)}, most rows have {_short(usual)}): '
+               f'{", ".join(of[commit])}.')
+    changed = sum(len(cells) for commit, cells in of.items() if commit.endswith('+changes'))
+    if changed:
+        yield f'{changed} of the rows were made by code with changes that are in no commit.'
+
+
+def _short(commit: str) -> str:
+    return commit.removesuffix('+changes')[:10] + commit[len(commit.removesuffix('+changes')):]
+
+
+def _missing(rows: Rows, record: Mapping[str, Any]) -> Iterator[str]:
+    for arm, seeds in rows.items():
+        lacking = [s for s in record['seeds'] if s not in seeds]
+        if lacking:
+            yield f'{arm}: no row for seed {_listed(lacking)}.'
+
+
+def _listed(seeds: list[int]) -> str:
+    return ', '.join(map(str, seeds))

@@ -1,0 +1,90 @@
+"""What a study file declares. Plain Python: read and checked without importing jax.
+
+An arm is one config, a cell one arm × one seed, a comparison two arms paired by seed. Accuracies
+and gaps are told in percentage points (pp).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Verdict = Literal['positive', 'negative', 'equivalent', 'inconclusive']
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One config: a file, and keys set otherwise ({'model.moe.k': 1})."""
+
+    config: str  # as for --config, relative to the repository
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seed_offset: int = 0  # added to each seed: the same config again, with other seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """accuracy(arm) - accuracy(baseline), paired by seed: one cell of the table of verdicts."""
+
+    arm: str
+    baseline: str
+    expected: Verdict | Literal['none'] = 'none'  # the hypothesis' direction, before any run
+    primary: bool = False  # in the family that the correction holds for; else exploratory
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture of the report.
+
+    kind, and what `series` maps names to:
+      gap_against_rho: comparisons, one curve per family, x is rho_place of the arm.
+      k_ablation: comparisons in order of k, one line per seed.
+      soft_axis: comparisons, one curve per axis, x is E * slots per expert of the arm.
+      traces: arms; temperature, gate entropy and validation accuracy over training.
+      wall_clock: arms; accuracy against latency and throughput at the timed batch sizes.
+    """
+
+    kind: Literal['gap_against_rho', 'k_ablation', 'soft_axis', 'traces', 'wall_clock']
+    title: str
+    series: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question, the arms that answer it, and what is fixed before the first run.
+
+    Attributes:
+      name: of the study, as its file.
+      question: one sentence.
+      hypotheses: sentences, each with its direction; `patterns` makes them machine-readable.
+      arms: name -> Arm; names are [a-z0-9_]+.
+      seeds: of the reported runs; the same for every arm.
+      comparisons: name -> Comparison.
+      margin: of equivalence, pp.
+      seed_mode: 'one_by_one' trains the seeds of an arm one after another with the same compiled
+        program, 'together' as one program.
+      patterns: name -> primary comparisons that must all come out as expected.
+      tuning: how hyperparameters were chosen: grid, split, seeds (disjoint from `seeds`).
+      exclusion: the rule for runs that fail.
+      mechanism: probe trained cells (interventions, specialisation, router gradients).
+      latency_arms, latency_batches: what `study time` measures.
+    """
+
+    name: str
+    question: str
+    hypotheses: tuple[str, ...]
+    arms: Mapping[str, Arm]
+    seeds: tuple[int, ...]
+    comparisons: Mapping[str, Comparison]
+    margin: float
+    alpha: float = 0.05
+    correction: Literal['holm'] = 'holm'
+    metric: Literal['test_accuracy'] = 'test_accuracy'  # of the weights after the last step
+    seed_mode: Literal['one_by_one', 'together'] = 'one_by_one'
+    patterns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tuning: str = ''
+    exclusion: str = ('None. A run whose loss is not finite scores chance; the report shows every '
+                      'number with and without such runs.')
+    stopping: str = 'No seed is added after a result was seen.'
+    mechanism: bool = True
+    latency_arms: tuple[str, ...] = ()
+    latency_batches: tuple[int, ...] = (1, 8, 64, 512)
+    figures: tuple[Figure, ...] = ()

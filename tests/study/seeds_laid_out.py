@@ -1,0 +1,68 @@
+"""Run as a script where eight virtual devices exist: seeds together against each alone.
+
+    python seeds_laid_out.py DATA_DIR
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
+
+from eight_devices import CASES, STEPS, furthest, make_setup  # noqa: E402
+
+from moe_vision import feed, mesh  # noqa: E402
+from moe_vision.study.together import Program  # noqa: E402
+
+SEEDS = (5, 1, 2, 7)
+RESIDENT = {'dataset.resident': True, 'train.batch_size': 32}
+
+
+def alone(setup, seed):
+    """(losses, state on the host) of a seed by itself."""
+    config, state, losses = setup.config, setup.fresh_state(seed), []
+    with feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS) as batches:
+        for arrays in batches:
+            state, out = setup.step()(state, setup.gather(mesh.to_devices(arrays, setup.mesh, 1)))
+            losses.append(float(out['loss']))
+    return losses, jax.device_get(state)
+
+
+def together(setup, devices):
+    """The same of all seeds at once: (losses [steps, S], states, how the first array lies)."""
+    config, program = setup.config, Program(setup, len(SEEDS), devices)
+    states = program.stack([setup.fresh_state(seed) for seed in SEEDS])
+    sources = [feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS)
+               for seed in SEEDS]
+    losses = []
+    for arrays in zip(*[s.__enter__() for s in sources], strict=True):
+        states, out = program.step(states, program.batch(arrays))
+        losses.append(np.asarray(out['loss']))
+    laid = [len(x.sharding.device_set) for x in jax.tree.leaves(states)]
+    at = program.unstack(states)
+    return np.array(losses), [jax.device_get(at(i)) for i in range(len(SEEDS))], set(laid)
+
+
+def main(data_dir: str) -> None:
+    seen = {}
+    for name, devices in (('conv', 2), ('conv dense', 2), ('vit', 2)):
+        changes = CASES[name.split()[0]] | RESIDENT
+        if 'dense' in name:
+            changes = changes | {'model.twin': 'same_width'}
+        setup = make_setup(changes, (1, 1), data_dir)
+        losses, states, laid = together(setup, devices)
+        found = [alone(setup, seed) for seed in SEEDS]
+        want = np.array([each for each, _ in found]).T
+        seen[f'{name} {devices}'] = {
+            'laid': sorted(laid), 'loss_error': float(np.abs(losses / want - 1).max()),
+            'apart': float(np.abs(want - want.mean(1, keepdims=True)).min()),
+            'params_error': max(furthest(a.params, b.params)
+                                for a, (_, b) in zip(states, found, strict=True))}
+    print(json.dumps(seen))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])

@@ -1,0 +1,359 @@
+"""Constructed rows, whose analysis is known by hand or from scipy."""
+
+import base64
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from moe_vision.study import analysis, statistics, types
+
+pytestmark = pytest.mark.filterwarnings('error')  # what is not defined is not computed
+
+HASH = 'a' * 64
+IMAGES = 1000  # so that one image is 0.1 pp
+VERSIONS = {'jax': '0.10.2', 'numpy': '2.4.6'}
+
+
+def study(comparisons, arms=('moe', 'dense'), seeds=(0, 1, 2), margin=1.0, patterns=None):
+    """The record: comparisons are name -> (arm, baseline, expected, primary)."""
+    of = types.Study(
+        name='made_up', question='?', hypotheses=(), seeds=seeds, margin=margin,
+        arms={name: types.Arm('configs/x.py') for name in arms},
+        comparisons={n: types.Comparison(*c) for n, c in comparisons.items()},
+        patterns=patterns or {})
+    return json.loads(json.dumps(dataclasses.asdict(of)))
+
+
+def row(count, right=None, **changes):
+    """A cell that got `count` test images right: the first ones, or those in `right` [I]."""
+    right = np.arange(IMAGES) < count if right is None else right
+    result = {
+        'test_accuracy': float(right.mean()), 'test_accuracy_selected': None, 'flops': 100,
+        'test_accuracy_unbounded': 0.5, 'flops_executed': 120, 'params_total': 10,
+        'params_active': 10, 'rho_place': 0.25, 'rho_active': 0.0, 'rho_executed': 0.0,
+        'drop_rate': 0.0, 'orphan_rate': 0.0, 'effective_experts': None, 'dead_experts': 0,
+        'collapsed': False}
+    result |= changes.pop('result', {})
+    return {
+        'status': 'done', 'error': '', 'preregistration': HASH, 'versions': VERSIONS,
+        'git_commit': 'c' * 40, 'device': 'cpu', 'num_classes': 10, 'images': IMAGES,
+        'result': result, 'correct': base64.b64encode(np.packbits(right).tobytes()).decode(),
+        'layers': {}, 'curve': [], 'mechanism': None, 'config': {'k': 1}} | changes
+
+
+def diverged(**changes):
+    return row(0, status='diverged', correct='', result={'test_accuracy': None}) | changes
+
+
+def cells(**arms):
+    """arm -> seed -> row, of counts (or rows) by seed."""
+    return {arm: {s: of if isinstance(of, dict) else row(of) for s, of in enumerate(values)}
+            for arm, values in arms.items()}
+
+
+PRIMARY = {'gap': ('moe', 'dense', 'positive', True)}
+
+
+def judged(moe, dense, margin=1.0, expected='positive', primary=True, **more):
+    """The one gap of counts per seed."""
+    record = study({'gap': ('moe', 'dense', expected, primary)}, seeds=tuple(range(len(moe))),
+                   margin=margin, **more)
+    return analysis.analyse(record, HASH, cells(moe=moe, dense=dense)).gaps['gap']
+
+
+def test_three_seeds_by_hand():
+    gap = judged([910, 925, 935], [900, 905, 905])  # 1, 2, 3 pp
+    assert gap.estimate.values == (1, 2, 3) and gap.seeds == (0, 1, 2)
+    assert gap.arm_values == (91, 92.5, 93.5) and gap.baseline_values == (90, 90.5, 90.5)
+    assert (gap.estimate.mean, gap.estimate.sd, gap.effect_size) == (2, 1, 2)
+    assert gap.p == gap.p_holm == pytest.approx(1 - math.sqrt(12 / 14))
+    assert gap.p_sign_flip == 0.25
+    assert gap.verdict == 'inconclusive' and gap.note == '' and gap.flags == ()
+    assert gap.estimate.level == 0.95
+    assert gap.estimate.low == pytest.approx(2 - 2.48414, abs=1e-5)
+    assert gap.mde == pytest.approx(3.2640, abs=1e-4)
+    assert gap.correlation == pytest.approx(
+        np.corrcoef(gap.arm_values, gap.baseline_values)[0, 1])
+    assert gap.selected.n == 0 and gap.diverged == 0
+    assert gap.without_diverged == gap.estimate
+
+
+def test_each_verdict():
+    base = [900] * 5
+    assert judged([930, 931, 929, 930, 932], base).verdict == 'positive'
+    assert judged([870, 871, 869, 870, 872], base).verdict == 'negative'
+    assert judged([901, 899, 900, 902, 898], base).verdict == 'equivalent'
+    assert judged([930, 870, 910, 890, 901], base).verdict == 'inconclusive'
+    gap = judged([901, 902, 901, 902, 901], base)  # 0.14 pp, significant, inside 1 pp
+    assert gap.verdict == 'equivalent' and gap.p < 0.05
+    assert gap.note == (f'negligible: differs from 0 (p = {gap.p_holm:.2g} by Holm) but lies '
+                        'within ±1 pp')
+    assert judged([901, 902, 901, 902, 901], base, margin=0.1).verdict == 'positive'
+
+
+def test_swapping_the_arms_turns_the_sign_and_nothing_else():
+    a, b = [930, 931, 925, 930], [900, 903, 899, 901]
+    gap, back = judged(a, b), judged(b, a)
+    assert (gap.verdict, back.verdict) == ('positive', 'negative')
+    assert back.estimate.mean == -gap.estimate.mean and back.estimate.low == -gap.estimate.high
+    for field in ('p', 'p_holm', 'p_sign_flip', 'p_tost', 'mde', 'correlation', 'image_error'):
+        assert getattr(gap, field) == pytest.approx(getattr(back, field)), field
+
+
+def test_interval_says_what_the_verdict_says():
+    """In studies of four primary and two exploratory comparisons with random gaps."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(60):
+        names = [f'arm_{i}' for i in range(6)]
+        counts = {n: 900 + rng.normal(rng.choice([0, 8, -25, 3]), rng.choice([3, 9]), 6)
+                  .round().astype(int) for n in names}
+        record = study({n: (n, 'dense', 'none', i < 4) for i, n in enumerate(names)},
+                       (*names, 'dense'), tuple(range(6)))
+        rows = cells(**counts, dense=rng.normal(900, 3, 6).round().astype(int))
+        of = analysis.analyse(record, HASH, rows).gaps
+        primary = [of[n] for n in names[:4]]
+        adjusted = statistics.holm([stats.ttest_rel(g.arm_values, g.baseline_values).pvalue
+                                    for g in primary], 0.05).adjusted
+        assert [g.p_holm for g in primary] == pytest.approx(adjusted)
+        for gap in of.values():
+            e = gap.estimate
+            seen.add(gap.verdict)
+            excludes_0 = e.low > 0 or e.high < 0
+            if gap.verdict == 'equivalent':
+                assert -1 < e.low and e.high < 1
+                assert gap.note.startswith('negligible') == (
+                    (gap.p_holm if gap.primary else gap.p) <= 0.05)
+            else:
+                assert excludes_0 == (gap.verdict != 'inconclusive')
+                assert gap.verdict == 'inconclusive' or (
+                    (e.mean > 0) == (gap.verdict == 'positive'))
+                assert (gap.p_tost_holm if gap.primary else gap.p_tost) > 0.05
+    assert len(seen) == 4
+
+
+def test_levels_step_down_over_the_primary_comparisons_alone():
+    arms = {'a': [930, 931, 929, 930, 932], 'b': [910, 905, 912, 909, 911],
+            'c': [902, 897, 909, 906, 894], 'x': [910, 905, 912, 909, 911]}
+    record = study({n: (n, 'dense', 'none', n != 'x') for n in arms}, (*arms, 'dense'),
+                   tuple(range(5)), margin=0.2)
+    of = analysis.analyse(record, HASH, cells(**arms, dense=[900] * 5)).gaps
+    assert [of[n].verdict for n in arms] == ['positive', 'positive', 'inconclusive', 'positive']
+    assert [of[n].estimate.level for n in arms] == pytest.approx(
+        [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95, 0.95])
+    assert of['a'].p_holm == pytest.approx(3 * of['a'].p)
+    assert of['b'].p_holm == pytest.approx(2 * of['b'].p)
+    assert math.isnan(of['x'].p_holm) and math.isnan(of['x'].p_tost_holm)
+    assert of['x'].p == of['b'].p
+    assert of['x'].flags == ('exploratory: not a primary comparison, judged at 0.05 without '
+                             'correction',)
+    for name, level in (('a', 0.05 / 3), ('x', 0.05)):  # the smallest gap: Bonferroni, stated
+        assert of[name].mde == pytest.approx(
+            statistics.detectable(5, level) * of[name].estimate.sd)
+
+
+def test_level_of_an_equivalent_verdict():
+    counts = [901, 899, 900, 902, 898]
+    record = study({'a': ('moe', 'dense', 'none', True), 'b': ('lost', 'dense', 'none', True)},
+                   ('moe', 'dense', 'lost'), tuple(range(5)))
+    of = analysis.analyse(record, HASH, cells(moe=counts, dense=[900] * 5)).gaps
+    assert of['a'].verdict == 'equivalent'
+    assert of['a'].estimate.level == pytest.approx(1 - 2 * 0.05 / 2)  # two in the family
+    assert of['a'].p_tost_holm == pytest.approx(2 * of['a'].p_tost)
+
+
+IDENTICAL = 'sd = 0: identical on every test image in every seed, so no test'
+EQUAL = 'sd = 0: equal accuracies in every seed, so no test'
+
+
+@pytest.mark.parametrize('moe, dense, verdict, note', [
+    ([900, 910], [900, 910], 'equivalent', IDENTICAL),
+    ([row(0, np.arange(IMAGES) >= 100), 910], [900, 910], 'equivalent', EQUAL),
+    ([row(900, correct=''), 910], [900, 910], 'equivalent', EQUAL),
+    ([903, 913, 703], [900, 910, 700], 'inconclusive',
+     'sd = 0: +0.30 pp in every seed, so no t-test; see the sign-flip p'),
+    ([diverged(), diverged()], [diverged(), diverged()], 'inconclusive',
+     'sd = 0: both arms diverged in every seed, so no test'),
+    ([910], [900], 'inconclusive', 'one pair of seeds: no test'),
+    ([900], [900], 'inconclusive', 'one pair of seeds: no test'),
+])
+def test_no_spread_is_labelled_and_never_significant(moe, dense, verdict, note):
+    gap = judged(moe, dense)
+    assert (gap.verdict, gap.note) == (verdict, note)
+    for value in (gap.p, gap.p_holm, gap.p_tost, gap.mde, gap.effect_size, gap.estimate.low):
+        assert math.isnan(value)
+    assert gap.p_sign_flip == (0.25 if len(moe) == 3 else 1)
+
+
+def test_equal_gaps_are_seen_in_float32_shares():
+    """0.9166667, 0.9138889 and so on: three images of 360 in every seed."""
+    def of(count):
+        return row(0, images=360, correct='', result={
+            'test_accuracy': float(np.float32(count / 360))})
+    gap = judged([of(333), of(341), of(350)], [of(330), of(338), of(347)])
+    assert gap.estimate.sd == 0 and gap.estimate.values == (pytest.approx(300 / 360),) * 3
+    # an accuracy that is no share of the images is taken as it is
+    odd = judged([row(0, correct='', result={'test_accuracy': 0.91234567})] * 2, [900, 900])
+    assert odd.estimate.mean == pytest.approx(1.234567)
+
+
+@pytest.mark.parametrize('bad', [None, float('nan'), 'missing'])
+def test_diverged_run_scores_chance(bad):
+    lost = row(900)
+    lost['result']['test_accuracy'] = bad
+    for cell in (lost, diverged(), diverged(result={'flops': 100}), row(900, status='diverged')):
+        gap = judged([910, 920, cell], [900, 900, 900])
+        assert gap.arm_values == (91, 92, 10) and gap.estimate.values == (1, 2, -80)
+        assert gap.diverged == 1
+        assert gap.without_diverged.values == (1, 2)
+        assert gap.without_diverged.level == gap.estimate.level
+        assert math.isnan(gap.image_error)
+
+
+def test_pairs_only_and_listed():
+    record = study(PRIMARY | {'none': ('lost', 'dense', 'none', True)}, ('moe', 'dense', 'lost'),
+                   seeds=(3, 1, 2, 0))
+    rows = {'moe': {0: row(910), 1: row(920), 7: row(0)},
+            'dense': {1: row(900), 2: row(900), 3: row(900)}, 'typo': {0: row(0)}}
+    of = analysis.analyse(record, HASH, rows, ['rows/x: half-written'])
+    assert of.problems == (
+        'rows/x: half-written',
+        'arm typo: not in the pre-registration, left out',
+        'arm moe: seed 7 not in the pre-registration, left out',
+        'comparison gap: pairs only: moe has no row for seeds 3, 2; dense has no row for seed 0',
+        'comparison none: pairs only: no pair of seeds: lost has no rows')
+    assert of.gaps['gap'].seeds == (1,) and of.arms['moe'].seeds == (1, 0)
+    none = of.gaps['none']
+    assert (none.estimate.n, none.verdict, none.note) == (
+        0, 'inconclusive', 'no pair of seeds: no test')
+    assert math.isnan(none.cost) and math.isnan(none.params) and none.seeds == ()
+    assert of.arms['lost'].values == () and of.rows is rows
+
+
+def test_rows_of_another_pre_registration_confirm_nothing():
+    rows = cells(moe=[930, 931, 929], dense=[900, 900, 900])
+    record = study(PRIMARY, patterns={'all': ('gap',)})
+    assert analysis.analyse(record, HASH, rows).patterns[0].supported
+    rows['moe'][1]['preregistration'] = rows['moe'][2]['preregistration'] = 'b' * 64
+    of = analysis.analyse(record, HASH, rows)
+    assert of.gaps['gap'].flags == (
+        'exploratory: rows of another pre-registration (moe seeds 1, 2)',)
+    assert of.gaps['gap'].primary and of.gaps['gap'].verdict == 'positive'
+    assert not of.patterns[0].supported
+    assert of.patterns[0].p == of.gaps['gap'].p_holm
+
+
+def test_unlike_pairs_are_flagged():
+    rows = cells(moe=[930, 931, 929], dense=[900, 900, 900])
+    rows['moe'][0] |= {'device': 'NVIDIA H200', 'git_commit': 'd' * 40 + '+changes'}
+    rows['moe'][2] |= {'device': 'NVIDIA H200', 'versions': VERSIONS | {'jax': '0.11.0'}}
+    rows['dense'][2] |= {'versions': {'jax': '0.10.2'}, 'git_commit': None}
+    of = analysis.analyse(study(PRIMARY), HASH, rows).gaps['gap']
+    assert of.flags == (
+        'other device: NVIDIA H200 against cpu (seeds 0, 2)',
+        'other version of jax: 0.11.0 against 0.10.2 (seed 2)',
+        'other version of numpy: 2.4.6 against unknown (seed 2)',
+        'other commit: dddddddddd+changes against cccccccccc (seed 0)',
+        'other commit: cccccccccc against unknown (seed 2)')
+    rows['moe'][0]['images'] = 500
+    assert 'other number of test images: 500 against 1000 (seed 0)' in analysis.analyse(
+        study(PRIMARY), HASH, rows).gaps['gap'].flags
+
+
+def test_patterns_hold_all_or_nothing():
+    arms = {'up': [930, 931, 929, 930, 932], 'down': [880, 882, 879, 880, 881],
+            'same': [900, 901, 899, 901, 900], 'open': [890, 920, 905, 880, 912]}
+    expected = {'up': 'positive', 'down': 'negative', 'same': 'equivalent', 'open': 'inconclusive'}
+    record = study({n: (n, 'dense', expected[n], True) for n in arms}
+                   | {'wrong': ('up', 'dense', 'negative', True)}, (*arms, 'dense'),
+                   tuple(range(5)), patterns={'reversal': ('up', 'down'), 'three': tuple(arms)[:3],
+                                              'weak': ('up', 'open'), 'bad': ('up', 'wrong')})
+    of = analysis.analyse(record, HASH, cells(**arms, dense=[900] * 5))
+    reversal, three, weak, bad = of.patterns
+    gaps = of.gaps
+    assert reversal.supported and reversal.verdicts == ('positive', 'negative')
+    assert reversal.p == max(gaps['up'].p_holm, gaps['down'].p_holm)
+    assert three.supported and three.p == max(reversal.p, gaps['same'].p_tost_holm)
+    assert gaps['open'].verdict == 'inconclusive'
+    assert (weak.supported, weak.p, bad.supported, bad.p) == (False, 1, False, 1)
+
+
+def test_selected_gap():
+    def at(count, best):
+        return row(count, result={'test_accuracy_selected': best})
+    rows = [at(900, 0.95), at(900, None), diverged()], [at(900, 0.93), at(900, 0.9), at(900, 0.94)]
+    gap = judged(*rows)
+    assert gap.selected.values == pytest.approx((2, 10 - 94))
+    assert gap.selected.level == gap.estimate.level
+
+
+def test_image_error_by_hand():
+    right = np.arange(IMAGES) < 900
+    other = right.copy()
+    other[:5], other[900:920] = False, True  # 20 better, 5 worse
+    gap = judged([row(0, other), row(0, other)], [900, 900])
+    by_hand = 100 * math.sqrt(25 - 15**2 / IMAGES) / IMAGES
+    assert gap.image_error == pytest.approx(by_hand * math.sqrt(IMAGES / (IMAGES - 1)))
+
+
+@pytest.mark.parametrize('correct', ['!', 'AAAA', base64.b64encode(bytes(IMAGES // 8)).decode()])
+def test_lists_of_correct_images_that_are_wrong_are_not_used(correct):
+    rows = cells(moe=[910, row(920, correct=correct)], dense=[900, 900])
+    of = analysis.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
+    assert math.isnan(of.gaps['gap'].image_error)
+    assert of.problems == ('arm moe: seed 1: the list of correct test images does not give the '
+                           'accuracy; not used',)
+
+
+def test_arm_over_its_seeds():
+    routed = {'effective_experts': 3.5, 'dead_experts': 1, 'drop_rate': 0.1, 'collapsed': True,
+              'flops': 150, 'flops_executed': 180, 'params_total': 40, 'rho_active': 0.5}
+    moe = [row(910, result=routed, mechanism={'shuffle_drop': 0.2, 'ablation': {'b': [0.1, 0.3]},
+                                              'only': 1, 'uneven': [1], 'word': 'x'}),
+           row(930, result=routed | {'rho_active': 0.4}, mechanism={
+               'shuffle_drop': 0.4, 'ablation': {'b': [0.3, None]}, 'uneven': [1, 2]}),
+           diverged(result={'flops': 150})]
+    of = analysis.analyse(study(PRIMARY), HASH, cells(moe=moe, dense=[900, 900, 900]))
+    arm, dense = of.arms['moe'], of.arms['dense']
+    assert arm.values == (91, 93, 10) and arm.diverged == (2,)
+    assert arm.mean == pytest.approx(194 / 3)
+    assert arm.sd == pytest.approx(np.std(arm.values, ddof=1))
+    assert (arm.flops, arm.params_total, arm.rho_active) == (150, 40, pytest.approx(0.45))
+    assert arm.routed and not dense.routed and arm.collapsed == 2
+    assert arm.dead_experts[:2] == (1, 1) and math.isnan(arm.dead_experts[2])
+    assert arm.unbounded[:2] == (50, 50) and math.isnan(arm.unbounded[2])
+    assert all(map(math.isnan, dense.effective_experts)) and all(map(math.isnan, dense.selected))
+    assert arm.mechanism == {'shuffle_drop': pytest.approx(0.3),
+                             'ablation': {'b': [0.2, pytest.approx(math.nan, nan_ok=True)]}}
+    assert dense.mechanism == {} and arm.config == {'k': 1}
+    gap = of.gaps['gap']
+    assert (gap.cost, gap.cost_executed, gap.params, gap.rho_place) == (1.5, 1.5, 4, 0.25)
+
+
+def test_many_seeds_say_that_the_sign_flip_was_drawn():
+    counts = np.random.default_rng(9).normal(910, 3, 21).round().astype(int)
+    gap = judged(list(counts), [900] * 21)
+    assert gap.note == 'sign-flip p from 100,000 random sign patterns'
+
+
+def test_the_order_of_rows_changes_nothing():
+    record = study(PRIMARY)
+    rows = cells(moe=[910, 925, 935], dense=[900, 905, 905])
+    turned = {arm: dict(reversed(of.items())) for arm, of in reversed(rows.items())}
+    a, b = (analysis.analyse(record, HASH, r) for r in (rows, turned))
+    assert repr((a.gaps, a.arms, a.problems)) == repr((b.gaps, b.arms, b.problems))
+
+
+def test_importing_needs_no_jax():
+    done = subprocess.run(
+        [sys.executable, '-c', 'import sys; from moe_vision.study import analysis; '
+         'print([m for m in ("jax", "flax", "matplotlib") if m in sys.modules])'],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == '[]', done.stderr

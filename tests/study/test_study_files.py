@@ -1,0 +1,292 @@
+"""The study files: complete for every data set, true to what they say, and every arm traces.
+
+FLOPs by hand, 2 per multiply-accumulate: a standard block of width w and hidden h on s x s is
+2 * 2 * 9 * w * h * s^2, a depthwise one (2 * 9 * w + 2 * 2 * w * h) * s^2, a head 4 * d * h.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import input_pipeline
+from configs.studies import sets
+from configs.studies.experiments import common, top_k
+from moe_vision import leverage, models, settings, typed
+from moe_vision.layers import Step
+from moe_vision.study import load
+
+ROOT = Path(__file__).parent.parent.parent
+KINDS = ('width', 'placement', 'top_k', 'soft', 'temperature', 'wall_clock')
+SETS = {d.name: d for d in sets.SETS}
+TUNED = [name for name, d in SETS.items() if d.rates]
+every_set = pytest.mark.parametrize('data', SETS.values(), ids=SETS)
+every_study = pytest.mark.parametrize('name', [f'{s}_{k}' for s in SETS for k in KINDS])
+
+
+@functools.cache
+def loaded(name):
+    return load.load(str(ROOT / f'configs/studies/{name}.py'))
+
+
+@functools.cache
+def info(dataset):
+    return input_pipeline.info(dataset)
+
+
+def leaves(config):
+    """Every leaf by its dotted path."""
+    found = {}
+    for key in typed.flatten(settings.Config):
+        found[key] = functools.reduce(getattr, key.split('.'), config)
+    return found
+
+
+def differing(ours, theirs):
+    ours, theirs = leaves(ours), leaves(theirs)
+    return {key for key in ours if ours[key] != theirs[key]}
+
+
+def test_each_question_has_a_file_for_each_data_set():
+    assert {'digits', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet',
+            'imagenet'} == set(SETS)
+    found = {p.stem for p in (ROOT / 'configs/studies').glob('*_*.py')} - {'__init__', 'data_set'}
+    assert found == {f'{s}_{k}' for s in SETS for k in KINDS} | {f'{s}_tuning' for s in TUNED}
+
+
+@pytest.mark.parametrize('name', TUNED)
+def test_tuning_gives_the_twin_and_k2_one_grid_and_touches_no_reported_seed(name):
+    data, found = SETS[name], loaded(f'{name}_tuning')
+    assert set(found.study.seeds) == {100, 101, 102} and not found.study.hypotheses
+    assert not any(c.primary for c in found.study.comparisons.values())
+    grid = {(rate, epochs) for rate in data.rates for epochs in data.lengths}
+    assert (data.learning_rate, data.epochs) in grid
+    arms = {kind: {(c.train.learning_rate, c.train.epochs): c for n, c in found.configs.items()
+                   if n.startswith(kind)} for kind in ('dense', 'k2')}
+    for setting in grid:
+        pair = arms['dense'][setting], arms['k2'][setting]
+        assert differing(*pair) == {'model.twin'}
+        reported = loaded(f'{name}_top_k').configs['k2']
+        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs'}
+    assert set(arms['dense']) == set(arms['k2']) == grid
+
+
+@every_study
+def test_a_study_says_what_it_asks_and_what_it_expects(name):
+    study, data = loaded(name).study, next(
+        d for d in SETS.values() if name in [f'{d.name}_{k}' for k in KINDS])
+    doc = (ROOT / f'configs/studies/{name}.py').read_text()
+    assert f'--study=configs/studies/{name}.py' in doc and '?' in doc.splitlines()[0]
+    assert study.name == name and study.question.endswith('?') and data.name in study.question
+    assert study.seeds == data.seeds and study.margin == data.margin
+    primary = {n: c for n, c in study.comparisons.items() if c.primary}
+    assert 1 <= len(primary) <= 4
+    assert all(c.expected in ('positive', 'negative') for c in primary.values())
+    assert all(c.expected == 'none' for n, c in study.comparisons.items() if n not in primary)
+    assert {m for p in study.patterns.values() for m in p} <= set(primary)
+    assert study.figures
+    tuned_on = set(range(100, 103))
+    run = {loaded(name).run_seed(a, s) for a in study.arms for s in study.seeds}
+    assert '100 to 102' in study.tuning and not tuned_on & run
+
+
+@every_study
+def test_every_study_has_the_four_controls(name):
+    study, configs = loaded(name).study, loaded(name).configs
+    twins = set()
+    for control in ('random', 'frozen_random', 'shuffled'):
+        compared = study.comparisons[f'{control}_minus_dense']
+        assert compared.arm == control and not compared.primary
+        assert configs[control].model.moe.router == control
+        assert configs[control].model.twin == 'none'
+        twins.add(compared.baseline)
+    null = study.comparisons['dense_again_minus_dense']
+    assert not null.primary and {null.baseline} == twins
+    assert study.arms['dense_again'].seed_offset == common.DENSE_AGAIN
+    assert configs['dense_again'] == configs[null.baseline]
+    keys = {'random': {'model.moe.router', 'model.moe.router_args', 'model.moe.losses'},
+            'frozen_random': {'model.moe.router'}, 'shuffled': {'model.moe.router'}}
+    for control, different in keys.items():
+        assert differing(configs[control], configs[null.baseline]) == {'model.twin'} | different
+
+
+def quick(config):
+    """The same network with its last two stages of one block, few experts and narrow ones: a trace
+    takes long where many stand side by side, and the widths of a sweep trace alike."""
+    model, args, moe = config.model, config.model.args, config.model.moe
+    args = dataclasses.replace(args, depth=1, widths=args.widths[-2:])
+    placement = {'last': 'last_1', 'every': 'every_1'}.get(moe.placement.split('_')[0], 'head')
+    few = min(moe.num_experts, max(moe.k, 2))
+    moe = dataclasses.replace(moe, placement=placement, num_experts=few, hidden=min(moe.hidden, 48))
+    return dataclasses.replace(config, model=dataclasses.replace(model, args=args, moe=moe))
+
+
+@functools.cache
+def traced():
+    """Networks already traced, of any data set: (model, image shape) as text."""
+    return set()
+
+
+def trace(model, shape, images):
+    """A training step's forward pass, as shapes, for 10 classes."""
+    net = models.build(model, 10)
+    step = lambda key: Step(train=True, key=key, fraction=0.5,  # noqa: E731
+                            labels=jnp.zeros(images, jnp.int32), num_classes=10)
+    (logits, infos), _ = jax.eval_shape(lambda key, x: net.init_with_output(key, x, step(key)),
+                                        jax.random.key(0),
+                                        jax.ShapeDtypeStruct((images, *shape), jnp.float32))
+    assert logits.shape == (images, 10)
+    assert bool(infos) == (model.twin in ('none', 'same_drops'))
+
+
+@every_set
+def test_every_arm_traces(data):
+    for kind in KINDS:
+        for config in loaded(f'{data.name}_{kind}').configs.values():
+            config, shape = quick(config), info(config.dataset).image_shape
+            if repr((config.model, shape)) not in traced():
+                trace(config.model, shape, config.model.moe.group_size)
+                traced().add(repr((config.model, shape)))
+
+
+def hand_rho(config):
+    """rho_place: the replaced blocks over everything, in the same_width twin."""
+    args, moe = config.model.args, config.model.moe
+    side, _, channels = info(config.dataset).image_shape
+    stem = 2 * 9 * channels * args.widths[0] * side**2
+    rest, blocks = stem + 2 * args.widths[-1] * info(config.dataset).num_classes, []
+    replaced = settings.routed_blocks(moe.placement, args.blocks)
+    for stage, width in enumerate(args.widths):
+        if stage:
+            side = -(-side // 2)
+            rest += 2 * 9 * args.widths[stage - 1] * width * side**2
+        for _ in range(args.depth):
+            hidden = (moe.hidden if len(blocks) in replaced else 0) or (
+                width * args.expansion if config.model.name == 'depthwise' else width)
+            blocks.append(side**2 * (18 * width + 4 * width * hidden
+                                     if config.model.name == 'depthwise'
+                                     else 36 * width * hidden))
+    head = 4 * width * (moe.hidden or 4 * width) if moe.placement == 'head' else 0
+    return (head + sum(blocks[n] for n in replaced)) / (rest + sum(blocks) + head)
+
+
+@every_set
+def test_rho_is_what_the_file_says(data):
+    width, place = (loaded(f'{data.name}_{k}').configs for k in ('width', 'placement'))
+    said = {'backbone': (place['backbone'], data.backbone.rho),
+            'head': (place['head'], data.head.rho), 'throughout': (place['throughout'],
+                                                                  data.every.rho)}
+    for family, networks in data.sweep.items():
+        rhos = [n.rho for n in networks]
+        assert len(rhos) >= 5 and rhos == sorted(rhos) and rhos[0] < 0.01 and rhos[-1] > 0.5
+        said |= {f'{family}_{n}': (width[f'{family}_{n}'], rho) for n, rho in enumerate(rhos, 1)}
+        assert {width[f'{family}_{n}'].model.name for n in range(1, 6)} == {
+            {'standard': 'conv'}.get(family, family)}
+    for arm, (config, rho) in said.items():
+        assert abs(hand_rho(config) - rho) <= 0.0006, (arm, hand_rho(config), rho)
+    assert abs(data.backbone.rho - 0.38) <= 0.03 and data.head.rho < 0.01
+
+
+@pytest.mark.parametrize('name', ['digits', 'imagenet'])
+def test_the_leverage_tool_says_the_same_of_the_backbone(name):
+    data = SETS[name]
+    config = loaded(f'{data.name}_top_k').configs['k2']
+    measured = leverage.measure(config, info(config.dataset)).rho_place
+    assert abs(measured - data.backbone.rho) <= 0.0006
+    assert measured == pytest.approx(hand_rho(config), rel=1e-9)
+
+
+ROUTER_ARGS, LOSSES = 'model.moe.router_args', 'model.moe.losses'
+CAPACITIES = {'model.moe.capacity_factor', 'model.moe.eval_capacity_factor'}
+# arm of top_k: (its neighbour, the only keys in which they differ)
+TOP_K = {
+    'k1': ('k2', {'model.moe.k'}), 'k4': ('k2', {'model.moe.k'}), 'dense': ('k2', {'model.twin'}),
+    'k1_unbounded': ('k1', CAPACITIES), 'k2_unbounded': ('k2', CAPACITIES),
+    'k1_same_c': ('k1', CAPACITIES), 'k4_same_c': ('k4', CAPACITIES),
+    'k1_top_k_softmax': ('k1', {ROUTER_ARGS}), 'k2_top_k_softmax': ('k2', {ROUTER_ARGS}),
+    'k1_scaled': ('k1', {ROUTER_ARGS}), 'k2_scaled': ('k2', {ROUTER_ARGS}),
+    'k2_half_width': ('k2', {'model.moe.hidden'}), 'k1_plus_random': ('k2', {ROUTER_ARGS}),
+    'k1_supervised': ('k1', {'model.moe.router', ROUTER_ARGS, LOSSES}),
+    'dense_active': ('dense', {'model.twin'}), 'dense_drops_k2': ('dense', {'model.twin'}),
+    'dense_drops_k1': ('dense', {'model.twin', 'model.moe.k'}),
+    'dense_longer': ('dense', {'train.epochs'}), 'dense_longest': ('dense', {'train.epochs'})}
+
+
+@every_set
+def test_arms_of_the_k_ablation_differ_in_what_their_names_say(data):
+    configs = loaded(f'{data.name}_top_k').configs
+    for arm, (neighbour, keys) in TOP_K.items():
+        assert differing(configs[arm], configs[neighbour]) == keys, arm
+    controls = {'random', 'frozen_random', 'shuffled', 'dense_again'}
+    assert set(configs) == {*TOP_K, 'k2', *controls}
+    assert [configs[f'k{k}'].model.moe.k for k in (1, 2, 4)] == [1, 2, 4]
+
+
+@every_set
+def test_the_controls_of_the_k_ablation_are_what_they_claim(data):
+    configs = loaded(f'{data.name}_top_k').configs
+    moe = {name: c.model.moe for name, c in configs.items()}
+    slots = {n: (moe[n].capacity_factor * moe[n].k, moe[n].eval_capacity_factor * moe[n].k)
+             for n in ('k1_same_c', 'k2', 'k4_same_c')}
+    assert len(set(slots.values())) == 1
+    assert moe['k2'].capacity_factor == top_k.CAPACITY
+    assert {moe['k1_unbounded'].capacity_factor, moe['k2_unbounded'].eval_capacity_factor} == {
+        float('inf')}
+    twins = {n: c.model.twin for n, c in configs.items() if c.model.twin != 'same_width'}
+    assert {n: t for n, t in twins.items() if t != 'none'} == {
+        'dense_active': 'same_active_flops', 'dense_drops_k1': 'same_drops',
+        'dense_drops_k2': 'same_drops'}
+    assert moe['k1_plus_random'].router_args.second_choice == 'random_expert'
+    assert moe['k1_supervised'].router == 'supervised'
+    for k in (1, 2):
+        assert moe[f'k{k}_top_k_softmax'].router_args.gate == 'top_k_softmax'
+        assert moe[f'k{k}_scaled'].router_args.gate_scale == moe['k2'].num_experts / k
+    widths = {configs['k2'].model.args.widths[n // configs['k2'].model.args.depth]
+              for n in settings.routed_blocks(moe['k2'].placement, configs['k2'].model.args.blocks)}
+    assert widths == {2 * moe['k2_half_width'].hidden} and moe['k2'].hidden == 0
+
+
+def test_longer_dense_training_spends_what_k2_spends():
+    configs = loaded('digits_top_k').configs
+    found = info(configs['k2'].dataset)
+    k2, dense = (leverage.measure(configs[n], found) for n in ('k2', 'dense'))
+    for arm, cost in (('dense_longer', k2.flops), ('dense_longest', k2.flops_executed)):
+        spent = configs[arm].train.epochs * dense.flops
+        assert spent == pytest.approx(configs['k2'].train.epochs * cost, rel=0.02)
+
+
+@every_set
+def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
+    configs = loaded(f'{data.name}_soft').configs
+    classes = info(configs['dense'].dataset).num_classes
+    assert classes == data.classes
+    slots = [e * p for e, p in data.soft_batch]
+    assert slots == sorted(slots) and slots[0] < classes < slots[-1]
+    for (e, p), (arm, config) in zip(
+            data.soft_batch, [i for i in configs.items() if i[0].startswith('batch')], strict=True):
+        moe = config.model.moe
+        assert arm == f'batch_{e}x{p}' and moe.router_args.axis == 'batch'
+        assert (moe.num_experts, moe.router_args.slots_per_expert) == (e, p)
+        assert moe.group_size >= slots[-1]
+    for e in data.soft_per_sample:
+        moe = configs[f'per_sample_{e}'].model.moe
+        assert (moe.num_experts, moe.router_args.axis) == (e, 'none')
+    assert {8} <= set(data.soft_per_sample) and any(e == 8 for e, _ in data.soft_batch)
+
+
+@every_set
+def test_temperatures_and_batches(data):
+    configs = loaded(f'{data.name}_temperature').configs
+    args = {n: c.model.moe.router_args for n, c in configs.items()}
+    for arm, (kind, end) in {'linear_01': ('linear', 0.1), 'linear_03': ('linear', 0.3),
+                             'sigmoid_01': ('sigmoid', 0.1), 'cosine_01': ('cosine', 0.1)}.items():
+        assert (args[arm].temperature, args[arm].temperature_end) == (kind, end)
+        assert differing(configs[arm], configs['constant']) == {ROUTER_ARGS}
+        assert dataclasses.replace(args[arm], temperature='constant',
+                                   temperature_end=0.1) == args['constant']
+    study = loaded(f'{data.name}_wall_clock').study
+    assert (min(study.latency_batches), max(study.latency_batches)) == (1, 512)
+    assert {'dense', 'dense_active', 'k1', 'k2', 'k4', 'head'} <= set(study.latency_arms)

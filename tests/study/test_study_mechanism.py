@@ -1,0 +1,205 @@
+"""What a probe says of networks built by hand. Axes: E experts, L classes, D width."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
+
+import train_cases  # noqa: E402
+
+from moe_vision import train  # noqa: E402
+from moe_vision.routing.types import Router, Routing  # noqa: E402
+from moe_vision.setup import Setup  # noqa: E402
+from moe_vision.study import mechanism  # noqa: E402
+
+E, L = 12, 10
+HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 1},
+        'model.moe.num_experts': E, 'model.moe.k': 1, 'model.moe.router_args': {},
+        'model.moe.eval_capacity_factor': math.inf, 'model.moe.losses': {},
+        'dataset.augment': 'none', 'train.mixup': 0.0, 'train.ema_decay': 0.0}
+
+
+class ByClass(Router):
+    """A router that is told the class: everybody to the expert of that number."""
+
+    def expert(self, context):
+        return context.labels
+
+    def choose(self, params, state, features, context):
+        none = jnp.zeros((*features.shape[:2], self.num_experts)) + 0 * params['kernel'].sum()
+        ids = jnp.zeros(features.shape[:2], jnp.int32) if context.labels is None else self.expert(
+            context)
+        return Routing(probs=jax.nn.softmax(none), logits=none, expert_of_choice=ids[..., None],
+                       gate=jnp.ones((*ids.shape, 1)), active=context.valid[..., None])
+
+
+class ToOne(ByClass):
+    """Everybody to expert 3."""
+
+    def expert(self, context):
+        return jnp.full_like(context.labels, 3)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    """Programs compile quicker."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def setup_of(data_dir, changes):
+    return Setup(train_cases.make(data_dir, HEAD | changes))
+
+
+def state_of(setup, draw):
+    """A state with these values: quicker to make than the fresh one."""
+    state = jax.tree.map(lambda a: jnp.asarray(draw(a.shape), a.dtype), setup.shapes)
+    return dataclasses.replace(state, seed_key=jax.random.key_data(jax.random.key(0)))
+
+
+def telling(setup):
+    """A state whose expert e says "class e", and which sees nothing of an image: all else is 0."""
+    state = state_of(setup, np.zeros)
+    params = state.params
+    params['head']['experts']['out_bias'] = jnp.eye(E, 16)
+    params['classifier']['kernel'] = jnp.eye(16, L)
+    return dataclasses.replace(state, params=params)
+
+
+@pytest.fixture(scope='module')
+def labels(data_dir):
+    setup = setup_of(data_dir, {})
+    return np.concatenate([b['label'][b['valid']] for b, _ in setup.evaluator.batches('test')])
+
+
+def test_routes_by_class_are_worth_everything(data_dir, labels):
+    """Accuracy 1. Without expert e its images look like class 0; the two spare ones say nothing."""
+    setup = setup_of(data_dir, {'model.moe.router': 'test_study_mechanism:ByClass'})
+    state = telling(setup)
+    found = mechanism.probe(setup, state, [])
+    assert set(found) == {'shuffle_drop', 'random_drop', 'ablation', 'specialisation', 'agreement',
+                          'router_gradient'}
+    share = np.bincount(labels, minlength=E) / len(labels)
+    want = [0.0, *share[1:]]  # class 0 is what a network that sees nothing says
+    np.testing.assert_allclose(found['ablation']['head'], want, atol=1e-12)
+    assert found['ablation']['head'][L:] == [0.0, 0.0]
+    assert found['shuffle_drop'] == pytest.approx(1 - (share**2).sum(), abs=0.06)  # sd 0.016
+    assert found['random_drop'] == pytest.approx(1 - 1 / E, abs=0.06)  # sd 0.015
+    of = found['specialisation']['head']
+    entropy = -(share[:L] * np.log(share[:L])).sum()
+    # Each class its expert: I = H, less (10 - 1) (10 - 1) / 2N.
+    assert of['mutual_information'] == pytest.approx(entropy - 81 / (2 * len(labels)))
+    assert of['normalised'] == pytest.approx(of['mutual_information'] / entropy)
+    assert of['normalised'] > 0.94
+    assert found['agreement'] == {'head': {'epoch': [], 'with_previous': [], 'with_final': []}}
+    assert found['router_gradient'] == {'head': {'task': 0.0, 'balance': 0.0}}
+    assert mechanism.probe(setup, state, []) == found  # deterministic
+    json.dumps(found, allow_nan=False)
+
+
+def test_what_all_share_is_worth_nothing_as_a_route(data_dir, labels):
+    setup = setup_of(data_dir, {'model.moe.router': 'test_study_mechanism:ToOne'})
+    found = mechanism.probe(setup, telling(setup), [])
+    assert found['shuffle_drop'] == 0
+    share = np.bincount(labels, minlength=E) / len(labels)
+    # All are told to be 3; without expert 3 all look like 0.
+    want = np.where(np.arange(E) == 3, share[3] - share[0], 0.0)
+    np.testing.assert_allclose(found['ablation']['head'], want, atol=1e-12)
+    assert found['specialisation']['head'] == {'mutual_information': 0.0, 'normalised': 0.0}
+
+
+def gradients(data_dir, **changes):
+    setup = setup_of(data_dir, {f'model.moe.{k}': v for k, v in changes.items()})
+    rng = np.random.default_rng(0)
+    state = state_of(setup, lambda shape: abs(rng.normal(0, 0.5, shape)))
+    return mechanism.router_gradients(setup, state, ['head'])['head']
+
+
+def test_the_order_of_softmax_and_top_k_decides_what_reaches_the_router(data_dir):
+    """With k = 1 a softmax over the chosen one is 1, whatever the router says."""
+    of = lambda gate, weight: gradients(  # noqa: E731
+        data_dir, router='top_k', router_args={'gate': gate}, losses={'importance': weight})
+    before, after = of('softmax_top_k', 1.0), of('top_k_softmax', 1.0)
+    assert after['task'] == 0 and before['task'] > 1e-6
+    assert before['balance'] == pytest.approx(after['balance']) and after['balance'] > 1e-6
+    twice = of('top_k_softmax', 2.0)
+    assert twice['balance'] == pytest.approx(2 * after['balance'], rel=1e-5)
+
+
+def test_nothing_reaches_a_router_that_is_frozen_or_has_no_parameters(data_dir):
+    for router in ('frozen_random', 'random'):
+        assert gradients(data_dir, router=router) == {'task': 0.0, 'balance': 0.0}
+
+
+@pytest.mark.parametrize('changes', [{'model.twin': 'same_width'}, {'model.twin': 'same_drops'},
+                                     {'model.moe.placement': 'none'}], ids=str)
+def test_of_dense_networks_nothing_is_said(changes, data_dir):
+    if 'model.moe.placement' in changes:
+        changes = {k: v for k, v in HEAD.items() if not k.startswith('model.moe.')} | changes
+        setup = Setup(train_cases.make(data_dir, changes, {}))
+    else:
+        setup = setup_of(data_dir, changes)
+    assert mechanism.probe(setup, setup.shapes, []) == {}
+
+
+def test_layers_are_numbered_as_they_follow_each_other(data_dir):
+    """block_10 after block_2, though sorted the other way."""
+    setup = setup_of(data_dir, {
+        'model.moe.placement': '2,10', 'model.args': {'widths': (8,), 'depth': 11}})
+    assert mechanism._layers(setup) == ('block_2', 'block_10')
+
+
+def rows(*choices):
+    return [{'split': 'train', 'epoch': 0.5},
+            *({'split': 'validation', 'epoch': float(n), 'probe': {'a': c, 'b': [0] * 4}}
+              for n, c in enumerate(choices, 1))]
+
+
+def test_agreement_by_hand():
+    assert mechanism.agreement(rows([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 3, 0]), 'a') == {
+        'epoch': [1.0, 2.0, 3.0], 'with_previous': [None, 0.75, 0.5],
+        'with_final': [0.25, 0.5, 1.0]}
+    assert mechanism.agreement(rows([1, 2, 3, 0]), 'a') == {
+        'epoch': [1.0], 'with_previous': [None], 'with_final': [1.0]}
+    assert mechanism.agreement(rows([5] * 4, [6] * 4), 'b')['with_final'] == [1.0, 1.0]
+
+
+def test_specialisation_by_hand():
+    # Two experts, four classes: expert 0 takes classes 0 and 1. I = ln 2 = H(expert), the smaller.
+    counts = 500.0 * np.array([[1, 1, 0, 0], [0, 0, 1, 1]])
+    of = mechanism.specialisation(counts)
+    assert of['mutual_information'] == pytest.approx(math.log(2) - 1 * 3 / 4000)
+    assert of['normalised'] == pytest.approx(1, abs=0.002)
+    assert mechanism.specialisation(np.full((4, 5), 100.0))['normalised'] == 0
+    assert mechanism.specialisation(np.array([[9.0, 3.0], [0, 0]]))['normalised'] == 0  # one expert
+
+
+def test_a_run_leaves_its_probe(data_dir, tmp_path):
+    """Trained for a few steps with everything on: the file is what `probe` says."""
+    config = train_cases.make(data_dir, HEAD | {
+        'model.moe.router': 'top_k', 'model.moe.router_args': {'noise': 'gaussian'},
+        'model.moe.num_experts': 4, 'model.moe.losses': {'importance': 0.01, 'load': 0.01},
+        'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2})
+    train.train(config, str(tmp_path), full_report=False, probe=True)
+    found = json.loads((tmp_path / 'mechanism.json').read_text())
+    of = found['agreement']['head']
+    assert len(of['epoch']) == 2 and of['with_final'][-1] == 1.0
+    assert of['with_previous'] == [None, of['with_final'][0]]
+    assert found['router_gradient']['head']['balance'] > 0
+    validations = [r for r in train_cases.rows(tmp_path) if r['split'] == 'validation']
+    choices = validations[0]['probe']['head']
+    assert 0 < len(choices) <= 256 and set(choices) <= set(range(4))

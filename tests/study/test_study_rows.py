@@ -1,0 +1,215 @@
+"""A row says what a run's folder says, and a row that cannot be trusted is named, never deleted."""
+
+import dataclasses
+import json
+
+import pytest
+from study_fakes import fake_train_arm, write_study
+
+from moe_vision.study import registration, rows
+from moe_vision.study.load import load
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    """(workdir with all rows, loaded, record, hash); tests copy what they change."""
+    folder = tmp_path_factory.mktemp('study')
+    loaded = load(write_study(folder), [f'--config.dataset.data_dir={folder}'])
+    record, digest = registration.register(loaded, str(folder))
+    for arm in loaded.configs:
+        seeds = loaded.study.seeds
+        folders = [str(folder / 'runs' / arm / f'seed_{s}') for s in seeds]
+        fake_train_arm([loaded.config(arm, s) for s in seeds], folders, 'one_by_one', False,
+                       lambda i, told: None)
+        for seed, run in zip(seeds, folders, strict=True):
+            rows.write(str(folder), rows.collect(run, 'tiny', arm, seed, digest), {'seconds': 1.0})
+    return folder, loaded, record, digest
+
+
+@pytest.fixture
+def workdir(study, tmp_path):
+    import shutil
+    shutil.copytree(study[0] / 'rows', tmp_path / 'rows')
+    return tmp_path
+
+
+def read(study, workdir):
+    return rows.read(str(workdir), study[2], study[3])
+
+
+def change(workdir, cell, **values):
+    file = workdir / 'rows' / cell
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_whole_rows_are_read_in_the_order_of_the_study(study, workdir):
+    found, problems = read(study, workdir)
+    assert problems == []
+    assert list(found) == ['dense', 'k1', 'k2', 'again']
+    assert all(list(of) == [0, 1, 2] for of in found.values())
+
+
+def test_a_row_says_what_the_folder_says(study):
+    folder, loaded, record, digest = study
+    run = folder / 'runs' / 'again' / 'seed_1'
+    row = rows.collect(str(run), 'tiny', 'again', 1, digest)
+    assert (row['arm'], row['seed'], row['run_seed'], row['status'], row['error']) == (
+        'again', 1, 101, 'done', '')
+    assert row['config'] == record['arms']['again']['config']
+    assert (row['preregistration'], row['study']) == (digest, 'tiny')
+    assert (row['git_commit'], row['device'], row['versions']) == ('abc', 'fake', {'jax': '0'})
+    assert (row['num_classes'], row['images'], row['correct']) == (10, 360, 'AA==')
+    result = json.loads((run / 'result.json').read_text())
+    assert row['result'] == {'test_accuracy': result['test_accuracy'], 'flops': 10}
+    assert row['layers'] == {'head': {'drop_rate': 0.1}}
+    assert [c['step'] for c in row['curve']] == [1, 2, 3, 4]
+    assert set(row['curve'][0]) == {'step', 'epoch', 'accuracy', 'loss', 'layers'}
+    assert row['mechanism'] is None
+    text = json.dumps(row)
+    assert str(folder) not in text and 'timing' not in text and 'per_second' not in text
+
+
+def test_the_curve_keeps_what_tells_of_collapse(study, tmp_path):
+    run = study[0] / 'runs' / 'k1' / 'seed_0'
+    kept = {'effective_experts': 2.0, 'dead_experts': 1, 'drop_rate': 0.1, 'orphan_rate': 0.2,
+            'gate_entropy': 0.3, 'temperature': 1.0, 'max_over_mean': 2.5}
+    for name in ('config.json', 'result.json', 'evaluation.json'):
+        (tmp_path / name).write_text((run / name).read_text())
+    (tmp_path / 'metrics').mkdir()
+    row = {'step': 3, 'epoch': 0.5, 'split': 'validation', 'accuracy': 0.5, 'loss': 1.0,
+           'layers': {'head': kept | {'load': [1, 0]}}, 'accuracy_unbounded': 0.6}
+    (tmp_path / 'metrics' / 'until-000000003.jsonl').write_text(
+        json.dumps(row) + '\n' + json.dumps(row | {'split': 'train'}) + '\n')
+    (tmp_path / 'mechanism.json').write_text('{"shuffle_drop": 0.25}')
+    found = rows.collect(str(tmp_path), 'tiny', 'k1', 0, 'h')
+    assert found['curve'] == [
+        {'step': 3, 'epoch': 0.5, 'accuracy': 0.5, 'loss': 1.0, 'layers': {'head': kept}}]
+    assert found['mechanism'] == {'shuffle_drop': 0.25}
+
+
+def test_a_diverged_run_has_the_preflights_costs_alone(study):
+    run = study[0] / 'runs' / 'k1' / 'seed_0'
+    row = rows.collect(str(run), 'tiny', 'k1', 0, 'h', 'loss is not finite at step 4; try less.')
+    assert (row['status'], row['error']) == ('diverged', 'loss is not finite at step 4')
+    assert row['result']['flops'] == 10 and 'test_accuracy' not in row['result']
+    assert (row['correct'], row['layers'], len(row['curve'])) == ('', {}, 4)
+
+
+@pytest.mark.parametrize('text, told', [
+    ('', 'half-written or damaged, not JSON'), ('{"arm": "k1", "se', 'half-written or damaged'),
+    ('[1]', 'half-written or damaged'), ('{"arm": "k1"}', 'it lacks seed')])
+def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, told):
+    file = workdir / 'rows' / 'k1' / 'seed_1.json'
+    file.write_text(text)
+    found, problems = read(study, workdir)
+    assert list(found['k1']) == [0, 2]
+    assert problems[0].startswith('rows/k1/seed_1.json: ') and told in problems[0]
+    assert problems[1:] == ['k1: no row for seed 1.'] and file.read_text() == text
+
+
+@pytest.mark.parametrize('values, told', [
+    ({'seed': 2}, "it says arm 'k1' seed 2"), ({'arm': 'k2'}, "it says arm 'k2' seed 1"),
+    ({'run_seed': 7}, "its run's seed is 7, not 1"), ({'status': 'fine'}, "status is 'fine'"),
+    ({'config': {}}, 'its config is not the arm'), ({'config': 3}, 'its config is not the arm'),
+    ({'result': None}, 'its result is no object')])
+def test_a_row_of_something_else_is_named_and_left_out(study, workdir, values, told):
+    change(workdir, 'k1/seed_1.json', **values)
+    found, problems = read(study, workdir)
+    assert list(found['k1']) == [0, 2] and told in problems[0], problems
+
+
+def test_a_row_of_another_config_is_named_by_the_leaf(study, workdir):
+    row = json.loads((workdir / 'rows/k1/seed_1.json').read_text())
+    row['config']['train']['steps'] = 9
+    change(workdir, 'k1/seed_1.json', config=row['config'])
+    assert 'train.steps 4 -> 9' in read(study, workdir)[1][0]
+
+
+def test_rows_of_no_arm_and_of_no_seed_are_named(study, workdir):
+    (workdir / 'rows' / 'k11').mkdir()
+    (workdir / 'rows' / 'k11' / 'seed_0.json').write_text('{}')
+    (workdir / 'rows' / 'k1' / 'seed_9.json').write_text('{}')
+    (workdir / 'rows' / 'k1' / 'notes.txt').write_text('')
+    found, problems = read(study, workdir)
+    assert 'k11' not in found and len(problems) == 3
+    assert "unknown arm 'k11'" in problems[2] and "'k1'" in problems[2]
+    assert 'seed 9 is not one of the study (0, 1, 2)' in problems[1]
+    assert 'not the name of a row' in problems[0]
+
+
+def test_a_row_of_another_registration_is_kept_and_named(study, workdir):
+    change(workdir, 'k2/seed_0.json', preregistration='f' * 64)
+    found, problems = read(study, workdir)
+    assert 0 in found['k2'] and len(problems) == 1
+    assert problems[0].startswith('k2 seed 0: of another pre-registration (ffffffffffffffff, here '
+                                  + study[3][:16])
+
+
+def test_rows_of_another_commit_are_named(study, workdir):
+    change(workdir, 'k2/seed_0.json', git_commit='def')
+    change(workdir, 'k1/seed_2.json', git_commit='def')
+    found, problems = read(study, workdir)
+    assert sum(map(len, found.values())) == 12
+    assert problems == ['of another commit of the code (def, most rows have abc): '
+                        'k1 seed 2, k2 seed 0.']
+
+
+def test_code_that_was_never_committed_is_told(study, workdir):
+    change(workdir, 'k2/seed_0.json', git_commit='abc+changes')
+    assert read(study, workdir)[1] == [
+        'of another commit of the code (abc+changes, most rows have abc): k2 seed 0.',
+        '1 of the rows were made by code with changes that are in no commit.']
+
+
+@pytest.mark.parametrize('accuracy', [None, float('nan'), 1.5, '0.9'])
+def test_an_accuracy_that_is_no_number_counts_as_a_failure(study, workdir, accuracy):
+    change(workdir, 'k1/seed_1.json', result={'test_accuracy': accuracy})
+    found, problems = read(study, workdir)
+    assert found['k1'][1]['status'] == 'diverged'
+    assert len(problems) == 1 and problems[0].startswith('k1 seed 1: diverged (test_accuracy is')
+
+
+def test_missing_cells_are_listed_by_arm(study, workdir):
+    for name in ('k1/seed_0', 'k1/seed_2', 'again/seed_1'):
+        (workdir / 'rows' / f'{name}.json').unlink()
+    found, problems = read(study, workdir)
+    assert problems == ['k1: no row for seed 0, 2.', 'again: no row for seed 1.']
+    assert list(found['k1']) == [1]
+
+
+def test_setting_aside_loses_nothing(workdir):
+    file = workdir / 'rows' / 'k1' / 'seed_1.json'
+    for text in ('one', 'two'):
+        file.write_text(text)
+        rows.set_aside(str(workdir), 'k1', 1)
+    kept = sorted(file.parent.glob('*.set_aside_*'))
+    assert [k.read_text() for k in kept] == ['one', 'two'] and not file.exists()
+    assert rows.set_aside(str(workdir), 'k1', 1) is None
+
+
+def test_a_row_is_usable_or_not(study, workdir):
+    assert rows.usable(str(workdir), study[2], 'k1', 1)['seed'] == 1
+    (workdir / 'rows' / 'k1' / 'seed_1.json').write_text('{')
+    assert rows.usable(str(workdir), study[2], 'k1', 1) is None
+    (workdir / 'rows' / 'k1' / 'seed_1.json').unlink()
+    assert rows.usable(str(workdir), study[2], 'k1', 1) is None
+
+
+def test_timings_are_read_leniently(study, tmp_path):
+    assert rows.timings(str(study[0]))['k1'][2] == {'seconds': 1.0}
+    folder = tmp_path / 'timings' / 'k1'
+    folder.mkdir(parents=True)
+    (folder / 'seed_0.json').write_text('{')
+    (folder / 'seed_1.json').write_text('[]')
+    assert rows.timings(str(tmp_path)) == {} and rows.latency(str(tmp_path)) is None
+
+
+def test_a_config_of_the_run_is_not_the_arms_when_it_differs(study, tmp_path):
+    """What `collect` writes is checked by `read`: a run of another config is not taken in."""
+    _, loaded, record, digest = study
+    other = loaded.config('k1', 0)
+    other = dataclasses.replace(other, train=dataclasses.replace(other.train, steps=5))
+    run = str(tmp_path / 'run')
+    fake_train_arm([other], [run], 'one_by_one', False, lambda i, told: None)
+    rows.write(str(tmp_path), rows.collect(run, 'tiny', 'k1', 0, digest), {})
+    assert rows.usable(str(tmp_path), record, 'k1', 0) is None

@@ -1,0 +1,224 @@
+"""Statistics against hand-computed numbers, against scipy's own tests, and as properties."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from moe_vision.study import statistics
+
+NAN = float('nan')
+pytestmark = pytest.mark.filterwarnings('error')  # what is not defined is not computed
+
+
+def samples(sizes=(2, 3, 5, 8, 12), seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(rng.normal(0, 0.5), 0.3, n) for n in sizes]
+
+
+def test_three_seeds_by_hand():
+    # mean 2, sd 1, t = 2 sqrt 3; with 2 degrees of freedom P(|T| > t) = 1 - t / sqrt(t^2 + 2)
+    of = statistics.estimate([1, 2, 3], 0.95)
+    assert (of.values, of.n, of.mean, of.sd, of.level) == ((1, 2, 3), 3, 2, 1, 0.95)
+    assert (of.low, of.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
+    assert statistics.effect_size([1, 2, 3]) == 2
+    assert statistics.t_test([1, 2, 3]) == pytest.approx(1 - math.sqrt(12 / 14))
+    assert statistics.tost([1, 2, 3], 5) == pytest.approx((1 - math.sqrt(27 / 29)) / 2)
+    assert statistics.sign_flip([1, 2, 3]) == 2 / 8
+
+
+def test_two_seeds_by_hand():
+    # mean 2, standard error 1; t with 1 degree of freedom is Cauchy
+    assert statistics.t_test([1, 3]) == pytest.approx(1 - 2 / math.pi * math.atan(2))
+    assert statistics.tost([1, 3], 1) == pytest.approx(0.5 + math.atan(1) / math.pi)
+    of = statistics.estimate([1, 3], 0.5)  # the quartiles of Cauchy are -1 and 1
+    assert (of.low, of.high) == pytest.approx((1, 3))
+
+
+@pytest.mark.parametrize('values', samples(), ids=len)
+def test_agree_with_scipy(values):
+    expected = stats.ttest_rel(values + 1, np.ones_like(values))
+    interval = expected.confidence_interval(0.97)
+    of = statistics.estimate(values, 0.97)
+    assert statistics.t_test(values) == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (of.low, of.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert of.sd == pytest.approx(values.std(ddof=1))
+    flips = stats.permutation_test((values,), np.mean, permutation_type='samples',
+                                   n_resamples=np.inf, vectorized=False)
+    assert statistics.sign_flip(values) == pytest.approx(flips.pvalue, abs=1e-12)
+    low = stats.ttest_1samp(values, -0.4, alternative='greater').pvalue
+    high = stats.ttest_1samp(values, 0.4, alternative='less').pvalue
+    assert statistics.tost(values, 0.4) == pytest.approx(max(low, high), rel=1e-9)
+
+
+@pytest.mark.parametrize('values', samples(seed=1), ids=len)
+def test_signs_order_and_shift(values):
+    for test in (statistics.t_test, statistics.sign_flip, lambda v: statistics.tost(v, 0.3)):
+        assert test(-values) == pytest.approx(test(values), rel=1e-9)
+        assert test(values[::-1]) == test(values)
+    # "mean >= margin" is "mean of (values - margin) >= 0": half the two-sided p where it is below
+    shifted = values - values.min() + 1
+    assert statistics.tost(shifted, 0.1) == pytest.approx(
+        1 - statistics.t_test(shifted - 0.1) / 2, rel=1e-9)
+
+
+def test_tost_is_the_interval_within_the_margin():
+    seen = set()
+    for values in samples((2, 3, 5, 8) * 20, seed=2):
+        for alpha in (0.05, 0.0125):
+            of = statistics.estimate(values, 1 - 2 * alpha)
+            within = -0.5 < of.low and of.high < 0.5
+            assert (statistics.tost(values, 0.5) <= alpha) == within
+            seen.add(within)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize('values', [[0.3 - 0.2, 0.1, 0.1], [Fraction(1, 3)] * 3, [0.0] * 3])
+def test_equal_gaps_have_sd_0_and_no_test(values):
+    of = statistics.estimate(values, 0.95)
+    assert of.sd == 0 and of.mean == pytest.approx(float(values[1]), abs=1e-12)
+    for nothing in (of.low, of.high, statistics.t_test(values), statistics.tost(values, 1),
+                    statistics.effect_size(values)):
+        assert math.isnan(nothing)
+    assert statistics.sign_flip(values) == (0.25 if values[0] else 1)
+
+
+def test_one_value_and_none():
+    one, none = statistics.estimate([1.5], 0.9), statistics.estimate([], 0.9)
+    assert (one.n, one.mean, none.n) == (1, 1.5, 0)
+    for nothing in (one.sd, one.low, one.high, none.mean, none.sd, none.low, none.high,
+                    statistics.t_test([1.5]), statistics.tost([], 1), statistics.sign_flip([])):
+        assert math.isnan(nothing)
+    assert statistics.sign_flip([1.5]) == 1
+
+
+@pytest.mark.parametrize('values, p', [
+    ([1, 1, -1], 1),  # every pattern has |sum| >= 1
+    ([2, 1, 1], 2 / 8),
+    ([1, 1, 1, -1], 10 / 16),  # |sum| is 4 in 2 patterns, 2 in 8, 0 in 6
+    ([0, 0, 5], 1),
+    ([0.3, 0.1 + 0.2, -0.3, 0.6], 8 / 16),  # in units of 0.3, |sum| is 5 in 2 patterns, 3 in 6
+    ([1] * 5, 0.0625), ([1] * 6, 0.03125), ([-1] * 8, 0.0078125), ([1] * 20, 2**-19),
+])  # fmt: skip
+def test_sign_flip_by_counting(values, p):
+    assert statistics.sign_flip(values) == p
+
+
+def test_sign_flip_with_many_seeds_is_drawn_and_repeatable():
+    values = np.random.default_rng(3).normal(0.5, 1, 24)
+    p = statistics.sign_flip(values)
+    assert p == statistics.sign_flip(values)
+    assert p == pytest.approx(statistics.t_test(values), abs=0.01)
+    assert statistics.sign_flip([1] * 40) == 1 / (1 + statistics.DRAWS)
+
+
+def test_sign_flip_of_large_numbers_does_not_overflow():
+    assert statistics.sign_flip([2**62, 2**62, 2**62]) == 0.25
+
+
+def test_holm_by_hand():
+    of = statistics.holm([0.01, 0.04, 0.03, 0.005], 0.05)
+    assert of.adjusted == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert of.rejected == (True, False, False, True)
+    # ranks 2, 4, 3, 1 of 4: 0.05/3, then stopped at the third at 0.05/2, 0.05/4
+    assert of.level == pytest.approx((0.05 / 3, 0.025, 0.025, 0.0125))
+
+
+def test_holm_with_ties_does_not_depend_on_their_order():
+    assert statistics.holm([0.01, 0.01], 0.05).level == (0.025, 0.025)
+    assert statistics.holm([0.03, 0.03], 0.05).rejected == (False, False)
+    assert statistics.holm([0.03, 0.03], 0.05).adjusted == (0.06, 0.06)
+    p = [0.01, 0.2, 0.01, 0.2, 0.001]
+    of, back = statistics.holm(p, 0.05), statistics.holm(p[::-1], 0.05)
+    assert of.level == back.level[::-1] and of.adjusted == back.adjusted[::-1]
+
+
+def test_holm_keeps_the_place_of_a_test_that_could_not_be_made():
+    of = statistics.holm([0.02, NAN, 0.001], 0.05)
+    assert of.adjusted[0] == pytest.approx(0.04) and of.adjusted[2] == pytest.approx(0.003)
+    assert math.isnan(of.adjusted[1])
+    assert of.rejected == (True, False, True)
+    assert of.level == pytest.approx((0.025, 0.05, 0.05 / 3))
+    assert statistics.holm([], 0.05).adjusted == ()
+    assert statistics.holm([NAN, NAN], 0.05).level == (0.025, 0.025)
+
+
+def test_holm_level_and_adjusted_p_say_the_same_and_errors_are_rare():
+    rng = np.random.default_rng(4)
+    wrong = 0
+    for p in rng.uniform(size=(2000, 4)):
+        of = statistics.holm(p, 0.05)
+        wrong += any(of.rejected)
+        for value, adjusted, rejected, level in zip(p, of.adjusted, of.rejected, of.level,
+                                                    strict=True):
+            assert rejected == (adjusted <= 0.05) == (value <= level)
+    assert wrong / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize('n, at_5, at_1', [
+    (3, 3.27, 6.55), (5, 1.69, 2.48), (8, 1.16, 1.54), (10, 1.00, 1.29), (20, 0.67, 0.82)])
+def test_detectable_gap_is_that_of_the_table(n, at_5, at_1):
+    """Rounded up to where the power is at least 80 %; at 0.05 and at 0.05 / 4."""
+    for level, expected in ((0.05, at_5), (0.0125, at_1)):
+        size = statistics.detectable(n, level)
+        assert math.ceil(100 * size) / 100 == expected
+        critical = stats.t.isf(level / 2, n - 1)
+        assert stats.nct.sf(critical, n - 1, size * math.sqrt(n)) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_detectable_gap_is_found_that_often():
+    rng = np.random.default_rng(5)
+    draws = rng.normal(statistics.detectable(5, 0.05), 1, (4000, 5))
+    assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(
+        0.8, abs=0.02)
+    assert statistics.detectable(2, 0.05 / 40) > 100
+    assert math.isnan(statistics.detectable(1, 0.05))
+
+
+def test_correlation():
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(2, 7))
+    assert statistics.correlation(x, y) == pytest.approx(stats.pearsonr(x, y)[0])
+    assert statistics.correlation([1, 2, 3], [6, 4, 2]) == -1
+    assert math.isnan(statistics.correlation([0.1 + 0.2, 0.3, 0.3], [1, 2, 3]))
+    assert math.isnan(statistics.correlation([1], [1]))
+
+
+def test_image_error_of_one_seed_is_that_of_the_discordant_counts():
+    arm = np.array([[1] * 90 + [1] * 5 + [0] * 2 + [0] * 3], bool)
+    baseline = np.array([[1] * 90 + [0] * 5 + [1] * 2 + [0] * 3], bool)
+    by_hand = 100 * math.sqrt(5 + 2 - (5 - 2) ** 2 / 100) / 100  # I - 1 for one I
+    assert statistics.image_error(arm, baseline) == pytest.approx(by_hand * math.sqrt(100 / 99))
+
+
+def test_image_error_falls_only_where_seeds_err_on_different_images():
+    arm, baseline = np.random.default_rng(7).random((2, 1, 400)) < 0.8
+    one = statistics.image_error(arm, baseline)
+    assert statistics.image_error(arm.repeat(4, 0), baseline.repeat(4, 0)) == pytest.approx(one)
+    arms, baselines = np.random.default_rng(8).random((2, 4, 400)) < 0.8
+    assert statistics.image_error(arms, baselines) == pytest.approx(one / 2, rel=0.2)
+    assert statistics.image_error(arm, arm) == 0
+    assert math.isnan(statistics.image_error(arm[:0], arm[:0]))
+
+
+def test_spearman_by_hand_and_with_ties():
+    assert statistics.spearman([1, 2, 3, 4, 5], [1, 4, 9, 16, 25]) == (1, 2 / 120)
+    assert statistics.spearman([0.1, 0.2, 0.3], [3, 2, 1]) == (-1, 2 / 6)
+    value, p = statistics.spearman([1, 2, 3, 4, 5], [1, 2, 2, 4, 3])
+    assert value == pytest.approx(stats.spearmanr([1, 2, 3, 4, 5], [1, 2, 2, 4, 3])[0])
+    oracle = stats.permutation_test(
+        ([1, 2, 2, 4, 3],), lambda y: round(stats.spearmanr([1, 2, 3, 4, 5], y)[0], 9),
+        permutation_type='pairings', n_resamples=np.inf, vectorized=False)
+    assert p == pytest.approx(oracle.pvalue)
+    assert all(map(math.isnan, statistics.spearman([1, 2, 3], [1, 1, 1])))
+    assert statistics.spearman(range(10), range(10)) == (1, 1 / (1 + statistics.DRAWS))
+
+
+def test_family_difference_pairs_seeds():
+    a, b = {0: 1.0, 1: 3.0, 9: 50.0, 2: 5.0}, {2: 2.0, 1: 1.0, 0: 0.0, 7: 50.0}
+    of, p = statistics.family_difference(a, b, 5, 0.05)
+    assert of.values == (1, 2, 3) and of.level == 0.9
+    assert p == pytest.approx((1 - math.sqrt(27 / 29)) / 2)
+    assert of.high < 5

@@ -1,0 +1,77 @@
+"""The first choices that each validation keeps: the same tokens, whatever the batch size."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import train_cases
+
+from moe_vision import metrics
+from moe_vision.evaluate import Evaluator
+from moe_vision.leverage import soft, tokens_per_image
+from moe_vision.setup import Setup
+
+HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1}}
+PLAIN = {'model.moe.router_args': {}, 'model.moe.losses': {}}
+CASES = {
+    'images': HEAD | PLAIN | {'model.moe.router': 'top_k'},
+    'soft': HEAD | PLAIN | {'model.moe.router': 'soft', 'model.moe.eval_capacity_factor': 2.0},
+    'patches': train_cases.VIT | PLAIN | {
+        'model.moe.router': 'top_k', 'model.moe.group_size': 4,
+        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}},
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
+    config = train_cases.make(data_dir, CASES[name])
+    setup = Setup(config)
+    state = dataclasses.replace(setup.fresh_state(), ema={})
+    images = setup.info.split_sizes['test']
+    found = []
+    for size in (16, 208):
+        of = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=size))
+        tokens = tokens_per_image(config, setup.info)
+        evaluator = Evaluator(of, setup.info, setup.mesh, tokens)
+        found.append(evaluator.score(state, 'test', 0.5)['probe'])
+    assert found[0] == found[1]
+    short = evaluator.score(state, 'validation', 0.5)['probe']  # ends with padding
+    assert {len(v) for v in short.values()} == {
+        min(setup.info.split_sizes['validation'] * tokens, 256)}
+    want = []
+    for batch, outs in setup.evaluator.outputs(state, 'test', 0.5):
+        out = jax.device_get(next(outs))
+        (layer, choices), = out['choices'].items()
+        ids = np.take_along_axis(choices['expert'], choices['gate'].argmax(-1)[:, None], -1)
+        if not soft(config.model):
+            assert (ids[:, 0] == choices['expert'][:, 0]).all()  # the best comes first
+        want += ids[np.repeat(batch['valid'], tokens), 0].tolist()
+    assert len(want) == images * tokens > 256
+    assert found[0] == {layer: want[:256]}
+    assert len(set(want)) > 1
+
+
+def test_events_do_not_hold_the_probe():
+    row = {'step': 4, 'split': 'validation', 'loss': 1.0, 'probe': {'head': [1, 2]},
+           'layers': {'head': {'load': [0.5, 0.5]}}}
+    assert [name for name, _ in metrics.flat(row)] == [
+        'loss', 'layers/head/load/0', 'layers/head/load/1']
+
+
+def test_a_twin_with_drops_tells_them_and_is_the_dense_one_with_room_for_all(data_dir):
+    routed = HEAD | PLAIN | {'model.moe.router': 'top_k', 'model.moe.k': 1,
+                             'model.moe.eval_capacity_factor': 0.5}
+    found = {}
+    for twin in ('same_width', 'same_drops'):
+        setup = Setup(train_cases.make(data_dir, routed | {'model.twin': twin}))
+        state = dataclasses.replace(setup.fresh_state(), ema={})
+        found[twin] = setup.evaluator.score(state, 'test', 0.5)
+        assert setup.cost.flops == setup.cost.flops_executed
+        found[twin]['flops'] = setup.cost.flops
+    drops, plain = found['same_drops'], found['same_width']
+    assert drops['flops'] == plain['flops']
+    assert drops['accuracy_unbounded'] == plain['accuracy']
+    assert drops['loss'] != plain['loss'] and not plain['layers']
+    layer = drops['layers']['head']
+    assert layer['drop_rate'] == layer['orphan_rate'] >= 0.5  # k = 1, half a slot for each
