@@ -22,12 +22,16 @@ def get_config() -> ConfigDict:
     c.dataset.augment = 'none'  # none, pad_crop, pad_crop_flip, random_resized_crop
     c.dataset.workers = 0  # worker processes for reading and decoding; 0 uses threads
     c.dataset.cache = False  # keep decoded images in memory (small sets)
+    c.dataset.resident = False  # keep them on the device and augment there; the same batches
+    c.dataset.train_images = 0  # so many of train, the same for every seed; 0 is all
 
     c.model = ConfigDict()
     c.model.name = 'conv'  # a name in BACKBONES, or package.module:Class
     c.model.args = {}  # arguments of the backbone
     c.model.dtype = 'float32'  # or bfloat16: of the compute; parameters and routers stay float32
-    c.model.twin = 'none'  # its dense twin instead: same_width, same_active_flops, same_params
+    # its dense twin instead: same_width, same_active_flops, same_params; same_drops is same_width
+    # that drops as many tokens as a random router would
+    c.model.twin = 'none'
 
     c.model.moe = ConfigDict()
     c.model.moe.placement = 'last_1'  # none, head, last_N, every_N, or block numbers such as '1,3'

@@ -1,0 +1,12 @@
+"""E2 on CIFAR-100: does it matter whether the head or the backbone is routed?
+
+Run: python -m moe_vision.study run --study=configs/studies/cifar100_placement.py --workdir=W
+"""
+
+from configs.studies.experiments import placement
+from configs.studies.sets import CIFAR100
+from moe_vision.study.types import Study
+
+
+def get_study() -> Study:
+    return placement.study_of(CIFAR100)

@@ -1,0 +1,12 @@
+"""E6 on CIFAR-10: does a falling router temperature collapse late in training?
+
+Run: python -m moe_vision.study run --study=configs/studies/cifar10_temperature.py --workdir=W
+"""
+
+from configs.studies.experiments import temperature
+from configs.studies.sets import CIFAR10
+from moe_vision.study.types import Study
+
+
+def get_study() -> Study:
+    return temperature.study_of(CIFAR10)

@@ -1,0 +1,12 @@
+"""E7 on CIFAR-10: what does routing cost in time, and what does that time buy?
+
+Run: python -m moe_vision.study run --study=configs/studies/cifar10_wall_clock.py --workdir=W
+"""
+
+from configs.studies.experiments import wall_clock
+from configs.studies.sets import CIFAR10
+from moe_vision.study.types import Study
+
+
+def get_study() -> Study:
+    return wall_clock.study_of(CIFAR10)

@@ -1,0 +1,12 @@
+"""E5 on digits: does Soft MoE fail because its slots mix images?
+
+Run: python -m moe_vision.study run --study=configs/studies/digits_soft.py --workdir=W
+"""
+
+from configs.studies.experiments import soft
+from configs.studies.sets import DIGITS
+from moe_vision.study.types import Study
+
+
+def get_study() -> Study:
+    return soft.study_of(DIGITS)

@@ -1,0 +1,28 @@
+"""Learning rate and epochs on validation, one grid for the twin and for k2; before registration.
+
+Choose by the arms' table of the report, column 'validation at the end': the setting whose mean over
+the two arms is highest is written into `sets` for every arm. Seeds are used by no other study.
+"""
+
+from configs.studies.data_set import DataSet
+from configs.studies.experiments.common import DENSE, arm, study
+from moe_vision.study.types import Comparison, Study
+
+SEEDS = (100, 101, 102)
+
+
+def study_of(data: DataSet) -> Study:
+    """Arms are named by the learning rate in 1e-4 and the epochs: `k2_lr30_e15`."""
+    arms, comparisons = {}, {}
+    for rate in data.rates:
+        for epochs in data.lengths:
+            setting = f'lr{round(rate * 1e4)}_e{epochs:g}'
+            change = {'train.learning_rate': rate, 'train.epochs': epochs}
+            arms |= {f'dense_{setting}': arm(data, data.backbone, DENSE, change),
+                     f'k2_{setting}': arm(data, data.backbone, change)}
+            comparisons[f'k2_minus_dense_{setting}'] = Comparison(f'k2_{setting}',
+                                                                  f'dense_{setting}')
+    return study(
+        data, 'tuning', question='Which learning rate and length of training suit the dense twin '
+        'and k2 on the validation split of {set}?',
+        hypotheses=(), arms=arms, comparisons=comparisons, figures=(), seeds=SEEDS)
