@@ -28,16 +28,20 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     Returns:
       The paths written, sorted.
     """
-    from moe_vision.study.report import document, page, pictures, timing
+    from moe_vision.study.report import document, page, pictures, timing, trend
 
     drawn = list(pictures.every(analysis))
-    whole = _document(analysis, drawn)
+    rho = pictures.series_of(analysis, 'gap_against_rho')
+    along = trend.section(analysis, rho)
+    whole = _document(analysis, drawn, along)
     clock = list(pictures.clock(analysis, as_dict(timings.get('latency'))))
     made = {
         'report.md': document.markdown(whole, 'figures'),
         'report.html': page.render(whole),
         'timings.md': document.markdown(timing.document(analysis, timings, clock), 'timings'),
         **{f'tables/{name}': text for name, text in files.tables(analysis).items()},
+        **({'tables/trend.csv': files.write(trend.HEAD, trend.lines(analysis, rho))} if along
+           else {}),
         **{f'timings/{name}': files.write(head, rows)
            for name, (head, rows) in timing.files(analysis, timings).items()},
         **_drawn('figures', drawn), **_drawn('timings', clock),
@@ -61,7 +65,8 @@ def _drawn(folder: str, blocks: list[Picture | Text]) -> dict[str, str]:
     return made
 
 
-def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
+def _document(analysis: Analysis, drawn: list[Picture | Text],
+              along: Section | None) -> Document:
     from moe_vision.study.report import answer, arms, limits, registered, verdicts
 
     agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
@@ -78,6 +83,7 @@ def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
         registered.section(analysis),
         verdicts.section(analysis),
         Section('figures', 'Figures', [*figures, _clock()]),
+        *([along] if along else []),
         verdicts.per_seed(analysis),
         arms.section(analysis),
         arms.collapse(analysis),
