@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from xml.etree import ElementTree
 
 import pytest
@@ -102,11 +101,13 @@ def test_solving_another_rho_for_another_key(capsys):
 
 
 def wrong(*args, env=None):
-    begin = time.monotonic()
+    begin = os.times()  # processor seconds: what else runs does not count
     done = subprocess.run([sys.executable, '-m', 'moe_vision.leverage', *args], cwd=ROOT,
                           env={**os.environ, **(env or {})}, capture_output=True, text=True,
                           timeout=60, check=False)
-    return done, time.monotonic() - begin
+    now = os.times()
+    return done, (now.children_user + now.children_system
+                  - begin.children_user - begin.children_system)
 
 
 @pytest.mark.parametrize('args, parts', WRONG)
@@ -129,7 +130,7 @@ def test_mistakes_are_told_before_jax_is_imported(tmp_path):
                          '--out=configs/base.py/x'], 'a folder of your own')):
         done, seconds = wrong(*args, env={'PYTHONPATH': path})
         assert done.returncode == 2 and part in done.stderr, done.stderr
-        assert done.stderr.count('\n') == 1 and seconds < 15  # 0.3 where nothing else runs
+        assert done.stderr.count('\n') == 1 and seconds < 3
 
 
 def test_an_unreachable_target_is_one_line(capsys):
