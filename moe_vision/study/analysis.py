@@ -66,6 +66,9 @@ def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
     primary, gaps = bool(comparison['primary']), pairs.gaps()
     arm, baseline = arms[pairs.arm], arms[pairs.baseline]
     flags = pairing.flags(pairs, hash)
+    if primary and len(pairs.seeds) < len(record['seeds']):
+        flags.insert(0, f'{EXPLORATORY}{len(pairs.seeds)} of {len(record["seeds"])} registered '
+                        'seeds have both runs')
     if not primary:
         flags.insert(0, f'{EXPLORATORY}not a primary comparison, judged at {record["alpha"]:g} '
                         'without correction')
@@ -98,7 +101,7 @@ def _pattern(name: str, members: Sequence[str], gaps: Mapping[str, Gap]) -> Patt
     """All members as expected (an intersection-union test): p is the largest of theirs.
 
     p is 1 if a member came out otherwise, and NaN if one is equivalent without a test (sd = 0).
-    Rows of another pre-registration support nothing.
+    What was not tested, rows of another pre-registration and missing seeds support nothing.
     """
     of = [gaps[member] for member in members]
     met = all(gap.verdict == gap.expected != 'inconclusive' for gap in of)
@@ -106,4 +109,4 @@ def _pattern(name: str, members: Sequence[str], gaps: Mapping[str, Gap]) -> Patt
     confirming = not any(flag.startswith(EXPLORATORY) for gap in of for flag in gap.flags)
     largest = math.nan if any(map(math.isnan, p)) else max(p)
     return Pattern(name, tuple(members), tuple(gap.verdict for gap in of),
-                   largest if met else 1.0, met and confirming)
+                   largest if met else 1.0, met and confirming and not math.isnan(largest))

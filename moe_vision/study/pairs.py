@@ -107,10 +107,15 @@ class Pairs:
         return [accuracy(a) - accuracy(b) for a, b in self.rows
                 if not diverged(a) and not diverged(b)]
 
+    def lost(self) -> list[int]:
+        """Seeds in which both runs diverged."""
+        return [seed for seed, (a, b) in zip(self.seeds, self.rows, strict=True)
+                if diverged(a) and diverged(b)]
+
     @property
     def void(self) -> bool:
         """Every run of both arms diverged: the accuracies are equal, and say nothing."""
-        return all(diverged(row) for rows in self.rows for row in rows)
+        return len(self.lost()) == len(self.rows)
 
     def correct(self) -> tuple[np.ndarray, np.ndarray] | None:
         """[S, I] of the arm and of the baseline; None unless every run has them."""

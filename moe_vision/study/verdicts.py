@@ -1,7 +1,8 @@
 """Equivalence first, then a difference, then nothing: one verdict per comparison.
 
-Two families, each corrected by Holm over the primary comparisons at alpha: the two-sided t-tests
-(is there a gap?) and the equivalence tests (is it within the margin?). A comparison is
+Two families, each corrected by Holm over the primary comparisons at alpha (so that some verdict is
+false with a probability of at most 2 alpha): the two-sided t-tests (is there a gap?) and the
+equivalence tests (is it within the margin?). A comparison is
 `equivalent` by the second family; else `positive` or `negative` by the first; else `inconclusive`,
 whatever its p. The interval shown beside a verdict is at the level of the test that it rests on.
 Exploratory comparisons are judged one by one at alpha. The smallest detectable gap is told for the
@@ -16,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from moe_vision.study import statistics
-from moe_vision.study.pairs import Pairs
+from moe_vision.study.pairs import Pairs, listed
 from moe_vision.study.types import Verdict
 
 
@@ -47,7 +48,7 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
     """
     gaps = {name: pairs.gaps() for name, (pairs, _) in compared.items()}
     p = {name: statistics.t_test(of) for name, of in gaps.items()}
-    p_tost = {name: statistics.tost(of, margin) for name, of in gaps.items()}
+    p_tost = {name: _tost(pairs, margin) for name, (pairs, _) in compared.items()}
     primary = [name for name, (_, is_primary) in compared.items() if is_primary]
     different, same = _family(p, primary, alpha), _family(p_tost, primary, alpha)
     out = {}
@@ -58,6 +59,9 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
         verdict, note = _equal(pairs, of) if len(set(of)) < 2 else _verdict(
             of, found, equivalent, margin,
             f'p = {adjusted:.2g} by Holm' if is_primary else f'p = {p[name]:.2g}, unadjusted')
+        if pairs.lost() and not pairs.void:
+            note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): the other '
+                                         'pairs must bear out an equivalence, too')
         if len(of) > statistics.ENUMERATED:
             note += '; ' * bool(note) + (
                 f'sign-flip p from {statistics.DRAWS:,} random sign patterns')
@@ -69,6 +73,13 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
             adjusted_tost if is_primary else math.nan,
             statistics.detectable(len(of), share) * sd if sd else math.nan)
     return out
+
+
+def _tost(pairs: Pairs, margin: float) -> float:
+    """p of the two one-sided tests. Chance against chance is no sign of equivalence: where a pair
+    diverged on both sides, the pairs that ended must bear it out, too."""
+    p = statistics.tost(pairs.gaps(), margin)
+    return float(np.maximum(p, statistics.tost(pairs.ended(), margin))) if pairs.lost() else p
 
 
 def _family(p: Mapping[str, float], primary: list[str],
@@ -105,4 +116,4 @@ def _equal(pairs: Pairs, of: list[Fraction]) -> tuple[Verdict, str]:
     correct = pairs.correct()
     if correct is not None and np.array_equal(*correct):
         return 'equivalent', 'sd = 0: identical on every test image in every seed, so no test'
-    return 'equivalent', 'sd = 0: equal accuracies in every seed, so no test'
+    return 'inconclusive', 'sd = 0: equal accuracies in every seed, so no test'

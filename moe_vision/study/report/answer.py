@@ -33,7 +33,7 @@ def section(analysis: Analysis) -> Section:
     if primary:
         blocks += [Heading('What each primary comparison says'),
                    Bullets([sentence(g, _margin(analysis)) for g in primary])]  # fmt: skip
-    blocks += _expected(analysis, primary)
+    blocks += _waiting(analysis) + _expected(analysis, primary)
     blocks += [Heading('What these data cannot say'),
                Bullets(list(limits.sentences(analysis, primary)))]  # fmt: skip
     return Section('answer', 'Question and answer', blocks)
@@ -45,11 +45,11 @@ def _margin(analysis: Analysis) -> float:
 
 def _headline(primary: list[Gap]) -> Words:
     if not primary:
-        return ('No primary comparison was registered or none has a row yet: everything below is '
-                'exploratory.')
+        return ('No primary comparison was registered, or none has the rows of all its seeds yet: '
+                'everything below is exploratory.')
     found: Counter[str] = Counter(g.verdict for g in primary)
     mde = numbers.finite(g.mde for g in primary)
-    if found['inconclusive'] == len(primary):
+    if found['inconclusive'] == len(primary) and all(g.estimate.sd for g in primary):
         least = f' a gap smaller than {pp(min(mde), sign=False)} pp' if mde else ' the gaps'
         return (f'Inconclusive: of {several(len(primary), "primary comparison")} none could be '
                 'decided. The data show neither a gap nor that gaps stay within the margin; this '
@@ -75,7 +75,8 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
     margin = _margin(analysis)
     return Cards([
         ('Cells', f'{len(rows)} of {planned}' if planned else str(len(rows)), note),
-        ('Seeds', str(len(seeds)) if seeds else numbers.NONE, 'the same for every arm'),
+        ('Seeds', str(len(seeds)) if seeds else numbers.NONE,
+         'the same for every arm without an offset'),
         ('Margin of equivalence', f'±{pp(margin, sign=False)} pp', 'set before the first run'),
         ('Smallest gap that could be found', f'{" to ".join(span)} pp' if span else numbers.NONE,
          'with 80 % power, over the primary comparisons: each at its own sd and the strictest '
@@ -104,6 +105,9 @@ def sentence(g: Gap, margin: float) -> list[str]:
         body = ['the accuracy of ', Name(g.arm), f' lies {word} that of ', Name(g.baseline)]
     elif g.verdict == 'equivalent':
         body = [Name(g.arm), ' and ', Name(g.baseline), f' are equivalent within {within}']
+    elif e.n > 1 and e.sd == 0:
+        body = ['every seed gave the same gap between ', Name(g.arm), ' and ', Name(g.baseline),
+                ', so no t-test can be made']
     else:
         body = ['the data neither show a gap between ', Name(g.arm), ' and ', Name(g.baseline),
                 f' nor that it stays within {within}']  # fmt: skip
@@ -115,6 +119,14 @@ def sentence(g: Gap, margin: float) -> list[str]:
         out.append(f' With {several(g.diverged, "diverged run")} counted as chance; without: '
                    f'{numbers.estimate(g.without_diverged)} pp.')
     return [*out, f' Note: {g.note}.' if g.note else '']
+
+
+def _waiting(analysis: Analysis) -> list[Block]:
+    """Registered primary comparisons that confirm nothing, and why."""
+    found = [[Name(g.name), ': ', '; '.join(f.removeprefix('exploratory: ') for f in g.flags
+                                            if f.startswith('exploratory: '))]
+             for g in analysis.gaps.values() if g.primary and not confirms(g)]
+    return [Heading('Registered as primary, not decided here'), Bullets(found)] if found else []
 
 
 def _cost(g: Gap) -> str:

@@ -33,8 +33,7 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
              'levels of one family; p is exact, over all orders. Family: the gap of one family '
              'less that of the other at the same ρ, paired by seed, with its 90 % interval at '
              'α = 0.05; p is that of two one-sided tests against the margin, so a small p says '
-             'that the family makes no difference larger than the margin there; a large one says '
-             'nothing.'),
+             'that the family matters by less than the margin there; a large one says nothing.'),
         Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_told(x) for x in found],
               'trend')]
     return Section('trend', 'Along ρ', blocks)

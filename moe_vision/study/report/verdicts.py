@@ -44,7 +44,9 @@ def section(analysis: Analysis) -> Section:
         blocks += [
             Heading('Exploratory comparisons'),
             Text('Outside the family that the correction holds for: each verdict stands alone, at '
-                 'its own level, and confirms nothing.'),
+                 'its own level, and confirms nothing. (A registered primary comparison that '
+                 'stands here, for a reason under Problems and flags, keeps the level of its '
+                 'family.)'),
             _verdicts(other),
         ]
     if not analysis.gaps:
@@ -52,8 +54,10 @@ def section(analysis: Analysis) -> Section:
     every = primary + other
     blocks += [
         Heading('Tests'),
-        Text('Holm’s correction holds over the primary comparisons; the sign-flip test is exact, '
-             'two-sided and uncorrected, as a check that does not rest on a distribution. The '
+        Text('Holm’s correction holds over the primary comparisons, for gaps and for equivalences '
+             'each at α, so that some verdict is false with a probability of at most 2α; the '
+             'sign-flip test is exact, two-sided and uncorrected, as a check that does not rest on '
+             'a distribution. The '
              'smallest gap found is what a paired t-test finds with 80 % power, given this sd and, '
              'for primary comparisons, the strictest level of the correction. Correlation is that '
              'of the two arms over seeds: pairing helps where it is above zero.'),
@@ -128,7 +132,8 @@ def per_seed(analysis: Analysis) -> Section:
         for a in arms
     ]  # fmt: skip
     text = ('Accuracy after the last step. The seed is the unit of replication: pairs share their '
-            'data order, augmentation and the first values of common parameters. An empty cell '
+            'data order, augmentation and the first values of common parameters (an arm with a '
+            'seed offset shares nothing: it is the same config with other seeds). An empty cell '
             'has no row, or no pair. † a run of it diverged and scores chance.')
     return Section('seeds', 'Per seed', [
         Text(text),
