@@ -209,7 +209,7 @@ TOP_K = {
     'k1_top_k_softmax': ('k1', {ROUTER_ARGS}), 'k2_top_k_softmax': ('k2', {ROUTER_ARGS}),
     'k1_scaled': ('k1', {ROUTER_ARGS}), 'k2_scaled': ('k2', {ROUTER_ARGS}),
     'k2_half_width': ('k2', {'model.moe.hidden'}), 'k1_plus_random': ('k2', {ROUTER_ARGS}),
-    'k1_supervised': ('k1', {'model.moe.router', ROUTER_ARGS, LOSSES}),
+    'k1_supervised': ('k1_unbounded', {'model.moe.router', ROUTER_ARGS, LOSSES}),
     'dense_active': ('dense', {'model.twin'}), 'dense_drops_k2': ('dense', {'model.twin'}),
     'dense_drops_k1': ('dense', {'model.twin', 'model.moe.k'}),
     'dense_longer': ('dense', {'train.epochs'}), 'dense_longest': ('dense', {'train.epochs'})}
@@ -274,6 +274,10 @@ def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
     for e in data.soft_per_sample:
         moe = configs[f'per_sample_{e}'].model.moe
         assert (moe.num_experts, moe.router_args.axis) == (e, 'none')
+    study = loaded(f'{data.name}_soft').study
+    for name in ('axis', 'axis_with_many_slots'):
+        ours, theirs = study.comparisons[name].arm, study.comparisons[name].baseline
+        assert configs[ours].model.moe.num_experts == configs[theirs].model.moe.num_experts
     assert {8} <= set(data.soft_per_sample) and any(e == 8 for e, _ in data.soft_batch)
 
 

@@ -13,6 +13,8 @@ from moe_vision.study.types import Arm, Comparison, Figure, Study
 CAPACITY, EVAL_CAPACITY = 1.25, 2.0  # factors of `configs/base.py`; slots follow factor * k
 EXPERTS = 8  # E of `configs/base.py`
 SUPERVISION = 0.3  # weight of the loss of a supervised router, inside the 0.1 to 1 of its authors
+_UNBOUNDED: Overrides = {'model.moe.capacity_factor': float('inf'),
+                         'model.moe.eval_capacity_factor': float('inf')}
 _NOISE: Overrides = {'noise': 'gaussian'}  # as in `configs/base.py`
 
 
@@ -39,10 +41,10 @@ def study_of(data: DataSet) -> Study:
         'k2_top_k_softmax_minus_k1_top_k_softmax': Comparison('k2_top_k_softmax',
                                                               'k1_top_k_softmax'),
         'k2_scaled_minus_k1_scaled': Comparison('k2_scaled', 'k1_scaled'),
-        'k2_half_width_minus_k1': Comparison('k2_half_width', 'k1'),
-        'k1_plus_random_minus_k1': Comparison('k1_plus_random', 'k1'),
+        'k2_half_width_minus_k1_same_c': Comparison('k2_half_width', 'k1_same_c'),
+        'k1_plus_random_minus_k1_same_c': Comparison('k1_plus_random', 'k1_same_c'),
         'k2_minus_k1_plus_random': Comparison('k2', 'k1_plus_random'),
-        'k1_supervised_minus_k1': Comparison('k1_supervised', 'k1')}
+        'k1_supervised_minus_k1_unbounded': Comparison('k1_supervised', 'k1_unbounded')}
     arms |= control_arms(data, data.backbone)
     comparisons |= control_comparisons('dense', 'k2')
     return study(
@@ -76,7 +78,7 @@ def _capacities() -> dict[str, Overrides]:
     """Room for all; and for every k as many slots as k = 2 has."""
     of = lambda k, train, test: _k(k) | {  # noqa: E731
         'model.moe.capacity_factor': train, 'model.moe.eval_capacity_factor': test}
-    return {**{f'k{k}_unbounded': of(k, float('inf'), float('inf')) for k in (1, 2)},
+    return {**{f'k{k}_unbounded': _k(k) | _UNBOUNDED for k in (1, 2)},
             **{f'k{k}_same_c': of(k, 2 * CAPACITY / k, 2 * EVAL_CAPACITY / k) for k in (1, 4)}}
 
 
@@ -93,8 +95,9 @@ def _routers(data: DataSet) -> dict[str, Overrides]:
         'k2_half_width': _k(2) | {'model.moe.hidden': data.half_hidden},
         'k1_plus_random': _k(2) | {
             'model.moe.router_args': {**_NOISE, 'second_choice': 'random_expert'}},
-        'k1_supervised': _k(1) | {'model.moe.router': 'supervised',
-                                  'model.moe.losses': {'supervised': SUPERVISION}}}
+        # classes share experts unevenly where E does not divide their number: room for all
+        'k1_supervised': _k(1) | _UNBOUNDED | {'model.moe.router': 'supervised',
+                                               'model.moe.losses': {'supervised': SUPERVISION}}}
 
 
 def _twins(data: DataSet) -> dict[str, Arm]:
