@@ -70,7 +70,8 @@ class NullExpertsArgs:
 
 @dataclasses.dataclass(frozen=True)
 class RandomArgs:
-    gate_scale: float = 1.0  # every gate is gate_scale / k
+    gate: Literal['even', 'softmax'] = 'even'  # 1/k each, or as softmax before top-k: learned
+    gate_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Evaluator:
 
         With `dataset.resident` they stay on the devices.
         """
-        if self.config.dataset.resident and split not in self._kept:
+        if self.config.dataset.resident and split not in (*self._kept, 'train'):
             self._kept[split] = list(self._read(split))
         yield from self._kept[split] if split in self._kept else self._read(split)
 

@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class DroppingBlock(nn.Module):
-    """A dense block on the tokens that find a slot when K of E are drawn at random; 0 for others.
+    """A dense block times the share of a token's choices that find a slot, K of E drawn at random.
 
     Its parameters, and what it computes, are those of `DenseBlock`; its attributes are of `MoE`.
     """
@@ -43,8 +43,9 @@ class DroppingBlock(nn.Module):
     def __call__(self, x: Array, step: Step, *, carry: Any = None) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info) as of `MoE`: choices are the ones drawn.
 
-        A token is skipped where all its choices were dropped: the orphan rate. What is counted of
-        experts tells of the draw alone.
+        A dropped choice takes 1/K of the output with it, as if K equal experts shared it. The drops
+        are those of even loads: a learned router's may be more. What is counted of experts tells
+        of the draw alone.
 
         Raises:
           ValueError: `step` has no key.
@@ -73,9 +74,9 @@ class DroppingBlock(nn.Module):
         counts, made = over_groups(on_groups, self.mesh)(
             key, {}, (step.start // t + jnp.arange(g), *rows))
         made = jax.tree.map(lambda a: a.reshape(tokens, *a.shape[2:]), made)
-        found = made['kept'].any(-1).reshape(tokens, *(1,) * (x.ndim - 1))
+        share = made['kept'].mean(-1).reshape(tokens, *(1,) * (x.ndim - 1)).astype(x.dtype)
         params = {name: self.param(name, init, shape)
                   for name, (shape, init) in self.expert.shapes().items()}
-        y = jnp.where(found, self.expert.apply(params, x), jnp.zeros((), x.dtype))
+        y = jnp.where(share > 0, share * self.expert.apply(params, x), jnp.zeros((), x.dtype))
         return y, {'losses': {}, 'telemetry': {n: v.sum(0) for n, v in counts.items()},
                    'choices': made, 'carry': carry}

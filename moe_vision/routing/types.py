@@ -92,9 +92,11 @@ class Router:
 
     Attributes:
       needs: names the backbone must supply in `Context.extras`.
+      draws: whether routes are drawn at random in evaluation, too.
     """
 
     needs: tuple[str, ...] = ()
+    draws = False
 
     def __init__(self, args: Any, num_experts: int, k: int):
         self.args, self.num_experts, self.k = args, num_experts, k

@@ -18,6 +18,7 @@ import optax
 import input_pipeline
 from moe_vision import mesh as mesh_lib
 from moe_vision.layers import Step
+from moe_vision.layers.moe import make_router
 from moe_vision.optimizer import path_name
 from moe_vision.routing import telemetry
 from moe_vision.routing.interventions import ABLATE, DRAW, NONE, SHUFFLE, Intervention
@@ -33,7 +34,8 @@ def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]]) -> di
     shuffle_drop, random_drop: test accuracy lost when routes are permuted among the images (or
     patches) of a group, or drawn at random. ablation: layer -> lost when expert e gives nothing.
     These are shares of 1, on the first 10,000 test images at most. specialisation, agreement: as
-    the functions below say, on the test split and on the validations' probe; router_gradient, too.
+    the functions below say, on the test split and on the validations' probe (no agreement where the
+    router draws its routes in evaluation: its draw is fixed); router_gradient, too.
 
     Args:
       rows: of the run, as `metrics.read` gives them.
@@ -41,7 +43,9 @@ def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]]) -> di
     model = setup.config.model
     if model.moe.placement == 'none' or model.twin != 'none':
         return {}
-    layers, experts = _layers(setup), range(model.moe.num_experts)
+    moe = model.moe
+    router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
+    layers, experts = _layers(setup), range(moe.num_experts)
     (before, shuffled, drawn, *ablated), by_class = _test(setup, state, [
         _intervention(NONE), _intervention(SHUFFLE), _intervention(DRAW),
         *(_intervention(ABLATE, n, e) for n in range(len(layers)) for e in experts)])
@@ -50,7 +54,7 @@ def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]]) -> di
         'shuffle_drop': before - shuffled, 'random_drop': before - drawn,
         'ablation': {layer: [next(lost) for _ in experts] for layer in layers},
         'specialisation': {layer: specialisation(by_class[layer]) for layer in layers},
-        'agreement': {layer: agreement(rows, layer) for layer in layers},
+        'agreement': {} if router.draws else {layer: agreement(rows, layer) for layer in layers},
         'router_gradient': router_gradients(setup, state, layers),
     }
 

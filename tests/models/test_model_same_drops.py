@@ -34,11 +34,13 @@ def run(step, x=X, **given):
 
 @pytest.mark.parametrize('train', [True, False])
 @pytest.mark.parametrize('k', [1, 2])
-def test_tokens_without_a_slot_are_skipped_and_all_others_are_the_dense_blocks(train, k):
+def test_the_output_is_the_dense_blocks_times_the_share_of_choices_with_a_slot(train, k):
     step = Step(valid=jnp.asarray(VALID), key=jax.random.key(3), train=train)
     y, info = run(step, k=k)
     found = info['choices']['kept'].any(-1)
-    np.testing.assert_allclose(y[found], DENSE[found], rtol=1e-5, atol=1e-6)
+    share = info['choices']['kept'].mean(-1, keepdims=True)
+    np.testing.assert_allclose(y[found], (share * DENSE)[found], rtol=1e-5, atol=1e-6)
+    assert set(np.unique(share)) == {i / k for i in range(k + 1)}
     assert (y[~found] == 0).all() and not found[~VALID].any()
     # C = ceil(0.5 * k * 60 / 4), or of 0.75, of each of 4 experts in each of 4 groups; by hand:
     slots = {(True, 1): 8, (True, 2): 15, (False, 1): 12, (False, 2): 23}[train, k]

@@ -25,6 +25,7 @@ _MORE = {
         {'noise': 'jitter', 'renormalize': True, 'second_choice': 'random',
          'temperature': 'entropy_floor'},
         {'second_choice': 'random_expert', 'noise': 'gaussian'}],
+    'random': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}], 'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
 }

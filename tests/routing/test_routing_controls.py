@@ -52,6 +52,18 @@ def test_shuffled_routes_are_a_permutation_among_the_valid_tokens_of_a_group(tra
     np.testing.assert_array_equal(shuffled.probs, learned.probs)
 
 
+@pytest.mark.parametrize('train', [True, False])
+def test_random_routes_can_have_the_gates_of_a_learned_router(train):
+    ctx = context(VALID, tokens=T, train=train)
+    even, learned = route('random', ctx=ctx), route('random', {'gate': 'softmax'}, ctx=ctx)
+    np.testing.assert_array_equal(even.expert_of_choice, learned.expert_of_choice)
+    assert (even.gate == 0.5).all()
+    believed = route('top_k', ctx=ctx).probs  # with the same kernel
+    np.testing.assert_allclose(learned.probs, believed, rtol=1e-6)
+    np.testing.assert_allclose(
+        learned.gate, np.take_along_axis(believed, learned.expert_of_choice, -1), rtol=1e-6)
+
+
 def test_shuffling_is_uniform_and_drawn_anew_at_each_step():
     """A valid token gets the route of each of n = 4 with probability 1/n: 2000 draws."""
     router = make(('shuffled', ()), num_experts=4, k=1)

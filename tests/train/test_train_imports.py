@@ -77,7 +77,8 @@ ALLOWED = {  # package: what of moe_vision it may import; '' is itself
                           'moe_vision.flops'},
     'moe_vision.report': {'moe_vision.report'},
     'moe_vision.study.report': {'moe_vision.study.report', 'moe_vision.study.types',
-                                'moe_vision.study.analysis_types', 'moe_vision.report'},
+                                'moe_vision.study.analysis_types', 'moe_vision.report',
+                                'moe_vision.study.statistics'},
     'input_pipeline': set(),
 }
 

@@ -14,8 +14,9 @@ from moe_vision.study.types import Arm, Comparison, Figure, Study, Verdict
 Direction = Verdict | Literal['none']
 DENSE: Overrides = {'model.twin': 'same_width'}
 DENSE_AGAIN = 1000  # seed offset of dense against dense
-CONTROLS: Mapping[str, Overrides] = {  # a random router has nothing that a loss could teach
-    'random': {'model.moe.router': 'random', 'model.moe.router_args': {}, 'model.moe.losses': {}},
+CONTROLS: Mapping[str, Overrides] = {  # gates of random routes are learned, by the task alone
+    'random': {'model.moe.router': 'random', 'model.moe.router_args': {'gate': 'softmax'},
+               'model.moe.losses': {}},
     'frozen_random': {'model.moe.router': 'frozen_random'},
     'shuffled': {'model.moe.router': 'shuffled'},
 }

@@ -72,7 +72,10 @@ class TopK(Router):
 
 
 class FrozenRandom(TopK):
-    """The control: a router that never learns, so its routes follow the features alone."""
+    """The control: a router that never learns, so its routes follow the features alone.
+
+    The features do learn: losses and gates reach them through the frozen weights.
+    """
 
     def choose(self, params, state, features, context: Context) -> Routing:
         return super().choose(jax.lax.stop_gradient(params), state, features, context)
@@ -83,6 +86,8 @@ class Shuffled(TopK):
 
     Loads, gates and what the router believes are those of a learned router; who goes where is not.
     """
+
+    draws = True
 
     def choose(self, params, state, features, context: Context) -> Routing:
         return shuffle(super().choose(params, state, features, context), context, salt=4)
