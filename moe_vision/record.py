@@ -1,6 +1,7 @@
 """The files of a run's folder: what was asked (`config.json`), what came out (`result.json`)."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import platform
@@ -89,10 +90,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_commit() -> str | None:
     """The last commit that changed this code, with '+changes' where files differ from it, or None.
 
-    Commits of anything else (rows of a study, documentation) leave it as it is.
+    Commits of anything else (rows of a study, documentation) leave it as it is. Asked once: what
+    is changed later is not what this process runs.
     """
     here = Path(__file__).resolve().parent
     def git(*args: str) -> str:

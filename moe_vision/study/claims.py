@@ -1,9 +1,10 @@
 """Who works on which cell: one file per claimed cell under W/claims, made by one process alone.
 
-A claim file is created with O_EXCL and holds the process id and the machine; while its owner lives
-it is touched every BEAT seconds. A claim is stale, and anyone may take it over, once its process is
-gone (seen from the same machine), or once it was not touched for STALE seconds. Times are those of
-the file system, not of the machines, whose clocks may disagree.
+A claim file is created with O_EXCL and holds the process id, when that process started, and the
+machine; while its owner lives it is touched every BEAT seconds. Seen from the same machine, a claim
+is its process' as long as that exists, stopped or not; seen from another one, as long as it was
+touched within STALE seconds. Any other claim is stale, and anyone may take it over. Times are those
+of the file system, not of the machines, whose clocks may disagree.
 """
 
 import contextlib
@@ -46,8 +47,8 @@ class Claims:
         self._folder = Path(workdir) / 'claims'
         self._beat, self._stale = beat, stale
         self._machine = _machine()
-        self._own = json.dumps({'pid': os.getpid(), 'host': self._machine,
-                                'token': os.urandom(8).hex()})
+        self._own = json.dumps({'pid': os.getpid(), 'started': _started(os.getpid()),
+                                'host': self._machine, 'token': os.urandom(8).hex()})
         self._held: set[Cell] = set()
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -93,6 +94,14 @@ class Claims:
         """True where another process works on the cell now."""
         return cell not in self._held and self._alive(self._path(cell))
 
+    def owner(self, cell: Cell) -> str:
+        """'process 12 on HOST', as the claim says; '' where it says nothing."""
+        try:
+            found = json.loads(_read(str(self._path(cell))))
+            return f'process {found["pid"]} on {found["host"].split()[0]}'
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return ''
+
     def _path(self, cell: Cell) -> Path:
         return self._folder / f'{cell[0]}.seed_{cell[1]}.json'
 
@@ -112,9 +121,9 @@ class Claims:
             return False
         try:
             owner = json.loads(_read(str(path)))
-            if owner['host'] == self._machine and not _runs(owner['pid']):
-                return False
-        except (ValueError, KeyError, TypeError):
+            if owner['host'] == self._machine:
+                return _runs(owner['pid'], owner.get('started', ''))
+        except (ValueError, KeyError, TypeError, OverflowError):
             pass  # its owner is about to write it, or died there: its age decides
         return self._now() - touched <= self._stale
 
@@ -122,17 +131,17 @@ class Claims:
         """Takes a stale claim away; one process at a time, which looks again."""
         lock = path.with_suffix('.takeover')
         if not self._create(lock):
-            with contextlib.suppress(FileNotFoundError):
-                if self._now() - lock.stat().st_mtime > self._stale:
-                    lock.unlink()  # whoever was at it died there; next time
+            if not self._alive(lock):
+                lock.unlink(missing_ok=True)  # whoever was at it died there; next time
             return False
         try:
-            if self._alive(path):
+            if self._alive(path) or _read(str(lock)) != self._own:
                 return False
             path.unlink(missing_ok=True)
             return True
         finally:
-            lock.unlink(missing_ok=True)
+            if _read(str(lock)) == self._own:
+                lock.unlink(missing_ok=True)
 
     def _now(self) -> float:
         """The file system's time."""
@@ -154,9 +163,22 @@ class Claims:
                             os.utime(self._path(cell))
 
 
-def _runs(pid: int) -> bool:
-    if _read(f'/proc/{pid}/stat').rpartition(')')[2].split()[:1] == ['Z']:
-        return False  # it ended, and whoever started it has not noticed yet
+def _stat(pid: int) -> list[str]:
+    """What the system tells of a process, from its state on; [] where it tells nothing."""
+    return _read(f'/proc/{pid}/stat').rpartition(')')[2].split()
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since the machine did; '' where that is not told."""
+    return ''.join(_stat(pid)[19:20])
+
+
+def _runs(pid: int, started: str) -> bool:
+    """True where the process exists; False where another one has its number by now."""
+    if pid <= 0 or _stat(pid)[:1] == ['Z']:
+        return False  # Z: it ended, and whoever started it has not noticed yet
+    if started and _started(pid) not in ('', started):
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -20,6 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 OPERATIONAL = ('dataset.data_dir', 'dataset.workers', 'dataset.cache', 'dataset.resident',
                'checkpoint.', 'log.')  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
+_SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern can rest on
 _OF_ARMS = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
@@ -142,10 +143,17 @@ def _checked(study: Study) -> Study:
         raise UserError('the study has hypotheses but no primary comparison; set primary=True in '
                         'those that they are about.')
     for name, members in study.patterns.items():
+        if not members:
+            raise UserError(f"pattern '{name}' has no members; name one or more of the primary "
+                            f'comparisons: {", ".join(primary)}.')
         for member in members:
             if member not in primary:
                 raise UserError(f"pattern '{name}': "
                                 f'{unknown("primary comparison", member, primary)}')
+            if comparisons[member].expected not in _SUPPORTED:
+                raise UserError(f"pattern '{name}': '{member}' has expected="
+                                f"'{comparisons[member].expected}', which no result supports; "
+                                f'allowed in a pattern: {", ".join(_SUPPORTED)}.')
     for figure in figures:
         known = arms if figure.kind in _OF_ARMS else comparisons
         for series, members in figure.series.items():

@@ -111,10 +111,10 @@ class Plan:
           started: the arm that this process has compiled.
         """
         timed = [(arm, t) for arm, of in timings.items() for t in of.values()
-                 if t.get('trained_flops') and device.items() <= t.items()]
+                 if t.get('trained_flops') and t.get('seconds') and device.items() <= t.items()]
         if not timed:
             return None
-        steady = [(arm, t) for arm, t in timed if not t['first']]
+        steady = [(arm, t) for arm, t in timed if not t.get('first')]
 
         def rate(chosen: list[tuple[str, Mapping[str, Any]]]) -> float:
             return (sum(t['seconds'] for _, t in chosen)
@@ -123,7 +123,8 @@ class Plan:
         def of_arm(arm: str) -> float:
             return rate([x for x in steady if x[0] == arm] or steady or timed)
 
-        starts = [t['seconds'] - of_arm(arm) * t['trained_flops'] for arm, t in timed if t['first']]
+        starts = [t['seconds'] - of_arm(arm) * t['trained_flops']
+                  for arm, t in timed if t.get('first')]
         start = max(sum(starts) / len(starts), 0.0) if starts and steady else 0.0
         return {arm: n * self.flops[arm] * of_arm(arm) + (start if n and arm != started else 0.0)
                 for arm, n in self.todo.items()}

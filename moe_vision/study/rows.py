@@ -5,7 +5,6 @@ bytes of one that was not. What depends on the clock is written beside it, under
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 
 from moe_vision.errors import nearest
 from moe_vision.files import write_json
-from moe_vision.study import registration
+from moe_vision.study import fields, registration
 
 _OF_LAYER = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
              'temperature', 'max_over_mean')
 _FACTS = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
           'flops_executed')
-_KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', 'preregistration', 'result', 'num_classes',
-         'images', 'versions', 'device')
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
 
@@ -164,7 +161,7 @@ def latency(workdir: str) -> dict[str, Any] | None:
 
 def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The row in a file, checked. Raises ValueError with what is wrong."""
-    arm, number = file.parent.name, re.fullmatch(r'seed_(\d+)\.json', file.name)
+    arm, number = file.parent.name, re.fullmatch(r'seed_(0|[1-9][0-9]*)\.json', file.name)
     if arm not in record['arms']:
         raise ValueError(f"unknown arm '{arm}'{nearest(arm, record['arms']) or '.'}"
                          .removesuffix('.'))
@@ -177,34 +174,31 @@ def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         row = json.loads(file.read_text(encoding='utf-8'))
     except OSError as e:
         raise ValueError(f'cannot be read ({e.strerror})') from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f'half-written or damaged, not JSON ({e})') from e
-    lacking = [k for k in _KEYS if k not in row] if isinstance(row, dict) else ['an object']
-    if lacking:
-        raise ValueError(f'half-written or damaged, it lacks {", ".join(lacking)}')
+    if told := fields.wrong(row):
+        raise ValueError(f'half-written or damaged, {told}')
     if (row['arm'], row['seed']) != (arm, seed):
-        raise ValueError(f"it says arm '{row['arm']}' seed {row['seed']}, unlike its name")
+        raise ValueError(f"it says arm {row['arm']!r} seed {row['seed']!r}, unlike its name")
     if row['status'] not in ('done', 'diverged'):
-        raise ValueError(f"its status is '{row['status']}', not done or diverged")
+        raise ValueError(f"its status is {row['status']!r}, not done or diverged")
     wanted = seed + record['arms'][arm]['seed_offset']
     if row['run_seed'] != wanted:
-        raise ValueError(f"its run's seed is {row['run_seed']}, not {wanted}")
+        raise ValueError(f"its run's seed is {row['run_seed']!r}, not {wanted}")
     try:
         other = registration.same_config(record['arms'][arm]['config'], row['config'])
     except (TypeError, AttributeError) as e:
         raise ValueError('half-written or damaged, its config is no config') from e
     if other:
         raise ValueError(f"its config is not the arm's: {other}")
-    if not isinstance(row['result'], dict):
-        raise ValueError('half-written or damaged, its result is no object')
     if row['status'] == 'done' and not _share(row['result'].get('test_accuracy')):
         row |= {'status': 'diverged', 'error': 'test_accuracy is '
-                f'{row["result"].get("test_accuracy")}, not a share'}
+                f'{row["result"].get("test_accuracy")!r}, not a share'}
     return row
 
 
 def _share(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _commits(rows: Rows) -> Iterator[str]:

@@ -3,9 +3,12 @@
 A process takes an arm that nobody works on, if there is one, and trains its seeds with the same
 compiled programs; a cell is claimed before it starts. A row is written as its cell ends. Whatever
 stops the process, the next one goes on at the last checkpoint of the cell that was being trained.
+A process ends when all cells are done: while others work on the last ones it waits, and takes over
+what they leave.
 """
 
 import functools
+import math
 import os
 import shutil
 import sys
@@ -17,16 +20,21 @@ from typing import Any, TextIO
 
 from moe_vision.errors import UserError
 from moe_vision.study import plan, registration, rows
-from moe_vision.study.claims import Cell, Claims
+from moe_vision.study.claims import BEAT, Cell, Claims
 from moe_vision.study.load import Loaded, matching
 from moe_vision.study.plan import Plan
 
 TrainArm = Callable[..., None]  # `cells.train_arm`
+WAIT = BEAT  # seconds between two looks at what others work on
+AGAIN = 0.1  # seconds until the next try, where another process was faster
+REMIND = 600.0  # seconds between two lines while waiting
 
 
 def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
         train_arm: TrainArm | None = None, stream: TextIO = sys.stderr) -> int:
     """Registers the study, then trains every cell that is not done. Returns how many it did.
+
+    All cells are done when it returns, by this process or by others.
 
     Args:
       only: patterns of arms, separated by commas; '' is all.
@@ -47,8 +55,10 @@ def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
 
 
 def _real() -> TrainArm:
-    from moe_vision.study import cells  # imports jax, which is not needed where all is done
+    from moe_vision import record  # imports jax, which is not needed where all is done
+    from moe_vision.study import cells
 
+    record.git_commit()  # of the code as it was imported
     return cells.train_arm
 
 
@@ -77,28 +87,35 @@ class _Runner:
     def next_arm(self) -> str:
         """An arm with something to do, one cell of it claimed (all, if seeds train together).
 
-        '' where there is none: all is done, or others work on the rest.
+        Waits while others work on all that is left. '' where all is done.
         """
-        states = self._states()
-        busy = {arm: sum(states[arm, s] == 'running' for s in self._record['seeds'])
-                for arm in self._arms}
-        for arm in sorted(self._arms, key=lambda a: busy[a]):  # stable: in the study's order
-            cells = [(arm, s) for s in self._record['seeds']]
-            todo = [c for c in cells if not plan.ended(states[c]) and states[c] != 'running']
-            if not todo or self._together and busy[arm]:
-                continue
-            wanted = cells if self._together else todo[:1]
-            if all(self._claims.take(c) for c in wanted):
-                return arm
-            for cell in wanted:
-                self._claims.release(cell)
-            return self.next_arm()  # another process was faster
+        told = -math.inf  # when it last said that it waits
+        while not all(map(plan.ended, (states := self._states()).values())):
+            busy = {arm: sum(states[arm, s] == 'running' for s in self._record['seeds'])
+                    for arm in self._arms}
+            pause = WAIT
+            for arm in sorted(self._arms, key=lambda a: busy[a]):  # stable: in the study's order
+                todo = [c for c, state in states.items() if c[0] == arm
+                        and not plan.ended(state) and state != 'running']
+                if not todo or self._together and busy[arm]:
+                    continue
+                wanted = todo if self._together else todo[:1]
+                if all(self._claims.take(c) for c in wanted):
+                    return arm
+                self._release(arm)
+                pause = AGAIN  # another process was faster
+            if pause == WAIT and time.monotonic() - told >= REMIND:
+                told = time.monotonic()
+                self._say_waiting([c for c, state in states.items() if state == 'running'])
+            time.sleep(pause)
         return ''
 
     def train(self, arm: str, train_arm: TrainArm) -> None:
         """Trains the cells of an arm that nobody else takes first."""
-        seeds = [s for s in self._record['seeds']
-                 if self._together or not self._row((arm, s))]
+        seeds = [s for s in self._record['seeds'] if not self._row((arm, s))]
+        if not seeds:  # another process did the last one just before it was claimed
+            self._release(arm)
+            return
         folders = [str(plan.folder(self._workdir, (arm, s))) for s in seeds]
         began = [time.monotonic()] * len(seeds)
         resumed = [_started(f) for f in folders]
@@ -145,17 +162,23 @@ class _Runner:
             raise UserError(f'cell {arm} seed {at}: {type(e).__name__}: {e}; the traceback is in '
                             f"'{log}'. What is done stays done; run again to go on.") from e
         finally:
-            for seed in seeds:
-                self._claims.release((arm, seed))
-        if self._together and not self._keep:
-            for folder in folders:
-                _drop_checkpoints(folder)
+            self._release(arm)
+
+    def _release(self, arm: str) -> None:
+        """Gives back what this process has of an arm."""
+        for seed in self._record['seeds']:
+            self._claims.release((arm, seed))
+
+    def _say_waiting(self, running: list[Cell]) -> None:
+        (arm, seed), *others = running
+        self._say(f'waits for {arm} seed {seed}'
+                  + (f' and {len(others)} more cells' if others else '')
+                  + f' ({self._claims.owner((arm, seed)) or "another process"} works on it); it '
+                  'goes on with them if they are given up')
 
     def say_end(self) -> None:
-        states = list(self._states().values())
-        running = states.count('running')
-        self._say(f'{sum(map(plan.ended, states))} of {len(states)} cells are done'
-                  + (f', other processes work on {running}' if running else ''))
+        states = self._states().values()
+        self._say(f'{sum(map(plan.ended, states))} of {len(states)} cells are done')
 
     def _row(self, cell: Cell) -> dict[str, Any] | None:
         return rows.usable(self._workdir, self._record, *cell)
@@ -176,10 +199,9 @@ class _Runner:
             rows.write(self._workdir, row, timing | self._device | {
                 'images_per_second': None if error else rows.images_per_second(folder)})
             self.count += 1
-        if not self._together:
-            if not self._keep:
-                _drop_checkpoints(folder)
-            self._claims.release(cell)
+        if not self._keep:
+            _drop_checkpoints(folder)
+        self._claims.release(cell)
         states = self._states()
         todo = Plan.of(self._flops, states)
         left = todo.seconds(rows.timings(self._workdir), self._device, arm)

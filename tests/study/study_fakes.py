@@ -118,7 +118,7 @@ def read_metrics(folder: str) -> list[dict]:
 
 def pretend(modules=None) -> None:
     """Puts the fake trainer, and what else needs jax, where the command looks for it."""
-    from moe_vision.study import plan
+    from moe_vision.study import plan, run
 
     modules = sys.modules if modules is None else modules
     cells = python_types.ModuleType('moe_vision.study.cells')
@@ -129,6 +129,7 @@ def pretend(modules=None) -> None:
     modules['moe_vision.metrics'] = metrics
     plan.training_flops = lambda config: FLOPS
     plan.this_device = lambda: {'device': 'fake', 'host_cores': 2}
+    run.WAIT = 0.05
 
 
 def tables(workdir) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,11 +69,42 @@ def test_a_dead_process_of_this_machine_owns_nothing(two, tmp_path, age, alive):
 
 def test_a_process_that_ended_unnoticed_owns_nothing(two, tmp_path):
     child = subprocess.Popen([sys.executable, '-c', ''])
-    while child.returncode is None and claims._runs(child.pid):
+    while child.returncode is None and claims._runs(child.pid, ''):
         time.sleep(0.01)
     write(tmp_path, pid=child.pid, host=claims._machine())
     assert two[0].take(CELL)
     child.wait()
+
+
+def test_a_process_that_stands_still_keeps_its_cell(two, tmp_path):
+    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    child.send_signal(signal.SIGSTOP)
+    owner = {'pid': child.pid, 'started': claims._started(child.pid), 'host': claims._machine()}
+    assert owner['started'].isdigit()
+    write(tmp_path, 1000 * claims.STALE, **owner)
+    assert two[0].taken(CELL) and not two[0].take(CELL)
+    assert two[0].owner(CELL) == f'process {child.pid} on {claims._machine().split()[0]}'
+    child.kill()
+    child.wait()
+    assert not two[0].taken(CELL) and two[0].take(CELL)
+
+
+def test_a_process_with_the_number_of_one_that_ended_owns_nothing(two, tmp_path):
+    write(tmp_path, pid=os.getpid(), started='1', host=claims._machine())
+    assert not two[0].taken(CELL) and two[0].take(CELL)
+
+
+def test_without_the_time_of_its_start_a_number_is_believed(two, tmp_path):
+    write(tmp_path, 1000, pid=os.getpid(), host=claims._machine())
+    assert two[0].taken(CELL) and not two[0].take(CELL)
+
+
+@pytest.mark.parametrize('pid, alive', [('x', True), (10 ** 40, True), (-1, False), (0, False)])
+def test_a_claim_that_names_no_process_is_judged_by_its_age_at_most(two, tmp_path, pid, alive):
+    write(tmp_path, pid=pid, host=claims._machine())
+    assert two[0].taken(CELL) == alive
+    os.utime(file(tmp_path), (0, 0))
+    assert not two[0].taken(CELL) and two[0].take(CELL)
 
 
 def test_a_process_of_another_machine_is_believed_while_it_beats(two, tmp_path):
@@ -84,6 +116,7 @@ def test_a_process_of_another_machine_is_believed_while_it_beats(two, tmp_path):
 
 def test_an_owner_beats(tmp_path):
     with Claims(str(tmp_path), beat=0.02, stale=0.5) as a, Claims(str(tmp_path), stale=0.5) as b:
+        b._machine = 'elsewhere'
         a.take(CELL)
         os.utime(file(tmp_path), (0, 0))
         end = time.monotonic() + 10
@@ -95,6 +128,7 @@ def test_an_owner_beats(tmp_path):
 def test_a_claim_that_was_taken_over_is_no_longer_held(two, tmp_path):
     a, b = two
     a.take(CELL)
+    b._machine = 'elsewhere'
     os.utime(file(tmp_path), (0, 0))  # it stood still
     assert b.take(CELL) and b.holds(CELL) and not a.holds(CELL)
     a.release(CELL)
@@ -116,6 +150,25 @@ def test_a_takeover_that_died_does_not_block_for_ever(two, tmp_path):
     os.utime(lock, (0, 0))
     two[0].take(CELL)
     assert two[0].take(CELL)
+
+
+def test_a_takeover_of_a_dead_process_of_this_machine_blocks_one_try(two, tmp_path):
+    write(tmp_path, pid=dead_pid(), host=claims._machine())
+    file(tmp_path).with_suffix('.takeover').write_bytes(file(tmp_path).read_bytes())
+    assert not two[0].take(CELL) and two[0].take(CELL)
+
+
+def test_a_takeover_that_lost_its_lock_takes_nothing(two, tmp_path, monkeypatch):
+    write(tmp_path, pid=dead_pid(), host=claims._machine())
+    lock, alive = file(tmp_path).with_suffix('.takeover'), Claims._alive
+
+    def stands_still(self, path):
+        found = alive(self, path)
+        if lock.exists():
+            lock.write_text('of another process')
+        return found
+    monkeypatch.setattr(Claims, '_alive', stands_still)
+    assert not two[0].take(CELL) and file(tmp_path).exists() and lock.exists()
 
 
 @pytest.mark.parametrize('stale', [False, True])

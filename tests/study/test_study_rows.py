@@ -97,7 +97,8 @@ def test_a_diverged_run_has_the_preflights_costs_alone(study):
 
 @pytest.mark.parametrize('text, told', [
     ('', 'half-written or damaged, not JSON'), ('{"arm": "k1", "se', 'half-written or damaged'),
-    ('[1]', 'half-written or damaged'), ('{"arm": "k1"}', 'it lacks seed')])
+    ('[1]', 'half-written or damaged'), ('[' * 100_000, 'half-written or damaged'),
+    ('{"arm": "k1"}', 'it lacks seed')])
 def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, told):
     file = workdir / 'rows' / 'k1' / 'seed_1.json'
     file.write_text(text)
@@ -111,11 +112,60 @@ def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, told):
     ({'seed': 2}, "it says arm 'k1' seed 2"), ({'arm': 'k2'}, "it says arm 'k2' seed 1"),
     ({'run_seed': 7}, "its run's seed is 7, not 1"), ({'status': 'fine'}, "status is 'fine'"),
     ({'config': {}}, 'its config is not the arm'), ({'config': 3}, 'its config is not the arm'),
-    ({'result': None}, 'its result is no object')])
+    ({'arm': ['k\n1']}, "it says arm ['k\\n1'] seed 1")])
 def test_a_row_of_something_else_is_named_and_left_out(study, workdir, values, told):
     change(workdir, 'k1/seed_1.json', **values)
     found, problems = read(study, workdir)
     assert list(found['k1']) == [0, 2] and told in problems[0], problems
+
+
+HUGE = 10 ** 400
+
+
+@pytest.mark.parametrize('key, values, told', [
+    ('versions', [None, 'jax', ['jax'], {'jax': 1}], 'an object of lines of text'),
+    ('git_commit', [1, ['abc'], {}, 'a\nb'], 'a line of text or null'),
+    ('device', [None, 3, ['cpu'], 'a\nb'], 'a line of text'),
+    ('error', [None, 3, 'a\nb'], 'a line of text'),
+    ('preregistration', [None, 3], 'a line of text'),
+    ('correct', [None, 3, ['AA==']], 'a line of text'),
+    ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number from 1 on'),
+    ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number from 2 on'),
+    ('result', [None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}],
+     'an object of numbers'),
+    ('layers', [None, [], {'head': 1}, {'head': {'load': [HUGE]}}], 'an object of objects'),
+    ('curve', [None, {}, [1], [{}], [{'step': 1, 'epoch': 1, 'accuracy': '1', 'loss': 1,
+                                     'layers': {}}],
+               [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': []}],
+               [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': {'head': {'x': 'y'}}}]],
+     'a list of points with the numbers step, epoch, accuracy, loss and layers'),
+    ('mechanism', [1, [], 'none', {'ablation': {'head': [HUGE]}}], 'an object or null')])
+def test_a_field_of_another_kind_is_told_in_one_line(study, workdir, key, values, told):
+    for value in values:
+        change(workdir, 'k1/seed_1.json', **{key: value})
+        found, problems = read(study, workdir)
+        assert list(found['k1']) == [0, 2]
+        assert problems == ['rows/k1/seed_1.json: half-written or damaged, its '
+                            f'{key} is not {told}; it is left out.', 'k1: no row for seed 1.']
+        assert rows.usable(str(workdir), study[2], 'k1', 1) is None
+
+
+def test_numbers_that_are_not_finite_and_no_commit_are_fine(study, workdir):
+    row = json.loads((workdir / 'rows/k1/seed_1.json').read_text())
+    row['curve'][-1] |= {'loss': None, 'accuracy': float('nan')}
+    change(workdir, 'k1/seed_1.json', curve=row['curve'], git_commit=None, versions={},
+           result=row['result'] | {'effective_experts': None, 'collapsed': True})
+    assert list(read(study, workdir)[0]['k1']) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('name', ['seed_01.json', 'seed_\u0661.json', 'seed_-1.json',
+                                  'seed_1.json.bak', 'Seed_1.json'])
+def test_a_file_of_another_name_is_no_row(study, workdir, name):
+    file = workdir / 'rows' / 'k1' / 'seed_1.json'
+    file.with_name(name).write_bytes(file.read_bytes())
+    found, problems = read(study, workdir)
+    assert problems == [f'rows/k1/{name}: not the name of a row, seed_NUMBER.json; it is left out.']
+    assert list(found['k1']) == [0, 1, 2]
 
 
 def test_a_row_of_another_config_is_named_by_the_leaf(study, workdir):
@@ -161,7 +211,7 @@ def test_code_that_was_never_committed_is_told(study, workdir):
         '1 of the rows were made by code with changes that are in no commit.']
 
 
-@pytest.mark.parametrize('accuracy', [None, float('nan'), 1.5, '0.9'])
+@pytest.mark.parametrize('accuracy', [None, float('nan'), 1.5, '0.9', HUGE, [1]])
 def test_an_accuracy_that_is_no_number_counts_as_a_failure(study, workdir, accuracy):
     change(workdir, 'k1/seed_1.json', result={'test_accuracy': accuracy})
     found, problems = read(study, workdir)

@@ -15,6 +15,7 @@ from study_fakes import fake_train_arm, tables, write_study
 
 from moe_vision.errors import UserError
 from moe_vision.study import plan, registration, rows
+from moe_vision.study import run as run_lib
 from moe_vision.study.claims import Claims
 from moe_vision.study.load import load
 from moe_vision.study.plan import Plan
@@ -25,6 +26,7 @@ CELLS = [(a, s) for a in ('dense', 'k1', 'k2', 'again') for s in (0, 1, 2)]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setattr(run_lib, 'WAIT', 0.02)
     monkeypatch.setattr(plan, 'training_flops', lambda config: study_fakes.FLOPS)
     monkeypatch.setattr(plan, 'this_device', lambda: {'device': 'fake', 'host_cores': 2})
 
@@ -51,9 +53,22 @@ def unbroken(loaded, tmp_path_factory):
     return tables(workdir)
 
 
-def go(loaded, workdir, train_arm=fake_train_arm, **options) -> tuple[int, str]:
-    """(cells done, what it said)."""
-    stream = io.StringIO()
+class Reacting(io.StringIO):
+    """Does something once, as soon as it is told of waiting."""
+
+    def __init__(self, then):
+        super().__init__()
+        self._then = then
+
+    def write(self, text):
+        if 'waits' in text:
+            self._then()
+        return super().write(text)
+
+
+def go(loaded, workdir, train_arm=fake_train_arm, then=None, **options) -> tuple[int, str]:
+    """(cells done, what it said). `then` is called when it waits."""
+    stream = Reacting(then)
     return run(loaded, str(workdir), train_arm=train_arm, stream=stream, **options), \
         stream.getvalue()
 
@@ -193,15 +208,117 @@ def test_two_processes_share_the_work(tmp_path, unbroken):
     begun = [[line.split()[2] for line in text.splitlines() if ' starts' in line] for text in said]
     assert begun[0] and begun[1] and begun[0][0] != begun[1][0]  # each took an arm of its own
     assert sum(map(len, begun)) == 12
+    assert all(text.endswith('12 of 12 cells are done\n') for text in said)
+
+
+def test_it_waits_for_a_process_that_stands_still_and_takes_over_from_one_that_died(tmp_path,
+                                                                                    unbroken):
+    workdir = tmp_path / 'W'
+    stopped = started(workdir, '--only=k1', FAKE_SECONDS='0.2')
+    until(lambda: len(log(workdir)) >= 2)
+    stopped.send_signal(signal.SIGSTOP)
+    claim = workdir / 'claims' / 'k1.seed_0.json'
+    os.utime(claim, (0, 0))  # for long
+    other = started(workdir)
+    until(lambda: len(tables(workdir)) == 11)
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.communicate(timeout=0.5)
+    stopped.kill()
+    stopped.communicate()
+    said = other.communicate(timeout=20)[1]
+    assert other.returncode == 0 and tables(workdir) == unbroken, said
+    assert said.count('waits') == 1 and f'waits for k1 seed 0 (process {stopped.pid} on ' in said
+    assert 'k1 seed 0: continues' in said and said.endswith('12 of 12 cells are done\n')
 
 
 def test_a_second_process_helps_with_the_last_arm(loaded, tmp_path):
     """Cells of an arm are claimed one by one, so that nobody waits for them."""
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
-        count, said = go(loaded, tmp_path, only='k1')
-        assert count == 2 and 'other processes work on 1' in said
-    assert go(loaded, tmp_path, only='k1')[0] == 1
+        count, said = go(loaded, tmp_path, only='k1', then=lambda: others.release(('k1', 1)))
+    assert count == 3 and said.index('k1 seed 2: done') < said.index(
+        f'waits for k1 seed 1 (process {os.getpid()} on ') < said.index('k1 seed 1: starts')
+
+
+def test_it_ends_when_others_have_done_the_rest(loaded, unbroken, tmp_path):
+    def ends():
+        row = tmp_path / 'rows' / 'k1' / 'seed_1.json'
+        row.write_bytes(unbroken['k1/seed_1.json'])
+    with Claims(str(tmp_path)) as others:
+        others.take(('k1', 1))
+        count, said = go(loaded, tmp_path, only='k1', then=ends)
+    assert count == 2 and said.endswith('3 of 3 cells are done\n')
+
+
+def test_a_claim_that_goes_stale_meanwhile_is_taken_over(loaded, tmp_path):
+    claim = tmp_path / 'claims' / 'k1.seed_1.json'
+    claim.parent.mkdir()
+    claim.write_text('{"pid": 1, "host": "elsewhere"}')
+    count, said = go(loaded, tmp_path, only='k1', then=lambda: os.utime(claim, (0, 0)))
+    assert count == 3 and 'waits for k1 seed 1 (process 1 on elsewhere works on it)' in said
+
+
+def test_it_says_now_and_then_that_it_waits(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lib, 'REMIND', 0.05)
+    times = []
+
+    def then():
+        times.append(time.monotonic())
+        if len(times) == 3:
+            others.release(('k1', 1))
+    with Claims(str(tmp_path)) as others:
+        others.take(('k1', 1))
+        assert go(loaded, tmp_path, only='k1', then=then)[0] == 3
+    assert len(times) == 3 and times[2] - times[1] >= 0.05 <= times[1] - times[0]
+
+
+def test_a_takeover_that_hangs_is_waited_for(loaded, tmp_path, monkeypatch):
+    """Whoever took a dead process' claim over died at it, on a machine that is not seen."""
+    monkeypatch.setattr(run_lib, 'AGAIN', 0.0)
+    folder = tmp_path / 'claims'
+    folder.mkdir()
+    (folder / 'k1.seed_0.json').write_text('{"pid": 1, "host": "elsewhere"}')
+    os.utime(folder / 'k1.seed_0.json', (0, 0))
+    lock = folder / 'k1.seed_0.takeover'
+    lock.write_text('{"pid": 1, "host": "elsewhere"}')
+    take, tries = Claims.take, []
+
+    def counted(self, cell):
+        tries.append(cell)
+        if len(tries) == 1200:
+            os.utime(lock, (0, 0))
+        return take(self, cell)
+    monkeypatch.setattr(Claims, 'take', counted)
+    assert go(loaded, tmp_path, only='k1')[0] == 3
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize('before', [(0, 1), (0,)])
+def test_a_cell_that_was_done_just_before_it_was_claimed(loaded, unbroken, tmp_path, monkeypatch,
+                                                         before):
+    def done(seed):
+        row = tmp_path / 'rows' / 'k1' / f'seed_{seed}.json'
+        row.parent.mkdir(parents=True, exist_ok=True)
+        row.write_bytes(unbroken[f'k1/seed_{seed}.json'])
+    for seed in before:
+        done(seed)
+    states, chosen, held = plan.states, len(before), []
+
+    def late(*args):
+        found = states(*args)
+        held.append([p.name for p in (tmp_path / 'claims').iterdir() if p.name[0] != '.'])
+        done(chosen)  # by another process, after this one looked
+        return found
+    monkeypatch.setattr(plan, 'states', late)
+    assert go(loaded, tmp_path, only='k1')[0] == 2 - chosen
+    assert held[0] == held[-1] == []
+
+
+def test_the_commit_is_that_of_the_start(monkeypatch):
+    from moe_vision import record
+    found = record.git_commit()
+    monkeypatch.setattr(subprocess, 'run', lambda *a, **k: pytest.fail('asked again'))
+    assert record.git_commit() == found
 
 
 def test_a_cell_that_was_done_meanwhile_is_left_out(loaded, unbroken, tmp_path):
@@ -244,33 +361,57 @@ def test_a_signal_gives_the_claims_back(tmp_path, number, code):
     assert list((workdir / 'claims').iterdir()) == []
 
 
-def test_together_takes_all_seeds_of_an_arm_each_time(together, tmp_path):
+def test_together_takes_all_seeds_of_an_arm_that_have_no_row(together, tmp_path):
     calls = []
 
     def train_arm(configs, folders, mode, probe, done, begin):
         calls.append([c.seed for c in configs])
-        assert mode == 'together' and len(list((tmp_path / 'claims').glob('*'))) == 3
+        assert mode == 'together' and len(list((tmp_path / 'claims').glob('*'))) == len(configs)
         if len(calls) == 2:
-            done(0, None) if fake_train_arm(configs[:1], folders[:1], mode, probe,
-                                            lambda *_: None) else None
             fake_train_arm(configs[:1], folders[:1], mode, probe, done)
             raise ValueError('killed')
         fake_train_arm(configs, folders, mode, probe, done)
     with pytest.raises(UserError, match='cell k1 seed 0'):
         go(together, tmp_path, train_arm)
     before = tables(tmp_path)
-    assert len(before) == 4 and (tmp_path / 'runs/k1/seed_0/checkpoints').exists()
+    assert len(before) == 4 and list((tmp_path / 'claims').iterdir()) == []
     assert go(together, tmp_path, train_arm)[0] == 8
-    assert calls == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [100, 101, 102]]
+    assert calls == [[0, 1, 2], [0, 1, 2], [1, 2], [0, 1, 2], [100, 101, 102]]
     assert {k: v for k, v in tables(tmp_path).items() if k in before} == before
-    assert not (tmp_path / 'runs/k1/seed_0/checkpoints').exists()
+    assert not list(tmp_path.glob('runs/*/*/checkpoints'))
+
+
+def test_together_a_seed_that_diverged_is_not_trained_again(together, tmp_path, monkeypatch):
+    """Killed after seed 1 diverged: the others go on where they were."""
+    monkeypatch.setenv('FAKE_DIVERGES', '1:1')
+    calls = []
+
+    def train_arm(configs, folders, mode, probe, done, begin):
+        calls.append([c.seed for c in configs])
+        if len(calls) == 1:
+            fake_train_arm(configs[1:2], folders[1:2], mode, probe, lambda i, told: done(1, told))
+            (Path(folders[0]) / 'checkpoints' / 'latest' / '3').mkdir(parents=True)
+            raise KeyboardInterrupt
+        fake_train_arm(configs, folders, mode, probe, done)
+    with pytest.raises(KeyboardInterrupt):
+        go(together, tmp_path, train_arm, only='k1')
+    before = tables(tmp_path)
+    assert json.loads(before['k1/seed_1.json'])['status'] == 'diverged'
+    assert not (tmp_path / 'runs/k1/seed_1/checkpoints').exists()
+    assert go(together, tmp_path, train_arm, only='k1')[0] == 2
+    assert calls == [[0, 1, 2], [0, 2]]
+    assert [line for line in log(tmp_path) if line.startswith('k1 1:0')] == ['k1 1:0 step 4']
+    assert tables(tmp_path)['k1/seed_1.json'] == before['k1/seed_1.json']
 
 
 def test_together_leaves_an_arm_to_whoever_works_on_it(together, tmp_path):
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 2))
-        assert go(together, tmp_path)[0] == 9
-    assert not (tmp_path / 'rows' / 'k1').exists()
+
+        def then():
+            assert len(tables(tmp_path)) == 9 and not (tmp_path / 'rows' / 'k1').exists()
+            others.release(('k1', 2))
+        assert go(together, tmp_path, then=then)[0] == 12
 
 
 def timing(seconds, flops, first=False, device='fake'):
@@ -289,6 +430,9 @@ def test_the_time_left_by_hand():
     assert todo.seconds({}, here) is None and todo.seconds(timings, {'device': 'x'}) is None
     assert todo.share_done() == pytest.approx(1 - (2 * 10 + 3 * 40) / (4 * 10 + 4 * 40))
     text = plan.table(todo, timings, here)
+    timings['c'] |= {3: {'trained_flops': 20, 'seconds': 4.0, 'device': 'fake'},  # no 'first'
+                     4: {'trained_flops': 20, 'device': 'fake'}}  # not said how long
+    assert todo.seconds(timings, here) == {'a': 9.0, 'b': 29.0}
     assert '1.400e+02' in text and '0:00:38' in text and '3 x forward' in text
     assert 'unknown: no cell has been timed yet' in plan.table(todo, {}, here)
 

@@ -1,0 +1,71 @@
+"""What the fields of a row must be: all that the analysis and the report take for granted."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_POINT = ('step', 'epoch', 'accuracy', 'loss')
+
+
+def _number(value: Any) -> bool:
+    """A number that fits a float, or None, which stands for one that is not finite."""
+    return (value is None or isinstance(value, float)
+            or isinstance(value, int) and abs(value) <= sys.float_info.max)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and _number(value) and value >= least and value is not True
+
+
+def _fits(value: Any) -> bool:
+    """Whatever it is: no number in it is too large for a float."""
+    if isinstance(value, dict | list):
+        return all(map(_fits, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) or _number(value)
+
+
+def _tables(value: Any) -> bool:
+    """Layer -> its numbers, and lists of them."""
+    return isinstance(value, dict) and all(isinstance(v, dict) and _fits(v)
+                                           for v in value.values())
+
+
+def _curve(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(at, dict) and all(k in at and _number(at[k]) for k in _POINT)
+        and _tables(at.get('layers')) and all(
+            _number(v) for layer in at['layers'].values() for v in layer.values())
+        for at in value)
+
+
+def _line(value: Any) -> bool:
+    return isinstance(value, str) and len(value.splitlines()) <= 1
+
+
+_TEXT: tuple[str, Callable[[Any], bool]] = ('a line of text', _line)
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    'preregistration': _TEXT, 'error': _TEXT, 'device': _TEXT, 'correct': _TEXT,
+    'git_commit': ('a line of text or null', lambda v: v is None or _line(v)),
+    'versions': ('an object of lines of text', lambda v: isinstance(v, dict) and all(
+        _line(text) for text in v.values())),
+    'num_classes': ('a whole number from 2 on', lambda v: _whole(v, 2)),
+    'images': ('a whole number from 1 on', lambda v: _whole(v, 1)),
+    'result': ('an object of numbers', lambda v: isinstance(v, dict) and all(
+        _number(n) for k, n in v.items() if k != 'test_accuracy')),  # no number: it diverged
+    'layers': ('an object of objects', _tables),
+    'curve': (f'a list of points with the numbers {", ".join(_POINT)} and layers', _curve),
+    'mechanism': ('an object or null',
+                  lambda v: v is None or isinstance(v, dict) and _fits(v)),
+}
+KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
+
+
+def wrong(row: Any) -> str:
+    """'' or what of a row is missing or of another kind, the first of it."""
+    if not isinstance(row, Mapping):
+        return 'it is no object'
+    lacking = [k for k in KEYS if k not in row]
+    if lacking:
+        return f'it lacks {", ".join(lacking)}'
+    return next((f'its {key} is not {what}' for key, (what, fits) in _KINDS.items()
+                 if not fits(row[key])), '')
