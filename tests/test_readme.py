@@ -1,5 +1,6 @@
 """The README's numbers are those of the rows beside them."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -31,3 +32,24 @@ def test_the_numbers_of_the_digits_table_follow_from_the_rows():
     assert f"{cost:.2f} times the twin's FLOPs" in text
     experts = [r['effective_experts'] for r in rows['digits_k2']]
     assert f'{min(experts):.1f} to {max(experts):.1f} effective experts' in text
+
+
+def test_the_studies_rows_are_those_of_their_tables():
+    readme = (ROOT / 'README.md').read_text()
+    folder = ROOT / 'results' / 'digits' / 'width'
+    with (folder / 'report' / 'tables' / 'gaps.csv').open() as f:
+        primary = [r for r in csv.DictReader(f) if r['primary'] == '1']
+    pp = lambda v: f'{float(v):+.2f}'.replace('-', '−')  # noqa: E731
+    for r in primary:
+        line = next(x for x in readme.splitlines() if x.startswith(f'| `{r["comparison"]}`'))
+        cells = [c.strip().strip('*') for c in line.split('|')[2:-1]]
+        assert cells == [
+            f'{100 * float(r["rho_place"]):.1f} %', r['expected'], r['verdict'], pp(r['mean']),
+            f'{pp(r["low"])} to {pp(r["high"])}', f'{100 * float(r["level"]):.5g} %',
+            f'{float(r["cost"]):.2f}×']
+    found = [float(r['mde']) for r in primary]
+    assert f'between {min(found):.2f} and {max(found):.2f} pp' in ' '.join(readme.split())
+    rows = [json.loads(p.read_text()) for p in folder.glob('rows/*/*.json')]
+    assert f'{len(rows)} cells' in readme and {r['images'] for r in rows} == {360}
+    commit, = {r['git_commit'] for r in rows}
+    assert f'commit {commit[:7]}' in readme
