@@ -128,7 +128,8 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
         if spec is None or spec.loader is None:
             raise UserError(f"{what} file '{path}' is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with open(own, 'rb') as f:  # no cached bytecode: it goes by the second and size of a change
+            exec(compile(f.read(), own, 'exec'), module.__dict__)
         if not hasattr(module, f'get_{what}'):
             near = nearest(f'get_{what}', dir(module))
             raise UserError(f"{what} file '{path}' has no get_{what}().{near}")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -383,3 +384,11 @@ def test_checking_imports_nothing_slow():
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
                           check=True)
     assert done.stdout.strip() == '[]'
+
+
+def test_a_file_changed_within_the_same_second_is_read_anew(tmp_path):
+    file = tmp_path / 'changed.py'
+    for value in (0.3, 0.4):  # as long a text, at the same time: cached bytecode would be used
+        file.write_text(f'def get_config():\n    return {value}\n')
+        os.utime(file, (1e9, 1e9))
+        assert config_file.run(str(file)) == value
