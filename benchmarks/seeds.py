@@ -69,7 +69,7 @@ def measure(config: Config, seeds: list[int], rounds: int) -> dict[str, Any]:
                        program.batch([arrays(s) for s in range(n)]))
             step = program.step.__wrapped__
         else:
-            args[n], step = (setup.fresh_state(0), one), setup.step().__wrapped__
+            args[n], step = (setup.fresh_state(0), one), setup.step.__wrapped__
         begin = time.perf_counter()
         programs[n] = compiled(step, *args[n])  # gives nothing away: it runs again and again
         compiling[n] = time.perf_counter() - begin

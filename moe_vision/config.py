@@ -8,7 +8,6 @@ Nothing here imports jax: a misspelt key is answered at once.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from input_pipeline import DATASETS
 from input_pipeline.types import check as check_dataset
 from moe_vision import registry, rules, settings, typed
 from moe_vision.errors import UserError, unknown
+from moe_vision.plain import plain
 from moe_vision.rules import check_with_data as check_with_data  # the second half, after start
 
 
@@ -81,13 +81,6 @@ def _args(what: str, entry: registry.Entry, given: Any, where: str) -> Any:
 
 def to_dict(config: settings.Config) -> dict[str, Any]:
     """The config as strict JSON can hold it: an unbounded number is the string 'inf'."""
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, tuple | list):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
     return plain(dataclasses.asdict(config))
 
 

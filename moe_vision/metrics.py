@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from moe_vision.record import finite
+from moe_vision.files import finite
 from moe_vision.routing import telemetry
 
 

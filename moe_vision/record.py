@@ -15,9 +15,9 @@ from etils import epath
 
 from input_pipeline import DatasetInfo
 from moe_vision import config as config_lib
-from moe_vision.files import finite as finite
-from moe_vision.files import write_json as write_json
+from moe_vision.files import write_json
 from moe_vision.leverage import Capacity, Leverage, choices_per_token, soft
+from moe_vision.plain import differences
 from moe_vision.settings import Config
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -35,7 +35,7 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
     except (ValueError, KeyError, TypeError):
         logging.warning('%s cannot be read and is written anew', path)
         return []
-    changed = diff(before, config_lib.to_dict(config))
+    changed = list(differences(before, config_lib.to_dict(config)))
     if changed:
         logging.warning('the config differs from the one this run was started with: %s',
                         '; '.join(changed))
@@ -66,18 +66,6 @@ def facts(leverage: Leverage) -> dict[str, float]:
     names = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
              'flops_executed')
     return {n: getattr(leverage, n) for n in names}
-
-
-def diff(before: dict[str, Any], after: dict[str, Any], path: str = '') -> list[str]:
-    """'train.epochs 30.0 -> 60.0' for every leaf that changed."""
-    out = []
-    for key in dict.fromkeys([*before, *after]):
-        a, b = before.get(key), after.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += diff(a, b, f'{path}{key}.')
-        elif json.loads(json.dumps(a)) != json.loads(json.dumps(b)):
-            out.append(f'{path}{key} {a!r} -> {b!r}')
-    return out
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from etils import epath
 
 from moe_vision import checkpoint, metrics, record, report
 from moe_vision.errors import UserError
+from moe_vision.files import write_json
 from moe_vision.health import Health
 from moe_vision.settings import Config
 from moe_vision.setup import Setup
@@ -132,9 +133,9 @@ class Run:
             rate = _rate_before(self.workdir)
         result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
                                int(state.step), rate)
-        record.write_json(self._folder / 'evaluation.json', {
+        write_json(self._folder / 'evaluation.json', {
             'split': 'test', 'class_names': self.setup.info.class_names, **test})
-        record.write_json(self._folder / 'result.json', result)
+        write_json(self._folder / 'result.json', result)
         return result
 
     def __enter__(self) -> 'Run':
@@ -161,7 +162,7 @@ class Run:
         from moe_vision.study import mechanism
 
         rows = metrics.read(self.workdir)
-        record.write_json(self._folder / 'mechanism.json',
+        write_json(self._folder / 'mechanism.json',
                           mechanism.probe(self.setup, state, rows))
 
 

@@ -13,7 +13,7 @@ from moe_vision.durations import durations
 from moe_vision.evaluate import Evaluator
 from moe_vision.feed import Gather
 from moe_vision.settings import Config
-from moe_vision.step import TrainState, images_per_group, init_state, train_step_fn
+from moe_vision.step import TrainState, images_per_group, init_state, jit_once, train_step_fn
 
 
 class Setup:
@@ -47,10 +47,7 @@ class Setup:
         self.shapes = jax.eval_shape(lambda: fresh(key, self.tx))
         self.shardings = mesh.state_shardings(self.mesh, self.shapes)
         self.abstract = checkpoint.abstract(self.shapes, self.shardings)
-        # On a CPU, optimizing the code of random numbers that are drawn once takes many seconds.
-        options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-        self._fresh = jax.jit(lambda key: fresh(key, self.tx), out_shardings=self.shardings,
-                              compiler_options=options)
+        self._fresh = jit_once(lambda key: fresh(key, self.tx), out_shardings=self.shardings)
         self.gather = Gather(config, mesh.batch_sharding(self.mesh))
         self.evaluator = Evaluator(config, self.info, self.mesh, tokens)
 
@@ -80,11 +77,8 @@ class Setup:
                              self.times.total, self.info.num_classes, self.images_per_group,
                              *input_pipeline.mean_std(self.config.dataset))
 
-    def step(self) -> Callable:
-        """The compiled training step, always the same; the state given to it is used up."""
-        return self._step
-
     @functools.cached_property
-    def _step(self) -> Callable:
+    def step(self) -> Callable:
+        """The compiled training step; the state given to it is used up."""
         return jax.jit(self.step_fn(self.network), donate_argnums=0,
                        out_shardings=(self.shardings, mesh.replicated(self.mesh)))

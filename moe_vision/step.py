@@ -56,6 +56,15 @@ def init_state(model: nn.Module, image_shape: tuple[int, int, int], batch: int, 
         ema=jax.tree.map(jnp.copy, params) if ema else {})
 
 
+def jit_once(fn: Callable, **options: Any) -> Callable:
+    """`jax.jit` of a function that draws initial values and is called a few times at most.
+
+    On a CPU, optimizing the code of random numbers takes many seconds; here that is left out.
+    """
+    unoptimized = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    return jax.jit(fn, compiler_options=unoptimized, **options)
+
+
 def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 [B, H, W, C] to float32 of zero mean and unit variance per channel."""
     scaled = images.astype(jnp.float32) / 255.0

@@ -7,8 +7,9 @@ import jax
 from absl import logging
 from etils import epath
 
-from moe_vision import checkpoint, feed, mesh, preflight, record
+from moe_vision import checkpoint, feed, mesh, preflight
 from moe_vision.errors import UserError
+from moe_vision.files import write_json
 from moe_vision.progress import Progress
 from moe_vision.run import Run
 from moe_vision.settings import Config
@@ -59,7 +60,7 @@ def _loop(run: Run, state: TrainState, start: int,
     progress = Progress(times.total, start, config.train.batch_size)
     micro = config.train.micro_batches
     rows = _rows(setup, config.train.batch_size, micro)
-    step_fn = setup.step()
+    step_fn = setup.step
     profiling = False
     if profile_steps and not start < profile_steps[0] <= times.total:
         logging.warning('no profile: --profile_steps starts at step %d, this run takes steps %d '
@@ -114,7 +115,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         step, state = saved.restore_for_evaluation(setup.abstract)
     scores = setup.evaluator.score(state, config.eval.split, step / setup.times.total,
                                    details=True)
-    record.write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
+    write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
         'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names, **scores})
     print(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
           f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '

@@ -8,8 +8,8 @@ from moe_vision.run import NotFinite
 from moe_vision.settings import Config
 from moe_vision.setup import Setup
 from moe_vision.study import together
+from moe_vision.study.together import Done
 
-Done = Callable[[int, str | None], None]
 Begin = Callable[[int], bool]
 
 

@@ -18,7 +18,7 @@ import input_pipeline
 from moe_vision import leverage, models, timing
 from moe_vision.layers import Step
 from moe_vision.settings import Config
-from moe_vision.step import normalize_images
+from moe_vision.step import jit_once, normalize_images
 
 LEAST = 3  # rounds, whatever they take
 
@@ -105,7 +105,5 @@ def _variables(config: Config) -> Any:
     """Initial values; they do not depend on the batch size."""
     info = input_pipeline.info(config.dataset)
     images = jnp.zeros((1, *info.image_shape), jnp.float32)
-    # On a CPU, optimizing the code of random numbers that are drawn once takes many seconds.
-    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     init = lambda key: _network(config, 1).init(key, images, Step())  # noqa: E731
-    return jax.jit(init, compiler_options=options)(jax.random.key(config.seed))
+    return jit_once(init)(jax.random.key(config.seed))

@@ -164,14 +164,15 @@ def flags(pairs: Pairs, hash: str) -> list[str]:
             return (row.get('versions') or {}).get(package)
 
         out += _differing(pairs, f'version of {package}', version)
-    out += _differing(pairs, 'commit', lambda row: _short(row.get('git_commit')))
+    out += _differing(pairs, 'commit', lambda row: short_commit(row.get('git_commit')))
     out += _differing(pairs, 'number of test images', lambda row: row.get('images'))
     return out
 
 
-def _short(commit: str | None) -> str | None:
+def short_commit(commit: str | None) -> str | None:
     """'0123456789+changes' of a commit."""
-    return commit and commit[:10] + '+changes' * commit.endswith('+changes')
+    name, mark, _ = (commit or '').partition('+changes')
+    return commit and name[:10] + mark
 
 
 def _differing(pairs: Pairs, what: str, read: Callable[[Row], Any]) -> list[str]:

@@ -7,10 +7,9 @@ is all that the analysis reads, so that no study file is needed to report.
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from moe_vision import config as config_lib
 from moe_vision import registry
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
+from moe_vision.plain import MISSING, differences, plain
 from moe_vision.settings import Config
 from moe_vision.study import types
 from moe_vision.study.load import Loaded, operational
@@ -28,7 +28,6 @@ _ARGS = {  # where a method's arguments stand, the table they are in, and where 
     ('model', 'moe', 'expert_args'): ('expert', registry.EXPERTS, ('model', 'moe', 'expert')),
     ('train', 'optimizer_args'): ('optimizer', registry.OPTIMIZERS, ('train', 'optimizer')),
 }
-_MISSING = object()
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def resolved(config: Config) -> dict[str, Any]:
 
 def record(loaded: Loaded) -> dict[str, Any]:
     """The study as plain JSON values; each arm has 'config' and 'seed_offset'."""
-    out = _plain(dataclasses.asdict(loaded.study))
+    out = plain(dataclasses.asdict(loaded.study))
     out['arms'] = {name: {'config': resolved(loaded.configs[name]), 'seed_offset': arm.seed_offset}
                    for name, arm in loaded.study.arms.items()}
     return out
@@ -114,45 +113,13 @@ def same_config(committed: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return next(differences(committed, found, _config_default), '')
 
 
-def differences(old: Any, new: Any, default: Any, path: tuple[Any, ...] = (),
-                top: Any = None) -> Iterator[str]:
-    """'train.epochs 30.0 -> 60.0' for every leaf that differs.
-
-    Args:
-      default: of (path, the whole new value): what an absent key stands for, or _MISSING.
-    """
-    top = new if top is None else top
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys([*old, *new]):
-            at = (*path, key)
-            if key not in old or key not in new:
-                value = new[key] if key in new else old[key]
-                if _plain(default(at, top)) == value:
-                    continue
-                was, now = (_word(x, key) for x in (old, new))
-                yield f'{".".join(map(str, at))} {was} -> {now}'
-            else:
-                yield from differences(old[key], new[key], default, at, top)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from differences(a, b, default, (*path, number), top)
-    elif old != new:
-        yield f'{".".join(map(str, path))} {old!r} -> {new!r}'
-
-
-def _word(of: Mapping[str, Any], key: str) -> str:
-    if key not in of:
-        return 'nothing'
-    return f'{{{", ".join(of[key])}}}' if isinstance(of[key], Mapping) else repr(of[key])
-
-
 def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
     """Of a key of the record: the default of the study's dataclasses, or of the arm's config."""
     if path[0] == 'arms' and path[2:3] == ('config',):
         return _config_default(path[3:], new['arms'].get(path[1], {}).get('config', {}))
     cls = {1: types.Study, 3: {'arms': types.Arm, 'comparisons': types.Comparison,
                                'figures': types.Figure}.get(path[0])}.get(len(path))
-    return _field_default(cls, path[-1]) if cls else _MISSING
+    return _field_default(cls, path[-1]) if cls else MISSING
 
 
 def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
@@ -162,7 +129,7 @@ def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
     def at(value: Any, keys: tuple[Any, ...]) -> Any:
         for key in keys:
             if not isinstance(value, Mapping) or key not in value:
-                return _MISSING
+                return MISSING
             value = value[key]
         return value
 
@@ -178,17 +145,8 @@ def _field_default(cls: Any, name: str) -> Any:
         if field.name == name:
             if field.default_factory is not dataclasses.MISSING:
                 return field.default_factory()
-            return _MISSING if field.default is dataclasses.MISSING else field.default
-    return _MISSING
-
-
-def _plain(value: Any) -> Any:
-    """As strict JSON can hold it: an unbounded number is the string 'inf'."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            return MISSING if field.default is dataclasses.MISSING else field.default
+    return MISSING
 
 
 def _path(workdir: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from moe_vision.errors import nearest
 from moe_vision.files import write_json
 from moe_vision.study import fields, registration
+from moe_vision.study.pairs import listed, short_commit
 
 _OF_LAYER = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
              'temperature', 'max_over_mean')
@@ -169,7 +170,7 @@ def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError('not the name of a row, seed_NUMBER.json')
     seed = int(number[1])
     if seed not in record['seeds']:
-        raise ValueError(f'seed {seed} is not one of the study ({_listed(record["seeds"])})')
+        raise ValueError(f'seed {seed} is not one of the study ({listed(record["seeds"])})')
     try:
         row = json.loads(file.read_text(encoding='utf-8'))
     except OSError as e:
@@ -209,23 +210,15 @@ def _commits(rows: Rows) -> Iterator[str]:
             of.setdefault(str(row.get('git_commit')), []).append(f'{arm} seed {seed}')
     usual, *others = sorted(of, key=lambda c: (-len(of[c]), c)) or ['']
     for commit in others:
-        yield (f'of another commit of the code ({_short(commit)}, most rows have {_short(usual)}): '
-               f'{", ".join(of[commit])}.')
+        yield (f'of another commit of the code ({short_commit(commit)}, most rows have '
+               f'{short_commit(usual)}): {", ".join(of[commit])}.')
     changed = sum(len(cells) for commit, cells in of.items() if commit.endswith('+changes'))
     if changed:
         yield f'{changed} of the rows were made by code with changes that are in no commit.'
-
-
-def _short(commit: str) -> str:
-    return commit.removesuffix('+changes')[:10] + commit[len(commit.removesuffix('+changes')):]
 
 
 def _missing(rows: Rows, record: Mapping[str, Any]) -> Iterator[str]:
     for arm, seeds in rows.items():
         lacking = [s for s in record['seeds'] if s not in seeds]
         if lacking:
-            yield f'{arm}: no row for seed {_listed(lacking)}.'
-
-
-def _listed(seeds: list[int]) -> str:
-    return ', '.join(map(str, seeds))
+            yield f'{arm}: no row for {listed(lacking)}.'

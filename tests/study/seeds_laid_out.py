@@ -26,7 +26,7 @@ def alone(setup, seed):
     config, state, losses = setup.config, setup.fresh_state(seed), []
     with feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS) as batches:
         for arrays in batches:
-            state, out = setup.step()(state, setup.gather(mesh.to_devices(arrays, setup.mesh, 1)))
+            state, out = setup.step(state, setup.gather(mesh.to_devices(arrays, setup.mesh, 1)))
             losses.append(float(out['loss']))
     return losses, jax.device_get(state)
 

@@ -183,7 +183,7 @@ def test_rows_of_no_arm_and_of_no_seed_are_named(study, workdir):
     found, problems = read(study, workdir)
     assert 'k11' not in found and len(problems) == 3
     assert "unknown arm 'k11'" in problems[2] and "'k1'" in problems[2]
-    assert 'seed 9 is not one of the study (0, 1, 2)' in problems[1]
+    assert 'seed 9 is not one of the study (seeds 0, 1, 2)' in problems[1]
     assert 'not the name of a row' in problems[0]
 
 
@@ -223,7 +223,7 @@ def test_missing_cells_are_listed_by_arm(study, workdir):
     for name in ('k1/seed_0', 'k1/seed_2', 'again/seed_1'):
         (workdir / 'rows' / f'{name}.json').unlink()
     found, problems = read(study, workdir)
-    assert problems == ['k1: no row for seed 0, 2.', 'again: no row for seed 1.']
+    assert problems == ['k1: no row for seeds 0, 2.', 'again: no row for seed 1.']
     assert list(found['k1']) == [1]
 
 

@@ -58,7 +58,7 @@ def make_setup(changes: dict, shape: tuple[int, int], data_dir: str) -> Setup:
 
 def compiled_step(setup: Setup):
     arrays = mesh_lib.to_devices(next(batches()), setup.mesh, 1)
-    return setup.step().lower(setup.abstract, arrays).compile()
+    return setup.step.lower(setup.abstract, arrays).compile()
 
 
 def on_mesh(case: str, shape: tuple[int, int], data_dir: str, first):

@@ -28,7 +28,7 @@ def test_a_config_builds_and_traces(name, monkeypatch):
     setup = train.Setup(config)
     h, w, channels = setup.info.image_shape
     rows = (1, config.train.batch_size)
-    state, out = jax.eval_shape(setup.step(), setup.abstract, {
+    state, out = jax.eval_shape(setup.step, setup.abstract, {
         'image': jax.ShapeDtypeStruct((*rows, h, w, channels), jnp.uint8),
         'label': jax.ShapeDtypeStruct(rows, jnp.int32),
         'valid': jax.ShapeDtypeStruct(rows, jnp.bool_)})

@@ -6,9 +6,11 @@ import pytest
 import train_cases
 
 from moe_vision import progress
+from moe_vision.files import finite
 from moe_vision.health import Health
 from moe_vision.metrics import flat
-from moe_vision.record import collapsed, diff, finite
+from moe_vision.plain import differences, plain
+from moe_vision.record import collapsed
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
 ILL = {
@@ -116,11 +118,12 @@ def test_numbers_that_json_lacks_become_null():
         'a': None, 'b': [1.0, None], 'c': [2, 'x', True]}
 
 
-def test_a_diff_names_the_leaves():
-    before = {'a': {'b': 1, 'c': (1, 2)}, 'd': None}
-    assert diff(before, {'a': {'b': 1, 'c': [1, 2]}, 'd': None}) == []
-    assert diff(before, {'a': {'b': 2, 'c': [1, 3]}, 'e': 'x'}) == [
-        'a.b 1 -> 2', 'a.c (1, 2) -> [1, 3]', "e None -> 'x'"]
+def test_differences_name_the_leaves():
+    before = plain({'a': {'b': 1, 'c': (1, 2)}, 'd': float('inf')})
+    assert list(differences(before, {'a': {'b': 1, 'c': [1, 2]}, 'd': 'inf'})) == []
+    assert list(differences(before, {'a': {'b': 2, 'c': [1, 3]}, 'e': 'x'})) == [
+        'a.b 1 -> 2', 'a.c.1 2 -> 3', "d 'inf' -> nothing", "e nothing -> 'x'"]
+    assert list(differences({}, {'e': 'x'}, lambda path, new: 'x')) == []
 
 
 def test_rows_are_flattened_for_tensorboard():

@@ -40,7 +40,7 @@ class Run:
     def __init__(self, data_dir, changes=None, steps=1):
         self.config = train_cases.make(data_dir, {**SMALL, **(changes or {})})
         self.setup = Setup(self.config)
-        self.step = self.setup.step()
+        self.step = self.setup.step
         self.states, self.out = [jax.device_get(self.setup.fresh_state())], []
         for _ in range(steps):
             state, out = self.take(batch(), self.states[-1])

@@ -1,0 +1,49 @@
+"""Values as strict JSON can hold them, and where two such values differ."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+MISSING = object()
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists; an unbounded number is the string 'inf'."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def differences(old: Any, new: Any,
+                default: Callable[[tuple[Any, ...], Any], Any] = lambda path, new: MISSING,
+                path: tuple[Any, ...] = (), top: Any = None) -> Iterator[str]:
+    """'train.epochs 30.0 -> 60.0' for every leaf at which two plain values differ.
+
+    Args:
+      default: of (path, the whole new value): what an absent key stands for, or MISSING.
+    """
+    top = new if top is None else top
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            at = (*path, key)
+            if key not in old or key not in new:
+                value = new[key] if key in new else old[key]
+                if plain(default(at, top)) == value:
+                    continue
+                was, now = (_word(x, key) for x in (old, new))
+                yield f'{".".join(map(str, at))} {was} -> {now}'
+            else:
+                yield from differences(old[key], new[key], default, at, top)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, default, (*path, number), top)
+    elif old != new:
+        yield f'{".".join(map(str, path))} {old!r} -> {new!r}'
+
+
+def _word(of: Mapping[str, Any], key: str) -> str:
+    if key not in of:
+        return 'nothing'
+    return f'{{{", ".join(of[key])}}}' if isinstance(of[key], Mapping) else repr(of[key])
