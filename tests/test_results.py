@@ -24,13 +24,23 @@ def close(ours: str, theirs: str) -> bool:
         return ours == theirs
 
 
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """All reports, made again by one command from what they are made of."""
+    results = tmp_path_factory.mktemp('results')
+    for folder in REPORTED:
+        to = results / folder.relative_to(ROOT / 'results')
+        to.mkdir(parents=True)
+        shutil.copy(folder / 'preregistration.json', to)
+        for part in ('rows', 'timings'):
+            shutil.copytree(folder / part, to / part)
+    assert study.main(['report', f'--workdir={results}']) == 0
+    return results
+
+
 @pytest.mark.parametrize('folder', REPORTED, ids=ids)
-def test_a_report_is_made_again_from_its_rows(folder, tmp_path):
-    for part in ('preregistration.json', 'rows', 'timings'):
-        copy = shutil.copytree if (folder / part).is_dir() else shutil.copy
-        copy(folder / part, tmp_path / part)
-    assert study.main(['report', f'--workdir={tmp_path}']) == 0
-    made, kept = tmp_path / 'report', folder / 'report'
+def test_a_report_is_made_again_from_its_rows(folder, results):
+    made, kept = results / folder.relative_to(ROOT / 'results') / 'report', folder / 'report'
     names = {str(p.relative_to(kept)) for p in kept.rglob('*') if p.is_file()}
     assert names == {str(p.relative_to(made)) for p in made.rglob('*') if p.is_file()}
     assert (made / 'report.md').read_text() == (kept / 'report.md').read_text()

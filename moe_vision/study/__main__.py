@@ -2,7 +2,7 @@
 
     python -m moe_vision.study run --study=configs/studies/NAME.py --workdir=W
     python -m moe_vision.study time --study=configs/studies/NAME.py --workdir=W
-    python -m moe_vision.study report --workdir=W
+    python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
     python -m moe_vision.study register --study=configs/studies/NAME.py --workdir=W
 
 Keys that change no result can be set for all arms: `--config.dataset.data_dir=D`,
@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     try:
         args, overrides = _parse(argv)
         if args.command == 'report':
-            return _report(args.workdir)
+            for folder in registration.folders(args.workdir):
+                _report(folder)
+            return 0
         loaded = load(args.study, overrides)
         if args.list or args.dry_run:
             _show(loaded, args)
@@ -138,18 +140,17 @@ def _time(loaded: Loaded, workdir: str) -> None:
     print(f'wrote {rows.write_latency(workdir, found)}')
 
 
-def _report(workdir: str) -> int:
+def _report(workdir: str) -> None:
     record, digest = registration.read(workdir)
     found, problems = rows.read(workdir, record, digest)
     for line in problems:
-        print('note:', line, file=sys.stderr)
+        print(f'note: {record["name"]}: {line}', file=sys.stderr)
     from moe_vision.study import analysis, report
 
     timings = {'cells': rows.timings(workdir), 'latency': rows.latency(workdir)}
     out = os.path.join(workdir, 'report')
     report.write(analysis.analyse(record, digest, found, problems), timings, out)
     print(f'wrote {out}/report.md and report.html')
-    return 0
 
 
 def _terminate(*_: Any) -> NoReturn:

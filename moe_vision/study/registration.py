@@ -82,6 +82,14 @@ def read(workdir: str) -> tuple[dict[str, Any], str]:
     return committed, given
 
 
+def folders(workdir: str) -> list[str]:
+    """`workdir`, or where it is no study's folder, those below it of studies that have rows."""
+    if _path(workdir).exists():
+        return [workdir]
+    below = (p.parent for p in Path(workdir).rglob('preregistration.json'))
+    return sorted(str(p) for p in below if (p / 'rows').exists()) or [workdir]
+
+
 def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
     """The record and hash that hold in `workdir`: those committed there, else written now.
 

@@ -56,6 +56,15 @@ def test_the_record_says_what_was_asked_but_not_how_it_is_carried_out(workdir):
     assert config['dataset']['name'] == 'digits'
 
 
+def test_a_folder_of_studies_stands_for_those_below_it(tmp_path, workdir):
+    for name in ('B', 'A', 'without'):
+        (tmp_path / 'set' / name / ('' if name == 'without' else 'rows')).mkdir(parents=True)
+        (tmp_path / 'set' / name / 'preregistration.json').write_text('')
+    assert registration.folders(str(workdir)) == [str(workdir)]
+    assert registration.folders(str(tmp_path)) == [str(tmp_path / 'set' / n) for n in 'AB']
+    assert registration.folders(str(tmp_path / 'none')) == [str(tmp_path / 'none')]
+
+
 def test_the_same_study_holds_again_wherever_its_data_lie(tmp_path, workdir):
     record, digest = again(tmp_path, overrides=['--config.dataset.data_dir=/other',
                                                 '--config.checkpoint.every_steps=9'])

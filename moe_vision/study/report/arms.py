@@ -109,8 +109,10 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
              'send a token to its own expert rather than to somebody else’s. Where that is near '
              'zero the experts are close to interchangeable on these images, however even their '
              'load and however high their specialisation; where it is large and the gap not '
-             'positive, the experts differ without a gain over the twin that these data show. A '
-             'task gradient far below the balance gradient means that the router learns to '
+             'positive, the experts differ without a gain over the twin that these data show. '
+             'Random routes keep the gates of the choices they replace: part of what they cost '
+             'can be a gate that now stands before another expert. A task '
+             'gradient far below the balance gradient means that the router learns to '
              'balance rather than to choose; at k = 1 with gates normalised over the chosen '
              'experts it is zero by construction.'),
         Table(_MECHANISM, [_probed(name, of) for name, of in probes.items()], 'mechanism'),
