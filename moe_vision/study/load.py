@@ -121,9 +121,11 @@ def _checked(study: Study) -> Study:
                 raise UserError(f"{kind} name '{name}': use the letters a-z, digits and _ alone.")
     if not arms:
         raise UserError('the study has no arms; give at least one.')
-    if len(set(study.seeds)) != len(study.seeds) or len(study.seeds) < 2 or min(study.seeds) < 0:
-        raise UserError(f'seeds are {study.seeds}; give two or more, all different and not '
-                        'negative.')
+    least = 2 if comparisons else 1  # one gives no spread, but can be timed
+    if (len(set(study.seeds)) != len(study.seeds) or len(study.seeds) < least
+            or min(study.seeds) < 0):
+        raise UserError(f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
+                        'different and not negative.')
     if not 0 < study.alpha < 1 or not 0 < study.margin < 100:
         raise UserError(f'alpha is {study.alpha} and margin {study.margin}; allowed: 0 < alpha < 1 '
                         'and 0 < margin < 100 percentage points.')

@@ -14,7 +14,7 @@ import pytest
 
 import input_pipeline
 from configs.studies import sets
-from configs.studies.experiments import common, top_k
+from configs.studies.experiments import common, pilot, top_k
 from moe_vision import leverage, models, settings, typed
 from moe_vision.layers import Step
 from moe_vision.study import load
@@ -54,7 +54,19 @@ def test_each_question_has_a_file_for_each_data_set():
     assert {'digits', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet',
             'imagenet'} == set(SETS)
     found = {p.stem for p in (ROOT / 'configs/studies').glob('*_*.py')} - {'__init__', 'data_set'}
-    assert found == {f'{s}_{k}' for s in SETS for k in KINDS} | {f'{s}_tuning' for s in TUNED}
+    assert found == {f'{s}_{k}' for s in SETS for k in KINDS} | {
+        f'{s}_tuning' for s in TUNED} | {'fashion_mnist_pilot'}
+
+
+def test_the_pilot_times_every_arm_of_its_set():
+    found = loaded('fashion_mnist_pilot')
+    data = SETS['fashion_mnist']
+    assert found.study.seeds == (100,) and not set(data.seeds) & {100}
+    for kind in KINDS:
+        for name, config in loaded(f'fashion_mnist_{kind}').configs.items():
+            alike = [c for c in found.configs.values()
+                     if differing(c, config) <= {'train.epochs', 'train.warmup_epochs'}]
+            assert alike and alike[0].train.epochs == pilot.EPOCHS, (kind, name)
 
 
 @pytest.mark.parametrize('name', TUNED)
