@@ -48,7 +48,7 @@ def together(setup, devices):
 
 def main(data_dir: str) -> None:
     seen = {}
-    for name, devices in (('conv', 2), ('conv dense', 2), ('vit', 2)):
+    for name, devices in (('conv', 2), ('conv dense', 2)):
         changes = CASES[name.split()[0]] | RESIDENT
         if 'dense' in name:
             changes = changes | {'model.twin': 'same_width'}

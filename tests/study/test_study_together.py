@@ -25,7 +25,7 @@ def seen(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('case', ['conv 2', 'conv dense 2', 'vit 2'])
+@pytest.mark.parametrize('case', ['conv 2', 'conv dense 2'])
 def test_ten_steps_agree(seen, case):
     found = seen[case]
     assert found['loss_error'] < 1e-4 and found['params_error'] < 1e-4, found
