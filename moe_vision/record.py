@@ -16,7 +16,8 @@ from etils import epath
 from input_pipeline import DatasetInfo
 from moe_vision import config as config_lib
 from moe_vision.files import write_json
-from moe_vision.leverage import Capacity, Leverage, choices_per_token, soft
+from moe_vision.leverage import Capacity, Leverage, soft
+from moe_vision.models.places import choices_per_token
 from moe_vision.plain import differences
 from moe_vision.settings import Config
 
@@ -118,7 +119,7 @@ def result(config: Config, leverage: Leverage, test: dict[str, Any], best_valida
     }
     if layers and not soft(config.model):
         taken = sum(x['choices_per_token'] for x in layers) / len(layers)
-        out['rho_active'] = leverage.rho_active_at(taken, choices_per_token(config.model))
+        out['rho_active'] = leverage.rho_active_at(taken, choices_per_token(config.model.moe))
     return out
 
 

@@ -1,10 +1,13 @@
 """The README's numbers are those of the rows beside them."""
 
 import csv
+import functools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,22 +37,95 @@ def test_the_numbers_of_the_digits_table_follow_from_the_rows():
     assert f'{min(experts):.1f} to {max(experts):.1f} effective experts' in text
 
 
-def test_the_studies_rows_are_those_of_their_tables():
-    readme = (ROOT / 'README.md').read_text()
-    folder = ROOT / 'results' / 'digits' / 'width'
-    with (folder / 'report' / 'tables' / 'gaps.csv').open() as f:
-        primary = [r for r in csv.DictReader(f) if r['primary'] == '1']
-    pp = lambda v: f'{float(v):+.2f}'.replace('-', '−')  # noqa: E731
-    for r in primary:
-        line = next(x for x in readme.splitlines() if x.startswith(f'| `{r["comparison"]}`'))
-        cells = [c.strip().strip('*') for c in line.split('|')[2:-1]]
-        assert cells == [
-            f'{100 * float(r["rho_place"]):.1f} %', r['expected'], r['verdict'], pp(r['mean']),
-            f'{pp(r["low"])} to {pp(r["high"])}', f'{100 * float(r["level"]):.5g} %',
-            f'{float(r["cost"]):.2f}×']
-    found = [float(r['mde']) for r in primary]
-    assert f'between {min(found):.2f} and {max(found):.2f} pp' in ' '.join(readme.split())
-    rows = [json.loads(p.read_text()) for p in folder.glob('rows/*/*.json')]
-    assert f'{len(rows)} cells' in readme and {r['images'] for r in rows} == {360}
-    commit, = {r['git_commit'] for r in rows}
-    assert f'commit {commit[:7]}' in readme
+DIGITS = ROOT / 'results' / 'digits'
+KINDS = ('width', 'placement', 'top_k', 'soft', 'temperature', 'wall_clock')
+pp = lambda v: f'{float(v):+.2f}'.replace('-', '−')  # noqa: E731
+
+
+@functools.cache
+def gaps(kind):
+    with (DIGITS / kind / 'report' / 'tables' / 'gaps.csv').open() as f:
+        return {r['comparison']: r for r in csv.DictReader(f)}
+
+
+@functools.cache
+def rows(kind):
+    return [json.loads(p.read_text()) for p in (DIGITS / kind).glob('rows/*/*.json')]
+
+
+@functools.cache
+def readme():
+    return ' '.join((ROOT / 'README.md').read_text().split())
+
+
+PRIMARY = [(k, c) for k in KINDS for c, r in gaps(k).items() if r['primary'] == '1']
+
+
+@pytest.mark.parametrize('kind, comparison', PRIMARY)
+def test_a_line_of_the_studies_table_is_that_of_the_report(kind, comparison):
+    r = gaps(kind)[comparison]
+    start = f'| {kind} | `{comparison}` |'
+    line = next(x for x in (ROOT / 'README.md').read_text().splitlines() if x.startswith(start))
+    assert [c.strip().strip('*') for c in line[len(start):].split('|')[:-1]] == [
+        f'{100 * float(r["rho_place"]):.1f} %', r['expected'], r['verdict'], pp(r['mean']),
+        f'{pp(r["low"])} to {pp(r["high"])}', f'{100 * float(r["level"]):.5g} %',
+        f'{float(r["cost"]):.2f}×', f'{float(r["mde"]):.2f}']
+
+
+def test_what_the_readme_counts_in_the_studies():
+    all_rows = [r for kind in KINDS for r in rows(kind)]
+    assert f'{len(all_rows)} cells' in readme() and {r['images'] for r in all_rows} == {360}
+    assert {r['status'] for r in all_rows} == {'done'}
+    for commit in {r['git_commit'] for r in all_rows}:
+        assert commit[:7] in readme()
+    verdicts = Counter(gaps(k)[c]['verdict'] for k, c in PRIMARY)
+    told = {1: 'one', 2: 'two', 3: 'three', 4: 'four', 10: 'ten', 11: 'eleven', 12: 'twelve'}
+    negative, same, neither = (told[verdicts[v]] for v in
+                               ('negative', 'equivalent', 'inconclusive'))
+    assert (f'Of {len(PRIMARY)} primary comparisons {negative} came out negative, {same} '
+            f'equivalent and {neither} inconclusive') in readme()
+    assert 'positive' not in verdicts
+    found = [float(gaps(k)[c]['mde']) for k, c in PRIMARY]
+    assert f'{min(found):.2f} to {max(found):.2f} pp' in readme()
+
+
+def test_what_the_readme_says_of_single_gaps():
+    decided = {c: r for kind in KINDS for c, r in gaps(kind).items()
+               if c.endswith(('_gap', '_minus_dense')) and r['verdict'] in ('negative', 'positive')}
+    assert set(decided) == {'standard_5_gap', 'throughout_gap', 'depthwise_3_gap',
+                            'k1_scaled_minus_dense'}
+    assert {r['verdict'] for r in decided.values()} == {'negative'}
+    for r in decided.values():
+        told = f'({pp(r["mean"])} pp, 95 % interval {pp(r["low"])} to {pp(r["high"])})'
+        assert r['primary'] == '1' or told in readme()
+    for router in ('random', 'frozen_random', 'shuffled'):
+        assert gaps('top_k')[f'k2_minus_{router}']['verdict'] == 'equivalent'
+    again = gaps('top_k')['dense_again_minus_dense']
+    assert f'differ by {pp(again["mean"])} pp' in readme()
+    accuracies = {}
+    for r in rows('top_k'):
+        accuracies.setdefault(r['arm'], []).append(100 * r['result']['test_accuracy'])
+    means = [np.mean(v) for v in accuracies.values()]
+    assert f'between {min(means):.1f} and {max(means):.1f} %' in readme()
+
+
+def test_what_the_readme_says_of_time():
+    arms = json.loads((DIGITS / 'wall_clock' / 'timings' / 'latency.json').read_text())['arms']
+    k2, dense = ({b: t['median_ms'] for b, t in arms[a]['batches'].items()} for a in ('k2', 'dense'))
+    ratios = [k2[b] / dense[b] for b in k2]
+    assert list(k2) == ['1', '8', '64', '512']
+    assert f"k = 2 takes {min(ratios):.1f} to {max(ratios):.1f} times its twin's for" in readme()
+
+
+def test_the_same_config_and_seed_give_the_same_answers_in_every_study():
+    """Trained anew in each: right on the same images, and equal in every probed number."""
+    found = {}
+    for kind in KINDS:
+        for r in rows(kind):
+            key = json.dumps([r['config'], r['run_seed']], sort_keys=True)
+            found.setdefault(key, []).append(r)
+    shared = [of for of in found.values() if len(of) > 1]
+    assert len(shared) > 50
+    for first, *others in shared:
+        assert all(r['correct'] == first['correct'] for r in others)
+        assert all(r['result'] == first['result'] for r in others)

@@ -16,7 +16,6 @@ from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
 
 if TYPE_CHECKING:
     from moe_vision.leverage.trace import (
-        choices_per_token,
         measure,
         soft,
         tokens_per_image,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
         twins,
     )
 
-__all__ = ['Block', 'Capacity', 'Leverage', 'Twin', 'choices_per_token', 'measure', 'soft',
+__all__ = ['Block', 'Capacity', 'Leverage', 'Twin', 'measure', 'soft',
            'tokens_per_image', 'trace_images', 'twins']
 
 

@@ -65,7 +65,7 @@ def _tables(request: Request) -> tuple[list[str], Any]:
 def _sweep(request: Request) -> tuple[list[str], Any]:
     from moe_vision.leverage import measure, sweep
 
-    rows = [sweep.row(file, request.sweep, config_file.literal(value),
+    rows = [sweep.row(file, request.sweep, sweep.said(config_file.literal(value)),
                       measure(config, _info(config)))
             for (file, value), config in request.configs.items()]
     paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]
@@ -76,7 +76,7 @@ def _sweep(request: Request) -> tuple[list[str], Any]:
     except OSError as e:
         raise UserError(f"--out is '{request.out}', which cannot be written: {e.strerror}; give a "
                         'folder of your own.') from e
-    return [*sweep.text(rows), '', *[f'wrote {p}' for p in paths]], rows
+    return [*sweep.text(rows), sweep.NOTE, '', *[f'wrote {p}' for p in paths]], rows
 
 
 def _solve(request: Request) -> tuple[list[str], Any]:
@@ -100,7 +100,7 @@ def _solve(request: Request) -> tuple[list[str], Any]:
         rows.append(numbers(value) | {'target_rho': request.target})
     lines = [f'{r["config"]}: {request.solve}={r["value"]} gives {request.rho} '
              f'{r[request.rho]:.4f} (asked {request.target:g})' for r in rows]
-    return [*lines, '', *sweep.text(rows)], rows
+    return [*lines, '', *sweep.text(rows), sweep.NOTE], rows
 
 
 def _info(config: Config) -> input_pipeline.DatasetInfo:

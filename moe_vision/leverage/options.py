@@ -93,7 +93,7 @@ def parse(arguments: list[str], description: str) -> Request:
     for file in files if given.solve else ():
         _integer(given.solve, configs[file, None])
     loaded = {f: load(f) for f in files if given.solve}
-    out = given.out or '.'
+    out = '.' if given.out is None else given.out
     if key and not _writable(out):
         raise UserError(f"--out is '{out}', which cannot be written; give a folder of your own.")
     return Request(files, configs, at, key, given.solve or '', target, given.rho or RHOS[0], out,
@@ -101,11 +101,12 @@ def parse(arguments: list[str], description: str) -> Request:
 
 
 def _writable(folder: str) -> bool:
-    """Whether it is a folder to write in, or one can be made."""
-    folder = os.path.abspath(folder)
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    return os.path.isdir(folder) and os.access(folder, os.W_OK)
+    """Whether it is a folder to write in; made where there is none."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _swept(text: str | None) -> tuple[str, list[Any]]:
@@ -125,6 +126,8 @@ def _target(given: argparse.Namespace) -> float:
         raise UserError('--target_rho is set but is not read: --solve=KEY is missing.')
     if given.solve is None:
         return math.nan
+    if not given.solve:
+        raise UserError("--solve is ''; name a key of an int, such as --solve=model.moe.hidden.")
     if given.sweep is not None:
         raise UserError('--sweep and --solve are both given; choose one.')
     if given.target_rho is None:

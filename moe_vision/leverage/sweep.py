@@ -19,6 +19,12 @@ Row = dict[str, Any]
 _TABLE = {'rho_place': '', 'rho_active': '', 'rho_executed': '', 'flops': 'FLOPs',
           'flops_executed': 'executed', 'cost': '', 'cost_executed': 'cost executed',
           'params_total': 'params', 'params_active': 'active', 'bytes': ''}
+NOTE = 'cost: FLOPs over those of the same_width twin'
+
+
+def said(value: Any) -> Any:
+    """A value of a sweep as a row holds it: a number, or text."""
+    return value if isinstance(value, int | float) else str(value)
 
 
 def row(config: str, key: str, value: Any, found: Leverage) -> Row:

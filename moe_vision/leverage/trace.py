@@ -17,8 +17,8 @@ from input_pipeline import DatasetInfo
 from moe_vision import flops, models, registry, routing_rules, settings
 from moe_vision.errors import UserError
 from moe_vision.layers import MoE, Step
-from moe_vision.layers.moe import make_router
 from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
+from moe_vision.models.places import choices_per_token
 from moe_vision.optimizer import path_name
 from moe_vision.routing.capacity import capacity, effective_factor
 from moe_vision.settings import Config, Model
@@ -57,8 +57,8 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
             slots = Fraction(parts['experts'] * layers[name].shape[0], place or 1)
             if not soft(model):
                 c, e = capacities[name], model.moe.num_experts
-                used = choices_per_token(model) * c.group_size / (e * c.capacity)
-                share = min(choices_per_token(model) / e, Fraction(1))
+                used = choices_per_token(model.moe) * c.group_size / (e * c.capacity)
+                share = min(choices_per_token(model.moe) / e, Fraction(1))
         rest = sum(n for kind, n in parts.items() if kind != 'experts')
         active = {kind: weights[kind] - round((1 - share) * weights[f'{kind} of experts'])
                   for kind in ('params', 'bytes')}
@@ -128,13 +128,6 @@ def _capacity(config: Config, tokens: int) -> Capacity:
              for f in (moe.capacity_factor, moe.eval_capacity_factor)]
     effective = [effective_factor(c, moe.k, moe.group_size, moe.num_experts) for c in slots]
     return Capacity(tokens, moe.group_size, slots[0], effective[0], slots[1], effective[1])
-
-
-def choices_per_token(model: Model) -> Fraction:
-    """Experts a token takes: k, or its expectation under balance where null experts share."""
-    router = make_router(model.moe.router, model.moe.router_args, model.moe.num_experts,
-                         model.moe.k)
-    return Fraction(model.moe.k * model.moe.num_experts, router.num_ids)
 
 
 def soft(model: Model) -> bool:

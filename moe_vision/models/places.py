@@ -1,6 +1,7 @@
 """How wide the blocks at replaced places are, in a routed network and in its twins."""
 
 import math
+from fractions import Fraction
 
 import jax
 
@@ -18,9 +19,10 @@ def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
 def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
     """The dense block that stands at a routed place in the twin.
 
-    same_width, same_drops: what one expert is. same_active_flops: widened to the FLOPs of k
-    experts. same_params: widened to the parameters of the router and all experts. FLOPs and
-    parameters are affine in the hidden width; the nearest width that the block allows is taken.
+    same_width, same_drops: what one expert is. same_active_flops: widened to the FLOPs of the
+    experts that a token takes. same_params: widened to the parameters of the router and all
+    experts. FLOPs and parameters are affine in the hidden width; the nearest width that the block
+    allows is taken.
 
     Args:
       width: D.
@@ -33,16 +35,22 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
     of_width = lambda h: make_expert(moe.expert, moe.expert_args, width, h)  # noqa: E731
     if twin == 'same_active_flops':
         cost = lambda h: expert_flops(of_width(h), payload)  # noqa: E731
-        target = moe.k * cost(one.hidden)
+        target = choices_per_token(moe) * cost(one.hidden)
     else:
         cost = lambda h: expert_params(of_width(h))  # noqa: E731
         router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
-        target = moe.num_experts * cost(one.hidden) + sum(
-            math.prod(shape) for shape, _ in router.params(width).values())
+        target = Fraction(moe.num_experts * cost(one.hidden) + sum(
+            math.prod(shape) for shape, _ in router.params(width).values()))
     step = one.multiple
     base = cost(step)
     slope = cost(2 * step) - base
     return of_width(max(step * (1 + round((target - base) / slope)), step))
+
+
+def choices_per_token(moe: Moe) -> Fraction:
+    """Experts a token takes: k, or its expectation under balance where null experts share."""
+    router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
+    return Fraction(moe.k * moe.num_experts, router.num_ids)
 
 
 def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:

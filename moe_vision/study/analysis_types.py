@@ -45,7 +45,7 @@ class Gap:
     note: str  # 'negligible: ...', 'sd = 0: ...', '' and so on
     mde: float  # smallest gap found with 80 % power at the adjusted level and this sd, pp
     correlation: float  # of the two arms over seeds
-    image_error: float  # standard error of the mean gap from the finite test set alone, pp
+    image_error: float  # standard error that the finite test set adds to the mean gap, pp
     selected: Estimate  # the same gap at the checkpoint chosen on validation
     without_diverged: Estimate  # the same gap over pairs in which both runs ended
     diverged: int  # runs of either arm that did

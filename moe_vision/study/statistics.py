@@ -169,19 +169,24 @@ def correlation(x: Values, y: Values) -> float:
 
 
 def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
-    """Standard error (pp) of the mean gap from the finite test set alone.
+    """Standard error (pp) of the mean gap that the finite test set adds, whatever the seeds.
+
+    The images are the same in every seed. Their differences, averaged over seeds, vary over images
+    by what images differ in and by 1/S of what seeds change; the latter is in the interval over
+    seeds already and is taken off (crossed random effects, by moments; below zero it is 0).
 
     Args:
-      arm, baseline: [S, I] bool, whether each test image was classified correctly. The images are
-        the same in every seed, so what varies is the mean over seeds of an image's difference;
-        at S = 1 this is sqrt(b + c - (b - c)^2 / I) / I of the discordant counts b, c, but with
-        I - 1 for one I.
+      arm, baseline: [S, I] bool, whether each test image was classified correctly.
+
+    Returns:
+      NaN for fewer than two seeds or images: the two parts cannot be told apart.
     """
     seeds, images = arm.shape
-    if not seeds or images < 2:
+    if seeds < 2 or images < 2:
         return math.nan
-    per_image = (arm.astype(float) - baseline.astype(float)).mean(0)
-    return float(100 * per_image.std(ddof=1) / math.sqrt(images))
+    differences = arm.astype(float) - baseline.astype(float)
+    variance = differences.mean(0).var(ddof=1) - differences.var(0, ddof=1).mean() / seeds
+    return float(100 * math.sqrt(max(variance, 0.0) / images))
 
 
 def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:

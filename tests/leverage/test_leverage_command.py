@@ -76,11 +76,20 @@ def test_a_sweep_over_several_configs(capsys, tmp_path):
     assert 'var(' not in (out / 'sweep.svg').read_text()
 
 
-def test_a_sweep_over_names_and_over_lists(capsys, tmp_path):
+@pytest.mark.parametrize('values, shown', [
+    ('model.args.widths=8,16;16,32', ['(8, 16)', '(16, 32)']),
+    ('model.args.widths=[8,16];[16,32]', ['[8, 16]', '[16, 32]']),
+    ("model.moe.losses={};{'importance':0.1}", ['{}', "{'importance': 0.1}"]),
+    ('model.moe.router=top_k;random', ['top_k', 'random'])])
+def test_a_sweep_over_names_lists_and_tables(values, shown, capsys, tmp_path):
     text = told(capsys, CONFIG, *SETS, f'--out={tmp_path}', '--rho=rho_executed',
-                '--sweep=model.args.widths=8,16;16,32')
-    assert '(8, 16)' in text and '(16, 32)' in text
+                f'--sweep={values}', *(['--config.model.moe.losses={}',
+                                        '--config.model.moe.router_args={}']
+                                       if 'router' in values else []))
+    assert all(f' {s} ' in text for s in shown)
+    assert 'cost: FLOPs over those of the same_width twin' in text
     assert 'rho_executed' in (tmp_path / 'sweep.svg').read_text()
+    assert len(list(csv.DictReader((tmp_path / 'sweep.csv').open()))) == 2
 
 
 def test_solving_for_a_width_keeps_to_what_the_norm_allows(capsys):

@@ -100,6 +100,12 @@ def test_hidden_width_of_experts_may_be_set():
     assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 48
 
 
+def test_null_experts_take_their_share_of_the_active_flops():
+    moe = config('vit', hidden=24, router='null_experts', router_args={'null_experts': 8},
+                 num_experts=8, k=2, losses={}).moe  # of 2 choices 1 is expected to be true
+    assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 24
+
+
 @every_backbone
 @pytest.mark.parametrize('placement', ['head', '0,1'])
 def test_a_whole_twin_costs_what_one_expert_for_each_token_costs(name, placement):

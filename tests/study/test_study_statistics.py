@@ -186,21 +186,35 @@ def test_correlation():
     assert math.isnan(statistics.correlation([1], [1]))
 
 
-def test_image_error_of_one_seed_is_that_of_the_discordant_counts():
-    arm = np.array([[1] * 90 + [1] * 5 + [0] * 2 + [0] * 3], bool)
-    baseline = np.array([[1] * 90 + [0] * 5 + [1] * 2 + [0] * 3], bool)
+@pytest.mark.parametrize('seeds', [2, 5])
+def test_image_error_where_all_seeds_agree_is_that_of_the_discordant_counts(seeds):
+    arm = np.array([[1] * 90 + [1] * 5 + [0] * 2 + [0] * 3], bool).repeat(seeds, 0)
+    baseline = np.array([[1] * 90 + [0] * 5 + [1] * 2 + [0] * 3], bool).repeat(seeds, 0)
     by_hand = 100 * math.sqrt(5 + 2 - (5 - 2) ** 2 / 100) / 100  # I - 1 for one I
     assert statistics.image_error(arm, baseline) == pytest.approx(by_hand * math.sqrt(100 / 99))
-
-
-def test_image_error_falls_only_where_seeds_err_on_different_images():
-    arm, baseline = np.random.default_rng(7).random((2, 1, 400)) < 0.8
-    one = statistics.image_error(arm, baseline)
-    assert statistics.image_error(arm.repeat(4, 0), baseline.repeat(4, 0)) == pytest.approx(one)
-    arms, baselines = np.random.default_rng(8).random((2, 4, 400)) < 0.8
-    assert statistics.image_error(arms, baselines) == pytest.approx(one / 2, rel=0.2)
     assert statistics.image_error(arm, arm) == 0
-    assert math.isnan(statistics.image_error(arm[:0], arm[:0]))
+
+
+def test_image_error_by_hand_of_two_seeds_on_three_images():
+    arm = np.array([[1, 1, 0], [1, 0, 0]], bool)
+    # differences 1 1 0 and 1 0 0: means 1, 1/2, 0 vary by 1/4; seeds by (0 + 1/2 + 0)/3 of one
+    wanted = 100 * math.sqrt((1 / 4 - 1 / 6 / 2) / 3)
+    assert statistics.image_error(arm, np.zeros_like(arm)) == pytest.approx(wanted)
+    for few in (arm[:1], arm[:, :1], arm[:0]):
+        assert math.isnan(statistics.image_error(few, few))
+
+
+@pytest.mark.parametrize('seeds', [2, 8, 64])
+def test_image_error_holds_nothing_that_the_seeds_change(seeds):
+    """Each image is right at a rate of its own in each arm; the rates alone are the test set's."""
+    rng = np.random.default_rng(3)
+    rates = np.where(rng.random((2, 1, 1000)) < 0.5, 0.95, 0.5)
+    found = [statistics.image_error(*(rng.random((2, seeds, 1000)) < rates)) for _ in range(100)]
+    true = 100 * (rates[0, 0] - rates[1, 0]).std(ddof=1) / math.sqrt(1000)
+    assert np.mean(np.square(found)) == pytest.approx(true**2, rel=0.1)
+    same = [statistics.image_error(*(rng.random((2, seeds, 1000)) < rates[0])) for _ in range(100)]
+    noise = 100 * math.sqrt(2 * (rates[0] * (1 - rates[0])).mean() / 1000 / seeds)
+    assert np.median(same) < 0.3 * noise
 
 
 def test_spearman_by_hand_and_with_ties():

@@ -50,9 +50,10 @@ def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     text = 'The intervals hold over training seeds, on this one test set. '
     if error:
         low, high = pp(min(error), sign=False), pp(max(error), sign=False)
-        yield (text + 'That it is finite adds a standard error of its own to each mean gap, '
-               f'{low if low == high else f"{low} to {high}"} pp here, which no number of seeds '
-               'makes smaller.')
+        yield (text + 'That it is finite adds a standard error of its own to each mean gap, which '
+               'no number of seeds makes smaller: about '
+               f'{low if low == high else f"{low} to {high}"} pp here, what images differ by once '
+               'the part that seeds change is taken off.')
     elif analysis.gaps:
         yield text + 'What its finite size adds could not be told from these rows.'
 

@@ -40,7 +40,7 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
     parts: list[Block] = [Text('Not measured yet: `study time` writes it.', 'missing')]
     if latency:
         parts = [Text(['Inference, medians of interleaved runs, on ', Name(device or 'an unknown '
-                       'device'), '; low and high are the range that the measurement gives. They '
+                       'device'), '; low and high are the first and third quartiles. They '
                        'hold for this device and these batch sizes alone.'])]  # fmt: skip
         parts.append(Table(_LATENCY, [
             [Name(str(row[0])), palette.short(number(row[1])), str(row[2]),
@@ -135,7 +135,7 @@ def wall_clock(
                         width=max(chart.WIDTH, 62 + 190 * len(batches)), between=(30, 58),
                         top=30)  # fmt: skip
     how = ('Up and left is better above, up and right below. Vertical bars: sd of accuracy over '
-           'seeds; horizontal: the range of latency that was measured.')
+           'seeds; horizontal: quartiles of latency.')
     head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
             'accuracy_pp', 'accuracy_sd_pp')  # fmt: skip
     return Picture(name, title, svg, how, head, rows)

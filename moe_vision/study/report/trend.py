@@ -30,7 +30,7 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
         return None
     blocks: list[Block] = [
         Text('Exploratory. Trend: rank correlation (Spearman) of the mean gap with ρ over the '
-             'levels of one family; p is exact, over all orders. Family: the gap of one family '
+             'levels of one family; p is exact for up to 8 levels. Family: the gap of one family '
              'less that of the other at the same ρ, paired by seed, with its 90 % interval at '
              'α = 0.05; p is that of two one-sided tests against the margin, so a small p says '
              'that the family matters by less than the margin there; a large one says nothing.'),
