@@ -111,7 +111,8 @@ def test_what_the_readme_says_of_single_gaps():
 
 def test_what_the_readme_says_of_time():
     arms = json.loads((DIGITS / 'wall_clock' / 'timings' / 'latency.json').read_text())['arms']
-    k2, dense = ({b: t['median_ms'] for b, t in arms[a]['batches'].items()} for a in ('k2', 'dense'))
+    k2, dense = ({b: t['median_ms'] for b, t in arms[a]['batches'].items()}
+                 for a in ('k2', 'dense'))
     ratios = [k2[b] / dense[b] for b in k2]
     assert list(k2) == ['1', '8', '64', '512']
     assert f"k = 2 takes {min(ratios):.1f} to {max(ratios):.1f} times its twin's for" in readme()
