@@ -1,10 +1,10 @@
 """What the whole campaign of a data set takes, from the cells timed in its pilot.
 
-    python -m benchmarks.campaign [--set=fashion_mnist] [--results=results/fashion_mnist]
+    python -m benchmarks.campaign [--set=fashion_mnist] [--pilot=results/fashion_mnist/pilot]
 
-Of an arm: the pilot's cell less its training steps (compiling, mostly) once, and for each seed the
-training steps at the pilot's images/s and the evaluations and probes of a tuned cell of k2. Seconds
-are those of one process; the pilot ran as many as there are cores, so they are core-seconds.
+Of an arm: what its first cell took longer than its second (compiling) once, and for each seed the
+training steps at the second's images/s and whatever else that did (evaluations, probes). Seconds
+are those of one process; the pilot ran one on each core, so they are core-seconds.
 """
 
 import argparse
@@ -19,54 +19,43 @@ from moe_vision.study.types import Arm
 SETS = {d.name: d for d in sets.SETS}
 
 
-def seconds(data: DataSet, results: str) -> dict[str, dict[str, float]]:
+def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
     """experiment -> arm -> core-seconds of all its cells.
 
     Raises:
       KeyError: an arm was not timed.
     """
-    images = data.recipe['dataset.train_images']
-    timed = {name: of[pilot.SEED] for name, of in rows.timings(f'{results}/pilot').items()}
-    other = {name: t['seconds'] - pilot.EPOCHS * images / t['images_per_second']
-             for name, t in timed.items()}
+    images, timed = data.recipe['dataset.train_images'], rows.timings(workdir)
     places = {repr(arm): name for name, arm in pilot.study_of(data).arms.items()}
-    beside = _evaluations(data, results, images)
 
     def of_arm(arm: Arm) -> float:
-        name = places[repr(pilot.short(arm))]
-        steps = arm.overrides['train.epochs'] * images / timed[name]['images_per_second']
-        return other[name] + len(data.seeds) * (steps + beside)
+        of = timed[places[repr(pilot.short(arm))]]
+        first, second = (of[seed] for seed in pilot.SEEDS)
+        each = images / second['images_per_second']  # an epoch
+        beside = second['seconds'] - pilot.EPOCHS * each
+        whole = arm.overrides['train.epochs'] * each + beside
+        return max(first['seconds'] - second['seconds'], 0.0) + len(data.seeds) * whole
 
     return {kind: {name: of_arm(arm) for name, arm in experiment.study_of(data).arms.items()}
             for kind, experiment in pilot.EXPERIMENTS.items()}
 
 
-def _evaluations(data: DataSet, results: str, images: int) -> float:
-    """Seconds beside the training steps of a tuned cell of k2 that had nothing to compile."""
-    arm = f'k2_lr{round(data.learning_rate * 1e4)}_e{data.epochs:g}'
-    found = [t['seconds'] - data.epochs * images / t['images_per_second']
-             for t in rows.timings(f'{results}/tuning')[arm].values() if not t['first']]
-    return sum(found) / len(found)
-
-
-def hours(found: Mapping[str, Mapping[str, float]]) -> float:
-    """Core-hours of the campaign."""
-    return sum(sum(of.values()) for of in found.values()) / 3600
+def table(data: DataSet, found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Markdown: a line for each study, and one for all."""
+    lines = ['| study | arms | cells | core-hours |', '|---|---|---|---|']
+    whole = {f'`{data.name}_{kind}`': [*of.values()] for kind, of in found.items()}
+    whole['all'] = [s for of in found.values() for s in of.values()]
+    return lines + [f'| {name} | {len(of)} | {len(of) * len(data.seeds)} | {sum(of) / 3600:.1f} |'
+                    for name, of in whole.items()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--set', choices=SETS, default='fashion_mnist')
-    parser.add_argument('--results', default='results/fashion_mnist')
+    parser.add_argument('--pilot', default='results/fashion_mnist/pilot')
     given = parser.parse_args()
     data = SETS[given.set]
-    found = seconds(data, given.results)
-    print('| study | arms | cells | core-hours |\n|---|---|---|---|')
-    for kind, of in found.items():
-        print(f'| {data.name}_{kind} | {len(of)} | {len(of) * len(data.seeds)} | '
-              f'{sum(of.values()) / 3600:.2f} |')
-    arms = sum(map(len, found.values()))
-    print(f'| all | {arms} | {arms * len(data.seeds)} | {hours(found):.2f} |')
+    print('\n'.join(table(data, seconds(data, given.pilot))))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ Axes: B images of a batch, L classes, E experts.
 import base64
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -70,11 +70,7 @@ class Evaluator:
         report shows: 'confusion' [L, L], 'samples', and per layer 'expert_by_class' [E, L].
         Without it 'probe': per layer the first choices of the first 256 tokens, in order.
         """
-        out = self._pass(state, split, fraction, False, details)
-        out['accuracy_unbounded'] = self._pass(
-            state, split, fraction, True, False)['accuracy'] if self._bounded \
-            else out['accuracy']
-        return out
+        return self._pass(state, split, fraction, self._bounded, details)
 
     def accuracy(self, state: TrainState, split: str, fraction: float) -> float:
         """The accuracy of `score` alone."""
@@ -82,15 +78,20 @@ class Evaluator:
 
     def _pass(self, state: TrainState, split: str, fraction: float, unbounded: bool,
               details: bool) -> dict[str, Any]:
-        losses, predictions, labels, samples = [], [], [], []
+        """`score`; with `unbounded` batches in which a choice was dropped are run again with room
+        for all. In the others that changes nothing."""
+        losses, predictions, free, labels, samples = [], [], [], [], []
         sums: dict[str, Any] = {}
         probe: dict[str, list[int]] = {}
         soft = leverage.soft(self.config.model)
-        for number, (batch, outs) in enumerate(self.outputs(state, split, fraction, unbounded)):
-            out = jax.device_get(next(outs))
+        for number, (batch, run) in enumerate(self.outputs(state, split, fraction)):
+            out = jax.device_get(run())
             real = out['valid']
             losses.append(out['loss'][real].astype(np.float64))
             predictions.append(out['prediction'][real])
+            dropped = unbounded and any(x['dropped'].any() for x in out['layers'].values())
+            free.append(jax.device_get(run(unbounded=True)['prediction'])[real] if dropped
+                        else predictions[-1])
             labels.append(out['label'][real])
             sums = _add(sums, out['layers'])
             for name, choice in out['choices'].items():
@@ -104,6 +105,7 @@ class Evaluator:
         layers = {n: telemetry.summarize(s, experts) for n, s in sums.items()}
         result = {'loss': float(np.concatenate(losses).mean()),
                   'accuracy': float((truth == predicted).mean()),
+                  'accuracy_unbounded': float((truth == np.concatenate(free)).mean()),
                   'images': int(truth.size), 'layers': layers}
         if details:
             for name, s in sums.items():
@@ -116,19 +118,18 @@ class Evaluator:
             result['probe'] = probe
         return result
 
-    def outputs(self, state: TrainState, split: str, fraction: float, unbounded: bool = False,
-                interventions: Sequence[Intervention | None] = (None,)
-                ) -> Iterator[tuple[dict[str, np.ndarray], Iterator[dict[str, Any]]]]:
-        """Each batch of a split, with what `eval_step_fn` says of it on the device.
-
-        Args:
-          interventions: the batch is scored under each of them, when that is asked for.
-        """
-        step, variables = self._step(unbounded), state.variables(averaged=True)
+    def outputs(self, state: TrainState, split: str, fraction: float
+                ) -> Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]:
+        """Each batch of a split, and `run(intervention=None, unbounded=False)`: what
+        `eval_step_fn` says of it, on the device."""
+        variables = state.variables(averaged=True)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), _STREAM)
         for number, (batch, arrays) in enumerate(self.batches(split)):
-            start = number * self.batch
-            yield batch, (step(variables, arrays, key, start, fraction, i) for i in interventions)
+            def run(intervention: Intervention | None = None, unbounded: bool = False,
+                    arrays=arrays, start=number * self.batch) -> dict[str, Any]:
+                return self._step(unbounded)(variables, arrays, key, start, fraction, intervention)
+
+            yield batch, run
 
     def batches(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
         """Each batch of a split, in the fixed order: its rows, and its arrays [1, B, ...].

@@ -94,8 +94,9 @@ def _test(setup: Setup, state: TrainState,
     right: list[list[np.ndarray]] = [[] for _ in interventions]
     by_class: dict[str, Any] = {}
     seen, experts = 0, setup.config.model.moe.num_experts
-    for _, outs in setup.evaluator.outputs(state, 'test', 1.0, interventions=interventions):
-        for into, out in zip(right, outs, strict=True):
+    for _, run in setup.evaluator.outputs(state, 'test', 1.0):
+        for into, intervention in zip(right, interventions, strict=True):
+            out = run(intervention)
             said = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid', 'layers')})
             into.append((said['prediction'] == said['label'])[said['valid']])
             if into is right[0]:

@@ -81,6 +81,24 @@ def test_the_batch_size_changes_nothing(name, data_dir):
         assert want['accuracy_unbounded'] == want['accuracy']
 
 
+def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monkeypatch):
+    config = train_cases.make(data_dir, CASES['top_k'] | {'model.moe.eval_capacity_factor': 2.0})
+    state, _ = trained(config)
+    ran: list[bool] = []
+    step = Evaluator._step
+    monkeypatch.setattr(Evaluator, '_step', lambda self, unbounded: (
+        ran.append(unbounded), step(self, unbounded))[1])
+    want, _ = scores(config, state, 16)
+    batches = -(-360 // 16)
+    dropped = ran.count(True)  # some batches have drops, and some have none
+    assert ran.count(False) == batches and 0 < dropped < batches, dropped
+    ran.clear()
+    room = train_cases.make(data_dir, CASES['top_k'] | {'model.moe.eval_capacity_factor': 4.0})
+    found, _ = scores(room, state, 16)  # k = 2 of 8 experts: a slot for each at every expert
+    assert True not in ran and found['accuracy'] == found['accuracy_unbounded']
+    assert found['accuracy'] == want['accuracy_unbounded'] != want['accuracy']
+
+
 def by_hand(config, setup, variables) -> float:
     """Accuracy over the whole split in one batch, with a slot for every token at every expert."""
     moe = dataclasses.replace(config.model.moe, eval_capacity_factor=1000.0)

@@ -40,8 +40,8 @@ def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
     assert {len(v) for v in short.values()} == {
         min(setup.info.split_sizes['validation'] * tokens, 256)}
     want = []
-    for batch, outs in setup.evaluator.outputs(state, 'test', 0.5):
-        out = jax.device_get(next(outs))
+    for batch, run in setup.evaluator.outputs(state, 'test', 0.5):
+        out = jax.device_get(run())
         (layer, choices), = out['choices'].items()
         ids = np.take_along_axis(choices['expert'], choices['gate'].argmax(-1)[:, None], -1)
         if not soft(config.model):

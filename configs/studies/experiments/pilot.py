@@ -1,7 +1,8 @@
-"""One short cell of every arm of a data set's experiments: what a whole campaign will take.
+"""Two short cells of every arm of a data set's experiments: what a whole campaign will take.
 
-`python -m benchmarks.campaign --pilot=W` reads its timings. Its seed is used by no other study
-but the tuning, and its accuracies answer nothing.
+The first compiles, the second does not; each trains for a quarter of an epoch and evaluates as
+often as a whole cell. `python -m benchmarks.campaign` reads their timings. Their seeds are used by
+no other study but the tuning, and their accuracies answer nothing.
 """
 
 from collections.abc import Mapping
@@ -15,13 +16,15 @@ from moe_vision.study.types import Arm, Study
 EXPERIMENTS: Mapping[str, ModuleType] = {
     'width': width, 'placement': placement, 'top_k': top_k, 'soft': soft,
     'temperature': temperature, 'wall_clock': wall_clock}
-SEED = 100
-EPOCHS = 1.0
+SEEDS = (100, 101)
+EPOCHS = 0.25
+VALIDATIONS = 4
 
 
 def short(arm: Arm) -> Arm:
     """The arm for a pilot: of one length, without a seed offset; so arms can turn out equal."""
-    return Arm(arm.config, {**arm.overrides, 'train.epochs': EPOCHS, 'train.warmup_epochs': 0.0})
+    return Arm(arm.config, {**arm.overrides, 'train.epochs': EPOCHS, 'train.warmup_epochs': 0.0,
+                            'eval.every_epochs': EPOCHS / VALIDATIONS})
 
 
 def study_of(data: DataSet) -> Study:
@@ -34,4 +37,4 @@ def study_of(data: DataSet) -> Study:
                 arms[f'{kind}_{name}'] = short(arm)
     return study(
         data, 'pilot', question='What will a cell of each arm on {set} take?', hypotheses=(),
-        arms=arms, comparisons={}, figures=(), mechanism=True, seeds=(SEED,))
+        arms=arms, comparisons={}, figures=(), mechanism=True, seeds=SEEDS)
