@@ -161,9 +161,9 @@ class Run:
         """Writes mechanism.json: what the routes of the trained network mean."""
         from moe_vision.study import mechanism
 
-        rows = metrics.read(self.workdir)
-        write_json(self._folder / 'mechanism.json',
-                          mechanism.probe(self.setup, state, rows))
+        test = json.loads((self._folder / 'evaluation.json').read_text())['layers']
+        found = mechanism.probe(self.setup, state, metrics.read(self.workdir), test)
+        write_json(self._folder / 'mechanism.json', found)
 
 
 class NotFinite(UserError):

@@ -7,7 +7,7 @@ Axes: B images of a batch, E experts, L classes.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,20 +25,22 @@ from moe_vision.routing.interventions import ABLATE, DRAW, NONE, SHUFFLE, Interv
 from moe_vision.setup import Setup
 from moe_vision.step import TrainState, normalize_images
 
-_IMAGES = 10_000  # of the test split, at most, are scored under every intervention
+_IMAGES = 2_000  # of the test split, at most, are scored under every intervention
 
 
-def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]],
+          test: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What `mechanism.json` holds; {} where nothing is routed.
 
     shuffle_drop, random_drop: test accuracy lost when routes are permuted among the images (or
     patches) of a group, or drawn at random. ablation: layer -> lost when expert e gives nothing.
-    These are shares of 1, on the first 10,000 test images at most. specialisation, agreement: as
+    These are shares of 1, on the first 2,000 test images at most. specialisation, agreement: as
     the functions below say, on the test split and on the validations' probe (no agreement where the
     router draws its routes in evaluation: its draw is fixed); router_gradient, too.
 
     Args:
       rows: of the run, as `metrics.read` gives them.
+      test: the layers of the test split's score, with 'expert_by_class'.
     """
     model = setup.config.model
     if model.moe.placement == 'none' or model.twin != 'none':
@@ -46,14 +48,15 @@ def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]]) -> di
     moe = model.moe
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     layers, experts = _layers(setup), range(moe.num_experts)
-    (before, shuffled, drawn, *ablated), by_class = _test(setup, state, [
+    before, shuffled, drawn, *ablated = _test(setup, state, [
         _intervention(NONE), _intervention(SHUFFLE), _intervention(DRAW),
         *(_intervention(ABLATE, n, e) for n in range(len(layers)) for e in experts)])
     lost = iter([before - accuracy for accuracy in ablated])
     return {
         'shuffle_drop': before - shuffled, 'random_drop': before - drawn,
         'ablation': {layer: [next(lost) for _ in experts] for layer in layers},
-        'specialisation': {layer: specialisation(by_class[layer]) for layer in layers},
+        'specialisation': {layer: specialisation(np.asarray(test[layer]['expert_by_class']))
+                           for layer in layers},
         'agreement': {} if router.draws else {layer: agreement(rows, layer) for layer in layers},
         'router_gradient': router_gradients(setup, state, layers),
     }
@@ -89,24 +92,19 @@ def agreement(rows: Sequence[dict[str, Any]], layer: str) -> dict[str, list[floa
 
 
 def _test(setup: Setup, state: TrainState,
-          interventions: list[Intervention]) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Accuracy under each intervention, and choices by expert and class [E, L] under the first."""
+          interventions: list[Intervention]) -> list[float]:
+    """Accuracy under each intervention."""
     right: list[list[np.ndarray]] = [[] for _ in interventions]
-    by_class: dict[str, Any] = {}
-    seen, experts = 0, setup.config.model.moe.num_experts
+    seen = 0
     for _, run in setup.evaluator.outputs(state, 'test', 1.0):
         for into, intervention in zip(right, interventions, strict=True):
             out = run(intervention)
-            said = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid', 'layers')})
+            said = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid')})
             into.append((said['prediction'] == said['label'])[said['valid']])
-            if into is right[0]:
-                for layer, sums in said['layers'].items():
-                    counts = sums['by_class'][:experts].astype(np.float64)
-                    by_class[layer] = by_class.get(layer, 0) + counts
-                if seen >= _IMAGES:
-                    break  # the other experiments are over
         seen += len(right[0][-1])
-    return [float(np.concatenate(r)[:_IMAGES].mean()) for r in right], by_class
+        if seen >= _IMAGES:
+            break
+    return [float(np.concatenate(r)[:_IMAGES].mean()) for r in right]
 
 
 def _intervention(kind: int, layer: int = -1, expert: int = 0) -> Intervention:

@@ -37,4 +37,4 @@ def study_of(data: DataSet) -> Study:
                 arms[f'{kind}_{name}'] = short(arm)
     return study(
         data, 'pilot', question='What will a cell of each arm on {set} take?', hypotheses=(),
-        arms=arms, comparisons={}, figures=(), mechanism=True, seeds=SEEDS)
+        arms=arms, comparisons={}, figures=(), seeds=SEEDS)
