@@ -80,6 +80,12 @@ def telling(setup):
     return dataclasses.replace(state, params=params)
 
 
+def probed(setup, state):
+    """As at the end of a run: the test split was scored before."""
+    test = setup.evaluator.score(state, 'test', 1.0, details=True)['layers']
+    return mechanism.probe(setup, state, [], test)
+
+
 @pytest.fixture(scope='module')
 def labels(data_dir):
     setup = setup_of(data_dir, {})
@@ -90,7 +96,7 @@ def test_routes_by_class_are_worth_everything(data_dir, labels):
     """Accuracy 1. Without expert e its images look like class 0; the two spare ones say nothing."""
     setup = setup_of(data_dir, {'model.moe.router': 'test_study_mechanism:ByClass'})
     state = telling(setup)
-    found = mechanism.probe(setup, state, [])
+    found = probed(setup, state)
     assert set(found) == {'shuffle_drop', 'random_drop', 'ablation', 'specialisation', 'agreement',
                           'router_gradient'}
     share = np.bincount(labels, minlength=E) / len(labels)
@@ -107,13 +113,13 @@ def test_routes_by_class_are_worth_everything(data_dir, labels):
     assert of['normalised'] > 0.94
     assert found['agreement'] == {'head': {'epoch': [], 'with_previous': [], 'with_final': []}}
     assert found['router_gradient'] == {'head': {'task': 0.0, 'balance': 0.0}}
-    assert mechanism.probe(setup, state, []) == found  # deterministic
+    assert probed(setup, state) == found  # deterministic
     json.dumps(found, allow_nan=False)
 
 
 def test_what_all_share_is_worth_nothing_as_a_route(data_dir, labels):
     setup = setup_of(data_dir, {'model.moe.router': 'test_study_mechanism:ToOne'})
-    found = mechanism.probe(setup, telling(setup), [])
+    found = probed(setup, telling(setup))
     assert found['shuffle_drop'] == 0
     share = np.bincount(labels, minlength=E) / len(labels)
     # All are told to be 3; without expert 3 all look like 0.
@@ -153,7 +159,7 @@ def test_of_dense_networks_nothing_is_said(changes, data_dir):
         setup = Setup(train_cases.make(data_dir, changes, {}))
     else:
         setup = setup_of(data_dir, changes)
-    assert mechanism.probe(setup, setup.shapes, []) == {}
+    assert mechanism.probe(setup, setup.shapes, [], {}) == {}
 
 
 def test_layers_are_numbered_as_they_follow_each_other(data_dir):
