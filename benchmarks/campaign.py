@@ -3,17 +3,21 @@
     python -m benchmarks.campaign [--set=fashion_mnist] [--pilot=results/fashion_mnist/pilot]
 
 Of an arm: what its first cell took longer than its second (compiling) once, and for each seed the
-training steps at the second's images/s and whatever else that did (evaluations, probes). Seconds
-are those of one process; the pilot ran one on each core, so they are core-seconds.
+training steps at the second's images/s and whatever else that did (evaluations). Where a study
+probes its routed networks, as many test images more as the probes run, at the evaluations' speed.
+Seconds are those of one process; the pilot ran one on each core, so they are core-seconds.
 """
 
 import argparse
 from collections.abc import Mapping
 
+import input_pipeline
 from configs.studies import sets
 from configs.studies.data_set import DataSet
 from configs.studies.experiments import pilot
-from moe_vision.study import rows
+from moe_vision.settings import Config, routed_blocks
+from moe_vision.study import mechanism, rows
+from moe_vision.study.load import load
 from moe_vision.study.types import Arm
 
 SETS = {d.name: d for d in sets.SETS}
@@ -25,19 +29,37 @@ def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
     Raises:
       KeyError: an arm was not timed.
     """
-    images, timed = data.recipe['dataset.train_images'], rows.timings(workdir)
+    timed = rows.timings(workdir)
     places = {repr(arm): name for name, arm in pilot.study_of(data).arms.items()}
 
-    def of_arm(arm: Arm) -> float:
-        of = timed[places[repr(pilot.short(arm))]]
-        first, second = (of[seed] for seed in pilot.SEEDS)
-        each = images / second['images_per_second']  # an epoch
-        beside = second['seconds'] - pilot.EPOCHS * each
-        whole = arm.overrides['train.epochs'] * each + beside
-        return max(first['seconds'] - second['seconds'], 0.0) + len(data.seeds) * whole
+    def of_arm(arm: Arm, config: Config, probes: bool) -> float:
+        short = pilot.short(data, arm)
+        first, second = (timed[places[repr(short)]][seed] for seed in pilot.SEEDS)
+        images = {n: o['train.epochs'] * o['dataset.train_images'] for n, o in
+                  (('short', short.overrides), ('whole', arm.overrides))}
+        beside = second['seconds'] - images['short'] / second['images_per_second']
+        if probes:
+            sizes = input_pipeline.info(config.dataset).split_sizes
+            beside *= 1 + _probed(config) / (pilot.VALIDATIONS * sizes['validation']
+                                             + sizes['test'])
+        return (max(first['seconds'] - second['seconds'], 0.0)
+                + len(data.seeds) * (images['whole'] / second['images_per_second'] + beside))
 
-    return {kind: {name: of_arm(arm) for name, arm in experiment.study_of(data).arms.items()}
-            for kind, experiment in pilot.EXPERIMENTS.items()}
+    found = {}
+    for kind in pilot.EXPERIMENTS:
+        loaded = load(f'configs/studies/{data.name}_{kind}.py')
+        found[kind] = {name: of_arm(arm, loaded.configs[name], loaded.study.mechanism)
+                       for name, arm in loaded.study.arms.items()}
+    return found
+
+
+def _probed(config: Config) -> int:
+    """Test images that the probes of a cell run, all interventions together."""
+    model, moe = config.model, config.model.moe
+    if model.twin != 'none':
+        return 0
+    blocks = routed_blocks(moe.placement, model.args.depth * len(model.args.widths))
+    return mechanism.IMAGES * (3 + moe.num_experts * max(len(blocks), 1))
 
 
 def table(data: DataSet, found: Mapping[str, Mapping[str, float]]) -> list[str]:

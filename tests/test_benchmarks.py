@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import routing, seeds
+from benchmarks import campaign, routing, seeds
 from benchmarks.timing import medians
 from moe_vision import registry
 from moe_vision.layers.experts import Mlp
@@ -54,3 +54,16 @@ def test_together_is_advised_where_it_saves_a_tenth():
     assert seeds.advice({1: 1.0, 2: 0.8, 5: 0.9, 10: 1.3}) == 'together'
     assert seeds.advice({1: 0.5, 2: 0.95, 5: 0.91, 10: 0.7}) == 'one_by_one'
     assert seeds.advice({1: 0.5}) == 'one_by_one'
+
+
+def test_a_campaign_by_hand(monkeypatch):
+    """Of k = 2: compiling once; 8 seeds of training, evaluations, and 3 + 8 probes."""
+    data = campaign.SETS['fashion_mnist']
+    timed = {100: {'seconds': 70.0}, 101: {'seconds': 20.0, 'images_per_second': 500.0}}
+    monkeypatch.setattr(campaign.rows, 'timings', lambda workdir: dict.fromkeys(
+        campaign.pilot.study_of(data).arms, timed))
+    found = campaign.seconds(data, '')['placement']['backbone']
+    beside = 20 - 0.25 * 6000 / 500
+    beside *= 1 + 11 * 2000 / (4 * 3000 + 10000)
+    images = 8 * data.recipe['dataset.train_images']
+    assert found == pytest.approx(50 + 8 * (images / 500 + beside))

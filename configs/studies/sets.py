@@ -61,6 +61,7 @@ FASHION_MNIST = DataSet(
     seeds=tuple(range(8)), margin=0.3, learning_rate=1e-2, epochs=8.0,
     rates=(1e-3, 3e-3, 1e-2, 3e-2), lengths=(4.0, 8.0),
     tuning=_TUNED.format('learning rates 0.001, 0.003, 0.01 and 0.03, 4 and 8 epochs'),
+    before={'dataset.train_images': 6000},
     recipe={'dataset.train_images': 6000, 'dataset.validation_fraction': 0.05,
             'dataset.resident': True, 'train.batch_size': 64,
             'eval.every_epochs': 2.0, 'eval.batch_size': 512,

@@ -25,7 +25,7 @@ from moe_vision.routing.interventions import ABLATE, DRAW, NONE, SHUFFLE, Interv
 from moe_vision.setup import Setup
 from moe_vision.step import TrainState, normalize_images
 
-_IMAGES = 2_000  # of the test split, at most, are scored under every intervention
+IMAGES = 2_000  # of the test split, at most, are scored under every intervention
 
 
 def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]],
@@ -102,9 +102,9 @@ def _test(setup: Setup, state: TrainState,
             said = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid')})
             into.append((said['prediction'] == said['label'])[said['valid']])
         seen += len(right[0][-1])
-        if seen >= _IMAGES:
+        if seen >= IMAGES:
             break
-    return [float(np.concatenate(r)[:_IMAGES].mean()) for r in right]
+    return [float(np.concatenate(r)[:IMAGES].mean()) for r in right]
 
 
 def _intervention(kind: int, layer: int = -1, expert: int = 0) -> Intervention:

@@ -67,7 +67,7 @@ def test_the_pilot_times_every_arm_of_its_set():
         for name, config in loaded(f'fashion_mnist_{kind}').configs.items():
             alike = [c for c in found.configs.values()
                      if differing(c, config) <= {'train.epochs', 'train.warmup_epochs',
-                                                 'eval.every_epochs'}]
+                                                 'eval.every_epochs', *data.before}]
             assert alike and alike[0].train.epochs == pilot.EPOCHS, (kind, name)
 
 
@@ -84,7 +84,8 @@ def test_tuning_gives_the_twin_and_k2_one_grid_and_touches_no_reported_seed(name
         pair = arms['dense'][setting], arms['k2'][setting]
         assert differing(*pair) == {'model.twin'}
         reported = loaded(f'{name}_top_k').configs['k2']
-        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs'}
+        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs',
+                                                *data.before}
     assert set(arms['dense']) == set(arms['k2']) == grid
 
 

@@ -21,10 +21,10 @@ EPOCHS = 0.25
 VALIDATIONS = 4
 
 
-def short(arm: Arm) -> Arm:
+def short(data: DataSet, arm: Arm) -> Arm:
     """The arm for a pilot: of one length, without a seed offset; so arms can turn out equal."""
-    return Arm(arm.config, {**arm.overrides, 'train.epochs': EPOCHS, 'train.warmup_epochs': 0.0,
-                            'eval.every_epochs': EPOCHS / VALIDATIONS})
+    return Arm(arm.config, {**arm.overrides, **data.before, 'train.epochs': EPOCHS,
+                            'train.warmup_epochs': 0.0, 'eval.every_epochs': EPOCHS / VALIDATIONS})
 
 
 def study_of(data: DataSet) -> Study:
@@ -33,8 +33,8 @@ def study_of(data: DataSet) -> Study:
     arms: dict[str, Arm] = {}
     for kind, experiment in EXPERIMENTS.items():
         for name, arm in experiment.study_of(data).arms.items():
-            if short(arm) not in arms.values():
-                arms[f'{kind}_{name}'] = short(arm)
+            if short(data, arm) not in arms.values():
+                arms[f'{kind}_{name}'] = short(data, arm)
     return study(
         data, 'pilot', question='What will a cell of each arm on {set} take?', hypotheses=(),
         arms=arms, comparisons={}, figures=(), seeds=SEEDS)
