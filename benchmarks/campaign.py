@@ -77,7 +77,12 @@ def main() -> None:
     parser.add_argument('--pilot', default='results/fashion_mnist/pilot')
     given = parser.parse_args()
     data = SETS[given.set]
-    print('\n'.join(table(data, seconds(data, given.pilot))))
+    try:
+        print('\n'.join(table(data, seconds(data, given.pilot))))
+    except KeyError as e:
+        parser.error(f'{given.pilot} has no timed cell {e}; run the pilot there: python -m '
+                     f'moe_vision.study run --study=configs/studies/{data.name}_pilot.py '
+                     f'--workdir={given.pilot}')
 
 
 if __name__ == '__main__':
