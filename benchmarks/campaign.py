@@ -2,10 +2,10 @@
 
     python -m benchmarks.campaign [--set=fashion_mnist] [--pilot=results/fashion_mnist/pilot]
 
-Of an arm: what its first cell took longer than its second (compiling) once, and for each seed the
-training steps at the second's images/s and whatever else that did (evaluations). Where a study
-probes its routed networks, as many test images more as the probes run, at the evaluations' speed.
-Seconds are those of one process; the pilot ran one on each core, so they are core-seconds.
+Of an arm: compiling once, and for each seed the training steps at the pilot's images/s and whatever
+else the pilot's cell did (evaluations). Where a study probes its routed networks, as many test
+images more as the probes run, at the evaluations' speed. Seconds are those of one process; the
+pilot ran one on each core, so they are core-seconds.
 """
 
 import argparse
@@ -34,16 +34,17 @@ def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
 
     def of_arm(arm: Arm, config: Config, probes: bool) -> float:
         short = pilot.short(data, arm)
-        first, second = (timed[places[repr(short)]][seed] for seed in pilot.SEEDS)
+        of = timed[places[repr(short)]][pilot.SEED]
         images = {n: o['train.epochs'] * o['dataset.train_images'] for n, o in
                   (('short', short.overrides), ('whole', arm.overrides))}
-        beside = second['seconds'] - images['short'] / second['images_per_second']
+        beside = (of['seconds'] - of['compile_seconds']
+                  - images['short'] / of['images_per_second'])
         if probes:
             sizes = input_pipeline.info(config.dataset).split_sizes
             beside *= 1 + _probed(config) / (pilot.VALIDATIONS * sizes['validation']
                                              + sizes['test'])
-        return (max(first['seconds'] - second['seconds'], 0.0)
-                + len(data.seeds) * (images['whole'] / second['images_per_second'] + beside))
+        return (of['compile_seconds']
+                + len(data.seeds) * (images['whole'] / of['images_per_second'] + beside))
 
     found = {}
     for kind in pilot.EXPERIMENTS:

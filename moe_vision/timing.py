@@ -1,10 +1,46 @@
 """Timing on a noisy machine: functions take turns, so that a slow minute slows all alike."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+
+
+class Compiling:
+    """Seconds spent making programs (tracing, lowering, compiling), of the whole process.
+
+    Attributes:
+      spans: (begin, end) on the monotonic clock, none inside another.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    def __call__(self, event: str, seconds: float, **_: str | int) -> None:
+        """An event of `jax.monitoring`, as it ends; those it contains have ended before."""
+        if not event.startswith('/jax/core/compile/'):
+            return
+        end = time.monotonic()
+        begin = end - seconds
+        while self.spans and self.spans[-1][0] >= begin:
+            self.spans.pop()
+        if self.spans:
+            begin = max(begin, self.spans[-1][1])
+        self.spans.append((begin, end))
+
+    @property
+    def seconds(self) -> float:
+        return sum(end - begin for begin, end in self.spans)
+
+
+@functools.cache
+def compiling() -> Compiling:
+    """The one of this process; it counts from the first call on."""
+    found = Compiling()
+    jax.monitoring.register_event_duration_secs_listener(found)
+    return found
 
 
 def rounds(fns: Mapping[str, Callable[[], Any]], number: int, budget_s: float = float('inf'),

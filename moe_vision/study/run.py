@@ -117,7 +117,8 @@ class _Runner:
             self._release(arm)
             return
         folders = [str(plan.folder(self._workdir, (arm, s))) for s in seeds]
-        began = [time.monotonic()] * len(seeds)
+        compiled = _compiled()
+        began = [(time.monotonic(), compiled())] * len(seeds)
         resumed = [_started(f) for f in folders]
         first = [not self._together]  # until a cell is done
         at = seeds[0]
@@ -134,17 +135,18 @@ class _Runner:
             self._make_room(cell)
             at, resumed[i] = seeds[i], _started(folders[i])
             if not first[0]:  # the first one's clock started before its programs were made
-                began[i] = time.monotonic()
+                began[i] = time.monotonic(), compiled()
             self._say(f'{arm} seed {at}: {"continues" if resumed[i] else "starts"}')
             return True
 
         def done(i: int, error: str | None) -> None:
-            seconds = time.monotonic() - began[i]
+            seconds, making = time.monotonic() - began[i][0], compiled() - began[i][1]
             if self._together:
-                seconds /= len(seeds)
+                seconds, making = seconds / len(seeds), making / len(seeds)
                 self._make_room((arm, seeds[i]))
             self._finish((arm, seeds[i]), folders[i], error, {
-                'seconds': seconds, 'first': first[0], 'flops': self._flops[arm],
+                'seconds': seconds, 'compile_seconds': making, 'first': first[0],
+                'flops': self._flops[arm],
                 'trained_flops': None if error or resumed[i] else self._flops[arm]})
             first[0] = False
 
@@ -213,6 +215,14 @@ class _Runner:
 
     def _say(self, text: str) -> None:
         print(f'study {self._record["name"]}: {text}', file=self._stream, flush=True)
+
+
+def _compiled() -> Callable[[], float]:
+    """Seconds that this process spent compiling, from the first call on."""
+    from moe_vision.timing import compiling  # imports jax
+
+    making = compiling()
+    return lambda: making.seconds
 
 
 def _started(folder: str) -> bool:

@@ -61,7 +61,7 @@ def test_each_question_has_a_file_for_each_data_set():
 def test_the_pilot_times_every_arm_of_its_set():
     found = loaded('fashion_mnist_pilot')
     data = SETS['fashion_mnist']
-    assert found.study.seeds == (100, 101) and not set(data.seeds) & {100, 101}
+    assert found.study.seeds == (100,) and 100 not in data.seeds
     assert data.recipe['eval.every_epochs'] * pilot.VALIDATIONS == data.epochs
     for kind in KINDS:
         for name, config in loaded(f'fashion_mnist_{kind}').configs.items():

@@ -108,6 +108,7 @@ def test_the_clock_stands_beside_the_rows(loaded, tmp_path):
     go(loaded, tmp_path, only='k1')
     timing = json.loads((tmp_path / 'timings' / 'k1' / 'seed_1.json').read_text())
     assert timing['seconds'] > 0 and timing['images_per_second'] > 0
+    assert 0 <= timing['compile_seconds'] < timing['seconds']
     assert (timing['device'], timing['host_cores'], timing['flops'], timing['first']) == (
         'fake', 2, 6000, False)
     assert json.loads((tmp_path / 'timings' / 'k1' / 'seed_0.json').read_text())['first']
