@@ -18,12 +18,12 @@ class Compiling:
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []
 
-    def __call__(self, event: str, seconds: float, **_: str | int) -> None:
+    def __call__(self, event: str, duration_secs: float, **_: str | int) -> None:
         """An event of `jax.monitoring`, as it ends; those it contains have ended before."""
         if not event.startswith('/jax/core/compile/'):
             return
         end = time.monotonic()
-        begin = end - seconds
+        begin = end - duration_secs
         while self.spans and self.spans[-1][0] >= begin:
             self.spans.pop()
         if self.spans:
