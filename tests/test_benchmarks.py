@@ -1,5 +1,7 @@
 """The benchmark compares what it says it compares."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,3 +69,15 @@ def test_a_campaign_by_hand(monkeypatch):
     beside *= 1 + 11 * 2000 / (2 * 3000 + 10000)
     images = 8 * data.recipe['dataset.train_images']
     assert found == pytest.approx(40 + 8 * (images / 500 + beside))
+
+
+def test_the_campaign_takes_what_the_document_says(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    data = campaign.SETS['fashion_mnist']
+    found = campaign.seconds(data, 'results/fashion_mnist/pilot')
+    told = (root / 'docs' / 'studies.md').read_text().splitlines()
+    table = campaign.table(data, found)
+    assert all(line in told for line in table), table
+    assert sum(sum(of.values()) for of in found.values()) < 20.5 * 3600
+    assert sum(map(len, found.values())) * len(data.seeds) == 728

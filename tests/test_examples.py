@@ -58,9 +58,10 @@ def _loss_falls(config, image_shape, num_classes):
 
 def test_a_router_of_ones_own():
     config = _config(moe__router='examples.cosine_router:Cosine', moe__router_args={'project': 16},
-                     moe__losses={'importance': 0.01})
+                     moe__losses={'importance': 0.01}, moe__num_experts=4, moe__expert_args={},
+                     model__args={'widths': (8, 16), 'depth': 1})
     assert config.model.moe.router_args.project == 16
-    assert _loss_falls(config, (8, 8, 1), 10) == ['block_3']
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
     router = make_router('examples.cosine_router:Cosine', {}, 4, 2)
     params = {n: init(jax.random.key(3), shape) for n, (shape, init) in router.params(6).items()}
     x = jax.random.normal(jax.random.key(4), (1, 5, 6))
@@ -73,7 +74,7 @@ def test_a_router_of_ones_own():
 
 def test_a_backbone_of_ones_own():
     config = _config(model__name='examples.mixer_backbone:Mixer', model__args={'width': 16},
-                     moe__group_size=128)
+                     moe__group_size=64, moe__num_experts=4)
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_2']
 
 
