@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
 
     c.mesh = ConfigDict()
     c.mesh.expert = 1  # devices that share one copy of the experts; the rest is the data axis
+    c.mesh.shard_optimizer = False  # its state over the data axis where it is not of experts
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 5.0

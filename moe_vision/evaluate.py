@@ -40,7 +40,10 @@ class Evaluator:
     def __init__(self, config: Config, info: DatasetInfo, mesh: jax.sharding.Mesh,
                  tokens_per_image: int):
         self.config, self.info, self.mesh = config, info, mesh
-        unit = images_per_group(config, tokens_per_image) * mesh.size
+        group = images_per_group(config, tokens_per_image)
+        unit = group * mesh.size
+        if unit > config.eval.batch_size:  # a device needs not hold a whole group
+            unit = math.lcm(group * mesh.shape['data'], mesh.size)
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._steps: dict[bool, Callable] = {}

@@ -26,18 +26,21 @@ def make(expert: int) -> Mesh:
 
 
 def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> None:
-    """Each device must hold whole groups.
+    """Devices that share one copy of the experts must hold whole groups together.
 
     Raises:
-      UserError: it cannot; says which group sizes fit.
+      UserError: they cannot; says which group sizes fit.
     """
-    share = images / mesh.size
+    rows, expert = mesh.shape['data'], mesh.shape['expert']
+    share = images / rows
     if images % mesh.size or share % images_per_group:
-        fits = [n for n in range(1, images + 1) if images % (n * mesh.size) == 0]
+        fits = [n for n in range(1, images + 1) if images % mesh.size == 0 and share % n == 0]
         sizes = ', '.join(map(str, fits[-6:])) or f'none: make {what} a multiple of {mesh.size}'
+        holders = (f'each of {mesh.size} devices' if expert == 1 else
+                   f'the {expert} devices of each of {rows} expert axes')
         raise UserError(
-            f'{what} gives each of {mesh.size} devices {share:g} images, which do not make whole '
-            f'routing groups of {images_per_group} images; groups that fit, in images: {sizes}.')
+            f'{what} gives {holders} {share:g} images, which do not make whole routing groups of '
+            f'{images_per_group} images; groups that fit, in images: {sizes}.')
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -49,11 +52,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, ('data', 'expert')))
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> Any:
     """A sharding for each array of a train state: expert banks and what the optimizer keeps of
-    them over 'expert', all else on every device."""
+    them over 'expert', all else on every device.
+
+    Args:
+      shard_optimizer: lay the rest of the optimizer's state over 'data', each array along the
+        longest axis that divides, the first of equals.
+    """
+    def spec(path, leaf):
+        found = param_spec(path)
+        data = mesh.shape['data']
+        if not shard_optimizer or data == 1 or found != P() or path[0].name != 'opt_state':
+            return found
+        fits = [n if n % data == 0 else 0 for n in leaf.shape]
+        if not any(fits):
+            return found
+        axis = fits.index(max(fits))
+        return P(*[None] * axis, 'data')
+
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: NamedSharding(mesh, param_spec(path)), state)
+        lambda path, leaf: NamedSharding(mesh, spec(path, leaf)), state)
 
 
 def rows_of_process(rows: int, mesh: Mesh) -> list[int]:

@@ -5,7 +5,7 @@ import jax
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import mesh as mesh_lib
-from moe_vision import rules
+from moe_vision import rules, traffic
 from moe_vision.durations import Durations, durations
 from moe_vision.leverage import Leverage, measure, table
 from moe_vision.settings import Config
@@ -39,4 +39,6 @@ def text(config: Config, info: DatasetInfo, mesh: jax.sharding.Mesh, leverage: L
         f'peak learning rate {train.learning_rate:g}'
         + (f', {train.micro_batches} micro-batches' if train.micro_batches > 1 else ''),
         '', *table.text(config, leverage)]
+    if mesh.size > 1:
+        lines += traffic.text(traffic.of_layers(config, leverage, mesh.shape))
     return '\n'.join(lines)

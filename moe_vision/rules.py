@@ -167,7 +167,7 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
     if moe.placement == 'none':
         because = "model.moe.placement is 'none'"
         keys = [k for k in leaves if k.startswith(('model.moe.', 'mesh.', 'log.warn_'))]
-        keys.remove('model.moe.placement')
+        keys = [k for k in keys if k not in ('model.moe.placement', 'mesh.shard_optimizer')]
     else:
         router = registry.entry('router', registry.ROUTERS, moe.router)
         because = f"model.moe.router is '{moe.router}'"

@@ -71,6 +71,7 @@ class Eval:
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     expert: int
+    shard_optimizer: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Setup:
         self.tx = optimizer.make(config.train, self.learning_rate,
                                  jax.eval_shape(lambda: fresh(key, None)).params)
         self.shapes = jax.eval_shape(lambda: fresh(key, self.tx))
-        self.shardings = mesh.state_shardings(self.mesh, self.shapes)
+        self.shardings = mesh.state_shardings(self.mesh, self.shapes,
+                                              config.mesh.shard_optimizer)
         self.abstract = checkpoint.abstract(self.shapes, self.shardings)
         self._fresh = jit_once(lambda key: fresh(key, self.tx), out_shardings=self.shardings)
         self.gather = Gather(config, mesh.batch_sharding(self.mesh))

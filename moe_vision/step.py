@@ -88,9 +88,10 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         images = normalize_images(micro['image'], mean, std)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), train.label_smoothing)
         if train.mixup or train.cutmix:
-            groups = start // images_per_group + jnp.arange(images.shape[0] // images_per_group)
+            size = mixing_group(images_per_group, len(images))
+            groups = start // size + jnp.arange(len(images) // size)
             images, targets = mix.mix(
-                jax.random.fold_in(key, 1), images, targets, valid, group_size=images_per_group,
+                jax.random.fold_in(key, 1), images, targets, valid, group_size=size,
                 mixup=train.mixup, cutmix=train.cutmix, group_ids=groups)
         # Taught routers learn what an image is for the larger part.
         step = Step(valid=valid, key=jax.random.fold_in(key, 2), fraction=fraction, start=start,
@@ -149,6 +150,16 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         return state, metrics
 
     return step
+
+
+def mixing_group(images_per_group: int, images: int) -> int:
+    """How many neighbours find partners for mixup and CutMix among each other.
+
+    They lie in one routing group, and few enough on one device, even where the group spans many:
+    the largest divisor up to 8 of the group, or of all images where nothing is routed.
+    """
+    whole = images_per_group if images_per_group > 1 else images
+    return max((n for n in range(2, 9) if whole % n == 0), default=whole)
 
 
 def update_router_state(moe, state: Tree, layers: dict[str, dict[str, Array]]) -> Tree:

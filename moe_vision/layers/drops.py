@@ -51,15 +51,14 @@ class DroppingBlock(nn.Module):
           ValueError: `step` has no key.
         """
         tokens, t, e = x.shape[0], self.group_size, self.num_experts
-        g = tokens // t
         router = make_router('random', registry.RandomArgs(), e, self.k)
         factor = self.capacity_factor if step.train else self.eval_capacity_factor
         slots = capacity(factor, self.k, t, e, self.capacity_multiple)
         key = jax.random.key(0) if step.key is None and self.is_initializing() else step.key
         key = None if key is None else jax.random.fold_in(key, self.layer)
 
-        def on_groups(key, _, grouped):
-            group, valid, labels = grouped
+        def on_groups(key, _, group, rows):
+            valid, labels = rows
             context = Context(valid=valid, key=key, group=group, train=step.train)
             routing = router({}, {}, jnp.zeros((*valid.shape, 1)), context)
             plan = index_plan(routing, e, slots, self.priority,
@@ -67,13 +66,11 @@ class DroppingBlock(nn.Module):
             counts = telemetry.count(routing, plan, context)
             if labels is not None and step.num_classes:
                 counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-            return counts, choices_of(routing, plan)
+            return (), choices_of(routing, plan), counts
 
         valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
-        rows = jax.tree.map(lambda a: a.reshape(g, t), (valid, step.labels))
-        counts, made = over_groups(on_groups, self.mesh)(
-            key, {}, (step.start // t + jnp.arange(g), *rows))
-        made = jax.tree.map(lambda a: a.reshape(tokens, *a.shape[2:]), made)
+        _, made, counts = over_groups(on_groups, self.mesh, tokens, t)(
+            key, {}, step.start // t + jnp.arange(tokens // t), (valid, step.labels))
         share = made['kept'].mean(-1).reshape(tokens, *(1,) * (x.ndim - 1)).astype(x.dtype)
         params = {name: self.param(name, init, shape)
                   for name, (shape, init) in self.expert.shapes().items()}

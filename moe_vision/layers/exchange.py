@@ -1,56 +1,123 @@
-"""Routing over a mesh: groups stay on their device, slots travel to the device of their expert.
+"""Routing over a mesh: where groups lie, and what travels to the devices of the experts.
 
-Mesh axes are ('data', 'expert'). Groups are laid over both, expert weights over 'expert' alone.
-A routed layer exchanges twice forward (slots out, outputs back) and twice backward; with one
-device on the expert axis it exchanges nothing.
+Mesh axes are ('data', 'expert'). Tokens are laid over both, expert weights over 'expert' alone.
+Where a device holds whole groups, slots travel: a routed layer exchanges twice forward (slots out,
+outputs back) and twice backward, by all-to-all. Where a group has tokens on several devices of the
+expert axis, tokens travel: each of these devices gathers them, makes the same plan, runs its own
+experts, and the outputs are summed back to the tokens' devices; backward the same in turn. With one
+device on the expert axis nothing travels.
 """
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-GROUPS = P(('data', 'expert'))  # leading axis over all devices
+TOKENS = P(('data', 'expert'))  # leading axis over all devices
 EXPERTS = P('expert')
 REPLICATED = P()
 
 
-def exchanged(experts: Callable, mesh: Mesh | None) -> Callable:
-    """Runs `experts` where their weights are: [E, slots, *] in and out, on each device.
+def spans(tokens: int, group_size: int, mesh_shape: Mapping[str, int]) -> bool:
+    """Whether a group has tokens on several devices of the expert axis.
 
-    Inside shard_map each device holds slots for all E experts from its own groups, and the weights
-    of E / x of them, where x is the size of the expert axis.
+    Raises:
+      ValueError: the devices that share the experts do not hold whole groups together.
+    """
+    devices = math.prod(mesh_shape.values())
+    if tokens % devices == 0 and tokens // devices % group_size == 0:
+        return False
+    if tokens % devices or tokens // mesh_shape['data'] % group_size:
+        raise ValueError(f'{tokens} tokens on a mesh of {dict(mesh_shape)} do not make whole '
+                         f'groups of {group_size} on the devices of an expert axis')
+    return True
+
+
+def over_groups(fn: Callable, mesh: Mesh | None, tokens: int, group_size: int) -> Callable:
+    """Runs `fn` where the tokens are, in groups of T.
+
+    Args:
+      fn: (shared, experts, group [G], rows [G, T, *]) -> (partial [G, T, *], of_tokens [G, T, *],
+        of_groups [G, *]), each a tree. Where groups span devices, each of them calls it with all
+        tokens of its groups and its own experts; `partial` is then summed over them.
+      tokens: B, of the whole batch.
+      group_size: T.
+
+    Returns:
+      A function of (shared, experts, group [B / T], rows [B, *]), global arrays, that returns
+      the three trees; what is of tokens with leading B.
+    """
+    split = lambda a: a.reshape(-1, group_size, *a.shape[1:])  # noqa: E731
+    merge = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
+
+    def whole(shared, experts, group, rows):
+        partial, of_tokens, of_groups = fn(shared, experts, group, jax.tree.map(split, rows))
+        return *jax.tree.map(merge, (partial, of_tokens)), of_groups
+
+    def spanning(shared, experts, group, rows):
+        rows = jax.tree.map(lambda a: jax.lax.all_gather(a, 'expert', tiled=True), rows)
+        partial, of_tokens, of_groups = whole(shared, experts, group, rows)
+        return (jax.tree.map(lambda a: jax.lax.psum_scatter(a, 'expert', tiled=True), partial),
+                jax.tree.map(own, of_tokens), of_groups)
+
+    def own(a):
+        count = a.shape[0] // mesh.shape['expert']
+        return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index('expert') * count, count)
+
+    if mesh is None or mesh.size == 1:  # one device needs no shard_map
+        return whole
+    across = spans(tokens, group_size, mesh.shape)
+    of_groups = P('data') if across else TOKENS
+    return jax.shard_map(
+        spanning if across else whole, mesh=mesh,
+        in_specs=(REPLICATED, EXPERTS, of_groups, TOKENS), out_specs=(TOKENS, TOKENS, of_groups),
+        check_vma=False)
+
+
+def run_plan(plan: Any, x: jax.Array, experts: Callable, mesh: Mesh | None, across: bool,
+             num_experts: int) -> jax.Array:
+    """`plan.apply` inside `over_groups`, each expert run on the device that has its weights.
+
+    Args:
+      experts: [E / n, slots, *] to the same, with the weights of this device, n devices on the
+        expert axis.
+      across: what `spans` says; then the result is partial: of this device's experts alone.
     """
     if mesh is None or mesh.shape['expert'] == 1:
-        return experts
+        return plan.apply(x, experts)
+    if across:
+        count = num_experts // mesh.shape['expert']
+        return plan.of_experts(jax.lax.axis_index('expert') * count, count).apply(x, experts)
 
-    def run(slots):
+    def exchanged(slots):
         slots = jax.lax.all_to_all(slots, 'expert', split_axis=0, concat_axis=1, tiled=True)
         out = experts(slots)
         return jax.lax.all_to_all(out, 'expert', split_axis=1, concat_axis=0, tiled=True)
 
-    return run
+    return plan.apply(x, exchanged)
 
 
-def over_groups(fn: Callable, mesh: Mesh | None) -> Callable:
-    """fn(replicated, expert_weights, grouped) -> grouped, on each device's own groups."""
-    if mesh is None or mesh.size == 1:  # one device needs no shard_map
-        return fn
-    return jax.shard_map(fn, mesh=mesh, in_specs=(REPLICATED, EXPERTS, GROUPS), out_specs=GROUPS,
-                         check_vma=False)
+def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = False,
+             first_input_has_gradient: bool = True) -> Counter[str]:
+    """How often a training step exchanges what experts read and write, by kind of collective.
 
+    Without remat. Where groups span devices, what is known of a token besides its features is
+    gathered, too: whether it is valid, and, where the router reads them, labels and the carry.
 
-def expected_all_to_alls(mesh_shape: dict[str, int], routed_layers: int,
-                         first_input_has_gradient: bool = True) -> int:
-    """How many all-to-alls a training step without remat has: two forward, two backward a layer.
-
-    One less where nothing that learns stands before the first routed layer.
+    Args:
+      first_input_has_gradient: whether anything that learns stands before the first routed layer.
     """
     if mesh_shape.get('expert', 1) == 1 or routed_layers == 0:
-        return 0
-    return 4 * routed_layers - (0 if first_input_has_gradient else 1)
+        return Counter()
+    forward_and_back, less = 2 * routed_layers, 0 if first_input_has_gradient else 1
+    if across:
+        return Counter({'all-gather': forward_and_back,
+                        'reduce-scatter': forward_and_back - less})
+    return Counter({'all-to-all': 2 * forward_and_back - less})
 
 
 def param_spec(path: tuple[Any, ...]) -> P:

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh as DeviceMesh
 
 from moe_vision import registry
-from moe_vision.layers.exchange import exchanged, over_groups
+from moe_vision.layers.exchange import over_groups, run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
-from moe_vision.routing.plan import index_plan, soft_plan
+from moe_vision.routing.plan import index_plan
+from moe_vision.routing.soft_plan import soft_plan
 from moe_vision.routing.types import Context, Router, Routing, SoftRouting
 
 Array = jax.Array
@@ -143,7 +144,7 @@ class MoE(nn.Module):
         tokens, t, e = x.shape[0], self.group_size, self.num_experts
         if tokens % t:
             raise ValueError(f'{tokens} tokens do not make groups of {t}')
-        g = tokens // t
+        across = self.mesh is not None and spans(tokens, t, self.mesh.shape)
         router = make_router(self.router, self.router_args, e, self.k)
         expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)
         bank = self.bank or ExpertBank(expert, e, name='experts')
@@ -156,9 +157,9 @@ class MoE(nn.Module):
         key = jax.random.key(0) if step.key is None and self.is_initializing() else step.key
         key = None if key is None else jax.random.fold_in(key, self.layer)
 
-        def on_groups(shared, bank_params, grouped):
+        def on_groups(shared, bank_params, group, rows):
             router_params, router_state, key, fraction, intervention = shared
-            group, (x, valid, labels, carry, extras) = grouped
+            x, valid, labels, carry, extras = rows
             context = Context(valid=valid, key=key, group=group, fraction=fraction, carry=carry,
                               extras=extras, labels=labels, train=step.train)
             # A token is routed by its mean over space (the vector itself where it has none).
@@ -171,31 +172,30 @@ class MoE(nn.Module):
             plan = soft_plan(routing, valid) if soft else index_plan(
                 routing, e, slots, self.priority,
                 context.keys(9) if self.priority == 'random' else None)
-            y = plan.apply(x, exchanged(lambda s: expert.apply_stacked(bank_params, s), self.mesh))
+            y = run_plan(plan, x, lambda s: expert.apply_stacked(bank_params, s), self.mesh, across,
+                         e)
             losses = {n: fn(routing, context, e) for n, fn in loss_fns.items()}
             counts = telemetry.count(routing, plan, context)
             if labels is not None and step.num_classes:
                 counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-            return y, losses, counts, choices_of(routing, plan), routing.carry
+            return y, (choices_of(routing, plan), routing.carry), (losses, counts)
 
         valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
-        rows = jax.tree.map(lambda a: a.reshape(g, t, *a.shape[1:]),
-                            (x, valid, step.labels, carry, extras or {}))
         shared = (params, state, key, jnp.asarray(step.fraction, jnp.float32),
                   jax.tree.map(jnp.asarray, step.intervention))
-        y, losses, counts, choices, carry = over_groups(on_groups, self.mesh)(
-            shared, bank(), (step.start // t + jnp.arange(g), rows))
+        y, (choices, carry), (losses, counts) = over_groups(on_groups, self.mesh, tokens, t)(
+            shared, bank(), step.start // t + jnp.arange(tokens // t),
+            (x, valid, step.labels, carry, extras or {}))
 
         real = (counts['tokens'] > 0).astype(jnp.float32)
         mean = lambda v: jnp.sum(v * real) / jnp.maximum(real.sum(), 1.0)  # noqa: E731
-        merge = lambda a: a.reshape(tokens, *a.shape[2:])  # noqa: E731
         info = {
             'losses': {n: weights[n] * mean(v) for n, v in losses.items()},
             'telemetry': {n: v.sum(0) for n, v in counts.items()},
-            'choices': jax.tree.map(merge, choices),
-            'carry': jax.tree.map(merge, carry),
+            'choices': choices,
+            'carry': carry,
         }
-        return merge(y), info
+        return y, info
 
 
 def make_router(name: str, args: Any, num_experts: int, k: int) -> Router:

@@ -74,7 +74,8 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
             flops_experts_executed=per_image(parts['experts']),
             bytes=weights['bytes'], bytes_active=active['bytes'],
             bytes_experts=weights['bytes of experts'],
-            bytes_buffers=per_image(2 * slots * _token_bytes(layers[name])) if slots else 0))
+            bytes_buffers=per_image(2 * slots * _token_bytes(layers[name])) if slots else 0,
+            bytes_token=_token_bytes(layers[name]) if name in layers else 0))
     return Leverage(tuple(blocks), capacities)
 
 

@@ -23,6 +23,7 @@ class Block:
     bytes_active: int
     bytes_experts: int  # of all experts, part of `bytes`
     bytes_buffers: int  # of the expert slots, empty ones too, in and out
+    bytes_token: int  # of one token that is routed here
     routed: bool
 
 

@@ -4,8 +4,8 @@ The index plan moves tokens by gathers only, forward and backward: the transpose
 fills the slots is the gather that reads them. Tables are built by one integer sort per group, so
 the cost does not grow with E or C.
 
-Axes: G groups, T tokens, K choices, E experts, C capacity, P soft slots, `*` payload (a vector
-[D] or a feature map [H, W, D]). Slot (e, g, c) is row (e * G + g) * C + c of the flat buffers.
+Axes: G groups, T tokens, K choices, E experts, C capacity, `*` payload (a vector [D] or a
+feature map [H, W, D]). Slot (e, g, c) is row (e * G + g) * C + c of the flat buffers.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Array, Routing, SoftRouting
+from moe_vision.routing.types import Array, Routing
 
 Experts = Callable[[Array], Array]  # [E, slots, *] -> [E, slots, *out]
 Priority = Literal['token', 'gate', 'random']
@@ -50,40 +50,19 @@ class IndexPlan:
         rows = out.reshape(e * g * self.capacity, *out.shape[2:])
         return _combine(rows, self.gate, self._tables())
 
+    def of_experts(self, first: Array, count: int) -> 'IndexPlan':
+        """The plan of `count` experts from `first` on alone: other choices are not kept."""
+        _, g, c = self.filled.shape
+        ids = self.expert_of_choice
+        keep = self.keep & (ids >= first) & (ids < first + count)
+        part = lambda a: jax.lax.dynamic_slice_in_dim(a, first, count)  # noqa: E731
+        return dataclasses.replace(
+            self, keep=keep, slot=jnp.where(keep, self.slot - first * g * c, 0),
+            src_token=part(self.src_token), src_choice=part(self.src_choice),
+            filled=part(self.filled))
+
     def _tables(self):
         return self.slot, self.keep, self.src_token, self.src_choice, self.filled
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SoftPlan:
-    """A plan for soft routing: weights in, weights out, nothing dropped."""
-
-    combine: Array  # [G, T, E, P] float32
-    dispatch: Array | None  # [G, T, E, P] float32, or None: every expert sees every token
-    valid: Array  # [G, T] bool; padding is read as zero and receives zero
-
-    def apply(self, x: Array, experts: Experts) -> Array:
-        """x [G, T, *] through all experts: [G, T, *out]."""
-        g, t, e, p = self.combine.shape
-        x = _where(self.valid, x)
-        if self.dispatch is None:
-            slots = jnp.broadcast_to(x.reshape(1, g * t, *x.shape[2:]), (e, g * t, *x.shape[2:]))
-        else:
-            slots = jnp.einsum('gt...,gtep->egp...', x, self.dispatch.astype(x.dtype))
-            slots = slots.reshape(e, g * p, *x.shape[2:])
-        with jax.named_scope('experts'):
-            out = experts(slots)
-        weights = self.combine.astype(out.dtype)
-        if self.dispatch is None:
-            out = out.reshape(e, g, t, *out.shape[2:])
-            return _where(self.valid, jnp.einsum('egt...,gte->gt...', out, weights[..., 0]))
-        out = out.reshape(e, g, p, *out.shape[2:])
-        return _where(self.valid, jnp.einsum('egp...,gtep->gt...', out, weights))
-
-
-def soft_plan(routing: SoftRouting, valid: Array) -> SoftPlan:
-    return SoftPlan(routing.combine, routing.dispatch, valid)
 
 
 def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Priority = 'token',
@@ -183,7 +162,7 @@ def _take(rows: Array, index: Array) -> Array:
     return rows.at[index].get(mode='promise_in_bounds')
 
 
-def _where(mask: Array, values: Array) -> Array:
+def masked(mask: Array, values: Array) -> Array:
     """Zero where the mask is False, also where values are not finite."""
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     return jnp.where(mask, values, jnp.zeros((), values.dtype))
@@ -193,7 +172,7 @@ def _where(mask: Array, values: Array) -> Array:
 def _dispatch(x: Array, tables) -> Array:
     """x [G*T, *] to buffers [E, G, C, *]; empty slots are zero."""
     _, _, src_token, _, filled = tables
-    return _where(filled, _take(x, src_token))
+    return masked(filled, _take(x, src_token))
 
 
 def _dispatch_fwd(x, tables):
@@ -203,7 +182,7 @@ def _dispatch_fwd(x, tables):
 def _dispatch_bwd(tables, d_buffers):
     slot, keep, *_ = tables
     rows = d_buffers.reshape(-1, *d_buffers.shape[3:])
-    parts = [_where(keep[..., k], _take(rows, slot[..., k])) for k in range(slot.shape[-1])]
+    parts = [masked(keep[..., k], _take(rows, slot[..., k])) for k in range(slot.shape[-1])]
     dx = functools.reduce(jnp.add, parts)
     return dx.reshape(-1, *dx.shape[2:]), None
 
@@ -216,7 +195,7 @@ def _combine(rows: Array, gate: Array, tables) -> Array:
     """rows [E*G*C, *] to tokens [G, T, *]: the gated sum over kept choices, in float32."""
     slot, keep, *_ = tables
     payload = (1,) * (rows.ndim - 1)
-    parts = [_where(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
+    parts = [masked(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
                     * _take(rows, slot[..., k])) for k in range(slot.shape[-1])]
     return functools.reduce(jnp.add, parts).astype(rows.dtype)
 
@@ -231,11 +210,11 @@ def _combine_bwd(saved, dy):
     dy_slot = _take(dy.reshape(-1, *dy.shape[2:]), src_token)  # [E, G, C, *]
     gate_slot = _take(gate.reshape(-1), src_token * gate.shape[-1] + src_choice)
     gate_slot = gate_slot.reshape(e, g, c, *(1,) * (rows.ndim - 1))
-    d_rows = _where(filled, gate_slot * dy_slot).astype(rows.dtype)
+    d_rows = masked(filled, gate_slot * dy_slot).astype(rows.dtype)
     out = rows.reshape(e, g, c, *rows.shape[1:])
     products = dy_slot.astype(jnp.float32) * out.astype(jnp.float32)
     d_gate_slot = products.sum(tuple(range(3, products.ndim)))
-    d_gate = _where(keep, _take(d_gate_slot.reshape(-1), slot)).astype(gate.dtype)
+    d_gate = masked(keep, _take(d_gate_slot.reshape(-1), slot)).astype(gate.dtype)
     return d_rows.reshape(rows.shape), d_gate, None
 
 

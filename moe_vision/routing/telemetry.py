@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_vision.routing.plan import IndexPlan, SoftPlan
+from moe_vision.routing.plan import IndexPlan
+from moe_vision.routing.soft_plan import SoftPlan
 from moe_vision.routing.temperature import entropy
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting
 

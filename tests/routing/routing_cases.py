@@ -11,7 +11,8 @@ import numpy as np
 
 from moe_vision import registry
 from moe_vision.routing import telemetry
-from moe_vision.routing.plan import index_plan, soft_plan
+from moe_vision.routing.plan import index_plan
+from moe_vision.routing.soft_plan import soft_plan
 from moe_vision.routing.types import Context, Routing, SoftRouting
 
 G, T, D, F, E, K, C = 2, 8, 5, 3, 4, 2, 3  # 16 choices for 12 slots: some are dropped

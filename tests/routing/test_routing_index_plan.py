@@ -211,3 +211,27 @@ def test_refuses_what_it_cannot_number():
         index_plan(routing_of(small, small, small == 0), 2, 1, 'random')
     with pytest.raises(ValueError, match='fifo'):
         index_plan(routing_of(small, small, small == 0), 2, 1, 'fifo')
+
+
+def test_the_parts_of_experts_add_up_to_the_plan():
+    ids, active, gate, x, (w, b) = drawn(5, 2)
+
+    @jit
+    def both(gate, x, w, b):
+        def whole(gate, x, w, b):
+            plan = index_plan(routing_of(ids, gate, active), E, 2)
+            return plan.apply(x, experts((w, b)))
+
+        def parts(gate, x, w, b):
+            plan = index_plan(routing_of(ids, gate, active), E, 2)
+            return sum(plan.of_experts(jnp.int32(first), E // 2).apply(
+                x, experts((w[first:first + E // 2], b[first:first + E // 2])))
+                for first in (0, E // 2))
+
+        of = lambda f: jax.value_and_grad(  # noqa: E731
+            lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2, 3))(gate, x, w, b)
+        return of(whole), of(parts)
+
+    want, found = both(gate, x, w, b)
+    assert float(jnp.abs(want[1][1]).sum()) > 0
+    chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)

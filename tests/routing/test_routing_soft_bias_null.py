@@ -10,7 +10,8 @@ import pytest
 from routing_cases import context, experts, jit, make, normal
 
 from moe_vision.routing import telemetry
-from moe_vision.routing.plan import index_plan, soft_plan
+from moe_vision.routing.plan import index_plan
+from moe_vision.routing.soft_plan import soft_plan
 
 D, F, E = 6, 5, 3
 

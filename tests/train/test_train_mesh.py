@@ -2,6 +2,7 @@
 must. Eight virtual devices, in a process of their own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_cases
-from eight_devices import CASES, SHAPES
+from eight_devices import CASES, MESHES
 
 from moe_vision import checkpoint, mesh, surgery
 from moe_vision.errors import UserError
-from moe_vision.layers.exchange import expected_all_to_alls
+from moe_vision.layers.exchange import expected, spans
 from moe_vision.optimizer import path_name
 from moe_vision.train import Setup
 
-RUNS = [f'{case} {name}' for case in CASES for name in SHAPES if name != 'one']
+RUNS = [f'{case} {name}' for case, names in MESHES.items() for name in names if name != 'one']
+ACROSS = [run for run in RUNS if run.startswith('across')]
 
 
 @pytest.fixture(scope='module')
@@ -46,30 +48,67 @@ def test_a_mesh_trains_as_one_device_does(seen, run):
         assert found[what] < 1e-4, what
 
 
-@pytest.mark.parametrize('run', RUNS)
+@pytest.mark.parametrize('run', [r for r in RUNS if r not in ACROSS and 'sharded' not in r])
 def test_the_compiled_step_exchanges_what_the_table_says_and_gathers_nothing(seen, run):
     found = seen[run]
     shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
     counts = found['counts']
-    assert counts.get('all-to-all', 0) == expected_all_to_alls(shape, routed_layers=1)
+    assert counts.get('all-to-all', 0) == expected(shape, routed_layers=1)['all-to-all']
     assert counts.get('all-gather', 0) == 0, found['gathers']
     assert counts.get('collective-permute', 0) == 0, found['permutes']
     assert counts['all-reduce'] >= 1  # the gradients
 
 
+@pytest.mark.parametrize('run', ACROSS)
+def test_groups_over_devices_gather_features_once_each_way(seen, run):
+    found = seen[run]
+    shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
+    rows = 64 // shape['data']
+    maps = [s for s in found['gathers'] if s.startswith(f'f32[{rows},8,8,8]')]
+    want = expected(shape, routed_layers=1, across=True)
+    assert len(maps) == want['all-gather'] == 2
+    assert found['counts']['reduce-scatter'] == want['reduce-scatter'] == 2
+    assert set(found['gathers']) - set(maps) <= {f'pred[{rows}]{{0}}', f'u8[{rows}]{{0}}'}
+    assert found['counts'].get('all-to-all', 0) == 0
+    assert found['counts'].get('collective-permute', 0) == 0, found['permutes']
+
+
+def test_a_sharded_optimizer_gathers_parameters_and_nothing_else(seen):
+    found = seen['sharded 2x4']
+    shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
+    assert found['counts']['all-to-all'] == expected(shape, routed_layers=1)['all-to-all']
+    shapes = {re.match(r'\w+\[([\d,]*)\]', s)[1] for s in found['gathers']}
+    assert shapes and shapes <= set(found['shapes'])
+    split = {n for n, spec in found['shardings'].items() if 'data' in spec}
+    assert split and all(n.startswith('opt_state/') and '/experts/' not in n for n in split)
+    assert any(n.endswith('stem/kernel') for n in split)
+
+
 def test_three_layers_exchange_three_times_as_much(seen):
-    assert seen['deep']['all-to-all'] == expected_all_to_alls({'data': 2, 'expert': 4}, 3) == 12
+    assert seen['deep']['all-to-all'] == expected({'data': 2, 'expert': 4}, 3)['all-to-all'] == 12
     assert 'all-gather' not in seen['deep']
 
 
 def test_the_table_of_exchanges():
-    assert expected_all_to_alls({'data': 8, 'expert': 1}, 3) == 0
-    assert expected_all_to_alls({'data': 2, 'expert': 4}, 0) == 0
-    assert expected_all_to_alls({'data': 2, 'expert': 4}, 3) == 12
-    assert expected_all_to_alls({'data': 2, 'expert': 4}, 3, first_input_has_gradient=False) == 11
+    mesh = {'data': 2, 'expert': 4}
+    assert expected({'data': 8, 'expert': 1}, 3) == expected(mesh, 0) == {}
+    assert expected(mesh, 3) == {'all-to-all': 12}
+    assert expected(mesh, 3, first_input_has_gradient=False) == {'all-to-all': 11}
+    assert expected(mesh, 3, across=True) == {'all-gather': 6, 'reduce-scatter': 6}
+    assert expected(mesh, 3, across=True, first_input_has_gradient=False) == {
+        'all-gather': 6, 'reduce-scatter': 5}
 
 
-@pytest.mark.parametrize('run', RUNS)
+def test_groups_span_where_a_device_holds_no_whole_one():
+    mesh = {'data': 2, 'expert': 4}
+    assert not spans(64, 8, mesh) and not spans(64, 4, mesh)
+    assert spans(64, 16, mesh) and spans(64, 32, mesh)
+    for tokens, group in ((64, 64), (64, 24), (60, 15)):
+        with pytest.raises(ValueError, match='do not make whole groups'):
+            spans(tokens, group, mesh)
+
+
+@pytest.mark.parametrize('run', [r for r in RUNS if 'sharded' not in r])
 def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing_else(seen, run):
     found = seen[run]['shardings']
     banks = {n for n in found if '/experts/' in n}
@@ -82,6 +121,9 @@ def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing
 @pytest.mark.parametrize('what, told', [
     ('group', 'train.batch_size gives each of 8 devices 8 images, which do not make whole routing '
               'groups of 16 images; groups that fit, in images: 1, 2, 4, 8.'),
+    ('axis', 'train.batch_size gives the 4 devices of each of 2 expert axes 32 images, which do '
+             'not make whole routing groups of 64 images; groups that fit, in images: 1, 2, 4, 8, '
+             '16, 32.'),
     ('batch', 'groups that fit, in images: 1, 3.'),
     ('micro', 'train.batch_size / micro_batches gives each of 8 devices 2 images'),
     ('mesh', 'mesh.expert is 3, but there are 8 devices; allowed: 1, 2, 4, 8.')])
@@ -106,7 +148,7 @@ def test_a_checkpoint_of_eight_devices_is_read_on_one(seen, folder, data_dir):
 
 def test_a_batch_that_no_group_can_fit_says_which_batch_would(monkeypatch):
     class Eight:
-        size = 8
+        size, shape = 8, {'data': 8, 'expert': 1}
     with pytest.raises(UserError, match='none: make train.batch_size a multiple of 8'):
         mesh.check_groups(12, 4, Eight(), 'train.batch_size')
 

@@ -15,7 +15,7 @@ from moe_vision.durations import durations
 from moe_vision.errors import UserError
 from moe_vision.layers import Step
 from moe_vision.optimizer import path_name
-from moe_vision.step import normalize_images
+from moe_vision.step import mixing_group, normalize_images
 from moe_vision.train import Setup
 
 SMALL = {'model.moe.placement': 'head', 'model.moe.group_size': 8, 'train.ema_decay': 0.0,
@@ -272,3 +272,9 @@ def test_durations_of_epochs_that_are_no_whole_steps_do_not_drift(data_dir):
 def test_a_config_survives_the_way_to_json_and_back(data_dir):
     config = train_cases.make(data_dir, SMALL)
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
+
+
+@pytest.mark.parametrize('group, images, want', [
+    (64, 128, 8), (12, 48, 6), (7, 28, 7), (13, 26, 13), (9, 18, 3), (1, 32, 8), (1, 11, 11)])
+def test_partners_are_few_neighbours_of_one_routing_group(group, images, want):
+    assert mixing_group(group, images) == want

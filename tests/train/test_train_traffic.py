@@ -1,0 +1,54 @@
+"""What routed layers send, against counts by hand."""
+
+import dataclasses
+
+import pytest
+import train_cases
+
+import input_pipeline
+from moe_vision import leverage, traffic
+
+NET = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 8,
+       'model.moe.k': 2, 'model.moe.capacity_factor': 1.25, 'model.moe.group_size': 16,
+       'train.batch_size': 128, 'model.moe.router': 'top_k',
+       'model.moe.router_args': {'noise': 'gaussian'}, 'model.moe.losses': {'importance': 0.01}}
+TOKEN = 4 * 4 * 16 * 4  # bytes of a map at block_1: 4x4 of 16 channels, float32
+
+
+def of(data_dir, mesh_shape, changes=None):
+    config = train_cases.make(data_dir, NET | (changes or {}))
+    cost = leverage.measure(config, input_pipeline.info(config.dataset))
+    return config, cost, traffic.of_layers(config, cost, mesh_shape)['block_1']
+
+
+def test_slots_travel_where_a_device_holds_whole_groups(data_dir):
+    """C = ceil(1.25 * 2 * 16 / 8) = 5: 40 slots for a device's one group; 7/8 leave, 4 times."""
+    _, cost, found = of(data_dir, {'data': 1, 'expert': 8})
+    assert found.tokens == 16 and not found.across
+    assert found.exchanged == 4 * 40 * TOKEN * 7 // 8
+    assert found.padding == pytest.approx(1 - 1 / 1.25)
+    experts = next(b.bytes_experts for b in cost.blocks if b.name == 'block_1')
+    assert found.replicated == 2 * experts * 7 // 8
+
+
+def test_features_travel_where_groups_span_devices(data_dir):
+    """Each of 4 devices gathers the 64 maps of its expert axis, 3/4 of them from elsewhere."""
+    config, cost, found = of(data_dir, {'data': 2, 'expert': 4}, {'model.moe.group_size': 64})
+    assert found.tokens == 16 and found.across
+    assert found.exchanged == 4 * 64 * TOKEN * 3 // 4
+    (line,) = traffic.text({'block_1': found})
+    assert 'groups span the expert axis' in line and '16 tokens on a device' in line
+    micro = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batches=2))
+    half = traffic.of_layers(micro, cost, {'data': 1, 'expert': 4})['block_1']
+    assert half.exchanged == 2 * 4 * 64 * TOKEN * 3 // 4  # twice, in each of two parts
+
+
+def test_experts_on_every_device_exchange_nothing(data_dir):
+    _, _, found = of(data_dir, {'data': 8, 'expert': 1})
+    assert found.exchanged == found.replicated == 0
+
+
+def test_a_dense_network_has_no_layer_to_tell_of(data_dir):
+    config = train_cases.make(data_dir, NET | {'model.twin': 'same_width'})
+    cost = leverage.measure(config, input_pipeline.info(config.dataset))
+    assert traffic.of_layers(config, cost, {'data': 2, 'expert': 4}) == {}
