@@ -15,6 +15,8 @@ from moe_vision.layers.moe import make_router
 from moe_vision.routing.plan import index_plan
 from moe_vision.routing.types import Context
 
+pytestmark = pytest.mark.usefixtures('quick')
+
 
 def test_the_einsum_form_computes_the_same_layer():
     t, d, e, k, slots = 24, 8, 4, 2, 9  # 48 choices for 36 slots: some are dropped

@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
@@ -15,21 +14,11 @@ import train_cases  # noqa: E402
 from moe_vision import metrics, run  # noqa: E402
 from moe_vision.study.cells import train_arm  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures('quick')
+
 SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
          'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,
          'train.mixup': 0.0}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick(tmp_path_factory):
-    """Programs are compiled once and quickly."""
-    def update(cache, quickly):
-        jax.config.update('jax_compilation_cache_dir', cache)
-        jax.config.update('jax_disable_most_optimizations', quickly)
-    before = jax.config.jax_compilation_cache_dir
-    update(str(tmp_path_factory.mktemp('compiled')), True)
-    yield
-    update(before, False)
 
 
 @pytest.fixture(scope='module')

@@ -126,19 +126,6 @@ REAL = (("'model.moe.num_experts': 4,", "'model.moe.num_experts': 4, 'model.moe.
 
 
 @pytest.fixture(scope='module')
-def quick(tmp_path_factory):
-    """Programs are compiled once, and quickly."""
-    def update(cache, seconds, quickly):
-        jax.config.update('jax_compilation_cache_dir', cache)
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
-        jax.config.update('jax_disable_most_optimizations', quickly)
-    before = jax.config.jax_compilation_cache_dir
-    update(str(tmp_path_factory.mktemp('compiled')), 0.1, True)
-    yield
-    update(before, 1.0, False)
-
-
-@pytest.fixture(scope='module')
 def real(quick, tmp_path_factory):
     """(loaded, workdir) of a study that was run on digits."""
     folder = tmp_path_factory.mktemp('real')

@@ -91,13 +91,6 @@ def test_a_group_is_as_large_as_the_batch_lets_it_be(changes, groups):
 
 
 @pytest.fixture(scope='module')
-def quick():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.fixture(scope='module')
 def measured(quick):
     arms = {'random': make(model__moe__router='random', model__moe__losses={},
                            model__moe__router_args={}),  # draws in evaluation, too

@@ -20,6 +20,8 @@ from moe_vision.routing.types import Router, Routing  # noqa: E402
 from moe_vision.setup import Setup  # noqa: E402
 from moe_vision.study import mechanism  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures('quick')
+
 E, L = 12, 10
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 1},
         'model.moe.num_experts': E, 'model.moe.k': 1, 'model.moe.router_args': {},
@@ -51,14 +53,6 @@ class ToOne(ByClass):
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp('data'))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    """Programs compile quicker."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def setup_of(data_dir, changes):

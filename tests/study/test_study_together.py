@@ -1,7 +1,6 @@
 """Seeds as one program take the steps that each takes alone, also laid over devices."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope='module')
-def seen(tmp_path_factory):
-    environment = {
-        **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-        'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+def seen(tmp_path_factory, jax_environment):
+    flags = jax_environment.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+    environment = jax_environment | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / 'seeds_laid_out.py'),
          str(tmp_path_factory.mktemp('data'))],
