@@ -35,7 +35,8 @@ def train(config: Config, workdir: str, config_file: str = '',
     """
     if setup is None:
         setup = Setup(config)
-        print(preflight.text(config, setup.info, setup.mesh, setup.cost, setup.times), flush=True)
+        print(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times),
+              flush=True)
     elif not setup.fits(config):
         raise ValueError('the setup is of a config that differs in more than the seed')
     with Run(setup, config, workdir, config_file) as run:

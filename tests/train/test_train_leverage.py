@@ -6,7 +6,7 @@ import pytest
 import train_cases
 
 import input_pipeline
-from moe_vision import durations, mesh, preflight
+from moe_vision import durations, preflight
 from moe_vision.leverage import measure
 
 # digits are 8x8x1 in 10 classes; E=4, k=2, groups of 16 images, capacity ceil(1.25*2*16/4) = 10
@@ -140,7 +140,8 @@ def test_the_preflight_says_it(data_dir):
     config = train_cases.make(data_dir, CONV)
     info = input_pipeline.info(config.dataset)
     found = measure(config, info)
-    text = preflight.text(config, info, mesh.make(1), found, durations.durations(config, 1293))
+    text = preflight.text(config, info, {'data': 1, 'expert': 1}, found,
+                          durations.durations(config, 1293))
     for part in ('mesh data 1 × expert 1', '1,293 train, 144 validation, 360 test; 10 classes',
                  f'{found.params_total:,} total, {found.params_active:,} active',
                  '12 steps of 32 images (0.3 epochs), adamw, peak learning rate 0.003',
@@ -148,3 +149,15 @@ def test_the_preflight_says_it(data_dir):
                  f'rho_executed {found.rho_executed:.4f}', 'block_1 *',
                  'groups of 16 tokens, 10 slots per expert (asked 1.25, effective 1.250)'):
         assert part in text, part
+
+
+def test_a_summary_tells_of_a_mesh_that_this_machine_has_not(data_dir, capsys):
+    changes = {'mesh.expert': 4, 'model.moe.group_size': 16}
+    preflight.summary(train_cases.make(data_dir, CONV | changes))
+    told = capsys.readouterr().out
+    assert 'mesh.expert 4 does not divide the 1 of this machine: shown as on 4 devices' in told
+    assert 'mesh data 1 × expert 4' in told
+    assert 'block_1: 8 tokens on a device, groups span the expert axis' in told
+    odd = {'model.moe.group_size': 17, 'train.batch_size': 34}
+    preflight.summary(train_cases.make(data_dir, CONV | changes | odd))
+    assert 'no training on this mesh: 34 tokens' in capsys.readouterr().out
