@@ -59,7 +59,7 @@ def _probed(config: Config) -> int:
     model, moe = config.model, config.model.moe
     if model.twin != 'none':
         return 0
-    blocks = routed_blocks(moe.placement, model.args.depth * len(model.args.widths))
+    blocks = routed_blocks(moe.placement, model.args.blocks)
     return mechanism.IMAGES * (3 + moe.num_experts * max(len(blocks), 1))
 
 

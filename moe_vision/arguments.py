@@ -100,19 +100,37 @@ class ConvArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConvNextArgs:
+    kernel: int = 7  # of the depthwise convolution
+    layer_scale: float = 1e-6  # initial factor of the branch, learned for each channel
+
+    def __post_init__(self) -> None:
+        positive(self, 'kernel', 'layer_scale')
+
+
+@dataclasses.dataclass(frozen=True)
 class ConvNetArgs:
     widths: tuple[int, ...] = (32, 64, 128)  # channels of each stage; between stages stride 2
     depth: int = 2  # shape-preserving residual blocks in each stage
     norm: Literal['batch', 'group'] = 'batch'  # at places that are not routed
+    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depth')
+        below_one(self, 'drop_path')
         if self.norm == 'group' and any(w % 8 for w in self.widths):
             raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
 
     @property
+    def block_widths(self) -> tuple[int, ...]:  # of each block that `placement` counts
+        return tuple(w for w in self.widths for _ in range(self.depth))
+
+    @property
     def blocks(self) -> int:  # what `model.moe.placement` counts
-        return len(self.widths) * self.depth
+        return len(self.block_widths)
+
+    def hidden(self, width: int) -> int:  # of a block of this width
+        return width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +141,59 @@ class DepthwiseNetArgs(ConvNetArgs):
         super().__post_init__()
         positive(self, 'expansion')
 
+    def hidden(self, width: int) -> int:
+        return width * self.expansion
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextNetArgs:
+    """ConvNeXt-T by default."""
+
+    widths: tuple[int, ...] = (96, 192, 384, 768)  # channels of each stage
+    depths: tuple[int, ...] = (3, 3, 9, 3)  # residual blocks of each stage
+    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+
+    def __post_init__(self) -> None:
+        positive(self, 'widths', 'depths')
+        below_one(self, 'drop_path')
+        if len(self.widths) != len(self.depths):
+            raise UserError(f'widths is {self.widths} and depths is {self.depths}; give one of '
+                            'each for every stage.')
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:  # of each block that `placement` counts
+        return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n))
+
+    @property
+    def blocks(self) -> int:  # what `model.moe.placement` counts
+        return len(self.block_widths)
+
+    def hidden(self, width: int) -> int:  # of a block of this width
+        return 4 * width
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetArgs(ConvNextNetArgs):
+    """ResNet-50 by default."""
+
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # of each the first block projects: it has no number
+    norm: Literal['batch', 'group'] = 'batch'  # at places that are not routed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        multiple = 32 if self.norm == 'group' else 4
+        if any(w % multiple for w in self.widths):
+            raise UserError(f"widths is {self.widths}; norm '{self.norm}' needs multiples of "
+                            f'{multiple}.')
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n - 1))
+
+    def hidden(self, width: int) -> int:
+        return width // 4
+
 
 @dataclasses.dataclass(frozen=True)
 class VitArgs:
@@ -132,9 +203,11 @@ class VitArgs:
     patch_size: int = 4
     hidden: int = 0  # of the MLP blocks; 0 is four times the width
     pool: Literal['mean', 'token'] = 'mean'
+    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
 
     def __post_init__(self) -> None:
         positive(self, 'width', 'depth', 'heads', 'patch_size')
+        below_one(self, 'drop_path')
         if self.width % self.heads:
             raise UserError(f'width is {self.width}, not divisible by heads {self.heads}.')
         if self.hidden < 0:

@@ -16,11 +16,14 @@ from moe_vision.arguments import (
     BiasBalancedArgs,
     ConvArgs,
     ConvNetArgs,
+    ConvNextArgs,
+    ConvNextNetArgs,
     DepthwiseNetArgs,
     MlpArgs,
     NoArgs,
     NullExpertsArgs,
     RandomArgs,
+    ResNetArgs,
     SgdArgs,
     SoftArgs,
     SupervisedArgs,
@@ -39,6 +42,7 @@ class Entry:
     supplies: tuple[str, ...] = ()  # what a backbone offers to routers, a router to losses
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
+    remat: bool = False  # whether a backbone reads model.remat
 
 
 ROUTERS = {
@@ -68,13 +72,20 @@ EXPERTS = {
     'mlp': Entry('moe_vision.layers.experts:Mlp', MlpArgs, needs=('vector',)),
     'conv': Entry('moe_vision.layers.experts:Conv', ConvArgs, needs=('map',)),
     'depthwise_conv': Entry('moe_vision.layers.experts:DepthwiseConv', ConvArgs, needs=('map',)),
+    'bottleneck': Entry('moe_vision.layers.experts_imagenet:Bottleneck', ConvArgs, needs=('map',)),
+    'convnext': Entry('moe_vision.layers.experts_imagenet:ConvNext', ConvNextArgs, needs=('map',)),
 }
 
 BACKBONES = {
-    'conv': Entry('moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image', expert='conv'),
+    'conv': Entry('moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image', expert='conv',
+                  remat=True),
     'depthwise': Entry('moe_vision.models.conv:DepthwiseNet', DepthwiseNetArgs, unit='image',
-                       expert='depthwise_conv'),
-    'vit': Entry('moe_vision.models.vit:Vit', VitArgs, unit='patch', expert='mlp'),
+                       expert='depthwise_conv', remat=True),
+    'resnet': Entry('moe_vision.models.resnet:ResNet', ResNetArgs, unit='image',
+                    expert='bottleneck', remat=True),
+    'convnext': Entry('moe_vision.models.convnext:ConvNext', ConvNextNetArgs, unit='image',
+                      expert='convnext', remat=True),
+    'vit': Entry('moe_vision.models.vit:Vit', VitArgs, unit='patch', expert='mlp', remat=True),
 }
 
 OPTIMIZERS = {
@@ -95,7 +106,8 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     cls = load(name)
     return Entry(name, getattr(cls, 'Args', NoArgs), tuple(getattr(cls, 'needs', ())),
                  tuple(getattr(cls, 'ignores', ())), tuple(getattr(cls, 'supplies', ())),
-                 getattr(cls, 'unit', ''), getattr(cls, 'expert', ''))
+                 getattr(cls, 'unit', ''), getattr(cls, 'expert', ''),
+                 getattr(cls, 'remat', False))
 
 
 def load(path: str) -> Any:

@@ -94,10 +94,13 @@ def _experts(config: Config) -> None:
 def _normed_widths(config: Config) -> list[tuple[str, int]]:
     """Key and value of the widths that the norm inside an expert splits into groups."""
     args, moe = config.model.args, config.model.moe
-    routed = routed_blocks(moe.placement, getattr(args, 'blocks', None))
-    found = [('model.args.widths', args.widths[n // args.depth])
-             for n in routed if hasattr(args, 'widths')]
-    return found + [('model.moe.hidden', moe.hidden)] if moe.expert == 'conv' else found
+    widths = getattr(args, 'block_widths', ())
+    found = [('model.args.widths', widths[n])
+             for n in routed_blocks(moe.placement, getattr(args, 'blocks', None)) if widths]
+    if moe.expert not in ('conv', 'bottleneck'):
+        return found
+    copied = [('the hidden width of a block,', args.hidden(width)) for _, width in found]
+    return found + ([('model.moe.hidden', moe.hidden)] if moe.hidden else copied)
 
 
 def _losses(config: Config) -> None:

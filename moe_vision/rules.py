@@ -163,7 +163,11 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
 
     A twin is made from its routed config by one switch, so its routing keys may stand there.
     """
-    moe = config.model.moe
+    moe, backbone = config.model.moe, registry.entry('backbone', registry.BACKBONES,
+                                                     config.model.name)
+    if config.model.remat and not backbone.remat:
+        raise UserError(f"model.remat is True but is not read: backbone '{config.model.name}' "
+                        'does not offer it; leave it at its default.')
     if moe.placement == 'none':
         because = "model.moe.placement is 'none'"
         keys = [k for k in leaves if k.startswith(('model.moe.', 'mesh.', 'log.warn_'))]
@@ -178,7 +182,7 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
             kind: Any = type(value)
             default = kind()
         if key == 'model.moe.expert':
-            default = registry.entry('backbone', registry.BACKBONES, config.model.name).expert
+            default = backbone.expert
         if value != default:
             given = vars(value) if dataclasses.is_dataclass(value) else value
             raise UserError(f'{key} is set to {given} but is not read: {because}; leave it at its '

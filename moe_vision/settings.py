@@ -38,6 +38,7 @@ class Model:
     dtype: Literal['float32', 'bfloat16']
     twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops']
     moe: Moe
+    remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

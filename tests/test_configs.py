@@ -15,8 +15,18 @@ PROMISED = """
     fashion_mnist_soft_per_sample
     cifar10_standard cifar10_depthwise cifar10_standard_dense cifar10_depthwise_dense
     cifar100_soft_batch cifar100_soft_per_sample
-    tiny_imagenet_k2 imagenet_dense imagenet_k1 imagenet_k2
+    tiny_imagenet_k2
+    imagenet_dense imagenet_k1 imagenet_k2 imagenet_k4 imagenet_head_k2
+    imagenet_k2_half_width imagenet_dense_active imagenet_k1_unbounded imagenet_k2_unbounded
+    imagenet_k1_same_c imagenet_k4_same_c imagenet_dense_drops_k1 imagenet_dense_drops_k2
+    imagenet_k1_top_k_softmax imagenet_k2_top_k_softmax imagenet_k1_scaled imagenet_k2_scaled
+    imagenet_k1_plus_random imagenet_k1_supervised
+    imagenet_shuffled imagenet_random imagenet_frozen_random
+    imagenet_resnet50 imagenet_convnext_t imagenet_convnext_k2
+    imagenet_vit_s16_dense imagenet_vit_s16_k1 imagenet_vit_s16_k2 imagenet_vit_s16_soft
+    imagenet_vit_b16_dense
 """.split()
+CAPACITIES = {'model.moe.capacity_factor', 'model.moe.eval_capacity_factor'}
 # config: (its neighbour, the only keys in which they differ)
 NEIGHBOURS = {
     'digits_dense': ('digits_k2', {'model.twin'}),
@@ -30,7 +40,38 @@ NEIGHBOURS = {
     'cifar10_depthwise_dense': ('cifar10_depthwise', {'model.twin'}),
     'cifar100_soft_per_sample': ('cifar100_soft_batch', {'model.moe.router_args'}),
     'imagenet_k1': ('imagenet_k2', {'model.moe.k'}),
+    'imagenet_k4': ('imagenet_k2', {'model.moe.k'}),
     'imagenet_dense': ('imagenet_k2', {'model.twin'}),
+    'imagenet_resnet50': ('imagenet_k2', {'model.moe.placement', 'model.moe.hidden'}),
+    'imagenet_head_k2': ('imagenet_k2', {'model.moe.placement', 'model.moe.hidden',
+                                         'model.moe.expert', 'model.moe.expert_args'}),
+    'imagenet_k2_half_width': ('imagenet_k2', {'model.moe.hidden'}),
+    'imagenet_dense_active': ('imagenet_dense', {'model.twin'}),
+    'imagenet_k1_unbounded': ('imagenet_k1', CAPACITIES),
+    'imagenet_k2_unbounded': ('imagenet_k2', CAPACITIES),
+    'imagenet_k1_same_c': ('imagenet_k1', CAPACITIES),
+    'imagenet_k4_same_c': ('imagenet_k4', CAPACITIES),
+    'imagenet_dense_drops_k2': ('imagenet_dense', {'model.twin'}),
+    'imagenet_dense_drops_k1': ('imagenet_dense_drops_k2', {'model.moe.k'}),
+    'imagenet_k1_top_k_softmax': ('imagenet_k1', {'model.moe.router_args'}),
+    'imagenet_k2_top_k_softmax': ('imagenet_k2', {'model.moe.router_args'}),
+    'imagenet_k1_scaled': ('imagenet_k1', {'model.moe.router_args'}),
+    'imagenet_k2_scaled': ('imagenet_k2', {'model.moe.router_args'}),
+    'imagenet_k1_plus_random': ('imagenet_k2', {'model.moe.router_args'}),
+    'imagenet_k1_supervised': ('imagenet_k1_unbounded', {
+        'model.moe.router', 'model.moe.router_args', 'model.moe.losses'}),
+    'imagenet_shuffled': ('imagenet_k2', {'model.moe.router'}),
+    'imagenet_random': ('imagenet_k2', {
+        'model.moe.router', 'model.moe.router_args', 'model.moe.losses'}),
+    'imagenet_frozen_random': ('imagenet_k2', {'model.moe.router'}),
+    'imagenet_convnext_t': ('imagenet_resnet50', {
+        'model.name', 'model.args', 'model.moe.expert', 'model.moe.expert_args'}),
+    'imagenet_convnext_k2': ('imagenet_convnext_t', {'model.moe.placement'}),
+    'imagenet_vit_s16_dense': ('imagenet_vit_s16_k2', {'model.twin'}),
+    'imagenet_vit_s16_k1': ('imagenet_vit_s16_k2', {'model.moe.k'}),
+    'imagenet_vit_s16_soft': ('imagenet_vit_s16_k2', {
+        'model.moe.router', 'model.moe.router_args', 'model.moe.losses', 'model.moe.group_size'}),
+    'imagenet_vit_b16_dense': ('imagenet_vit_s16_dense', {'model.args'}),
 }
 
 

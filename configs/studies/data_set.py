@@ -36,7 +36,7 @@ class DataSet:
       tuning: how learning rate and epochs were chosen.
       sweep: E1, family -> the networks of growing hidden width.
       backbone: E3 to E7, a network whose routed places have a rho near 0.38.
-      half_hidden: half the hidden width of its experts.
+      half_hidden: the hidden width at which one of its experts has half the FLOPs.
       head, every: E2, the same network routed at the head (rho below 1 %), at every so many blocks.
       soft_group: images over which batch-axis Soft MoE mixes.
       soft_batch: (E, slots per expert) of batch-axis Soft MoE, rising E * slots, the first below

@@ -17,10 +17,10 @@ from moe_vision.layers.convolution import convolution
 Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
 
-_HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 _LECUN = jax.nn.initializers.lecun_normal()
-_ZEROS = jax.nn.initializers.zeros
-_ONES = jax.nn.initializers.ones
+ZEROS = jax.nn.initializers.zeros
+ONES = jax.nn.initializers.ones
 
 
 class Expert:
@@ -58,8 +58,8 @@ class Mlp(Expert):
 
     def shapes(self) -> Shapes:
         d, f = self.width, self.hidden
-        return {'in_kernel': ((d, f), _LECUN), 'in_bias': ((f,), _ZEROS),
-                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), _ZEROS)}
+        return {'in_kernel': ((d, f), _LECUN), 'in_bias': ((f,), ZEROS),
+                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), ZEROS)}
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -82,10 +82,10 @@ class Conv(Expert):
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
-        return {'norm1_scale': ((d,), _ONES), 'norm1_bias': ((d,), _ZEROS),
-                'conv1': ((s, s, d, f), _HE),
-                'norm2_scale': ((f,), _ONES), 'norm2_bias': ((f,), _ZEROS),
-                'conv2': ((s, s, f, d), _HE)}
+        return {'norm1_scale': ((d,), ONES), 'norm1_bias': ((d,), ZEROS),
+                'conv1': ((s, s, d, f), HE),
+                'norm2_scale': ((f,), ONES), 'norm2_bias': ((f,), ZEROS),
+                'conv2': ((s, s, f, d), HE)}
 
     def apply(self, params, x):
         groups = self.args.norm_groups
@@ -100,10 +100,10 @@ class DepthwiseConv(Expert):
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
-        return {'depthwise': ((s, s, 1, d), _HE),
-                'norm_scale': ((d,), _ONES), 'norm_bias': ((d,), _ZEROS),
-                'in_kernel': ((d, f), _HE), 'in_bias': ((f,), _ZEROS),
-                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), _ZEROS)}
+        return {'depthwise': ((s, s, 1, d), HE),
+                'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
+                'in_kernel': ((d, f), HE), 'in_bias': ((f,), ZEROS),
+                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), ZEROS)}
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}

@@ -167,8 +167,9 @@ def _shapes(model: Model, info: DatasetInfo, images: int):
 
 
 def _network(model: Model, info: DatasetInfo, images: int):
-    """The module without its losses, which have no products, and its input as a shape."""
-    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, losses={}))
+    """The module without its losses, which have no products, and without what is computed again
+    in the backward pass; and its input as a shape."""
+    model = dataclasses.replace(model, remat=False, moe=dataclasses.replace(model.moe, losses={}))
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     return models.build(model, info.num_classes), x
 

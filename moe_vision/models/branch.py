@@ -15,13 +15,9 @@ from moe_vision.settings import Model
 class Infos:
     """What routed layers report, by path of the layer, in order; threads the routers' carry."""
 
-    def __init__(self) -> None:
+    def __init__(self, carry: Any = None) -> None:
         self.by_layer: dict[str, dict[str, Any]] = {}
-        self.carry: Any = None
-
-    @property
-    def layer(self) -> int:
-        return len(self.by_layer)
+        self.carry = carry
 
 
 def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidden: int,

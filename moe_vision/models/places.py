@@ -1,6 +1,8 @@
 """How wide the blocks at replaced places are, in a routed network and in its twins."""
 
+import bisect
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import jax
@@ -21,8 +23,7 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
 
     same_width, same_drops: what one expert is. same_active_flops: widened to the FLOPs of the
     experts that a token takes. same_params: widened to the parameters of the router and all
-    experts. FLOPs and parameters are affine in the hidden width; the nearest width that the block
-    allows is taken.
+    experts. The nearest width that the block allows is taken, of two as near the larger.
 
     Args:
       width: D.
@@ -41,10 +42,16 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
         router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
         target = Fraction(moe.num_experts * cost(one.hidden) + sum(
             math.prod(shape) for shape, _ in router.params(width).values()))
-    step = one.multiple
-    base = cost(step)
-    slope = cost(2 * step) - base
-    return of_width(max(step * (1 + round((target - base) / slope)), step))
+    return of_width(one.multiple * _nearest(lambda n: cost(n * one.multiple), target))
+
+
+def _nearest(cost: Callable[[int], int], target: Fraction) -> int:
+    """The n >= 1 whose cost, a rising polynomial of degree two at most, is nearest to `target`."""
+    first, second, third = (cost(n) for n in (1, 2, 3))
+    slope, bend = second - first, third - 2 * second + first
+    at = lambda n: first + (n - 1) * slope + (n - 1) * (n - 2) // 2 * bend  # noqa: E731
+    above = bisect.bisect_left(range(1, int(target) + 2), target, key=at) + 1
+    return above if above == 1 or at(above) - target <= target - at(above - 1) else above - 1
 
 
 def choices_per_token(moe: Moe) -> Fraction:

@@ -1,10 +1,13 @@
 """Vision transformer whose routed token is a patch.
 
 Pre-norm encoder blocks; the MLP of a block is what an expert copies, its norm and shortcut stay
-outside. Blocks are numbered from 0.
+outside. Blocks are numbered from 0. With pool='token' and four times the width as hidden width it
+has the parameters of ViT-S/16 and B/16 as published (DeiT, timm).
 
 Axes: B images, N patches of an image (with pool='token' one more), D width.
 """
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +17,28 @@ from moe_vision import registry
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, make_branch, per_patch, run_branch
+from moe_vision.models.parts import classify, drop_path, run_block
 from moe_vision.settings import Model, routed_blocks
+
+
+def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
+    """An encoder block on x [B, N, D]; an image may lose each of its two branches."""
+    a, dtype, name = net.model.args, net.model.dtype, f'block_{number}'
+    hidden = a.hidden or 4 * a.width
+    replaced = routed_blocks(net.model.moe.placement, a.depth)
+    norm = functools.partial(nn.LayerNorm, dtype=dtype)
+    drop = functools.partial(drop_path, step=step, rate=a.drop_path, block=number, blocks=a.depth)
+    y = norm(name=f'{name}_attention_norm')(x)
+    y = nn.MultiHeadDotProductAttention(a.heads, dtype=dtype, name=f'{name}_attention')(y)
+    x = x + drop(y, branch=0)
+    y = norm(name=f'{name}_norm')(x).reshape(-1, a.width)
+    if number in replaced:
+        branch = make_branch(net.model, net.mesh, name=name, width=a.width, hidden=hidden,
+                             payload=(a.width,), layer=replaced.index(number))
+    else:
+        branch = DenseBlock(make_expert('mlp', registry.MlpArgs(), a.width, hidden), name=name)
+    y = run_branch(branch, y, per_patch(step, x.shape[1]), infos).reshape(x.shape)
+    return x + drop(y, branch=1)
 
 
 class Vit(nn.Module):
@@ -26,10 +50,7 @@ class Vit(nn.Module):
     def __call__(self, images, step: Step):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
-        hidden = a.hidden or 4 * a.width
-        replaced = routed_blocks(self.model.moe.placement, a.depth)
         infos = Infos()
-        norm = lambda name: nn.LayerNorm(dtype=dtype, name=name)  # noqa: E731
         x = nn.Conv(a.width, (a.patch_size,) * 2, (a.patch_size,) * 2, padding='VALID',
                     dtype=dtype, name='stem')(images.astype(dtype))
         b, n = x.shape[0], x.shape[1] * x.shape[2]
@@ -39,25 +60,9 @@ class Vit(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, a.width)).astype(x.dtype), x], 1)
         position = self.param('position', nn.initializers.normal(0.02), (1, x.shape[1], a.width))
         x = x + position.astype(x.dtype)
-        patches = per_patch(step, x.shape[1])
         for number in range(a.depth):
-            name = f'block_{number}'
-            y = norm(f'{name}_attention_norm')(x)
-            x = x + nn.MultiHeadDotProductAttention(a.heads, dtype=dtype,
-                                                    name=f'{name}_attention')(y)
-            y = norm(f'{name}_norm')(x).reshape(-1, a.width)
-            if number in replaced:
-                branch = make_branch(self.model, self.mesh, name=name, width=a.width, hidden=hidden,
-                                     payload=(a.width,), layer=replaced.index(number))
-            else:
-                branch = DenseBlock(make_expert('mlp', registry.MlpArgs(), a.width, hidden),
-                                    name=name)
-            x = x + run_branch(branch, y, patches, infos).reshape(x.shape)
-        x = norm('final_norm')(x)
+            block = functools.partial(_block, step=step, number=number)
+            x = run_block(self, block, x, infos)
+        x = nn.LayerNorm(dtype=dtype, name='final_norm')(x)
         x = x.mean(1) if a.pool == 'mean' else x[:, 0]
-        if self.model.moe.placement == 'head':
-            branch = make_branch(self.model, self.mesh, name='head', width=a.width, hidden=hidden,
-                                 payload=(a.width,), layer=0)
-            x = x + run_branch(branch, x, step, infos)
-        logits = nn.Dense(self.num_classes, dtype=dtype, name='classifier')(x)
-        return jnp.asarray(logits, jnp.float32), infos.by_layer
+        return classify(self, x, step, infos, a.hidden or 4 * a.width), infos.by_layer

@@ -29,6 +29,8 @@ CLASSES, IMAGE, B = 5, (8, 8, 3), 4
 SMALL = {
     'conv': {'widths': (8, 16), 'depth': 1},
     'depthwise': {'widths': (8, 16), 'depth': 1, 'expansion': 2},
+    'resnet': {'widths': (32,), 'depths': (3,)},
+    'convnext': {'widths': (8, 16), 'depths': (1, 1)},
     'vit': {'width': 16, 'depth': 2, 'heads': 2, 'patch_size': 4},
 }
 

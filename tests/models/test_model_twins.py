@@ -48,14 +48,17 @@ def test_a_vit_twin_of_same_width_is_the_dense_vit():
 
 
 PLACES = [('vit', 'mlp', 16, 64, (16,)), ('conv', 'conv', 16, 16, (4, 4, 16)),
-          ('depthwise', 'depthwise_conv', 16, 32, (4, 4, 16)), ('conv', 'mlp', 16, 64, (16,))]
+          ('depthwise', 'depthwise_conv', 16, 32, (4, 4, 16)), ('conv', 'mlp', 16, 64, (16,)),
+          ('resnet', 'bottleneck', 32, 8, (4, 4, 32)), ('convnext', 'convnext', 16, 64, (4, 4, 16))]
 
 
 def hand_flops(expert, d, f, payload):
     """2 per multiply-accumulate, of one expert on one token."""
     space = math.prod(payload[:-1])
     return {'mlp': 2 * 2 * d * f, 'conv': 2 * 2 * 9 * d * f * space,
-            'depthwise_conv': (2 * 9 * d + 2 * 2 * d * f) * space}[expert]
+            'depthwise_conv': (2 * 9 * d + 2 * 2 * d * f) * space,
+            'bottleneck': (2 * 2 * d * f + 2 * 9 * f * f) * space,
+            'convnext': (2 * 49 * d + 2 * 2 * d * f) * space}[expert]
 
 
 @pytest.mark.parametrize('k', [1, 2, 3])
@@ -67,16 +70,24 @@ def test_twin_flops(name, expert, d, f, payload, k):
     assert expert_flops(twin_expert(moe, 'same_width', d, f, payload), payload) == one
     wide = twin_expert(moe, 'same_active_flops', d, f, payload)
     cost = expert_flops(wide, payload)
-    if expert == 'depthwise_conv':  # the depthwise part is there once: nearest hidden width
-        step = hand_flops(expert, d, 1, payload) - hand_flops(expert, d, 0, payload)
-        assert abs(cost - k * one) <= step / 2
+    if expert in ('depthwise_conv', 'convnext', 'bottleneck'):
+        # the depthwise part is there once, the 3x3 of a bottleneck grows squared: nearest width
+        assert nearest(wide, k * one, lambda h: hand_flops(expert, d, h, payload))
     else:
         assert cost == k * one and wide.hidden == k * f
 
 
+def nearest(expert, target, cost):
+    """No other width that the expert allows comes nearer."""
+    off = [abs(cost(expert.hidden + n * expert.multiple) - target) for n in (-1, 0, 1)]
+    return expert.hidden % expert.multiple == 0 and off[1] == min(off)
+
+
 def hand_params(expert, d, f):
     return {'mlp': 2 * d * f + f + d, 'conv': 2 * 9 * d * f + 2 * d + 2 * f,
-            'depthwise_conv': 9 * d + 2 * d + 2 * d * f + f + d}[expert]
+            'depthwise_conv': 9 * d + 2 * d + 2 * d * f + f + d,
+            'bottleneck': 2 * d * f + 9 * f * f + 2 * 2 * f + 2 * d,
+            'convnext': 49 * d + d + 2 * d + 2 * d * f + f + d + d}[expert]
 
 
 @pytest.mark.parametrize('router', ['top_k', 'soft', 'random', 'null_experts'])
@@ -87,10 +98,9 @@ def test_twin_parameters(name, expert, d, f, payload, router):
     routed = {'top_k': 4 * d, 'soft': 4 * d + 1, 'random': 0, 'null_experts': 12 * d}[router]
     target = 4 * hand_params(expert, d, f) + routed
     wide = twin_expert(moe, 'same_params', d, f, payload)
-    step = 4 if expert == 'conv' else 1  # group norm of 4: hidden widths go in fours
-    assert wide.hidden % step == 0
-    unit = hand_params(expert, d, step) - hand_params(expert, d, 0)
-    assert abs(expert_params(wide) - target) <= unit / 2
+    # group norm of 4: hidden widths go in fours
+    assert wide.multiple == (4 if expert in ('conv', 'bottleneck') else 1)
+    assert nearest(wide, target, lambda h: hand_params(expert, d, h))
 
 
 def test_hidden_width_of_experts_may_be_set():

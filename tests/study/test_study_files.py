@@ -1,11 +1,13 @@
 """The study files: complete for every data set, true to what they say, and every arm traces.
 
-FLOPs by hand, 2 per multiply-accumulate: a standard block of width w and hidden h on s x s is
-2 * 2 * 9 * w * h * s^2, a depthwise one (2 * 9 * w + 2 * 2 * w * h) * s^2, a head 4 * d * h.
+FLOPs by hand, 2 per multiply-accumulate, of a block of width w and hidden width h on s x s: s^2
+times what stands in BLOCK; a head has 4 * d * h.
 """
 
 import dataclasses
 import functools
+import importlib
+import re
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ import pytest
 import input_pipeline
 from configs.studies import sets
 from configs.studies.experiments import common, pilot, top_k
+from moe_vision import config as config_lib
 from moe_vision import leverage, models, settings, typed
 from moe_vision.layers import Step
 from moe_vision.study import load
@@ -132,7 +135,9 @@ def quick(config):
     """The same network with its last two stages of one block, few experts and narrow ones: a trace
     takes long where many stand side by side, and the widths of a sweep trace alike."""
     model, args, moe = config.model, config.model.args, config.model.moe
-    args = dataclasses.replace(args, depth=1, widths=args.widths[-2:])
+    each = {'resnet': {'depths': (2, 2)}, 'convnext': {'depths': (1, 1)}}
+    args = dataclasses.replace(args, widths=args.widths[-2:],
+                               **each.get(model.name, {'depth': 1}))
     placement = {'last': 'last_1', 'every': 'every_1'}.get(moe.placement.split('_')[0], 'head')
     few = min(moe.num_experts, max(moe.k, 2))
     moe = dataclasses.replace(moe, placement=placement, num_experts=few, hidden=min(moe.hidden, 48))
@@ -167,30 +172,46 @@ def test_every_arm_traces(data):
                 traced().add(repr((config.model, shape)))
 
 
-def hand_rho(config):
-    """rho_place: the replaced blocks over everything, in the same_width twin."""
-    args, moe = config.model.args, config.model.moe
+BLOCK = {'conv': lambda w, h: 36 * w * h, 'depthwise': lambda w, h: 18 * w + 4 * w * h,
+         'resnet': lambda w, h: 4 * w * h + 18 * h * h, 'convnext': lambda w, h: 98 * w + 4 * w * h}
+
+
+def hand_flops(config):
+    """(the replaced blocks, everything), in the same_width twin."""
+    args, moe, name = config.model.args, config.model.moe, config.model.name
     side, _, channels = info(config.dataset).image_shape
-    stem = 2 * 9 * channels * args.widths[0] * side**2
-    rest, blocks = stem + 2 * args.widths[-1] * info(config.dataset).num_classes, []
+    into, taps, stride = {'resnet': (args.widths[0] // 4, 49, 2),
+                          'convnext': (args.widths[0], 16, 4)}.get(name, (args.widths[0], 9, 1))
+    side //= stride
+    rest = 2 * taps * channels * into * side**2
+    rest, blocks = rest + 2 * args.widths[-1] * info(config.dataset).num_classes, []
+    side = side // 2 if name == 'resnet' else side  # max-pool
     replaced = settings.routed_blocks(moe.placement, args.blocks)
     for stage, width in enumerate(args.widths):
-        if stage:
-            side = -(-side // 2)
-            rest += 2 * 9 * args.widths[stage - 1] * width * side**2
-        for _ in range(args.depth):
-            hidden = (moe.hidden if len(blocks) in replaced else 0) or (
-                width * args.expansion if config.model.name == 'depthwise' else width)
-            blocks.append(side**2 * (18 * width + 4 * width * hidden
-                                     if config.model.name == 'depthwise'
-                                     else 36 * width * hidden))
-    head = 4 * width * (moe.hidden or 4 * width) if moe.placement == 'head' else 0
-    return (head + sum(blocks[n] for n in replaced)) / (rest + sum(blocks) + head)
+        before, side = side, -(-side // 2) if stage else side
+        if name == 'resnet':  # the block that projects
+            h = args.hidden(width)
+            rest += 2 * (before**2 * into * h + side**2 * (9 * h * h + h * width + into * width))
+        elif stage:
+            rest += 2 * (4 if name == 'convnext' else 9) * into * width * side**2
+        into = width
+        for _ in range(args.block_widths.count(width)):
+            hidden = (moe.hidden if len(blocks) in replaced else 0) or args.hidden(width)
+            blocks.append(side**2 * BLOCK[name](width, hidden))
+    head = 4 * into * (moe.hidden or 4 * into) if moe.placement == 'head' else 0
+    return head + sum(blocks[n] for n in replaced), rest + sum(blocks) + head
+
+
+def hand_rho(config):
+    routed, everything = hand_flops(config)
+    return routed / everything
 
 
 @every_set
 def test_rho_is_what_the_file_says(data):
     width, place = (loaded(f'{data.name}_{k}').configs for k in ('width', 'placement'))
+    names = {'imagenet': {'standard': 'resnet', 'depthwise': 'convnext'}}.get(
+        data.name, {'standard': 'conv', 'depthwise': 'depthwise'})
     said = {'backbone': (place['backbone'], data.backbone.rho),
             'head': (place['head'], data.head.rho), 'throughout': (place['throughout'],
                                                                   data.every.rho)}
@@ -198,8 +219,7 @@ def test_rho_is_what_the_file_says(data):
         rhos = [n.rho for n in networks]
         assert len(rhos) >= 5 and rhos == sorted(rhos) and rhos[0] < 0.01 and rhos[-1] > 0.5
         said |= {f'{family}_{n}': (width[f'{family}_{n}'], rho) for n, rho in enumerate(rhos, 1)}
-        assert {width[f'{family}_{n}'].model.name for n in range(1, 6)} == {
-            {'standard': 'conv'}.get(family, family)}
+        assert {width[f'{family}_{n}'].model.name for n in range(1, 6)} == {names[family]}
     for arm, (config, rho) in said.items():
         assert abs(hand_rho(config) - rho) <= 0.0006, (arm, hand_rho(config), rho)
     assert abs(data.backbone.rho - 0.38) <= 0.03 and data.head.rho < 0.01
@@ -212,6 +232,26 @@ def test_the_leverage_tool_says_the_same_of_the_backbone(name):
     measured = leverage.measure(config, info(config.dataset)).rho_place
     assert abs(measured - data.backbone.rho) <= 0.0006
     assert measured == pytest.approx(hand_rho(config), rel=1e-9)
+
+
+@pytest.mark.parametrize('name', ['imagenet_k2', 'imagenet_head_k2', 'imagenet_convnext_k2',
+                                  'imagenet_vit_s16_k2'])
+def test_a_config_states_its_rho(name):
+    module = importlib.import_module(f'configs.{name}')
+    checked = config_lib.check(module.get_config())
+    stated = float(re.search(r'rho_place is\s([0-9.]+[0-9])', module.__doc__).group(1))
+    n, d = 197, 384  # of ViT-S/16: tokens and width; of twelve blocks six are routed
+    mlp, attention = 8 * n * d * d, 4 * n * d * d + 2 * n * n * d
+    vit = 6 * mlp / (12 * (mlp + attention) + 196 * 768 * d + d * 1000)
+    assert stated == round(vit if 'vit' in name else hand_rho(checked), 3)
+
+
+def test_the_imagenet_configs_are_the_arms_of_its_studies():
+    arms = {**loaded('imagenet_top_k').configs,
+            'head_k2': loaded('imagenet_placement').configs['head']}
+    for arm in set(arms) - {'dense_again', 'dense_longer', 'dense_longest'}:
+        made = importlib.import_module(f'configs.imagenet_{arm}').get_config()
+        assert config_lib.check(made) == arms[arm], arm
 
 
 ROUTER_ARGS, LOSSES = 'model.moe.router_args', 'model.moe.losses'
@@ -259,9 +299,8 @@ def test_the_controls_of_the_k_ablation_are_what_they_claim(data):
     for k in (1, 2):
         assert moe[f'k{k}_top_k_softmax'].router_args.gate == 'top_k_softmax'
         assert moe[f'k{k}_scaled'].router_args.gate_scale == moe['k2'].num_experts / k
-    widths = {configs['k2'].model.args.widths[n // configs['k2'].model.args.depth]
-              for n in settings.routed_blocks(moe['k2'].placement, configs['k2'].model.args.blocks)}
-    assert widths == {2 * moe['k2_half_width'].hidden} and moe['k2'].hidden == 0
+    half, whole = (hand_flops(configs[n])[0] for n in ('k2_half_width', 'k2'))
+    assert 2 * half == pytest.approx(whole, rel=0.02)
 
 
 def test_longer_dense_training_spends_what_k2_spends():

@@ -11,6 +11,8 @@ import input_pipeline
 from moe_vision import config as config_lib
 from moe_vision import train
 
+SMALL = {'conv': {'depth': 1}, 'resnet': {'widths': (32,), 'depths': (2,)},
+         'convnext': {'widths': (16,), 'depths': (1,)}, 'vit': {'depth': 2}}
 NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 'base', 'workdir'})
 
 
@@ -19,11 +21,15 @@ def test_a_config_builds_and_traces(name, monkeypatch):
     monkeypatch.setattr(input_pipeline, 'require', lambda cfg: None)  # no data on disk
     c = importlib.import_module(f'configs.{name}').get_config()
     c.dataset.data_dir = '/nonexistent'
-    c.train.batch_size = c.model.moe.group_size  # one group
     if 'imagenet' in name:
         c.dataset.image_size = 32
-    if 'depth' in c.model.args and len(c.model.args.widths) > 3:
-        c.model.args.depth = 1
+        c.model.args.update(SMALL.get(c.model.name, {}))
+        c.model.moe.hidden = min(c.model.moe.hidden, 16)
+    if c.model.moe.placement.startswith('last_'):
+        c.model.moe.placement = 'last_1'
+    if c.model.name == 'vit':
+        c.model.moe.group_size = c.model.moe.group_size // 197 * 5  # 4 patches and the class token
+    c.train.batch_size = max(c.model.moe.group_size, 2)  # one group, or a pair to mix
     config = config_lib.check(c)
     setup = train.Setup(config)
     h, w, channels = setup.info.image_shape

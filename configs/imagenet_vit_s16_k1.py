@@ -1,0 +1,15 @@
+"""Does one expert per patch lose? `imagenet_vit_s16_k2`, only k changed.
+
+Command: python main.py --config=configs/imagenet_vit_s16_k1.py --workdir=W
+Measured: not yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet_vit_s16_k2
+
+
+def get_config() -> ConfigDict:
+    c = imagenet_vit_s16_k2.get_config()
+    c.model.moe.k = 1
+    return c

@@ -1,0 +1,27 @@
+"""What does routing patches do? ViT-S/16 with eight MLP experts in every second block.
+
+Tokens are the 196 patches and the class token; those of four images share capacity. rho_place is
+0.303. The dense twin has the 22,050,664 parameters of ViT-S/16 as published.
+
+Command: python main.py --config=configs/imagenet_vit_s16_k2.py --workdir=W
+Measured: not yet.
+
+The paper routes whole images of convolutional networks; this network is this project's own choice,
+its length and mixing after DeiT.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet_resnet50
+
+
+def get_config() -> ConfigDict:
+    c = imagenet_resnet50.get_config()
+    c.model.name = 'vit'
+    c.model.args = {'width': 384, 'depth': 12, 'heads': 6, 'patch_size': 16, 'pool': 'token',
+                    'drop_path': 0.1}
+    c.model.moe.placement = 'every_2'
+    c.model.moe.group_size = 788  # 4 images of 197 tokens
+    c.train.epochs = 300.0
+    c.train.mixup = 0.8
+    return c

@@ -1,0 +1,62 @@
+"""ConvNeXt (Liu et al. 2022) whose routed token is a whole image.
+
+All blocks keep their shape and are numbered through the network: the places that can be routed. The
+residual branch is what an expert copies. Its norm sees one position of one image, so the textbook
+network is the `same_width` twin.
+
+Axes: B images, H W space, D channels.
+"""
+
+import functools
+
+import flax.linen as nn
+from jax.sharding import Mesh
+
+from moe_vision import registry
+from moe_vision.layers import DenseBlock, Step
+from moe_vision.layers.moe import make_expert
+from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.parts import Conv, classify, drop_path, run_block
+from moe_vision.settings import Model, routed_blocks
+
+
+def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
+    """One residual block, routed or not."""
+    a, width, name = net.model.args, x.shape[-1], f'block_{number}'
+    replaced = routed_blocks(net.model.moe.placement, a.blocks)
+    if number in replaced:
+        branch = make_branch(net.model, net.mesh, name=name, width=width, hidden=a.hidden(width),
+                             payload=x.shape[1:], layer=replaced.index(number))
+    else:
+        branch = DenseBlock(make_expert('convnext', registry.ConvNextArgs(), width,
+                                        a.hidden(width)), name=name)
+    y = run_branch(branch, x, step, infos)
+    return x + drop_path(y, step, a.drop_path, number, a.blocks)
+
+
+class ConvNext(nn.Module):
+    model: Model
+    num_classes: int
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(self, images, step: Step):
+        """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
+        a, dtype = self.model.args, self.model.dtype
+        conv = functools.partial(Conv, kernel_init=nn.initializers.truncated_normal(0.02),
+                                 dtype=dtype)
+        norm = functools.partial(nn.LayerNorm, dtype=dtype)  # of each position, epsilon 1e-6
+        infos = Infos()
+        x = conv(a.widths[0], (4, 4), (4, 4), name='stem')(images.astype(dtype))
+        x = norm(name='stem_norm')(x)
+        number = 0
+        for stage, (width, blocks) in enumerate(zip(a.widths, a.depths, strict=True)):
+            if stage:
+                x = norm(name=f'down_{stage}_norm')(x)
+                x = conv(width, (2, 2), (2, 2), name=f'down_{stage}')(x)
+            for _ in range(blocks):
+                block = functools.partial(_block, step=step, number=number)
+                x = run_block(self, block, x, infos)
+                number += 1
+        x = norm(name='final_norm')(x.mean((1, 2)))
+        return classify(self, x, step, infos, 4 * x.shape[-1]), infos.by_layer

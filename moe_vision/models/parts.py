@@ -1,0 +1,85 @@
+"""What the backbones share: norms, classifier, stochastic depth, blocks computed again.
+
+Axes: B images, H W space, N patches, D channels.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe_vision.layers import Step, convolution
+from moe_vision.models.branch import Infos, make_branch, run_branch
+
+Array = jax.Array
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.in_flax)
+HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+_DROP_PATH = 1 << 30  # what a step's key is folded with here; routed layers fold in their number
+
+
+class Norm(nn.Module):
+    """Batch norm over the global batch, padding left out, or per-image group norm."""
+
+    kind: str
+    dtype: str
+    scale_init: Any = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x, step: Step):
+        if self.kind == 'group':
+            return nn.GroupNorm(num_groups=8, dtype=self.dtype, scale_init=self.scale_init,
+                                name='norm')(x)
+        mask = None if step.valid is None else step.valid.reshape(-1, *(1,) * (x.ndim - 1))
+        norm = nn.BatchNorm(use_running_average=not step.train, momentum=0.9, dtype=self.dtype,
+                            scale_init=self.scale_init, name='norm')
+        return norm(x, mask=mask if step.train else None)
+
+
+def run_block(net: nn.Module, block: Callable, x: Array, infos: Infos) -> Array:
+    """`block(net, x, infos)`; with `model.remat` the backward pass computes it again from x."""
+    def run(net, x, carry):
+        own = Infos(carry)
+        return block(net, x, own), own.by_layer, own.carry
+
+    again = net.model.remat and not net.is_initializing()
+    x, by_layer, infos.carry = (nn.remat(run) if again else run)(net, x, infos.carry)
+    infos.by_layer |= by_layer
+    return x
+
+
+def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int,
+              branch: int = 0) -> Array:
+    """Stochastic depth (Huang et al. 2016): branches y [B, ...], some images' zero in training.
+
+    An image is left out of block i of n with probability p = rate * i / (n - 1), the others' are
+    divided by 1 - p. Keys derive from the step's, the block, its branch and the image's place in
+    the step. At a routed place this follows the combination of expert outputs: routing, capacity,
+    losses and telemetry see every image, and one that is left out here holds its slots.
+
+    Raises:
+      ValueError: something may be left out and `step` has no key.
+    """
+    p = rate * block / (blocks - 1) if blocks > 1 else rate
+    if not (step.train and p):
+        return y
+    if step.key is None:
+        raise ValueError('stochastic depth draws at random: give the step a key')
+    key = jax.random.fold_in(step.key, _DROP_PATH)
+    key = jax.random.fold_in(jax.random.fold_in(key, block), branch)
+    images = step.start + jnp.arange(y.shape[0])
+    kept = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - p))(images)
+    return jnp.where(kept.reshape(-1, *(1,) * (y.ndim - 1)), y / (1 - p), jnp.zeros((), y.dtype))
+
+
+def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) -> Array:
+    """Logits [B, classes], float32, of pooled vectors x [B, D]; of width `hidden` a routed head."""
+    if net.model.moe.placement == 'head':
+        branch = make_branch(net.model, net.mesh, name='head', width=x.shape[-1], hidden=hidden,
+                             payload=x.shape[1:], layer=0)
+        x = x + run_branch(branch, x, step, infos)
+    logits = nn.Dense(net.num_classes, dtype=net.model.dtype, name='classifier')(x)
+    return jnp.asarray(logits, jnp.float32)

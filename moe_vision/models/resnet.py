@@ -1,0 +1,98 @@
+"""ResNet of bottleneck blocks (He et al. 2016) whose routed token is a whole image.
+
+The stride of a stage stands in the 3x3 of its first block, which projects its shortcut. The other
+blocks keep their shape and are numbered through the network: the places that can be routed. The
+residual branch is what an expert copies; shortcut, sum and the relu after it stay outside, so an
+image without expert keeps its features. Padding is SAME: where the stride is 2, taps lie up to one
+pixel beside those of frameworks that pad both sides alike.
+
+Axes: B images, H W space, D channels.
+"""
+
+import functools
+
+import flax.linen as nn
+from jax.sharding import Mesh
+
+from moe_vision.layers import Step
+from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
+from moe_vision.settings import Model, routed_blocks
+
+
+class Branch(nn.Module):
+    """1x1-norm-relu-3x3-norm-relu-1x1-norm where nothing is routed; the last scale begins at 0."""
+
+    width: int
+    hidden: int
+    stride: int
+    norm: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, step: Step):
+        conv = functools.partial(Conv, use_bias=False, kernel_init=HE, dtype=self.dtype)
+        norm = functools.partial(Norm, self.norm, self.dtype)
+        x = conv(self.hidden, (1, 1), name='conv1')(x)
+        x = nn.relu(norm(name='norm1')(x, step))
+        x = conv(self.hidden, (3, 3), (self.stride,) * 2, name='conv2')(x)
+        x = nn.relu(norm(name='norm2')(x, step))
+        x = conv(self.width, (1, 1), name='conv3')(x)
+        return norm(nn.initializers.zeros, name='norm3')(x, step)
+
+
+class Shortcut(nn.Module):
+    """1x1-norm where the shape changes."""
+
+    width: int
+    stride: int
+    norm: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, step: Step):
+        x = Conv(self.width, (1, 1), (self.stride,) * 2, use_bias=False, kernel_init=HE,
+                 dtype=self.dtype, name='conv')(x)
+        return Norm(self.norm, self.dtype, name='norm')(x, step)
+
+
+def _block(net: nn.Module, x, infos: Infos, step: Step, depth: int, stage: int, number: int):
+    """A residual block; `depth` counts all of them, `number` those that can be routed (-1: not)."""
+    a, dtype = net.model.args, net.model.dtype
+    replaced = routed_blocks(net.model.moe.placement, a.blocks)
+    width, name = a.widths[stage], f'block_{number}' if number >= 0 else f'down_{stage}'
+    stride = 2 if number < 0 < stage else 1
+    shortcut = x if number >= 0 else Shortcut(width, stride, a.norm, dtype,
+                                              name=f'{name}_shortcut')(x, step)
+    if number in replaced:
+        branch = make_branch(net.model, net.mesh, name=name, width=width, hidden=a.hidden(width),
+                             payload=x.shape[1:], layer=replaced.index(number))
+        y = run_branch(branch, x, step, infos)
+    else:
+        y = Branch(width, a.hidden(width), stride, a.norm, dtype, name=name)(x, step)
+    return nn.relu(shortcut + drop_path(y, step, a.drop_path, depth, sum(a.depths)))
+
+
+class ResNet(nn.Module):
+    model: Model
+    num_classes: int
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(self, images, step: Step):
+        """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
+        a, dtype = self.model.args, self.model.dtype
+        infos = Infos()
+        x = Conv(a.hidden(a.widths[0]), (7, 7), (2, 2), use_bias=False, kernel_init=HE,
+                 dtype=dtype, name='stem')(images.astype(dtype))
+        x = nn.relu(Norm(a.norm, dtype, name='stem_norm')(x, step))
+        x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+        depth = number = 0
+        for stage, blocks in enumerate(a.depths):
+            for first in [True] + [False] * (blocks - 1):
+                block = functools.partial(_block, step=step, depth=depth, stage=stage,
+                                          number=-1 if first else number)
+                x = run_block(self, block, x, infos)
+                depth, number = depth + 1, number + (not first)
+        x = x.mean((1, 2))
+        return classify(self, x, step, infos, 4 * x.shape[-1]), infos.by_layer
