@@ -19,4 +19,6 @@ from configs import imagenet_convnext_t
 def get_config() -> ConfigDict:
     c = imagenet_convnext_t.get_config()
     c.model.moe.placement = 'last_7'
+    c.model.moe.group_size = 32  # as in `imagenet_k2`, and the mesh, too
+    c.mesh.expert = 8
     return c

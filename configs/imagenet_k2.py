@@ -8,6 +8,14 @@ have eight bottleneck experts each, with group norm inside. Their hidden width w
 
 answers 296, where rho_place is 0.379. The blocks that an expert copies have 256 and 512.
 
+Groups have 32 images, so that ceil(1.25 * k * 32 / 8) is no rounding up for any k of the ablation.
+Mesh for 256 devices, four images each: a group lies on the eight devices of an expert axis, and a
+device sends 45 MB a step for a block of the third stage, 22 MB for one of the fourth, where all
+experts on every device would cost 78 and 112 MB of gradients (`--mode=summary` counts them). On
+fewer devices let the devices of an expert axis hold 32 images together (64 devices:
+`--config.mesh.expert=2`); where each holds 32 or more, up to 32 devices, `--config.mesh.expert=1`
+sends least.
+
 Command: python main.py --config=configs/imagenet_k2.py --workdir=W
 Measured: not yet.
 
@@ -25,4 +33,6 @@ def get_config() -> ConfigDict:
     c = imagenet_resnet50.get_config()
     c.model.moe.placement = 'last_7'
     c.model.moe.hidden = 296
+    c.model.moe.group_size = 32
+    c.mesh.expert = 8
     return c

@@ -30,6 +30,7 @@ def test_a_config_builds_and_traces(name, monkeypatch):
     if c.model.name == 'vit':
         c.model.moe.group_size = c.model.moe.group_size // 197 * 5  # 4 patches and the class token
     c.train.batch_size = max(c.model.moe.group_size, 2)  # one group, or a pair to mix
+    c.mesh.expert = 1  # the device there is
     config = config_lib.check(c)
     setup = train.Setup(config)
     h, w, channels = setup.info.image_shape
