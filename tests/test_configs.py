@@ -26,6 +26,7 @@ PROMISED = """
     imagenet_vit_s16_dense imagenet_vit_s16_k1 imagenet_vit_s16_k2 imagenet_vit_s16_soft
     imagenet_vit_b16_dense
 """.split()
+MESH = ('model.moe.group_size', 'mesh.expert')  # where nothing is routed they are not read
 CAPACITIES = {'model.moe.capacity_factor', 'model.moe.eval_capacity_factor'}
 # config: (its neighbour, the only keys in which they differ)
 NEIGHBOURS = {
@@ -42,7 +43,7 @@ NEIGHBOURS = {
     'imagenet_k1': ('imagenet_k2', {'model.moe.k'}),
     'imagenet_k4': ('imagenet_k2', {'model.moe.k'}),
     'imagenet_dense': ('imagenet_k2', {'model.twin'}),
-    'imagenet_resnet50': ('imagenet_k2', {'model.moe.placement', 'model.moe.hidden'}),
+    'imagenet_resnet50': ('imagenet_k2', {'model.moe.placement', 'model.moe.hidden', *MESH}),
     'imagenet_head_k2': ('imagenet_k2', {'model.moe.placement', 'model.moe.hidden',
                                          'model.moe.expert', 'model.moe.expert_args'}),
     'imagenet_k2_half_width': ('imagenet_k2', {'model.moe.hidden'}),
@@ -66,7 +67,7 @@ NEIGHBOURS = {
     'imagenet_frozen_random': ('imagenet_k2', {'model.moe.router'}),
     'imagenet_convnext_t': ('imagenet_resnet50', {
         'model.name', 'model.args', 'model.moe.expert', 'model.moe.expert_args'}),
-    'imagenet_convnext_k2': ('imagenet_convnext_t', {'model.moe.placement'}),
+    'imagenet_convnext_k2': ('imagenet_convnext_t', {'model.moe.placement', *MESH}),
     'imagenet_vit_s16_dense': ('imagenet_vit_s16_k2', {'model.twin'}),
     'imagenet_vit_s16_k1': ('imagenet_vit_s16_k2', {'model.moe.k'}),
     'imagenet_vit_s16_soft': ('imagenet_vit_s16_k2', {
