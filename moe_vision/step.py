@@ -200,13 +200,10 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
 
 
 def images_per_group(config: Config, tokens_per_image: int) -> int:
-    """Images of a whole number of routing groups: the least that can be evaluated alone.
-
-    Where nothing is routed, images are mixed in pairs.
-    """
-    moe, mixes = config.model.moe, config.train.mixup or config.train.cutmix
+    """Images of a whole number of routing groups: the least that can be evaluated alone."""
+    moe = config.model.moe
     if moe.placement == 'none':
-        return 2 if mixes else 1
+        return 1
     unit = registry.entry('backbone', registry.BACKBONES, config.model.name).unit
     if unit == 'image' or moe.placement == 'head':
         return moe.group_size
