@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.model.name = 'conv'  # a name in BACKBONES, or package.module:Class
     c.model.args = {}  # arguments of the backbone
     c.model.dtype = 'float32'  # or bfloat16: of the compute; parameters and routers stay float32
-    c.model.remat = False  # compute blocks again in the backward pass: less memory, more time
+    c.model.remat = False  # compute blocks again in the backward pass: less memory (not on CPU)
     # its dense twin instead: same_width, same_active_flops, same_params; same_drops is same_width
     # that drops as many tokens as a random router would
     c.model.twin = 'none'

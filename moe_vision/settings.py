@@ -36,9 +36,9 @@ class Model:
     name: str
     args: Any  # the backbone's Args
     dtype: Literal['float32', 'bfloat16']
+    remat: bool
     twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops']
     moe: Moe
-    remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def config(name, placement='every_2', twin='none', dtype='float32', args=None, *
         'group_size': 2, 'priority': 'token', 'expert': expert, 'expert_args': expert_args,
         'hidden': 0, 'losses': {'importance': 0.1}} | moe)
     return Model(name=name, args=entry.args(**SMALL.get(name, {}) | (args or {})), dtype=dtype,
-                 twin=twin, moe=made)
+                 remat=False, twin=twin, moe=made)
 
 
 def build(*args, **kwargs):

@@ -1,6 +1,7 @@
 """Stochastic depth, and blocks that are computed again. Axes: B images, D width."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -64,7 +65,7 @@ def test_a_branch_that_is_left_out_gives_nothing_but_is_routed(name):
     (there, infos_there), (differs, _) = run(0.0)
     np.testing.assert_array_equal(left_out, same)
     assert np.abs(there - differs).max() > 1e-3
-    if name != 'vit':  # there attention is left out before the router
+    if name not in ('vit', 'resnet'):  # there other branches are left out before the router
         chex.assert_trees_all_close(infos, infos_there, atol=1e-6)
     assert infos['block_1']['telemetry']['dropped'] > 0
 
@@ -91,20 +92,45 @@ def test_each_block_is_computed_again_and_nothing_else(name):
     assert counts == [0, blocks]
 
 
-@pytest.mark.parametrize('name, args', [
-    ('vit', {'depth': 8, 'width': 32}), ('conv', {'widths': (8,), 'depth': 6})])
-def test_remat_gives_the_same_numbers_in_less_memory(name, args):
-    model = config(name, '1', args={**args, 'drop_path': 0.3})
-    found = {}
-    for remat in (False, True):
+DEEP = {'conv': {'widths': (8,), 'depth': 6}, 'depthwise': {'widths': (8,), 'depth': 6},
+        'resnet': {'widths': (32,), 'depths': (6,)}, 'convnext': {'widths': (16,), 'depths': (6,)},
+        'vit': {'width': 16, 'depth': 6}}
+
+
+@every_backbone
+def test_little_is_kept_for_the_backward_pass(name):
+    """Bytes that the forward pass leaves to it, weights not counted: an input for each block.
+
+    What a compiler makes of this differs: for a CPU XLA merges what is computed twice.
+    """
+    def kept(remat):
+        model = config(name, 'last_1', args=DEEP[name], group_size=64)
         net = models.build(dataclasses.replace(model, remat=remat), CLASSES)
-        variables = filled(net)
-        compiled = jit(lambda v, net=net: gradient(net, v)).lower(variables).compile()
-        found[remat] = compiled(variables), compiled.memory_analysis().temp_size_in_bytes
-    (plain, more), (again, less) = found[False], found[True]
+        x = jax.ShapeDtypeStruct((64, 16, 16, 3), jnp.float32)
+        variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, TRAIN), x)
+
+        def forward(params, rest, x):
+            run = lambda p: net.apply({'params': p, **rest}, x, TRAIN,  # noqa: E731
+                                      mutable=['batch_stats'])[0][0]
+            return jax.vjp(run, params)[1]
+
+        rest = {n: v for n, v in variables.items() if n != 'params'}
+        residuals = jax.eval_shape(forward, variables['params'], rest, x)
+        size = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree)  # noqa: E731
+                                if a.ndim > 1 and a.shape[0] >= 64)
+        return size(residuals)
+
+    assert kept(True) < 0.5 * kept(False)
+
+
+@pytest.mark.parametrize('name', ['conv', 'vit'])
+def test_remat_gives_the_same_numbers(name):
+    model = config(name, '0,1', args={'drop_path': 0.3})
+    nets = [models.build(dataclasses.replace(model, remat=r), CLASSES) for r in (False, True)]
+    variables = filled(nets[0])
+    plain, again = (jit(functools.partial(gradient, net))(variables) for net in nets)
     assert paths(plain[1]).keys() == paths(again[1]).keys()
     chex.assert_trees_all_close(again, plain, rtol=1e-5, atol=1e-5)
-    assert less < 0.8 * more
 
 
 @pytest.mark.parametrize('name', ['resnet', 'convnext'])
