@@ -14,7 +14,7 @@ import optax
 
 from input_pipeline import mix
 from moe_vision import registry
-from moe_vision.layers import Step
+from moe_vision.layers import Step, platform
 from moe_vision.layers.moe import make_router
 from moe_vision.settings import Config
 
@@ -131,7 +131,7 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
             rest = jax.tree.map(lambda x: x[1:], batch)
             # On a CPU, gradients of convolutions inside a loop are many times slower.
             (stats, total), _ = jax.lax.scan(more, (stats, total), (rest, jnp.arange(1, parts)),
-                                             unroll=jax.default_backend() == 'cpu')
+                                             unroll=platform.target() == 'cpu')
         grads, metrics = total
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
