@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import jax
 
@@ -37,7 +37,7 @@ def of_setup(setup: Setup) -> Expected:
 
 
 def unexpected(found: Iterable[Collective], expected: Expected,
-               layers: Sequence[str]) -> list[tuple[Collective, Part]]:
+               layers: Collection[str]) -> list[tuple[Collective, Part]]:
     """Each tensor that should not travel, or not that often. Of exchanges, those of a layer that
     has more than its share."""
     bad: list[tuple[Collective, Part]] = []

@@ -130,6 +130,19 @@ def test_groups(read):
     assert of(read, 'collective-permute')[0].groups == ((0, 1), (1, 0))
 
 
+@pytest.mark.parametrize('notation, groups', [
+    ("mesh['a'=2,'b'=4] {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    ("mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+    ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", ((0, 1), (2, 3))),
+    ("mesh['a'=8] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7))),  # a is 2 × 2 × 2
+    ('[2,2]<=[4]', ((0, 1), (2, 3))), ('[2,2]<=[2,2]T(1,0)', ((0, 2), (1, 3))),
+    ('{{3,1},{0,2}}', ((3, 1), (0, 2))), ('{}', ())])
+def test_notations_of_groups(notation, groups):
+    assert hlo._groups(f'channel_id=1, replica_groups={notation}, use_global_device_ids=true, '
+                       "metadata={op_name=\"a['b']\"}") == groups
+
+
 @pytest.mark.parametrize('shape, size', [
     ('f32[2,3]', 24), ('bf16[7]', 14), ('pred[9]', 9), ('s4[5]', 3), ('f8e4m3fn[6]', 6),
     ('c64[2]', 16), ('u32[]', 4), ('token[]', 0), ('f32[0,4]', 0), ('f32[<=8]', 32)])
