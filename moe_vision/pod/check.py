@@ -40,7 +40,7 @@ def check(config: Config, topology: Topology) -> Result:
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
     layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
     wanted = expected.of_setup(setup)
-    best = roofline.estimate(device, made.flops, made.bytes_accessed, found, devices)
+    best = roofline.estimate(device, made.flops, used, found, devices)
     problems = [report.told(c, part, layers)
                 for c, part in expected.unexpected(found, wanted, routed)]
     if used.used > device.hbm:

@@ -29,7 +29,6 @@ class Compiled:
 
     text: str  # HLO
     memory: Any  # jax's CompiledMemoryStats
-    bytes_accessed: float  # of its memory in a step, as the compiler counts
     flops: int  # products and convolutions of a step, as traced
     seconds: float  # of tracing and compiling
 
@@ -57,9 +56,8 @@ def compile_step(setup: Setup) -> Compiled:
         if 'RESOURCE_EXHAUSTED' not in str(e):
             raise
         raise too_large(str(e)) from e
-    cost = compiled.cost_analysis() or {}
     return Compiled(
-        compiled.as_text(), compiled.memory_analysis(), float(cost.get('bytes accessed', 0.0)),
+        compiled.as_text(), compiled.memory_analysis(),
         flops.total(flops.of_program(traced.jaxpr.jaxpr)) // setup.mesh.size,
         time.monotonic() - began)
 

@@ -28,7 +28,7 @@ class Part:
 
     shape: str  # such as 'bf16[8,4,14,14,256]'
     bytes: int
-    op_name: str  # of the instruction that made it, else of the collective
+    op_name: str  # of the instruction that made it, where that has one, else of the collective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,16 @@ def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times:
     parts = []
     for n, shape in enumerate(shapes):
         maker = makers[n] if n < len(makers) else None
-        op_name = (maker.op_name if maker else '') or i.op_name or outer
+        op_name = (_origin(maker, own) if maker else '') or i.op_name or outer
         parts.append(Part(shape, _bytes(shape), op_name))
     return Collective(kind, i.name, tuple(parts), groups, times, i.op_name or outer)
+
+
+def _origin(made: _Instruction, own: dict[str, _Instruction]) -> str:
+    """The name of the operation that made a value, through copies and tuples without a name."""
+    while not made.op_name and made.operands and made.operands[0] in own:
+        made = own[made.operands[0]]
+    return made.op_name
 
 
 def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:

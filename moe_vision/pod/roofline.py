@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from moe_vision.pod.chips import Chip
 from moe_vision.pod.hlo import Collective
+from moe_vision.pod.memory import Memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +31,16 @@ class Roofline:
         return self.compute + self.memory + self.links
 
 
-def estimate(device: Chip, flops: int, bytes_accessed: float, found: Iterable[Collective],
+def estimate(device: Chip, flops: int, used: Memory, found: Iterable[Collective],
              devices: int) -> Roofline:
     """Of a device's FLOPs, bytes and collectives of one step, at its peaks.
 
-    All links of a chip are taken to work at once, and FLOPs to be bfloat16.
+    FLOPs are taken to be bfloat16, each byte of the memory that is used to be touched once
+    (temporaries twice, written and read), and all links of a chip to work at once.
     """
+    touched = used.arguments + used.outputs + 2 * used.temporaries
     sent = sum(sent_bytes(c, devices) * (c.times or 1) for c in found)
-    return Roofline(flops / device.flops, bytes_accessed / device.hbm_bandwidth,
+    return Roofline(flops / device.flops, touched / device.hbm_bandwidth,
                     sent / device.ici_bandwidth)
 
 

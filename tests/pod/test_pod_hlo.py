@@ -32,9 +32,10 @@ dimensions={0}, to_apply=%add
 %body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
   %t = (s32[]{:T(128)}, /*index=1*/f32[8]{0}) parameter(0)
   %x = f32[8]{0} get-tuple-element(%t), index=1, metadata={op_name="jit(step)/jvp(Net)/block_2/dot"}
+  %copy = f32[8]{0} copy(%x)
   %inner = f32[8]{0} while(%x), condition=%cond, body=%body.2, \
 backend_config={"known_trip_count":{"n":"2"}}
-  %ar = (f32[8]{0}, f32[]) all-reduce-start(%x, %zero), channel_id=3, replica_groups={}, \
+  %ar = (f32[8]{0}, f32[]) all-reduce-start(%copy, %zero), channel_id=3, replica_groups={}, \
 to_apply=%add, metadata={op_name="jit(step)/transpose(jvp(Net))/block_2/psum"}
   ROOT %ard = (f32[8]{0}, f32[]) all-reduce-done(%ar)
 }

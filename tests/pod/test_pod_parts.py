@@ -105,7 +105,8 @@ def test_the_estimate_by_hand():
     found = [collective('all-reduce', 'f32[]', 4000, groups=((0, 1, 2, 3),), times=2),
              collective('all-to-all', 'f32[]', 800), collective('collective-permute', '', 500)]
     sent = 2 * 2 * 4000 * 3 / 4 + 800 * 7 / 8 + 500
-    best = roofline.estimate(device, 10**9, 10**9, found, devices=8)
+    used = memory.Memory(4 * 10**8, 10**8, 25 * 10**7, aliased=10**8, code=5)  # touched: 1e9
+    best = roofline.estimate(device, 10**9, used, found, devices=8)
     assert best.compute == pytest.approx(1e-3) and best.memory == pytest.approx(1e-2)
     assert best.links == pytest.approx(sent / 1e10)
     assert best.bound == 'memory' and best.least == best.memory
