@@ -39,7 +39,7 @@ def check(config: Config, topology: Topology) -> Result:
                       plain | {'problems': problems}, problems)
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
     layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
-    wanted = expected.of_setup(setup)
+    wanted, exchanged = expected.of_setup(setup), expected.exchanges(found, routed)
     best = roofline.estimate(device, made.flops, used, found, devices)
     problems = [report.told(c, part, layers)
                 for c, part in expected.unexpected(found, wanted, routed)]
@@ -50,7 +50,8 @@ def check(config: Config, topology: Topology) -> Result:
     lines = [
         head, f'compiled in {made.seconds:.0f} s', '', *report.memory(used, device.hbm),
         *report.state(state, device.hbm), '',
-        *report.collectives(found, layers, routed), *report.exchanges(found, wanted), '',
+        *report.collectives(found, layers, routed),
+        *report.exchanges(exchanged, wanted, devices), '',
         *report.compute(made.flops, cost, batch / devices),
         *report.roofline(best, topology.chip, made.flops / device.flops, batch), '',
         *(problems or ['It fits, and no collective is unexpected.'])]
@@ -62,7 +63,8 @@ def check(config: Config, topology: Topology) -> Result:
             'kind': c.kind, 'times': c.times, 'group': len(c.groups[0]) if c.groups else devices,
             'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
                         for p in c.parts]} for c in found],
-        'expected_exchanges': dict(wanted.exchanges),
+        'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
+                      'sent': expected.sent(exchanged, devices)},
         'estimate': dataclasses.asdict(best) | {'bound': best.bound, 'least': best.least,
                                                 'most': best.most}}
     return Result(lines, plain, problems)

@@ -1,21 +1,24 @@
 """Which collectives a training step may have, from its config, and which of those found are not.
 
-Expected are the exchanges of routed layers as `layers.exchange` counts them, and all-reduces of
-gradients and of statistics. Nothing else: a gather of tokens or of expert weights, or a tensor
-that is neither a gradient nor small, means that arrays lie on the devices otherwise than planned.
+Expected are the exchanges of routed layers as `layers.exchange` counts them, all-reduces of
+gradients and of statistics, and, where the optimizer's state lies over the data axis, gradients
+scattered and parameters gathered. Nothing else: a gather of tokens or of expert weights, or a
+tensor that is neither a gradient nor small, means that arrays lie otherwise than planned.
 """
 
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
 import jax
 
-from moe_vision.layers.exchange import expected_all_to_alls
+from moe_vision import traffic
+from moe_vision.layers import exchange
 from moe_vision.pod.hlo import Collective, Part
 from moe_vision.pod.memory import shard_shape
+from moe_vision.pod.roofline import sent_bytes
 from moe_vision.setup import Setup
 
 _STATISTIC = 2**16  # elements; sums by channel, expert or class are smaller
@@ -23,49 +26,79 @@ _STATISTIC = 2**16  # elements; sums by channel, expert or class are smaller
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    exchanges: Counter[str]  # by kind, in a step
-    gradients: frozenset[int]  # elements of each parameter, as a device holds it
+    """Of one step.
+
+    Attributes:
+      exchanges: of routed layers, by kind.
+      sent: bytes that a device sends by them.
+      parameters: elements of each, as a device holds it; of its gradient, too.
+      scattered: the optimizer's state lies over the data axis.
+    """
+
+    exchanges: Counter[str]
+    sent: int
+    parameters: frozenset[int]
+    scattered: bool = False
 
 
 def of_setup(setup: Setup) -> Expected:
-    config = setup.config
-    routed = len(setup.cost.capacities)
-    once = expected_all_to_alls(dict(setup.mesh.shape), routed)
-    return Expected(Counter({'all-to-all': once * config.train.micro_batches} if once else {}),
-                    frozenset(math.prod(shard_shape(x)) for x in jax.tree.leaves(
-                        setup.abstract.params)))
+    config, shape = setup.config, dict(setup.mesh.shape)
+    exchanges: Counter[str] = Counter()
+    layers = traffic.of_layers(config, setup.cost, shape)
+    for layer in layers.values():
+        for kind, n in exchange.expected(shape, 1, layer.across).items():
+            exchanges[kind] += n * config.train.micro_batches
+    return Expected(
+        exchanges, sum(x.exchanged for x in layers.values()),
+        frozenset(math.prod(shard_shape(x)) for x in jax.tree.leaves(setup.abstract.params)),
+        config.mesh.shard_optimizer)
+
+
+def exchanges(found: Iterable[Collective], layers: Collection[str]) -> list[Collective]:
+    """Those of features: in a routed layer, and not of what is known of a token besides."""
+    return [c for c in found if c.kind != 'all-reduce' and layer_of(c.op_name, layers)
+            and any(_floating(p) for p in c.parts)]
+
+
+def sent(found: Iterable[Collective], devices: int) -> float:
+    """Bytes that a device sends in a step."""
+    return sum(sent_bytes(c, devices) * (c.times or 1) for c in found)
 
 
 def unexpected(found: Iterable[Collective], expected: Expected,
                layers: Collection[str]) -> list[tuple[Collective, Part]]:
-    """Each tensor that should not travel, or not that often. Of exchanges, those of a layer that
-    has more than its share."""
+    """Each tensor that should not travel, or not that often.
+
+    Args:
+      layers: the routed ones. Of an exchange that is there too often, those of the layers that
+        have more than their share are told.
+    """
     bad: list[tuple[Collective, Part]] = []
-    exchanges: dict[str, list[Collective]] = {}
+    counted: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for c in found:
-        if c.kind == 'all-reduce':
-            bad += [(c, p) for p in c.parts if not _reduced(p, expected)]
-        elif c.kind in expected.exchanges:
-            exchanges.setdefault(c.kind, []).append(c)
-        else:
-            bad += [(c, p) for p in c.parts]
-    for kind, those in exchanges.items():
-        if sum(c.times or 1 for c in those) <= expected.exchanges[kind]:
+        layer = layer_of(c.op_name, layers)
+        if c.kind in expected.exchanges and layer:
+            if exchanges([c], layers):
+                counted[c.kind, layer].append(c)
             continue
-        share = expected.exchanges[kind] / max(len(layers), 1)
-        by_layer: dict[str, list[Collective]] = {}
-        for c in those:
-            by_layer.setdefault(layer_of(c.op_name, layers), []).append(c)
-        bad += [(c, p) for name, own in by_layer.items() if name not in layers or sum(
-            c.times or 1 for c in own) > share for c in own for p in c.parts]
+        bad += [(c, p) for p in c.parts if not _planned(c.kind, p, expected)]
+    for (kind, _), own in counted.items():
+        if sum(c.times or 1 for c in own) > expected.exchanges[kind] / len(layers):
+            bad += [(c, p) for c in own for p in c.parts]
     return bad
 
 
-def _reduced(part: Part, expected: Expected) -> bool:
-    """Whether it is a gradient or a statistic, by its size."""
-    dims = part.shape.partition('[')[2].rstrip(']')
-    elements = math.prod(int(d) for d in dims.split(',') if d)
-    return elements <= _STATISTIC or elements in expected.gradients
+def _planned(kind: str, part: Part, expected: Expected) -> bool:
+    """Whether it is a gradient, a parameter or a statistic, by its size."""
+    elements = math.prod(int(d) for d in re.findall(r'\d+', part.shape.partition('[')[2]))
+    if kind == 'all-reduce':
+        return elements <= _STATISTIC or elements in expected.parameters
+    return (expected.scattered and kind in ('all-gather', 'reduce-scatter')
+            and elements in expected.parameters)
+
+
+def _floating(part: Part) -> bool:
+    return 'f' in part.shape.partition('[')[0]
 
 
 def layer_of(op_name: str, layers: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from moe_vision.leverage import Leverage
 from moe_vision.leverage.table import aligned, si
-from moe_vision.pod.expected import Expected, layer_of
+from moe_vision.pod.expected import Expected, layer_of, sent
 from moe_vision.pod.hlo import Collective, Part
 from moe_vision.pod.memory import Memory
 from moe_vision.pod.roofline import Roofline
@@ -59,13 +59,17 @@ def collectives(found: Sequence[Collective], layers: Sequence[str],
     return aligned(rows)
 
 
-def exchanges(found: Iterable[Collective], wanted: Expected) -> list[str]:
-    """How many exchanges of routed layers there are, and should be."""
+def exchanges(found: Collection[Collective], wanted: Expected, devices: int) -> list[str]:
+    """How many exchanges of routed layers there are, and should be; what a device sends by them."""
+    if not wanted.exchanges:
+        return []
     counts: Counter[str] = Counter()
     for c in found:
         counts[c.kind] += c.times or 1
-    return [f'  exchanges of routed layers (*): {counts[kind]} {kind}, expected {n}'
-            for kind, n in sorted(wanted.exchanges.items())]
+    numbers = ', '.join(f'{counts[kind]} {kind} (expected {n})'
+                        for kind, n in sorted(wanted.exchanges.items()))
+    return [f'  exchanges of routed layers (*): {numbers}; a device sends '
+            f'{size(sent(found, devices))} by them (expected {size(wanted.sent)})']
 
 
 def told(c: Collective, part: Part, layers: Iterable[str]) -> str:

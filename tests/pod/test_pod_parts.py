@@ -81,7 +81,7 @@ def test_the_layer_of_an_operation():
 
 
 def test_only_exchanges_gradients_and_statistics_may_travel():
-    wanted = expected.Expected(Counter({'all-to-all': 4}), frozenset({300_000}))
+    wanted = expected.Expected(Counter({'all-to-all': 4}), 0, frozenset({300_000}))
     layers = ['block_0', 'block_1']
     name = 'jit(step)/block_{}/x'.format
     good = [collective('all-reduce', 'f32[100,3000]', 1_200_000, name(0)),  # a gradient
@@ -97,6 +97,26 @@ def test_only_exchanges_gradients_and_statistics_may_travel():
     assert all('block_1' in c.op_name for c, _ in bad[1:])
     line = report.told(*bad[1], layers)
     assert line == 'unexpected all-gather: f32[4] (16 B) in block_1: jit(step)/block_1/x'
+
+
+def test_where_groups_span_devices_what_is_known_of_a_token_travels_with_its_features():
+    wanted = expected.Expected(Counter({'all-gather': 2}), 0, frozenset())
+    features = collective('all-gather', 'bf16[32,7,7,8]', 25088, 'jit(step)/block_1/all_gather')
+    valid = collective('all-gather', 'pred[32]', 32, 'jit(step)/block_1/all_gather')
+    tokens = collective('all-gather', 'bf16[32,7,7,8]', 25088, 'jit(step)/block_0/dot')
+    found = [features, valid, features]
+    assert expected.exchanges(found, {'block_1'}) == [features, features]
+    assert expected.unexpected(found, wanted, {'block_1'}) == []
+    assert len(expected.unexpected([*found, features], wanted, {'block_1'})) == 3
+    assert expected.unexpected([*found, tokens], wanted, {'block_1'}) == [(tokens, *tokens.parts)]
+
+
+def test_where_the_optimizer_is_scattered_gradients_and_parameters_travel():
+    gather = collective('all-gather', 'f32[100,3000]', 1_200_000, 'jit(step)/add')
+    bank = collective('all-gather', 'f32[8,100,3000]', 9_600_000, 'jit(step)/add')
+    for scattered, want in (True, [bank]), (False, [gather, bank]):
+        wanted = expected.Expected(Counter(), 0, frozenset({300_000}), scattered)
+        assert [c for c, _ in expected.unexpected([gather, bank], wanted, ())] == want
 
 
 def test_the_estimate_by_hand():
