@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.metadata
+import sys
 from typing import Any
 
 from moe_vision.pod import compiled, expected, hlo, memory, report, roofline
 from moe_vision.pod.chips import CHIPS, Topology
+from moe_vision.pod.short import shortened
 from moe_vision.settings import Config
 
 
@@ -16,55 +18,63 @@ class Result:
     problems: list[str]  # each a line
 
 
-def check(config: Config, topology: Topology) -> Result:
+def check(config: Config, topology: Topology, full: bool) -> Result:
     """Compiles the training step and judges it.
+
+    Args:
+      full: compile the whole network, not each kind of block once.
 
     Raises:
       UserError: the config does not fit the slice's number of devices.
     """
     setup = compiled.setup_for(config, topology)
+    brief = config if full else shortened(config)
+    part = setup if brief == config else compiled.setup_for(brief, topology)
+    whole = part is setup
     device, devices, cost = CHIPS[topology.chip].per_device(), setup.mesh.size, setup.cost
     state = memory.of_state(setup.abstract)
     versions = {n: importlib.metadata.version(n) for n in ('jax', 'libtpu')}
     mesh = dict(setup.mesh.shape)
-    head = (f'{topology}: {devices} devices, mesh data {mesh["data"]} × expert {mesh["expert"]}; '
-            + ', '.join(f'{n} {v}' for n, v in versions.items()))
-    plain: dict[str, Any] = {'topology': str(topology), 'devices': devices, 'mesh': mesh,
-                             'versions': versions, 'hbm': device.hbm, 'state': state}
+    traced = compiled.trace_step(setup)
+    flops = compiled.step_flops(traced) // devices
+    head = [f'{topology}: {devices} devices, mesh data {mesh["data"]} × expert {mesh["expert"]}; '
+            + ', '.join(f'{n} {v}' for n, v in versions.items()), '',
+            *report.state(state, device.hbm), '',
+            *report.compute(flops, cost, config.train.batch_size / devices), '']
+    plain: dict[str, Any] = {
+        'topology': str(topology), 'devices': devices, 'mesh': mesh, 'versions': versions,
+        'hbm': device.hbm, 'state': state, 'flops': flops,
+        'padding': 1 - cost.flops / cost.flops_executed, 'whole': whole}
+    print('compiling; a large network takes minutes', file=sys.stderr, flush=True)
     try:
-        made = compiled.compile_step(setup)
+        made = compiled.compile_step(traced if whole else compiled.trace_step(part))
     except compiled.TooLarge as e:
         problems = [f'does not fit: {e} of memory', *(f'  {tensor}' for tensor in e.tensors)]
-        return Result([head, *report.state(state, device.hbm), '', *problems],
-                      plain | {'problems': problems}, problems)
+        return Result([*head, *problems], plain | {'problems': problems}, problems)
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
-    layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
-    wanted, exchanged = expected.of_setup(setup), expected.exchanges(found, routed)
-    best = roofline.estimate(device, made.flops, used, found, devices)
-    problems = [report.told(c, part, layers)
-                for c, part in expected.unexpected(found, wanted, routed)]
+    layers, routed = [b.name for b in part.cost.blocks], set(part.cost.capacities)
+    wanted, exchanged = expected.of_setup(part), expected.exchanges(found, routed)
+    problems = [report.told(c, tensor, layers)
+                for c, tensor in expected.unexpected(found, wanted, routed)]
     if used.used > device.hbm:
         problems.append(f'does not fit: needs {report.size(used.used)} of '
                         f'{report.size(device.hbm)} of memory')
-    batch = config.train.batch_size
-    lines = [
-        head, f'compiled in {made.seconds:.0f} s', '', *report.memory(used, device.hbm),
-        *report.state(state, device.hbm), '',
-        *report.collectives(found, layers, routed),
-        *report.exchanges(exchanged, wanted, devices), '',
-        *report.compute(made.flops, cost, batch / devices),
-        *report.roofline(best, topology.chip, made.flops / device.flops, batch), '',
-        *(problems or ['It fits, and no collective is unexpected.'])]
+    lines = [*head, report.compiled(made.seconds, whole), '', *report.memory(used, device.hbm), '',
+             *report.collectives(found, layers, routed),
+             *report.exchanges(exchanged, wanted, devices), '']
     plain |= {
         'seconds': made.seconds, 'problems': problems,
         'memory': dataclasses.asdict(used) | {'used': used.used},
-        'flops': made.flops, 'padding': 1 - cost.flops / cost.flops_executed,
         'collectives': [{
             'kind': c.kind, 'times': c.times, 'group': len(c.groups[0]) if c.groups else devices,
             'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
                         for p in c.parts]} for c in found],
         'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
-                      'sent': expected.sent(exchanged, devices)},
-        'estimate': dataclasses.asdict(best) | {'bound': best.bound, 'least': best.least,
-                                                'most': best.most}}
-    return Result(lines, plain, problems)
+                      'sent': expected.sent(exchanged, devices)}}
+    if whole:
+        best = roofline.estimate(device, flops, used, found, devices)
+        lines += [*report.roofline(best, topology.chip, flops / device.flops,
+                                   config.train.batch_size), '']
+        plain['estimate'] = dataclasses.asdict(best) | {
+            'bound': best.bound, 'least': best.least, 'most': best.most}
+    return Result([*lines, *(problems or [report.passed(whole)])], plain, problems)

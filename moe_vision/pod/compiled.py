@@ -29,8 +29,7 @@ class Compiled:
 
     text: str  # HLO
     memory: Any  # jax's CompiledMemoryStats
-    flops: int  # products and convolutions of a step, as traced
-    seconds: float  # of tracing and compiling
+    seconds: float
 
 
 def setup_for(config: Config, topology: Topology) -> Setup:
@@ -42,24 +41,30 @@ def setup_for(config: Config, topology: Topology) -> Setup:
     return Setup(config, devices=devices_of(topology))
 
 
-def compile_step(setup: Setup) -> Compiled:
-    """Compiles `setup.step`; nothing runs.
+def trace_step(setup: Setup) -> jax.stages.Traced:
+    """`setup.step` on arrays that lie as in training."""
+    return setup.step.trace(setup.abstract, batch_of(setup))
+
+
+def step_flops(traced: jax.stages.Traced) -> int:
+    """Products and convolutions of all devices in a step, forward and backward."""
+    return flops.total(flops.of_program(traced.jaxpr.jaxpr))
+
+
+def compile_step(traced: jax.stages.Traced) -> Compiled:
+    """Compiles it; nothing runs.
 
     Raises:
       TooLarge: it does not fit a device's memory.
     """
     began = time.monotonic()
-    traced = setup.step.trace(setup.abstract, batch_of(setup))
     try:
-        compiled = traced.lower().compile()
+        made = traced.lower().compile()
     except jax.errors.JaxRuntimeError as e:
         if 'RESOURCE_EXHAUSTED' not in str(e):
             raise
         raise too_large(str(e)) from e
-    return Compiled(
-        compiled.as_text(), compiled.memory_analysis(),
-        flops.total(flops.of_program(traced.jaxpr.jaxpr)) // setup.mesh.size,
-        time.monotonic() - began)
+    return Compiled(made.as_text(), made.memory_analysis(), time.monotonic() - began)
 
 
 def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:

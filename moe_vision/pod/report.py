@@ -21,6 +21,20 @@ def size(n: float) -> str:
     return f'{n:.3g} {_UNITS[power]}'
 
 
+def compiled(seconds: float, whole: bool) -> str:
+    """What was compiled; all that follows is of it."""
+    what = 'the whole network' if whole else 'each kind of block once (--full: the whole network)'
+    return f'Compiled in {seconds:.0f} s: {what}.'
+
+
+def passed(whole: bool) -> str:
+    """The last line where nothing is wrong."""
+    if whole:
+        return 'It fits, and no collective is unexpected.'
+    return ('No collective is unexpected, and this much fits; whether the whole network does, says '
+            '--full.')
+
+
 def memory(found: Memory, hbm: int) -> list[str]:
     """Of one device, by kind, against what its chip has for it."""
     return _shares(f'memory of a device, of {size(hbm)}', {
@@ -30,8 +44,9 @@ def memory(found: Memory, hbm: int) -> list[str]:
 
 
 def state(parts: dict[str, int], hbm: int) -> list[str]:
-    """What of the arguments is the train state, without the padding of layouts."""
-    return _shares('of it the train state', parts, hbm)
+    """The train state on one device, without the padding of layouts."""
+    return _shares(f'train state of a device, of {size(hbm)}',
+                   parts | {'all': sum(parts.values())}, hbm)
 
 
 def _shares(title: str, rows: dict[str, int], hbm: int) -> list[str]:
