@@ -53,7 +53,8 @@ def check(config: Config, topology: Topology, full: bool) -> Result:
         return Result([*head, *problems], plain | {'problems': problems}, problems)
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
     layers, routed = [b.name for b in part.cost.blocks], set(part.cost.capacities)
-    wanted, exchanged = expected.of_setup(part), expected.exchanges(found, routed)
+    wanted = expected.of_setup(part)
+    exchanged = expected.exchanges(found, wanted, routed)
     problems = [report.told(c, tensor, layers)
                 for c, tensor in expected.unexpected(found, wanted, routed)]
     if used.used > device.hbm:
@@ -70,7 +71,7 @@ def check(config: Config, topology: Topology, full: bool) -> Result:
             'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
                         for p in c.parts]} for c in found],
         'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
-                      'sent': expected.sent(exchanged, devices)}}
+                      'sent': expected.sent((c for _, c in exchanged), devices)}}
     if whole:
         best = roofline.estimate(device, flops, used, found, devices)
         lines += [*report.roofline(best, topology.chip, flops / device.flops,

@@ -54,10 +54,24 @@ def of_setup(setup: Setup) -> Expected:
         config.mesh.shard_optimizer)
 
 
-def exchanges(found: Iterable[Collective], layers: Collection[str]) -> list[Collective]:
-    """Those of features: in a routed layer, and not of what is known of a token besides."""
-    return [c for c in found if c.kind != 'all-reduce' and layer_of(c.op_name, layers)
-            and any(_floating(p) for p in c.parts)]
+def exchanges(found: Iterable[Collective], expected: Expected,
+              layers: Collection[str]) -> list[tuple[str, Collective]]:
+    """Those of features in routed layers, each with the kind that it is expected as.
+
+    What is known of a token besides its features is none. A reduce-scatter may be compiled as an
+    all-reduce of which each device keeps its part.
+    """
+    of = []
+    for c in found:
+        if not layer_of(c.origin, layers) or not any('f' in p.shape.partition('[')[0]
+                                                     for p in c.parts):
+            continue
+        if c.kind in expected.exchanges:
+            of.append((c.kind, c))
+        elif (c.kind == 'all-reduce' and 'reduce-scatter' in expected.exchanges
+              and not all(_planned(c.kind, p, expected) for p in c.parts)):
+            of.append(('reduce-scatter', c))
+    return of
 
 
 def sent(found: Iterable[Collective], devices: int) -> float:
@@ -76,12 +90,12 @@ def unexpected(found: Iterable[Collective], expected: Expected,
     bad: list[tuple[Collective, Part]] = []
     counted: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for c in found:
-        layer = layer_of(c.op_name, layers)
-        if c.kind in expected.exchanges and layer:
-            if exchanges([c], layers):
-                counted[c.kind, layer].append(c)
-            continue
-        bad += [(c, p) for p in c.parts if not _planned(c.kind, p, expected)]
+        layer = layer_of(c.origin, layers)
+        kinds = [kind for kind, _ in exchanges([c], expected, layers)]
+        if kinds:
+            counted[kinds[0], layer].append(c)
+        elif not (layer and c.kind in expected.exchanges):  # else what is known besides
+            bad += [(c, p) for p in c.parts if not _planned(c.kind, p, expected)]
     for (kind, _), own in counted.items():
         if sum(c.times or 1 for c in own) > expected.exchanges[kind] / len(layers):
             bad += [(c, p) for c in own for p in c.parts]
@@ -95,10 +109,6 @@ def _planned(kind: str, part: Part, expected: Expected) -> bool:
         return elements <= _STATISTIC or elements in expected.parameters
     return (expected.scattered and kind in ('all-gather', 'reduce-scatter')
             and elements in expected.parameters)
-
-
-def _floating(part: Part) -> bool:
-    return 'f' in part.shape.partition('[')[0]
 
 
 def layer_of(op_name: str, layers: Iterable[str]) -> str:

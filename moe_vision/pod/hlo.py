@@ -1,7 +1,8 @@
 """The collectives of a compiled program, read from its text (HLO).
 
 A collective counts as often as it runs: loops × trip count, branches of a conditional once each.
-It counts once where it is a pair of start and done, also inside a fusion or an asynchronous call.
+It counts once where it is a pair of start and done, also inside a fusion or an asynchronous call,
+and where the TPU compiler spreads it over a chain of fusions that do other work meanwhile.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*)')
 _SHAPE = re.compile(r'\b([a-z]\w*)\[([^\]]*)\]')
 _CALLED = re.compile(r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
                      r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
+_CHAIN_START = 'AsyncCollectiveStart'  # of a collective spread over several fusions
 _TRIPS = re.compile(r'known_trip_count\W+n\W+(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -28,7 +30,7 @@ class Part:
 
     shape: str  # such as 'bf16[8,4,14,14,256]'
     bytes: int
-    op_name: str  # of the instruction that made it, where that has one, else of the collective
+    op_name: str  # of the collective; of what made it, where several tensors go in one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Collective:
     groups: Groups  # of partitions; () is all of them. Of a permute: (source, target) each
     times: int | None
     op_name: str
+
+    @property
+    def origin(self) -> str:
+        """The operation that it is of; where it has no name, the one that made its first tensor."""
+        return self.op_name or next((p.op_name for p in self.parts), '')
 
     @property
     def bytes(self) -> int:
@@ -67,9 +74,10 @@ def collectives(text: str) -> tuple[Collective, ...]:
 def _walk(computations: dict[str, dict[str, _Instruction]], name: str, times: int | None,
           outer: str) -> Iterator[Collective]:
     own = computations.get(name, {})
+    begins = any(_CHAIN_START in i.attributes for i in own.values())
     for i in own.values():
         kind = i.opcode.removesuffix('-start')
-        if kind in KINDS:
+        if kind in KINDS and (begins or 'chain_id=' not in i.attributes):
             yield _collective(kind, i, own, times, outer)
         if i.opcode.endswith(('-done', '-update')):
             continue  # names the computation of its start again
@@ -95,7 +103,9 @@ def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times:
     parts = []
     for n, shape in enumerate(shapes):
         maker = makers[n] if n < len(makers) else None
-        op_name = (_origin(maker, own) if maker else '') or i.op_name or outer
+        made_by = _origin(maker, own) if maker else ''
+        names = (i.op_name, made_by) if len(shapes) == 1 else (made_by, i.op_name)
+        op_name = next(filter(None, names), outer)
         parts.append(Part(shape, _bytes(shape), op_name))
     return Collective(kind, i.name, tuple(parts), groups, times, i.op_name or outer)
 

@@ -74,17 +74,18 @@ def collectives(found: Sequence[Collective], layers: Sequence[str],
     return aligned(rows)
 
 
-def exchanges(found: Collection[Collective], wanted: Expected, devices: int) -> list[str]:
+def exchanges(found: Collection[tuple[str, Collective]], wanted: Expected,
+              devices: int) -> list[str]:
     """How many exchanges of routed layers there are, and should be; what a device sends by them."""
     if not wanted.exchanges:
         return []
     counts: Counter[str] = Counter()
-    for c in found:
-        counts[c.kind] += c.times or 1
+    for kind, c in found:
+        counts[kind] += c.times or 1
     numbers = ', '.join(f'{counts[kind]} {kind} (expected {n})'
                         for kind, n in sorted(wanted.exchanges.items()))
     return [f'  exchanges of routed layers (*): {numbers}; a device sends '
-            f'{size(sent(found, devices))} by them (expected {size(wanted.sent)})']
+            f'{size(sent((c for _, c in found), devices))} by them (expected {size(wanted.sent)})']
 
 
 def told(c: Collective, part: Part, layers: Iterable[str]) -> str:

@@ -52,6 +52,23 @@ source_target_pairs={{0,1},{1,0}}
   ROOT %c = pred[] constant(true)
 }
 
+%start (p: f32[5]) -> f32[10] {
+  %p = f32[5]{0} parameter(0)
+  %g.1 = f32[10]{0} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="7"}
+  ROOT %c.1 = f32[10]{0} custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%middle (p: f32[5], q: f32[10]) -> f32[10] {
+  %p = f32[5]{0} parameter(0)
+  ROOT %g.2 = f32[10]{0} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="7"}
+}
+
+%end (p: f32[5]) -> f32[10] {
+  %p = f32[5]{0} parameter(0)
+  %g.3 = f32[10]{0} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="7"}
+  ROOT %c.3 = f32[10]{0} custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
+}
+
 ENTRY %main.9 (arg: f32[8]) -> f32[8] {
   %arg = f32[8]{0} parameter(0), metadata={op_name="state.params[\\'w\\']"}
   %other = pred[3]{0} constant({1,0,1})
@@ -62,6 +79,9 @@ metadata={op_name="jit(step)/gather"}
   %as = ((bf16[8,4,128]), bf16[8,4,128], u32[]) async-start(%arg), calls=%wrapped, \
 metadata={op_name="jit(step)/jvp(Net)/block_1/all_to_all"}
   %ad = bf16[8,4,128]{2,1,0} async-done(%as), calls=%wrapped
+  %c1 = f32[10]{0} fusion(%arg), calls=%start, metadata={op_name="jit(step)/chained"}
+  %c2 = f32[10]{0} fusion(%arg, %c1), calls=%middle, metadata={op_name="jit(step)/dot"}
+  %c3 = f32[10]{0} fusion(%arg), calls=%end
   %f = f32[4]{0} fusion(%arg), kind=kCustom, calls=%fused
   %w = (s32[], f32[8]{0}) while(%arg), condition=%cond, body=%body, \
 backend_config={"known_trip_count":{"n":"3"},"other":{}}
@@ -94,13 +114,18 @@ def of(read, kind):
 
 
 def test_an_asynchronous_pair_counts_once_and_has_its_results_bytes(read):
-    (gather,) = of(read, 'all-gather')
+    gather = of(read, 'all-gather')[0]
     # float32 [32] and pred [12], what was gathered, not what it was gathered from
     assert [(p.shape, p.bytes) for p in gather.parts] == [('f32[32]', 128), ('pred[12]', 12)]
     assert gather.bytes == 140 and gather.times == 1
     (exchange,) = of(read, 'all-to-all')  # inside what async-start calls
     assert exchange.bytes == 2 * 8 * 4 * 128
     assert exchange.op_name == 'jit(step)/jvp(Net)/block_1/all_to_all'
+
+
+def test_a_chain_of_fusions_counts_once(read):
+    chained = of(read, 'all-gather')[1:]
+    assert [(c.bytes, c.op_name) for c in chained] == [(40, 'jit(step)/chained')]
 
 
 def test_a_tensor_comes_from_what_made_it(read):
@@ -122,8 +147,8 @@ def test_loops_multiply(read):
 
 
 def test_groups(read):
-    (gather,), (exchange,), (scatter,), (reduce,) = (
-        of(read, k) for k in ('all-gather', 'all-to-all', 'reduce-scatter', 'all-reduce'))
+    gather, exchange, scatter, reduce = (
+        of(read, k)[0] for k in ('all-gather', 'all-to-all', 'reduce-scatter', 'all-reduce'))
     assert exchange.groups == (tuple(range(8)), tuple(range(8, 16)))  # [2,8]<=[16]
     assert gather.groups[:2] == ((0, 4, 8, 12), (1, 5, 9, 13))  # columns of a 4 × 4
     assert scatter.groups == ((0, 1, 2, 3), (4, 5, 6, 7))

@@ -106,10 +106,21 @@ def test_where_groups_span_devices_what_is_known_of_a_token_travels_with_its_fea
     valid = collective('all-gather', 'pred[32]', 32, 'jit(step)/block_1/all_gather')
     tokens = collective('all-gather', 'bf16[32,7,7,8]', 25088, 'jit(step)/block_0/dot')
     found = [features, valid, features]
-    assert expected.exchanges(found, {'block_1'}) == [features, features]
+    assert expected.exchanges(found, wanted, {'block_1'}) == [('all-gather', features)] * 2
     assert expected.unexpected(found, wanted, {'block_1'}) == []
     assert len(expected.unexpected([*found, features], wanted, {'block_1'})) == 3
     assert expected.unexpected([*found, tokens], wanted, {'block_1'}) == [(tokens, *tokens.parts)]
+
+
+def test_a_reduction_of_features_of_which_each_device_keeps_its_part_is_a_reduce_scatter():
+    wanted = expected.Expected(Counter({'reduce-scatter': 1}), 0, frozenset({300_000}))
+    features = collective('all-reduce', 'bf16[32,14,14,512]', 6_422_528, 'jit(step)/block_1/add')
+    gradient = collective('all-reduce', 'f32[100,3000]', 1_200_000, 'jit(step)/block_1/dot')
+    found = [features, gradient]
+    assert expected.exchanges(found, wanted, {'block_1'}) == [('reduce-scatter', features)]
+    assert expected.unexpected(found, wanted, {'block_1'}) == []
+    assert len(expected.unexpected([*found, features], wanted, {'block_1'})) == 2
+    assert len(expected.unexpected(found, wanted, {'block_0'})) == 1
 
 
 def test_where_the_optimizer_is_scattered_gradients_and_parameters_travel():
