@@ -156,10 +156,11 @@ def mixing_group(images_per_group: int, images: int) -> int:
     """How many neighbours find partners for mixup and CutMix among each other.
 
     They lie in one routing group, and few enough on one device, even where the group spans many:
-    the largest divisor up to 8 of the group, or of all images where nothing is routed.
+    the largest divisor up to 4 of the group, or of all images where nothing is routed (256 devices
+    have four each of a batch of 1,024).
     """
     whole = images_per_group if images_per_group > 1 else images
-    return max((n for n in range(2, 9) if whole % n == 0), default=whole)
+    return max((n for n in range(2, 5) if whole % n == 0), default=whole)
 
 
 def update_router_state(moe, state: Tree, layers: dict[str, dict[str, Array]]) -> Tree:
