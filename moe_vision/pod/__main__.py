@@ -1,6 +1,6 @@
 """Compiles the training step of a config for a TPU pod, without one, and says what it would take.
 
-    python -m moe_vision.pod --config=configs/imagenet_k2.py --topology=v5e:16x16 [--full]
+    python -m moe_vision.pod --config=configs/imagenet_k2.py --topology=v5e:16x16
 
 Any key of the config can be set: `--config.mesh.expert=8`. docs/pod.md says how to read the output.
 Exit code 1: it does not fit the memory, or a collective that is not expected appears.
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         devices.prepare_environment()
         from moe_vision.pod import check  # jax from here on
 
-        found = check.check(request.config, request.topology, request.full)
+        found = check.check(request.config, request.topology)
     except (UserError, DataError) as e:
         print('error:', ' '.join(str(e).split()), file=sys.stderr)
         return 2

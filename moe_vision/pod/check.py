@@ -7,7 +7,6 @@ from typing import Any
 
 from moe_vision.pod import compiled, expected, hlo, memory, report, roofline
 from moe_vision.pod.chips import CHIPS, Topology
-from moe_vision.pod.short import shortened
 from moe_vision.settings import Config
 
 
@@ -18,51 +17,48 @@ class Result:
     problems: list[str]  # each a line
 
 
-def check(config: Config, topology: Topology, full: bool) -> Result:
+def check(config: Config, topology: Topology) -> Result:
     """Compiles the training step and judges it.
-
-    Args:
-      full: compile the whole network, not each kind of block once.
 
     Raises:
       UserError: the config does not fit the slice's number of devices.
     """
     setup = compiled.setup_for(config, topology)
-    brief = config if full else shortened(config)
-    part = setup if brief == config else compiled.setup_for(brief, topology)
-    whole = part is setup
     device, devices, cost = CHIPS[topology.chip].per_device(), setup.mesh.size, setup.cost
     state = memory.of_state(setup.abstract)
     versions = {n: importlib.metadata.version(n) for n in ('jax', 'libtpu')}
-    mesh = dict(setup.mesh.shape)
+    mesh, batch = dict(setup.mesh.shape), config.train.batch_size
     traced = compiled.trace_step(setup)
     flops = compiled.step_flops(traced) // devices
     head = [f'{topology}: {devices} devices, mesh data {mesh["data"]} × expert {mesh["expert"]}; '
             + ', '.join(f'{n} {v}' for n, v in versions.items()), '',
-            *report.state(state, device.hbm), '',
-            *report.compute(flops, cost, config.train.batch_size / devices), '']
+            *report.state(state, device.hbm), '', *report.compute(flops, cost, batch / devices), '']
     plain: dict[str, Any] = {
         'topology': str(topology), 'devices': devices, 'mesh': mesh, 'versions': versions,
         'hbm': device.hbm, 'state': state, 'flops': flops,
-        'padding': 1 - cost.flops / cost.flops_executed, 'whole': whole}
+        'padding': 1 - cost.flops / cost.flops_executed}
     print('compiling; a large network takes minutes', file=sys.stderr, flush=True)
     try:
-        made = compiled.compile_step(traced if whole else compiled.trace_step(part))
+        made = compiled.compile_step(traced)
     except compiled.TooLarge as e:
         problems = [f'does not fit: {e} of memory', *(f'  {tensor}' for tensor in e.tensors)]
         return Result([*head, *problems], plain | {'problems': problems}, problems)
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
-    layers, routed = [b.name for b in part.cost.blocks], set(part.cost.capacities)
-    wanted = expected.of_setup(part)
+    layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
+    wanted = expected.of_setup(setup)
     exchanged = expected.exchanges(found, wanted, routed)
+    best = roofline.estimate(device, flops, used, found, devices)
     problems = [report.told(c, tensor, layers)
                 for c, tensor in expected.unexpected(found, wanted, routed)]
     if used.used > device.hbm:
         problems.append(f'does not fit: needs {report.size(used.used)} of '
                         f'{report.size(device.hbm)} of memory')
-    lines = [*head, report.compiled(made.seconds, whole), '', *report.memory(used, device.hbm), '',
-             *report.collectives(found, layers, routed),
-             *report.exchanges(exchanged, wanted, devices), '']
+    lines = [
+        *head, f'compiled in {made.seconds:.0f} s', '', *report.memory(used, device.hbm), '',
+        *report.collectives(found, layers, routed),
+        *report.exchanges(exchanged, wanted, devices), '',
+        *report.roofline(best, topology.chip, flops / device.flops, batch), '',
+        *(problems or ['It fits, and no collective is unexpected.'])]
     plain |= {
         'seconds': made.seconds, 'problems': problems,
         'memory': dataclasses.asdict(used) | {'used': used.used},
@@ -71,11 +67,7 @@ def check(config: Config, topology: Topology, full: bool) -> Result:
             'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
                         for p in c.parts]} for c in found],
         'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
-                      'sent': expected.sent((c for _, c in exchanged), devices)}}
-    if whole:
-        best = roofline.estimate(device, flops, used, found, devices)
-        lines += [*report.roofline(best, topology.chip, flops / device.flops,
-                                   config.train.batch_size), '']
-        plain['estimate'] = dataclasses.asdict(best) | {
-            'bound': best.bound, 'least': best.least, 'most': best.most}
-    return Result([*lines, *(problems or [report.passed(whole)])], plain, problems)
+                      'sent': expected.sent((c for _, c in exchanged), devices)},
+        'estimate': dataclasses.asdict(best) | {'bound': best.bound, 'least': best.least,
+                                                'most': best.most}}
+    return Result(lines, plain, problems)

@@ -10,7 +10,7 @@ from moe_vision.errors import UserError, nearest
 from moe_vision.pod import chips
 from moe_vision.settings import Config
 
-_FLAGS = ('--config', '--topology', '--full', '--json')
+_FLAGS = ('--config', '--topology', '--json')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,7 +24,6 @@ class Request:
 
     config: Config
     topology: chips.Topology
-    full: bool  # compile the whole network
     json: bool
 
 
@@ -39,8 +38,6 @@ def parse(arguments: list[str], description: str) -> Request:
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help='a file of configs/')
     parser.add_argument('--topology', metavar='CHIP:SHAPE', help='such as v5e:16x16 or v4:8x8x4')
-    parser.add_argument('--full', action='store_true', help='compile the whole network, not each '
-                        'kind of block once')
     parser.add_argument('--json', action='store_true', help='print JSON')
     given, unknown = parser.parse_known_args(others)
     if unknown:
@@ -57,4 +54,4 @@ def parse(arguments: list[str], description: str) -> Request:
     topology = chips.parse(given.topology)
     config = config_lib.check(config_file.load(given.config, common, opened))
     rules.check_data(config, reads=False)
-    return Request(config, topology, given.full, given.json)
+    return Request(config, topology, given.json)

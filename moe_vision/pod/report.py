@@ -21,20 +21,6 @@ def size(n: float) -> str:
     return f'{n:.3g} {_UNITS[power]}'
 
 
-def compiled(seconds: float, whole: bool) -> str:
-    """What was compiled; all that follows is of it."""
-    what = 'the whole network' if whole else 'each kind of block once (--full: the whole network)'
-    return f'Compiled in {seconds:.0f} s: {what}.'
-
-
-def passed(whole: bool) -> str:
-    """The last line where nothing is wrong."""
-    if whole:
-        return 'It fits, and no collective is unexpected.'
-    return ('No collective is unexpected, and this much fits; whether the whole network does, says '
-            '--full.')
-
-
 def memory(found: Memory, hbm: int) -> list[str]:
     """Of one device, by kind, against what its chip has for it."""
     return _shares(f'memory of a device, of {size(hbm)}', {

@@ -9,9 +9,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_vision import arguments
 from moe_vision.errors import UserError
-from moe_vision.pod import chips, compiled, expected, memory, report, roofline, short
+from moe_vision.pod import chips, compiled, expected, memory, report, roofline
 from moe_vision.pod.hlo import Collective, Part
 from moe_vision.step import TrainState
 
@@ -155,21 +154,3 @@ def test_what_the_compiler_says_of_too_little_memory():
     assert str(e) == 'needs 17.25G of 15.75G'
     assert e.tensors == ['3.06G bf16[256,56,56,256]{3,2,1,0:T(8,128)} jit(step)/block_0/dot',
                       '1.00G f32[9]{0}']
-
-
-@pytest.mark.parametrize('args, placement, want, placed', [
-    (arguments.VitArgs(depth=12), 'every_2', {'depth': 2}, '1'),
-    (arguments.VitArgs(depth=12), 'none', {'depth': 1}, 'none'),
-    (arguments.VitArgs(depth=3), 'head', {'depth': 1}, 'head'),
-    # three stages of three: the last holds a plain block and a routed one
-    (arguments.ConvNetArgs(widths=(8, 8, 8), depth=3), 'last_2', {'depth': 2}, '5'),
-    (arguments.ConvNetArgs(widths=(8, 8), depth=3), '0,1,2,3', {'depth': 2}, '0,1,2'),
-    # four stages, of each the first block is not counted: numbers 0-1, 2-4, 5-9, 10-11
-    (types.SimpleNamespace(depths=(3, 4, 6, 3), blocks=12), 'last_3', {'depths': (2, 2, 3, 2)},
-     '3,4')], ids=str)
-def test_each_kind_of_block_once(monkeypatch, args, placement, want, placed):
-    monkeypatch.setattr(short.dataclasses, 'replace', lambda x, **new: types.SimpleNamespace(
-        **vars(x) | new))
-    model = types.SimpleNamespace(args=args, moe=types.SimpleNamespace(placement=placement))
-    made = short.shortened(types.SimpleNamespace(model=model)).model
-    assert vars(made.args) == vars(args) | want and made.moe.placement == placed
