@@ -20,7 +20,6 @@ _SHAPE = re.compile(r'\b([a-z]\w*)\[([^\]]*)\]')
 _CALLED = re.compile(r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
                      r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
 _CHAIN_START = 'AsyncCollectiveStart'  # of a collective spread over several fusions
-_TRIPS = re.compile(r'known_trip_count\W+n\W+(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -83,11 +82,26 @@ def _walk(computations: dict[str, dict[str, _Instruction]], name: str, times: in
             continue  # names the computation of its start again
         inner = times
         if i.opcode == 'while':
-            trips = _TRIPS.search(i.attributes)
-            inner = times * int(trips[1]) if times is not None and trips else None
+            trips = _trips(i, computations)
+            inner = None if times is None or trips is None else times * trips
         for listed in _CALLED.findall(i.attributes):
             for called in re.findall(r'[\w.-]+', listed):
                 yield from _walk(computations, called, inner, i.op_name or outer)
+
+
+def _trips(loop: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> int | None:
+    """How often a loop runs, where the compiler says so or it is a `lax.scan`, which counts from 0
+    while its counter is less than a constant."""
+    if known := re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes):
+        return int(known[1])
+    named = re.search(r'condition=%?([\w.-]+)', loop.attributes)
+    condition = computations.get(named[1] if named else '', {})
+    for i in condition.values():
+        if i.op_name.endswith('while/cond/lt') and 'direction=LT' in i.attributes:
+            bound = condition.get(i.operands[1])
+            if bound and bound.opcode == 'constant':
+                return int(bound.operands[0])
+    return None
 
 
 def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times: int | None,

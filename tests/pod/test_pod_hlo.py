@@ -69,6 +69,14 @@ source_target_pairs={{0,1},{1,0}}
   ROOT %c.3 = f32[10]{0} custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
 }
 
+%scan (t: (s32[], f32[8])) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  %t = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %n = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%n, %five), direction=LT, \
+metadata={op_name="jit(step)/while/cond/lt"}
+}
+
 ENTRY %main.9 (arg: f32[8]) -> f32[8] {
   %arg = f32[8]{0} parameter(0), metadata={op_name="state.params[\\'w\\']"}
   %other = pred[3]{0} constant({1,0,1})
@@ -85,6 +93,7 @@ metadata={op_name="jit(step)/jvp(Net)/block_1/all_to_all"}
   %f = f32[4]{0} fusion(%arg), kind=kCustom, calls=%fused
   %w = (s32[], f32[8]{0}) while(%arg), condition=%cond, body=%body, \
 backend_config={"known_trip_count":{"n":"3"},"other":{}}
+  %s = f32[8]{0} while(%arg), condition=%scan, body=%body.2
   %u = f32[8]{0} while(%arg), condition=%cond, body=%body.2
   ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
 }
@@ -143,7 +152,7 @@ def test_what_is_scattered_has_the_bytes_that_go_in(read):
 def test_loops_multiply(read):
     (reduce,) = of(read, 'all-reduce')
     assert reduce.times == 3
-    assert [c.times for c in of(read, 'collective-permute')] == [6, None]  # 3 × 2, unknown
+    assert [c.times for c in of(read, 'collective-permute')] == [6, 5, None]  # 3 × 2, scan, ?
 
 
 def test_groups(read):
