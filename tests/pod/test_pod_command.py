@@ -27,6 +27,8 @@ def at_root(monkeypatch):
     ([CONFIG, '--topologie=v5e:2x2'], "Did you mean '--topology'?"),
     ([CONFIG, 'v5e:2x2'], "unexpected argument 'v5e:2x2'"),
     ([CONFIG, '--topology=v5e:2x2', '--config.mesh.expart=2'], "'--config.mesh.expert'"),
+    ([CONFIG, '--topology=v5e:2x2', '--config.mesh.expert=3'],
+     'num_experts 8 is not divisible by mesh.expert 3'),
     (['--config=configs/digits_k3.py', '--topology=v5e:2x2'], "'configs/digits_k2.py'")])
 def test_mistakes_are_told_in_one_line(capsys, arguments, told):
     assert main(arguments) == 2
@@ -66,11 +68,21 @@ class TestCompiled:
                         '--config.model.args={"widths": (16,), "depth": 2}')
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
-        assert found['problems'] == []
+        assert found['problems'] == [] and found['mesh'] == {'data': 2, 'expert': 2}
+        # one routed layer: slots out and outputs back, and the same backward
+        assert found['exchanges']['expected'] == {'all-to-all': 4}
+        kinds = [c['kind'] for c in found['collectives']]
+        assert kinds.count('all-to-all') == 4 and set(kinds) == {'all-to-all', 'all-reduce'}
+        exchanged = [t for c in found['collectives'] if c['kind'] == 'all-to-all'
+                     for t in c['tensors']]
+        assert {t['layer'] for t in exchanged} == {'block_1'}
+        used = found['memory']
+        assert 0 < found['state']['parameters'] < used['arguments'] < used['used'] < found['hbm']
 
     @pytest.mark.parametrize('override, told', [
-        ('--config.mesh.expert=3', 'mesh.expert is 3, but there are 4 devices; allowed: 1, 2, 4.'),
-        ('--config.train.batch_size=90', 'train.batch_size gives')])
+        ('--config.mesh.expert=8', 'mesh.expert is 8, but there are 4 devices; allowed: 1, 2, 4.'),
+        ('--config.train.batch_size=192', 'train.batch_size gives each of 4 devices 48 images')])
     def test_what_does_not_divide(self, override, told):
         done = self.run(override)
-        assert done.returncode == 2 and told in done.stderr and done.stderr.count('\n') == 1
+        assert done.returncode == 2 and told in done.stderr, done.stderr
+        assert done.stderr.count('\n') == 1
