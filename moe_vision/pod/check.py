@@ -41,7 +41,11 @@ def check(config: Config, topology: Topology) -> Result:
     try:
         made = compiled.compile_step(traced)
     except compiled.TooLarge as e:
-        problems = [f'does not fit: {e} of memory', *(f'  {tensor}' for tensor in e.tensors)]
+        tensors = e.tensors or [
+            f'{report.size(size)} {shape} in {scope}'
+            for size, shape, scope in memory.largest(traced.jaxpr.jaxpr, devices)]
+        problems = [f'does not fit: {e} of memory; the largest tensors of a device:',
+                    *(f'  {tensor}' for tensor in tensors)]
         return Result([*head, *problems], plain | {'problems': problems}, problems)
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
     layers, routed = [b.name for b in cost.blocks], set(cost.capacities)

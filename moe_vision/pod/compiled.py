@@ -79,11 +79,13 @@ def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def too_large(message: str) -> TooLarge:
-    """Of the compiler's message: how much it needs of what there is, and the largest tensors."""
-    used = re.search(r'Used ([\d.]+\w?) of ([\d.]+\w?) hbm', message)
+    """Of the compiler's message: what it needs of what there is, and what it says of tensors."""
+    used = re.search(r'Used ([\d.]+\w?) of ([\d.]+\w?) hbm|'
+                     r'\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)', message)
     tensors = []
     for item in re.split(r'\n\s*\d+\. Size: ', message)[1:]:
         found = (re.search(p, item) for p in (r'Shape: (\S+)', r'op_name="([^"]*)'))
         tensors.append(' '.join([item.split()[0], *(m[1] for m in found if m)]))
     first = message.strip().splitlines()[0]
-    return TooLarge(f'needs {used[1]} of {used[2]}' if used else first, tensors)
+    return TooLarge('needs {} of {}'.format(*filter(None, used.groups())) if used else first,
+                    tensors)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +47,25 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 def shard_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     return leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+
+
+def largest(program: Jaxpr, devices: int, count: int = 5) -> list[tuple[int, str, str]]:
+    """The largest tensors of a traced program, of each shape one: bytes on a device, shape, scope.
+
+    What is not said for a device alone is taken to lie over all devices, as activations do.
+    """
+    found: dict[str, tuple[int, str, str]] = {}
+    for size, shape, scope in _tensors(program, devices, ''):
+        found.setdefault(shape, (size, shape, scope))
+    return sorted(found.values(), reverse=True)[:count]
+
+
+def _tensors(program: Jaxpr, devices: int, outer: str) -> Iterator[tuple[int, str, str]]:
+    for eqn in program.eqns:
+        scope = '/'.join(filter(None, (outer, str(eqn.source_info.name_stack))))
+        for aval in (v.aval for v in eqn.outvars):
+            if hasattr(aval, 'shape'):
+                yield math.prod(aval.shape) * aval.dtype.itemsize // devices, str(aval), scope
+        inside = 1 if eqn.primitive.name == 'shard_map' else devices  # shapes there are a device's
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _tensors(inner, inside, scope)

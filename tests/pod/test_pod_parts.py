@@ -154,3 +154,18 @@ def test_what_the_compiler_says_of_too_little_memory():
     assert str(e) == 'needs 17.25G of 15.75G'
     assert e.tensors == ['3.06G bf16[256,56,56,256]{3,2,1,0:T(8,128)} jit(step)/block_0/dot',
                       '1.00G f32[9]{0}']
+    e = compiled.too_large('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory '
+                           'required for HLO temporaries (16.29G) exceeds available HBM (15.75G).')
+    assert (str(e), e.tensors) == ('needs 16.29G of 15.75G', [])
+
+
+def test_the_largest_tensors_of_a_program():
+    def step(x):
+        with jax.named_scope('block_3'):
+            y = jax.jit(lambda x: jnp.concatenate([x, x, x]))(x)
+        return y.sum() + (x * 2).sum()
+
+    program = jax.make_jaxpr(step)(jnp.zeros((8, 4), jnp.float32)).jaxpr
+    (size, shape, scope), second = memory.largest(program, devices=4, count=2)
+    assert (size, shape) == (3 * 8 * 4 * 4 // 4, 'float32[24,4]') and 'block_3' in scope
+    assert second[:2] == (8 * 4 * 4 // 4, 'float32[8,4]')
