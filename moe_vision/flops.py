@@ -54,7 +54,12 @@ def count(fn: Callable, *args, **kwargs) -> Counts:
         out = fn(*call_args, **call_kwargs)
         return [x for x in jax.tree.leaves(out) if isinstance(x, jax.Array)]
 
-    return _walk(jax.make_jaxpr(call)(traced).jaxpr, ())
+    return of_program(jax.make_jaxpr(call)(traced).jaxpr)
+
+
+def of_program(jaxpr: Jaxpr) -> Counts:
+    """`count` of a program that is already traced."""
+    return _walk(jaxpr, ())
 
 
 def total(counts: Counts) -> int:

@@ -1,5 +1,6 @@
 """Devices as a ('data', 'expert') mesh, and how arrays lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,19 +11,23 @@ from moe_vision.errors import UserError
 from moe_vision.layers.exchange import param_spec
 
 
-def make(expert: int) -> Mesh:
+def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices; `expert` of them share one copy of the experts.
+
+    Args:
+      expert: size of that axis.
+      devices: in place of all that this process knows.
 
     Raises:
       UserError: the device count is not divisible by it.
     """
-    devices = jax.device_count()
-    if devices % expert:
-        fits = [n for n in range(1, devices + 1) if devices % n == 0]
-        raise UserError(f'mesh.expert is {expert}, but there are {devices} devices; '
+    count = jax.device_count() if devices is None else len(devices)
+    if count % expert:
+        fits = [n for n in range(1, count + 1) if count % n == 0]
+        raise UserError(f'mesh.expert is {expert}, but there are {count} devices; '
                         f'allowed: {", ".join(map(str, fits))}.')
-    return jax.make_mesh((devices // expert, expert), ('data', 'expert'),
-                         axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh((count // expert, expert), ('data', 'expert'),
+                         axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> None:

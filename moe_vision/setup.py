@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -12,6 +12,7 @@ from moe_vision import checkpoint, leverage, mesh, models, optimizer, rules, sur
 from moe_vision.durations import durations
 from moe_vision.evaluate import Evaluator
 from moe_vision.feed import Gather
+from moe_vision.layers import platform
 from moe_vision.settings import Config
 from moe_vision.step import TrainState, images_per_group, init_state, jit_once, train_step_fn
 
@@ -23,18 +24,21 @@ class Setup:
     one and compile once.
     """
 
-    def __init__(self, config: Config, for_training: bool = True):
+    def __init__(self, config: Config, for_training: bool = True,
+                 devices: Sequence[jax.Device] | None = None):
+        """`devices`: of another machine, to compile for: nothing of it can run, no data is read."""
         self.config = config
         self.info: DatasetInfo = input_pipeline.info(config.dataset)
         rules.check_with_data(config, self.info)
-        self.mesh = mesh.make(config.mesh.expert)
+        self.mesh = mesh.make(config.mesh.expert, devices)
         tokens = leverage.tokens_per_image(config, self.info)
         self.images_per_group = images_per_group(config, tokens)
         if for_training:
             rows = config.train.batch_size // config.train.micro_batches
             mesh.check_groups(rows, self.images_per_group, self.mesh, 'train.batch_size'
                               + (' / micro_batches' if config.train.micro_batches > 1 else ''))
-        input_pipeline.require(config.dataset)
+        if devices is None:
+            input_pipeline.require(config.dataset)
         self.times = durations(config, self.info.split_sizes['train'])
         self.network = models.build(config.model, self.info.num_classes, self.mesh)
         self.learning_rate = optimizer.schedule(config.train, self.times.total, self.times.warmup)
@@ -74,9 +78,10 @@ class Setup:
 
     def step_fn(self, network) -> Callable:
         """The training step of a network of this config, to be compiled."""
-        return train_step_fn(network, self.config, self.tx, self.learning_rate,
+        step = train_step_fn(network, self.config, self.tx, self.learning_rate,
                              self.times.total, self.info.num_classes, self.images_per_group,
                              *input_pipeline.mean_std(self.config.dataset))
+        return platform.made_for(self.mesh)(step)
 
     @functools.cached_property
     def step(self) -> Callable:

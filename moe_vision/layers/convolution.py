@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from moe_vision.layers import platform
+
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -33,7 +35,7 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
     Returns:
       [N, P, Q, O], P = ceil(H / stride).
     """
-    if jax.default_backend() == 'cpu':
+    if platform.target() == 'cpu':
         return _on_cpu(x, kernel, stride, groups)
     return _plain(x, kernel, 'SAME', strides=(stride, stride), groups=groups)
 

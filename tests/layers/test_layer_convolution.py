@@ -1,5 +1,7 @@
 """Our convolution is jax's, in value, gradient and FLOPs, also under vmap and in loops."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from jax import lax
 
 from moe_vision import flops
+from moe_vision.layers import platform
 from moe_vision.layers.convolution import convolution, in_flax
 
 SHAPES = {  # images, kernel, stride, groups
@@ -114,3 +117,12 @@ def test_in_flax():
                                   of().apply(variables, x))
     with pytest.raises(ValueError, match='VALID'):
         of(conv_general_dilated=in_flax, padding='VALID').apply(variables, x)
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'tpu'])
+def test_the_form_is_that_of_the_devices_it_is_traced_for(kind):
+    """Not that of this process's own, which are CPUs here; in the gradient, too."""
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=kind)]))
+    traced = platform.made_for(mesh)(jax.make_jaxpr(both(convolution, 1, 1)))
+    ours = 'optimization_barrier' in str(traced(*drawn(SHAPES['3x3'])))
+    assert ours == (kind == 'cpu') and platform.target() == 'cpu'

@@ -109,7 +109,7 @@ def test_configdict_stays_where_it_is_checked():
     assert {u for u in users if not u.startswith('configs')} <= allowed
 
 
-@pytest.mark.parametrize('start', ['main', 'moe_vision.study.__main__',
+@pytest.mark.parametrize('start', ['main', 'moe_vision.study.__main__', 'moe_vision.pod.__main__',
                                    'moe_vision.study.analysis', 'moe_vision.study.run'])
 def test_what_answers_before_jax_does_not_import_it(start):
     """The commands, and all they import at their top, in any depth."""

@@ -275,6 +275,6 @@ def test_a_config_survives_the_way_to_json_and_back(data_dir):
 
 
 @pytest.mark.parametrize('group, images, want', [
-    (64, 128, 8), (12, 48, 6), (7, 28, 7), (13, 26, 13), (9, 18, 3), (1, 32, 8), (1, 11, 11)])
+    (64, 128, 4), (12, 48, 4), (7, 28, 7), (13, 26, 13), (9, 18, 3), (1, 32, 4), (1, 11, 11)])
 def test_partners_are_few_neighbours_of_one_routing_group(group, images, want):
     assert mixing_group(group, images) == want

@@ -1,0 +1,77 @@
+"""What the compiled step of a config would take of a slice, and whether it may."""
+
+import dataclasses
+import importlib.metadata
+import sys
+from typing import Any
+
+from moe_vision.pod import compiled, expected, hlo, memory, report, roofline
+from moe_vision.pod.chips import CHIPS, Topology
+from moe_vision.settings import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    lines: list[str]
+    plain: dict[str, Any]  # the same, for --json
+    problems: list[str]  # each a line
+
+
+def check(config: Config, topology: Topology) -> Result:
+    """Compiles the training step and judges it.
+
+    Raises:
+      UserError: the config does not fit the slice's number of devices.
+    """
+    setup = compiled.setup_for(config, topology)
+    device, devices, cost = CHIPS[topology.chip].per_device(), setup.mesh.size, setup.cost
+    state = memory.of_state(setup.abstract)
+    versions = {n: importlib.metadata.version(n) for n in ('jax', 'libtpu')}
+    mesh, batch = dict(setup.mesh.shape), config.train.batch_size
+    traced = compiled.trace_step(setup)
+    flops = compiled.step_flops(traced) // devices
+    head = [f'{topology}: {devices} devices, mesh data {mesh["data"]} × expert {mesh["expert"]}; '
+            + ', '.join(f'{n} {v}' for n, v in versions.items()), '',
+            *report.state(state, device.hbm), '', *report.compute(flops, cost, batch / devices), '']
+    plain: dict[str, Any] = {
+        'topology': str(topology), 'devices': devices, 'mesh': mesh, 'versions': versions,
+        'hbm': device.hbm, 'state': state, 'flops': flops,
+        'padding': 1 - cost.flops / cost.flops_executed}
+    print('compiling; a large network takes minutes', file=sys.stderr, flush=True)
+    try:
+        made = compiled.compile_step(traced)
+    except compiled.TooLarge as e:
+        tensors = e.tensors or [
+            f'{report.size(size)} {shape} in {scope}'
+            for size, shape, scope in memory.largest(traced.jaxpr.jaxpr, devices)]
+        problems = [f'does not fit: {e} of memory; the largest tensors of a device:',
+                    *(f'  {tensor}' for tensor in tensors)]
+        return Result([*head, *problems], plain | {'problems': problems}, problems)
+    found, used = hlo.collectives(made.text), memory.of_program(made.memory)
+    layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
+    wanted = expected.of_setup(setup)
+    exchanged = expected.exchanges(found, wanted, routed)
+    best = roofline.estimate(device, flops, used, found, devices)
+    problems = [report.told(c, tensor, layers)
+                for c, tensor in expected.unexpected(found, wanted, routed)]
+    if used.used > device.hbm:
+        problems.append(f'does not fit: needs {report.size(used.used)} of '
+                        f'{report.size(device.hbm)} of memory')
+    lines = [
+        *head, f'compiled in {made.seconds:.0f} s', '', *report.memory(used, device.hbm), '',
+        *report.collectives(found, layers, routed),
+        *report.exchanges(exchanged, wanted, devices), '',
+        *report.roofline(best, topology.chip, flops / device.flops, batch), '',
+        *(problems or ['It fits, and no collective is unexpected.'])]
+    plain |= {
+        'seconds': made.seconds, 'problems': problems,
+        'memory': dataclasses.asdict(used) | {'used': used.used},
+        'collectives': [{
+            'kind': c.kind, 'times': c.times, 'group': len(c.groups[0]) if c.groups else devices,
+            'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
+                        for p in c.parts]} for c in found],
+        'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
+                      'sent': expected.sent((c for _, c in exchanged), devices)},
+        'estimate': dataclasses.asdict(best) | {'bound': best.bound, 'least': best.least,
+                                                'most': best.most}}
+    return Result(lines, plain, problems)

@@ -1,0 +1,122 @@
+"""Which collectives a training step may have, from its config, and which of those found are not.
+
+Expected are the exchanges of routed layers as `layers.exchange` counts them, all-reduces of
+gradients and of statistics, and, where the optimizer's state lies over the data axis, gradients
+scattered and parameters gathered. Nothing else: a gather of tokens or of expert weights, or a
+tensor that is neither a gradient nor small, means that arrays lie otherwise than planned.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+
+import jax
+
+from moe_vision import traffic
+from moe_vision.layers import exchange
+from moe_vision.pod.hlo import Collective, Part
+from moe_vision.pod.memory import shard_shape
+from moe_vision.pod.roofline import sent_bytes
+from moe_vision.setup import Setup
+
+_STATISTIC = 2**16  # elements; sums by channel, expert or class are smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """Of one step.
+
+    Attributes:
+      exchanges: of routed layers, by kind.
+      sent: bytes that a device sends by them.
+      parameters: elements of each, as a device holds it; of its gradient, too.
+      scattered: the optimizer's state lies over the data axis.
+    """
+
+    exchanges: Counter[str]
+    sent: int
+    parameters: frozenset[int]
+    scattered: bool = False
+
+
+def of_setup(setup: Setup) -> Expected:
+    config, shape = setup.config, dict(setup.mesh.shape)
+    exchanges: Counter[str] = Counter()
+    layers = traffic.of_layers(config, setup.cost, shape)
+    for layer in layers.values():
+        for kind, n in exchange.expected(shape, 1, layer.across).items():
+            exchanges[kind] += n * config.train.micro_batches
+    return Expected(
+        exchanges, sum(x.exchanged for x in layers.values()),
+        frozenset(math.prod(shard_shape(x)) for x in jax.tree.leaves(setup.abstract.params)),
+        config.mesh.shard_optimizer)
+
+
+def exchanges(found: Iterable[Collective], expected: Expected,
+              layers: Collection[str]) -> list[tuple[str, Collective]]:
+    """Those of features in routed layers, each with the kind that it is expected as.
+
+    What is known of a token besides its features is none. A reduce-scatter may be compiled as an
+    all-reduce of which each device keeps its part.
+    """
+    of = []
+    for c in found:
+        if not layer_of(c.origin, layers) or not any('f' in p.shape.partition('[')[0]
+                                                     for p in c.parts):
+            continue
+        if c.kind in expected.exchanges:
+            of.append((c.kind, c))
+        elif (c.kind == 'all-reduce' and 'reduce-scatter' in expected.exchanges
+              and not all(_planned(c.kind, p, expected) for p in c.parts)):
+            of.append(('reduce-scatter', c))
+    return of
+
+
+def sent(found: Iterable[Collective], devices: int) -> float:
+    """Bytes that a device sends in a step."""
+    return sum(sent_bytes(c, devices) * (c.times or 1) for c in found)
+
+
+def unexpected(found: Iterable[Collective], expected: Expected,
+               layers: Collection[str]) -> list[tuple[Collective, Part]]:
+    """Each tensor that should not travel, or not that often.
+
+    Args:
+      layers: the routed ones. Of an exchange that is there too often, those of the layers that
+        have more than their share are told.
+    """
+    bad: list[tuple[Collective, Part]] = []
+    counted: dict[tuple[str, str], list[Collective]] = defaultdict(list)
+    for c in found:
+        layer = layer_of(c.origin, layers)
+        kinds = [kind for kind, _ in exchanges([c], expected, layers)]
+        if kinds:
+            counted[kinds[0], layer].append(c)
+        elif not (layer and c.kind in expected.exchanges):  # else what is known besides
+            bad += [(c, p) for p in c.parts if not _planned(c.kind, p, expected)]
+    for (kind, _), own in counted.items():
+        if sum(c.times or 1 for c in own) > expected.exchanges[kind] / len(layers):
+            bad += [(c, p) for c in own for p in c.parts]
+    return bad
+
+
+def _planned(kind: str, part: Part, expected: Expected) -> bool:
+    """Whether it is a gradient, a parameter or a statistic, by its size."""
+    elements = math.prod(int(d) for d in re.findall(r'\d+', part.shape.partition('[')[2]))
+    if kind == 'all-reduce':
+        return elements <= _STATISTIC or elements in expected.parameters
+    return (expected.scattered and kind in ('all-gather', 'reduce-scatter')
+            and elements in expected.parameters)
+
+
+def layer_of(op_name: str, layers: Iterable[str]) -> str:
+    """The layer that an operation belongs to: the one whose path stands in its name; '' if none.
+
+    A name is such as 'jit(step)/transpose(jvp(ConvNet))/block_9/all_to_all'.
+    """
+    parts = [p for p in re.split(r'[/().]', op_name) if p]
+    path = f'/{"/".join(parts)}/'
+    fits = [name for name in layers if f'/{name}/' in path]
+    return max(fits, key=len, default='')

@@ -1,0 +1,236 @@
+"""The collectives of a compiled program, read from its text (HLO).
+
+A collective counts as often as it runs: loops × trip count, branches of a conditional once each.
+It counts once where it is a pair of start and done, also inside a fusion or an asynchronous call,
+and where the TPU compiler spreads it over a chain of fusions that do other work meanwhile.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast', 'collective-permute',
+         'ragged-all-to-all', 'reduce-scatter')
+Groups = tuple[tuple[int, ...], ...]
+
+_COMPUTATION = re.compile(r'(ENTRY )?%?([\w.-]+) (?:\(.*|\{$)')
+_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*)')
+_SHAPE = re.compile(r'\b([a-z]\w*)\[([^\]]*)\]')
+_CALLED = re.compile(r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
+                     r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
+_CHAIN_START = 'AsyncCollectiveStart'  # of a collective spread over several fusions
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One tensor of a collective, as a device holds the larger side of it."""
+
+    shape: str  # such as 'bf16[8,4,14,14,256]'
+    bytes: int
+    op_name: str  # of the collective; of what made it, where several tensors go in one
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction. `times` is None inside a loop of unknown trip count."""
+
+    kind: str
+    name: str
+    parts: tuple[Part, ...]
+    groups: Groups  # of partitions; () is all of them. Of a permute: (source, target) each
+    times: int | None
+    op_name: str
+
+    @property
+    def origin(self) -> str:
+        """The operation that it is of; where it has no name, the one that made its first tensor."""
+        return self.op_name or next((p.op_name for p in self.parts), '')
+
+    @property
+    def bytes(self) -> int:
+        """Of one run, on one device: the larger of what goes in and comes out."""
+        return sum(p.bytes for p in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shapes: tuple[str, ...]  # of its results
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    op_name: str
+
+
+def collectives(text: str) -> tuple[Collective, ...]:
+    """All that the program's text says of collectives, in its order."""
+    computations, entry = _computations(text)
+    return tuple(_walk(computations, entry, 1, ''))
+
+
+def _walk(computations: dict[str, dict[str, _Instruction]], name: str, times: int | None,
+          outer: str) -> Iterator[Collective]:
+    own = computations.get(name, {})
+    begins = any(_CHAIN_START in i.attributes for i in own.values())
+    for i in own.values():
+        kind = i.opcode.removesuffix('-start')
+        if kind in KINDS and (begins or 'chain_id=' not in i.attributes):
+            yield _collective(kind, i, own, times, outer)
+        if i.opcode.endswith(('-done', '-update')):
+            continue  # names the computation of its start again
+        inner = times
+        if i.opcode == 'while':
+            trips = _trips(i, computations)
+            inner = None if times is None or trips is None else times * trips
+        for listed in _CALLED.findall(i.attributes):
+            for called in re.findall(r'[\w.-]+', listed):
+                yield from _walk(computations, called, inner, i.op_name or outer)
+
+
+def _trips(loop: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> int | None:
+    """How often a loop runs, where the compiler says so or it is a `lax.scan`, which counts from 0
+    while its counter is less than a constant."""
+    if known := re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes):
+        return int(known[1])
+    named = re.search(r'condition=%?([\w.-]+)', loop.attributes)
+    condition = computations.get(named[1] if named else '', {})
+    for i in condition.values():
+        if i.op_name.endswith('while/cond/lt') and 'direction=LT' in i.attributes:
+            bound = condition.get(i.operands[1])
+            if bound and bound.opcode == 'constant':
+                return int(bound.operands[0])
+    return None
+
+
+def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times: int | None,
+                outer: str) -> Collective:
+    groups = _groups(i.attributes)
+    makers = [own.get(o) for o in i.operands]
+    count = max(len(makers), 1)
+    shapes = i.shapes
+    if i.opcode.endswith('-start') and kind != 'all-reduce':  # (operands, results, contexts)
+        shapes = shapes[count:2 * count]
+    if kind == 'reduce-scatter':  # what goes in is larger
+        shapes = tuple(s for m in makers if m for s in m.shapes) or shapes
+    parts = []
+    for n, shape in enumerate(shapes):
+        maker = makers[n] if n < len(makers) else None
+        made_by = _origin(maker, own) if maker else ''
+        names = (i.op_name, made_by) if len(shapes) == 1 else (made_by, i.op_name)
+        op_name = next(filter(None, names), outer)
+        parts.append(Part(shape, _bytes(shape), op_name))
+    return Collective(kind, i.name, tuple(parts), groups, times, i.op_name or outer)
+
+
+def _origin(made: _Instruction, own: dict[str, _Instruction]) -> str:
+    """The name of the operation that made a value, through copies and tuples without a name."""
+    while not made.op_name and made.operands and made.operands[0] in own:
+        made = own[made.operands[0]]
+    return made.op_name
+
+
+def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+    """Instructions by computation and name, and the entry's name."""
+    found: dict[str, dict[str, _Instruction]] = {}
+    own: dict[str, _Instruction] = {}
+    entry = ''
+    for line in text.splitlines():
+        if line[:1].isspace():
+            if match := _INSTRUCTION.match(line):
+                own[match[1]] = _instruction(match[1], match[2])
+        elif line.endswith('{') and (match := _COMPUTATION.match(line)):
+            own = found[match[2]] = {}
+            entry = match[2] if match[1] else entry
+    return found, entry
+
+
+def _instruction(name: str, rest: str) -> _Instruction:
+    """`rest`: TYPE opcode(operands), attributes."""
+    rest = re.sub(r'/\*.*?\*/', '', rest)
+    kind, _, rest = _until(rest, 0) if rest.startswith('(') else rest.partition(' ')
+    opcode, _, rest = rest.strip().partition('(')
+    inside, _, attributes = _until(f'({rest}', 0)
+    op_name = _OP_NAME.search(attributes)
+    return _Instruction(
+        name, tuple(f'{t}[{d}]' for t, d in _SHAPE.findall(kind)), opcode,
+        tuple(o.split()[-1].lstrip('%') for o in _split(inside[1:-1])), attributes,
+        op_name[1] if op_name else '')
+
+
+def _until(text: str, start: int) -> tuple[str, str, str]:
+    """`text` in two, after the bracket that closes the one at `start`."""
+    depth = 0
+    for n in range(start, len(text)):
+        depth += (text[n] in '([{') - (text[n] in ')]}')
+        if not depth:
+            return text[:n + 1], '', text[n + 1:]
+    return text, '', ''
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets."""
+    found, depth = [''], 0
+    for c in text:
+        depth += (c in '([{') - (c in ')]}')
+        if c == ',' and not depth:
+            found.append('')
+        else:
+            found[-1] += c
+    return [f for f in found if f.strip()]
+
+
+def _bytes(shape: str) -> int:
+    """Of 'bf16[8,128]', without the padding of a layout."""
+    kind, _, dims = shape[:-1].partition('[')
+    bits = 8 if kind == 'pred' else int((re.search(r'\d+', kind) or ['0'])[0])
+    return math.ceil(bits * math.prod(int(d.strip(' <=')) for d in dims.split(',') if d) / 8)
+
+
+def _groups(attributes: str) -> Groups:
+    """Groups in any of their notations: listed, iota, or axes of a mesh. () is all devices."""
+    if mesh := re.search(r'replica_groups=mesh\[([^]]*)\](?:, device_ids=\((.*?)\))? \{(.*?)\}',
+                         attributes):
+        return _mesh_groups(*mesh.groups(default=''))
+    if iota := re.search(r'replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', attributes):
+        ids, size = _iota(iota[2]), int(iota[1])
+        return tuple(tuple(ids[n:n + size]) for n in range(0, len(ids), size))
+    listed = re.search(r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', attributes)
+    return tuple(tuple(_numbers(g)) for g in re.findall(r'\{([\d, ]*)\}', listed[1])
+                 ) if listed else ()
+
+
+def _mesh_groups(axes: str, ids: str, over: str) -> Groups:
+    """Devices that differ along the axes `over` alone, such as "'a','b':(2)4": of axis b the part
+    of size 4 that has 2 before it. `ids`: of the devices, where they are not in order."""
+    dims = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
+    total = math.prod(dims.values())
+    order = (_iota(ids) if ids.startswith('[') else _numbers(ids)) or range(total)
+    strides, stride = {}, total
+    for name, n in dims.items():
+        stride //= n
+        strides[name] = stride
+    digits = []  # (stride, size) in the place of a device
+    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", over):
+        part = int(size or dims[name])
+        digits.append((strides[name] * dims[name] // (int(before or 1) * part), part))
+    groups: dict[int, list[int]] = {}
+    for place, device in enumerate(order):
+        groups.setdefault(place - sum(place // s % n * s for s, n in digits), []).append(device)
+    return tuple(map(tuple, groups.values()))
+
+
+def _iota(text: str) -> list[int]:
+    """Of '[4,2]T(1,0)': 0, 1, 2, ... laid out as 4 × 2, its axes put in that order, row by row."""
+    shape, _, order = text.partition('T')
+    dims = _numbers(shape)
+    ids = [0]
+    for axis in _numbers(order) or range(len(dims)):
+        stride = math.prod(dims[axis + 1:])
+        ids = [i + n * stride for i in ids for n in range(dims[axis])]
+    return ids
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r'\d+', text)]
