@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from input_pipeline.randaugment import randaugment
+
 _CROP_RATIO = 256 / 224  # shorter side before the centre crop, over the side after it
 
 
@@ -115,11 +117,17 @@ def augment(
     kind: str,
     shape: tuple[int, int, int],
     varies: bool,
+    layers: int = 0,
+    magnitude: float = 0.0,
 ) -> np.ndarray:
-    """Returns a training image, uint8 `shape`; `kind` is one of `types.AUGMENTS`."""
+    """Returns a training image, uint8 `shape`.
+
+    `kind` is one of `types.AUGMENTS`; then `layers` operations of RandAugment follow.
+    """
     if kind == 'random_resized_crop':
-        return random_resized_crop(image, rng, shape)
-    image = fit(image, shape, varies)
-    if kind == 'none':
-        return image
-    return pad_crop(image, rng, flip=kind == 'pad_crop_flip')
+        image = random_resized_crop(image, rng, shape)
+    else:
+        image = fit(image, shape, varies)
+        if kind != 'none':
+            image = pad_crop(image, rng, flip=kind == 'pad_crop_flip')
+    return randaugment(image, rng, layers, magnitude) if layers else image

@@ -146,6 +146,8 @@ def build_steps(
         rows=np.asarray(rows, np.int64),
         seed=seed or 0,
         kind=cfg.augment,
+        layers=cfg.randaugment_layers,
+        magnitude=cfg.randaugment_magnitude,
     )
 
 

@@ -30,7 +30,10 @@ class DatasetConfig:
         train_images: use so many images of train, after validation was taken: a fixed
             pseudo-random choice, the same for every seed and arm. 0 uses all.
         resident: decode once, keep the images on the device and augment there: the same batches
-            (sets of one image size; not with random_resized_crop).
+            (sets of one image size; not with random_resized_crop or RandAugment).
+        randaugment_layers: operations of RandAugment after `augment`, on training batches; 0 is
+            off.
+        randaugment_magnitude: their strength, 0 to 10.
     """
 
     name: str
@@ -42,6 +45,8 @@ class DatasetConfig:
     cache: bool
     train_images: int
     resident: bool
+    randaugment_layers: int = 0
+    randaugment_magnitude: float = 9.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,5 +98,24 @@ def check(cfg: DatasetConfig) -> None:
             "resident is set, but augment 'random_resized_crop' resizes on the host; use pad_crop "
             'or pad_crop_flip, or set resident to False.'
         )
+    _check_randaugment(cfg)
     if cfg.workers < 0:
         raise DataError(f'workers is {cfg.workers}; give 0 (threads) or a number of processes.')
+
+
+def _check_randaugment(cfg: DatasetConfig) -> None:
+    layers, magnitude = cfg.randaugment_layers, cfg.randaugment_magnitude
+    if layers < 0:
+        raise DataError(f'randaugment_layers is {layers}; give a number of operations, or 0 (off).')
+    if not 0 <= magnitude <= 10:
+        raise DataError(f'randaugment_magnitude is {magnitude}; it must lie in [0, 10].')
+    if not layers and magnitude != DatasetConfig.randaugment_magnitude:
+        raise DataError(
+            f'randaugment_magnitude is {magnitude} but is not read: randaugment_layers is 0; set '
+            'randaugment_layers (2 is usual), or leave the magnitude at its default.'
+        )
+    if layers and cfg.resident:
+        raise DataError(
+            'resident is set, but randaugment_layers works on the host; set resident to False, or '
+            'randaugment_layers to 0.'
+        )
