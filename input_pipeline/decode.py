@@ -25,6 +25,17 @@ def decode(encoded: bytes, channels: int) -> np.ndarray | None:
     return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def readable(encoded: bytes) -> bool:
+    """Whether `decode` can decode these bytes, in about half of its time."""
+    import cv2
+
+    try:
+        flag = cv2.IMREAD_REDUCED_GRAYSCALE_8
+        return bool(encoded) and cv2.imdecode(np.frombuffer(encoded, np.uint8), flag) is not None
+    except cv2.error:
+        return False
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """Returns the PNG bytes of a uint8 [H, W, 1] or [H, W, 3] (RGB) image."""
     import cv2

@@ -14,6 +14,22 @@ class DataError(Exception):
     """A mistake the user can mend, told in one line: what was given, what is allowed."""
 
 
+class Report:
+    """What a preparation tells while it works. This one is silent."""
+
+    def images(self, split: str, more: int) -> None:
+        """So many more images of a stored split are written."""
+
+    def kept(self, split: str, images: int) -> None:
+        """So many images of a split were written by an earlier preparation."""
+
+    def bytes(self, name: str, done: int, size: int) -> None:
+        """So much of a file was compared with the published one."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know now."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
     """Which images a run reads and what happens to them on the way.
@@ -60,6 +76,8 @@ class DatasetInfo:
         split_sizes: images per split after the validation fraction was taken, and of train no
             more than `train_images`; a split that does not exist is absent.
         class_names: one per label; 'class_7' where names are only known once prepared.
+        digest: sha256 of the stored images, names and labels, in order; '' before the set is
+            prepared, and where something else prepared it.
     """
 
     name: str
@@ -67,6 +85,7 @@ class DatasetInfo:
     image_shape: tuple[int, int, int]
     split_sizes: dict[str, int]
     class_names: tuple[str, ...]
+    digest: str = ''
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
