@@ -50,6 +50,7 @@ class _Progress(Report):
         if not self._kept:
             self.warn('going on where an earlier preparation stopped')
         self._kept += images
+        self._start = time.monotonic()
 
     def bytes(self, name: str, done: int, size: int) -> None:
         now = time.monotonic()

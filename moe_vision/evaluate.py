@@ -26,7 +26,7 @@ from moe_vision.step import TrainState, eval_step_fn, images_per_group
 
 _SAMPLES = 24  # images shown in the report
 _PROBE = 256  # tokens whose first choices are kept at each validation
-_STREAM = 2**32 - 1  # of the run's key: no step has this number
+STREAM = 2**32 - 1  # of the run's key: no step has this number
 
 
 class Evaluator:
@@ -126,7 +126,7 @@ class Evaluator:
         """Each batch of a split, and `run(intervention=None, unbounded=False)`: what
         `eval_step_fn` says of it, on the device."""
         variables = state.variables(averaged=True)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), _STREAM)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
         for number, (batch, arrays) in enumerate(self.batches(split)):
             def run(intervention: Intervention | None = None, unbounded: bool = False,
                     arrays=arrays, start=number * self.batch) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 from image_fakes import WNIDS, config, encoded, imagenet, picture, rewrite, tar_bytes
 
@@ -77,6 +78,14 @@ def test_the_original_bytes_are_stored(tmp_path):
     assert stored(tmp_path, 'train') == want
     assert [row[:2] for row in stored(tmp_path, 'validation')] == sorted(val)
     assert prepare('imagenet2012', str(tmp_path), '').count(digest(tmp_path)[:16]) == 1
+
+    cfg = config('imagenet2012', tmp_path, image_size=30)
+    with ip.evaluation_batches(cfg, split='train', batch_size=6, rows=range(6)) as batches:
+        batch = next(batches)
+    for index, pixels in zip(batch['index'], batch['image'], strict=True):
+        alone = ip.evaluation_image(cfg, (30, 30, 3), want[index][1])
+        np.testing.assert_array_equal(alone, pixels)
+    assert ip.evaluation_image(cfg, (30, 30, 3), b'no image') is None
 
 
 def test_the_digest_tells_two_preparations_apart(tmp_path, source):
