@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     c.eval.batch_size = 256  # rounded up to whole routing groups; does not change any result
     c.eval.every_epochs = 1.0  # validation while training
     c.eval.every_steps = 0
+    c.eval.capacity_factors = ()  # --mode=eval scores at each of these, too: 1,2,inf
 
     c.mesh = ConfigDict()
     c.mesh.expert = 1  # devices that share one copy of the experts; the rest is the data axis

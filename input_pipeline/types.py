@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable
 
 AUGMENTS = ('none', 'pad_crop_flip', 'pad_crop', 'random_resized_crop')
+UNREAD_MAGNITUDE = 9.0  # of RandAugment, where it is off
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -61,8 +62,8 @@ class DatasetConfig:
     cache: bool
     train_images: int
     resident: bool
-    randaugment_layers: int = 0
-    randaugment_magnitude: float = 9.0
+    randaugment_layers: int
+    randaugment_magnitude: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _check_randaugment(cfg: DatasetConfig) -> None:
         raise DataError(f'randaugment_layers is {layers}; give a number of operations, or 0 (off).')
     if not 0 <= magnitude <= 10:
         raise DataError(f'randaugment_magnitude is {magnitude}; it must lie in [0, 10].')
-    if not layers and magnitude != DatasetConfig.randaugment_magnitude:
+    if not layers and magnitude != UNREAD_MAGNITUDE:
         raise DataError(
             f'randaugment_magnitude is {magnitude} but is not read: randaugment_layers is 0; set '
             'randaugment_layers (2 is usual), or leave the magnitude at its default.'

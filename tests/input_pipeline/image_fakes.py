@@ -21,6 +21,8 @@ def config(name, data_dir, **changes):
         'cache': False,
         'train_images': 0,
         'resident': False,
+        'randaugment_layers': 0,
+        'randaugment_magnitude': 9.0,
     }
     return DatasetConfig(name=name, data_dir=str(data_dir), **(values | changes))
 

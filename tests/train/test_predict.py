@@ -75,7 +75,7 @@ def test_all_images_are_predicted_as_the_evaluation_does_with_room_for_all(run, 
     model = moe_vision.load(str(folder))
     found = model(digits['image'])
     assert found.probabilities.shape == (360, 10) and model.step == 6
-    np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-5, atol=1e-6)
+    near(found.probabilities.sum(1), 1)
     assert list(found.layers) == [*setup.cost.capacities]
     if setup.config.model.moe.router == 'soft':
         return  # an evaluation mixes the images of a group
@@ -87,16 +87,20 @@ def test_all_images_are_predicted_as_the_evaluation_does_with_room_for_all(run, 
     assert len(np.unique(layer['expert'])) > 2
 
 
+def near(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_an_image_does_not_depend_on_the_others(run, digits):
     model = moe_vision.load(str(run[0]))
     some = digits['image'][:8]
     together, alone = model(some), [model(x[None]) for x in some]
     mixed = model(np.concatenate([some[:1], digits['image'][100:107]]))
     for i, one in enumerate(alone):
-        np.testing.assert_allclose(together.probabilities[i], one.probabilities[0], rtol=1e-5, atol=1e-6)
+        near(together.probabilities[i], one.probabilities[0])
         for name, layer in one.layers.items():
             assert (together.layers[name]['expert'][i] == layer['expert'][0]).all()
-    np.testing.assert_allclose(mixed.probabilities[0], alone[0].probabilities[0], rtol=1e-5, atol=1e-6)
+    near(mixed.probabilities[0], alone[0].probabilities[0])
 
 
 def test_images_of_another_shape_are_refused(run, digits):
@@ -131,15 +135,15 @@ def test_the_command_at_any_batch_size(run, pictures, digits, capsys):
         assert [c['label'] for c in one['classes']] == [*(-p).argsort(kind='stable')[:5]]
         assert [c['class'] for c in one['classes']] == [
             setup.info.class_names[c['label']] for c in one['classes']]
-        np.testing.assert_allclose([c['probability'] for c in one['classes']],
-                                   [c['probability'] for c in other['classes']], rtol=1e-5, atol=1e-6)
+        near([c['probability'] for c in one['classes']],
+             [c['probability'] for c in other['classes']])
         for name, experts in one['layers'].items():
             layer = found.layers[name]
             want = sorted({*layer['expert'][0].ravel().tolist()})
             assert sorted(r['expert'] for r in experts) == want
             gates = [r['gate'] for r in experts]
             assert gates == sorted(gates, reverse=True)
-            np.testing.assert_allclose(sum(gates), layer['gate'][0].sum(-1).mean(), rtol=1e-5, atol=1e-6)
+            near(sum(gates), layer['gate'][0].sum(-1).mean())
 
 
 def test_what_cannot_be_read_is_named_and_counted(run, pictures, tmp_path, capsys):
