@@ -15,14 +15,14 @@ def decode(encoded: bytes, channels: int) -> np.ndarray | None:
 
     if not encoded:
         return None
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
     except cv2.error:
         return None
     if image is None:
         return None
-    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image[..., None] if channels == 1 else image
 
 
 def readable(encoded: bytes) -> bool:

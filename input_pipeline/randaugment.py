@@ -15,6 +15,7 @@ is M / 10; an operation that has two directions takes the negative one as a nega
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -125,7 +126,11 @@ def contrast(image: np.ndarray, strength: float) -> np.ndarray:
 
 def color(image: np.ndarray, strength: float) -> np.ndarray:
     """Away from the image in gray."""
-    return _blend(image, np.broadcast_to(_gray(image), image.shape), strength)
+    import cv2
+
+    if image.shape[-1] == 1:
+        return image
+    return _blend(image, cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB), strength)
 
 
 def sharpness(image: np.ndarray, strength: float) -> np.ndarray:
@@ -155,7 +160,11 @@ _ORDER = tuple(OPERATIONS)
 
 def _histograms(image: np.ndarray) -> list[np.ndarray]:
     """int64 [256] of each channel."""
-    return [np.bincount(image[..., c].ravel(), minlength=256) for c in range(image.shape[-1])]
+    import cv2
+
+    count = functools.partial(cv2.calcHist, [image], mask=None, histSize=[256], ranges=[0, 256])
+    channels = range(image.shape[-1])
+    return [count(channels=[c]).ravel().astype(np.int64) for c in channels]
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -82,7 +82,8 @@ def _files(paths: Iterable[str]) -> Iterator[str]:
             continue
         found = []
         for folder, _, names in os.walk(path):
-            found += [os.path.join(folder, n) for n in names if n.lower().endswith(_SUFFIXES)]
+            found += [os.path.join(folder, n) for n in names
+                      if n.lower().endswith(_SUFFIXES) and not n.startswith('.')]
         if not found:
             raise UserError(f"folder '{path}' holds no images ({', '.join(_SUFFIXES)}).")
         yield from sorted(found)
@@ -121,7 +122,7 @@ def _predict(model: 'Model', files: Sequence[str], given: argparse.Namespace) ->
         pixels[:len(waiting)] = [image for _, image in waiting]
         found = model(pixels, told)
         for i, (path, _) in enumerate(waiting):
-            row = _row(model, found, i, given.top) | {'file': path}
+            row = {'file': path} | _row(model, found, i, given.top)
             print(json.dumps(row) if given.json else _text(row), flush=True)
         return len(waiting)
 

@@ -67,6 +67,7 @@ def pictures(digits, tmp_path_factory):
         to = folder / ('below' if i % 3 == 2 else '') / f'{i}.PNG'
         to.write_bytes(encode_png(digits['image'][i]))
     (folder / 'notes.txt').write_text('no image')
+    (folder / '.hidden.png').write_text('no image')
     return folder
 
 
