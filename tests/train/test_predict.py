@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -24,9 +25,6 @@ CASES = {
     'patches': train_cases.VIT | {
         'model.moe.eval_capacity_factor': 0.75, 'model.moe.group_size': 4,
         'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}},
-    'soft batch': {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
-                   'model.moe.router': 'soft', 'model.moe.losses': {},
-                   'model.moe.router_args': {'axis': 'batch'}},
 }
 
 
@@ -51,6 +49,11 @@ def run(request, data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def model(run):
+    return moe_vision.load(str(run[0]))
+
+
+@pytest.fixture(scope='module')
 def digits(data_dir):
     config = train_cases.make(data_dir).dataset
     with input_pipeline.evaluation_batches(config, split='test', batch_size=360,
@@ -71,15 +74,12 @@ def pictures(digits, tmp_path_factory):
     return folder
 
 
-def test_all_images_are_predicted_as_the_evaluation_does_with_room_for_all(run, digits):
-    folder, setup, state = run
-    model = moe_vision.load(str(folder))
+def test_all_images_are_predicted_as_the_evaluation_does_with_room_for_all(run, model, digits):
+    _, setup, state = run
     found = model(digits['image'])
     assert found.probabilities.shape == (360, 10) and model.step == 6
     near(found.probabilities.sum(1), 1)
     assert list(found.layers) == [*setup.cost.capacities]
-    if setup.config.model.moe.router == 'soft':
-        return  # an evaluation mixes the images of a group
     want = setup.evaluator.score(state, 'test', 0.5)['accuracy_unbounded']
     right = found.probabilities.argmax(1) == digits['label']
     assert float(right.mean()) == want
@@ -92,8 +92,7 @@ def near(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_an_image_does_not_depend_on_the_others(run, digits):
-    model = moe_vision.load(str(run[0]))
+def test_an_image_does_not_depend_on_the_others(model, digits):
     some = digits['image'][:8]
     together, alone = model(some), [model(x[None]) for x in some]
     mixed = model(np.concatenate([some[:1], digits['image'][100:107]]))
@@ -104,8 +103,7 @@ def test_an_image_does_not_depend_on_the_others(run, digits):
     near(mixed.probabilities[0], alone[0].probabilities[0])
 
 
-def test_images_of_another_shape_are_refused(run, digits):
-    model = moe_vision.load(str(run[0]))
+def test_images_of_another_shape_are_refused(model, digits):
     for wrong in (digits['image'][0], digits['image'][:2].astype(np.float32)):
         with pytest.raises(UserError, match='this network takes uint8'):
             model(wrong)
@@ -117,18 +115,16 @@ def command(capsys, *args):
     return code, out, error
 
 
-def test_the_command_at_any_batch_size(run, pictures, digits, capsys):
+def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
     folder, setup, _ = run
     rows = {}
     for size in (1, 4):
         code, out, error = command(capsys, f'--workdir={folder}', f'--batch_size={size}', '--json',
                                    pictures)
-        assert code == 0 and 'skip' not in error
-        assert ('note: this network mixes' in error) == (setup.config.model.moe.router == 'soft')
+        assert code == 0 and error == ''
         rows[size] = [json.loads(line) for line in out.splitlines()]
     names = [r['file'] for r in rows[1]]
     assert names == [r['file'] for r in rows[4]] == sorted(names) and len(names) == 10
-    model = moe_vision.load(str(folder))
     for one, other in zip(rows[1], rows[4], strict=True):
         i = int(one['file'].rsplit('/', 1)[1].removesuffix('.PNG'))
         found = model(digits['image'][i:i + 1])
@@ -145,6 +141,14 @@ def test_the_command_at_any_batch_size(run, pictures, digits, capsys):
             gates = [r['gate'] for r in experts]
             assert gates == sorted(gates, reverse=True)
             near(sum(gates), layer['gate'][0].sum(-1).mean())
+
+
+@pytest.mark.parametrize('axis', ['batch', 'none'])
+def test_a_network_that_mixes_images_is_told(axis, data_dir, capsys):
+    config = train_cases.make(data_dir, {'model.moe.router': 'soft', 'model.moe.losses': {},
+                                         'model.moe.router_args': {'axis': axis}})
+    predict._note(types.SimpleNamespace(config=config))
+    assert ('mixes the images of a group' in capsys.readouterr().err) == (axis == 'batch')
 
 
 def test_what_cannot_be_read_is_named_and_counted(run, pictures, tmp_path, capsys):
