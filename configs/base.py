@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     c.dataset.validation_fraction = 0.1  # of train, where the set has no validation split
     c.dataset.image_size = 0  # side in pixels; 0 keeps the data set's own size
     c.dataset.augment = 'none'  # none, pad_crop, pad_crop_flip, random_resized_crop
+    c.dataset.randaugment_layers = 0  # operations of RandAugment on each image; 0 is off
+    c.dataset.randaugment_magnitude = 9.0  # their strength, 0 to 10
     c.dataset.workers = 0  # worker processes for reading and decoding; 0 uses threads
     c.dataset.cache = False  # keep decoded images in memory (small sets)
     c.dataset.resident = False  # keep them on the device and augment there; the same batches
@@ -73,6 +75,7 @@ def get_config() -> ConfigDict:
     c.eval.batch_size = 256  # rounded up to whole routing groups; does not change any result
     c.eval.every_epochs = 1.0  # validation while training
     c.eval.every_steps = 0
+    c.eval.capacity_factors = ()  # --mode=eval scores at each of these, too: 1,2,inf
 
     c.mesh = ConfigDict()
     c.mesh.expert = 1  # devices that share one copy of the experts; the rest is the data axis

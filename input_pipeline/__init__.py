@@ -14,7 +14,7 @@ from input_pipeline.types import DataError, DatasetConfig, DatasetInfo
 
 if TYPE_CHECKING:
     from input_pipeline.builder import Builder, Contents
-    from input_pipeline.loader import Batches, evaluation_batches, train_batches
+    from input_pipeline.loader import Batches, evaluation_batches, evaluation_image, train_batches
     from input_pipeline.metadata import info, mean_std
     from input_pipeline.storage import require
 
@@ -27,6 +27,7 @@ __all__ = [
     'DatasetConfig',
     'DatasetInfo',
     'evaluation_batches',
+    'evaluation_image',
     'info',
     'mean_std',
     'require',
@@ -38,6 +39,7 @@ _HOME = {
     'Builder': 'builder',
     'Contents': 'builder',
     'evaluation_batches': 'loader',
+    'evaluation_image': 'loader',
     'info': 'metadata',
     'mean_std': 'metadata',
     'require': 'storage',

@@ -1,7 +1,8 @@
 """Pixels in, pixels out, on one image at a time, with OpenCV.
 
 Axes: H height, W width, C channels. All images are uint8 [H, W, C]. Shrinking averages
-over areas (no aliasing), growing interpolates linearly.
+over areas (no aliasing), growing interpolates linearly; so does a random crop that shrinks to more
+than half (which still reads every pixel, in a third of the time).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
+from input_pipeline.randaugment import randaugment
 
 _CROP_RATIO = 256 / 224  # shorter side before the centre crop, over the side after it
 
@@ -21,15 +24,18 @@ def generator(seed: int, step: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns uint8 [height, width, C]."""
+def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -> np.ndarray:
+    """Returns uint8 [height, width, C]; with `quick` linear down to half of each side."""
     import cv2
 
     if image.shape[:2] == (height, width):
         return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+    if quick:
+        averages = 2 * height < image.shape[0] or 2 * width < image.shape[1]
+    else:
+        averages = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if averages else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
     return resized if resized.ndim == 3 else resized[..., None]
 
 
@@ -67,18 +73,17 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.n
     return image[:, ::-1] if flip and mirror else image
 
 
-def random_resized_crop(
-    image: np.ndarray, rng: np.random.Generator, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """Crops 8 to 100 % of the area at a ratio of 3/4 to 4/3, resizes, flips half of them.
+def crop_box(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int, int, int, bool]:
+    """Draws a box of 8 to 100 % of the area at a ratio of 3/4 to 4/3, and whether to mirror it.
 
     After ten boxes that do not fit, takes the largest centred box of an allowed ratio.
 
     Returns:
-        uint8 `shape`, (H, W, C).
+        Top, left, height, width of the box in pixels; mirrored or not.
     """
-    height, width = image.shape[:2]
-    mirror = rng.integers(0, 2)
+    mirror = bool(rng.integers(0, 2))
     low, high = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
         area = height * width * rng.uniform(0.08, 1.0)
@@ -87,11 +92,21 @@ def random_resized_crop(
         if 0 < w <= width and 0 < h <= height:
             top = int(rng.integers(0, height - h + 1))
             left = int(rng.integers(0, width - w + 1))
-            break
-    else:
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        top, left = (height - h) // 2, (width - w) // 2
-    image = resize(image[top : top + h, left : left + w], shape[0], shape[1])
+            return top, left, h, w, mirror
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w, mirror
+
+
+def random_resized_crop(
+    image: np.ndarray, rng: np.random.Generator, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Cuts `crop_box` out, resizes it, mirrors half of them.
+
+    Returns:
+        uint8 `shape`, (H, W, C).
+    """
+    top, left, h, w, mirror = crop_box(image.shape[0], image.shape[1], rng)
+    image = resize(image[top : top + h, left : left + w], shape[0], shape[1], quick=True)
     return image[:, ::-1] if mirror else image
 
 
@@ -115,11 +130,17 @@ def augment(
     kind: str,
     shape: tuple[int, int, int],
     varies: bool,
+    layers: int = 0,
+    magnitude: float = 0.0,
 ) -> np.ndarray:
-    """Returns a training image, uint8 `shape`; `kind` is one of `types.AUGMENTS`."""
+    """Returns a training image, uint8 `shape`.
+
+    `kind` is one of `types.AUGMENTS`; then `layers` operations of RandAugment follow.
+    """
     if kind == 'random_resized_crop':
-        return random_resized_crop(image, rng, shape)
-    image = fit(image, shape, varies)
-    if kind == 'none':
-        return image
-    return pad_crop(image, rng, flip=kind == 'pad_crop_flip')
+        image = random_resized_crop(image, rng, shape)
+    else:
+        image = fit(image, shape, varies)
+        if kind != 'none':
+            image = pad_crop(image, rng, flip=kind == 'pad_crop_flip')
+    return randaugment(image, rng, layers, magnitude) if layers else image

@@ -24,10 +24,13 @@ class Contents:
         splits: stored split name -> shards. A shard is a function without arguments
             whose iterator yields (name, encoded image, label); shards are written one
             after another, so memory holds one example at a time.
+        files: what the shards read. Where it is given, a preparation that was interrupted goes on
+            where it stopped, as long as these files stay as they are.
     """
 
     class_names: tuple[str, ...]
     splits: dict[str, Sequence[Shard]]
+    files: Sequence[Path] = ()
 
 
 class Builder:
@@ -46,6 +49,7 @@ class Builder:
         embedded: the set needs no source and prepares itself on first use.
         wants: what `--source` must be and where that is published.
         places: paths looked at where no `--source` is given.
+        published: name of a file of the source -> its published size and MD5.
     """
 
     name: str = ''
@@ -61,6 +65,7 @@ class Builder:
     embedded: bool = False
     wants: str = ''
     places: tuple[str, ...] = ()
+    published: dict[str, tuple[int, str]] = {}
 
     def open(self, source: Path) -> Contents:
         """Looks into `source` and returns what it holds; decodes nothing yet.

@@ -15,14 +15,25 @@ def decode(encoded: bytes, channels: int) -> np.ndarray | None:
 
     if not encoded:
         return None
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
     except cv2.error:
         return None
     if image is None:
         return None
-    return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image[..., None] if channels == 1 else image
+
+
+def readable(encoded: bytes) -> bool:
+    """Whether `decode` can decode these bytes, in about half of its time."""
+    import cv2
+
+    try:
+        flag = cv2.IMREAD_REDUCED_GRAYSCALE_8
+        return bool(encoded) and cv2.imdecode(np.frombuffer(encoded, np.uint8), flag) is not None
+    except cv2.error:
+        return False
 
 
 def encode_png(image: np.ndarray) -> bytes:

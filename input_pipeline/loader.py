@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import metadata, order, storage
+from input_pipeline import augment, metadata, order, storage
+from input_pipeline.decode import decode
 from input_pipeline.reader import Reader
 from input_pipeline.registry import find
 from input_pipeline.steps import Batch, Steps
@@ -146,7 +147,22 @@ def build_steps(
         rows=np.asarray(rows, np.int64),
         seed=seed or 0,
         kind=cfg.augment,
+        layers=cfg.randaugment_layers,
+        magnitude=cfg.randaugment_magnitude,
     )
+
+
+def evaluation_image(
+    cfg: DatasetConfig, shape: tuple[int, int, int], encoded: bytes
+) -> np.ndarray | None:
+    """Returns uint8 `shape`, what an evaluation makes of an encoded image (JPEG, PNG, ...).
+
+    None where it cannot be decoded. Transparency is left out, gray and CMYK become RGB (or all
+    becomes gray, where the set is). The set itself is not read.
+    """
+    image = decode(encoded, shape[2])
+    varies = None in find(cfg.name).image_shape
+    return None if image is None else augment.fit(image, shape, varies)
 
 
 def train_batches(

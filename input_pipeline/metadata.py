@@ -11,12 +11,14 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from input_pipeline import order
 from input_pipeline.builder import Builder
 from input_pipeline.registry import find
 from input_pipeline.types import SPLITS, DataError, DatasetConfig, DatasetInfo, check
 
+PREPARED = 'prepared.json'  # beside the records: digest, sources, images that cannot be decoded
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -29,6 +31,7 @@ class Facts:
         sizes: stored split -> images.
         class_names: one per label.
         keyed: whether records carry the name of their file.
+        prepared: what its preparation noted in `prepared.json`; {} where something else made it.
     """
 
     directory: Path | None
@@ -37,6 +40,7 @@ class Facts:
     sizes: dict[str, int]
     class_names: tuple[str, ...]
     keyed: bool = True
+    prepared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def root(data_dir: str) -> Path:
@@ -86,7 +90,7 @@ def read(directory: Path) -> Facts:
         )
     for split, lengths in splits.items():
         for i, _ in enumerate(lengths):
-            file = f'{set_name}-{split}.array_record-{i:05d}-of-{len(lengths):05d}'
+            file = record_file(set_name, split, i, len(lengths))
             if not (directory / file).is_file():
                 raise DataError(
                     f'{directory / file} is missing; restore the file, or remove {directory} and '
@@ -97,9 +101,20 @@ def read(directory: Path) -> Facts:
     if len(listed) != classes:
         listed = tuple(f'class_{i}' for i in range(classes))
     sizes = {split: sum(lengths) for split, lengths in splits.items()}
-    return Facts(
-        directory, classes, (height, width, channels or 3), sizes, listed, 'key' in features
-    )
+    shape, keyed = (height, width, channels or 3), 'key' in features
+    return Facts(directory, classes, shape, sizes, listed, keyed, _prepared(directory))
+
+
+def record_file(name: str, split: str, number: int, count: int) -> str:
+    """Returns the name of a file of records, as tfds names it."""
+    return f'{name}-{split}.array_record-{number:05d}-of-{count:05d}'
+
+
+def _prepared(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / PREPARED).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def facts(builder: Builder, data_dir: str) -> Facts:
@@ -207,6 +222,7 @@ def info(cfg: DatasetConfig) -> DatasetInfo:
         image_shape=image_shape(cfg, known),
         split_sizes=split_sizes(builder, known, cfg.validation_fraction, cfg.train_images),
         class_names=known.class_names,
+        digest=known.prepared.get('digest', ''),
     )
 
 

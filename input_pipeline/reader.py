@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,22 @@ class Reader:
     channels: int
     cache: bool
 
-    def read(self, positions: Sequence[int]) -> list[Item]:
-        """Returns the items at stored positions, in that order.
+    def read(self, positions: Sequence[int]) -> Iterator[Item]:
+        """Yields the items at stored positions, in that order, each decoded when it is asked for.
+
+        A photograph is still in the processor's cache when it is cropped.
 
         Raises:
             DataError: the record files are damaged.
         """
         if self.cache:
             items = _decoded(self.directory, self.split, self.channels)
-            return [items[i] for i in positions]
+            yield from (items[i] for i in positions)
+            return
         try:
             raw = _records(self.directory, self.split).__getitems__(list(positions))
-            return [self._item(r, i) for r, i in zip(raw, positions, strict=True)]
+            for record, position in zip(raw, positions, strict=True):
+                yield self._item(record, position)
         except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
             reason = ' '.join(str(error).split())
             raise DataError(
@@ -98,4 +102,5 @@ def _decoded(directory: Path, split: str, channels: int) -> list[Item]:
     size = len(_records(directory, split))
     chunks = [range(i, min(i + 256, size)) for i in range(0, size, 256)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [item for chunk in pool.map(source.read, chunks) for item in chunk]
+        parts = pool.map(lambda chunk: list(source.read(chunk)), chunks)
+        return [item for part in parts for item in part]

@@ -44,7 +44,7 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
     }
     chunks = [range(i, min(i + 256, steps.size)) for i in range(0, steps.size, 256)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = pool.map(lambda chunk: steps.reader.read(stored[chunk].tolist()), chunks)
+        parts = pool.map(lambda chunk: list(steps.reader.read(stored[chunk].tolist())), chunks)
         for i, item in enumerate(item for part in parts for item in part):
             out['label'][i] = item.label
             if item.image is None:

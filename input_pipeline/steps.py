@@ -31,6 +31,8 @@ class Steps:
     rows: np.ndarray  # int64 [R]
     seed: int
     kind: str  # augmentation
+    layers: int  # of RandAugment
+    magnitude: float
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
         """Returns the batch of a step and the names of the images it could not decode."""
@@ -68,5 +70,11 @@ class Steps:
             return augment.fit(item.image, self.shape, self.varies)
         rng = augment.generator(self.seed, step, row)
         return augment.augment(
-            item.image, rng, kind=self.kind, shape=self.shape, varies=self.varies
+            item.image,
+            rng,
+            kind=self.kind,
+            shape=self.shape,
+            varies=self.varies,
+            layers=self.layers,
+            magnitude=self.magnitude,
         )

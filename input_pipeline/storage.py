@@ -3,90 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import dataclasses
+import json
+import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.builder import Builder, Contents, Shard
-from input_pipeline.metadata import facts, locate, prepare_command, root
+from input_pipeline.builder import Builder, Contents, Example, Shard
+from input_pipeline.metadata import PREPARED, facts, locate, prepare_command, record_file, root
+from input_pipeline.published import Source, compare
 from input_pipeline.registry import find
-from input_pipeline.types import DataError, DatasetConfig, check
+from input_pipeline.shards import Unfinished, Written, digest, identity
+from input_pipeline.types import DataError, DatasetConfig, Report, check
 
-Report = Callable[[str, int], None]  # (stored split, images written so far)
+_INFO = 'dataset_info.json'
 
 
 @contextlib.contextmanager
-def _alone(parent: Path) -> Iterator[None]:
-    """Holds a lock file so that two processes do not prepare one set at once."""
+def _alone(parent: Path, report: Report) -> Iterator[bool]:
+    """Holds a lock file so that two processes do not prepare one set at once.
+
+    Yields whether there is such a lock here.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / '.lock').open('w') as file:
         try:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report.warn(f'another process prepares {parent}; waiting for it')
+                fcntl.flock(file, fcntl.LOCK_EX)
         except (ImportError, OSError):
-            pass  # no locks here: the rename at the end lets one of them win
-        yield
-
-
-@contextlib.contextmanager
-def _set_aside(final: Path) -> Iterator[None]:
-    """Moves an earlier version away while a new one is written; puts it back on failure."""
-    aside = final.with_name(f'incomplete.old_{final.name}')
-    if final.exists():
-        final.rename(aside)
-    try:
-        yield
-    except BaseException:
-        if aside.exists() and not final.exists():
-            aside.rename(final)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _tfds_builder(builder: Builder, contents: Contents, data_dir: Path, report: Report) -> Any:
-    """Returns a tfds builder that writes `contents` shard after shard."""
-    import tensorflow_datasets as tfds
-
-    features = tfds.features.FeaturesDict(
-        {
-            'image': tfds.features.Image(
-                shape=builder.image_shape, encoding_format=builder.encoding
-            ),
-            'label': tfds.features.ClassLabel(names=list(contents.class_names)),
-            'key': tfds.features.Text(),
-        }
-    )
-
-    def examples(split: str, shard: Shard) -> Iterator[tuple[str, dict[str, Any]]]:
-        for key, encoded, label in shard():
-            yield key, {'image': encoded, 'label': label, 'key': key}
-            written[split] += 1
-            report(split, written[split])
-
-    written = dict.fromkeys(contents.splits, 0)
-
-    class Stored(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """The records of one data set."""
-
-        name = builder.name
-        VERSION = tfds.core.Version(builder.version)
-
-        def _info(self) -> Any:
-            return self.dataset_info_from_configs(
-                features=features, supervised_keys=('image', 'label'), description=builder.__doc__
-            )
-
-        def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
-            return {
-                split: [lambda split=split, shard=shard: examples(split, shard) for shard in shards]
-                for split, shards in contents.splits.items()
-            }
-
-    return Stored(data_dir=data_dir, file_format='array_record')
+            yield False
+        else:
+            yield True
 
 
 def write(
@@ -94,16 +48,16 @@ def write(
     source: Path,
     data_dir: str,
     *,
-    report: Report = lambda split, done: None,
+    report: Report | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Prepares a set: writes into a temporary folder, then renames it.
+    """Prepares a set: writes into a folder of another name, then renames it.
 
     Args:
         builder: the set.
         source: what `builder.open` reads.
         data_dir: where prepared sets live; '' is tfds' default.
-        report: called after each image.
+        report: is told of the progress.
         overwrite: replace what is there; otherwise a prepared set is left as it is.
 
     Returns:
@@ -112,13 +66,13 @@ def write(
     Raises:
         DataError: the source is unfit, or data_dir cannot be written.
     """
-    import tensorflow_datasets as tfds
-
+    report = report or Report()
     place = root(data_dir)
     final = place / builder.name / builder.version
+    kept = ''
     try:
-        with _alone(place / builder.name):
-            if (final / 'dataset_info.json').is_file() and not overwrite:
+        with _alone(final.parent, report) as locked:
+            if (final / _INFO).is_file() and not overwrite:
                 return final
             for stale in final.parent.glob(f'incomplete.*_{builder.version}'):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -128,19 +82,118 @@ def write(
                     f"{source} lists {len(contents.class_names)} classes, but '{builder.name}' has "
                     f'{builder.num_classes}.'
                 )
-            tfds.disable_progress_bar()
-            with _set_aside(final), tempfile.TemporaryDirectory() as unused:
-                with contextlib.redirect_stdout(io.StringIO()):  # tfds talks of downloads
-                    _tfds_builder(builder, contents, place, report).download_and_prepare(
-                        download_dir=unused
-                    )
+            own = 'unfinished' if locked else f'incomplete.{os.getpid()}'
+            unfinished = Unfinished(
+                final.with_name(f'{own}_{builder.version}'), _identity(builder, contents)
+            )
+            try:
+                _fill(unfinished, builder, contents, report)
+                _put(unfinished, final)
+            except BaseException as error:
+                if isinstance(error, DataError) or not (contents.files and locked):
+                    unfinished.remove()
+                else:
+                    kept = f' (what is done is kept in {unfinished.folder}: run the command again)'
+                raise
     except OSError as error:
-        if overwrite or not (final / 'dataset_info.json').is_file():
-            raise DataError(
-                f"'{builder.name}' cannot be written to {place}: {error}; give a data_dir that can "
-                'be written and has room.'
-            ) from error
+        raise DataError(
+            f"'{builder.name}' cannot be written to {place}: {error}{kept}; give a data_dir that "
+            'can be written and has room.'
+        ) from error
     return final
+
+
+def _identity(builder: Builder, contents: Contents) -> str:
+    shards = {split: len(parts) for split, parts in contents.splits.items()}
+    told = builder.name, builder.version, builder.encoding, contents.class_names, shards
+    return identity(contents.files, *told)
+
+
+def _fill(unfinished: Unfinished, builder: Builder, contents: Contents, report: Report) -> None:
+    """Writes what is not there yet: records, what tfds wants to know of them, `prepared.json`."""
+    sources = unfinished.noted('sources')
+    if sources is None:
+        sources = [
+            dataclasses.asdict(s) for s in compare(contents.files, builder.published, report)
+        ]
+        unfinished.note('sources', sources)
+    for about in sources:
+        if about['md5'] and (text := Source(**about).warning()):  # of its size, but damaged
+            report.warn(text)
+    wanted = sum(path.stat().st_size for path in contents.files)
+    there = sum(path.stat().st_size for path in unfinished.folder.glob('*.array_record-*'))
+    if (free := shutil.disk_usage(unfinished.folder).free) < wanted - there:
+        report.warn(f'{free:,} bytes are free; {wanted - there:,} are likely to be needed')
+    splits: dict[str, list[Written]] = {}
+    for split, shards in contents.splits.items():
+        files = [record_file(builder.name, split, i, len(shards)) for i in range(len(shards))]
+        splits[split] = [
+            _shard(unfinished, file, shard, split, report)
+            for file, shard in zip(files, shards, strict=True)
+        ]
+    _describe(unfinished.folder, builder, contents, splits)
+    prepared = {
+        'digest': digest(contents.class_names, splits),
+        'sources': sources,
+        'unreadable': {
+            split: [name for shard in shards for name in shard.unreadable]
+            for split, shards in splits.items()
+        },
+    }
+    (unfinished.folder / PREPARED).write_text(json.dumps(prepared, indent=1))
+
+
+def _shard(
+    unfinished: Unfinished, file: str, shard: Shard, split: str, report: Report
+) -> Written:
+    if found := unfinished.kept(file):
+        report.kept(split, found.images)
+        return found
+
+    def counted() -> Iterator[Example]:
+        for example in shard():
+            yield example
+            report.images(split, 1)
+
+    return unfinished.write(file, counted())
+
+
+def _describe(
+    folder: Path, builder: Builder, contents: Contents, splits: dict[str, list[Written]]
+) -> None:
+    """Writes the files by which tfds, and `metadata`, know a set."""
+    import tensorflow_datasets as tfds
+
+    image = tfds.features.Image(shape=builder.image_shape, encoding_format=builder.encoding)
+    label = tfds.features.ClassLabel(names=list(contents.class_names))
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=tfds.features.FeaturesDict(
+            {'image': image, 'label': label, 'key': tfds.features.Text()}
+        ),
+        split_infos=[
+            tfds.core.SplitInfo(split, [w.images for w in shards], sum(w.bytes for w in shards))
+            for split, shards in splits.items()
+        ],
+        version=builder.version,
+        check_data=False,  # by reading them with TensorFlow
+        description=builder.__doc__,
+        supervised_keys=('image', 'label'),
+    )
+
+
+def _put(unfinished: Unfinished, final: Path) -> None:
+    """Gives a finished set its name; an earlier version makes way only now."""
+    aside = final.with_name(f'incomplete.old_{final.name}')
+    if final.exists():
+        final.rename(aside)
+    try:
+        unfinished.finish(final)
+    except BaseException:
+        if aside.exists() and not final.exists():
+            aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def require(cfg: DatasetConfig, prepare: bool = True) -> None:

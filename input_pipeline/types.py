@@ -7,11 +7,28 @@ import difflib
 from collections.abc import Iterable
 
 AUGMENTS = ('none', 'pad_crop_flip', 'pad_crop', 'random_resized_crop')
+UNREAD_MAGNITUDE = 9.0  # of RandAugment, where it is off
 SPLITS = ('train', 'validation', 'test')
 
 
 class DataError(Exception):
     """A mistake the user can mend, told in one line: what was given, what is allowed."""
+
+
+class Report:
+    """What a preparation tells while it works. This one is silent."""
+
+    def images(self, split: str, more: int) -> None:
+        """So many more images of a stored split are written."""
+
+    def kept(self, split: str, images: int) -> None:
+        """So many images of a split were written by an earlier preparation."""
+
+    def bytes(self, name: str, done: int, size: int) -> None:
+        """So much of a file was compared with the published one."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +47,10 @@ class DatasetConfig:
         train_images: use so many images of train, after validation was taken: a fixed
             pseudo-random choice, the same for every seed and arm. 0 uses all.
         resident: decode once, keep the images on the device and augment there: the same batches
-            (sets of one image size; not with random_resized_crop).
+            (sets of one image size; not with random_resized_crop or RandAugment).
+        randaugment_layers: operations of RandAugment after `augment`, on training batches; 0 is
+            off.
+        randaugment_magnitude: their strength, 0 to 10.
     """
 
     name: str
@@ -42,6 +62,8 @@ class DatasetConfig:
     cache: bool
     train_images: int
     resident: bool
+    randaugment_layers: int
+    randaugment_magnitude: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +77,8 @@ class DatasetInfo:
         split_sizes: images per split after the validation fraction was taken, and of train no
             more than `train_images`; a split that does not exist is absent.
         class_names: one per label; 'class_7' where names are only known once prepared.
+        digest: sha256 of the stored images, names and labels, in order; '' before the set is
+            prepared, and where something else prepared it.
     """
 
     name: str
@@ -62,6 +86,7 @@ class DatasetInfo:
     image_shape: tuple[int, int, int]
     split_sizes: dict[str, int]
     class_names: tuple[str, ...]
+    digest: str = ''
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -93,5 +118,24 @@ def check(cfg: DatasetConfig) -> None:
             "resident is set, but augment 'random_resized_crop' resizes on the host; use pad_crop "
             'or pad_crop_flip, or set resident to False.'
         )
+    _check_randaugment(cfg)
     if cfg.workers < 0:
         raise DataError(f'workers is {cfg.workers}; give 0 (threads) or a number of processes.')
+
+
+def _check_randaugment(cfg: DatasetConfig) -> None:
+    layers, magnitude = cfg.randaugment_layers, cfg.randaugment_magnitude
+    if layers < 0:
+        raise DataError(f'randaugment_layers is {layers}; give a number of operations, or 0 (off).')
+    if not 0 <= magnitude <= 10:
+        raise DataError(f'randaugment_magnitude is {magnitude}; it must lie in [0, 10].')
+    if not layers and magnitude != UNREAD_MAGNITUDE:
+        raise DataError(
+            f'randaugment_magnitude is {magnitude} but is not read: randaugment_layers is 0; set '
+            'randaugment_layers (2 is usual), or leave the magnitude at its default.'
+        )
+    if layers and cfg.resident:
+        raise DataError(
+            'resident is set, but randaugment_layers works on the host; set resident to False, or '
+            'randaugment_layers to 0.'
+        )

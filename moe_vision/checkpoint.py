@@ -6,6 +6,7 @@ checkpoint can be trained on. With the arrays goes a checksum of them: files who
 changed can often still be read.
 """
 
+import contextlib
 from typing import Any, Literal
 
 import jax
@@ -138,14 +139,14 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
     for step in sorted(steps, reverse=True):
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
                 path = root / str(step) / 'default'
                 on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                                       reader.metadata(path).item_metadata.tree)
+                                       reader.metadata(path).tree)
                 return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
         except Exception as e:
             logging.warning('checkpoint %d cannot be read (%s)', step, _why(e))
-    raise UserError(f"init_from: there is no readable checkpoint in '{workdir}'.")
+    raise UserError(f"there is no readable checkpoint in '{workdir}'; train there first.")
 
 
 def abstract(state: Any, shardings: Any) -> Any:

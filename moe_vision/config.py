@@ -98,9 +98,23 @@ def load(workdir: str) -> settings.Config:
         else:
             with open(path, encoding='utf-8') as f:
                 text = f.read()
-        values = json.loads(text)['config']
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        values = _completed(json.loads(text)['config'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         told = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
         raise UserError(f"no run to read in workdir '{workdir}': '{path}': {told}; train there "
                         'first or give --config.') from e
     return from_dict(values)
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """With the default of each common key that came after the run was started."""
+    from configs import base
+
+    defaults = base.get_config().to_dict()
+    for key in typed.flatten(settings.Config):
+        *parents, last = key.split('.')
+        given, default = values, defaults
+        for parent in parents:
+            given, default = given[parent], default[parent]
+        given.setdefault(last, default[last])
+    return values

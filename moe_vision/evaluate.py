@@ -20,13 +20,14 @@ from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision import mesh as mesh_lib
 from moe_vision.routing import telemetry
+from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
 from moe_vision.settings import Config
 from moe_vision.step import TrainState, eval_step_fn, images_per_group
 
 _SAMPLES = 24  # images shown in the report
 _PROBE = 256  # tokens whose first choices are kept at each validation
-_STREAM = 2**32 - 1  # of the run's key: no step has this number
+STREAM = 2**32 - 1  # of the run's key: no step has this number
 
 
 class Evaluator:
@@ -44,14 +45,15 @@ class Evaluator:
         unit = group * mesh.size
         if unit > config.eval.batch_size:  # a device needs not hold a whole group
             unit = math.lcm(group * mesh.shape['data'], mesh.size)
+        self._tokens, self._unit = tokens_per_image, unit
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._steps: dict[bool, Callable] = {}
         self._kept: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
         routed = model.moe.placement != 'none' and model.twin in ('none', 'same_drops')
-        self._bounded = (routed and not leverage.soft(model)
-                         and math.isfinite(model.moe.eval_capacity_factor))
+        self._limited = routed and not leverage.soft(model)  # a choice can be dropped
+        self._bounded = self._limited and math.isfinite(model.moe.eval_capacity_factor)
 
     def _step(self, unbounded: bool) -> Callable:
         if unbounded not in self._steps:
@@ -78,6 +80,52 @@ class Evaluator:
     def accuracy(self, state: TrainState, split: str, fraction: float) -> float:
         """The accuracy of `score` alone."""
         return self._pass(state, split, fraction, False, False)['accuracy']
+
+    def sweep(self, state: TrainState, split: str, fraction: float) -> list[dict[str, Any]]:
+        """Scores at each of `eval.capacity_factors`; [] where no choice can be dropped.
+
+        Each has 'capacity_factor', 'effective_factor' (C E / (k T)), 'accuracy', 'loss', and by
+        routed layer 'drop_rate'.
+        """
+        rows = []
+        for factor in self.config.eval.capacity_factors if self._limited else ():
+            model = self.config.model
+            moe = dataclasses.replace(model.moe, eval_capacity_factor=factor)
+            slots = capacity(factor, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
+            found = self._with(model=dataclasses.replace(model, moe=moe))._pass(
+                state, split, fraction, False, False)
+            rows.append({
+                'capacity_factor': factor,
+                'effective_factor': slots * moe.num_experts / (moe.k * moe.group_size),
+                'accuracy': found['accuracy'], 'loss': found['loss'],
+                'drop_rate': {n: x['drop_rate'] for n, x in found['layers'].items()}})
+        return rows
+
+    def at_another_batch_size(self, state: TrainState, split: str, fraction: float,
+                              scores: dict[str, Any]) -> dict[str, Any]:
+        """Whether a split is scored alike with half as many images in a batch (or, where that is
+        one group, twice as many).
+
+        Args:
+          scores: what `score` said with details.
+
+        Returns:
+          'batch_size', 'equal' (every prediction), 'images_that_differ' (right with one of the two
+          batch sizes only), 'loss_difference'.
+        """
+        size = self.batch // 2 if self.batch > self._unit else 2 * self.batch
+        other = self._with(eval=dataclasses.replace(self.config.eval, batch_size=size))
+        found = other._pass(state, split, fraction, False, True)
+        bits = [np.unpackbits(np.frombuffer(base64.b64decode(s['correct']), np.uint8))
+                for s in (scores, found)]
+        return {'batch_size': other.batch, 'equal': found['confusion'] == scores['confusion']
+                and found['correct'] == scores['correct'],
+                'images_that_differ': int((bits[0] != bits[1]).sum()),
+                'loss_difference': abs(found['loss'] - scores['loss'])}
+
+    def _with(self, **changes: Any) -> 'Evaluator':
+        config = dataclasses.replace(self.config, **changes)
+        return Evaluator(config, self.info, self.mesh, self._tokens)
 
     def _pass(self, state: TrainState, split: str, fraction: float, unbounded: bool,
               details: bool) -> dict[str, Any]:
@@ -126,7 +174,7 @@ class Evaluator:
         """Each batch of a split, and `run(intervention=None, unbounded=False)`: what
         `eval_step_fn` says of it, on the device."""
         variables = state.variables(averaged=True)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), _STREAM)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
         for number, (batch, arrays) in enumerate(self.batches(split)):
             def run(intervention: Intervention | None = None, unbounded: bool = False,
                     arrays=arrays, start=number * self.batch) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Metrics of a run: rows as JSON lines in files that are never appended to, and TensorBoard events.
 
-A row of training metrics is the mean over the steps since the row before; where rows end depends
+A row of training metrics is the mean over the steps since the row before ('bad_images', rows that
+were masked because their image cannot be decoded, is their sum); where rows end depends
 on the config alone, so that a continued run writes the rows of an uninterrupted one. What depends
 on the clock stands under 'timing'.
 """
@@ -48,6 +49,7 @@ class Interval:
         sums = jax.tree.map(lambda *xs: np.sum([np.float64(x) for x in xs], axis=0),
                             *[v['layers'] for v in values])
         scalars['learning_rate'] = float(values[-1]['learning_rate'])
+        scalars['bad_images'] = sum(int(v['bad_images']) for v in values)
         return {'step': steps[-1], 'epoch': steps[-1] / per_epoch, 'split': 'train', **scalars,
                 'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()}}
 

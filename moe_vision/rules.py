@@ -134,6 +134,9 @@ def _ranges(leaves: Mapping[str, Any]) -> None:
     if leaves['log.warn_drop_rate'] > 1:
         raise UserError(f'log.warn_drop_rate is {leaves["log.warn_drop_rate"]}; it is a share, '
                         'from 0 to 1.')
+    if any(factor <= 0 for factor in leaves['eval.capacity_factors']):
+        raise UserError(f'eval.capacity_factors is {leaves["eval.capacity_factors"]}; each must be '
+                        'positive (inf is room for all).')
     for stem in _DURATIONS:
         if not leaves[f'{stem}epochs'] and not leaves[f'{stem}steps']:
             raise UserError(f'{stem}epochs and {stem}steps are both 0; set one of them.')
@@ -172,10 +175,13 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
         because = "model.moe.placement is 'none'"
         keys = [k for k in leaves if k.startswith(('model.moe.', 'mesh.', 'log.warn_'))]
         keys = [k for k in keys if k not in ('model.moe.placement', 'mesh.shard_optimizer')]
+        keys.append('eval.capacity_factors')
     else:
         router = registry.entry('router', registry.ROUTERS, moe.router)
         because = f"model.moe.router is '{moe.router}'"
         keys = [f'model.moe.{k}' for k in router.ignores]
+        if 'eval_capacity_factor' in router.ignores:
+            keys.append('eval.capacity_factors')
     for key in keys:
         value, default = leaves[key], defaults[key]
         if dataclasses.is_dataclass(value) and type(value) is not type(default):

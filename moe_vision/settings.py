@@ -67,6 +67,7 @@ class Eval:
     batch_size: int
     every_epochs: float
     every_steps: int
+    capacity_factors: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Setup:
                               + (' / micro_batches' if config.train.micro_batches > 1 else ''))
         if devices is None:
             input_pipeline.require(config.dataset)
+            self.info = input_pipeline.info(config.dataset)  # now with its digest
         self.times = durations(config, self.info.split_sizes['train'])
         self.network = models.build(config.model, self.info.num_classes, self.mesh)
         self.learning_rate = optimizer.schedule(config.train, self.times.total, self.times.warmup)

@@ -143,7 +143,8 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         if train.ema_decay:
             ema = optax.incremental_update(params, ema, 1 - train.ema_decay)
         metrics |= {'grad_norm': optax.tree.norm(grads),
-                    'learning_rate': learning_rate(state.step)}
+                    'learning_rate': learning_rate(state.step),
+                    'bad_images': jnp.sum(~batch['valid'])}
         state = dataclasses.replace(
             state, step=state.step + 1, params=params, batch_stats=stats,
             router_state=router_state, opt_state=opt_state, ema=ema)

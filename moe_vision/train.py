@@ -105,6 +105,8 @@ def told(row: dict[str, Any]) -> str:
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     """Scores the newest checkpoint of a run on `eval.split`; writes evaluation-SPLIT.json.
 
+    Also at each of `eval.capacity_factors`, and at another batch size, which must change nothing.
+
     Raises:
       UserError: there is no checkpoint that fits the config.
     """
@@ -114,8 +116,11 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
                         f'{", ".join(setup.info.split_sizes)}.')
     with checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved:
         step, state = saved.restore_for_evaluation(setup.abstract)
-    scores = setup.evaluator.score(state, config.eval.split, step / setup.times.total,
-                                   details=True)
+    evaluator, of = setup.evaluator, (state, config.eval.split, step / setup.times.total)
+    scores = evaluator.score(*of, details=True)
+    scores |= {'batch_size': evaluator.batch,
+               'at_another_batch_size': evaluator.at_another_batch_size(*of, scores),
+               'capacity_sweep': evaluator.sweep(*of)}
     write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
         'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names, **scores})
     print(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
@@ -124,6 +129,14 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     for name, x in scores['layers'].items():
         print(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
               f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
+    again = scores['at_another_batch_size']
+    told = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
+    print(f'batch size {evaluator.batch} and {again["batch_size"]}: predictions are {told}, loss '
+          f'differs by {again["loss_difference"]:.1e}')
+    for at in scores['capacity_sweep']:
+        drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in at['drop_rate'].items())
+        print(f'capacity factor {at["capacity_factor"]:g} (effective {at["effective_factor"]:.2f})'
+              f': accuracy {at["accuracy"]:.4f}, loss {at["loss"]:.4f}, drop rate {drops}')
     return scores
 
 

@@ -86,6 +86,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return _first_that_fits(value, kind, inner, where)
     if origin is tuple and inner:
         items = list(value) if isinstance(value, tuple | list) else [value]
+        if inner[0] is float and len(items) == 1 and isinstance(items[0], str):
+            # as the command line gives '1,2,inf', which is no Python literal
+            items = [_number(text) for text in items[0].strip('()[]').split(',')]
         repeated = len(inner) == 2 and inner[1] is Ellipsis
         if not repeated and len(items) != len(inner):
             raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
@@ -104,6 +107,13 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if math.isnan(number):
         raise UserError(f'{where} is nan; it must be a number.')
     return number
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _first_that_fits(value: Any, kind: Any, choices: tuple[Any, ...], where: str) -> Any:

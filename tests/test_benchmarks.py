@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import campaign, routing, seeds
+from benchmarks import campaign, input_pipeline, routing, seeds
 from benchmarks.timing import medians
 from moe_vision import registry
 from moe_vision.layers.experts import Mlp
@@ -83,3 +83,27 @@ def test_the_campaign_takes_what_the_document_says(monkeypatch):
     assert all(line in told for line in table), table
     assert sum(sum(of.values()) for of in found.values()) < 20.5 * 3600
     assert sum(map(len, found.values())) * len(data.seeds) == 728
+
+
+def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(input_pipeline, 'IMAGES', 4)
+    monkeypatch.setattr(input_pipeline, 'BATCH', 2)
+    files = input_pipeline.photographs(4)
+    assert len(set(files)) == 4 and all(80_000 < len(f) < 160_000 for f in files)
+    ours, pillow = (by(files)(7) for by in (lambda f: input_pipeline.by_rows(f, 0),
+                                            input_pipeline.by_pillow))
+    for one, other in zip(ours, pillow, strict=True):
+        assert one.shape == other.shape == (224, 224, 3)
+        assert np.abs(one.astype(int) - other).mean() < 8  # the same crop, other filters
+        assert np.abs(one.astype(int) - other[:, ::-1]).mean() > 12
+    loader = input_pipeline.by_loader(str(tmp_path))
+    first = loader(0)
+    assert [batch['image'].shape for batch in first] == [(2, 224, 224, 3)] * 2
+    assert all(batch['valid'].all() for batch in first)
+    rates = input_pipeline.measure({'ours': input_pipeline.by_rows(files, 2), 'pil': loader}, 3)
+    assert [len(r) for r in rates.values()] == [3, 3] and min(map(min, rates.values())) > 0
+
+
+def test_the_table_of_readers_has_medians_and_ratios():
+    lines = input_pipeline.table({'ours': [30.0, 20.0, 10.0], 'pil': [10.0, 10.0, 10.0]})
+    assert lines[2] == '| ours | 20 | 10 to 30 | 2.00 |'

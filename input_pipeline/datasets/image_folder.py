@@ -46,15 +46,17 @@ class ImageFolder(Builder):
         if not (source / 'test').is_dir():
             folders = {'train': 'train', 'test': 'val'}
         splits: dict[str, Sequence[Shard]] = {}
+        files: list[Path] = []
         for split, folder in folders.items():
             images = self._images(source / folder, labels)
             if folder == 'train' and len({label for _, label in images}) < len(classes):
                 empty = next(c for c in classes if labels[c] not in {lab for _, lab in images})
                 raise DataError(f'{source}/train/{empty} holds no images ({", ".join(_SUFFIXES)}).')
             parts = [images[i : i + _SHARD] for i in range(0, len(images), _SHARD)]
+            files += [path for path, _ in images]
             if parts:
                 splits[split] = [functools.partial(self._shard, source, part) for part in parts]
-        return Contents(tuple(classes), splits)
+        return Contents(tuple(classes), splits, files)
 
     def _images(self, folder: Path, labels: dict[str, int]) -> list[tuple[Path, int]]:
         if not folder.is_dir():

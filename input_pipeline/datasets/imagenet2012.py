@@ -69,6 +69,10 @@ class Imagenet2012(Builder):
     sizes = {'train': 1281167, 'validation': 50000}
     stored = {'train': 'train', 'test': 'validation'}
     encoding = 'jpeg'
+    published = {
+        _TRAIN: (147897477120, '1d675b47d978889d74fa0da5fadfb00e'),
+        _VAL: (6744924160, '29b22e2961454d5413ddabcf34fc5622'),
+    }
     wants = (
         f'the folder of {_TRAIN} and {_VAL}, published at image-net.org (labels of the latter: '
         f'{_LABELS} or {_DEVKIT} beside them, else the list that tfds ships)'
@@ -85,11 +89,8 @@ class Imagenet2012(Builder):
             raise DataError(f'{source} is not a folder; wanted: {self.wants}.')
         train = archives.pick(source, (_TRAIN,), self.wants)
         val = archives.pick(source, (_VAL,), self.wants)
-        classes = {
-            PurePosixPath(name).stem: (name, start, size)
-            for name, start, size in archives.tar_places(train)
-            if name.endswith('.tar')
-        }
+        inner = _once(train, [p for p in archives.tar_places(train) if p[0].endswith('.tar')])
+        classes = {PurePosixPath(place[0]).stem: place for place in inner}
         if not classes:
             raise DataError(f'{train} holds no archives n########.tar; wanted: {self.wants}.')
         wnids = _published('labels.txt') or sorted(classes)
@@ -101,8 +102,12 @@ class Imagenet2012(Builder):
         def train_shard(members: list[str]) -> Iterator[Example]:
             for wnid in members:
                 name, start, size = classes[wnid]
+                seen = set()
                 try:
                     for image, data in archives.tar_files(train, start, size):
+                        if image in seen:
+                            raise _twice(train, image)
+                        seen.add(image)
                         yield image, data, labels[wnid]
                 except DataError as error:
                     raise DataError(f'inside member {name!r}: {error}') from error
@@ -114,7 +119,8 @@ class Imagenet2012(Builder):
                     raise DataError(f'{val}: no label is known for member {name!r}.')
                 yield name, data, labels[wnid]
 
-        images = sorted(p for p in archives.tar_places(val) if p[0].endswith('.JPEG'))
+        images = [p for p in archives.tar_places(val) if p[0].endswith('.JPEG')]
+        images = sorted(_once(val, images))
         if not images:
             raise DataError(f'{val} holds no *.JPEG; wanted: {self.wants}.')
         ordered = sorted(classes)
@@ -128,6 +134,7 @@ class Imagenet2012(Builder):
                     functools.partial(val_shard, part) for part in _parts(images, _VAL_SHARDS)
                 ],
             },
+            [train, val, *(source / f for f in (_LABELS, _DEVKIT) if (source / f).is_file())],
         )
 
     def _val_labels(self, source: Path) -> dict[int, str]:
@@ -141,6 +148,20 @@ class Imagenet2012(Builder):
                 f'{source} holds neither {_LABELS} nor {_DEVKIT}; wanted: {self.wants}.'
             )
         return dict(enumerate(listed, start=1))
+
+
+def _once(path: Path, places: list[archives.Place]) -> list[archives.Place]:
+    """The places, if no two have the same name, whatever folder they are in."""
+    seen = set()
+    for name, _, _ in places:
+        if (own := PurePosixPath(name).name) in seen:
+            raise _twice(path, name)
+        seen.add(own)
+    return places
+
+
+def _twice(path: Path, name: str) -> DataError:
+    return DataError(f'{path} holds member {name!r} twice; fetch the file again.')
 
 
 def _parts(items: list, count: int) -> list[list]:

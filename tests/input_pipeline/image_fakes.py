@@ -21,6 +21,8 @@ def config(name, data_dir, **changes):
         'cache': False,
         'train_images': 0,
         'resident': False,
+        'randaugment_layers': 0,
+        'randaugment_magnitude': 9.0,
     }
     return DatasetConfig(name=name, data_dir=str(data_dir), **(values | changes))
 
@@ -54,6 +56,29 @@ def rewrite(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+WNIDS = ('n01440764', 'n01443537', 'n15075141')  # labels 0, 1 and 999
+
+
+def imagenet(folder, *, odd=(), inner_damage=False):
+    """Writes the two archives of ImageNet, small; returns the train images by class.
+
+    Two train images of each class, CMYK and PNG members among them; three for validation.
+    """
+    images = {w: [picture(10 * i + j) for j in range(2)] for i, w in enumerate(WNIDS)}
+    outer = []
+    for wnid in WNIDS:
+        data = [encoded(image) for image in images[wnid]]
+        if wnid == WNIDS[1]:
+            data[0] = encoded(images[wnid][0], mode='CMYK')
+            data[1] = encoded(images[wnid][1], 'PNG')
+        inner = tar_bytes([(f'{wnid}_{j}.JPEG', d) for j, d in enumerate(data)] + list(odd))
+        outer.append((f'{wnid}.tar', inner[:900] if inner_damage else inner))
+    rewrite(folder / 'ILSVRC2012_img_train.tar', tar_bytes(outer))
+    val = [(f'ILSVRC2012_val_{i:08d}.JPEG', encoded(picture(90 + i))) for i in (2, 1, 3)]
+    rewrite(folder / 'ILSVRC2012_img_val.tar', tar_bytes(val))
+    return images
 
 
 class Numbered(Builder):

@@ -82,6 +82,15 @@ def test_fit():
     assert augment.resize(halves, 1, 1).tolist() == [[[100]]]  # the mean
 
 
+def test_a_quick_resize_averages_only_beyond_half():
+    dot = np.zeros((3, 3, 1), np.uint8)
+    dot[1, 1] = 90
+    assert augment.resize(dot, 1, 1, quick=True).item() == 10  # 90 / 9
+    # to 2 x 2: pixels at 0.25 and 1.75, so (1/4)^2 of the dot; its area is (1/2)^2 of (3/2)^2
+    assert augment.resize(dot, 2, 2, quick=True)[..., 0].tolist() == [[6, 6], [6, 6]]
+    assert augment.resize(dot, 2, 2)[..., 0].tolist() == [[10, 10], [10, 10]]
+
+
 @pytest.mark.parametrize(
     ('kind', 'mode', 'tolerance'),
     [('PNG', 'RGB', 0), ('PNG', 'RGBA', 0), ('JPEG', 'RGB', 2), ('JPEG', 'CMYK', 5)],

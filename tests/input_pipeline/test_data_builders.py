@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from image_fakes import config, encoded, picture, rewrite, tar_bytes
+from image_fakes import WNIDS, config, encoded, imagenet, picture, rewrite, tar_bytes
 from scipy.io import savemat
 
 import input_pipeline as ip
@@ -210,26 +210,6 @@ def test_tiny_imagenet_refusals(tmp_path):
 
 
 # imagenet2012
-
-WNIDS = ('n01440764', 'n01443537', 'n15075141')  # labels 0, 1 and 999
-
-
-def imagenet(folder, *, odd=(), inner_damage=False):
-    """Two train images of each class, CMYK and PNG members among them; three for validation."""
-    images = {w: [picture(10 * i + j) for j in range(2)] for i, w in enumerate(WNIDS)}
-    outer = []
-    for wnid in WNIDS:
-        data = [encoded(image) for image in images[wnid]]
-        if wnid == WNIDS[1]:
-            data[0] = encoded(images[wnid][0], mode='CMYK')
-            data[1] = encoded(images[wnid][1], 'PNG')
-        inner = tar_bytes([(f'{wnid}_{j}.JPEG', d) for j, d in enumerate(data)] + list(odd))
-        outer.append((f'{wnid}.tar', inner[:900] if inner_damage else inner))
-    rewrite(folder / 'ILSVRC2012_img_train.tar', tar_bytes(outer))
-    val = [(f'ILSVRC2012_val_{i:08d}.JPEG', encoded(picture(90 + i))) for i in (2, 1, 3)]
-    rewrite(folder / 'ILSVRC2012_img_val.tar', tar_bytes(val))
-    return images
-
 
 def test_imagenet(tmp_path):
     originals = imagenet(tmp_path / 'in')

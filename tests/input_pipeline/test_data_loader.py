@@ -57,8 +57,9 @@ def test_shapes_and_types(data_dir):
 
 @pytest.mark.parametrize('changes', [{'workers': 2}, {'cache': True}], ids=str)
 def test_where_rows_are_loaded_changes_nothing(data_dir, changes):
-    one = train(config('digits', data_dir, augment='pad_crop'))
-    other = train(config('digits', data_dir, augment='pad_crop', **changes))
+    both = {'augment': 'pad_crop', 'randaugment_layers': 2}
+    one = train(config('digits', data_dir, **both))
+    other = train(config('digits', data_dir, **both, **changes))
     assert_same(one, other)
 
 
@@ -219,7 +220,8 @@ def test_rows_outside_the_batch(data_dir):
 def test_two_processes_prepare_at_once(tmp_path):
     code = (
         'import input_pipeline as ip\n'
-        f'cfg = ip.DatasetConfig("digits", {str(tmp_path)!r}, 0.1, 0, "none", 0, False, 0, False)\n'
+        f'cfg = ip.DatasetConfig("digits", {str(tmp_path)!r}, 0.1, 0, '
+        '"none", 0, False, 0, False, 0, 9.0)\n'
         'ip.require(cfg); print(ip.info(cfg).split_sizes["train"])'
     )
     command = [sys.executable, '-c', code]
@@ -232,7 +234,7 @@ def test_training_reads_without_tensorflow(data_dir):
     code = (
         'import sys, input_pipeline as ip\n'
         f'cfg = ip.DatasetConfig("digits", {str(data_dir)!r}, 0.1, 0, '
-        '"pad_crop", 0, False, 0, False)\n'
+        '"pad_crop", 0, False, 0, False, 0, 9.0)\n'
         'with ip.train_batches(cfg, seed=0, batch_size=4, rows=[0, 1], start_step=0, num_steps=1)'
         ' as b: next(b)\n'
         'assert "tensorflow" not in sys.modules'

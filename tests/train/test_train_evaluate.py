@@ -1,5 +1,6 @@
 """Evaluation is exact: every image once, the same result at any batch size and for every router."""
 
+import base64
 import dataclasses
 import math
 
@@ -97,6 +98,30 @@ def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monke
     found, _ = scores(room, state, 16)  # k = 2 of 8 experts: a slot for each at every expert
     assert True not in ran and found['accuracy'] == found['accuracy_unbounded']
     assert found['accuracy'] == want['accuracy_unbounded'] != want['accuracy']
+
+
+def test_a_sweep_scores_at_each_capacity_factor(data_dir):
+    config = train_cases.make(data_dir, CASES['top_k'] | {
+        'eval.capacity_factors': (0.8, 0.75, float('inf'))})
+    state, setup = trained(config)
+    want, evaluator = scores(config, state, 64)
+    rows = evaluator.sweep(state, 'test', 0.5)
+    # of 16 images to 8 experts, k = 2: ceil(0.8 * 4) = 4 slots, ceil(0.75 * 4) = 3, and 16
+    assert [r['effective_factor'] for r in rows] == [1.0, 0.75, 4.0]
+    assert [r['capacity_factor'] for r in rows] == [0.8, 0.75, float('inf')]
+    drops = [r['drop_rate']['head'] for r in rows]
+    assert drops[1] == want['layers']['head']['drop_rate'] > drops[0] > drops[2] == 0
+    assert rows[1]['accuracy'] == want['accuracy'] and rows[1]['loss'] == want['loss']
+    assert rows[2]['accuracy'] == want['accuracy_unbounded'] != want['accuracy']
+    again = evaluator.at_another_batch_size(state, 'test', 0.5, want)
+    assert again.pop('loss_difference') < 1e-6
+    assert again == {'batch_size': 32, 'equal': True, 'images_that_differ': 0}
+    wrong = want | {'correct': base64.b64encode(bytes(45)).decode()}  # of 360 images none is right
+    again = evaluator.at_another_batch_size(state, 'test', 0.5, wrong)
+    assert again['equal'] is False
+    assert again['images_that_differ'] == round(360 * want['accuracy'])
+    _, one = scores(config, state, 1)
+    assert one.at_another_batch_size(state, 'test', 0.5, want)['batch_size'] == 32
 
 
 def by_hand(config, setup, variables) -> float:

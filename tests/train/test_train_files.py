@@ -98,7 +98,7 @@ def test_tensorboard_events_and_a_profile_and_the_report_are_there(workdir):
 def test_a_run_is_scored_on_any_split_as_it_was_while_training(
         config, workdir, split, images, capsys):
     changed = dataclasses.replace(config, eval=dataclasses.replace(
-        config.eval, split=split, batch_size=1))
+        config.eval, split=split, batch_size=1, capacity_factors=(float('inf'),)))
     scores = train.evaluate(changed, str(workdir))
     assert scores['images'] == images
     if split == 'test':
@@ -108,7 +108,12 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
     assert scores['accuracy'] == want
     written = strictly((workdir / f'evaluation-{split}.json').read_text())
     assert written['step'] == 12 and written['accuracy'] == want
-    assert f'{images} images, step 12' in capsys.readouterr().out
+    assert written['at_another_batch_size']['equal'] and len(written['capacity_sweep']) == 1
+    out = capsys.readouterr().out
+    assert f'{images} images, step 12' in out
+    assert 'batch size 16 and 32: predictions are equal' in out
+    free = scores['accuracy_unbounded']
+    assert f'capacity factor inf (effective 2.00): accuracy {free:.4f}' in out
 
 
 def test_scoring_a_folder_without_checkpoints_or_a_split_that_is_not_there(

@@ -1,0 +1,229 @@
+"""Training images per second on one core: JPEG bytes to a random crop of 224x224.
+
+    python -m benchmarks.input_pipeline                 # the table
+    python -m benchmarks.input_pipeline --out=FILE      # into FILE.md and FILE.json, too
+
+All take turns in one process on one core, the same number of images each in a round. A time is that
+of the processor, all threads of the process, so that other load on the machine disturbs it little;
+a rate is the median over rounds. Images are parts of scikit-learn's two photographs, 500x375 pixels
+and about as large as the files of ImageNet's train archive.
+
+    ours         decode, random-resized-crop, flip: what `input_pipeline` does with a row
+    randaugment  the same, and two operations of RandAugment
+    loader       `train_batches` from records on disk, threads of this process
+    pil          Pillow, the same crops: open, resize from the box, flip, to an array
+    tf.data      where TensorFlow is installed: decode_and_crop_jpeg, resize (bilinear), flip, in a
+                 sequential map, batched; it decodes no more of an image than the crop
+    tf.data whole  the same, but decoding whole images, as all the others have to
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+import input_pipeline
+from input_pipeline import Builder, Contents, DatasetConfig, augment
+from input_pipeline.decode import decode
+
+SHAPE = (224, 224, 3)
+WIDTH, HEIGHT, QUALITY = 500, 375, 98
+IMAGES, BATCH = 256, 64
+PACKAGES = ('numpy', 'opencv-python-headless', 'pillow', 'grain', 'array-record', 'tensorflow-cpu')
+Competitors = Mapping[str, Callable[[int], object]]  # name -> handles the images of a round
+
+
+def photographs(count: int) -> list[bytes]:
+    """JPEG files of `count` parts of two photographs, mirrored or not, darker and lighter."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    whole = load_sample_images().images
+    rng, found = np.random.default_rng(0), []
+    for i in range(count):
+        image = whole[i % 2]
+        top = int(rng.integers(0, image.shape[0] - HEIGHT + 1))
+        left = int(rng.integers(0, image.shape[1] - WIDTH + 1))
+        part = image[top:top + HEIGHT, left:left + WIDTH] * rng.uniform(0.7, 1.2)
+        part = np.clip(part, 0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(part[:, ::-1] if rng.integers(2) else part).save(
+            file, 'JPEG', quality=QUALITY)
+        found.append(file.getvalue())
+    return found
+
+
+def by_rows(files: list[bytes], layers: int) -> Callable[[int], object]:
+    """Decodes and augments as many of the files as there are, one by one."""
+    def handle(step: int) -> list[np.ndarray | None]:
+        out: list[np.ndarray | None] = []
+        for row, encoded in enumerate(files):
+            image = decode(encoded, 3)
+            assert image is not None
+            out.append(augment.augment(
+                image, augment.generator(0, step, row), kind='random_resized_crop', shape=SHAPE,
+                varies=True, layers=layers, magnitude=9.0))
+        return out
+    return handle
+
+
+def by_pillow(files: list[bytes]) -> Callable[[int], object]:
+    """The crops of `by_rows`, as a plain loop of Pillow makes them."""
+    from PIL import Image, ImageOps
+
+    def handle(step: int) -> list[np.ndarray]:
+        out = []
+        for row, encoded in enumerate(files):
+            image = Image.open(io.BytesIO(encoded)).convert('RGB')
+            top, left, h, w, mirror = augment.crop_box(
+                image.height, image.width, augment.generator(0, step, row))
+            image = image.resize(SHAPE[1::-1], Image.Resampling.BILINEAR,
+                                 (left, top, left + w, top + h))
+            out.append(np.asarray(ImageOps.mirror(image) if mirror else image))
+        return out
+    return handle
+
+
+def by_tensorflow(files: list[bytes], whole: bool) -> Callable[[int], object]:
+    """The usual tf.data pipeline of ImageNet, crops of the same distribution.
+
+    Args:
+      whole: decode the whole image and cut, as the others do, not the crop alone.
+    """
+    import tensorflow as tf
+
+
+    def crop(encoded: Any) -> Any:
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(encoded), tf.zeros([0, 0, 4]), min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=10,
+            use_image_if_no_bounding_boxes=True)
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        if whole:
+            image = tf.slice(tf.io.decode_jpeg(encoded, channels=3), begin, size)
+        else:
+            image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+        image = tf.image.random_flip_left_right(tf.image.resize(image, SHAPE[:2]))
+        return tf.cast(image, tf.uint8)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    batches = tf.data.Dataset.from_tensor_slices(files).map(crop).batch(BATCH)
+    batches = batches.with_options(options)
+    return lambda step: list(batches.as_numpy_iterator())  # to its end: nothing is read ahead
+
+
+class Photographs(Builder):
+    """The benchmark's own files as a data set."""
+
+    name, num_classes, encoding, embedded = 'photographs', 2, 'jpeg', True
+
+    def open(self, source: Path) -> Contents:
+        shard = lambda: ((str(i), f, i % 2) for i, f in enumerate(photographs(IMAGES)))  # noqa: E731
+        return Contents(('china', 'flower'), {'train': [shard]})
+
+
+def by_loader(folder: str) -> Callable[[int], object]:
+    """Whole batches from records, read ahead by threads."""
+    config = DatasetConfig(
+        name='benchmarks.input_pipeline:Photographs', data_dir=folder, validation_fraction=0.0,
+        image_size=SHAPE[0], augment='random_resized_crop', workers=0, cache=False,
+        train_images=0, resident=False, randaugment_layers=0, randaugment_magnitude=9.0)
+    input_pipeline.require(config)
+    steps = IMAGES // BATCH
+
+    def handle(step: int) -> list[Any]:
+        with input_pipeline.train_batches(
+                config, seed=0, batch_size=BATCH, rows=range(BATCH), start_step=step * steps,
+                num_steps=(step + 1) * steps) as batches:
+            return list(batches)
+    return handle
+
+
+def measure(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
+    """Images per second of processor time in each round, after one round to warm up."""
+    rates: dict[str, list[float]] = {name: [] for name in competitors}
+    for step in range(rounds + 1):
+        for name, handle in competitors.items():
+            begin = time.process_time()
+            handle(step)
+            if step:
+                rates[name].append(IMAGES / (time.process_time() - begin))
+    return rates
+
+
+def versions() -> dict[str, str]:
+    found = {'python': platform.python_version(), 'processor': _processor()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((x.split(':', 1)[1].strip() for x in lines if x.startswith('model name')),
+                platform.machine())
+
+
+def table(rates: Mapping[str, list[float]]) -> list[str]:
+    """Markdown: the median rate of each, its quartiles, and its ratio to the others' medians."""
+    middle = {name: statistics.median(r) for name, r in rates.items()}
+    others = [name for name in ('pil', 'tf.data', 'tf.data whole') if name in middle]
+    lines = [f'| | images/s per core | quartiles | {" | ".join(f"/ {n}" for n in others)} |',
+             '|---|---|---|' + '---|' * len(others)]
+    for name, r in rates.items():
+        low, _, high = statistics.quantiles(r, n=4)
+        ratios = ' | '.join(f'{middle[name] / middle[n]:.2f}' for n in others)
+        lines.append(f'| {name} | {middle[name]:.0f} | {low:.0f} to {high:.0f} | {ratios} |')
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--out', default='', help='write FILE.md and FILE.json')
+    given = parser.parse_args()
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    cv2.setNumThreads(0)
+    files = photographs(IMAGES)
+    with tempfile.TemporaryDirectory() as folder:
+        competitors = {'ours': by_rows(files, 0), 'randaugment': by_rows(files, 2),
+                       'loader': by_loader(folder), 'pil': by_pillow(files)}
+        if importlib.util.find_spec('tensorflow'):
+            competitors |= {'tf.data': by_tensorflow(files, False),
+                            'tf.data whole': by_tensorflow(files, True)}
+        rates = measure(competitors, given.rounds)
+    size = statistics.mean(map(len, files))
+    told = {'command': 'python -m benchmarks.input_pipeline', 'rounds': given.rounds,
+            'images': IMAGES, 'mean_bytes': size, 'versions': versions(), 'rates': rates}
+    lines = [f'`{told["command"]}`: {given.rounds} rounds of {IMAGES} images of '
+             f'{WIDTH}x{HEIGHT}, {size / 1000:.0f} kB on average; '
+             + ', '.join(f'{n} {v}' for n, v in versions().items()) + '.', '', *table(rates)]
+    print('\n'.join(lines))
+    if given.out:
+        text = ['# Reading images on one core', '', *lines, '']
+        Path(f'{given.out}.md').write_text('\n'.join(text))
+        Path(f'{given.out}.json').write_text(json.dumps(told, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
