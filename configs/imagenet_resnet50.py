@@ -1,7 +1,8 @@
 """How accurate is the textbook ResNet-50 under the recipe that all ImageNet configs share?
 
 A reference arm: batch norm throughout, nothing routed; 25,557,032 parameters, 4.09 G multiply-adds.
-With it stands the recipe: random-resized-crop, mixup, CutMix, label smoothing, stochastic depth, a
+With it stands the recipe: random-resized-crop, RandAugment,
+mixup, CutMix, label smoothing, stochastic depth, a
 moving average of the weights, AdamW, warm-up and cosine, bfloat16.
 
 Command: python main.py --config=configs/imagenet_resnet50.py --workdir=W
@@ -20,6 +21,7 @@ def get_config() -> ConfigDict:
     c.dataset.name = 'imagenet2012'
     c.dataset.image_size = 224
     c.dataset.augment = 'random_resized_crop'
+    c.dataset.randaugment_layers = 2
     c.dataset.validation_fraction = 0.01
     c.dataset.workers = 8
     c.model.name = 'resnet'
