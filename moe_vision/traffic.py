@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from moe_vision.layers.exchange import spans
+from moe_vision.layers.exchange import expected, spans
 from moe_vision.leverage import Leverage
 from moe_vision.settings import Config
 
@@ -52,7 +52,8 @@ def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> 
             once = block.bytes_token * tokens // mesh_shape['data']
         else:
             once = block.bytes_buffers // 2 * images // devices
-        times = 4 * config.train.micro_batches
+        kinds = expected(mesh_shape, 1, across, remat=config.model.remat)
+        times = kinds.total() * config.train.micro_batches
         # Gradients of all experts over all devices, less those of 1 / shared over 'data'.
         data = mesh_shape['data']
         gradients = Fraction(devices - 1, devices) - Fraction(data - 1, data * shared)

@@ -102,22 +102,23 @@ def run_plan(plan: Any, x: jax.Array, experts: Callable, mesh: Mesh | None, acro
 
 
 def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = False,
-             first_input_has_gradient: bool = True) -> Counter[str]:
+             first_input_has_gradient: bool = True, remat: bool = False) -> Counter[str]:
     """How often a training step exchanges what experts read and write, by kind of collective.
 
-    Without remat. Where groups span devices, what is known of a token besides its features is
+    Where groups span devices, what is known of a token besides its features is
     gathered, too: whether it is valid, and, where the router reads them, labels and the carry.
 
     Args:
       first_input_has_gradient: whether anything that learns stands before the first routed layer.
+      remat: the backward pass computes blocks again: all but the last sum, which it has no use for.
     """
     if mesh_shape.get('expert', 1) == 1 or routed_layers == 0:
         return Counter()
     forward_and_back, less = 2 * routed_layers, 0 if first_input_has_gradient else 1
     if across:
-        return Counter({'all-gather': forward_and_back,
+        return Counter({'all-gather': forward_and_back + remat * routed_layers,
                         'reduce-scatter': forward_and_back - less})
-    return Counter({'all-to-all': 2 * forward_and_back - less})
+    return Counter({'all-to-all': (3 if remat else 2) * forward_and_back - less})
 
 
 def param_spec(path: tuple[Any, ...]) -> P:

@@ -46,7 +46,8 @@ def of_setup(setup: Setup) -> Expected:
     exchanges: Counter[str] = Counter()
     layers = traffic.of_layers(config, setup.cost, shape)
     for layer in layers.values():
-        for kind, n in exchange.expected(shape, 1, layer.across).items():
+        for kind, n in exchange.expected(
+                shape, 1, layer.across, remat=config.model.remat).items():
             exchanges[kind] += n * config.train.micro_batches
     return Expected(
         exchanges, sum(x.exchanged for x in layers.values()),

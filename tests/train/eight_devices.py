@@ -11,7 +11,6 @@ from collections import Counter
 import jax
 import numpy as np
 import train_cases
-from jax.sharding import AxisType
 
 from moe_vision import mesh as mesh_lib
 from moe_vision.checkpoint import Checkpoints
@@ -59,10 +58,8 @@ def batches():
 
 
 def make_setup(changes: dict, shape: tuple[int, int], data_dir: str) -> Setup:
-    devices = jax.devices()[: shape[0] * shape[1]]
-    mesh_lib.make = lambda expert: jax.make_mesh(
-        shape, ('data', 'expert'), devices=devices, axis_types=(AxisType.Auto,) * 2)
-    return Setup(train_cases.make(data_dir, changes | {'mesh.expert': shape[1]}))
+    return Setup(train_cases.make(data_dir, changes | {'mesh.expert': shape[1]}),
+                 devices=jax.devices()[: shape[0] * shape[1]])
 
 
 def compiled_step(setup: Setup):

@@ -97,6 +97,9 @@ def test_the_table_of_exchanges():
     assert expected(mesh, 3, across=True) == {'all-gather': 6, 'reduce-scatter': 6}
     assert expected(mesh, 3, across=True, first_input_has_gradient=False) == {
         'all-gather': 6, 'reduce-scatter': 5}
+    # as counted in the traced step of two layers: 12; and 6 (10 with `valid`) and 4
+    assert expected(mesh, 2, remat=True) == {'all-to-all': 12}
+    assert expected(mesh, 2, across=True, remat=True) == {'all-gather': 6, 'reduce-scatter': 4}
 
 
 def test_groups_span_where_a_device_holds_no_whole_one():
