@@ -15,7 +15,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from moe_vision import processes
 from moe_vision.errors import UserError
+from moe_vision.files import absolute
 
 _CHECKSUM = 'checksum'
 
@@ -28,7 +30,7 @@ class Checkpoints:
         options = lambda n: ocp.CheckpointManagerOptions(  # noqa: E731
             max_to_keep=n, enable_async_checkpointing=True, create=True)
         manager = lambda name, n: ocp.CheckpointManager(  # noqa: E731
-            (root / name).resolve(), options=options(n),
+            absolute(root / name), options=options(n),
             item_handlers=ocp.StandardCheckpointHandler())
         self._latest, self._best = manager('latest', keep), manager('best', 1)
 
@@ -134,7 +136,7 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     Raises:
       UserError: there is none.
     """
-    root = (epath.Path(workdir) / 'checkpoints' / kind).resolve()
+    root = absolute(epath.Path(workdir) / 'checkpoints' / kind)
     steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
     for step in sorted(steps, reverse=True):
         try:

@@ -7,7 +7,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from moe_vision import checkpoint, feed, mesh, preflight
+from moe_vision import checkpoint, feed, mesh, preflight, processes
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
 from moe_vision.progress import Progress
@@ -15,11 +15,13 @@ from moe_vision.run import Run
 from moe_vision.settings import Config
 from moe_vision.setup import Setup as Setup
 from moe_vision.step import TrainState
+from moe_vision.stop import Stop, Stopped
 
 
 def train(config: Config, workdir: str, config_file: str = '',
           profile_steps: tuple[int, int] | None = None, setup: Setup | None = None,
-          full_report: bool = True, probe: bool = False) -> dict[str, Any]:
+          full_report: bool = True, probe: bool = False,
+          stop: Stop | None = None) -> dict[str, Any]:
     """Trains a config in a folder, continuing what is there. Returns what `result.json` holds.
 
     Args:
@@ -29,36 +31,44 @@ def train(config: Config, workdir: str, config_file: str = '',
         change no bit.
       full_report: write report.html, too.
       probe: write mechanism.json, too.
+      stop: says when to end before the last step.
 
     Raises:
+      Stopped: `stop` said so; the run is saved at a step.
       UserError: something the user can mend, the loss not finite among it.
     """
     if setup is None:
         setup = Setup(config)
-        print(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times),
-              flush=True)
+        _say(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times))
     elif not setup.fits(config):
         raise ValueError('the setup is of a config that differs in more than the seed')
     with Run(setup, config, workdir, config_file) as run:
         start, state = run.restore()
         run.begin(start)
-        state, rate = _loop(run, state, start, profile_steps)
+        state, rate = _loop(run, state, start, profile_steps, stop)
         result = run.finish(state, rate)
-        print(f'test accuracy {result["test_accuracy"]:.4f} '
-              f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
-              f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}')
+        _say(f'test accuracy {result["test_accuracy"]:.4f} '
+             f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
+             f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}')
         if probe:
             run.probe(state)
-    if full_report:
-        print(f'report {run.report()}')
+    if full_report and processes.first():
+        _say(f'report {run.report()}')
     return result
 
 
+def _say(text: str) -> None:
+    """To stdout, from one process."""
+    if processes.first():
+        print(text, flush=True)
+
+
 def _loop(run: Run, state: TrainState, start: int,
-          profile_steps: tuple[int, int] | None) -> tuple[TrainState, float]:
+          profile_steps: tuple[int, int] | None, stop: Stop | None) -> tuple[TrainState, float]:
     """Steps start + 1 to the last. Returns (state, images/s)."""
+    stop = stop or Stop()
     config, setup, times = run.config, run.setup, run.setup.times
-    progress = Progress(times.total, start, config.train.batch_size)
+    progress = Progress(times.total, start, config.train.batch_size, shown=processes.first())
     micro = config.train.micro_batches
     rows = _rows(setup, config.train.batch_size, micro)
     step_fn = setup.step
@@ -66,7 +76,14 @@ def _loop(run: Run, state: TrainState, start: int,
     if profile_steps and not start < profile_steps[0] <= times.total:
         logging.warning('no profile: --profile_steps starts at step %d, this run takes steps %d '
                         'to %d', profile_steps[0], start + 1, times.total)
-    with feed.on_host(config, config.seed, rows, start, times.total) as batches:
+
+    def validate(step: int, state: TrainState) -> None:
+        if run.validates(step):
+            progress.line(told(run.validate(step, state)))
+
+    if start:  # it may have been stopped just before
+        validate(start, state)
+    with (stop.later(), feed.on_host(config, config.seed, rows, start, times.total) as batches):
         for step, arrays in enumerate(batches, start + 1):
             if profile_steps and step == profile_steps[0]:
                 jax.profiler.start_trace(str(epath.Path(run.workdir) / 'profile'))
@@ -81,17 +98,21 @@ def _loop(run: Run, state: TrainState, start: int,
                 jax.block_until_ready(out)
                 jax.profiler.stop_trace()
                 profiling = False
-            if not times.row_ends(step):
-                continue
-            row = run.row() | {'timing': progress.timing(step)}
-            progress.clear()
-            run.add(row)
-            progress.show(row)
-            began = time.monotonic()
-            if run.validates(step):
-                progress.line(told(run.validate(step, state)))
-            run.save(step, state)
-            progress.pause(time.monotonic() - began)
+            stopping = stop.at(step) and step < times.total
+            if times.row_ends(step):
+                row = run.row() | {'timing': progress.timing(step)}
+                progress.clear()
+                run.add(row)
+                progress.show(row)
+            if stopping:
+                saved = run.save_now(step, state)
+                raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at step '
+                              f'{saved}; start again with the same command to go on.')
+            if times.row_ends(step):
+                began = time.monotonic()
+                validate(step, state)
+                run.save(step, state)
+                progress.pause(time.monotonic() - began)
     progress.done()
     return state, progress.images_per_second(times.total)
 
@@ -116,14 +137,16 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         step, state = saved.restore_for_evaluation(setup.abstract)
     scores = setup.evaluator.score(state, config.eval.split, step / setup.times.total,
                                    details=True)
-    write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
-        'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names, **scores})
-    print(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
-          f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '
-          f'{scores["images"]:,} images, step {step}')
+    if processes.first():
+        write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
+            'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names,
+            **scores})
+    _say(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
+         f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '
+         f'{scores["images"]:,} images, step {step}')
     for name, x in scores['layers'].items():
-        print(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
-              f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
+        _say(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
+             f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
     return scores
 
 
