@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 import jax
-from absl import logging
 from etils import epath
 
 from moe_vision import checkpoint, feed, mesh, preflight, processes
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
+from moe_vision.profiling import Profile
 from moe_vision.progress import Progress
 from moe_vision.run import Run
 from moe_vision.settings import Config
@@ -72,10 +72,7 @@ def _loop(run: Run, state: TrainState, start: int,
     micro = config.train.micro_batches
     rows = _rows(setup, config.train.batch_size, micro)
     step_fn = setup.step
-    profiling = False
-    if profile_steps and not start < profile_steps[0] <= times.total:
-        logging.warning('no profile: --profile_steps starts at step %d, this run takes steps %d '
-                        'to %d', profile_steps[0], start + 1, times.total)
+    profile = Profile(profile_steps, run.workdir, start, times.total)
 
     def validate(step: int, state: TrainState) -> None:
         if run.validates(step):
@@ -85,19 +82,14 @@ def _loop(run: Run, state: TrainState, start: int,
         validate(start, state)
     with (stop.later(), feed.on_host(config, config.seed, rows, start, times.total) as batches):
         for step, arrays in enumerate(batches, start + 1):
-            if profile_steps and step == profile_steps[0]:
-                jax.profiler.start_trace(str(epath.Path(run.workdir) / 'profile'))
-                profiling = True
+            profile.before(step)
             batch = setup.gather(mesh.to_devices(arrays, setup.mesh, micro))
             state, out = step_fn(state, batch)
             run.interval.add(step, out)
             if step == start + 1:
                 jax.block_until_ready(out)
                 progress.first_step_done(step)
-            if profile_steps and profiling and step in (profile_steps[1], times.total):
-                jax.block_until_ready(out)
-                jax.profiler.stop_trace()
-                profiling = False
+            profile.after(step, out)
             stopping = stop.at(step) and step < times.total
             if times.row_ends(step):
                 row = run.row() | {'timing': progress.timing(step)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision import metrics
+from moe_vision import events
 from moe_vision.evaluate import Evaluator
 from moe_vision.leverage import soft, tokens_per_image
 from moe_vision.setup import Setup
