@@ -6,6 +6,7 @@ FOLDER/one is a run of one device, FOLDER/half the same up to its first checkpoi
 JSON.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -18,6 +19,7 @@ import train_cases
 import input_pipeline
 from moe_vision import checkpoint, mesh, processes, train
 from moe_vision.errors import UserError
+from moe_vision.stop import Stopped
 
 SAME = {
     'model.args': {'widths': (8,), 'depth': 1}, 'model.moe.num_experts': 4,
@@ -50,6 +52,9 @@ def main(port: str, process: str, data_dir: str, folder: str) -> None:
     for expert in (2, 4):
         train.train(config[expert], f'{folder}/expert_{expert}')
     train.train(config[2], f'{folder}/half')
+    for expert, step in ((1, 4), (2, 7)):
+        with contextlib.suppress(Stopped):
+            train.train(config[expert], f'{folder}/moved', stop=train_cases.StopAt(step))
     scores = train.evaluate(dataclasses.replace(config[4], eval=dataclasses.replace(
         config[4].eval, split='validation', batch_size=100)), f'{folder}/one')
     seen['validation'] = [scores['images'], scores['accuracy'], scores['loss']]
