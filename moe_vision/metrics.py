@@ -132,7 +132,15 @@ class Writer:
 
     def leave_pending(self, step: int, pending: list[tuple[int, Any]]) -> None:
         """Keeps the steps since the last row, for `read_pending` in the next life of the run."""
-        write(self._rows / _pending(step), json.dumps(pending).encode())
+        try:
+            write(self._rows / _pending(step), json.dumps(pending).encode())
+        except OSError as e:
+            logging.warning('the metrics of %d steps cannot be kept (%s)', len(pending), e.strerror)
+
+    def close(self) -> None:
+        """The run is over: nothing goes on from a step between two rows."""
+        for path in self._rows.glob('pending-*'):
+            path.unlink()
 
 
 def read_pending(workdir: str, step: int) -> list[tuple[int, Any]]:

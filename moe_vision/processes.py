@@ -75,6 +75,7 @@ def start(given: Given | None) -> None:
         return
     import jax
 
+    args: dict[str, Any] = {}
     if given:
         waits = (f'process {given.process}: the coordinator {given.coordinator} (process 0) does '
                  'not answer' if given.process else
@@ -83,7 +84,7 @@ def start(given: Given | None) -> None:
             'coordinator_address': given.coordinator, 'num_processes': given.processes,
             'process_id': given.process, 'cluster_detection_method': 'deactivate'}
     else:
-        waits, seconds, args = 'the other hosts of the pod do not answer', POD_SECONDS, {}
+        waits, seconds = 'the other hosts of the pod do not answer', POD_SECONDS
     told = (f'{waits} after {seconds:.0f} s; start all processes at about the same time, with the '
             'same --coordinator and --processes and each its own --process.')
     try:

@@ -167,6 +167,8 @@ class Run:
             write_json(self._folder / 'evaluation.json', {
                 'split': 'test', 'class_names': self.setup.info.class_names, **test})
             write_json(self._folder / 'result.json', result)
+            if self._writer:
+                self._writer.close()
         return result
 
     def __enter__(self) -> 'Run':

@@ -1,7 +1,7 @@
 """Watches over the processes of a run: where one ends before the run does, all end, with a line.
 
 Every process holds a connection to process 0 and sends a byte a second. A process that is killed
-closes it at once; one that hangs, or whose machine is gone, falls silent. Process 0 tells the
+closes it at once; one that is frozen, or whose machine is gone, falls silent. Process 0 tells the
 others. Without this they would wait in a collective until the runtime's own heartbeat gives up.
 """
 
@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from absl import logging
 
@@ -34,7 +34,7 @@ class Watch:
     def __init__(self, process: int, processes: int, host: str, share: Callable[[str], str],
                  ended: Callable[[str], Any]):
         self._process, self._processes, self._ended = process, processes, ended
-        self._links: dict[int, socket.socket] = {}  # process -> connection
+        self._links: dict[int, tuple[socket.socket, TextIO]] = {}  # by process; and its lines
         self._lock = threading.Lock()
         self._done = False
         listener = None
@@ -49,13 +49,13 @@ class Watch:
                 host, _, port = address.rpartition(':')
                 link = socket.create_connection((host, int(port)), timeout=SILENT_SECONDS)
                 _send(link, {'process': process})
-                self._links[0] = link
+                self._links[0] = link, link.makefile()
         except OSError as e:
             logging.warning('processes cannot be watched (%s); where one dies, the others end '
                             'when the heartbeat of jax.distributed gives up', e)
             return
-        for peer, link in self._links.items():
-            threading.Thread(target=self._listen, args=(peer, link), daemon=True).start()
+        for peer, (_, lines) in self._links.items():
+            threading.Thread(target=self._listen, args=(peer, lines), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -63,21 +63,21 @@ class Watch:
             while len(self._links) < self._processes - 1:
                 link = listener.accept()[0]
                 link.settimeout(SILENT_SECONDS)
+                lines = link.makefile()
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # a stranger
-                    self._links[int(json.loads(link.makefile().readline())['process'])] = link
+                    self._links[int(json.loads(lines.readline())['process'])] = link, lines
 
     def _beat(self) -> None:
         while not self._done:
-            for link in self._links.values():
+            for link, _ in self._links.values():
                 with contextlib.suppress(OSError), self._lock:
                     link.sendall(b'\n')
             time.sleep(BEAT_SECONDS)
 
-    def _listen(self, peer: int, link: socket.socket) -> None:
+    def _listen(self, peer: int, lines: TextIO) -> None:
         """Reads what a process sends until it says that it is done, or is gone."""
-        link.settimeout(SILENT_SECONDS)
         try:
-            for line in link.makefile():
+            for line in lines:
                 said = json.loads(line) if line.strip() else {}
                 if said.get('done'):
                     return
@@ -120,7 +120,7 @@ class Watch:
             time.sleep(GRACE_SECONDS + self._last)
 
     def _tell(self, said: dict[str, Any]) -> None:
-        for link in self._links.values():
+        for link, _ in self._links.values():
             with contextlib.suppress(OSError), self._lock:
                 _send(link, said)
 

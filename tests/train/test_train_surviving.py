@@ -1,6 +1,7 @@
 """What comes between a run and its end: a stop, a full disk, a number that is not finite."""
 
 import contextlib
+import io
 import logging
 import os
 import resource
@@ -14,6 +15,7 @@ import pytest
 import train_cases
 
 from moe_vision import checkpoint, feed, files, metrics, saves, step, train
+from moe_vision.progress import Progress
 from moe_vision.run import NotFinite
 from moe_vision.stop import Stop, Stopped
 
@@ -154,7 +156,7 @@ def white(monkeypatch, *steps: int) -> None:
 
 
 def test_the_update_of_a_step_that_is_not_finite_is_skipped(
-        skipping, tmp_path, monkeypatch, capsys):
+        skipping, tmp_path, monkeypatch):
     white(monkeypatch, 4, 6, 7)
     states = {}
     step_fn = skipping.step
@@ -178,7 +180,9 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
     assert {s: (r['skipped'], r['skipped_in_a_row']) for s, r in rows.items()} == {
         5: (1, 0), 6: (1, 1), 10: (1, 0), 12: (0, 0)}
     assert rows[6]['loss'] is None and np.isfinite(rows[5]['loss'])
-    assert 'skipped 1' in capsys.readouterr().err
+    shown = io.StringIO()
+    Progress(12, 0, 32, shown).show(rows[5] | {'timing': {'images_per_second': 1.0}})
+    assert 'skipped 1' in shown.getvalue()
 
 
 def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkeypatch):
