@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
         print('error:', told, file=sys.stderr)
     except Stopped as e:
         print(e, file=sys.stderr)
+        processes.done()
         return EXIT_CODE
     except KeyboardInterrupt:
         code, told = 130, 'interrupted'
