@@ -21,7 +21,7 @@ from absl import app, flags
 
 from input_pipeline import DataError
 from moe_vision import config as config_lib
-from moe_vision import config_file, logs, processes, rules
+from moe_vision import config_file, files, logs, processes, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
 from moe_vision.stop import EXIT_CODE, Stop, Stopped
@@ -50,6 +50,11 @@ def main(argv: list[str]) -> int:
         print(e, file=sys.stderr)
         processes.done()
         return EXIT_CODE
+    except ImportError as e:
+        if not files.in_bucket(FLAGS.workdir):
+            raise
+        code, told = 2, f"workdir '{FLAGS.workdir}' needs gcsfs and google-cloud-storage: {e}"
+        print('error:', ' '.join(told.split()), file=sys.stderr)
     except KeyboardInterrupt:
         code, told = 130, 'interrupted'
         print(told, file=sys.stderr)

@@ -61,7 +61,9 @@ class Upload(MemoryFile):
         self._bucket, self._path = bucket, path
 
     def close(self):
-        self._bucket.put_object(self._path, self.getvalue())
+        if self._bucket:
+            self._bucket.put_object(self._path, self.getvalue())
+        self._bucket = None
 
     def __exit__(self, kind, *_):
         if kind is None:

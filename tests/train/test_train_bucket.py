@@ -1,5 +1,8 @@
 """A whole run in a bucket: trained, stopped, gone on with, scored and reported, as in a folder."""
 
+import sys
+import types
+
 import fsspec
 import jax
 import pytest
@@ -19,6 +22,8 @@ def bucket():
         patch.setenv('TENSORSTORE_GCS_HTTP_URL', f'http://127.0.0.1:{server.server_port}')
         patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'token')
         patch.setenv('EPATH_USE_TF', 'false')
+        storage = types.SimpleNamespace(Client=lambda: types.SimpleNamespace(get_bucket=str))
+        patch.setitem(sys.modules, 'google.cloud.storage', storage)  # orbax asks it for folders
         fsspec.register_implementation('gcs', Bucket, clobber=True)
         yield Bucket
     server.shutdown()
