@@ -130,8 +130,9 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
 
     for step in sorted(steps, reverse=True):
         try:
-            return read(root / str(step), ocp.PyTreeCheckpointHandler,
-                        lambda reader: on_host(reader.item_metadata.tree))
+            path = root / str(step)
+            return read(path, ocp.PyTreeCheckpointHandler, lambda reader, path=path: on_host(
+                reader.metadata(path / 'default').item_metadata.tree))
         except Exception as e:
             logging.warning('checkpoint %d cannot be read (%s)', step, why(e))
     raise UserError(f"init_from: there is no readable checkpoint in '{workdir}'.")

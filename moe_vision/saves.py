@@ -84,7 +84,7 @@ def read(path: epath.Path, handler: Any, args: Any) -> Any:
 
     Args:
       handler: a handler's class.
-      args: makes the restore arguments from the checkpoint's metadata.
+      args: makes the restore arguments, given the reader.
     """
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -93,7 +93,7 @@ def read(path: epath.Path, handler: Any, args: Any) -> Any:
     try:
         with ocp.Checkpointer(handler(multiprocessing_options=alone),
                               multiprocessing_options=alone) as reader:
-            found = reader.restore(path / 'default', args=args(reader.metadata(path / 'default')))
+            found = reader.restore(path / 'default', args=args(reader))
     except Exception as e:
         error = e
     if not processes.all_agree(error is None):
