@@ -4,6 +4,12 @@
     python main.py --mode=eval --workdir=W --config.eval.split=validation
     python main.py --mode=summary --config=configs/digits_k2.py
 
+Over several processes, where no TPU pod says so by itself, each of them:
+
+    python main.py ... --coordinator=HOST:PORT --processes=N --process=I
+
+SIGTERM saves and ends a training with exit code 143; the same command goes on.
+
 Any key of a config can be set, those of a method's arguments too: `--config.train.epochs=5`,
 `--config.model.moe.router_args.noise=gaussian`.
 """
@@ -15,9 +21,10 @@ from absl import app, flags
 
 from input_pipeline import DataError
 from moe_vision import config as config_lib
-from moe_vision import config_file, logs, rules
+from moe_vision import config_file, files, logs, processes, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
+from moe_vision.stop import EXIT_CODE, Stop, Stopped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODES = ('train', 'eval', 'summary')
@@ -27,40 +34,68 @@ flags.DEFINE_string('config', None, "A file of configs/; eval and summary: by de
 flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
 flags.DEFINE_string('mode', 'train', 'train, eval or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
+flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, the port free.')
+flags.DEFINE_integer('processes', None, 'How many processes the run has.')
+flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
 
 
 def main(argv: list[str]) -> int:
     """Checks the command line and hands over. Returns the exit code."""
     try:
-        config, file, profile_steps = _parse(argv)
-        logs.to_stderr()
-        rules.check_data(config, reads=FLAGS.mode != 'summary')
-        if FLAGS.mode == 'train':
-            from moe_vision import train
-            train.train(config, workdir=FLAGS.workdir, config_file=file,
-                        profile_steps=profile_steps)
-        elif FLAGS.mode == 'eval':
-            from moe_vision import train
-            train.evaluate(config, workdir=FLAGS.workdir)
-        else:
-            from moe_vision import preflight
-            preflight.summary(config)
+        code, told = _run(argv), ''
     except (UserError, DataError) as e:
-        print('error:', ' '.join(str(e).split()), file=sys.stderr)
-        return 2
+        code, told = 2, ' '.join(str(e).split())
+        print('error:', told, file=sys.stderr)
+    except Stopped as e:
+        print(e, file=sys.stderr)
+        processes.done()
+        return EXIT_CODE
+    except ImportError as e:
+        if not files.in_bucket(FLAGS.workdir):
+            raise
+        code, told = 2, f"workdir '{FLAGS.workdir}' needs gcsfs and google-cloud-storage: {e}"
+        print('error:', ' '.join(told.split()), file=sys.stderr)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
+        code, told = 130, 'interrupted'
+        print(told, file=sys.stderr)
+    except Exception as e:
+        processes.failed(e)
+        raise
+    if told:
+        processes.give_up(code, told)
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    config, file, profile_steps, given = _parse(argv)
+    logs.to_stderr()
+    rules.check_data(config, reads=FLAGS.mode != 'summary')
+    if FLAGS.mode == 'summary':
+        from moe_vision import preflight
+        preflight.summary(config)
+        return 0
+    processes.start(given)
+    from moe_vision import train
+    if FLAGS.mode == 'train':
+        with Stop() as stop:
+            train.train(config, workdir=FLAGS.workdir, config_file=file,
+                        profile_steps=profile_steps, stop=stop)
+    else:
+        train.evaluate(config, workdir=FLAGS.workdir)
+    processes.done()
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[Config, str, tuple[int, int] | None]:
-    """Sets FLAGS; returns the checked config, the file it came from, and the steps to profile."""
+def _parse(argv: list[str],
+           ) -> tuple[Config, str, tuple[int, int] | None, processes.Given | None]:
+    """Sets FLAGS; returns the checked config, the file it came from, the steps to profile, and who
+    takes part."""
     common, opened, others = config_file.take_overrides(argv[1:])
     try:
         extra = FLAGS([argv[0], *others])[1:]
     except flags.UnrecognizedFlagError as e:
-        known = ['--config', '--workdir', '--mode', '--profile_steps']
+        known = ['--config', '--workdir', '--mode', '--profile_steps', '--coordinator',
+                 '--processes', '--process']
         near = nearest(f'--{e.flagname}', known) or config_file.nearest_key(e.flagname)
         raise UserError(f"unknown flag '--{e.flagname}'.{near} Allowed: {', '.join(known)}, "
                         '--config.KEY.') from e
@@ -77,11 +112,14 @@ def _parse(argv: list[str]) -> tuple[Config, str, tuple[int, int] | None]:
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
     config = config_file.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened)
     checked, profile_steps = config_lib.check(config), _profile_steps()
+    given = processes.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    if given and mode == 'summary':
+        raise UserError("--coordinator is set but is not read: --mode is 'summary'.")
     if mode == 'train':
         rules.check_init(checked)
     if mode != 'summary':
         rules.check_workdir(workdir, create=mode == 'train')
-    return checked, file or os.path.join(workdir, 'config.json'), profile_steps
+    return checked, file or os.path.join(workdir, 'config.json'), profile_steps, given
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -69,6 +69,7 @@ def get_config() -> ConfigDict:
     c.train.mixup = 0.0  # Beta(a, a) of mixup, partners within a routing group; 0 is off
     c.train.cutmix = 0.0  # the same for CutMix; with both on each group flips a coin
     c.train.trainable = '.*'  # regular expression over parameter paths; others stay as they are
+    c.train.skip_nonfinite = 0  # so many steps in a row may be skipped whose gradient is not finite
 
     c.eval = ConfigDict()
     c.eval.split = 'test'  # what --mode=eval scores: train, validation, test

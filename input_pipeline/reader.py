@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from input_pipeline.decode import decode
 from input_pipeline.types import DataError
 
+_OPENING = threading.Lock()  # tfds' lazy imports must not be resolved by two threads at once
 _NAMES = ('key', 'file_name', 'id')  # ours, and those of stock sets
 
 Image = np.ndarray | None  # uint8 [H, W, C]; None where the bytes cannot be decoded
@@ -85,8 +87,13 @@ class Reader:
         )
 
 
-@functools.cache
 def _records(directory: Path, split: str) -> Any:
+    with _OPENING:
+        return _opened(directory, split)
+
+
+@functools.cache
+def _opened(directory: Path, split: str) -> Any:
     import cv2
 
     from input_pipeline.storage import records

@@ -149,8 +149,8 @@ class Evaluator:
                 first = choice['gate'].argmax(-1) if soft else choice['expert'][:, 0]
                 first = first.reshape(len(real), -1)[real].ravel()  # an image has many tokens
                 probe[name] = (probe.get(name, []) + first[:_PROBE].tolist())[:_PROBE]
-            if details and number == 0 and len(self._rows) == self.batch:
-                samples = _samples(batch, out, self.info)
+            if details and number == 0:
+                samples = _samples(self._first_images(split, batch['image']), out)
         truth, predicted = np.concatenate(labels), np.concatenate(predictions)
         experts = self.config.model.moe.num_experts
         layers = {n: telemetry.summarize(s, experts) for n, s in sums.items()}
@@ -168,6 +168,20 @@ class Evaluator:
         else:
             result['probe'] = probe
         return result
+
+    def _first_images(self, split: str, own: np.ndarray) -> np.ndarray:
+        """The first images of a split, uint8 [<= 24, H, W, C]; read again where other processes
+        have them.
+
+        Args:
+          own: what this process has of the first batch.
+        """
+        if len(self._rows) == self.batch:
+            return own[:_SAMPLES]
+        with input_pipeline.evaluation_batches(
+                self.config.dataset, split=split, batch_size=self.batch,
+                rows=range(min(_SAMPLES, self.batch))) as batches:
+            return next(batches)['image']
 
     def outputs(self, state: TrainState, split: str, fraction: float
                 ) -> Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]:
@@ -204,19 +218,17 @@ def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(np.add, total, more) if total else more
 
 
-def _samples(batch: dict[str, np.ndarray], out: dict[str, Any],
-             info: DatasetInfo) -> list[dict[str, Any]]:
+def _samples(images: np.ndarray, out: dict[str, Any]) -> list[dict[str, Any]]:
     """The first images with their predictions and the experts they went to."""
     import cv2
 
     samples = []
-    for i in range(min(_SAMPLES, int(batch['valid'].sum()))):
-        image = batch['image'][i]
+    for i, image in enumerate(images[:int(out['valid'].sum())]):
         image = image[..., ::-1] if image.shape[-1] == 3 else image
         png = base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()
         layers = {}
         for name, choice in out['choices'].items():
-            tokens = len(choice['expert']) // len(batch['label'])
+            tokens = len(choice['expert']) // len(out['label'])
             mine = slice(i * tokens, (i + 1) * tokens)
             side = math.isqrt(tokens)
             layers[name] = {
@@ -224,6 +236,6 @@ def _samples(batch: dict[str, np.ndarray], out: dict[str, Any],
                 'experts': choice['expert'][mine].tolist(),
                 'gates': choice['gate'][mine].astype(float).round(4).tolist(),
                 'kept': choice['kept'][mine].tolist()}
-        samples.append({'image_png': png, 'label': int(batch['label'][i]),
+        samples.append({'image_png': png, 'label': int(out['label'][i]),
                         'prediction': int(out['prediction'][i]), 'layers': layers})
     return samples

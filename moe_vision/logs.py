@@ -13,3 +13,12 @@ def to_stderr() -> None:
     handler.setFormatter(
         python_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S'))
     handler.addFilter(lambda r: r.levelno >= 30 or 'site-packages' not in r.pathname)
+
+
+def of_process(process: int) -> None:
+    """Of processes other than 0 only warnings, which say who speaks."""
+    if process:
+        handler = logging.get_absl_handler()
+        handler.setLevel(python_logging.WARNING)
+        handler.setFormatter(python_logging.Formatter(
+            f'%(asctime)s %(levelname).1s process {process}: %(message)s', '%H:%M:%S'))

@@ -1,5 +1,6 @@
 """Shows a training run while it runs: a line that rewrites itself on a terminal, else lines."""
 
+import io
 import sys
 import time
 from typing import Any, TextIO
@@ -12,11 +13,13 @@ class Progress:
       total: steps of the run.
       start: step at which this process starts.
       batch_size: images per step.
+      shown: False keeps the clock alone: another process speaks.
     """
 
-    def __init__(self, total: int, start: int, batch_size: int, stream: TextIO = sys.stderr):
+    def __init__(self, total: int, start: int, batch_size: int, stream: TextIO = sys.stderr,
+                 shown: bool = True):
         self._total, self._batch = total, batch_size
-        self._stream, self._terminal = stream, stream.isatty()
+        self._stream, self._terminal = stream if shown else io.StringIO(), stream.isatty() and shown
         self._begin = self._last = float('nan')  # until the first step is done
         self._last_step = self._begin_step = start
 
@@ -55,6 +58,8 @@ class Progress:
         if layers:
             parts += [f'drop {max(x["drop_rate"] for x in layers):.1%}',
                       f'max/mean {max(x["max_over_mean"] for x in layers):.2f}']
+        if row.get('skipped'):
+            parts.append(f'skipped {row["skipped"]}')
         if rate == rate:
             left = (self._total - step) * self._batch / rate
             parts += [f'{rate:,.0f} img/s', f'ETA {_clock(left)}']

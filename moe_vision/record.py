@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
         logging.warning('the config differs from the one this run was started with: %s',
                         '; '.join(changed))
     return changed
+
+
+def digest(config: Config) -> int:
+    """32 bits of a config, to tell two apart."""
+    return zlib.crc32(json.dumps(config_lib.to_dict(config), sort_keys=True).encode())
 
 
 def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,

@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from moe_vision import checkpoint, metrics, record, report
+from moe_vision import checkpoint, metrics, processes, record, report
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
 from moe_vision.health import Health
@@ -24,20 +24,28 @@ from moe_vision.step import TrainState
 
 
 class Run:
-    """What a training loop writes, for one seed of a setup. Use `with`: leaving waits for saves."""
+    """What a training loop writes, for one seed of a setup. Use `with`: leaving waits for saves.
+
+    Over several processes all of them call everything, and the first one writes.
+    """
 
     def __init__(self, setup: Setup, config: Config, workdir: str, config_file: str = ''):
         self.setup, self.config, self.workdir = setup, config, workdir
         self._config_file = config_file
         self._folder = epath.Path(workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
-        record.warn_if_changed(workdir, config)
+        self._writes = processes.first()
+        if self._writes:
+            record.warn_if_changed(workdir, config)
+        processes.check_shared(self._folder, record.digest(config))
         self.saved = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-        self.interval = metrics.Interval(config.model.moe.num_experts)
+        self.interval = metrics.Interval(config.model.moe.num_experts,
+                                         config.train.skip_nonfinite)
         self._health = Health(config)
         self._writer: Any = None  # metrics.Writer
         self._closed = False
         self._best: tuple[float, int] | None = None  # accuracy, step
+        self._validated: set[int] = set()
 
     def restore(self, at_most: int | None = None) -> tuple[int, TrainState]:
         """(steps done, state) to go on from: the newest checkpoint, or the fresh state.
@@ -53,13 +61,20 @@ class Run:
     def begin(self, start: int) -> None:
         """Writes config.json and opens the rows that follow step `start`."""
         total = self.setup.times.total
-        record.write_config(self.workdir, self.config, self._config_file, self.setup.info,
-                            self.setup.cost)
         if start:
             logging.info('continuing at step %d of %d', start, total)
-        self._writer = metrics.Writer(self.workdir, start)
-        for row in self._writer.kept:
+        kept = [r for r in metrics.read(self.workdir) if r['step'] <= start]
+        self.interval.put_back(metrics.read_pending(self.workdir, start))
+        for row in kept:
             self._better(row)
+            if row['split'] == 'validation':
+                self._validated.add(row['step'])
+            self.interval.in_a_row = row.get('skipped_in_a_row', self.interval.in_a_row)
+        processes.barrier('rows are read')
+        if self._writes:
+            record.write_config(self.workdir, self.config, self._config_file, self.setup.info,
+                                self.setup.cost)
+            self._writer = metrics.Writer(self.workdir, start, kept)
 
     def row(self) -> dict[str, Any]:
         """The training row of the steps in `interval`.
@@ -79,12 +94,13 @@ class Run:
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a training row, and warns of routing that goes wrong."""
-        self._writer.add(row)
-        self._health.check(row)
+        if self._writer:
+            self._writer.add(row)
+            self._health.check(row)
 
     def validates(self, step: int) -> bool:
-        """Whether a validation follows this step."""
-        return (step in self.setup.times.evaluations
+        """Whether a validation follows this step, and has not been made by an earlier life."""
+        return (step in self.setup.times.evaluations - self._validated
                 and 'validation' in self.setup.info.split_sizes)
 
     def validate(self, step: int, state: TrainState) -> dict[str, Any]:
@@ -92,7 +108,8 @@ class Run:
         times = self.setup.times
         scores = self.setup.evaluator.score(state, 'validation', step / times.total)
         row = {'step': step, 'epoch': step / times.per_epoch, 'split': 'validation', **scores}
-        self._writer.add(row)
+        if self._writer:
+            self._writer.add(row)
         if self._better(row):
             self.saved.save_best(step, _own(state))
         return row
@@ -109,10 +126,22 @@ class Run:
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves rows and state where this step is one to save at."""
-        if self.saves(step):
+        if self.saves(step) and self._writer:
             self._writer.flush()  # rows first: those before a checkpoint are not made again
         if step in self.setup.times.checkpoints:
             self.saved.save(step, _own(state))
+
+    def save_now(self, step: int, state: TrainState) -> int:
+        """Saves everything at any step, so that the run goes on from here to the bit.
+
+        Returns the step of the newest checkpoint, which is older where this one failed.
+        """
+        if self._writer:
+            self._writer.flush()
+            if pending := self.interval.pending():
+                self._writer.leave_pending(step, pending)
+        self.saved.save(step, _own(state))
+        return max(self.saved.steps(), default=0)
 
     def finish(self, state: TrainState, rate: float) -> dict[str, Any]:
         """Scores the test split; writes evaluation.json and result.json, returns the latter.
@@ -121,6 +150,7 @@ class Run:
           rate: images per second; NaN: hardly anything was trained this time.
         """
         evaluator, total = self.setup.evaluator, self.setup.times.total
+        self.saved.wait()  # whatever ends the process from here on loses no step
         test = evaluator.score(state, 'test', 1.0, details=True)
         selected, best = None, self._best
         if best and best[1] == int(state.step):
@@ -133,9 +163,12 @@ class Run:
             rate = _rate_before(self.workdir)
         result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
                                int(state.step), rate)
-        write_json(self._folder / 'evaluation.json', {
-            'split': 'test', 'class_names': self.setup.info.class_names, **test})
-        write_json(self._folder / 'result.json', result)
+        if self._writes:
+            write_json(self._folder / 'evaluation.json', {
+                'split': 'test', 'class_names': self.setup.info.class_names, **test})
+            write_json(self._folder / 'result.json', result)
+            if self._writer:
+                self._writer.close()
         return result
 
     def __enter__(self) -> 'Run':
@@ -150,7 +183,7 @@ class Run:
             return
         self._closed = True
         if self._writer:
-            self._writer.close()
+            self._writer.flush()
         self.saved.close()
 
     def report(self) -> str:

@@ -59,6 +59,7 @@ class Train:
     mixup: float
     cutmix: float
     trainable: str
+    skip_nonfinite: int
 
 
 @dataclasses.dataclass(frozen=True)

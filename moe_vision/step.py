@@ -145,10 +145,14 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         metrics |= {'grad_norm': optax.tree.norm(grads),
                     'learning_rate': learning_rate(state.step),
                     'bad_images': jnp.sum(~batch['valid'])}
-        state = dataclasses.replace(
+        new = dataclasses.replace(
             state, step=state.step + 1, params=params, batch_stats=stats,
             router_state=router_state, opt_state=opt_state, ema=ema)
-        return state, metrics
+        if train.skip_nonfinite:
+            finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+            new = dataclasses.replace(
+                jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), step=new.step)
+        return new, metrics
 
     return step
 

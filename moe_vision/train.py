@@ -4,22 +4,24 @@ import time
 from typing import Any
 
 import jax
-from absl import logging
 from etils import epath
 
-from moe_vision import checkpoint, feed, mesh, preflight
+from moe_vision import checkpoint, feed, mesh, preflight, processes
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
+from moe_vision.profiling import Profile
 from moe_vision.progress import Progress
 from moe_vision.run import Run
 from moe_vision.settings import Config
 from moe_vision.setup import Setup as Setup
 from moe_vision.step import TrainState
+from moe_vision.stop import Stop, Stopped
 
 
 def train(config: Config, workdir: str, config_file: str = '',
           profile_steps: tuple[int, int] | None = None, setup: Setup | None = None,
-          full_report: bool = True, probe: bool = False) -> dict[str, Any]:
+          full_report: bool = True, probe: bool = False,
+          stop: Stop | None = None) -> dict[str, Any]:
     """Trains a config in a folder, continuing what is there. Returns what `result.json` holds.
 
     Args:
@@ -29,69 +31,80 @@ def train(config: Config, workdir: str, config_file: str = '',
         change no bit.
       full_report: write report.html, too.
       probe: write mechanism.json, too.
+      stop: says when to end before the last step.
 
     Raises:
+      Stopped: `stop` said so; the run is saved at a step.
       UserError: something the user can mend, the loss not finite among it.
     """
     if setup is None:
         setup = Setup(config)
-        print(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times),
-              flush=True)
+        _say(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times))
     elif not setup.fits(config):
         raise ValueError('the setup is of a config that differs in more than the seed')
     with Run(setup, config, workdir, config_file) as run:
         start, state = run.restore()
         run.begin(start)
-        state, rate = _loop(run, state, start, profile_steps)
+        state, rate = _loop(run, state, start, profile_steps, stop)
         result = run.finish(state, rate)
-        print(f'test accuracy {result["test_accuracy"]:.4f} '
-              f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
-              f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}')
+        _say(f'test accuracy {result["test_accuracy"]:.4f} '
+             f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
+             f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}')
         if probe:
             run.probe(state)
-    if full_report:
-        print(f'report {run.report()}')
+    if full_report and processes.first():
+        _say(f'report {run.report()}')
     return result
 
 
+def _say(text: str) -> None:
+    """To stdout, from one process."""
+    if processes.first():
+        print(text, flush=True)
+
+
 def _loop(run: Run, state: TrainState, start: int,
-          profile_steps: tuple[int, int] | None) -> tuple[TrainState, float]:
+          profile_steps: tuple[int, int] | None, stop: Stop | None) -> tuple[TrainState, float]:
     """Steps start + 1 to the last. Returns (state, images/s)."""
+    stop = stop or Stop()
     config, setup, times = run.config, run.setup, run.setup.times
-    progress = Progress(times.total, start, config.train.batch_size)
+    progress = Progress(times.total, start, config.train.batch_size, shown=processes.first())
     micro = config.train.micro_batches
     rows = _rows(setup, config.train.batch_size, micro)
     step_fn = setup.step
-    profiling = False
-    if profile_steps and not start < profile_steps[0] <= times.total:
-        logging.warning('no profile: --profile_steps starts at step %d, this run takes steps %d '
-                        'to %d', profile_steps[0], start + 1, times.total)
-    with feed.on_host(config, config.seed, rows, start, times.total) as batches:
+    profile = Profile(profile_steps, run.workdir, start, times.total)
+
+    def validate(step: int, state: TrainState) -> None:
+        if run.validates(step):
+            progress.line(told(run.validate(step, state)))
+
+    if start:  # it may have been stopped just before
+        validate(start, state)
+    with (stop.later(), feed.on_host(config, config.seed, rows, start, times.total) as batches):
         for step, arrays in enumerate(batches, start + 1):
-            if profile_steps and step == profile_steps[0]:
-                jax.profiler.start_trace(str(epath.Path(run.workdir) / 'profile'))
-                profiling = True
+            profile.before(step)
             batch = setup.gather(mesh.to_devices(arrays, setup.mesh, micro))
             state, out = step_fn(state, batch)
             run.interval.add(step, out)
             if step == start + 1:
                 jax.block_until_ready(out)
                 progress.first_step_done(step)
-            if profile_steps and profiling and step in (profile_steps[1], times.total):
-                jax.block_until_ready(out)
-                jax.profiler.stop_trace()
-                profiling = False
-            if not times.row_ends(step):
-                continue
-            row = run.row() | {'timing': progress.timing(step)}
-            progress.clear()
-            run.add(row)
-            progress.show(row)
-            began = time.monotonic()
-            if run.validates(step):
-                progress.line(told(run.validate(step, state)))
-            run.save(step, state)
-            progress.pause(time.monotonic() - began)
+            profile.after(step, out)
+            stopping = stop.at(step) and step < times.total
+            if times.row_ends(step):
+                row = run.row() | {'timing': progress.timing(step)}
+                progress.clear()
+                run.add(row)
+                progress.show(row)
+            if stopping:
+                saved = run.save_now(step, state)
+                raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at step '
+                              f'{saved}; start again with the same command to go on.')
+            if times.row_ends(step):
+                began = time.monotonic()
+                validate(step, state)
+                run.save(step, state)
+                progress.pause(time.monotonic() - began)
     progress.done()
     return state, progress.images_per_second(times.total)
 
@@ -121,21 +134,23 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     scores |= {'batch_size': evaluator.batch,
                'at_another_batch_size': evaluator.at_another_batch_size(*of, scores),
                'capacity_sweep': evaluator.sweep(*of)}
-    write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
-        'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names, **scores})
-    print(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
+    if processes.first():
+        write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
+            'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names,
+            **scores})
+    _say(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
           f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '
           f'{scores["images"]:,} images, step {step}')
     for name, x in scores['layers'].items():
-        print(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
+        _say(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
               f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
     again = scores['at_another_batch_size']
     told = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
-    print(f'batch size {evaluator.batch} and {again["batch_size"]}: predictions are {told}, loss '
+    _say(f'batch size {evaluator.batch} and {again["batch_size"]}: predictions are {told}, loss '
           f'differs by {again["loss_difference"]:.1e}')
     for at in scores['capacity_sweep']:
         drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in at['drop_rate'].items())
-        print(f'capacity factor {at["capacity_factor"]:g} (effective {at["effective_factor"]:.2f})'
+        _say(f'capacity factor {at["capacity_factor"]:g} (effective {at["effective_factor"]:.2f})'
               f': accuracy {at["accuracy"]:.4f}, loss {at["loss"]:.4f}, drop rate {drops}')
     return scores
 

@@ -17,6 +17,7 @@ from moe_vision import config
 
 ROOT = Path(__file__).parent.parent
 CONFIG = '--config=configs/digits_k2.py'
+OF_TWO = ['--processes=2', '--process=0']
 
 
 @pytest.fixture(scope='session')
@@ -53,6 +54,14 @@ def refused(shadowed, *args: str, cwd: Path = ROOT) -> str:
     (['W'], ["'W'", '--name=value']),
     (['--profile_steps=20,10'], ["'20,10'", '10,20']),
     (['--mode=summary', '--profile_steps=1,2'], ['--profile_steps', 'not read', 'summary']),
+    (['--coordinator=a:1'], ['--processes and --process missing', '--coordinator=HOST:PORT']),
+    (['--coordinator=a', *OF_TWO], ["'a'", 'free port']),
+    (['--coordinator=a:70000', *OF_TWO], ["'a:70000'", 'free port']),
+    (['--coordinator=a:1', *OF_TWO, '--process=2'], ['--process is 2', '0 to 1']),
+    (['--coordinator=a:1', *OF_TWO, '--processes=0'], ['--processes is 0', 'positive']),
+    (['--coordinator=a:1', *OF_TWO, '--processes=two'], ['--processes', 'two']),
+    (['--mode=summary', '--coordinator=a:1', *OF_TWO], ['--coordinator', 'not read']),
+    (['--config.train.skip_nonfinite=-1'], ['train.skip_nonfinite is -1', 'negative']),
     (['--config.model.moe.router=topk'], ["router 'topk'", "'top_k'", 'soft']),
     (['--config.model.moe.router_args.noize=jitter'], ["noize'", "'noise'", 'gate_scale']),
     (['--config.model.moe.router_args.noise=jiter'], ["'jiter'", "'jitter'", 'learned']),

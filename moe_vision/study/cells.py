@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from moe_vision import train
+from moe_vision import processes, train
+from moe_vision.errors import UserError
 from moe_vision.run import NotFinite
 from moe_vision.settings import Config
 from moe_vision.setup import Setup
@@ -34,6 +35,9 @@ def train_arm(configs: Sequence[Config], folders: Sequence[str],
     """
     if not configs:
         return
+    if processes.several():
+        raise UserError('a study trains in one process; start one "study run" per machine on the '
+                        'same --workdir instead: they share its cells.')
     if mode == 'together' and len(configs) > 1:
         together.train(configs, folders, probe, done)
         return

@@ -17,7 +17,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moe_vision import feed, models
-from moe_vision.errors import UserError
 from moe_vision.progress import Progress
 from moe_vision.run import NotFinite, Run
 from moe_vision.settings import Config
@@ -70,8 +69,6 @@ class Program:
 
 def train(configs: Sequence[Config], folders: Sequence[str], probe: bool, done: Done) -> None:
     """Trains each config in its folder; see `cells.train_arm`."""
-    if jax.process_count() > 1:
-        raise UserError("seed_mode 'together' works in one process; use 'one_by_one' on several.")
     setup = Setup(configs[0], for_training=False)
     if not all(map(setup.fits, configs)):
         raise ValueError('the configs of an arm differ in more than the seed')

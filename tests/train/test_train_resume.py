@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import train_cases
 
-from moe_vision import checkpoint, metrics, train
+from moe_vision import checkpoint, metrics, saves, train
 from moe_vision.errors import UserError
 
 
@@ -33,15 +33,15 @@ ON_DISK = []  # (step, last row, best) when the save of a newest checkpoint bega
 def whole(config, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
-    save = checkpoint._save
+    save = saves.Folder.save
 
-    def watched(manager, step, state):
-        if 'latest' in str(manager.directory):
+    def watched(folder, step, state):
+        if 'latest' in str(folder.path):
             ON_DISK.append((step, train_cases.rows(workdir)[-1]['step'],
                             train_cases.steps(workdir, 'best')))
-        save(manager, step, state)
+        save(folder, step, state)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, '_save', watched)
+        patch.setattr(saves.Folder, 'save', watched)
         train.train(config, str(workdir))
     assert train_cases.steps(workdir) == [10, 12]
     return workdir

@@ -6,9 +6,9 @@ import pytest
 import train_cases
 
 from moe_vision import progress
+from moe_vision.events import flat
 from moe_vision.files import finite
 from moe_vision.health import Health
-from moe_vision.metrics import flat
 from moe_vision.plain import differences, plain
 from moe_vision.record import collapsed
 

@@ -9,6 +9,7 @@ import numpy as np
 from configs import base
 from moe_vision import checkpoint, config, metrics
 from moe_vision.settings import Config
+from moe_vision.stop import Stop
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -75,3 +76,14 @@ def assert_same_runs(ours, theirs) -> None:
                          checkpoint.load_raw(str(theirs), kind))
     assert rows(ours) == rows(theirs)
     assert result(ours) == result(theirs)
+
+
+class StopAt(Stop):
+    """SIGTERM that comes during a certain step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self._step = step
+
+    def at(self, step: int) -> bool:
+        return step == self._step

@@ -1,0 +1,62 @@
+"""SIGTERM: the run ends at the next step, saved.
+
+    with Stop() as stop:
+        ... if stop.at(step): save; raise Stopped(...)
+
+In one process a handler of our own; over several jax's preemption service takes the signal and
+agrees on the step, so that all stop at the same one.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 128 + signal.SIGTERM  # as of a process that SIGTERM ended: a scheduler starts it again
+
+
+class Stopped(Exception):
+    """The run was told to end; the message is for the user, in one line."""
+
+
+class Stop:
+    """Notices SIGTERM while it is open: at once, and within `later` when `at` is asked."""
+
+    def __init__(self) -> None:
+        self._asked = self._later = self._several = False
+        self._before: object = None
+
+    def __enter__(self) -> 'Stop':
+        from moe_vision import processes
+
+        self._several = processes.several()
+        if not self._several and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if not self._later:
+            raise Stopped('stopped by SIGTERM; start again with the same command to go on.')
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Within it SIGTERM waits for the end of a step."""
+        self._later = True
+        try:
+            yield
+        finally:
+            self._later = False
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after this step; every process must ask after every step."""
+        if self._several:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked

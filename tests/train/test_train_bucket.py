@@ -1,0 +1,87 @@
+"""A whole run in a bucket: trained, stopped, gone on with, scored and reported, as in a folder."""
+
+import sys
+import types
+
+import fsspec
+import jax
+import pytest
+import train_cases
+from bucket import Bucket, serve
+from etils import epath
+
+from moe_vision import checkpoint, config, files, metrics, report, train
+
+WORKDIR = 'gs://runs/team/one'
+
+
+@pytest.fixture(scope='module')
+def bucket():
+    server = serve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TENSORSTORE_GCS_HTTP_URL', f'http://127.0.0.1:{server.server_port}')
+        patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'token')
+        patch.setenv('EPATH_USE_TF', 'false')
+        storage = types.SimpleNamespace(Client=lambda: types.SimpleNamespace(get_bucket=str))
+        patch.setitem(sys.modules, 'google.cloud.storage', storage)  # orbax asks it for folders
+        fsspec.register_implementation('gcs', Bucket, clobber=True)
+        yield Bucket
+    server.shutdown()
+
+
+@pytest.fixture(scope='module')
+def small(data_dir):
+    return train_cases.make(data_dir, {'train.steps': 6, 'eval.every_steps': 3,
+                                       'checkpoint.every_steps': 3})
+
+
+@pytest.fixture(scope='module')
+def runs(bucket, small, tmp_path_factory):
+    """The same run in a folder and in the bucket, there stopped and gone on with."""
+    folder = tmp_path_factory.mktemp('folder')
+    setup = train.Setup(small)
+    train.train(small, str(folder), setup=setup)
+    train.train(small, WORKDIR, setup=setup, profile_steps=(2, 3))
+    first = list(bucket.written)
+    root = epath.Path(WORKDIR)
+    (root / 'checkpoints' / 'latest' / '6').rmtree()
+    bucket.written.clear()
+    train.train(small, WORKDIR, setup=setup)
+    return folder, first, list(bucket.written)
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
+    folder, _, _ = runs
+    assert train_cases.rows(folder) == [
+        {k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(WORKDIR)]
+    for kind in ('latest', 'best'):
+        train_cases.assert_same_bits(checkpoint.load_raw(WORKDIR, kind),
+                                     checkpoint.load_raw(str(folder), kind))
+
+
+def test_no_object_of_ours_is_written_twice_in_a_life_of_a_run(runs):
+    for written in runs[1:]:
+        ours = [p for p in written if '/checkpoints/' not in p]
+        assert len(ours) == len(set(ours)) and any('/events/' in p for p in ours)
+        assert any(p.endswith('result.json') for p in ours)
+
+
+def test_nothing_lands_in_the_working_directory(runs):
+    assert not epath.Path('gs:').exists()
+    assert files.absolute(epath.Path(WORKDIR)) == epath.Path(WORKDIR)
+
+
+def test_it_is_scored_and_reported_there(runs, small, bucket):
+    scores = train.evaluate(small, WORKDIR)
+    assert scores['images'] == 360
+    assert config.load(WORKDIR) == small
+    page = report.write(WORKDIR)
+    assert str(page) == f'{WORKDIR}/report.html' and '<html' in page.read_text()
+    assert any('xplane' in p for p in bucket.store)
+
+
+def test_weights_of_a_run_in_a_bucket_are_taken_over(runs, data_dir):
+    other = train_cases.make(data_dir, {'init_from': WORKDIR, 'train.steps': 6})
+    state = train.Setup(other).fresh_state()
+    train_cases.assert_same_bits(jax.device_get(state.params),
+                                 checkpoint.load_raw(WORKDIR)['params'])

@@ -1,0 +1,221 @@
+"""Two real processes of four virtual devices each: they train as one device does, write once, stop
+together, and neither waits for the other when it is gone."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import train_cases
+import two_processes
+
+from moe_vision import checkpoint, train
+from moe_vision.watch import SILENT_SECONDS
+
+
+def free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        return s.getsockname()[1]
+
+
+def start(jax_environment, command: list[str]) -> list[subprocess.Popen]:
+    flags = f'{jax_environment.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
+    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    return [subprocess.Popen([sys.executable, *(c.replace('{process}', str(i)) for c in command)],
+                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True, cwd=train_cases.ROOT) for i in range(2)]
+
+
+def finish(pair: list[subprocess.Popen], seconds: float = 900) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of both."""
+    try:
+        said = [p.communicate(timeout=seconds) for p in pair]
+    finally:
+        for p in pair:
+            p.kill()
+    return [(p.returncode, *s) for p, s in zip(pair, said, strict=True)]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('two')
+
+
+@pytest.fixture(scope='module')
+def config(data_dir):
+    return train_cases.make(data_dir, two_processes.SAME)
+
+
+@pytest.fixture(scope='module')
+def one(folder, config):
+    """A run of one device, whole; beside it the same as it was after five steps."""
+    train.train(config, str(folder / 'one'))
+    shutil.copytree(folder / 'one', folder / 'half')
+    shutil.rmtree(folder / 'half' / 'checkpoints' / 'latest' / '10')
+    return folder / 'one'
+
+
+@pytest.fixture(scope='module')
+def seen(one, folder, data_dir, jax_environment):
+    script = str(Path(__file__).parent / 'two_processes.py')
+    ended = finish(start(jax_environment, [script, str(free_port()), '{process}', data_dir,
+                                           str(folder)]))
+    for code, _, told in ended:
+        assert code == 0, told[-3000:]
+    said = [[x for x in out.splitlines() if not x.startswith('[Gloo]')] for _, out, _ in ended]
+    assert len(said[1]) == 1  # what is said is said once
+    return [json.loads(lines[-1]) for lines in said]
+
+
+RUNS = ['expert_2', 'expert_4', 'half']
+
+
+def trained(folder):
+    return [r for r in train_cases.rows(folder) if r['split'] == 'train']
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_two_processes_train_as_one_device_does(seen, one, folder, run):
+    """`half` was begun on one device."""
+    assert seen[0]['devices'] == seen[1]['devices'] == [4, 8]
+    ours, theirs = trained(folder / run), trained(one)
+    assert [r['step'] for r in ours] == [r['step'] for r in theirs] == [2, 4, 5, 6, 8, 10]
+    assert max(r['layers']['block_0']['drop_rate'] for r in ours) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert abs(a['loss'] / b['loss'] - 1) < 1e-4
+        assert a['layers']['block_0']['load'] == pytest.approx(b['layers']['block_0']['load'])
+    ours, theirs = (checkpoint.load_raw(str(f)) for f in (folder / run, one))
+    for name in ('params', 'batch_stats', 'router_state'):
+        for a, b in zip(*map(jax.tree.leaves, (ours[name], theirs[name])), strict=True):
+            assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-3), name
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_evaluation_is_exact_with_a_ragged_last_batch(seen, one, folder, run):
+    ours, theirs = (json.loads((f / 'evaluation.json').read_text()) for f in (folder / run, one))
+    assert ours['images'] == 360 and 360 % 64
+    for name in ('accuracy', 'accuracy_unbounded', 'correct', 'confusion'):
+        assert ours[name] == theirs[name], name
+    assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-4)
+    assert len(ours['samples']) == 24
+    for a, b in zip(ours['samples'], theirs['samples'], strict=True):
+        assert (a['image_png'], a['label'], a['prediction']) == (
+            b['image_png'], b['label'], b['prediction'])
+    scores = {r['step']: r for r in train_cases.rows(folder / run) if r['split'] == 'validation'}
+    for row in train_cases.rows(one):
+        if row['split'] == 'validation':
+            assert scores[row['step']]['accuracy'] == row['accuracy']
+            assert scores[row['step']]['images'] == 144
+
+
+def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one):
+    last = [r for r in train_cases.rows(one) if r['split'] == 'validation'][-1]
+    for found in seen:
+        images, accuracy, loss = found['validation']
+        assert (images, accuracy) == (144, last['accuracy'])
+        assert loss == pytest.approx(last['loss'], rel=1e-4)
+
+
+def test_each_image_is_seen_once_in_an_epoch(seen):
+    places = dict(seen[0]['indices']) | dict(seen[1]['indices'])
+    assert len(places) == len(seen[0]['indices']) + len(seen[1]['indices'])  # none twice
+    assert sorted(places[p] for p in range(1293)) == list(range(1293))
+    assert abs(len(seen[0]['indices']) - len(seen[1]['indices'])) == 0
+
+
+def test_a_run_goes_on_from_mesh_to_mesh_and_from_two_processes_to_one(seen, one, folder, config):
+    """8 x 1 until step 4, 4 x 2 until step 7, then one device; between two rows each time."""
+    assert max(train_cases.steps(folder / 'moved')) == 7
+    train.train(config, str(folder / 'moved'))
+    assert len(trained(one)) == 6
+    for a, b in zip(trained(folder / 'moved'), trained(one), strict=True):
+        assert abs(a['loss'] / b['loss'] - 1) < 1e-4
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_both(seen):
+    assert [s['fallback'] for s in seen] == [5, 5]
+
+
+def test_processes_that_differ_are_refused_in_both(seen):
+    for found in seen:
+        configs, folders = found['refused']
+        assert 'run different configs' in configs
+        assert 'not the same folder for every process' in folders
+
+
+ARGS = ['--config=configs/digits_k2.py', '--config.model.args.widths=8',
+        '--config.model.args.depth=1', '--config.model.moe.num_experts=4',
+        '--config.model.moe.group_size=8', '--config.train.batch_size=64',
+        '--config.dataset.cache', '--config.train.steps=100000', '--config.eval.every_steps=50000',
+        '--config.checkpoint.every_steps=20', '--config.log.every_steps=7',
+        '--config.mesh.expert=2']
+
+
+@pytest.fixture(scope='module')
+def stopped(folder, data_dir, jax_environment):
+    """What both said and what the folder held, after SIGTERM to one; then after SIGKILL to it."""
+    command = ['main.py', *ARGS, f'--config.dataset.data_dir={data_dir}',
+               f'--workdir={folder / "long"}', f'--coordinator=127.0.0.1:{free_port()}',
+               '--processes=2', '--process={process}']
+
+    def steps() -> int:
+        return max(train_cases.steps(folder / 'long')) if (
+            folder / 'long' / 'checkpoints' / 'latest').exists() else 0
+
+    told, at = {}, []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        pair, before = start(jax_environment, command), steps() if at else 0
+        until = time.monotonic() + 600
+        while time.monotonic() < until and not (
+                (folder / 'long' / 'checkpoints' / 'latest').exists()
+                and max(train_cases.steps(folder / 'long'), default=0) > before):
+            time.sleep(0.1)
+        pair[1].send_signal(number)
+        sent = time.monotonic()
+        told[number] = finish(pair, 240), time.monotonic() - sent
+        at.append(max(train_cases.steps(folder / 'long')))
+    return told, at
+
+
+def test_sigterm_to_one_stops_both_at_the_same_step_saved(stopped):
+    (told, took), at = stopped[0][signal.SIGTERM], stopped[1]
+    assert [code for code, _, _ in told] == [143, 143], told
+    for _, _, err in told:
+        line = [x for x in err.splitlines() if 'stopped by SIGTERM' in x]
+        assert len(line) == 1 and f'saved at step {at[0]};' in line[0]
+    assert took < 30
+
+
+def test_it_goes_on_where_it_was_stopped(stopped):
+    told, at = stopped[0][signal.SIGKILL][0], stopped[1]
+    assert f'continuing at step {at[0]} of' in told[0][2]
+
+
+def test_a_process_that_dies_takes_the_other_down_with_a_message(stopped):
+    told, took = stopped[0][signal.SIGKILL]
+    (code, _, err), (killed, _, _) = told
+    assert killed == -signal.SIGKILL and code == 1
+    line = [x for x in err.splitlines() if x.startswith('error: ')]
+    assert line == ['error: process 1 of 2 has died; start all processes again with the same '
+                    'command: the run goes on at its newest checkpoint.']
+    assert took < SILENT_SECONDS
+
+
+def test_a_coordinator_that_does_not_answer_is_told_in_one_line(jax_environment):
+    code = ('from moe_vision import processes as p; p.CONNECT_SECONDS = 3.0; '
+            f'p.start(p.Given("127.0.0.1:{free_port()}", 2, 1))')
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env=jax_environment | {'JAX_PLATFORMS': 'cpu'}, timeout=60)
+    assert done.returncode == 2
+    assert re.fullmatch(r'error: process 1: the coordinator 127.0.0.1:\d+ \(process 0\) does not '
+                        r'answer after 3 s; .*\n', done.stderr), done.stderr
+    assert time.monotonic() - began < 20

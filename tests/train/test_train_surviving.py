@@ -1,0 +1,206 @@
+"""What comes between a run and its end: a stop, a full disk, a number that is not finite."""
+
+import contextlib
+import io
+import logging
+import os
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import train_cases
+
+from moe_vision import checkpoint, feed, files, metrics, saves, step, train
+from moe_vision.progress import Progress
+from moe_vision.run import NotFinite
+from moe_vision.stop import Stop, Stopped
+
+
+@pytest.fixture(scope='module')
+def config(data_dir):
+    return train_cases.make(data_dir)
+
+
+@pytest.fixture(scope='module')
+def setup(config):
+    return train.Setup(config)
+
+
+@pytest.fixture(scope='module')
+def whole(setup, config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('whole')
+    train.train(config, str(workdir), setup=setup, full_report=False)
+    return workdir
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records
+            if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname]
+
+
+@pytest.mark.parametrize('stops', [(7,), (8, 10), (1, 2)], ids=str)
+def test_a_run_that_was_stopped_goes_on_to_the_bit(setup, config, whole, tmp_path, stops):
+    """Between two rows, at a validation, at a checkpoint, and before any of them."""
+    for at in stops:
+        with pytest.raises(Stopped, match=f'stopped by SIGTERM at step {at} of 12, saved at step '
+                                          f'{at}; start again') as e:
+            train.train(config, str(tmp_path), setup=setup, stop=train_cases.StopAt(at))
+        assert '\n' not in str(e.value)
+        assert max(train_cases.steps(tmp_path)) == at
+    train.train(config, str(tmp_path), setup=setup, full_report=False)
+    train_cases.assert_same_runs(tmp_path, whole)
+    assert not list((tmp_path / 'metrics').glob('pending-*'))
+
+
+def test_sigterm_waits_for_a_step_and_else_stops_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        with stop.later():
+            assert not stop.at(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.at(2)
+        with pytest.raises(Stopped, match='same command'):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@contextlib.contextmanager
+def no_room(size: int):
+    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_training_goes_on_while_the_disk_is_full(
+        setup, config, whole, tmp_path, monkeypatch, caplog):
+    save, write = saves.Folder.save, files.write
+    full = []
+
+    def save_without_room(folder, at, state):
+        full[:] = [1] if at in (5, 8) else []
+        if not full:
+            save(folder, at, state)
+            return
+        with no_room(6000):
+            save(folder, at, state)
+            folder.wait()
+
+    def write_without_room(path, data):
+        if full:
+            raise OSError(28, 'No space left on device')
+        write(path, data)
+
+    monkeypatch.setattr(saves.Folder, 'save', save_without_room)
+    monkeypatch.setattr(metrics, 'write', write_without_room)
+    train.train(config, str(tmp_path), setup=setup, full_report=False)
+    told = warnings(caplog)
+    assert sum('checkpoint 5 cannot be saved' in t and 'training goes on' in t for t in told) == 1
+    assert sum('rows of metrics cannot be written (No space left' in t for t in told) >= 1
+    assert train_cases.steps(tmp_path) == [10, 12]
+    assert not list((tmp_path / 'checkpoints').rglob('*orbax-checkpoint-tmp*'))
+    assert train_cases.rows(tmp_path) == train_cases.rows(whole)
+    train_cases.assert_same_bits(checkpoint.load_raw(str(tmp_path)),
+                                 checkpoint.load_raw(str(whole)))
+
+
+def test_a_save_without_room_leaves_the_checkpoints_before_it(setup, tmp_path, caplog):
+    state = setup.fresh_state(0)
+    with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+        saved.save(1, state)
+        saved.wait()
+        with no_room(6000):
+            saved.save(2, state)
+            assert saved.steps() == [1]
+        assert train_cases.steps(tmp_path) == [1]
+        saved.save(2, state)
+        assert saved.steps() == [2]
+        assert train_cases.steps(tmp_path) == [2]
+    assert len(warnings(caplog)) == 1
+    train_cases.assert_same_bits(checkpoint.load_raw(str(tmp_path))['params'], state.params)
+
+
+@pytest.fixture(scope='module')
+def poisoned():
+    """White images make the loss NaN, whatever the weights."""
+    normalize = step.normalize_images
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, 'normalize_images', lambda x, *args: jnp.where(
+            jnp.all(x == 255), jnp.nan, normalize(x, *args)))
+        yield
+
+
+@pytest.fixture(scope='module')
+def skipping(poisoned, data_dir):
+    return train.Setup(train_cases.make(data_dir, {
+        'train.skip_nonfinite': 2, 'train.mixup': 0.0, 'log.every_steps': 6,
+        'eval.every_steps': 12}))
+
+
+def white(monkeypatch, *steps: int) -> None:
+    on_host = feed.on_host
+
+    @contextlib.contextmanager
+    def some_white(config, seed, rows, start, stop):
+        with on_host(config, seed, rows, start, stop) as batches:
+            yield ({n: np.full_like(x, 255) if n == 'image' and at in steps else x
+                    for n, x in batch.items()} for at, batch in enumerate(batches, start + 1))
+    monkeypatch.setattr(feed, 'on_host', some_white)
+
+
+def test_the_update_of_a_step_that_is_not_finite_is_skipped(
+        skipping, tmp_path, monkeypatch):
+    white(monkeypatch, 4, 6, 7)
+    states = {}
+    step_fn = skipping.step
+
+    def watched(state, batch):
+        before = jax.device_get(state)
+        state, out = step_fn(state, batch)
+        states[int(state.step)] = before, jax.device_get(state)
+        return state, out
+    monkeypatch.setattr(skipping, 'step', watched)
+    train.train(skipping.config, str(tmp_path), setup=skipping, full_report=False)
+    for at, (before, after) in states.items():
+        moved = not all(np.array_equal(a, b) for a, b in zip(
+            *map(jax.tree.leaves, (before.params, after.params)), strict=True))
+        assert moved == (at not in (1, 4, 6, 7))  # the first step of a warm-up does not move
+        if at in (4, 6, 7):
+            for name in ('params', 'opt_state', 'batch_stats', 'router_state', 'ema'):
+                train_cases.assert_same_bits(getattr(before, name), getattr(after, name))
+            assert after.step == before.step + 1
+    rows = {r['step']: r for r in train_cases.rows(tmp_path) if r['split'] == 'train'}
+    assert {s: (r['skipped'], r['skipped_in_a_row']) for s, r in rows.items()} == {
+        5: (1, 0), 6: (1, 1), 10: (1, 0), 12: (0, 0)}
+    assert rows[6]['loss'] is None and np.isfinite(rows[5]['loss'])
+    shown = io.StringIO()
+    Progress(12, 0, 32, shown).show(rows[5] | {'timing': {'images_per_second': 1.0}})
+    assert 'skipped 1' in shown.getvalue()
+
+
+def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkeypatch):
+    """Over the end of a row, and over a checkpoint."""
+    white(monkeypatch, 4, 5, 6)
+    with pytest.raises(NotFinite, match='loss is not finite at step 6, in 3 steps in a row') as e:
+        train.train(skipping.config, str(tmp_path), setup=skipping)
+    assert '\n' not in str(e.value)
+    shutil.rmtree(tmp_path / 'checkpoints' / 'best', ignore_errors=True)
+    with pytest.raises(NotFinite, match='step 6, in 3 steps'):  # gone on with at step 5
+        train.train(skipping.config, str(tmp_path), setup=skipping)
+
+
+def test_a_run_that_skips_nothing_has_nothing_of_it_in_its_program(setup, skipping):
+    def program(of):
+        micro = {'image': ((1, 32, 8, 8, 1), np.uint8), 'label': ((1, 32), np.int32),
+                 'valid': ((1, 32), bool)}
+        batch = {n: jax.ShapeDtypeStruct(*x) for n, x in micro.items()}
+        return str(jax.make_jaxpr(of.step_fn(of.network))(of.shapes, batch))
+    assert 'is_finite' not in program(setup)
+    assert program(skipping).count('is_finite') == 2

@@ -1,0 +1,80 @@
+"""Run as a script by each of two processes with four virtual devices: what one process cannot show.
+
+    python two_processes.py PORT PROCESS DATA_DIR FOLDER
+
+FOLDER/one is a run of one device, FOLDER/half the same up to its first checkpoint. Prints a line of
+JSON.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import train_cases
+
+import input_pipeline
+from moe_vision import checkpoint, mesh, processes, train
+from moe_vision.errors import UserError
+from moe_vision.stop import Stopped
+
+SAME = {
+    'model.args': {'widths': (8,), 'depth': 1}, 'model.moe.num_experts': 4,
+    'model.moe.group_size': 8, 'train.batch_size': 64, 'train.steps': 10, 'train.warmup_steps': 0,
+    'train.learning_rate': 0.1, 'train.optimizer': 'sgd',  # Adam makes steps out of rounding errors
+    'train.clip_norm': 0.0, 'train.ema_decay': 0.0,
+    'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True},
+    'eval.every_steps': 5, 'eval.batch_size': 64, 'checkpoint.every_steps': 5, 'log.every_steps': 2,
+}
+
+
+def indices(config) -> list[tuple[int, int]]:
+    """(place in the run, image) of an epoch's rows that this process loads."""
+    grid = mesh.make(config.mesh.expert)
+    rows = mesh.rows_of_process(config.train.batch_size, grid)
+    size = input_pipeline.info(config.dataset).split_sizes['train']
+    steps = -(-size // config.train.batch_size)
+    with input_pipeline.train_batches(config.dataset, seed=3, batch_size=config.train.batch_size,
+                                      rows=rows, start_step=0, num_steps=steps) as batches:
+        return [(step * config.train.batch_size + row, int(image))
+                for step, batch in enumerate(batches)
+                for row, image in zip(rows, batch['index'], strict=True)]
+
+
+def main(port: str, process: str, data_dir: str, folder: str) -> None:
+    processes.start(processes.Given(f'127.0.0.1:{port}', 2, int(process)))
+    config = {n: train_cases.make(data_dir, SAME | {'mesh.expert': n}) for n in (1, 2, 4)}
+    seen = {'devices': [jax.local_device_count(), jax.device_count()],
+            'indices': indices(config[4]), 'refused': []}
+    for expert in (2, 4):
+        train.train(config[expert], f'{folder}/expert_{expert}')
+    train.train(config[2], f'{folder}/half')
+    for expert, step in ((1, 4), (2, 7)):
+        with contextlib.suppress(Stopped):
+            train.train(config[expert], f'{folder}/moved', stop=train_cases.StopAt(step))
+    scores = train.evaluate(dataclasses.replace(config[4], eval=dataclasses.replace(
+        config[4].eval, split='validation', batch_size=100)), f'{folder}/one')
+    seen['validation'] = [scores['images'], scores['accuracy'], scores['loss']]
+    if process == '1':
+        shutil.copytree(f'{folder}/expert_4', f'{folder}/damaged')
+        for file in Path(folder).glob('damaged/checkpoints/latest/10/default/d/*'):
+            file.write_bytes(file.read_bytes()[:100])
+    processes.barrier('damaged')
+    setup = train.Setup(config[4])
+    with checkpoint.Checkpoints(f'{folder}/damaged', 2) as saved:
+        seen['fallback'] = saved.restore_newest(setup.abstract)[0]
+    for changed in ({'seed': int(process)}, {}):
+        own = folder if changed else f'{folder}/only_{process}'
+        try:
+            train.train(dataclasses.replace(config[2], **changed), f'{own}/refused')
+        except UserError as e:
+            seen['refused'].append(str(e))
+    print(json.dumps(seen))
+    processes.done()
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
