@@ -96,7 +96,9 @@ def _parse(argv: list[str],
     except flags.UnrecognizedFlagError as e:
         known = ['--config', '--workdir', '--mode', '--profile_steps', '--coordinator',
                  '--processes', '--process']
-        near = nearest(f'--{e.flagname}', known) or config_file.nearest_key(e.flagname)
+        key = '.' in e.flagname
+        near = ((not key and nearest(f'--{e.flagname}', known))
+                or config_file.nearest_key(e.flagname))
         raise UserError(f"unknown flag '--{e.flagname}'.{near} Allowed: {', '.join(known)}, "
                         '--config.KEY.') from e
     except (flags.Error, ValueError) as e:

@@ -10,6 +10,7 @@ end. Exit code 1 where they are not.
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> int:
         print(f'{number + 1:3d} {"SIGTERM" if with_notice else "SIGKILL"} exit code {code}, '
               f'checkpoints {_steps(killed)}', flush=True)
         if code == 0:
-            print('    it was done before that')
+            print('    it was done before that: once more, sooner')
+            shutil.rmtree(killed)
+            took *= 0.7
     _start(killed, config).wait()
     return 0 if _same(whole, killed) else 1
 

@@ -9,6 +9,7 @@ Over several processes all call everything; each reads what its devices hold, an
 where all can read it.
 """
 
+import contextlib
 from typing import Any, Literal
 
 import jax
@@ -19,7 +20,7 @@ from etils import epath
 
 from moe_vision.errors import UserError
 from moe_vision.files import absolute
-from moe_vision.saves import Folder, read, why
+from moe_vision.saves import Folder, why
 
 
 class Checkpoints:
@@ -123,16 +124,13 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     """
     root = absolute(epath.Path(workdir) / 'checkpoints' / kind)
     steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
-
-    def on_host(tree: Any) -> Any:
-        return ocp.args.PyTreeRestore(restore_args=jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree))
-
     for step in sorted(steps, reverse=True):
         try:
-            path = root / str(step)
-            return read(path, ocp.PyTreeCheckpointHandler, lambda reader, path=path: on_host(
-                reader.metadata(path / 'default').item_metadata.tree))
+            with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+                path = root / str(step) / 'default'
+                on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                                       reader.metadata(path).tree)
+                return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
         except Exception as e:
             logging.warning('checkpoint %d cannot be read (%s)', step, why(e))
     raise UserError(f"there is no readable checkpoint in '{workdir}'; train there first.")

@@ -120,8 +120,8 @@ def _watch(host: str) -> None:
 
 def done() -> None:
     """The run is over in all processes; from here on each may end when it likes."""
-    barrier('done')
     for watch in _watching:
+        barrier('done')
         watch.close()
 
 
@@ -169,6 +169,11 @@ def end(code: int, line: str = '') -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def joined() -> bool:
+    """Whether `start` joined others; does not touch jax."""
+    return bool(_watching)
 
 
 def several() -> bool:

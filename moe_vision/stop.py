@@ -30,7 +30,7 @@ class Stop:
     def __enter__(self) -> 'Stop':
         from moe_vision import processes
 
-        self._several = processes.several()
+        self._several = processes.joined()
         if not self._several and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self

@@ -139,19 +139,19 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
             'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names,
             **scores})
     _say(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
-          f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '
-          f'{scores["images"]:,} images, step {step}')
+         f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '
+         f'{scores["images"]:,} images, step {step}')
     for name, x in scores['layers'].items():
         _say(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
-              f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
+             f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
     again = scores['at_another_batch_size']
     told = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
     _say(f'batch size {evaluator.batch} and {again["batch_size"]}: predictions are {told}, loss '
-          f'differs by {again["loss_difference"]:.1e}')
+         f'differs by {again["loss_difference"]:.1e}')
     for at in scores['capacity_sweep']:
         drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in at['drop_rate'].items())
         _say(f'capacity factor {at["capacity_factor"]:g} (effective {at["effective_factor"]:.2f})'
-              f': accuracy {at["accuracy"]:.4f}, loss {at["loss"]:.4f}, drop rate {drops}')
+             f': accuracy {at["accuracy"]:.4f}, loss {at["loss"]:.4f}, drop rate {drops}')
     return scores
 
 

@@ -147,6 +147,6 @@ IMAGENET = DataSet(
     backbone=Network({}, 0.379), half_hidden=184,
     head=Network({'model.moe.placement': 'head', 'model.moe.hidden': 0}, 0.008),
     every=Network({'model.moe.placement': 'every_2', 'model.moe.hidden': 0}, 0.320),
-    soft_group=1024, soft_batch=((8, 1), (8, 16), (8, 64), (8, 128)), soft_per_sample=(4, 8))
+    soft_group=1024, soft_batch=((8, 1), (8, 16), (8, 64), (8, 128)), soft_per_sample=(8, 16))
 
 SETS = (DIGITS, FASHION_MNIST, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGENET)

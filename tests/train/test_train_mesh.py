@@ -14,7 +14,7 @@ import pytest
 import train_cases
 from eight_devices import CASES, MESHES
 
-from moe_vision import checkpoint, mesh, surgery
+from moe_vision import checkpoint, mesh, saves, surgery
 from moe_vision.errors import UserError
 from moe_vision.layers.exchange import expected, spans
 from moe_vision.optimizer import path_name
@@ -158,10 +158,10 @@ def test_a_batch_that_no_group_can_fit_says_which_batch_would(monkeypatch):
 
 def test_the_checksum_sees_every_bit_and_its_place():
     state = {'a': jnp.arange(12.0).reshape(3, 4), 'b': jnp.arange(3), 'c': jnp.bfloat16(1.5)}
-    want = int(checkpoint.checksum(state))
+    want = int(saves.checksum(state))
     for i in range(12):
         bits = np.asarray(state['a']).copy().view(np.uint32)
         bits.flat[i] ^= 1
-        assert int(checkpoint.checksum(state | {'a': jnp.asarray(bits.view(np.float32))})) != want
-    assert int(checkpoint.checksum(state | {'a': state['a'][::-1]})) != want
-    assert int(checkpoint.checksum(state | {'b': state['b'][::-1]})) != want
+        assert int(saves.checksum(state | {'a': jnp.asarray(bits.view(np.float32))})) != want
+    assert int(saves.checksum(state | {'a': state['a'][::-1]})) != want
+    assert int(saves.checksum(state | {'b': state['b'][::-1]})) != want

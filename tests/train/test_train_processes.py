@@ -70,12 +70,13 @@ def seen(one, folder, data_dir, jax_environment):
                                            str(folder)]))
     for code, _, told in ended:
         assert code == 0, told[-3000:]
-    said = [[x for x in out.splitlines() if not x.startswith('[Gloo]')] for _, out, _ in ended]
+    said = [[x for x in out.splitlines() if '[Gloo]' not in x and 'peer ranks' not in x]
+            for _, out, _ in ended]  # the library's lines, at times in pieces
     assert len(said[1]) == 1  # what is said is said once
     return [json.loads(lines[-1]) for lines in said]
 
 
-RUNS = ['expert_2', 'expert_4', 'half']
+RUNS = ['expert_4', 'half']
 
 
 def trained(folder):

@@ -49,8 +49,7 @@ def main(port: str, process: str, data_dir: str, folder: str) -> None:
     config = {n: train_cases.make(data_dir, SAME | {'mesh.expert': n}) for n in (1, 2, 4)}
     seen = {'devices': [jax.local_device_count(), jax.device_count()],
             'indices': indices(config[4]), 'refused': []}
-    for expert in (2, 4):
-        train.train(config[expert], f'{folder}/expert_{expert}')
+    train.train(config[4], f'{folder}/expert_4')
     train.train(config[2], f'{folder}/half')
     for expert, step in ((1, 4), (2, 7)):
         with contextlib.suppress(Stopped):
