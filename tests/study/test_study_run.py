@@ -84,7 +84,8 @@ def started(workdir, *arguments, **environment) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, study_fakes.__file__, 'run', f'--study={file}', f'--workdir={workdir}',
          *arguments], env=os.environ | environment, cwd=study_fakes.ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in a background
 
 
 def until(condition, seconds=20.0) -> None:
