@@ -3,8 +3,9 @@
     python -m benchmarks.soak --workdir=W --kills=20 --config=configs/digits_k2.py --config.KEY=...
 
 W/whole is the run that is left alone, W/killed the other; every third signal is SIGTERM, the rest
-are SIGKILL. Prints where each life began, and whether state, rows and result are the same in the
-end. Exit code 1 where they are not.
+are SIGKILL. A life that comes to the end is compared, and the next begins a new run. Prints the
+checkpoints that each killed life left, and whether state, rows and result are the same at each end.
+Exit code 1 where they are not.
 """
 
 import argparse
@@ -33,22 +34,36 @@ def main(argv: list[str]) -> int:
     whole, killed = args.workdir / 'whole', args.workdir / 'killed'
     began = time.monotonic()
     if not (whole / 'result.json').exists():
-        _start(whole, config).wait()
+        if code := _start(whole, config).wait():
+            print(f'exit code {code}: see {whole / "log.txt"}')
+            return 1
     took = time.monotonic() - began
-    for number in range(args.kills):
+    number = 0
+    while number < args.kills:
         run = _start(killed, config)
-        with_notice = number % 3 == 2
         time.sleep(rng.uniform(0, took))
+        if run.poll() is not None:
+            if not _ended(run, whole, killed):
+                return 1
+            continue
+        number += 1
+        with_notice = number % 3 == 0
         run.send_signal(signal.SIGTERM if with_notice else signal.SIGKILL)
         code = run.wait()
-        print(f'{number + 1:3d} {"SIGTERM" if with_notice else "SIGKILL"} exit code {code}, '
+        print(f'{number:3d} {"SIGTERM" if with_notice else "SIGKILL"} exit code {code}, '
               f'checkpoints {_steps(killed)}', flush=True)
-        if code == 0:
-            print('    it was done before that: once more, sooner')
-            shutil.rmtree(killed)
-            took *= 0.7
-    _start(killed, config).wait()
-    return 0 if _same(whole, killed) else 1
+    return 0 if _ended(_start(killed, config), whole, killed) else 1
+
+
+def _ended(run: subprocess.Popen, whole: Path, killed: Path) -> bool:
+    """Waits for a run that nobody kills, compares it and puts it away."""
+    if code := run.wait():
+        print(f'exit code {code}: see {killed / "log.txt"}')
+        return False
+    same = _same(whole, killed)
+    if same:
+        shutil.rmtree(killed)
+    return same
 
 
 def _start(folder: Path, config: list[str]) -> subprocess.Popen:

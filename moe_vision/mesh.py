@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -12,22 +13,29 @@ from moe_vision.layers.exchange import param_spec
 
 
 def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices; `expert` of them share one copy of the experts.
+    """All devices; `expert` of them, of one slice, share one copy of the experts.
 
     Args:
       expert: size of that axis.
       devices: in place of all that this process knows.
 
     Raises:
-      UserError: the device count is not divisible by it.
+      UserError: the device count, or that of a slice where there are several, is not divisible
+        by it.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(d, 'slice_index', 0) for d in devices})
+    count = len(devices) // slices
     if count % expert:
         fits = [n for n in range(1, count + 1) if count % n == 0]
-        raise UserError(f'mesh.expert is {expert}, but there are {count} devices; '
+        raise UserError(f'mesh.expert is {expert}, but there are {count} devices'
+                        f'{" in a slice" if slices > 1 else ""}; '
                         f'allowed: {", ".join(map(str, fits))}.')
-    return jax.make_mesh((count // expert, expert), ('data', 'expert'),
-                         axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    names, types = ('data', 'expert'), (AxisType.Auto, AxisType.Auto)
+    inner = (count // expert, expert)
+    if slices == 1:
+        return jax.make_mesh(inner, names, axis_types=types, devices=devices)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices), names, types)
 
 
 def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> None:

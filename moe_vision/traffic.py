@@ -1,8 +1,7 @@
 """What routed layers send between devices in a training step, computed from shapes.
 
 Bytes are those that one device sends, and receives: of a buffer exchanged by all-to-all, or whole
-after an all-gather or before a reduce-scatter, by n devices: (n - 1) / n of it; of an all-reduce
-twice that.
+after an all-gather, by n devices: (n - 1) / n of it; of an all-reduce twice that.
 """
 
 import dataclasses

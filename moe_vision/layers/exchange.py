@@ -4,8 +4,10 @@ Mesh axes are ('data', 'expert'). Tokens are laid over both, expert weights over
 Where a device holds whole groups, slots travel: a routed layer exchanges twice forward (slots out,
 outputs back) and twice backward, by all-to-all. Where a group has tokens on several devices of the
 expert axis, tokens travel: each of these devices gathers them, makes the same plan, runs its own
-experts, and the outputs are summed back to the tokens' devices; backward the same in turn. With one
-device on the expert axis nothing travels.
+experts, and the outputs are summed back to the tokens' devices; backward the same in turn. Summed
+means an all-to-all of the parts and a sum where they arrive: compilers for TPU turn a
+reduce-scatter of feature maps into an all-reduce, which sends twice as much. With one device on the
+expert axis nothing travels.
 """
 
 import math
@@ -59,10 +61,9 @@ def over_groups(fn: Callable, mesh: Mesh | None, tokens: int, group_size: int) -
         return *jax.tree.map(merge, (partial, of_tokens)), of_groups
 
     def spanning(shared, experts, group, rows):
-        rows = jax.tree.map(lambda a: jax.lax.all_gather(a, 'expert', tiled=True), rows)
+        rows = jax.tree.map(_gather, rows)
         partial, of_tokens, of_groups = whole(shared, experts, group, rows)
-        return (jax.tree.map(lambda a: jax.lax.psum_scatter(a, 'expert', tiled=True), partial),
-                jax.tree.map(own, of_tokens), of_groups)
+        return jax.tree.map(_sum_back, partial), jax.tree.map(own, of_tokens), of_groups
 
     def own(a):
         count = a.shape[0] // mesh.shape['expert']
@@ -76,6 +77,22 @@ def over_groups(fn: Callable, mesh: Mesh | None, tokens: int, group_size: int) -
         spanning if across else whole, mesh=mesh,
         in_specs=(REPLICATED, EXPERTS, of_groups, TOKENS), out_specs=(TOKENS, TOKENS, of_groups),
         check_vma=False)
+
+
+@jax.custom_vjp
+def _gather(a):
+    return jax.lax.all_gather(a, 'expert', tiled=True)
+
+
+@jax.custom_vjp
+def _sum_back(a):
+    parts = a.reshape(jax.lax.axis_size('expert'), -1, *a.shape[1:])
+    return jax.lax.all_to_all(parts, 'expert', split_axis=0, concat_axis=0, tiled=True).sum(0)
+
+
+_gather.defvjp(lambda a: (_gather(a), None), lambda _, g: (
+    None if g.dtype == jax.dtypes.float0 else _sum_back(g),))
+_sum_back.defvjp(lambda a: (_sum_back(a), None), lambda _, g: (_gather(g),))
 
 
 def run_plan(plan: Any, x: jax.Array, experts: Callable, mesh: Mesh | None, across: bool,
@@ -117,7 +134,7 @@ def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = F
     forward_and_back, less = 2 * routed_layers, 0 if first_input_has_gradient else 1
     if across:
         return Counter({'all-gather': forward_and_back + remat * routed_layers,
-                        'reduce-scatter': forward_and_back - less})
+                        'all-to-all': forward_and_back - less})
     return Counter({'all-to-all': (3 if remat else 2) * forward_and_back - less})
 
 

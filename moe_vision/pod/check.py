@@ -5,8 +5,9 @@ import importlib.metadata
 import sys
 from typing import Any
 
+from moe_vision.chips import TPUS
 from moe_vision.pod import compiled, expected, hlo, memory, report, roofline
-from moe_vision.pod.chips import CHIPS, Topology
+from moe_vision.pod.topology import Topology
 from moe_vision.settings import Config
 
 
@@ -24,7 +25,7 @@ def check(config: Config, topology: Topology) -> Result:
       UserError: the config does not fit the slice's number of devices.
     """
     setup = compiled.setup_for(config, topology)
-    device, devices, cost = CHIPS[topology.chip].per_device(), setup.mesh.size, setup.cost
+    device, devices, cost = TPUS[topology.chip].per_device(), setup.mesh.size, setup.cost
     state = memory.of_state(setup.abstract)
     versions = {n: importlib.metadata.version(n) for n in ('jax', 'libtpu')}
     mesh, batch = dict(setup.mesh.shape), config.train.batch_size
@@ -49,7 +50,7 @@ def check(config: Config, topology: Topology) -> Result:
         return Result([*head, *problems], plain | {'problems': problems}, problems)
     found, used = hlo.collectives(made.text), memory.of_program(made.memory)
     layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
-    wanted = expected.of_setup(setup)
+    wanted = expected.of_setup(setup, topology.slices)
     exchanged = expected.exchanges(found, wanted, routed)
     best = roofline.estimate(device, flops, used, found, devices)
     problems = [report.told(c, tensor, layers)
@@ -60,7 +61,7 @@ def check(config: Config, topology: Topology) -> Result:
     lines = [
         *head, f'compiled in {made.seconds:.0f} s', '', *report.memory(used, device.hbm), '',
         *report.collectives(found, layers, routed),
-        *report.exchanges(exchanged, wanted, devices), '',
+        *report.exchanges(exchanged, wanted, devices), *report.slices(found, topology.slices), '',
         *report.roofline(best, topology.chip, flops / device.flops, batch), '',
         *(problems or ['It fits, and no collective is unexpected.'])]
     plain |= {
@@ -71,7 +72,7 @@ def check(config: Config, topology: Topology) -> Result:
             'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
                         for p in c.parts]} for c in found],
         'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
-                      'sent': expected.sent((c for _, c in exchanged), devices)},
+                      'sent': expected.sent(exchanged, devices)},
         'estimate': dataclasses.asdict(best) | {'bound': best.bound, 'least': best.least,
                                                 'most': best.most}}
     return Result(lines, plain, problems)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision import flops, mesh
-from moe_vision.pod.chips import Topology
 from moe_vision.pod.devices import devices_of
+from moe_vision.pod.topology import Topology
 from moe_vision.settings import Config
 from moe_vision.setup import Setup
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from moe_vision.errors import UserError
-from moe_vision.pod.chips import Topology
+from moe_vision.pod.topology import Topology
 
 _INSTALL = "pip install '.[pod]'"  # in the project's folder
 
@@ -47,10 +47,12 @@ def devices_of(topology: Topology) -> list[Any]:
     options: dict[str, Any] = {}
     if topology.chip == 'v4':  # both cores of a chip are one device
         options['chip_config_name'] = 'megacore'
+    if topology.slices > 1:
+        options['num_slices'] = topology.slices
     if topology.chips == 1:
         options['chips_per_host_bounds'] = (1, 1, 1)
     try:
         return list(topologies.get_topology_desc(
-            platform='tpu', topology_name=str(topology), **options).devices)
+            platform='tpu', topology_name=topology.slice, **options).devices)
     except jax.errors.JaxRuntimeError as e:
         raise UserError(f"the compiler has no topology '{topology}': {e}.") from e

@@ -2,7 +2,8 @@
 
 Expected are the exchanges of routed layers as `layers.exchange` counts them, all-reduces of
 gradients and of statistics, and, where the optimizer's state lies over the data axis, gradients
-scattered and parameters gathered. Nothing else: a gather of tokens or of expert weights, or a
+scattered and parameters gathered; over several slices each all-reduce is scattered in a slice,
+reduced between slices and gathered in the slice. Nothing else: a gather of tokens or of expert weights, or a
 tensor that is neither a gradient nor small, means that arrays lie otherwise than planned.
 """
 
@@ -33,15 +34,17 @@ class Expected:
       sent: bytes that a device sends by them.
       parameters: elements of each, as a device holds it; of its gradient, too.
       scattered: the optimizer's state lies over the data axis.
+      slices: how many the devices are in; they exchange nothing but sums.
     """
 
     exchanges: Counter[str]
     sent: int
     parameters: frozenset[int]
     scattered: bool = False
+    slices: int = 1
 
 
-def of_setup(setup: Setup) -> Expected:
+def of_setup(setup: Setup, slices: int = 1) -> Expected:
     config, shape = setup.config, dict(setup.mesh.shape)
     exchanges: Counter[str] = Counter()
     layers = traffic.of_layers(config, setup.cost, shape)
@@ -52,27 +55,14 @@ def of_setup(setup: Setup) -> Expected:
     return Expected(
         exchanges, sum(x.exchanged for x in layers.values()),
         frozenset(math.prod(shard_shape(x)) for x in jax.tree.leaves(setup.abstract.params)),
-        config.mesh.shard_optimizer)
+        config.mesh.shard_optimizer, slices)
 
 
 def exchanges(found: Iterable[Collective], expected: Expected,
-              layers: Collection[str]) -> list[tuple[str, Collective]]:
-    """Those of features in routed layers, each with the kind that it is expected as.
-
-    What is known of a token besides its features is none. A reduce-scatter may be compiled as an
-    all-reduce of which each device keeps its part.
-    """
-    of = []
-    for c in found:
-        if not layer_of(c.origin, layers) or not any('f' in p.shape.partition('[')[0]
-                                                     for p in c.parts):
-            continue
-        if c.kind in expected.exchanges:
-            of.append((c.kind, c))
-        elif (c.kind == 'all-reduce' and 'reduce-scatter' in expected.exchanges
-              and not all(_planned(c.kind, p, expected) for p in c.parts)):
-            of.append(('reduce-scatter', c))
-    return of
+              layers: Collection[str]) -> list[Collective]:
+    """Those of features in routed layers; what is known of a token besides its features is none."""
+    return [c for c in found if c.kind in expected.exchanges and layer_of(c.origin, layers)
+            and any('f' in p.shape.partition('[')[0] for p in c.parts)]
 
 
 def sent(found: Iterable[Collective], devices: int) -> float:
@@ -92,9 +82,8 @@ def unexpected(found: Iterable[Collective], expected: Expected,
     counted: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for c in found:
         layer = layer_of(c.origin, layers)
-        kinds = [kind for kind, _ in exchanges([c], expected, layers)]
-        if kinds:
-            counted[kinds[0], layer].append(c)
+        if exchanges([c], expected, layers):
+            counted[c.kind, layer].append(c)
         elif not (layer and c.kind in expected.exchanges):  # else what is known besides
             bad += [(c, p) for p in c.parts if not _planned(c.kind, p, expected)]
     for (kind, _), own in counted.items():
@@ -106,8 +95,11 @@ def unexpected(found: Iterable[Collective], expected: Expected,
 def _planned(kind: str, part: Part, expected: Expected) -> bool:
     """Whether it is a gradient, a parameter or a statistic, by its size."""
     elements = math.prod(int(d) for d in re.findall(r'\d+', part.shape.partition('[')[2]))
-    if kind == 'all-reduce':
-        return elements <= _STATISTIC or elements in expected.parameters
+    known = elements <= _STATISTIC or elements in expected.parameters
+    if kind == 'all-reduce of slices':  # of what a device holds of a sum
+        return known or elements <= max(expected.parameters)
+    if kind == 'all-reduce' or expected.slices > 1:
+        return known and kind in ('all-reduce', 'all-gather', 'reduce-scatter')
     return (expected.scattered and kind in ('all-gather', 'reduce-scatter')
             and elements in expected.parameters)
 

@@ -2,7 +2,9 @@
 
 A collective counts as often as it runs: loops × trip count, branches of a conditional once each.
 It counts once where it is a pair of start and done, also inside a fusion or an asynchronous call,
-and where the TPU compiler spreads it over a chain of fusions that do other work meanwhile.
+and where the TPU compiler spreads it over a chain of fusions that do other work meanwhile. Over
+several slices the compiler does a collective's part inside a slice and hands the rest, a send and a
+receive, to the network between them: that is a collective of its own, kind 'all-reduce of slices'.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ _SHAPE = re.compile(r'\b([a-z]\w*)\[([^\]]*)\]')
 _CALLED = re.compile(r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
                      r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
 _CHAIN_START = 'AsyncCollectiveStart'  # of a collective spread over several fusions
+_OF_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -76,6 +79,10 @@ def _walk(computations: dict[str, dict[str, _Instruction]], name: str, times: in
     begins = any(_CHAIN_START in i.attributes for i in own.values())
     for i in own.values():
         kind = i.opcode.removesuffix('-start')
+        if i.opcode == 'send' and (between := _OF_SLICES.search(i.attributes)):
+            kind = f'{between[1].lower().replace("_", "-")} of slices'
+            yield _collective(kind, dataclasses.replace(i, shapes=i.shapes[:1],
+                                                        operands=i.operands[:1]), own, times, outer)
         if kind in KINDS and (begins or 'chain_id=' not in i.attributes):
             yield _collective(kind, i, own, times, outer)
         if i.opcode.endswith(('-done', '-update')):
@@ -114,14 +121,20 @@ def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times:
         shapes = shapes[count:2 * count]
     if kind == 'reduce-scatter':  # what goes in is larger
         shapes = tuple(s for m in makers if m for s in m.shapes) or shapes
+    op_name = i.op_name or _asked_by(i, kind, own)
     parts = []
     for n, shape in enumerate(shapes):
         maker = makers[n] if n < len(makers) else None
         made_by = _origin(maker, own) if maker else ''
-        names = (i.op_name, made_by) if len(shapes) == 1 else (made_by, i.op_name)
-        op_name = next(filter(None, names), outer)
-        parts.append(Part(shape, _bytes(shape), op_name))
-    return Collective(kind, i.name, tuple(parts), groups, times, i.op_name or outer)
+        names = (op_name, made_by) if len(shapes) == 1 else (made_by, op_name)
+        parts.append(Part(shape, _bytes(shape), next(filter(None, names), outer)))
+    return Collective(kind, i.name, tuple(parts), groups, times, op_name or outer)
+
+
+def _asked_by(i: _Instruction, kind: str, own: dict[str, _Instruction]) -> str:
+    """The name of a collective that lost it, where a copy of its result has kept it."""
+    return next((user.op_name for user in own.values()
+                 if i.name in user.operands and kind.replace('-', '_') in user.op_name), '')
 
 
 def _origin(made: _Instruction, own: dict[str, _Instruction]) -> str:

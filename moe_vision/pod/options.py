@@ -7,10 +7,11 @@ from typing import NoReturn
 from moe_vision import config as config_lib
 from moe_vision import config_file, rules
 from moe_vision.errors import UserError, nearest
-from moe_vision.pod import chips
+from moe_vision.pod.topology import Topology
+from moe_vision.pod.topology import parse as parse_slice
 from moe_vision.settings import Config
 
-_FLAGS = ('--config', '--topology', '--json')
+_FLAGS = ('--config', '--topology', '--slices', '--json')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +24,7 @@ class Request:
     """What is asked, checked."""
 
     config: Config
-    topology: chips.Topology
+    topology: Topology
     json: bool
 
 
@@ -38,6 +39,8 @@ def parse(arguments: list[str], description: str) -> Request:
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help='a file of configs/')
     parser.add_argument('--topology', metavar='CHIP:SHAPE', help='such as v5e:16x16 or v4:8x8x4')
+    parser.add_argument('--slices', type=int, default=1, help='so many of it, over the network '
+                        'of a data centre')
     parser.add_argument('--json', action='store_true', help='print JSON')
     given, unknown = parser.parse_known_args(others)
     if unknown:
@@ -51,7 +54,9 @@ def parse(arguments: list[str], description: str) -> Request:
                         '--config=configs/imagenet_k2.py.')
     if not given.topology:
         raise UserError('--topology is missing; name a slice, such as --topology=v5e:16x16.')
-    topology = chips.parse(given.topology)
+    if given.slices < 1:
+        raise UserError(f'--slices is {given.slices}; allowed: 1 or more.')
+    topology = dataclasses.replace(parse_slice(given.topology), slices=given.slices)
     config = config_lib.check(config_file.load(given.config, common, opened))
     rules.check_data(config, reads=False)
     return Request(config, topology, given.json)

@@ -60,18 +60,17 @@ def collectives(found: Sequence[Collective], layers: Sequence[str],
     return aligned(rows)
 
 
-def exchanges(found: Collection[tuple[str, Collective]], wanted: Expected,
-              devices: int) -> list[str]:
+def exchanges(found: Collection[Collective], wanted: Expected, devices: int) -> list[str]:
     """How many exchanges of routed layers there are, and should be; what a device sends by them."""
     if not wanted.exchanges:
         return []
     counts: Counter[str] = Counter()
-    for kind, c in found:
-        counts[kind] += c.times or 1
+    for c in found:
+        counts[c.kind] += c.times or 1
     numbers = ', '.join(f'{counts[kind]} {kind} (expected {n})'
                         for kind, n in sorted(wanted.exchanges.items()))
     return [f'  exchanges of routed layers (*): {numbers}; a device sends '
-            f'{size(sent((c for _, c in found), devices))} by them (expected {size(wanted.sent)})']
+            f'{size(sent(found, devices))} by them (expected {size(wanted.sent)})']
 
 
 def told(c: Collective, part: Part, layers: Iterable[str]) -> str:
@@ -87,6 +86,14 @@ def compute(flops: int, cost: Leverage, images: float) -> list[str]:
     padding = 1 - cost.flops / cost.flops_executed
     return [f'compute of a device: {si(flops)} FLOPs in a step of {images:g} images; forward '
             f'{si(cost.flops_executed)} an image, {padding:.1%} of them for empty expert slots']
+
+
+def slices(found: Collection[Collective], count: int) -> list[str]:
+    """What a device sends to other slices."""
+    sums = [p.bytes * (c.times or 1) for c in found if c.kind.endswith('of slices')
+            for p in c.parts]
+    return [f'  between {count} slices: {len(sums)} tensors, {size(sum(sums))} of a device; the '
+            'network between them is in no estimate'] if count > 1 else []
 
 
 def roofline(found: Roofline, chip: str, at_peak: float, batch: int) -> list[str]:

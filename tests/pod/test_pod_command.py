@@ -26,6 +26,8 @@ def at_root(monkeypatch):
     ([CONFIG, '--topology=v5e:15x16'], "Did you mean 'v5e:16x16'?"),
     ([CONFIG, '--topologie=v5e:2x2'], "Did you mean '--topology'?"),
     ([CONFIG, 'v5e:2x2'], "unexpected argument 'v5e:2x2'"),
+    ([CONFIG, '--topology=v5e:2x2', '--slices=0'], '--slices is 0; allowed: 1 or more'),
+    ([CONFIG, '--topology=v5e:2x2', '--slices=two'], '--slices'),
     ([CONFIG, '--topology=v5e:2x2', '--config.mesh.expart=2'], "'--config.mesh.expert'"),
     ([CONFIG, '--topology=v5e:2x2', '--config.mesh.expert=3'],
      'num_experts 8 is not divisible by mesh.expert 3'),
@@ -62,6 +64,20 @@ class TestCompiled:
         return subprocess.run(
             [sys.executable, '-m', 'moe_vision.pod', CONFIG, '--topology=v5e:2x2', *arguments],
             capture_output=True, text=True, env=os.environ | {'JAX_PLATFORMS': ''})
+
+    def test_slices_exchange_nothing_but_sums(self):
+        done = self.run('--json', '--slices=2', '--config.mesh.expert=2',
+                        '--config.model.moe.group_size=8',
+                        '--config.model.args={"widths": (16,), "depth": 2}')
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found['problems'] == [] and found['mesh'] == {'data': 4, 'expert': 2}
+        kinds = {c['kind'] for c in found['collectives']}
+        assert 'all-reduce of slices' in kinds
+        assert kinds <= {'all-reduce of slices', 'all-reduce', 'reduce-scatter', 'all-gather',
+                         'all-to-all'}
+        exchanged = [c for c in found['collectives'] if c['kind'] == 'all-to-all']
+        assert len(exchanged) == 4 and {c['group'] for c in exchanged} == {2}
 
     def test_a_tiny_network(self):
         done = self.run('--json', '--config.mesh.expert=2', '--config.model.moe.group_size=8',

@@ -100,6 +100,33 @@ backend_config={"known_trip_count":{"n":"3"},"other":{}}
 """
 
 
+SLICES = """HloModule jit_step
+
+ENTRY %main (arg: f32[8]) -> f32[8] {
+  %arg = f32[8]{0} parameter(0), metadata={op_name="jit(step)/block_0/dot"}
+  %g = f32[32]{0} all-gather(%arg), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  %mean = f32[] reduce(%g, %zero), metadata={op_name="jit(step)/block_1/shard_map/reduce_sum"}
+  %copy = f32[32]{0} copy(%g), metadata={op_name="jit(step)/block_1/shard_map/all_gather"}
+  %send = (f32[8]{0}, u32[], token[]) send(%arg, %token), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[8]{0}, u32[], token[]) recv(%token), channel_id=3, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %other = (f32[8]{0}, u32[], token[]) send(%arg, %token), channel_id=4, is_host_transfer=true
+  ROOT %done = f32[8]{0} recv-done(%recv), channel_id=3
+}
+"""
+
+
+def test_slices_send_to_each_other_what_remains_of_a_collective():
+    gather, between = hlo.collectives(SLICES)
+    assert (between.kind, between.bytes, between.times) == ('all-reduce of slices', 32, 1)
+    assert between.origin == 'jit(step)/block_0/dot'
+    assert (gather.kind, gather.bytes) == ('all-gather', 128)
+    # of its own name nothing is left but in the copy of its result
+    assert gather.origin == 'jit(step)/block_1/shard_map/all_gather'
+
+
 @pytest.fixture(scope='module')
 def read():
     return hlo.collectives(TPU)

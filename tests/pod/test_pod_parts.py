@@ -9,8 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from moe_vision.chips import TPUS, Chip, peak
 from moe_vision.errors import UserError
-from moe_vision.pod import chips, compiled, expected, memory, report, roofline
+from moe_vision.pod import compiled, expected, memory, report, roofline
+from moe_vision.pod import topology as topology_lib
 from moe_vision.pod.hlo import Collective, Part
 from moe_vision.step import TrainState
 
@@ -23,7 +25,7 @@ def collective(kind, shape, size, op_name='', times=1, groups=()):
     ('v5e:16x16', 256), ('v6e:1x1', 1), ('v5e:4x8', 32), ('v4:8x8x4', 256), ('v5p:2x2x1', 4),
     ('tpu7x:4x4x8', 128), ('V5E:2x2', 4), ('v5p:12x12x12', 1728)])
 def test_slices_that_exist(name, count):
-    topology = chips.parse(name)
+    topology = topology_lib.parse(name)
     assert topology.chips == count and str(topology) == name.lower()
 
 
@@ -34,19 +36,27 @@ def test_slices_that_exist(name, count):
     ('v5p:16x16x28', 'v5p to 6144 chips'), ('v4:0x4x4', 'unknown topology'), ('', 'unknown')])
 def test_slices_that_do_not_are_refused_with_those_that_do(name, told):
     with pytest.raises(UserError) as e:
-        chips.parse(name)
+        topology_lib.parse(name)
     assert told in str(e.value) and '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('name', chips.CHIPS)
+@pytest.mark.parametrize('name', TPUS)
 def test_chips_are_plausible(name):
-    chip = chips.CHIPS[name]
+    chip = TPUS[name]
     assert 1e14 < chip.flops < 1e16 and 2**34 <= chip.hbm <= 2**38
     # a chip computes hundreds of FLOPs for a byte from memory, and sends less than it reads
     assert 100 < chip.flops / chip.hbm_bandwidth < 1000 and chip.ici_bandwidth < chip.hbm_bandwidth
     device = chip.per_device()
     assert device.devices == 1 and device.flops * chip.devices == chip.flops
     assert device.hbm * chip.devices == chip.hbm
+
+
+@pytest.mark.parametrize('kind, flops', [
+    ('TPU v5 lite', 197e12), ('TPU v5', 459e12), ('TPU7x', 2307e12 / 2),  # half a chip
+    ('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H100 PCIe', 756e12), ('NVIDIA H200', 989e12),
+    ('NVIDIA A100-SXM4-80GB', 312e12), ('cpu', None), ('TPU v9', None)])
+def test_peaks_of_devices_by_their_kind(kind, flops):
+    assert peak(kind) == flops
 
 
 def test_memory_counts_what_is_aliased_once():
@@ -105,21 +115,26 @@ def test_where_groups_span_devices_what_is_known_of_a_token_travels_with_its_fea
     valid = collective('all-gather', 'pred[32]', 32, 'jit(step)/block_1/all_gather')
     tokens = collective('all-gather', 'bf16[32,7,7,8]', 25088, 'jit(step)/block_0/dot')
     found = [features, valid, features]
-    assert expected.exchanges(found, wanted, {'block_1'}) == [('all-gather', features)] * 2
+    assert expected.exchanges(found, wanted, {'block_1'}) == [features] * 2
     assert expected.unexpected(found, wanted, {'block_1'}) == []
     assert len(expected.unexpected([*found, features], wanted, {'block_1'})) == 3
     assert expected.unexpected([*found, tokens], wanted, {'block_1'}) == [(tokens, *tokens.parts)]
 
 
-def test_a_reduction_of_features_of_which_each_device_keeps_its_part_is_a_reduce_scatter():
-    wanted = expected.Expected(Counter({'reduce-scatter': 1}), 0, frozenset({300_000}))
-    features = collective('all-reduce', 'bf16[32,14,14,512]', 6_422_528, 'jit(step)/block_1/add')
-    gradient = collective('all-reduce', 'f32[100,3000]', 1_200_000, 'jit(step)/block_1/dot')
-    found = [features, gradient]
-    assert expected.exchanges(found, wanted, {'block_1'}) == [('reduce-scatter', features)]
-    assert expected.unexpected(found, wanted, {'block_1'}) == []
-    assert len(expected.unexpected([*found, features], wanted, {'block_1'})) == 2
-    assert len(expected.unexpected(found, wanted, {'block_0'})) == 1
+def test_slices_exchange_sums_of_what_a_device_holds_of_gradients():
+    wanted = expected.Expected(Counter({'all-to-all': 1}), 0, frozenset({300_000}), slices=2)
+    scatter = collective('reduce-scatter', 'f32[100,3000]', 1_200_000, 'jit(step)/block_0/dot')
+    gather = collective('all-gather', 'f32[100,3000]', 1_200_000)
+    part = collective('all-reduce of slices', 'f32[100,200]', 80_000)
+    maps = collective('all-gather', 'f32[64,56,56,3]', 1_204_224)
+    more = collective('all-reduce of slices', 'f32[64,56,56,3]', 1_204_224)
+    tokens = collective('all-to-all of slices', 'f32[8]', 32)
+    found = expected.unexpected([scatter, gather, part, maps, more, tokens], wanted, ['block_1'])
+    assert [c for c, _ in found] == [maps, more, tokens]
+    assert report.slices([part, gather, part], 2)[0].startswith(
+        '  between 2 slices: 2 tensors, 156 KiB of a device')
+    assert report.slices([gather], 1) == []
+    assert roofline.sent_bytes(part, 8) == 0
 
 
 def test_where_the_optimizer_is_scattered_gradients_and_parameters_travel():
@@ -131,7 +146,7 @@ def test_where_the_optimizer_is_scattered_gradients_and_parameters_travel():
 
 
 def test_the_estimate_by_hand():
-    device = chips.Chip(flops=1e12, hbm=2**30, hbm_bandwidth=1e11, ici_bandwidth=1e10, axes=2,
+    device = Chip(flops=1e12, hbm=2**30, hbm_bandwidth=1e11, ici_bandwidth=1e10, axes=2,
                         most=1)
     found = [collective('all-reduce', 'f32[]', 4000, groups=((0, 1, 2, 3),), times=2),
              collective('all-to-all', 'f32[]', 800), collective('collective-permute', '', 500)]

@@ -67,9 +67,9 @@ def test_groups_over_devices_gather_features_once_each_way(seen, run):
     maps = [s for s in found['gathers'] if s.startswith(f'f32[{rows},8,8,8]')]
     want = expected(shape, routed_layers=1, across=True)
     assert len(maps) == want['all-gather'] == 2
-    assert found['counts']['reduce-scatter'] == want['reduce-scatter'] == 2
+    assert found['counts']['all-to-all'] == want['all-to-all'] == 2
     assert set(found['gathers']) - set(maps) <= {f'pred[{rows}]{{0}}', f'u8[{rows}]{{0}}'}
-    assert found['counts'].get('all-to-all', 0) == 0
+    assert found['counts'].get('reduce-scatter', 0) == 0
     assert found['counts'].get('collective-permute', 0) == 0, found['permutes']
 
 
@@ -94,12 +94,12 @@ def test_the_table_of_exchanges():
     assert expected({'data': 8, 'expert': 1}, 3) == expected(mesh, 0) == {}
     assert expected(mesh, 3) == {'all-to-all': 12}
     assert expected(mesh, 3, first_input_has_gradient=False) == {'all-to-all': 11}
-    assert expected(mesh, 3, across=True) == {'all-gather': 6, 'reduce-scatter': 6}
+    assert expected(mesh, 3, across=True) == {'all-gather': 6, 'all-to-all': 6}
     assert expected(mesh, 3, across=True, first_input_has_gradient=False) == {
-        'all-gather': 6, 'reduce-scatter': 5}
+        'all-gather': 6, 'all-to-all': 5}
     # as counted in the traced step of two layers: 12; and 6 (10 with `valid`) and 4
     assert expected(mesh, 2, remat=True) == {'all-to-all': 12}
-    assert expected(mesh, 2, across=True, remat=True) == {'all-gather': 6, 'reduce-scatter': 4}
+    assert expected(mesh, 2, across=True, remat=True) == {'all-gather': 6, 'all-to-all': 4}
 
 
 def test_groups_span_where_a_device_holds_no_whole_one():
@@ -165,3 +165,25 @@ def test_the_checksum_sees_every_bit_and_its_place():
         assert int(saves.checksum(state | {'a': jnp.asarray(bits.view(np.float32))})) != want
     assert int(saves.checksum(state | {'a': state['a'][::-1]})) != want
     assert int(saves.checksum(state | {'b': state['b'][::-1]})) != want
+
+
+class Device:
+    """Of one of two slices, as far as a mesh looks at it."""
+
+    platform, device_kind = 'tpu', 'TPU v9'
+
+    def __init__(self, number):
+        self.id, self.process_index, self.slice_index = number, number // 4, number // 8
+        self.coords, self.core_on_chip = (number % 4, number // 4 % 2, 0), 0
+
+
+def test_an_expert_axis_lies_within_a_slice():
+    devices = [Device(n) for n in (*range(0, 16, 2), *range(1, 16, 2))]
+    made = mesh.make(4, devices)
+    assert dict(made.shape) == {'data': 4, 'expert': 4}
+    for row in made.devices:
+        assert len({d.slice_index for d in row}) == 1
+    assert len(set(made.devices.flat)) == 16
+    with pytest.raises(UserError, match=r'mesh\.expert is 16, but there are 8 devices in a slice; '
+                                        r'allowed: 1, 2, 4, 8\.'):
+        mesh.make(16, devices)
