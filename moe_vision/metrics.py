@@ -104,6 +104,7 @@ class Writer:
         for folder in (self._rows, self._events):
             folder.mkdir(parents=True, exist_ok=True)
         self._waiting: list[dict[str, Any]] = []
+        self._start = start_step
         name = f'until-{start_step:09d}'
         old = list(self._rows.glob('*.json*'))
         if kept:
@@ -111,7 +112,7 @@ class Writer:
         for path in old:
             if path.name not in (f'{name}.jsonl' if kept else '', _pending(start_step)):
                 path.unlink()
-        for path in self._events.glob('*.until-*'):
+        for path in self._events.glob('*until-*'):
             if path.name.rpartition('until-')[2] > f'{start_step:09d}':
                 path.unlink()
 
@@ -122,7 +123,8 @@ class Writer:
         """Puts what was added into files of its own."""
         if not self._waiting:
             return
-        name = f'until-{self._waiting[-1]["step"]:09d}'
+        # The first rows may be of the step at which an earlier life ended: another name than its.
+        name = f'{self._start:09d}-until-{self._waiting[-1]["step"]:09d}'
         try:
             write(self._rows / f'{name}.jsonl', _lines(self._waiting))
             write(self._events / f'events.out.tfevents.{name}', events.encode(self._waiting))

@@ -14,10 +14,12 @@ class Progress:
       start: step at which this process starts.
       batch_size: images per step.
       shown: False keeps the clock alone: another process speaks.
+      at_peak: seconds of an image on these devices at their peak, where that is known.
     """
 
     def __init__(self, total: int, start: int, batch_size: int, stream: TextIO = sys.stderr,
-                 shown: bool = True):
+                 shown: bool = True, at_peak: float | None = None):
+        self._at_peak = at_peak
         self._total, self._batch = total, batch_size
         self._stream, self._terminal = stream if shown else io.StringIO(), stream.isatty() and shown
         self._begin = self._last = float('nan')  # until the first step is done
@@ -34,13 +36,14 @@ class Progress:
         self._last += seconds
 
     def timing(self, step: int) -> dict[str, float]:
-        """'images_per_second' and 'seconds' since the last call."""
+        """'images_per_second' and 'seconds' since the last call; 'share_of_peak' where known."""
         now = time.monotonic()
         seconds = now - self._last
         steps = step - self._last_step
         self._last, self._last_step = now, step
         rate = steps * self._batch / seconds if steps else float('nan')
-        return {'images_per_second': rate, 'seconds': seconds}
+        share = {} if self._at_peak is None else {'share_of_peak': rate * self._at_peak}
+        return {'images_per_second': rate, 'seconds': seconds, **share}
 
     def images_per_second(self, step: int) -> float:
         """Over the whole run of this process, compiling and evaluations left out."""
@@ -62,7 +65,10 @@ class Progress:
             parts.append(f'skipped {row["skipped"]}')
         if rate == rate:
             left = (self._total - step) * self._batch / rate
-            parts += [f'{rate:,.0f} img/s', f'ETA {_clock(left)}']
+            parts.append(f'{rate:,.0f} img/s')
+            if 'share_of_peak' in row['timing']:
+                parts.append(f'{row["timing"]["share_of_peak"]:.1%} of peak')
+            parts.append(f'ETA {_clock(left)}')
         text = '  '.join(parts)
         if self._terminal:
             filled = int(20 * step / self._total)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from moe_vision import checkpoint, feed, mesh, preflight, processes
+from moe_vision import checkpoint, chips, feed, mesh, preflight, processes
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
 from moe_vision.profiling import Profile
@@ -68,7 +68,8 @@ def _loop(run: Run, state: TrainState, start: int,
     """Steps start + 1 to the last. Returns (state, images/s)."""
     stop = stop or Stop()
     config, setup, times = run.config, run.setup, run.setup.times
-    progress = Progress(times.total, start, config.train.batch_size, shown=processes.first())
+    progress = Progress(times.total, start, config.train.batch_size, shown=processes.first(),
+                        at_peak=_seconds_at_peak(setup))
     micro = config.train.micro_batches
     rows = _rows(setup, config.train.batch_size, micro)
     step_fn = setup.step
@@ -107,6 +108,13 @@ def _loop(run: Run, state: TrainState, start: int,
                 progress.pause(time.monotonic() - began)
     progress.done()
     return state, progress.images_per_second(times.total)
+
+
+def _seconds_at_peak(setup: Setup) -> float | None:
+    """Of an image's training FLOPs, three forward passes as executed, at the bfloat16 peak of all
+    devices; None where it is not known."""
+    peak = chips.peak(setup.mesh.devices.flat[0].device_kind)
+    return 3 * setup.cost.flops_executed / (peak * setup.mesh.size) if peak else None
 
 
 def told(row: dict[str, Any]) -> str:

@@ -3,8 +3,9 @@
 Expected are the exchanges of routed layers as `layers.exchange` counts them, all-reduces of
 gradients and of statistics, and, where the optimizer's state lies over the data axis, gradients
 scattered and parameters gathered; over several slices each all-reduce is scattered in a slice,
-reduced between slices and gathered in the slice. Nothing else: a gather of tokens or of expert weights, or a
-tensor that is neither a gradient nor small, means that arrays lie otherwise than planned.
+reduced between slices and gathered in the slice. Nothing else: a gather of tokens or of expert
+weights, or a tensor that is neither a gradient nor small, means that arrays lie otherwise than
+planned.
 """
 
 import dataclasses

@@ -200,3 +200,22 @@ def test_rows_that_stand_twice_count_once(whole, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert metrics.read(str(tmp_path)) == want
     assert 'until-000000010.jsonl line' in caplog.text
+
+
+def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path):
+    row = lambda step, split: {'step': step, 'split': split, 'loss': 1.0}  # noqa: E731
+    first = [row(5, 'train'), row(10, 'train')]
+    writer = metrics.Writer(str(tmp_path), 0, [])
+    for r in first:
+        writer.add(r)
+    writer.flush()
+    events = {p.name: p.read_bytes() for p in (tmp_path / 'events').iterdir()}
+    again = metrics.Writer(str(tmp_path), 10, metrics.read(str(tmp_path)))
+    again.add(row(10, 'validation'))  # the last step of rows that are there
+    again.flush()
+    assert metrics.read(str(tmp_path)) == [*first, row(10, 'validation')]
+    assert all((tmp_path / 'events' / n).read_bytes() == data for n, data in events.items())
+    assert len(list((tmp_path / 'events').iterdir())) == 2
+    metrics.Writer(str(tmp_path), 5, first[:1])  # back to an older checkpoint
+    assert metrics.read(str(tmp_path)) == first[:1]
+    assert list((tmp_path / 'events').iterdir()) == []

@@ -5,12 +5,13 @@ import io
 import pytest
 import train_cases
 
-from moe_vision import progress
+from moe_vision import progress, train
 from moe_vision.events import flat
 from moe_vision.files import finite
 from moe_vision.health import Health
 from moe_vision.plain import differences, plain
 from moe_vision.record import collapsed
+from moe_vision.setup import Setup
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
 ILL = {
@@ -89,6 +90,23 @@ def shown(stream, clock):
     p.done()
     assert p.images_per_second(15) == pytest.approx(32)  # 14 steps, compiling and pauses left out
     return stream.getvalue()
+
+
+def test_the_share_of_the_peak_where_the_chip_is_known(monkeypatch, data_dir):
+    setup = Setup(train_cases.make(data_dir, {}))
+    assert train._seconds_at_peak(setup) is None  # a CPU
+    monkeypatch.setattr(train.chips, 'peak', lambda kind: 1e9)
+    at_peak = train._seconds_at_peak(setup)
+    assert at_peak == 3 * setup.cost.flops_executed / 1e9  # on one device
+    clock, stream = Clock(monkeypatch), Stream(False)
+    p = progress.Progress(20, 0, 32, stream, at_peak=at_peak)
+    p.first_step_done(1)
+    clock.now += 2
+    timing = p.timing(3)  # 32 images/s
+    assert timing['share_of_peak'] == pytest.approx(32 * at_peak)
+    p.show({'step': 3, 'epoch': 1, 'loss': 1, 'accuracy': 1, 'layers': {},
+            'timing': timing | {'share_of_peak': 0.415}})
+    assert '32 img/s  41.5% of peak  ETA' in stream.getvalue()
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch):
