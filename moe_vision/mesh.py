@@ -31,11 +31,10 @@ def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
         raise UserError(f'mesh.expert is {expert}, but there are {count} devices'
                         f'{" in a slice" if slices > 1 else ""}; '
                         f'allowed: {", ".join(map(str, fits))}.')
-    names, types = ('data', 'expert'), (AxisType.Auto, AxisType.Auto)
-    inner = (count // expert, expert)
-    if slices == 1:
-        return jax.make_mesh(inner, names, axis_types=types, devices=devices)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices), names, types)
+    inner, split = (count // expert, expert), {'allow_split_physical_axes': True}
+    grid = (mesh_utils.create_device_mesh(inner, devices, **split) if slices == 1 else
+            mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices, **split))
+    return Mesh(grid, ('data', 'expert'), (AxisType.Auto, AxisType.Auto))
 
 
 def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> None:

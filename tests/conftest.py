@@ -11,6 +11,19 @@ if jax.__version_info__ < (0, 11):  # XLA ends the process where it does not kno
         os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false').strip()
 
 
+# Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
+SLOW = ('test_train_mesh.py', 'test_train_processes.py', 'test_study_together.py',
+        'test_study_cli.py', 'test_train_resume.py', 'test_train_bucket.py')
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of pytest-xdist: the order below stands
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW)
+
+
 @pytest.fixture(scope='session')
 def jax_environment(tmp_path_factory) -> dict[str, str]:
     """What `quick` sets, as environment variables of another process."""

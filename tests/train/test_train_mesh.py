@@ -2,6 +2,7 @@
 must. Eight virtual devices, in a process of their own."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -168,17 +169,29 @@ def test_the_checksum_sees_every_bit_and_its_place():
 
 
 class Device:
-    """Of one of two slices, as far as a mesh looks at it."""
+    """A chip at a place of its slice, as far as a mesh looks at it."""
 
-    platform, device_kind = 'tpu', 'TPU v9'
+    platform, device_kind, core_on_chip = 'tpu', 'TPU v5', 0
 
-    def __init__(self, number):
-        self.id, self.process_index, self.slice_index = number, number // 4, number // 8
-        self.coords, self.core_on_chip = (number % 4, number // 4 % 2, 0), 0
+    def __init__(self, number, shape):
+        self.id, self.process_index, self.slice_index = number, number // 4, number // math.prod(
+            shape)
+        self.coords = [int(n) for n in np.unravel_index(number % math.prod(shape), shape)]
+
+
+@pytest.mark.parametrize('shape, expert', [
+    ((4, 4, 4), 8), ((4, 4, 4), 2), ((16, 16, 1), 8), ((16, 16, 1), 32), ((8, 8, 4), 8)])
+def test_an_expert_axis_may_be_part_of_an_axis_of_the_torus(shape, expert):
+    devices = [Device(n, shape) for n in range(math.prod(shape))]
+    made = mesh.make(expert, devices)
+    assert made.shape['expert'] == expert and set(made.devices.flat) == set(devices)
+    for row in made.devices:  # neighbours: a box of the torus
+        sides = [len({d.coords[n] for d in row}) for n in range(3)]
+        assert math.prod(sides) == expert
 
 
 def test_an_expert_axis_lies_within_a_slice():
-    devices = [Device(n) for n in (*range(0, 16, 2), *range(1, 16, 2))]
+    devices = [Device(n, (4, 2, 1)) for n in (*range(0, 16, 2), *range(1, 16, 2))]
     made = mesh.make(4, devices)
     assert dict(made.shape) == {'data': 4, 'expert': 4}
     for row in made.devices:
