@@ -33,7 +33,8 @@ class Expected:
     Attributes:
       exchanges: of routed layers, by kind.
       sent: bytes that a device sends by them.
-      parameters: elements of each, as a device holds it; of its gradient, too.
+      parameters: elements of each, as a device holds it; of its gradient, too; of the part of it
+        whose optimizer state a device holds, where that is less.
       scattered: the optimizer's state lies over the data axis.
       slices: how many the devices are in; they exchange nothing but sums.
     """
@@ -53,10 +54,10 @@ def of_setup(setup: Setup, slices: int = 1) -> Expected:
         for kind, n in exchange.expected(
                 shape, 1, layer.across, remat=config.model.remat).items():
             exchanges[kind] += n * config.train.micro_batches
+    kept = jax.tree.leaves((setup.abstract.params, setup.abstract.opt_state))
     return Expected(
         exchanges, sum(x.exchanged for x in layers.values()),
-        frozenset(math.prod(shard_shape(x)) for x in jax.tree.leaves(setup.abstract.params)),
-        config.mesh.shard_optimizer, slices)
+        frozenset(math.prod(shard_shape(x)) for x in kept), config.mesh.shard_optimizer, slices)
 
 
 def exchanges(found: Iterable[Collective], expected: Expected,
