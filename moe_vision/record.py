@@ -44,6 +44,19 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
     return changed
 
 
+def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
+    """Logs where the folder's config.json tells of data with another digest."""
+    try:
+        told = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
+        before = told.get('digest', '')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # there is no run yet; `warn_if_changed` tells of one that cannot be read
+    if before and info.digest and before != info.digest:
+        logging.warning("the data differ from those this run was started with: digest of '%s' "
+                        '%.16s -> %.16s; results of the two are not comparable',
+                        info.name, before, info.digest)
+
+
 def digest(config: Config) -> int:
     """32 bits of a config, to tell two apart."""
     return zlib.crc32(json.dumps(config_lib.to_dict(config), sort_keys=True).encode())

@@ -37,6 +37,7 @@ class Run:
         self._writes = processes.first()
         if self._writes:
             record.warn_if_changed(workdir, config)
+            record.warn_if_other_data(workdir, setup.info)
         processes.check_shared(self._folder, record.digest(config))
         self.saved = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
         self.interval = metrics.Interval(config.model.moe.num_experts,

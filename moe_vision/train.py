@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from moe_vision import checkpoint, chips, feed, mesh, preflight, processes
+from moe_vision import checkpoint, chips, feed, mesh, preflight, processes, record
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
 from moe_vision.profiling import Profile
@@ -135,6 +135,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     if config.eval.split not in setup.info.split_sizes:
         raise UserError(f"eval.split is '{config.eval.split}', but {setup.info.name} has "
                         f'{", ".join(setup.info.split_sizes)}.')
+    if processes.first():
+        record.warn_if_other_data(workdir, setup.info)
     with checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved:
         step, state = saved.restore_for_evaluation(setup.abstract)
     evaluator, of = setup.evaluator, (state, config.eval.split, step / setup.times.total)

@@ -1,6 +1,7 @@
 """Two real processes of four virtual devices each: they train as one device does, write once, stop
 together, and neither waits for the other when it is gone."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -78,7 +79,7 @@ def one(folder, config):
 
 
 @pytest.fixture(scope='module')
-def seen(one, folder, data_dir, jax_environment):
+def ended(one, folder, data_dir, jax_environment):
     script = str(Path(__file__).parent / 'two_processes.py')
     ended = finish(start(jax_environment, [script, str(free_port()), '{process}', data_dir,
                                            str(folder)]))
@@ -86,7 +87,17 @@ def seen(one, folder, data_dir, jax_environment):
         assert code == 0, told[-3000:]
     told = [out.count('test accuracy') for _, out, _ in ended]
     assert told[0] > 0 == told[1]  # what is said is said once
+    return ended
+
+
+@pytest.fixture(scope='module')
+def seen(ended):
     return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
+
+
+@pytest.fixture(scope='module')
+def told(ended):
+    return [err for _, _, err in ended]
 
 
 RUNS = ['expert_4', 'half']
@@ -130,12 +141,21 @@ def test_evaluation_is_exact_with_a_ragged_last_batch(seen, one, folder, run):
             assert scores[row['step']]['images'] == 144
 
 
-def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one):
-    last = [r for r in train_cases.rows(one) if r['split'] == 'validation'][-1]
-    for found in seen:
-        images, accuracy, loss = found['validation']
-        assert (images, accuracy) == (144, last['accuracy'])
-        assert loss == pytest.approx(last['loss'], rel=1e-4)
+def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one, config):
+    """At other capacity factors and with another batch size, too; and it is written once."""
+    written = one / 'evaluation-validation.json'
+    ours = json.loads(written.read_text())
+    theirs = train.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
+        config.eval, **two_processes.SCORED)), str(one))
+    assert ours['images'] == 144 and ours['at_another_batch_size']['equal']
+    for found in (seen[0]['validation'], seen[1]['validation'], ours):
+        for name in ('images', 'accuracy'):
+            assert found[name] == theirs[name]
+        assert found['loss'] == pytest.approx(theirs['loss'], rel=1e-4)
+        assert len(found['capacity_sweep']) == 2
+        for a, b in zip(found['capacity_sweep'], theirs['capacity_sweep'], strict=True):
+            assert a | {'loss': 0} == b | {'loss': 0}
+            assert a['loss'] == pytest.approx(b['loss'], rel=1e-4)
 
 
 def test_each_image_is_seen_once_in_an_epoch(seen):
@@ -158,6 +178,15 @@ def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_both(seen):
     assert [s['fallback'] for s in seen] == [5, 5]
 
 
+def test_a_disk_that_is_full_for_one_process_costs_all_that_checkpoint_only(seen, told):
+    assert [s['full'] for s in seen] == [[[1], [1], [1], [4, 1]]] * 2
+    for step in (2, 3):
+        lines = [[x for x in err.splitlines() if f'checkpoint {step} cannot be saved' in x]
+                 for err in told]
+        assert [len(x) for x in lines] == [1, 1]
+        assert 'another process cannot write' in lines[0][0] and 'No space left' in lines[1][0]
+
+
 def test_processes_that_differ_are_refused_in_both(seen):
     for found in seen:
         configs, folders = found['refused']
@@ -175,7 +204,7 @@ ARGS = ['--config=configs/digits_k2.py', '--config.model.args.widths=8',
 
 @pytest.fixture(scope='module')
 def stopped(folder, data_dir, jax_environment):
-    """What both said and what the folder held, after SIGTERM to one; then after SIGKILL to it."""
+    """What both said and what the folder held, after SIGTERM to 1; then after SIGKILL to 0."""
     command = ['main.py', *ARGS, f'--config.dataset.data_dir={data_dir}',
                f'--workdir={folder / "long"}', f'--coordinator=127.0.0.1:{free_port()}',
                '--processes=2', '--process={process}']
@@ -192,7 +221,7 @@ def stopped(folder, data_dir, jax_environment):
                 (folder / 'long' / 'checkpoints' / 'latest').exists()
                 and max(train_cases.steps(folder / 'long'), default=0) > before):
             time.sleep(0.1)
-        pair[1].send_signal(number)
+        pair[0 if number == signal.SIGKILL else 1].send_signal(number)
         sent = time.monotonic()
         told[number] = finish(pair, 240), time.monotonic() - sent
         at.append(max(train_cases.steps(folder / 'long')))
@@ -213,14 +242,30 @@ def test_it_goes_on_where_it_was_stopped(stopped):
     assert f'continuing at step {at[0]} of' in told[0][2]
 
 
-def test_a_process_that_dies_takes_the_other_down_with_a_message(stopped):
-    told, took = stopped[0][signal.SIGKILL]
-    (code, _, err), (killed, _, _) = told
-    assert killed == -signal.SIGKILL and code == 1
+def ends_alone(code: int, err: str, dead: int) -> None:
     line = [x for x in err.splitlines() if x.startswith('error: ')]
-    assert line == ['error: process 1 of 2 has died; start all processes again with the same '
-                    'command: the run goes on at its newest checkpoint.']
-    assert took < SILENT_SECONDS
+    assert (code, line) == (1, [
+        f'error: process {dead} of 2 has died; start all processes again with the same command: '
+        'the run goes on at its newest checkpoint.'])
+
+
+def test_where_process_0_dies_the_other_ends_with_a_message(stopped):
+    """Or the runtime, which has lost its service, is faster, and aborts."""
+    told, took = stopped[0][signal.SIGKILL]
+    (killed, _, _), (code, _, err) = told
+    assert killed == -signal.SIGKILL and took < SILENT_SECONDS
+    if code != -signal.SIGABRT:
+        ends_alone(code, err, dead=0)
+
+
+def test_where_another_process_dies_process_0_ends_with_a_message(jax_environment):
+    code = ('import os, signal, time; from moe_vision import processes as p; '
+            f'p.start(p.Given("127.0.0.1:{free_port()}", 2, {{process}})); '
+            'os.kill(os.getpid(), signal.SIGKILL) if {process} else p.barrier("x")')
+    began = time.monotonic()
+    (code, _, err), (killed, _, _) = finish(start(jax_environment, ['-c', code]))
+    assert killed == -signal.SIGKILL and time.monotonic() - began < 2 * SILENT_SECONDS
+    ends_alone(code, err, dead=1)
 
 
 def test_a_coordinator_that_does_not_answer_is_told_in_one_line(jax_environment):

@@ -12,12 +12,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
+import orbax.checkpoint as ocp
 import train_cases
 
 import input_pipeline
-from moe_vision import checkpoint, mesh, processes, train
+from moe_vision import checkpoint, mesh, processes, saves, train
 from moe_vision.errors import UserError
 from moe_vision.stop import Stopped
 
@@ -29,6 +31,9 @@ SAME = {
     'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True},
     'eval.every_steps': 5, 'eval.batch_size': 64, 'checkpoint.every_steps': 5, 'log.every_steps': 2,
 }
+
+SCORED = {'split': 'validation', 'batch_size': 100, 'capacity_factors': (1.0, float('inf'))}
+SWEPT = ('images', 'accuracy', 'loss', 'at_another_batch_size', 'capacity_sweep')
 
 
 def indices(config) -> list[tuple[int, int]]:
@@ -44,6 +49,29 @@ def indices(config) -> list[tuple[int, int]]:
                 for row, image in zip(rows, batch['index'], strict=True)]
 
 
+def without_room(setup, folder: str, full: bool) -> list[list[int]]:
+    """Steps that are there after saves 1 to 4; where the disk is `full` the second finds out while
+    it writes, and the third before. It is full for one process only."""
+    saves.ABSENT_SECONDS = 2.0
+    error = mock.Mock(side_effect=OSError(28, 'No space left on device'))
+    save = ocp.StandardCheckpointHandler.async_save
+
+    async def begins(*args, **kwargs):
+        return [*await save(*args, **kwargs), mock.Mock(result=error)]
+
+    state, steps = setup.fresh_state(0), []
+    with checkpoint.Checkpoints(f'{folder}/full', 2) as saved:
+        path = type(saves.absolute(Path(folder)))
+        for step, patch in enumerate((
+                contextlib.nullcontext(),
+                mock.patch.object(ocp.StandardCheckpointHandler, 'async_save', begins),
+                mock.patch.object(path, 'write_text', error), contextlib.nullcontext()), 1):
+            with patch if full else contextlib.nullcontext():
+                saved.save(step, state)
+                steps.append(saved.steps())
+    return steps
+
+
 def main(port: str, process: str, data_dir: str, folder: str) -> None:
     processes.start(processes.Given(f'127.0.0.1:{port}', 2, int(process)))
     config = {n: train_cases.make(data_dir, SAME | {'mesh.expert': n}) for n in (1, 2, 4)}
@@ -55,8 +83,8 @@ def main(port: str, process: str, data_dir: str, folder: str) -> None:
         with contextlib.suppress(Stopped):
             train.train(config[expert], f'{folder}/moved', stop=train_cases.StopAt(step))
     scores = train.evaluate(dataclasses.replace(config[4], eval=dataclasses.replace(
-        config[4].eval, split='validation', batch_size=100)), f'{folder}/one')
-    seen['validation'] = [scores['images'], scores['accuracy'], scores['loss']]
+        config[4].eval, **SCORED)), f'{folder}/one')
+    seen['validation'] = {n: scores[n] for n in SWEPT}
     if process == '1':
         shutil.copytree(f'{folder}/expert_4', f'{folder}/damaged')
         for file in Path(folder).glob('damaged/checkpoints/latest/10/default/d/*'):
@@ -65,6 +93,7 @@ def main(port: str, process: str, data_dir: str, folder: str) -> None:
     setup = train.Setup(config[4])
     with checkpoint.Checkpoints(f'{folder}/damaged', 2) as saved:
         seen['fallback'] = saved.restore_newest(setup.abstract)[0]
+    seen['full'] = without_room(setup, folder, process == '1')
     for changed in ({'seed': int(process)}, {}):
         own = folder if changed else f'{folder}/only_{process}'
         try:
