@@ -96,10 +96,14 @@ def test_tensorboard_events_and_a_profile_and_the_report_are_there(workdir):
 
 @pytest.mark.parametrize('split, images', [('validation', 144), ('test', 360)])
 def test_a_run_is_scored_on_any_split_as_it_was_while_training(
-        config, workdir, split, images, capsys):
+        config, workdir, split, images, capsys, caplog):
+    whole = (workdir / 'config.json').read_text()
+    digest = train_cases.other_data(workdir)
     changed = dataclasses.replace(config, eval=dataclasses.replace(
         config.eval, split=split, batch_size=1, capacity_factors=(float('inf'),)))
     scores = train.evaluate(changed, str(workdir))
+    (workdir / 'config.json').write_text(whole)
+    assert sum(f"{'0' * 16} -> {digest[:16]};" in r.getMessage() for r in caplog.records) == 1
     assert scores['images'] == images
     if split == 'test':
         want = train_cases.result(workdir)['test_accuracy']

@@ -173,8 +173,11 @@ def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatc
 def test_a_config_that_changed_is_told_with_what_changed(config, whole, tmp_path, data_dir, caplog):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
+    digest = train_cases.other_data(workdir)
     other = train_cases.make(data_dir, {'log.every_steps': 4, 'train.weight_decay': 0.5})
     train.train(other, str(workdir))
+    told = [r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage()]
+    assert len(told) == 1 and f"digest of 'digits' {'0' * 16} -> {digest[:16]};" in told[0]
     told = [r.getMessage() for r in caplog.records if 'differs' in r.getMessage()]
     assert len(told) == 1
     assert 'log.every_steps 3 -> 4; ' in told[0] + '; '
