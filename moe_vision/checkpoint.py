@@ -49,6 +49,8 @@ class Checkpoints:
           UserError: there are checkpoints, but none fits this config or can be read.
         """
         steps = self.steps()
+        for folder in (self._latest, self._best):
+            folder.clear()  # of a run that was killed
         for step in steps:
             try:
                 state = self._latest.restore(step, abstract)

@@ -104,10 +104,14 @@ class Folder:
     def _give_up(self, error: Exception) -> None:
         logging.warning('checkpoint %d cannot be saved (%s); training goes on, and the checkpoints '
                         'before it stay', self._saving, why(error))
-        if processes.first():
-            for part in self.path.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
-                part.rmtree(missing_ok=True)
+        self.clear(str(self._saving))
         self._manager.reload()  # it has already forgotten the one that should have made room
+
+    def clear(self, step: str = '*') -> None:
+        """Removes what was begun and not finished; the folder must be this run's alone."""
+        if processes.first():
+            for part in self.path.glob(f'{step}.orbax-checkpoint-tmp*'):
+                part.rmtree(missing_ok=True)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps(), reverse=True)

@@ -203,3 +203,19 @@ def test_a_save_is_not_touched_by_steps_that_reuse_its_memory(tmp_path):
         for _ in range(50):
             s = step(s)
     train_cases.assert_same_bits(load_raw(str(tmp_path))['params'], want)
+
+
+def test_what_a_killed_run_left_is_removed_by_the_run_and_not_by_scoring(workdir, caplog):
+    """Who scores may stand beside a run that is saving."""
+    left = [workdir / 'checkpoints' / kind / '40.orbax-checkpoint-tmp' for kind in
+            ('latest', 'best')]
+    for folder in left:
+        shutil.copytree(workdir / 'checkpoints' / 'latest' / '30', folder)
+    with Checkpoints(str(workdir), keep=3) as saved:
+        assert saved.restore_for_evaluation(ABSTRACT)[0] == 30
+        assert all(folder.exists() for folder in left)
+        assert saved.restore_newest(ABSTRACT)[0] == 30
+        assert not any(folder.exists() for folder in left)
+        saved.save(40, state(40))
+        assert saved.steps()[0] == 40
+    assert 'already exists' not in caplog.text
