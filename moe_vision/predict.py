@@ -81,12 +81,16 @@ def _files(paths: Iterable[str]) -> Iterator[str]:
             yield path
             continue
         found = []
-        for folder, _, names in os.walk(path):
+        for folder, _, names in os.walk(path, onerror=_skip):
             found += [os.path.join(folder, n) for n in names
                       if n.lower().endswith(_SUFFIXES) and not n.startswith('.')]
         if not found:
             raise UserError(f"folder '{path}' holds no images ({', '.join(_SUFFIXES)}).")
         yield from sorted(found)
+
+
+def _skip(error: OSError) -> None:
+    print(f"skipping '{error.filename}': {error.strerror}", file=sys.stderr)
 
 
 def _note(model: 'Model') -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,21 @@ def test_a_mistake_is_told_in_one_line(args, told, tmp_path, capsys):
     code, out, error = command(capsys, *[a.replace('{tmp}', str(tmp_path)) for a in args])
     assert code == 2 and out == '' and error.startswith('error: ') and error.count('\n') == 1
     assert told.replace('{tmp}', str(tmp_path)) in error
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
+    scan, locked = os.scandir, tmp_path / 'locked'
+    locked.mkdir()
+
+    def scandir(path):
+        if str(path) == str(locked):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    (tmp_path / 'a.png').touch()
+    assert list(predict._files([str(tmp_path)])) == [str(tmp_path / 'a.png')]
+    assert f"skipping '{locked}': Permission denied" in capsys.readouterr().err
 
 
 def test_a_mistake_is_told_without_importing_jax(tmp_path):
