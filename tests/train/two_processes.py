@@ -61,11 +61,11 @@ def without_room(setup, folder: str, full: bool) -> list[list[int]]:
 
     state, steps = setup.fresh_state(0), []
     with checkpoint.Checkpoints(f'{folder}/full', 2) as saved:
-        path = type(saves.absolute(Path(folder)))
         for step, patch in enumerate((
                 contextlib.nullcontext(),
                 mock.patch.object(ocp.StandardCheckpointHandler, 'async_save', begins),
-                mock.patch.object(path, 'write_text', error), contextlib.nullcontext()), 1):
+                mock.patch.object(type(saved._latest.path), 'write_text', error),
+                contextlib.nullcontext()), 1):
             with patch if full else contextlib.nullcontext():
                 saved.save(step, state)
                 steps.append(saved.steps())
