@@ -1,6 +1,8 @@
 """One folder of checkpoints, behind orbax: saving in the background, reading in every process."""
 
-import itertools
+import errno
+import os
+import shutil
 from typing import Any
 
 import jax
@@ -13,42 +15,7 @@ from etils import epath
 from moe_vision import processes
 from moe_vision.files import absolute, in_bucket
 
-ABSENT_SECONDS = 30.0  # after which a process that is missed has not written its part
 _CHECKSUM = 'checksum'
-_STAGES = ('async_write_complete', 'async_commit_complete')  # of a save, as orbax calls them
-_numbers = itertools.count()  # of the saves of this process; all make the same ones
-
-
-class Together:
-    """The barriers of a save over several processes, which orbax calls in its threads.
-
-    Orbax lets a process that failed skip the stages of a save, and the others wait for it there for
-    20 minutes. Here a stage is two barriers: one that all come to, and one that it misses.
-    """
-
-    def __init__(self) -> None:
-        self._number, self._left, self._others = next(_numbers), list(_STAGES), 0
-
-    def __call__(self, *, key: str, timeout_ms: int) -> None:
-        stage, seconds = next((s for s in _STAGES if s in key), None), timeout_ms / 1000
-        if stage is None:
-            self._others += 1
-            if self._others > 2 and self._left:  # two begin the save; so this part has failed
-                self._wait(self._left[0], seconds)
-                self._left = []
-            self._wait(f'{key} {self._others}', seconds)
-            return
-        try:
-            self._wait(stage, seconds)
-            self._wait(f'{stage} everywhere', ABSENT_SECONDS)
-        except Exception as e:
-            self._left = []
-            raise OSError('another process cannot write its part') from e
-        self._left.remove(stage)
-
-    def _wait(self, what: str, seconds: float) -> None:
-        ocp.multihost.get_barrier_sync_fn()(key=f'save {self._number} {what}',
-                                            timeout_ms=int(1000 * seconds))
 
 
 class Folder:
@@ -59,11 +26,8 @@ class Folder:
         self._manager = ocp.CheckpointManager(
             self.path, item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True,
-                                                 enable_async_checkpointing=True,
-                                                 async_options=ocp.options.AsyncOptions(
-                                                     barrier_sync_fn=self._meet)))
+                                                 enable_async_checkpointing=True))
         self._saving = 0  # the step of the last save
-        self._together = Together()  # its barriers
 
     def save(self, step: int, state: Any) -> None:
         self.wait()
@@ -72,27 +36,26 @@ class Folder:
         values = _as_dict(state) | {_CHECKSUM: np.asarray(checksum(state))}
         self._saving = step
         try:
-            self._try_to_write()
-            self._together = Together()
+            self._check_room(state)
             self._manager.save(step, args=ocp.args.StandardSave(values), force=True)
         except Exception as e:  # as in `wait`
             self._give_up(e)
 
-    def _meet(self, *, key: str, timeout_ms: int) -> None:
-        self._together(key=key, timeout_ms=timeout_ms)
-
-    def _try_to_write(self) -> None:
-        """Raises in all processes where one cannot write here: the others would wait for it."""
+    def _check_room(self, state: Any) -> None:
+        """Raises in all processes where one cannot write, or sees no room for the state: orbax lets
+        the others wait for it for 20 minutes."""
         if not processes.several() or in_bucket(self.path):
             return
         probe, error = self.path / f'.process_{jax.process_index()}', None
         try:
-            probe.write_text('room')
+            probe.write_text('')
             probe.unlink()
+            if shutil.disk_usage(self.path).free < sum(x.nbytes for x in jax.tree.leaves(state)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
             error = e
         if not processes.all_agree(error is None):
-            raise error or OSError('another process cannot write there')
+            raise error or OSError('another process cannot write')
 
     def wait(self) -> None:
         """Returns when the last save is on disk, or given up."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import orbax.checkpoint as ocp
 import train_cases
 
 import input_pipeline
@@ -50,20 +49,14 @@ def indices(config) -> list[tuple[int, int]]:
 
 
 def without_room(setup, folder: str, full: bool) -> list[list[int]]:
-    """Steps that are there after saves 1 to 4; where the disk is `full` the second finds out while
-    it writes, and the third before. It is full for one process only."""
-    saves.ABSENT_SECONDS = 2.0
+    """Steps that are there after saves 1 to 4; where the disk is `full` there is no room for the
+    second, and the third cannot even be begun. It is full for one process only."""
     error = mock.Mock(side_effect=OSError(28, 'No space left on device'))
-    save = ocp.StandardCheckpointHandler.async_save
-
-    async def begins(*args, **kwargs):
-        return [*await save(*args, **kwargs), mock.Mock(result=error)]
-
     state, steps = setup.fresh_state(0), []
     with checkpoint.Checkpoints(f'{folder}/full', 2) as saved:
         for step, patch in enumerate((
                 contextlib.nullcontext(),
-                mock.patch.object(ocp.StandardCheckpointHandler, 'async_save', begins),
+                mock.patch.object(saves.shutil, 'disk_usage', lambda path: mock.Mock(free=1000)),
                 mock.patch.object(type(saved._latest.path), 'write_text', error),
                 contextlib.nullcontext()), 1):
             with patch if full else contextlib.nullcontext():
