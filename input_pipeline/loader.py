@@ -6,6 +6,7 @@ Axes: R rows of the batch that this process loads, H height, W width, C channels
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -83,6 +84,9 @@ class Batches:
         """Stops reading ahead; later calls yield nothing. May be called twice."""
         if not self._closed and hasattr(self._iterator, 'close'):
             self._iterator.close()
+            self._iterator = iter(())
+            if self._shared:  # what was read last lies in cycles, in memory that someone must free
+                gc.collect()
         self._closed = True
 
     def __enter__(self) -> Batches:
