@@ -70,7 +70,8 @@ def this_device() -> dict[str, Any]:
     """What timings of cells can be compared by."""
     import jax
 
-    return {'device': jax.devices()[0].device_kind, 'host_cores': os.cpu_count()}
+    return {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
+            'host_cores': os.cpu_count()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Plan:
           started: the arm that this process has compiled.
         """
         timed = [(arm, t) for arm, of in timings.items() for t in of.values()
-                 if t.get('trained_flops') and t.get('seconds') and device.items() <= t.items()]
+                 if t.get('trained_flops') and t.get('seconds')
+                 and device.items() <= ({'devices': 1} | dict(t)).items()]
         if not timed:
             return None
         steady = [(arm, t) for arm, t in timed if not t.get('first')]
