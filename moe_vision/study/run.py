@@ -50,7 +50,7 @@ def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
       UserError: the study is not what was registered, or a cell failed; all rows stay.
     """
     stop = stop or Stop()
-    train_arm = train_arm or functools.partial(_train_arm, stop=stop)
+    train_arm = train_arm or functools.partial(team.train_arm, stop=stop)
     if processes.joined():
         team.check(loaded, workdir, only)
         if not processes.first():
@@ -65,14 +65,6 @@ def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
         team.end()
         runner.say_end()
     return runner.count
-
-
-def _train_arm(*args: Any, stop: Stop) -> None:
-    from moe_vision import record  # imports jax, which is not needed where all is done
-    from moe_vision.study import cells
-
-    record.git_commit()  # of the code as it was imported
-    cells.train_arm(*args, stop=stop)
 
 
 class _Runner:

@@ -6,6 +6,7 @@ that it finds nothing to claim; {} when all is done. Where there is one process,
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
@@ -35,6 +36,16 @@ def check(loaded: Loaded, workdir: str, only: str) -> None:
 def train(arm: str, seeds: list[int]) -> None:
     """Tells the others to train an arm; this process must, too."""
     processes.share({'train': arm, 'seeds': seeds})
+
+
+def train_arm(*args: Any, stop: Stop) -> None:
+    """`cells.train_arm`, told when to stop."""
+    from moe_vision import record  # imports jax, which is not needed where all is done
+    from moe_vision.study import cells
+
+    record.git_commit()  # of the code as it was imported
+    train: TrainArm = cells.train_arm
+    train(*args, stop=stop)
 
 
 def wait(seconds: float, stop: Stop) -> None:
