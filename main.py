@@ -19,12 +19,11 @@ import sys
 
 from absl import app, flags
 
-from input_pipeline import DataError
+from moe_vision import command, config_file, files, logs, processes, rules
 from moe_vision import config as config_lib
-from moe_vision import config_file, files, logs, processes, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
-from moe_vision.stop import EXIT_CODE, Stop, Stopped
+from moe_vision.stop import Stop
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODES = ('train', 'eval', 'summary')
@@ -41,39 +40,27 @@ flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
 
 def main(argv: list[str]) -> int:
     """Checks the command line and hands over. Returns the exit code."""
+    return command.exit_code(lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> None:
     try:
-        code, told = _run(argv), ''
-    except (UserError, DataError) as e:
-        code, told = 2, ' '.join(str(e).split())
-        print('error:', told, file=sys.stderr)
-    except Stopped as e:
-        print(e, file=sys.stderr)
-        processes.done()
-        return EXIT_CODE
+        _carry_out(*_parse(argv))
     except ImportError as e:
         if not files.in_bucket(FLAGS.workdir):
             raise
-        code, told = 2, f"workdir '{FLAGS.workdir}' needs gcsfs and google-cloud-storage: {e}"
-        print('error:', ' '.join(told.split()), file=sys.stderr)
-    except KeyboardInterrupt:
-        code, told = 130, 'interrupted'
-        print(told, file=sys.stderr)
-    except Exception as e:
-        processes.failed(e)
-        raise
-    if told:
-        processes.give_up(code, told)
-    return code
+        raise UserError(f"workdir '{FLAGS.workdir}' needs gcsfs and google-cloud-storage: {e}"
+                        ) from e
 
 
-def _run(argv: list[str]) -> int:
-    config, file, profile_steps, given = _parse(argv)
+def _carry_out(config: Config, file: str, profile_steps: tuple[int, int] | None,
+               given: processes.Given | None) -> None:
     logs.to_stderr()
     rules.check_data(config, reads=FLAGS.mode != 'summary')
     if FLAGS.mode == 'summary':
         from moe_vision import preflight
         preflight.summary(config)
-        return 0
+        return
     processes.start(given)
     from moe_vision import train
     if FLAGS.mode == 'train':
@@ -83,7 +70,6 @@ def _run(argv: list[str]) -> int:
     else:
         train.evaluate(config, workdir=FLAGS.workdir)
     processes.done()
-    return 0
 
 
 def _parse(argv: list[str],

@@ -12,6 +12,7 @@ belongs to none stays alone. Anywhere else a run is one process.
 import dataclasses
 import glob
 import importlib.util
+import json
 import os
 import socket
 import sys
@@ -106,15 +107,9 @@ _watching: list[Watch] = []  # the one of this process
 
 def _watch(host: str) -> None:
     import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    def share(text: str) -> str:
-        padded = np.frombuffer(text.encode().ljust(128, b' ')[:128], np.uint8)
-        return bytes(multihost_utils.broadcast_one_to_all(padded).tolist()).decode().strip()
 
     host = host or socket.gethostbyname(socket.gethostname())
-    _watching.append(Watch(jax.process_index(), jax.process_count(), host, share,
+    _watching.append(Watch(jax.process_index(), jax.process_count(), host, _share,
                            lambda line: end(1, line)))
 
 
@@ -207,19 +202,24 @@ def all_agree(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
 
 
-def same_everywhere(number: int) -> bool:
-    """Whether every process asks with the same number, of 32 bits."""
-    if not several():
-        return True
+def share(value: Any) -> Any:
+    """Process 0's value, one that JSON can hold, in every process; each of them must ask."""
+    return _share(value) if joined() else value
+
+
+def _share(value: Any) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    found = multihost_utils.process_allgather(np.asarray(number, np.uint32))
-    return bool(np.all(found == found.reshape(-1)[0]))
+    text = np.frombuffer(json.dumps(value).encode() if first() else b'', np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    padded = np.zeros(-(-size // 1024) * 1024, np.uint8)  # each length compiles a program
+    padded[:text.size] = text
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded).tolist())[:size])
 
 
-def check_shared(folder: Any, digest: int) -> None:
-    """Every process must see the same folder, and run the same config.
+def check_shared(folder: Any, digest: int | str, what: str = 'configs') -> None:
+    """Every process must see the same folder, and run the same config (or study).
 
     Raises:
       UserError: in all of them, where one does not.
@@ -237,6 +237,6 @@ def check_shared(folder: Any, digest: int) -> None:
     if not all_agree(seen):
         raise UserError(f"workdir '{folder}' is not the same folder for every process; give one "
                         'that all share: on a network file system, or gs://...')
-    if not same_everywhere(digest):
-        raise UserError('the processes run different configs; start them with the same --config '
-                        'and --config.KEY flags.')
+    if not all_agree(share(digest) == digest):
+        raise UserError(f'the processes run different {what}; start them with the same command, '
+                        'each with its own --process.')

@@ -164,6 +164,7 @@ class Run:
             rate = _rate_before(self.workdir)
         result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
                                int(state.step), rate)
+        self._test = test['layers']
         if self._writes:
             write_json(self._folder / 'evaluation.json', {
                 'split': 'test', 'class_names': self.setup.info.class_names, **test})
@@ -192,12 +193,13 @@ class Run:
         return str(report.write(self.workdir))
 
     def probe(self, state: TrainState) -> None:
-        """Writes mechanism.json: what the routes of the trained network mean."""
+        """Writes mechanism.json: what the routes of the trained network mean. After `finish`."""
         from moe_vision.study import mechanism
 
-        test = json.loads((self._folder / 'evaluation.json').read_text())['layers']
-        found = mechanism.probe(self.setup, state, metrics.read(self.workdir), test)
-        write_json(self._folder / 'mechanism.json', found)
+        rows = metrics.read(self.workdir) if self._writes else []
+        found = mechanism.probe(self.setup, state, rows, self._test)
+        if self._writes:
+            write_json(self._folder / 'mechanism.json', found)
 
 
 class NotFinite(UserError):

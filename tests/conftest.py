@@ -13,7 +13,8 @@ if jax.__version_info__ < (0, 11):  # XLA ends the process where it does not kno
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
 SLOW = ('test_train_mesh.py', 'test_train_processes.py', 'test_study_together.py',
-        'test_study_cli.py', 'test_train_resume.py', 'test_train_bucket.py')
+        'test_study_cli.py', 'test_study_processes.py', 'test_train_resume.py',
+        'test_train_bucket.py')
 
 
 def pytest_configure(config):

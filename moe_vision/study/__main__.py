@@ -5,26 +5,31 @@
     python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
     python -m moe_vision.study register --study=configs/studies/NAME.py --workdir=W
 
+Over several processes of one mesh, where no TPU pod says so by itself, each of them:
+
+    python -m moe_vision.study run ... --coordinator=HOST:PORT --processes=N --process=I
+
 Keys that change no result can be set for all arms: `--config.dataset.data_dir=D`,
 `--config.dataset.workers=2`, `--config.checkpoint.KEY`, `--config.log.KEY`.
 """
 
 import argparse
 import os
-import signal
 import sys
 from typing import Any, NoReturn
 
 from absl import flags
 
 from input_pipeline import DataError
-from moe_vision import config_file, logs, rules
+from moe_vision import command, config_file, logs, processes, rules
 from moe_vision.errors import UserError, nearest, unknown
-from moe_vision.study import claims, plan, registration, rows
+from moe_vision.stop import Stop
+from moe_vision.study import claims, plan, registration, rows, run
 from moe_vision.study.load import Loaded, load, matching
 
 COMMANDS = ('run', 'report', 'register', 'time')
-_FLAGS = ('--study', '--workdir', '--only', '--list', '--dry_run', '--keep_runs')
+_FLAGS = ('--study', '--workdir', '--only', '--list', '--dry_run', '--keep_runs', '--coordinator',
+          '--processes', '--process')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,31 +39,27 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> int:
     """Checks the command line and hands over. Returns the exit code."""
-    try:
-        args, overrides = _parse(argv)
-        if args.command == 'report':
-            for folder in registration.folders(args.workdir):
-                _report(folder)
-            return 0
-        loaded = load(args.study, overrides)
-        if args.list or args.dry_run:
-            _show(loaded, args)
-            return 0
-        rules.check_workdir(args.workdir, create=True)
-        if args.command == 'register':
-            digest = registration.register(loaded, args.workdir)[1]
-            print(f'pre-registration {digest[:16]} holds in {args.workdir}')
-        elif args.command == 'time':
-            _time(loaded, args.workdir)
-        else:
-            _run(loaded, args)
-    except (UserError, DataError) as e:
-        print('error:', ' '.join(str(e).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted; run the same command again to go on', file=sys.stderr)
-        return 130
-    return 0
+    return command.exit_code(lambda: _carry_out(*_parse(argv)))
+
+
+def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
+    if args.command == 'report':
+        for folder in registration.folders(args.workdir):
+            _report(folder)
+        return
+    given = processes.check(args.coordinator, args.processes, args.process)
+    loaded = load(args.study, overrides)
+    if args.list or args.dry_run:
+        _show(loaded, args)
+        return
+    rules.check_workdir(args.workdir, create=True)
+    if args.command == 'register':
+        digest = registration.register(loaded, args.workdir)[1]
+        print(f'pre-registration {digest[:16]} holds in {args.workdir}')
+    elif args.command == 'time':
+        _time(loaded, args.workdir)
+    else:
+        _run(loaded, args, given)
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -73,6 +74,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('--list', action='store_true', help='run: show what became of each cell')
     parser.add_argument('--dry_run', action='store_true', help='run: show what is left to do')
     parser.add_argument('--keep_runs', action='store_true', help='run: keep checkpoints of cells')
+    parser.add_argument('--coordinator', help='run: HOST:PORT of process 0, the port free')
+    parser.add_argument('--processes', type=int, help='run: how many processes train as one mesh')
+    parser.add_argument('--process', type=int, help='run: which of them this is, from 0')
     args, rest = parser.parse_known_args(others)
     if rest:
         raise UserError(f"unknown argument '{rest[0]}'.{nearest(rest[0].split('=')[0], _FLAGS)} "
@@ -93,23 +97,25 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for flag in ('only', 'list', 'dry_run', 'keep_runs'):
         if args.command != 'run' and getattr(args, flag):
             raise UserError(f'--{flag} is set but is not read: the command is {args.command}.')
+    for flag in ('coordinator', 'processes', 'process'):
+        if (args.command != 'run' or args.list or args.dry_run) and getattr(args, flag) is not None:
+            raise UserError(f'--{flag} is set but is not read: nothing is trained.')
     return args, common
 
 
-def _run(loaded: Loaded, args: argparse.Namespace) -> None:
+def _run(loaded: Loaded, args: argparse.Namespace, given: processes.Given | None) -> None:
     for name in matching(loaded.configs, args.only):
         try:
             rules.check_init(loaded.configs[name])
             rules.check_data(loaded.configs[name], reads=True)
         except (UserError, DataError) as e:
             raise UserError(f"arm '{name}': {e}") from e
-    registration.register(loaded, args.workdir)  # told before jax is imported
-    signal.signal(signal.SIGTERM, _terminate)
     flags.FLAGS(['study'])  # worker processes of the input pipeline want them parsed
     logs.to_stderr()
-    from moe_vision.study import run
-
-    run.run(loaded, args.workdir, args.only, args.keep_runs)
+    processes.start(given)
+    with Stop() as stop:
+        run.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
+    processes.done()
 
 
 def _show(loaded: Loaded, args: argparse.Namespace) -> None:
@@ -151,10 +157,6 @@ def _report(workdir: str) -> None:
     out = os.path.join(workdir, 'report')
     report.write(analysis.analyse(record, digest, found, problems), timings, out)
     print(f'wrote {out}/report.md and report.html')
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(143)
 
 
 if __name__ == '__main__':

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from moe_vision import processes, train
-from moe_vision.errors import UserError
 from moe_vision.run import NotFinite
 from moe_vision.settings import Config
 from moe_vision.setup import Setup
+from moe_vision.stop import Stop
 from moe_vision.study import together
 from moe_vision.study.together import Done
 
@@ -16,7 +16,7 @@ Begin = Callable[[int], bool]
 
 def train_arm(configs: Sequence[Config], folders: Sequence[str],
               mode: Literal['one_by_one', 'together'], probe: bool, done: Done,
-              begin: Begin = lambda number: True) -> None:
+              begin: Begin = lambda number: True, stop: Stop | None = None) -> None:
     """Trains each config in its folder, continuing what is there.
 
     Args:
@@ -29,15 +29,16 @@ def train_arm(configs: Sequence[Config], folders: Sequence[str],
         finite; the others go on.
       begin: called with a seed's number before it is trained, where they train one by one; False
         leaves it out (another process works on it).
+      stop: says when to end before all are trained, where they train one by one.
+
+    Over several processes all of them call it alike; 'together' needs a single one.
 
     Raises:
+      Stopped: `stop` said so; the run is saved.
       UserError: anything else that the user can mend.
     """
     if not configs:
         return
-    if processes.several():
-        raise UserError('a study trains in one process; start one "study run" per machine on the '
-                        'same --workdir instead: they share its cells.')
     if mode == 'together' and len(configs) > 1:
         together.train(configs, folders, probe, done)
         return
@@ -47,7 +48,8 @@ def train_arm(configs: Sequence[Config], folders: Sequence[str],
             continue
         told = None
         try:
-            train.train(config, folder, setup=setup, full_report=False, probe=probe)
+            train.train(config, folder, setup=setup, full_report=False, probe=probe, stop=stop)
         except NotFinite as e:
             told = str(e)
+        processes.barrier('trained')  # `done` may remove what another one still has open
         done(number, told)

@@ -70,7 +70,8 @@ def this_device() -> dict[str, Any]:
     """What timings of cells can be compared by."""
     import jax
 
-    return {'device': jax.devices()[0].device_kind, 'host_cores': os.cpu_count()}
+    return {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
+            'host_cores': os.cpu_count()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +105,15 @@ class Plan:
                 started: str = '') -> dict[str, float] | None:
         """arm -> seconds until its cells are done by one process; None: no cell was timed yet.
 
-        Seconds per FLOP are those of the arm's own cells on this kind of device, else of all
+        Seconds per FLOP are those of the arm's own cells on as many of these devices, else of all
         arms'. What the first cell of an arm takes longer (compiling) is added once for each arm.
 
         Args:
           started: the arm that this process has compiled.
         """
         timed = [(arm, t) for arm, of in timings.items() for t in of.values()
-                 if t.get('trained_flops') and t.get('seconds') and device.items() <= t.items()]
+                 if t.get('trained_flops') and t.get('seconds')
+                 and device.items() <= ({'devices': 1} | dict(t)).items()]
         if not timed:
             return None
         steady = [(arm, t) for arm, t in timed if not t.get('first')]
@@ -146,6 +148,7 @@ def table(plan: Plan, timings: Timings, device: Mapping[str, Any]) -> str:
     total = sum(n * plan.flops[a] for a, n in plan.todo.items())
     when = clock(sum(seconds.values())) if seconds else 'unknown'
     lines.append(f'{"all":{width}}  {sum(plan.todo.values()):5}  {"":9}   {total:.3e}  {when}')
-    known = ('time: one process, from the seconds per FLOP of the cells done on this kind of '
-             'device' if seconds else 'time unknown: no cell has been timed yet on this device')
+    known = ('time: one process, from the seconds per FLOP of the cells done on as many devices '
+             'of this kind' if seconds else
+             'time unknown: no cell has been timed yet on this device')
     return '\n'.join([*lines, SAYS, known])

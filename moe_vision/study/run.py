@@ -4,7 +4,7 @@ A process takes an arm that nobody works on, if there is one, and trains its see
 compiled programs; a cell is claimed before it starts. A row is written as its cell ends. Whatever
 stops the process, the next one goes on at the last checkpoint of the cell that was being trained.
 A process ends when all cells are done: while others work on the last ones it waits, and takes over
-what they leave.
+what they leave. All this is said of one process, or of several that are one mesh (`team`).
 """
 
 import functools
@@ -18,20 +18,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from moe_vision import processes
 from moe_vision.errors import UserError
-from moe_vision.study import plan, registration, rows
+from moe_vision.stop import Stop
+from moe_vision.study import plan, registration, rows, team
 from moe_vision.study.claims import BEAT, Cell, Claims
 from moe_vision.study.load import Loaded, matching
 from moe_vision.study.plan import Plan
+from moe_vision.study.team import TrainArm
 
-TrainArm = Callable[..., None]  # `cells.train_arm`
 WAIT = BEAT  # seconds between two looks at what others work on
 AGAIN = 0.1  # seconds until the next try, where another process was faster
 REMIND = 600.0  # seconds between two lines while waiting
 
 
 def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
-        train_arm: TrainArm | None = None, stream: TextIO = sys.stderr) -> int:
+        train_arm: TrainArm | None = None, stream: TextIO = sys.stderr,
+        stop: Stop | None = None) -> int:
     """Registers the study, then trains every cell that is not done. Returns how many it did.
 
     All cells are done when it returns, by this process or by others.
@@ -40,30 +43,32 @@ def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
       only: patterns of arms, separated by commas; '' is all.
       keep_runs: keep the checkpoints of cells that are done.
       train_arm: trains the seeds of an arm.
+      stop: says when to end before all is done.
 
     Raises:
+      Stopped: `stop` said so.
       UserError: the study is not what was registered, or a cell failed; all rows stay.
     """
+    stop = stop or Stop()
+    train_arm = train_arm or functools.partial(team.train_arm, stop=stop)
+    if processes.joined():
+        team.check(loaded, workdir, only)
+        if not processes.first():
+            team.follow(loaded, workdir, train_arm, stop)
+            return 0
     record, digest = registration.register(loaded, workdir)
     arms = matching(record['arms'], only)
     with Claims(workdir) as claims:
         runner = _Runner(loaded, workdir, record, digest, arms, claims, keep_runs, stream)
-        while arm := runner.next_arm():
-            runner.train(arm, train_arm or _real())
+        while arm := runner.next_arm(stop):
+            runner.train(arm, train_arm)
+        team.end()
         runner.say_end()
     return runner.count
 
 
-def _real() -> TrainArm:
-    from moe_vision import record  # imports jax, which is not needed where all is done
-    from moe_vision.study import cells
-
-    record.git_commit()  # of the code as it was imported
-    return cells.train_arm
-
-
 class _Runner:
-    """One process at work on a study."""
+    """At work on a study."""
 
     def __init__(self, loaded: Loaded, workdir: str, record: dict[str, Any], digest: str,
                  arms: list[str], claims: Claims, keep_runs: bool, stream: TextIO):
@@ -84,7 +89,7 @@ class _Runner:
     def _states(self) -> dict[Cell, plan.State]:
         return plan.states(self._workdir, self._record, self._arms, self._claims)
 
-    def next_arm(self) -> str:
+    def next_arm(self, stop: Stop) -> str:
         """An arm with something to do, one cell of it claimed (all, if seeds train together).
 
         Waits while others work on all that is left. '' where all is done.
@@ -107,7 +112,7 @@ class _Runner:
             if pause == WAIT and time.monotonic() - told >= REMIND:
                 told = time.monotonic()
                 self._say_waiting([c for c, state in states.items() if state == 'running'])
-            time.sleep(pause)
+            team.wait(pause, stop)
         return ''
 
     def train(self, arm: str, train_arm: TrainArm) -> None:
@@ -153,16 +158,22 @@ class _Runner:
         try:
             if self._together:
                 self._say(f'{arm}, {len(seeds)} seeds together: starts')
+            team.train(arm, seeds)
             train_arm([self._loaded.config(arm, s) for s in seeds], folders,
-                      self._loaded.study.seed_mode, self._loaded.study.mechanism, done, begin)
+                      self._loaded.study.seed_mode, self._loaded.study.mechanism, done,
+                      lambda i: processes.share(begin(i)))
         except UserError as e:
             raise UserError(f'cell {arm} seed {at}: {e}') from e
         except Exception as e:
             log = Path(folders[seeds.index(at)]) / 'error.txt'
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
-            raise UserError(f'cell {arm} seed {at}: {type(e).__name__}: {e}; the traceback is in '
-                            f"'{log}'. What is done stays done; run again to go on.") from e
+            told = (f"cell {arm} seed {at}: {type(e).__name__}: {e}; the traceback is in '{log}'. "
+                    'What is done stays done; run again to go on.')
+            if processes.joined():  # perhaps it is another one that died: then that is told
+                e.add_note(told)
+                raise
+            raise UserError(told) from e
         finally:
             self._release(arm)
 

@@ -49,7 +49,7 @@ def write_study(folder: Path, *changes: tuple[str, str]) -> str:
     return str(folder / 'tiny.py')
 
 
-def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: True):
+def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: True, stop=None):
     """Steps that sleep, with a checkpoint at each; the result depends on the config alone.
 
     Environment: FAKE_SECONDS of a step; FAKE_DIVERGES, FAKE_FAILS: 'k:seed' of a run.

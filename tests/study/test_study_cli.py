@@ -60,6 +60,12 @@ def refused(capsys, *args: str) -> str:
     (['report', '--workdir={W}'], ['preregistration.json', 'does not exist']),
     (['report', '--workdir={W}', '--study={S}'], ['report reads --workdir alone']),
     (['report', '--workdir={W}', '--only=k1'], ['--only is set but is not read', 'report']),
+    (['report', '--workdir={W}', '--process=0'], ['--process is set but is not read']),
+    (['run', '--study={S}', '--workdir={W}', '--list', '--processes=2'],
+     ['--processes is set but is not read']),
+    (['run', '--study={S}', '--workdir={W}', '--processes=2'],
+     ['--coordinator and --process missing', '--coordinator=HOST:PORT']),
+    (['run', '--study={S}', '--workdir={W}', '--processes=two'], ['--processes', "'two'"]),
     (['run', '--study={S}', '--workdir=/proc/nowhere'], ['/proc/nowhere', 'cannot be written']),
 ])
 def test_a_mistake_is_one_line(capsys, tmp_path, args, parts):

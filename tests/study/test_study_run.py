@@ -439,6 +439,15 @@ def test_the_time_left_by_hand():
     assert 'unknown: no cell has been timed yet' in plan.table(todo, {}, here)
 
 
+def test_the_time_left_is_that_of_as_many_devices():
+    """A timing that does not say how many is of one, as before a mesh could have several."""
+    todo = Plan({'a': 10}, {'a': 1}, {'a': 2})
+    timings = {'a': {0: timing(2.0, 10), 1: timing(0.5, 10) | {'devices': 8}}}
+    assert todo.seconds(timings, {'device': 'fake', 'devices': 1}) == {'a': 2.0}
+    assert todo.seconds(timings, {'device': 'fake', 'devices': 8}) == {'a': 0.5}
+    assert todo.seconds(timings, {'device': 'fake', 'devices': 4}) is None
+
+
 def test_training_flops_are_three_forward_passes(loaded, monkeypatch):
     """digits has 1293 training images; 4 steps of 64."""
     monkeypatch.undo()

@@ -6,10 +6,8 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,45 +16,10 @@ import numpy as np
 import pytest
 import train_cases
 import two_processes
+from pair import finish, free_port, start
 
 from moe_vision import checkpoint, train
 from moe_vision.watch import SILENT_SECONDS
-
-
-def free_port() -> int:
-    with socket.create_server(('127.0.0.1', 0)) as s:
-        return s.getsockname()[1]
-
-
-def start(jax_environment, command: list[str]) -> list[subprocess.Popen]:
-    """Both write to files: a pipe that nobody reads yet would stop one of them when it is full."""
-    flags = f'{jax_environment.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
-    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
-    pair = []
-    for i in range(2):
-        out, err = tempfile.TemporaryFile('w+'), tempfile.TemporaryFile('w+')
-        pair.append(subprocess.Popen(
-            [sys.executable, *(c.replace('{process}', str(i)) for c in command)], env=environment,
-            stdout=out, stderr=err, cwd=train_cases.ROOT))
-        pair[-1].files = out, err
-    return pair
-
-
-def finish(pair: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of both."""
-    until = time.monotonic() + seconds
-    try:
-        for p in pair:
-            p.wait(until - time.monotonic())
-    finally:
-        for p in pair:
-            p.kill()
-    ended = []
-    for p in pair:
-        for file in p.files:
-            file.seek(0)
-        ended.append((p.returncode, *(file.read() for file in p.files)))
-    return ended
 
 
 @pytest.fixture(scope='module')

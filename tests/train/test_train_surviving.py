@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision import checkpoint, feed, files, metrics, saves, step, train
+from moe_vision import checkpoint, feed, files, metrics, processes, saves, step, train
 from moe_vision.progress import Progress
 from moe_vision.run import NotFinite
 from moe_vision.stop import Stop, Stopped
@@ -66,6 +66,30 @@ def test_sigterm_waits_for_a_step_and_else_stops_at_once():
         with pytest.raises(Stopped, match='same command'):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_processes_agree_on_how_often_they_asked(monkeypatch):
+    """The runs of a study begin at step 1 again; jax's service counts on."""
+    from jax.experimental import multihost_utils
+    asked = []
+    monkeypatch.setattr(processes, 'joined', lambda: True)
+    monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point',
+                        lambda n: asked.append(n) or n == 6)
+    with Stop() as stop:
+        assert [stop.at(step) for step in (1, 2, 1, 2)] == [False] * 4
+        with pytest.raises(Stopped, match='same command'):
+            stop.sleep(0.0)
+            stop.sleep(0.0)
+    assert asked == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_during_a_save_is_no_save_that_failed(tmp_path, monkeypatch):
+    folder = saves.Folder(tmp_path / 'latest', keep=1)
+    with monkeypatch.context() as patch, Stop(), pytest.raises(Stopped):
+        patch.setattr(folder._manager, 'wait_until_finished',
+                      lambda: os.kill(os.getpid(), signal.SIGTERM))
+        folder.wait()
+    folder.close()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,48 @@
+"""Starts the same command as two processes, `{process}` in it replaced by 0 and 1."""
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import train_cases
+
+
+def free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        return s.getsockname()[1]
+
+
+def start(jax_environment, command: list[str], devices: int = 4,
+          processes: int = 2) -> list[subprocess.Popen]:
+    """Each has so many virtual devices. They write to files: a pipe that nobody reads yet would
+    stop one of them when it is full."""
+    flags = (f'{jax_environment.get("XLA_FLAGS", "")} '
+             f'--xla_force_host_platform_device_count={devices}')
+    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    started = []
+    for i in range(processes):
+        out, err = tempfile.TemporaryFile('w+'), tempfile.TemporaryFile('w+')
+        started.append(subprocess.Popen(
+            [sys.executable, *(c.replace('{process}', str(i)) for c in command)], env=environment,
+            stdout=out, stderr=err, cwd=train_cases.ROOT))
+        started[-1].files = out, err
+    return started
+
+
+def finish(started: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each."""
+    until = time.monotonic() + seconds
+    try:
+        for p in started:
+            p.wait(until - time.monotonic())
+    finally:
+        for p in started:
+            p.kill()
+    ended = []
+    for p in started:
+        for file in p.files:
+            file.seek(0)
+        ended.append((p.returncode, *(file.read() for file in p.files)))
+    return ended
