@@ -20,8 +20,8 @@ import sys
 from absl import app, flags
 
 from input_pipeline import DataError
+from moe_vision import compile_cache, config_file, files, logs, processes, rules
 from moe_vision import config as config_lib
-from moe_vision import config_file, files, logs, processes, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
 from moe_vision.stop import EXIT_CODE, Stop, Stopped
@@ -75,6 +75,7 @@ def _run(argv: list[str]) -> int:
         preflight.summary(config)
         return 0
     processes.start(given)
+    compile_cache.use()
     from moe_vision import train
     if FLAGS.mode == 'train':
         with Stop() as stop:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from input_pipeline import DataError
-from moe_vision import config_file, logs, rules
+from moe_vision import compile_cache, config_file, logs, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.study import claims, plan, registration, rows
 from moe_vision.study.load import Loaded, load, matching
@@ -107,6 +107,7 @@ def _run(loaded: Loaded, args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     flags.FLAGS(['study'])  # worker processes of the input pipeline want them parsed
     logs.to_stderr()
+    compile_cache.use()
     from moe_vision.study import run
 
     run.run(loaded, args.workdir, args.only, args.keep_runs)
@@ -133,6 +134,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
         raise UserError(f"study '{study.name}' has no latency_arms; name arms there to time them.")
     registration.register(loaded, workdir)
     logs.to_stderr()
+    compile_cache.use()
     from moe_vision.study import latency
 
     found = latency.measure({a: loaded.configs[a] for a in study.latency_arms},
