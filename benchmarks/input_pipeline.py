@@ -1,12 +1,9 @@
-"""Training images per second on one core: JPEG bytes to a random crop of 224x224.
+"""Reading training images on one core: JPEG bytes to a random crop of 224x224.
 
-    python -m benchmarks.input_pipeline                 # the table
-    python -m benchmarks.input_pipeline --out=FILE      # into FILE.md and FILE.json, too
-
-All take turns in one process on one core, the same number of images each in a round. A time is that
-of the processor, all threads of the process, so that other load on the machine disturbs it little;
-a rate is the median over rounds. Images are parts of scikit-learn's two photographs, 500x375 pixels
-and about as large as the files of ImageNet's train archive.
+All take turns in one process on one core, 256 images in a round. Times are of the processor, all
+threads of the process, so that other load on the machine disturbs them little. Images are parts of
+scikit-learn's two photographs, 500x375 pixels and about as large as the files of ImageNet's train
+archive.
 
     ours         decode, random-resized-crop, flip: what `input_pipeline` does with a row
     randaugment  the same, and two operations of RandAugment
@@ -17,17 +14,13 @@ and about as large as the files of ImageNet's train archive.
     tf.data whole  the same, but decoding whole images, as all the others have to
 """
 
-import argparse
-import importlib.metadata
 import importlib.util
 import io
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +28,13 @@ import cv2
 import numpy as np
 
 import input_pipeline
+from benchmarks.table import Row
 from input_pipeline import Builder, Contents, DatasetConfig, augment
 from input_pipeline.decode import decode
 
 SHAPE = (224, 224, 3)
 WIDTH, HEIGHT, QUALITY = 500, 375, 98
 IMAGES, BATCH = 256, 64
-PACKAGES = ('numpy', 'opencv-python-headless', 'pillow', 'grain', 'array-record', 'tensorflow-cpu')
 Competitors = Mapping[str, Callable[[int], object]]  # name -> handles the images of a round
 
 
@@ -153,77 +146,37 @@ def by_loader(folder: str) -> Callable[[int], object]:
 
 
 def measure(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
-    """Images per second of processor time in each round, after one round to warm up."""
-    rates: dict[str, list[float]] = {name: [] for name in competitors}
+    """Seconds of processor time in each round, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in competitors}
     for step in range(rounds + 1):
         for name, handle in competitors.items():
             begin = time.process_time()
             handle(step)
             if step:
-                rates[name].append(IMAGES / (time.process_time() - begin))
-    return rates
+                times[name].append(time.process_time() - begin)
+    return times
 
 
-def versions() -> dict[str, str]:
-    found = {'python': platform.python_version(), 'processor': _processor()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((x.split(':', 1)[1].strip() for x in lines if x.startswith('model name')),
-                platform.machine())
-
-
-def table(rates: Mapping[str, list[float]]) -> list[str]:
-    """Markdown: the median rate of each, its quartiles, and its ratio to the others' medians."""
-    middle = {name: statistics.median(r) for name, r in rates.items()}
-    others = [name for name in ('pil', 'tf.data', 'tf.data whole') if name in middle]
-    lines = [f'| | images/s per core | quartiles | {" | ".join(f"/ {n}" for n in others)} |',
-             '|---|---|---|' + '---|' * len(others)]
-    for name, r in rates.items():
-        low, _, high = statistics.quantiles(r, n=4)
-        ratios = ' | '.join(f'{middle[name] / middle[n]:.2f}' for n in others)
-        lines.append(f'| {name} | {middle[name]:.0f} | {low:.0f} to {high:.0f} | {ratios} |')
-    return lines
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
-    parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--out', default='', help='write FILE.md and FILE.json')
-    given = parser.parse_args()
-    if hasattr(os, 'sched_setaffinity'):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+def rows(rounds: int) -> Iterator[Row]:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
     cv2.setNumThreads(0)
-    files = photographs(IMAGES)
-    with tempfile.TemporaryDirectory() as folder:
-        competitors = {'ours': by_rows(files, 0), 'randaugment': by_rows(files, 2),
-                       'loader': by_loader(folder), 'pil': by_pillow(files)}
-        if importlib.util.find_spec('tensorflow'):
-            competitors |= {'tf.data': by_tensorflow(files, False),
-                            'tf.data whole': by_tensorflow(files, True)}
-        rates = measure(competitors, given.rounds)
-    size = statistics.mean(map(len, files))
-    told = {'command': 'python -m benchmarks.input_pipeline', 'rounds': given.rounds,
-            'images': IMAGES, 'mean_bytes': size, 'versions': versions(), 'rates': rates}
-    lines = [f'`{told["command"]}`: {given.rounds} rounds of {IMAGES} images of '
-             f'{WIDTH}x{HEIGHT}, {size / 1000:.0f} kB on average; '
-             + ', '.join(f'{n} {v}' for n, v in versions().items()) + '.', '', *table(rates)]
-    print('\n'.join(lines))
-    if given.out:
-        text = ['# Reading images on one core', '', *lines, '']
-        Path(f'{given.out}.md').write_text('\n'.join(text))
-        Path(f'{given.out}.json').write_text(json.dumps(told, indent=1) + '\n')
-
-
-if __name__ == '__main__':
-    main()
+    try:
+        files = photographs(IMAGES)
+        with tempfile.TemporaryDirectory() as folder:
+            competitors = {'ours': by_rows(files, 0), 'randaugment': by_rows(files, 2),
+                           'loader': by_loader(folder), 'pil': by_pillow(files)}
+            if importlib.util.find_spec('tensorflow'):
+                competitors |= {'tf.data': by_tensorflow(files, False),
+                                'tf.data whole': by_tensorflow(files, True)}
+            times = measure(competitors, rounds)
+    finally:
+        os.sched_setaffinity(0, cores)
+    others = {n: t for n, t in times.items() if n not in ('ours', 'randaugment', 'loader')}
+    rate = lambda n: {'images/s': IMAGES / statistics.median(times[n])}  # noqa: E731
+    aim = {'tf.data': 1.0} if 'tf.data' in others else {}
+    yield Row('decode, crop, flip', {'ours': times['ours'], **others}, aim, rate('ours'))
+    yield Row('loader', {'loader': times['loader'], 'ours': times['ours'], **others},
+              {'ours': 1 / 0.95}, rate('loader'))
+    yield Row('with RandAugment', {'randaugment': times['randaugment'], **others}, {},
+              rate('randaugment'))

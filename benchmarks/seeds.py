@@ -1,26 +1,20 @@
-"""What training the seeds of an arm as one program gains over one after another.
+"""Seeds of an arm as one program beside the same seeds one after another.
 
-    python -m benchmarks.seeds                # the table
-    python -m benchmarks.seeds --seeds=1,2    # other numbers of seeds
-    python -m benchmarks.seeds --json=F       # and as JSON
-
-For each arm and number of seeds S: the time of one step of S seeds, over S times the time of one
-seed's step; medians over interleaved rounds, batches made on the device. Below 1, `together` is
-the faster mode.
+A step of S seeds beside S steps of one seed; batches are made on the device. Where together takes
+at most nine tenths of the time it is what a study file should name (`seed_mode`).
 
 Axes: S seeds.
 """
 
-import argparse
-import dataclasses
-import json
-import platform
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from benchmarks.table import Row
 from benchmarks.timing import compiled
 from configs import base, digits_dense, digits_k2
 from moe_vision import config as config_lib
@@ -83,7 +77,7 @@ def measure(config: Config, seeds: list[int], rounds: int) -> dict[str, Any]:
     # each round against the step of one seed beside it: the machine's load changes slowly
     ratio = {n: statistics.median(t / (n * alone) for t, alone in
                                   zip(times[n], times[0], strict=True)) for n in seeds}
-    return {'one': statistics.median(times[0]), 'ratio': ratio, 'compiling': compiling}
+    return {'seconds': times, 'ratio': ratio, 'compiling': compiling}
 
 
 def advice(ratio: dict[int, float]) -> str:
@@ -94,33 +88,16 @@ def advice(ratio: dict[int, float]) -> str:
     return 'together' if statistics.median(several.values()) <= WORTH else 'one_by_one'
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--arms', default=','.join(ARMS))
-    parser.add_argument('--seeds', default='1,2,5,10')
-    parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--data_dir', default='')
-    parser.add_argument('--json', default='')
-    given = parser.parse_args()
-    seeds = [int(n) for n in given.seeds.split(',')]
-    device = jax.devices()[0]
-    print(f'{jax.device_count()} × {device.device_kind} ({device.platform}), '
-          f'{platform.machine()}, jax {jax.__version__}\n')
-    print(f'| arm | one seed ms | {" | ".join(f"S={n}" for n in seeds)} | compile s, one and all '
-          f'| seed_mode |\n|{"---|" * (len(seeds) + 4)}')
-    done = []
-    for name in given.arms.split(','):
-        config = arm(name, given.data_dir)
-        r = measure(config, seeds, given.rounds)
-        done.append({'arm': name, 'batch_size': config.train.batch_size,
-                     'model': dataclasses.asdict(config.model.args)} | r)
-        ratios = ' | '.join(f'{r["ratio"][n]:.2f}' for n in seeds)
-        print(f'| {name} | {1000 * r["one"]:.1f} | {ratios} | {r["compiling"][0]:.1f}, '
-              f'{r["compiling"][seeds[-1]]:.1f} | {advice(r["ratio"])} |', flush=True)
-    if given.json:
-        with open(given.json, 'w') as f:
-            json.dump({'device': str(device), 'jax': jax.__version__, 'rows': done}, f, indent=1)
-
-
-if __name__ == '__main__':
-    main()
+def rows(rounds: int) -> Iterator[Row]:
+    aim = 1.15 if jax.default_backend() == 'cpu' else 0.4  # five seeds in twice the time of one
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ARMS:
+            config = arm(name, folder)
+            found = measure(config, [1, 2, 5, 10], rounds)
+            for n in 2, 5, 10:
+                yield Row(f'{name}, S={n}', {
+                    'together': found['seconds'][n],
+                    'one by one': [n * s for s in found['seconds'][0]]},
+                    {'one by one': aim} if n == 5 else {},
+                    {'compiling s': found['compiling'][n],
+                     'compiling one s': found['compiling'][0]})

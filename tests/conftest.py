@@ -1,6 +1,8 @@
 """Programs compile in half the time without XLA's newer way of emitting loops."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -11,10 +13,16 @@ if jax.__version_info__ < (0, 11):  # XLA ends the process where it does not kno
         os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false').strip()
 
 
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
+
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
 SLOW = ('test_train_mesh.py', 'test_train_processes.py', 'test_study_together.py',
         'test_study_cli.py', 'test_study_processes.py', 'test_train_resume.py',
         'test_train_bucket.py')
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ['XDG_CACHE_HOME'], ignore_errors=True)
 
 
 def pytest_configure(config):

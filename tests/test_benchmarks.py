@@ -1,57 +1,100 @@
 """The benchmark compares what it says it compares."""
 
+import dataclasses
+import importlib
+import json
+import sys
+import types
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import campaign, input_pipeline, routing, seeds
-from benchmarks.timing import medians
-from moe_vision import registry
-from moe_vision.layers.experts import Mlp
-from moe_vision.layers.moe import make_router
-from moe_vision.routing.plan import index_plan
-from moe_vision.routing.types import Context
+from benchmarks import campaign, input_pipeline, layer, run, seeds, startup
+from benchmarks.table import Row, markdown
 
 pytestmark = pytest.mark.usefixtures('quick')
 
 
-def test_the_einsum_form_computes_the_same_layer():
-    t, d, e, k, slots = 24, 8, 4, 2, 9  # 48 choices for 36 slots: some are dropped
-    expert = Mlp(registry.MlpArgs(), d, 16)
-    keys = iter(jax.random.split(jax.random.key(0), 8))
-    bank = {n: jax.random.normal(next(keys), (e, *s)) for n, (s, _) in expert.shapes().items()}
-    params = {'kernel': jax.random.normal(next(keys), (d, e))}
-    x = jax.random.normal(next(keys), (1, t, d))
-    router = make_router('top_k', None, e, k)
-
-    def plan_of(params, x):
-        context = Context(valid=jnp.ones((1, t), bool), key=None, group=jnp.zeros(1, jnp.int32))
-        return index_plan(router(params, {}, x, context), e, slots)
-
-    assert not plan_of(params, x).keep.all()
-    ours = jax.jit(routing.routed(expert, e, k, slots))(params, bank, x)
-    theirs = jax.jit(routing.by_einsum(plan_of, expert, slots))(params, bank, x)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # 48 choices of a group for 36 slots
+MAPS = layer.Shape(8, 8, 8, 2, 1, 1.25, side=4)
 
 
-@pytest.mark.parametrize('kind, shape, compared', [
-    ('mlp', (32, 8, 16, 4, 2, 1.25), {'layer', 'floor', 'dense', 'einsum'}),
-    ('conv', (8, 4, 8, 2, 1, 1.25), {'layer', 'floor', 'dense'})])
-def test_a_row_has_a_time_for_everything_compared(kind, shape, compared):
-    row = routing.row(kind, shape, rounds=1)
-    for part in ('forward_ms', 'both_ms'):
-        assert set(row[part]) == compared
-        assert min(row[part].values()) > 0
-    assert row['capacity'] == {'mlp': 20, 'conv': 5}[kind]  # ceil(1.25*2*32/4), ceil(1.25*8/2)
+@pytest.mark.parametrize('shape', [VECTORS, dataclasses.replace(VECTORS, cf=4.0)], ids=str)
+def test_all_forms_compute_the_same_layer(shape):
+    params, bank, x = layer.drawn(shape)
+    plan = layer.planned(shape, params, x)
+    dropped = not plan.keep.all()
+    assert dropped == (shape.cf < 1)
+    ours = jax.jit(layer.routed(shape))(params, bank, x)
+    theirs = {'einsum': layer.by_einsum(shape)}
+    if not dropped:
+        theirs['ragged'] = layer.by_ragged_products(shape)
+    for name, fn in theirs.items():
+        np.testing.assert_allclose(ours, jax.jit(fn)(params, bank, x), 1e-4, 1e-4, err_msg=name)
 
 
-def test_medians_leave_the_first_rounds_out():
-    calls = []
-    taken = medians({'f': lambda: calls.append(1)}, {'f': ()}, rounds=3)
-    assert len(calls) == 5 and taken['f'] >= 0
+def test_every_token_through_every_expert_is_the_layer_where_k_is_e():
+    shape = layer.Shape(12, 8, 16, 4, 4, 1.0)
+    params, bank, x = layer.drawn(shape)
+    np.testing.assert_allclose(jax.jit(layer.routed(shape))(params, bank, x),
+                               jax.jit(layer.everything(shape))(params, bank, x), 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize('shape, compared', [
+    (VECTORS, ['layer', 'floor', 'dense', 'einsum', 'ragged', 'all']),
+    (MAPS, ['layer', 'floor', 'dense'])], ids=str)
+def test_a_row_has_a_time_for_everything_compared(shape, compared):
+    found = layer.beside_floor(shape, rounds=2)
+    assert list(found.seconds) == compared and set(found.aims) < set(compared)
+    assert all(len(s) == 2 and min(s) > 0 for s in found.seconds.values())
+    assert found.facts['MB of layer'] > 0
+
+
+def test_ratios_are_medians_of_rounds():
+    found = Row('a case', {'ours': [1.0, 4.0, 3.0], 'theirs': [2.0, 2.0, 3.0],
+                           'others': [1.0, 1.0, 1.0]}, {'theirs': 0.9, 'others': 3.0}, {'MB': 1234})
+    assert found.ratios == {'theirs': 1.0, 'others': 3.0} and found.missed == ['theirs']
+    assert found.milliseconds == {'ours': 3000, 'theirs': 2000, 'others': 1000}
+    assert markdown([found, Row('another', {'ours': [0.5], 'last': [2.0]})]) == [
+        '| case | ms | / theirs | / others | / last | MB |', '|---|---|---|---|---|---|',
+        '| a case | 3,000 | **1** (0.9) | 3 (3) |  | 1,234 |',
+        '| another | 500 |  |  | 0.25 |  |']
+
+
+def test_suites_are_written_beside_those_that_were_run_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, 'device', lambda: 'a-chip')
+    suites = {n: types.SimpleNamespace(__doc__=f'About {n}.\n\nMore.', rows=lambda rounds, n=n: [
+        Row(f'case of {n}', {'ours': [1.0] * rounds, 'theirs': [2.0] * rounds})])
+        for n in ('layer', 'input')}
+    monkeypatch.setattr(run.importlib, 'import_module',
+                        {run.SUITES[n]: m for n, m in suites.items()}.__getitem__)
+    for name in 'input', 'layer':
+        monkeypatch.setattr(sys, 'argv', ['run', f'--suite={name}', f'--out={tmp_path}'])
+        assert run.main() == 0
+    text = (tmp_path / 'a-chip.md').read_text()
+    assert text.index('## layer') < text.index('About layer.') < text.index('## input')
+    assert '| case of input | 1,000 | 0.5 |' in text and 'More' not in text
+    found = json.loads((tmp_path / 'a-chip.json').read_text())['suites']
+    assert found['input']['rows'][0]['ratios'] == {'theirs': 0.5}
+    monkeypatch.setattr(sys, 'argv', ['run', '--suite=layers'])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "unknown suite 'layers'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('suite', run.SUITES)
+def test_every_suite_says_what_it_compares(suite):
+    module = importlib.import_module(run.SUITES[suite])
+    assert callable(module.rows) and module.__doc__.split('\n')[0].endswith(('.', 'scan.'))
+
+
+def test_a_command_is_timed_to_its_end_or_to_a_line(tmp_path):
+    took = startup.seconds(['--mode=nothing'], str(tmp_path))
+    assert 0 < took < 30
+    row = startup.beside_limit('a mistake', [took, took], 1e-3)
+    assert row.missed == ['limit']
 
 
 def test_together_is_advised_where_it_saves_a_tenth():
@@ -100,10 +143,5 @@ def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
     first = loader(0)
     assert [batch['image'].shape for batch in first] == [(2, 224, 224, 3)] * 2
     assert all(batch['valid'].all() for batch in first)
-    rates = input_pipeline.measure({'ours': input_pipeline.by_rows(files, 2), 'pil': loader}, 3)
-    assert [len(r) for r in rates.values()] == [3, 3] and min(map(min, rates.values())) > 0
-
-
-def test_the_table_of_readers_has_medians_and_ratios():
-    lines = input_pipeline.table({'ours': [30.0, 20.0, 10.0], 'pil': [10.0, 10.0, 10.0]})
-    assert lines[2] == '| ours | 20 | 10 to 30 | 2.00 |'
+    times = input_pipeline.measure({'ours': input_pipeline.by_rows(files, 2), 'pil': loader}, 3)
+    assert [len(t) for t in times.values()] == [3, 3] and min(map(min, times.values())) > 0

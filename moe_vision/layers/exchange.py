@@ -10,6 +10,7 @@ reduce-scatter of feature maps into an all-reduce, which sends twice as much. Wi
 expert axis nothing travels.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +19,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+
+from moe_vision.layers.experts import Expert
+from moe_vision.routing.plan import IndexPlan
+from moe_vision.routing.soft_plan import SoftPlan
 
 TOKENS = P(('data', 'expert'))  # leading axis over all devices
 EXPERTS = P('expert')
@@ -95,19 +100,26 @@ _gather.defvjp(lambda a: (_gather(a), None), lambda _, g: (
 _sum_back.defvjp(lambda a: (_sum_back(a), None), lambda _, g: (_gather(g),))
 
 
-def run_plan(plan: Any, x: jax.Array, experts: Callable, mesh: Mesh | None, across: bool,
-             num_experts: int) -> jax.Array:
+def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dict[str, jax.Array],
+             mesh: Mesh | None, across: bool, train: bool) -> jax.Array:
     """`plan.apply` inside `over_groups`, each expert run on the device that has its weights.
 
+    In inference, where the experts are here and there are no more choices than experts, weights
+    come to the tokens: buffers would have a slot of every expert.
+
     Args:
-      experts: [E / n, slots, *] to the same, with the weights of this device, n devices on the
-        expert axis.
+      bank: parameters of this device's experts, [E / n, ...] with n devices on the expert axis.
       across: what `spans` says; then the result is partial: of this device's experts alone.
     """
+    count = next(iter(bank.values())).shape[0]
+    experts = functools.partial(expert.apply_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
+        if not train and isinstance(plan, IndexPlan) and plan.gate.size <= count:
+            return plan.apply_each(x, lambda e, row: expert.apply(
+                {n: jax.lax.dynamic_index_in_dim(w, e, keepdims=False)
+                 for n, w in bank.items()}, row))
         return plan.apply(x, experts)
     if across:
-        count = num_experts // mesh.shape['expert']
         return plan.of_experts(jax.lax.axis_index('expert') * count, count).apply(x, experts)
 
     def exchanged(slots):

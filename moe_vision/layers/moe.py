@@ -172,8 +172,7 @@ class MoE(nn.Module):
             plan = soft_plan(routing, valid) if soft else index_plan(
                 routing, e, slots, self.priority,
                 context.keys(9) if self.priority == 'random' else None)
-            y = run_plan(plan, x, lambda s: expert.apply_stacked(bank_params, s), self.mesh, across,
-                         e)
+            y = run_plan(plan, x, expert, bank_params, self.mesh, across, step.train)
             losses = {n: fn(routing, context, e) for n, fn in loss_fns.items()}
             counts = telemetry.count(routing, plan, context)
             if labels is not None and step.num_classes:

@@ -50,6 +50,20 @@ class IndexPlan:
         rows = out.reshape(e * g * self.capacity, *out.shape[2:])
         return _combine(rows, self.gate, self._tables())
 
+    def apply_each(self, x: Array, expert: Callable[[Array, Array], Array]) -> Array:
+        """`apply`, each choice by itself: for few choices, whose experts' weights come to them.
+
+        Args:
+          expert: (id [], token [1, *]) to [1, *out].
+        """
+        g, t, k = self.gate.shape
+        ids = jnp.minimum(self.expert_of_choice, self.filled.shape[0] - 1).reshape(g * t, k)
+        tokens = x.reshape(g * t, 1, *x.shape[2:])
+        rows = [expert(ids[n, j], tokens[n]) for n in range(g * t) for j in range(k)]
+        out = jnp.concatenate(rows).reshape(g, t, k, *rows[0].shape[1:])
+        gate = self.gate.reshape(g, t, k, *(1,) * (out.ndim - 3))
+        return masked(self.keep, gate * out).sum(2).astype(x.dtype)
+
     def of_experts(self, first: Array, count: int) -> 'IndexPlan':
         """The plan of `count` experts from `first` on alone: other choices are not kept."""
         _, g, c = self.filled.shape
@@ -211,10 +225,10 @@ def _combine_bwd(saved, dy):
     gate_slot = _take(gate.reshape(-1), src_token * gate.shape[-1] + src_choice)
     gate_slot = gate_slot.reshape(e, g, c, *(1,) * (rows.ndim - 1))
     d_rows = masked(filled, gate_slot * dy_slot).astype(rows.dtype)
-    out = rows.reshape(e, g, c, *rows.shape[1:])
-    products = dy_slot.astype(jnp.float32) * out.astype(jnp.float32)
-    d_gate_slot = products.sum(tuple(range(3, products.ndim)))
-    d_gate = masked(keep, _take(d_gate_slot.reshape(-1), slot)).astype(gate.dtype)
+    d_gate_slot = jnp.einsum(  # not a product and a sum: XLA sums rows slowly on a CPU
+        'sd,sd->s', dy_slot.reshape(e * g * c, -1), rows.reshape(e * g * c, -1),
+        preferred_element_type=jnp.float32)
+    d_gate = masked(keep, _take(d_gate_slot, slot)).astype(gate.dtype)
     return d_rows.reshape(rows.shape), d_gate, None
 
 

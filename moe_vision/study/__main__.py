@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from input_pipeline import DataError
-from moe_vision import command, config_file, logs, processes, rules
+from moe_vision import command, compile_cache, config_file, logs, processes, rules
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.stop import Stop
 from moe_vision.study import claims, plan, registration, rows, run
@@ -139,6 +139,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
         raise UserError(f"study '{study.name}' has no latency_arms; name arms there to time them.")
     registration.register(loaded, workdir)
     logs.to_stderr()
+    compile_cache.use()
     from moe_vision.study import latency
 
     found = latency.measure({a: loaded.configs[a] for a in study.latency_arms},

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from layer_cases import TRAIN, moe, tokens
+from layer_cases import TRAIN, expert_args, init, jit, moe, tokens
 
-from moe_vision import registry
+from moe_vision import flops, registry
 from moe_vision.layers import Step
+from moe_vision.layers.moe import make_expert
 
 B, D, E = 256, 32, 8  # one group of 256 tokens
 LARGE = B * D // 4  # payload is B * D and more; tables are 2 * B choices, E * C = 640 slots
@@ -80,3 +82,19 @@ def test_nothing_is_as_large_as_tokens_times_experts_times_slots():
     largest = max(v.aval.size for eqn in found for v in eqn.outvars if hasattr(v.aval, 'size'))
     # C = 4 * 2 * 512 / 32 = 128: T E C is 2,097,152; buffers E C D and choices K T E are 32,768.
     assert largest <= 32768
+
+
+@pytest.mark.parametrize('expert', registry.EXPERTS)
+def test_few_tokens_run_the_experts_that_they_chose_and_no_other(expert):
+    layer = moe(num_experts=4, k=2, group_size=2, expert=expert, capacity_factor=2.0)
+    x = tokens(expert, count=2)
+    variables = init(layer, x)
+    run = lambda step: lambda v, x: layer.apply(v, x, step)[0]  # noqa: E731
+    chosen, buffers = run(Step()), run(Step(train=True, key=jax.random.key(5)))
+    one = make_expert(expert, expert_args(expert), 8, 16)
+    params = {n: w[0] for n, w in variables['params']['experts'].items()}
+    of_one = flops.total(flops.count(one.apply, params, x[:1]))
+    router = flops.total(flops.count(chosen, variables, x)) - 4 * of_one  # two tokens, two each
+    assert router == 2 * 2 * 8 * 4
+    assert flops.total(flops.count(buffers, variables, x)) >= 8 * of_one  # two slots of each
+    np.testing.assert_allclose(jit(chosen)(variables, x), jit(buffers)(variables, x), atol=1e-5)

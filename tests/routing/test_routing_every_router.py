@@ -31,7 +31,7 @@ from routing_cases import (
     normal,
 )
 
-from moe_vision.routing.types import Routing, SoftRouting
+from moe_vision.routing.types import Routing, SoftRouting, normalize
 
 every_router = pytest.mark.parametrize('case', CASES, ids=case_id)
 VALID = np.array([[1, 0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]], bool)
@@ -293,3 +293,18 @@ def test_arithmetic_stays_float32_for_bfloat16_tokens(case):
     chex.assert_type(floats, jnp.float32)
     if isinstance(routing, Routing):
         assert routing.expert_of_choice.dtype == jnp.int32
+
+
+def test_the_gradient_of_normalised_features():
+    def plainly(x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+
+    x, dy = (jnp.asarray(np.random.default_rng(n).normal(size=(3, 4, 6)), jnp.float32)
+             for n in range(2))
+    x = x.at[0, 0].set(0.0).at[0, 1].set(1e3)  # no variance at all
+    for f in normalize, jax.vmap(normalize):
+        ours, theirs = (jax.vjp(g, x) for g in (f, plainly))
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours[1](dy)[0][1:], theirs[1](dy)[0][1:], rtol=1e-4, atol=1e-5)
+        assert np.isfinite(ours[1](dy)[0]).all()

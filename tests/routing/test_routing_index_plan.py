@@ -235,3 +235,19 @@ def test_the_parts_of_experts_add_up_to_the_plan():
     want, found = both(gate, x, w, b)
     assert float(jnp.abs(want[1][1]).sum()) > 0
     chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('k', (1, 2, 3))
+def test_choices_one_by_one_give_what_buffers_give(k):
+    ids, active, gate, x, weights = drawn(k, k)
+    kernel, bias = weights
+    each = lambda e, row: jnp.tanh(row @ kernel[e]) + bias[e]  # noqa: E731
+
+    @jit
+    def both(ids, active, gate, x):
+        plan = index_plan(routing_of(ids, gate, active), E, 2)
+        return plan.apply(x, experts(weights)), plan.apply_each(x, each), plan.keep
+
+    buffers, one_by_one, keep = both(ids, active, gate, x)
+    assert 0 < keep.sum() < (active & (ids < E)).sum()  # some are dropped
+    chex.assert_trees_all_close(one_by_one, buffers, atol=1e-6)

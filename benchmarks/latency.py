@@ -1,0 +1,46 @@
+"""Inference of one batch: routed networks beside dense ones, and routed layers beside their floor.
+
+Image-routed networks stand beside the dense network of their active FLOPs; patch-routed layers
+beside the experts alone on the same buffers, at the capacity factor of evaluation.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from benchmarks import layer
+from benchmarks.table import Row, row
+from configs import cifar10_standard, digits_k2
+from moe_vision import config as config_lib
+from moe_vision.study import latency
+
+BATCHES = (1, 8, 64, 512)
+NETWORKS = {'digits_k2': digits_k2.get_config, 'cifar10_standard': cifar10_standard.get_config}
+TOKENS = 197  # of an image in ViT-S/16
+
+
+def networks(rounds: int) -> Iterator[Row]:
+    for name, make in NETWORKS.items():
+        routed = config_lib.check(make())
+        dense = dataclasses.replace(
+            routed, model=dataclasses.replace(routed.model, twin='same_active_flops'))
+        arms = {'routed': routed, 'dense of its active FLOPs': dense}
+        variables = {n: latency._variables(c) for n, c in arms.items()}
+        for batch in BATCHES:
+            calls = {n: latency.call(c, variables[n], batch) for n, c in arms.items()}
+            number = rounds if batch > 8 else 10 * rounds
+            yield row(f'{name}, batch {batch}', calls, number,
+                      {'dense of its active FLOPs': 1.15} if batch == 1 else {})
+
+
+def layers(rounds: int) -> Iterator[Row]:
+    dtype = 'float32' if layer.on_cpu() else 'bfloat16'
+    for batch in BATCHES[:2] if layer.on_cpu() else BATCHES:
+        shape = layer.Shape(TOKENS, 384, 1536, 8, 2, 2.0, g=batch, dtype=dtype)
+        found = layer.competitors(shape)
+        calls, _ = layer.calls_of({n: found[n] for n in ('layer', 'floor', 'dense')})
+        yield row(f'{shape}', calls, 3 * rounds, {'floor': 1.15})
+
+
+def rows(rounds: int) -> Iterator[Row]:
+    yield from networks(rounds)
+    yield from layers(rounds)

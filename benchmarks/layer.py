@@ -1,0 +1,280 @@
+"""The routed layer beside its floor, forward and backward; plans; growth; vmap and scan.
+
+Names in the table:
+    layer    router, plan, dispatch, experts, combine
+    floor    the experts alone on buffers of the same padded size
+    dense    a dense block of the FLOPs of k experts (MLP), or k dense blocks (convolution)
+    einsum   the same layer with dispatch and combine by one-hot products
+    ragged   the same experts without capacity: choices sorted, products by `lax.ragged_dot`
+    all      every token through every expert
+
+Axes: G groups of T tokens, D width, F hidden, E experts, k choices, cf capacity factor, S seeds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.table import Row, row
+from benchmarks.timing import compiled, temporary_mb
+from moe_vision import chips, flops, registry
+from moe_vision.layers.experts import Conv, Expert, Mlp
+from moe_vision.layers.moe import make_router
+from moe_vision.routing.capacity import capacity
+from moe_vision.routing.plan import IndexPlan, index_plan
+from moe_vision.routing.types import Array, Context, Routing
+
+EINSUM_LIMIT = 2**28  # elements of a one-hot mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a layer. `side` 0: tokens are vectors."""
+
+    t: int
+    d: int
+    f: int
+    e: int
+    k: int
+    cf: float
+    g: int = 1
+    side: int = 0
+    dtype: str = 'float32'
+
+    @property
+    def slots(self) -> int:
+        return capacity(self.cf, self.k, self.t, self.e)
+
+    @property
+    def payload(self) -> tuple[int, ...]:
+        return (self.side, self.side, self.d) if self.side else (self.d,)
+
+    @property
+    def expert(self) -> Expert:
+        if self.side:
+            return Conv(registry.ConvArgs(), self.d, self.f)
+        return Mlp(registry.MlpArgs(), self.d, self.f)
+
+    def __str__(self) -> str:
+        kind = f'maps {self.side}x{self.side}' if self.side else 'vectors'
+        return (f'{kind}, {f"G={self.g} " if self.g > 1 else ""}T={self.t} D={self.d} F={self.f} '
+                f'E={self.e} k={self.k} cf={self.cf:g}')
+
+
+CPU = [Shape(8192, 256, 1024, 8, 2, 1.0), Shape(8192, 256, 1024, 8, 2, 1.25),
+       Shape(8192, 256, 1024, 8, 1, 1.25), Shape(8192, 256, 1024, 32, 2, 1.25),
+       Shape(1024, 256, 1024, 8, 2, 1.25), Shape(128, 64, 64, 8, 2, 1.25, side=8),
+       Shape(128, 32, 32, 8, 2, 1.25, side=16), Shape(128, 128, 128, 8, 1, 1.25, side=8)]
+GPU = [Shape(t, d, 4 * d, e, 2, 1.25, g=32768 // t, dtype='bfloat16')
+       for d in (384, 768) for e in (8, 64) for t in (1024, 4096)]
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == 'cpu'
+
+
+def context(shape: Shape) -> Context:
+    return Context(valid=jnp.ones((shape.g, shape.t), bool), key=jax.random.key(0),
+                   group=jnp.arange(shape.g))
+
+
+def planned(shape: Shape, params: Any, x: Array) -> IndexPlan:
+    """Router and plan of x [G, T, *]."""
+    features = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
+    return index_plan(choices(shape, params, features), shape.e, shape.slots)
+
+
+def choices(shape: Shape, params: Any, features: Array) -> Routing:
+    routing = make_router('top_k', None, shape.e, shape.k)(params, {}, features, context(shape))
+    assert isinstance(routing, Routing)
+    return routing
+
+
+def routed(shape: Shape) -> Callable:
+    """(router params, bank, x [G, T, *]) -> y, as the MoE layer does it."""
+    return lambda params, bank, x: planned(shape, params, x).apply(
+        x, functools.partial(shape.expert.apply_stacked, bank))
+
+
+def by_einsum(shape: Shape) -> Callable:
+    """The same layer with one-hot masks [G, T, k, E*C]; vectors only."""
+    def layer(params, bank, x):
+        plan = planned(shape, params, x)
+        g, e, c = shape.g, shape.e, shape.slots
+        in_group = plan.slot // (g * c) * c + plan.slot % c  # of rows (e, g, c)
+        hot = jax.nn.one_hot(jnp.where(plan.keep, in_group, e * c), e * c, dtype=x.dtype)
+        buffers = jnp.einsum('gtks,gtd->sgd', hot, x).reshape(e, c, g, -1)
+        out = shape.expert.apply_stacked(bank, buffers.swapaxes(1, 2).reshape(e, g * c, -1))
+        out = out.reshape(e, g, c, -1).swapaxes(0, 1).reshape(g, e * c, -1)
+        return jnp.einsum('gtks,gtk,gsd->gtd', hot, plan.gate.astype(x.dtype), out)
+    return layer
+
+
+def by_ragged_products(shape: Shape) -> Callable:
+    """Nothing dropped and nothing padded: choices in the order of their experts; vectors only."""
+    def layer(params, bank, x):
+        routing = choices(shape, params, x.astype(jnp.float32))
+        ids = routing.expert_of_choice.reshape(-1)
+        order = jnp.argsort(ids, stable=True)
+        sizes = jnp.bincount(ids, length=shape.e).astype(jnp.int32)
+        tokens = x.reshape(-1, shape.d)[order // shape.k]
+        w = {n: p.astype(x.dtype) for n, p in bank.items()}
+        of = ids[order]
+        hidden = jax.nn.gelu(jax.lax.ragged_dot(tokens, w['in_kernel'], sizes) + w['in_bias'][of])
+        out = jax.lax.ragged_dot(hidden, w['out_kernel'], sizes) + w['out_bias'][of]
+        back = out[jnp.argsort(order)].reshape(*x.shape[:2], shape.k, -1)
+        return (routing.gate[..., None] * back).sum(2).astype(x.dtype)
+    return layer
+
+
+def everything(shape: Shape) -> Callable:
+    """Every token through every expert, weighted by its probability; vectors only."""
+    def layer(params, bank, x):
+        tokens = x.reshape(1, -1, shape.d)
+        out = shape.expert.apply_stacked(
+            bank, jnp.broadcast_to(tokens, (shape.e, *tokens.shape[1:])))
+        gates = choices(shape, params, x.astype(jnp.float32)).probs.reshape(-1, shape.e)
+        return jnp.einsum('ne,end->nd', gates.astype(x.dtype), out).reshape(x.shape)
+    return layer
+
+
+def drawn(shape: Shape) -> tuple[Any, Any, Array]:
+    """(router params, bank, x)."""
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    params = {'kernel': jax.random.normal(next(keys), (shape.d, shape.e)) * shape.d**-0.5}
+    return params, _bank(shape.expert, (shape.e,)), jax.random.normal(
+        next(keys), (shape.g, shape.t, *shape.payload), shape.dtype)
+
+
+def _bank(expert: Expert, lead: tuple[int, ...]) -> dict[str, Array]:
+    keys = jax.random.split(jax.random.key(1), 20)
+    return {n: jax.random.normal(key, (*lead, *s)) * 0.05
+            for key, (n, (s, _)) in zip(keys, expert.shapes().items(), strict=False)}
+
+
+def competitors(shape: Shape) -> dict[str, tuple[Callable, tuple]]:
+    """name -> (function, its arguments); the layer first."""
+    params, bank, x = drawn(shape)
+    tokens = shape.g * shape.t
+    buffers = jax.random.normal(jax.random.key(2), (shape.e, shape.g * shape.slots, *shape.payload),
+                                shape.dtype)
+    if shape.side:
+        dense, rows = shape.expert, shape.k * tokens
+    else:
+        dense, rows = Mlp(registry.MlpArgs(), shape.d, shape.k * shape.f), tokens
+    many = jax.random.normal(jax.random.key(3), (rows, *shape.payload), shape.dtype)
+    found: dict[str, tuple[Callable, tuple]] = {
+        'layer': (routed(shape), (params, bank, x)),
+        'floor': (shape.expert.apply_stacked, (bank, buffers)),
+        'dense': (dense.apply, (_bank(dense, ()), many))}
+    if not shape.side:
+        if tokens * shape.k * shape.e * shape.slots <= EINSUM_LIMIT * (1 if on_cpu() else 16):
+            found['einsum'] = by_einsum(shape), (params, bank, x)
+        if not on_cpu() or tokens <= 1024:  # on CPU both compute E products
+            found['ragged'] = by_ragged_products(shape), (params, bank, x)
+            found['all'] = everything(shape), (params, bank, x)
+    return found
+
+
+def with_gradient(fn: Callable) -> Callable:
+    """The gradient with respect to everything that learns, and the input."""
+    def loss(*args):
+        return jnp.sum(jnp.square(fn(*args).astype(jnp.float32)))
+    return lambda *args: jax.grad(loss, argnums=tuple(range(len(args))))(*args)
+
+
+def calls_of(fns: Mapping[str, tuple[Callable, tuple]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(calls without arguments, compiled programs) by name."""
+    programs = {n: compiled(fn, *args) for n, (fn, args) in fns.items()}
+    return {n: functools.partial(p, *fns[n][1]) for n, p in programs.items()}, programs
+
+
+def beside_floor(shape: Shape, rounds: int) -> Row:
+    """Forward and backward of the layer, and of everything it is compared with."""
+    fns = {n: (with_gradient(fn), args) for n, (fn, args) in competitors(shape).items()}
+    calls, programs = calls_of(fns)
+    aims = {'floor': 1.10 if on_cpu() else 1.15}
+    if shape.side:
+        aims = {'dense': 1.20}
+    elif shape.cf == 1.0:
+        aims['dense'] = 1.15
+    if 'einsum' in calls and not on_cpu():
+        aims['einsum'] = 0.5
+    found = row(str(shape), calls, rounds, aims, {
+        'MB of layer': temporary_mb(programs['layer']),
+        'MB of floor': temporary_mb(programs['floor'])})
+    if peak := chips.peak(jax.devices()[0].device_kind):
+        executed = flops.total(flops.count(fns['layer'][0], *fns['layer'][1]))
+        share = executed / peak / (found.milliseconds['layer'] / 1e3)
+        found = dataclasses.replace(found, facts={**found.facts, 'share of peak': share})
+    return found
+
+
+def growth(rounds: int) -> Iterator[Row]:
+    """Sixteen times the tokens: at most sixteen times the time and the memory."""
+    small, large = (Shape(t, 256, 1024, 8, 2, 1.25) for t in (1024, 16384))
+    calls, programs = calls_of({f'T={s.t}': (with_gradient(routed(s)), drawn(s))
+                                for s in (large, small)})
+    memory = {n: temporary_mb(p) for n, p in programs.items()}
+    yield row('growth of the layer in T, D=256 E=8 k=2', calls, rounds, {'T=1024': 16.0},
+              {'times the memory': memory['T=16384'] / memory['T=1024']})
+
+
+def plans(rounds: int) -> Iterator[Row]:
+    """The plan alone, from chosen ids: flat in E, and a small part of the layer."""
+    def plan_of(shape: Shape) -> tuple[Callable, tuple]:
+        ids = jax.random.randint(jax.random.key(0), (shape.g, shape.t, shape.k), 0, shape.e)
+        gate = jnp.ones(ids.shape)
+
+        def plan(ids, gate):
+            made = index_plan(Routing(probs=gate, logits=gate, expert_of_choice=ids, gate=gate,
+                                      active=ids >= 0), shape.e, shape.slots)
+            return made.slot, made.keep, made.src_token, made.src_choice, made.filled
+        return plan, (ids, gate)
+
+    shape = Shape(8192, 256, 1024, 8, 2, 1.25)
+    calls, _ = calls_of({'plan': plan_of(shape),
+                         'layer': (with_gradient(routed(shape)), drawn(shape))})
+    yield row(f'plan; {shape}', calls, rounds, {'layer': 0.03})
+    calls, _ = calls_of({f'E={e}': plan_of(Shape(8192, 256, 1024, e, 2, 1.25))
+                         for e in (256, 32, 8)})
+    yield row('plan in E, T=8192 k=2', calls, rounds, {'E=8': 1.5})
+
+
+def seeds_and_scan(rounds: int) -> Iterator[Row]:
+    """Maps under vmap over S=4 seeds beside dense blocks, and in a scan beside a loop."""
+    shape = Shape(128, 64, 64, 8, 2, 1.25, side=8)
+    fns = competitors(shape)
+    stacked = lambda args: jax.tree.map(lambda a: jnp.stack([a] * 4), args)  # noqa: E731
+    calls, _ = calls_of({n: (jax.vmap(with_gradient(fn)), stacked(args))
+                         for n, (fn, args) in fns.items()})
+    yield row(f'vmap over S=4; {shape}', calls, rounds, {'dense': 1.20})
+
+    params, bank, x = fns['layer'][1]
+    gradient, steps = with_gradient(routed(shape)), 4
+
+    def one(bank: Any) -> Any:
+        return jax.tree.map(lambda w, d: w - 1e-3 * d, bank, gradient(params, bank, x)[1])
+
+    def scan(bank: Any) -> Any:
+        return jax.lax.scan(lambda b, _: (one(b), None), bank, length=steps)[0]
+
+    def loop(bank: Any) -> Any:
+        for _ in range(steps):
+            bank = one(bank)
+        return bank
+
+    calls, _ = calls_of({'scan': (scan, (bank,)), 'loop': (loop, (bank,))})
+    yield row(f'{steps} steps in a scan; {shape}', calls, rounds, {'loop': 1.1})
+
+
+def rows(rounds: int) -> Iterator[Row]:
+    for shape in CPU if on_cpu() else GPU:
+        yield beside_floor(shape, rounds)
+    yield from growth(rounds)
+    yield from plans(rounds)
+    yield from seeds_and_scan(rounds)

@@ -1,0 +1,105 @@
+"""Whole training steps of routed networks beside their same-width twins.
+
+The aim is 1.15 times the ratio of the FLOPs that both execute. Batches are random and on the
+device; the last row is a step with its feed from a device-resident set beside the step alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.table import Row, row
+from configs import base, digits_k2, imagenet_k2, imagenet_vit_s16_k2
+from moe_vision import chips, feed, mesh
+from moe_vision import config as config_lib
+from moe_vision.pod.compiled import batch_of
+from moe_vision.settings import Config
+from moe_vision.setup import Setup
+
+
+def small_vit() -> Any:
+    c = base.get_config()
+    c.model.name = 'vit'
+    c.model.args = {'width': 192, 'depth': 4, 'heads': 3, 'patch_size': 1}
+    c.model.moe.placement = 'every_2'
+    c.model.moe.group_size = 1040
+    return c
+
+
+def imagenet(make: Callable[[], Any]) -> Callable[[], Any]:
+    def config() -> Any:
+        c = make()
+        c.mesh.expert, c.train.batch_size = 1, 256
+        return c
+    return config
+
+
+CPU = {'digits_k2': digits_k2.get_config, 'small ViT': small_vit}
+GPU = CPU | {'imagenet_k2, batch 256': imagenet(imagenet_k2.get_config),
+             'imagenet_vit_s16_k2, batch 256': imagenet(imagenet_vit_s16_k2.get_config)}
+
+
+def twin_of(config: Config) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, twin='same_width'))
+
+
+def batch(setup: Setup) -> dict[str, jax.Array]:
+    """A random batch where a training has its own."""
+    rng = np.random.default_rng(0)
+    of = {'image': lambda shape: rng.integers(0, 256, shape, np.uint8),
+          'label': lambda shape: rng.integers(0, setup.info.num_classes, shape).astype(np.int32),
+          'valid': lambda shape: np.ones(shape, bool)}
+    return {n: jax.device_put(of[n](x.shape), x.sharding) for n, x in batch_of(setup).items()}
+
+
+def stepping(setup: Setup, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
+    """A call that makes one step, from the state that the last one left."""
+    state = setup.fresh_state()
+
+    def call() -> Any:
+        nonlocal state
+        state, out = setup.step(state, arrays)
+        return out
+    return call
+
+
+def beside_twin(name: str, config: Config, rounds: int) -> Row:
+    setups = {n: Setup(c, devices=jax.devices())
+              for n, c in (('routed', config), ('twin', twin_of(config)))}
+    calls = {n: stepping(setup, batch(setup)) for n, setup in setups.items()}
+    executed = {n: setup.cost.flops_executed for n, setup in setups.items()}
+    ratio = executed['routed'] / executed['twin']
+    found = row(name, calls, rounds, {'twin': 1.15 * ratio}, {'times the FLOPs': ratio})
+    if peak := chips.peak(jax.devices()[0].device_kind):
+        at_peak = 3 * executed['routed'] * config.train.batch_size / peak / jax.device_count()
+        found = dataclasses.replace(found, facts={
+            **found.facts, 'share of peak': at_peak / found.milliseconds['routed'] * 1e3})
+    return found
+
+
+def with_feed(config: Config, rounds: int) -> Row:
+    """A step with what brings its batch, a set that lies on the device, beside the step alone."""
+    setup = Setup(dataclasses.replace(
+        config, dataset=dataclasses.replace(config.dataset, resident=True)))
+    micro, state = config.train.micro_batches, setup.fresh_state()
+    batches = feed.on_host(config, 0, range(config.train.batch_size), 0, 10 * rounds + 10)
+    with batches as found:
+        arrays = setup.gather(mesh.to_devices(next(found), setup.mesh, micro))
+        alone = stepping(setup, arrays)
+
+        def fed() -> Any:
+            nonlocal state
+            state, out = setup.step(
+                state, setup.gather(mesh.to_devices(next(found), setup.mesh, micro)))
+            return out
+        return row('digits_k2, a resident set', {'step with its feed': fed, 'step': alone},
+                   3 * rounds, {'step': 1.03})
+
+
+def rows(rounds: int) -> Iterator[Row]:
+    for name, make in (CPU if jax.default_backend() == 'cpu' else GPU).items():
+        yield beside_twin(name, config_lib.check(make()), rounds)
+    yield with_feed(config_lib.check(digits_k2.get_config()), rounds)

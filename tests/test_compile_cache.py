@@ -1,0 +1,62 @@
+"""Programs are kept for the next process, apart for each kind of processor."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+from moe_vision import compile_cache
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """No cache is set, and the user's folder is empty."""
+    keys = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+    before = {k: getattr(jax.config, k) for k in keys}
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(compile_cache, 'LEAST_SECONDS', 0.0)
+    jax.config.update('jax_compilation_cache_dir', None)
+    jax_cache.reset_cache()
+    yield tmp_path
+    for k, v in before.items():
+        jax.config.update(k, v)
+    jax_cache.reset_cache()
+
+
+def square(x):
+    return jnp.sin(x) * x + 17.25
+
+
+def entries():
+    return sorted(compile_cache.folder().glob('*square*-cache'))
+
+
+def test_a_program_is_kept_and_a_damaged_one_is_made_again(empty):
+    compile_cache.use()
+    want = jax.jit(square)(3.0)
+    entry, = entries()
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:len(whole) // 2])
+    jax.clear_caches()
+    with pytest.warns(UserWarning, match='persistent compilation cache'):
+        assert jax.jit(square)(3.0) == want
+    entry.write_bytes(whole)
+    jax.clear_caches()
+    assert jax.jit(square)(3.0) == want and entries() == [entry]
+
+
+def test_a_folder_that_the_user_has_set_stays(empty):
+    jax.config.update('jax_compilation_cache_dir', str(empty / 'mine'))
+    compile_cache.use()
+    assert jax.config.jax_compilation_cache_dir == str(empty / 'mine')
+
+
+def test_kinds_of_processors_have_folders_of_their_own(empty, monkeypatch):
+    here = compile_cache.folder()
+    assert here.is_relative_to(empty) and compile_cache.folder() == here
+    monkeypatch.setattr(Path, 'read_text', lambda self: 'processor : 0\nflags : fpu avx2\n')
+    assert compile_cache.folder() != here
+    monkeypatch.setattr(Path, 'read_text', lambda self: 'nothing is said')
+    assert compile_cache.folder().parent == here.parent
