@@ -19,6 +19,7 @@ import two_processes
 from pair import finish, free_port, start
 
 from moe_vision import checkpoint, train
+from moe_vision.files import finite
 from moe_vision.watch import SILENT_SECONDS
 
 
@@ -108,10 +109,10 @@ def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one, config):
     """At other capacity factors and with another batch size, too; and it is written once."""
     written = one / 'evaluation-validation.json'
     ours = json.loads(written.read_text())
-    theirs = train.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
-        config.eval, **two_processes.SCORED)), str(one))
+    theirs = finite(train.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
+        config.eval, **two_processes.SCORED)), str(one)))
     assert ours['images'] == 144 and ours['at_another_batch_size']['equal']
-    for found in (seen[0]['validation'], seen[1]['validation'], ours):
+    for found in map(finite, (seen[0]['validation'], seen[1]['validation'], ours)):
         for name in ('images', 'accuracy'):
             assert found[name] == theirs[name]
         assert found['loss'] == pytest.approx(theirs['loss'], rel=1e-4)
