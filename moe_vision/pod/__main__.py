@@ -34,4 +34,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    devices.with_a_large_stack('moe_vision.pod')
     sys.exit(main())

@@ -4,6 +4,8 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import resource
+import sys
 from typing import Any
 
 from moe_vision.errors import UserError
@@ -33,6 +35,15 @@ def prepare_environment() -> None:
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
                    'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_LOG_DIR': 'disabled',
                    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # several checks at a time use no chip
+
+
+def with_a_large_stack(module: str) -> None:
+    """Begins the process again where its stack may grow: the compiler for v6e recurses deeper than
+    the usual 8 MiB allow, and would end it without a word."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
+        os.execv(sys.executable, [sys.executable, '-m', module, *sys.argv[1:]])
 
 
 def devices_of(topology: Topology) -> list[Any]:

@@ -23,6 +23,7 @@ from moe_vision.pod.memory import shard_shape
 from moe_vision.pod.roofline import sent_bytes
 from moe_vision.setup import Setup
 
+_TILES = re.compile(r'\[\d+,\d+,128\]$')  # what slices sum, laid flat with its padding
 _STATISTIC = 2**16  # elements; sums by channel, expert or class are smaller
 
 
@@ -62,9 +63,11 @@ def of_setup(setup: Setup, slices: int = 1) -> Expected:
 
 def exchanges(found: Iterable[Collective], expected: Expected,
               layers: Collection[str]) -> list[Collective]:
-    """Those of features in routed layers; what is known of a token besides its features is none."""
+    """Those of features in routed layers; what is known of a token besides its features is none,
+    nor is the part of a sum over slices."""
     return [c for c in found if c.kind in expected.exchanges and layer_of(c.origin, layers)
-            and any('f' in p.shape.partition('[')[0] for p in c.parts)]
+            and any('f' in p.shape.partition('[')[0] for p in c.parts)
+            and not (expected.slices > 1 and all(_planned(c.kind, p, expected) for p in c.parts))]
 
 
 def sent(found: Iterable[Collective], devices: int) -> float:
@@ -86,7 +89,8 @@ def unexpected(found: Iterable[Collective], expected: Expected,
         layer = layer_of(c.origin, layers)
         if exchanges([c], expected, layers):
             counted[c.kind, layer].append(c)
-        elif not (layer and c.kind in expected.exchanges):  # else what is known besides
+        elif expected.slices > 1 or not (layer and c.kind in expected.exchanges):
+            # else it is what is known of a token besides its features
             bad += [(c, p) for p in c.parts if not _planned(c.kind, p, expected)]
     for (kind, _), own in counted.items():
         if sum(c.times or 1 for c in own) > expected.exchanges[kind] / len(layers):
@@ -98,6 +102,8 @@ def _planned(kind: str, part: Part, expected: Expected) -> bool:
     """Whether it is a gradient, a parameter or a statistic, by its size."""
     elements = math.prod(int(d) for d in re.findall(r'\d+', part.shape.partition('[')[2]))
     known = elements <= _STATISTIC or elements in expected.parameters
+    if expected.slices > 1 and _TILES.search(part.shape):
+        known = elements <= 2 * max(expected.parameters)  # padded at most to twice its size
     if kind == 'all-reduce of slices':  # of what a device holds of a sum
         return known or elements <= max(expected.parameters)
     if kind == 'all-reduce' or expected.slices > 1:

@@ -132,9 +132,18 @@ def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times:
 
 
 def _asked_by(i: _Instruction, kind: str, own: dict[str, _Instruction]) -> str:
-    """The name of a collective that lost it, where a copy of its result has kept it."""
-    return next((user.op_name for user in own.values()
-                 if i.name in user.operands and kind.replace('-', '_') in user.op_name), '')
+    """The name of a collective that lost it: of a copy of its result that has kept it, or of what
+    reads the result in the `shard_map` of a routed layer, also through steps without a name."""
+    names, results, seen = [], [i.name], set()
+    while results:
+        result = results.pop()
+        for user in own.values():
+            if result in user.operands and user.name not in seen:
+                seen.add(user.name)
+                names.append(user.op_name)
+                results += [] if user.op_name else [user.name]
+    wanted = (kind.replace('-', '_'), 'shard_map')
+    return next((n for word in wanted for n in names if word in n), '')
 
 
 def _origin(made: _Instruction, own: dict[str, _Instruction]) -> str:

@@ -126,10 +126,12 @@ def test_slices_exchange_sums_of_what_a_device_holds_of_gradients():
     scatter = collective('reduce-scatter', 'f32[100,3000]', 1_200_000, 'jit(step)/block_0/dot')
     gather = collective('all-gather', 'f32[100,3000]', 1_200_000)
     part = collective('all-reduce of slices', 'f32[100,200]', 80_000)
+    flat = collective('all-reduce', 'f32[300,8,128]', 1_228_800, 'jit(step)/block_1/psum')
     maps = collective('all-gather', 'f32[64,56,56,3]', 1_204_224)
     more = collective('all-reduce of slices', 'f32[64,56,56,3]', 1_204_224)
     tokens = collective('all-to-all of slices', 'f32[8]', 32)
-    found = expected.unexpected([scatter, gather, part, maps, more, tokens], wanted, ['block_1'])
+    found = expected.unexpected([scatter, gather, part, flat, maps, more, tokens], wanted,
+                                ['block_1'])
     assert [c for c, _ in found] == [maps, more, tokens]
     assert report.slices([part, gather, part], 2)[0].startswith(
         '  between 2 slices: 2 tensors, 156 KiB of a device')
