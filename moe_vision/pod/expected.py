@@ -103,7 +103,7 @@ def _planned(kind: str, part: Part, expected: Expected) -> bool:
     elements = math.prod(int(d) for d in re.findall(r'\d+', part.shape.partition('[')[2]))
     known = elements <= _STATISTIC or elements in expected.parameters
     if expected.slices > 1 and _TILES.search(part.shape):
-        known = elements <= 2 * max(expected.parameters)  # padded at most to twice its size
+        known = elements <= 8 * max(expected.parameters)  # sixteen channels take the place of 128
     if kind == 'all-reduce of slices':  # of what a device holds of a sum
         return known or elements <= max(expected.parameters)
     if kind == 'all-reduce' or expected.slices > 1:
