@@ -19,7 +19,7 @@ import sys
 
 from absl import app, flags
 
-from moe_vision import command, compile_cache, config_file, files, logs, processes, rules
+from moe_vision import command, config_file, files, logs, processes, rules
 from moe_vision import config as config_lib
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
@@ -62,7 +62,6 @@ def _carry_out(config: Config, file: str, profile_steps: tuple[int, int] | None,
         preflight.summary(config)
         return
     processes.start(given)
-    compile_cache.use()
     from moe_vision import train
     if FLAGS.mode == 'train':
         with Stop() as stop:

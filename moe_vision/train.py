@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from moe_vision import checkpoint, chips, feed, mesh, preflight, processes, record
+from moe_vision import checkpoint, chips, compile_cache, feed, mesh, preflight, processes, record
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
 from moe_vision.profiling import Profile
@@ -37,6 +37,7 @@ def train(config: Config, workdir: str, config_file: str = '',
       Stopped: `stop` said so; the run is saved at a step.
       UserError: something the user can mend, the loss not finite among it.
     """
+    compile_cache.use()
     if setup is None:
         setup = Setup(config)
         _say(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times))
@@ -131,6 +132,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     Raises:
       UserError: there is no checkpoint that fits the config.
     """
+    compile_cache.use()
     setup = Setup(config, for_training=False)
     if config.eval.split not in setup.info.split_sizes:
         raise UserError(f"eval.split is '{config.eval.split}', but {setup.info.name} has "

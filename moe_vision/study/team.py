@@ -40,10 +40,9 @@ def train(arm: str, seeds: list[int]) -> None:
 
 def train_arm(*args: Any, stop: Stop) -> None:
     """`cells.train_arm`, told when to stop."""
-    from moe_vision import compile_cache, record  # jax, which is not needed where all is done
+    from moe_vision import record  # imports jax, which is not needed where all is done
     from moe_vision.study import cells
 
-    compile_cache.use()
     record.git_commit()  # of the code as it was imported
     train: TrainArm = cells.train_arm
     train(*args, stop=stop)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_vision.pod import hlo
+from moe_vision.pod import hlo, replica_groups
 
 TPU = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
@@ -201,8 +201,8 @@ def test_groups(read):
     ('[2,2]<=[4]', ((0, 1), (2, 3))), ('[2,2]<=[2,2]T(1,0)', ((0, 2), (1, 3))),
     ('{{3,1},{0,2}}', ((3, 1), (0, 2))), ('{}', ())])
 def test_notations_of_groups(notation, groups):
-    assert hlo._groups(f'channel_id=1, replica_groups={notation}, use_global_device_ids=true, '
-                       "metadata={op_name=\"a['b']\"}") == groups
+    assert replica_groups.parse(f'channel_id=1, replica_groups={notation}, '
+                                "metadata={op_name=\"a['b']\"}") == groups
 
 
 @pytest.mark.parametrize('shape, size', [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import train_cases
 
-from moe_vision import checkpoint, metrics, saves, train
+from moe_vision import checkpoint, metrics, processes, saves, train
 from moe_vision.errors import UserError
 
 
@@ -222,3 +222,9 @@ def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path)
     metrics.Writer(str(tmp_path), 5, first[:1])  # back to an older checkpoint
     assert metrics.read(str(tmp_path)) == first[:1]
     assert list((tmp_path / 'events').iterdir()) == []
+
+
+def test_processes_that_read_different_data_are_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, 'share', lambda value: 'another digest')
+    with pytest.raises(UserError, match="different data as 'digits'; prepare the set once"):
+        train.train(config, str(tmp_path / 'run'))
