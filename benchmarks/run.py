@@ -75,7 +75,7 @@ def main() -> int:
             print(f'{name}: {_line(row)}', file=sys.stderr, flush=True)
             rows.append(row)
         found[name] = {'about': (module.__doc__ or '').strip().split('\n')[0],
-                       'markdown': markdown(rows), 'rows': [r.plain() for r in rows],
+                       'rows': [r.plain() for r in rows],
                        'seconds': time.monotonic() - began}
     print('\n'.join(_text(found)))
     if given.out:
@@ -90,7 +90,7 @@ def _line(row: Row) -> str:
 
 def _text(found: dict[str, dict[str, Any]]) -> list[str]:
     return [line for name, suite in found.items()
-            for line in ('', f'## {name}', '', suite['about'], '', *suite['markdown'])]
+            for line in ('', f'## {name}', '', suite['about'], '', *markdown(suite['rows']))]
 
 
 def _write(folder: Path, found: dict[str, dict[str, Any]]) -> None:
@@ -109,7 +109,7 @@ def _write(folder: Path, found: dict[str, dict[str, Any]]) -> None:
                       f'`python -m benchmarks.run --suite={name}` at commit {s["commit"]}, '
                       f'{s["device"]}, python {s["python"]}, '
                       + ', '.join(f'{n} {v}' for n, v in s['versions'].items()) + '.', '',
-                      *suites[name]['markdown']]
+                      *markdown(suites[name]['rows'])]
     path.with_suffix('.md').write_text('\n'.join(lines) + '\n')
 
 

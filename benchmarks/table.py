@@ -57,22 +57,34 @@ def row(case: str, calls: Mapping[str, Any], rounds: int, aims: Mapping[str, flo
     return Row(case, timing.rounds(calls, rounds), aims or {}, facts or {})
 
 
-def markdown(rows: Sequence[Row]) -> list[str]:
-    """A table: the subject's time, its ratio to each baseline (the aim in brackets), facts.
+def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tables of rows as `Row.plain` gives them: the subject's time, its ratio to each baseline (the
+    aim in brackets; bold what misses it), facts.
 
-    A ratio above its aim is bold.
+    A row that has no baseline in common with those above it begins a new table.
     """
-    names = list(dict.fromkeys(n for r in rows for n in r.ratios))
-    facts = list(dict.fromkeys(n for r in rows for n in r.facts))
+    tables: list[list[Mapping[str, Any]]] = []
+    for r in rows:
+        if not tables or not any(set(r['ratios']) & set(other['ratios']) for other in tables[-1]):
+            tables.append([])
+        tables[-1].append(r)
+    return [line for n, table in enumerate(tables) for line in [''] * (n > 0) + _table(table)]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(n for r in rows for n in r['ratios']))
+    facts = list(dict.fromkeys(n for r in rows for n in r['facts']))
     lines = ['| case | ms | ' + ' | '.join([*(f'/ {n}' for n in names), *facts]) + ' |',
              '|---|' + '---|' * (1 + len(names) + len(facts))]
     for r in rows:
-        cells = [r.case, number(r.milliseconds[r.subject])]
+        cells = [r['case'], number(next(iter(r['milliseconds'].values())))]
         for n in names:
-            told = f'{r.ratios[n]:.3g}' if n in r.ratios else ''
-            told = f'**{told}**' if n in r.missed else told
-            cells.append(f'{told} ({r.aims[n]:g})' if n in r.aims else told)
-        cells += [number(r.facts[n]) if n in r.facts else '' for n in facts]
+            told = f'{r["ratios"][n]:.3g}' if n in r['ratios'] else ''
+            aim = r['aims'].get(n)
+            if aim is not None:
+                told = f'**{told}** ({aim:.3g})' if r['ratios'][n] > aim else f'{told} ({aim:.3g})'
+            cells.append(told)
+        cells += [number(r['facts'][n]) if n in r['facts'] else '' for n in facts]
         lines.append(f'| {" | ".join(cells)} |')
     return lines
 

@@ -57,10 +57,13 @@ def test_ratios_are_medians_of_rounds():
                            'others': [1.0, 1.0, 1.0]}, {'theirs': 0.9, 'others': 3.0}, {'MB': 1234})
     assert found.ratios == {'theirs': 1.0, 'others': 3.0} and found.missed == ['theirs']
     assert found.milliseconds == {'ours': 3000, 'theirs': 2000, 'others': 1000}
-    assert markdown([found, Row('another', {'ours': [0.5], 'last': [2.0]})]) == [
-        '| case | ms | / theirs | / others | / last | MB |', '|---|---|---|---|---|---|',
-        '| a case | 3,000 | **1** (0.9) | 3 (3) |  | 1,234 |',
-        '| another | 500 |  |  | 0.25 |  |']
+    rows = [found, Row('another', {'ours': [0.5], 'theirs': [2.0]}),
+            Row('a third', {'ours': [0.25], 'last': [2.0]})]
+    assert markdown([r.plain() for r in rows]) == [
+        '| case | ms | / theirs | / others | MB |', '|---|---|---|---|---|',
+        '| a case | 3,000 | **1** (0.9) | 3 (3) | 1,234 |',
+        '| another | 500 | 0.25 |  |  |', '',
+        '| case | ms | / last |', '|---|---|---|', '| a third | 250 | 0.125 |']
 
 
 def test_suites_are_written_beside_those_that_were_run_before(tmp_path, monkeypatch, capsys):
