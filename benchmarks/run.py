@@ -27,6 +27,8 @@ SUITES = {'layer': 'benchmarks.layer', 'step': 'benchmarks.step', 'latency': 'be
           'seeds': 'benchmarks.seeds', 'input': 'benchmarks.input_pipeline',
           'startup': 'benchmarks.startup'}
 
+VARIABLES = ('XLA_FLAGS', 'GLIBC_TUNABLES')  # that change speed
+
 
 def device() -> str:
     """A name for files: the accelerator, or the number of processor cores."""
@@ -54,7 +56,8 @@ def setting() -> dict[str, Any]:
                             check=False, cwd=Path(__file__).parent).stdout.strip()
     return {'device': jax.devices()[0].device_kind, 'count': jax.device_count(),
             'python': '.'.join(map(str, sys.version_info[:3])), 'versions': versions,
-            'commit': commit, 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
+            'commit': commit, 'environment': {n: os.environ[n] for n in VARIABLES
+                                              if n in os.environ}}
 
 
 def main() -> int:
@@ -106,7 +109,8 @@ def _write(folder: Path, found: dict[str, dict[str, Any]]) -> None:
         if name in suites:
             s = suites[name]['setting']
             lines += ['', f'## {name}', '', suites[name]['about'], '',
-                      f'`python -m benchmarks.run --suite={name}` at commit {s["commit"]}, '
+                      '`' + ''.join(f'{n}={v} ' for n, v in s['environment'].items())
+                      + f'python -m benchmarks.run --suite={name}` at commit {s["commit"]}, '
                       f'{s["device"]}, python {s["python"]}, '
                       + ', '.join(f'{n} {v}' for n, v in s['versions'].items()) + '.', '',
                       *markdown(suites[name]['rows'])]
