@@ -24,7 +24,7 @@ def networks(rounds: int) -> Iterator[Row]:
         dense = dataclasses.replace(
             routed, model=dataclasses.replace(routed.model, twin='same_active_flops'))
         arms = {'routed': routed, 'dense of its active FLOPs': dense}
-        variables = {n: latency._variables(c) for n, c in arms.items()}
+        variables = {n: latency.variables_of(c) for n, c in arms.items()}
         for batch in BATCHES:
             calls = {n: latency.call(c, variables[n], batch) for n, c in arms.items()}
             number = rounds if batch > 8 else 10 * rounds

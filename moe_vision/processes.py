@@ -207,6 +207,11 @@ def share(value: Any) -> Any:
     return _share(value) if joined() else value
 
 
+def same(value: Any) -> bool:
+    """Whether every process asks with the same value, one that JSON can hold."""
+    return all_agree(share(value) == value)
+
+
 def _share(value: Any) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
@@ -237,6 +242,6 @@ def check_shared(folder: Any, digest: int | str, what: str = 'configs') -> None:
     if not all_agree(seen):
         raise UserError(f"workdir '{folder}' is not the same folder for every process; give one "
                         'that all share: on a network file system, or gs://...')
-    if not all_agree(share(digest) == digest):
+    if not same(digest):
         raise UserError(f'the processes run different {what}; start them with the same command, '
                         'each with its own --process.')

@@ -39,7 +39,7 @@ class Run:
             record.warn_if_changed(workdir, config)
             record.warn_if_other_data(workdir, setup.info)
         processes.check_shared(self._folder, record.digest(config))
-        if not processes.all_agree(processes.share(setup.info.digest) == setup.info.digest):
+        if not processes.same(setup.info.digest):
             raise UserError(f"the processes read different data as '{setup.info.name}'; prepare "
                             'the set once and give every process a copy of it.')
         self.saved = checkpoint.Checkpoints(workdir, config.checkpoint.keep)

@@ -14,7 +14,14 @@ from moe_vision.evaluate import Evaluator
 from moe_vision.feed import Gather
 from moe_vision.layers import platform
 from moe_vision.settings import Config
-from moe_vision.step import TrainState, images_per_group, init_state, jit_once, train_step_fn
+from moe_vision.step import (
+    TrainState,
+    images_per_group,
+    init_state,
+    init_variables_fn,
+    jit_once,
+    train_step_fn,
+)
 
 
 class Setup:
@@ -44,16 +51,17 @@ class Setup:
         self.network = models.build(config.model, self.info.num_classes, self.mesh)
         self.learning_rate = optimizer.schedule(config.train, self.times.total, self.times.warmup)
         images = leverage.trace_images(config, tokens) * self.mesh.size
-        fresh = lambda key, tx: init_state(  # noqa: E731
-            self.network, self.info.image_shape, images, key, tx, bool(config.train.ema_decay))
+        init = init_variables_fn(self.network, self.info.image_shape, images)
         key = jax.random.key(0)
         self.tx = optimizer.make(config.train, self.learning_rate,
-                                 jax.eval_shape(lambda: fresh(key, None)).params)
-        self.shapes = jax.eval_shape(lambda: fresh(key, self.tx))
+                                 jax.eval_shape(init, key)['params'])
+        fresh = lambda key: init_state(  # noqa: E731
+            init(key), key, self.tx, bool(config.train.ema_decay))
+        self.shapes = jax.eval_shape(fresh, key)
         self.shardings = mesh.state_shardings(self.mesh, self.shapes,
                                               config.mesh.shard_optimizer)
         self.abstract = checkpoint.abstract(self.shapes, self.shardings)
-        self._fresh = jit_once(lambda key: fresh(key, self.tx), out_shardings=self.shardings)
+        self._fresh = jit_once(fresh, out_shardings=self.shardings)
         self.gather = Gather(config, mesh.batch_sharding(self.mesh))
         self.evaluator = Evaluator(config, self.info, self.mesh, tokens)
 

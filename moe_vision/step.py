@@ -42,17 +42,22 @@ class TrainState:
                 'router_state': self.router_state}
 
 
-def init_state(model: nn.Module, image_shape: tuple[int, int, int], batch: int, key: Array,
-               tx: optax.GradientTransformation | None, ema: bool) -> TrainState:
-    """The state before the first step. Initial values derive from (seed's key, parameter path)."""
+def init_variables_fn(model: nn.Module, image_shape: tuple[int, int, int],
+                      batch: int) -> Callable[[Array], Tree]:
+    """`init(key)`: a network's variables before the first step. Traced once, however often it is
+    called. Initial values derive from (seed's key, parameter path)."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
-    variables = model.init(jax.random.fold_in(key, 0), images, Step())
+    return jax.jit(lambda key: model.init(jax.random.fold_in(key, 0), images, Step()))
+
+
+def init_state(variables: Tree, key: Array, tx: optax.GradientTransformation,
+               ema: bool) -> TrainState:
+    """The state before the first step."""
     params = variables['params']
     return TrainState(
         step=jnp.zeros((), jnp.int32), seed_key=jax.random.key_data(jax.random.fold_in(key, 1)),
         params=params, batch_stats=variables.get('batch_stats', {}),
-        router_state=variables.get('router_state', {}),
-        opt_state=tx.init(params) if tx else (),
+        router_state=variables.get('router_state', {}), opt_state=tx.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else {})
 
 

@@ -1,19 +1,24 @@
-"""Programs compile in half the time without XLA's newer way of emitting loops."""
+"""Programs compile quickly, and once for all tests and the processes that they start."""
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import jax
 import pytest
 
-if jax.__version_info__ < (0, 11):  # XLA ends the process where it does not know a flag
-    os.environ['XLA_FLAGS'] = (
+WORKER = 'PYTEST_XDIST_WORKER' in os.environ  # it inherits what follows
+if not WORKER:
+    caches = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
+    os.environ |= {'XDG_CACHE_HOME': caches, 'JAX_COMPILATION_CACHE_DIR': f'{caches}/compiled',
+                   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+                   'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+
+import jax  # noqa: E402
+
+if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not know a flag
+    os.environ['XLA_FLAGS'] = (  # half the time without its newer way of emitting loops
         os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false').strip()
-
-
-os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
 SLOW = ('test_train_mesh.py', 'test_train_processes.py', 'test_study_together.py',
@@ -22,7 +27,8 @@ SLOW = ('test_train_mesh.py', 'test_train_processes.py', 'test_study_together.py
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ['XDG_CACHE_HOME'], ignore_errors=True)
+    if not WORKER:
+        shutil.rmtree(os.environ['XDG_CACHE_HOME'], ignore_errors=True)
 
 
 def pytest_configure(config):
@@ -34,21 +40,6 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope='session')
-def jax_environment(tmp_path_factory) -> dict[str, str]:
-    """What `quick` sets, as environment variables of another process."""
-    return {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'PYTHONPATH': str(Path(__file__).parents[1])}
-
-
-@pytest.fixture(scope='module')
-def quick(jax_environment):
-    """Programs are compiled once, quickly, and shared with the processes that tests start."""
-    def update(cache, seconds, quickly):
-        jax.config.update('jax_compilation_cache_dir', cache)
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
-        jax.config.update('jax_disable_most_optimizations', quickly)
-    before = jax.config.jax_compilation_cache_dir
-    update(jax_environment['JAX_COMPILATION_CACHE_DIR'], 0.1, True)
-    yield
-    update(before, 1.0, False)
+def jax_environment() -> dict[str, str]:
+    """Of processes that tests start."""
+    return {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}

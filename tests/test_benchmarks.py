@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import campaign, input_pipeline, layer, run, seeds, startup
+from benchmarks import campaign, input_pipeline, latency, layer, run, startup, step
 from benchmarks.table import Row, markdown
-
-pytestmark = pytest.mark.usefixtures('quick')
-
+from input_pipeline import info
+from moe_vision import config, rules
 
 VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # 48 choices of a group for 36 slots
 MAPS = layer.Shape(8, 8, 8, 2, 1, 1.25, side=4)
@@ -93,17 +92,17 @@ def test_every_suite_says_what_it_compares(suite):
     assert callable(module.rows) and module.__doc__.split('\n')[0].endswith(('.', 'scan.'))
 
 
+@pytest.mark.parametrize('make', [*step.GPU.values(), *latency.NETWORKS.values()])
+def test_every_config_that_is_timed_fits_its_data(make):
+    made = config.check(make())
+    rules.check_with_data(made, info(made.dataset))
+
+
 def test_a_command_is_timed_to_its_end_or_to_a_line(tmp_path):
     took = startup.seconds(['--mode=nothing'], str(tmp_path))
     assert 0 < took < 30
     row = startup.beside_limit('a mistake', [took, took], 1e-3)
     assert row.missed == ['limit']
-
-
-def test_together_is_advised_where_it_saves_a_tenth():
-    assert seeds.advice({1: 1.0, 2: 0.8, 5: 0.9, 10: 1.3}) == 'together'
-    assert seeds.advice({1: 0.5, 2: 0.95, 5: 0.91, 10: 0.7}) == 'one_by_one'
-    assert seeds.advice({1: 0.5}) == 'one_by_one'
 
 
 def test_a_campaign_by_hand(monkeypatch):

@@ -16,8 +16,6 @@ from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.types import Context
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

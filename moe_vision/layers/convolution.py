@@ -10,7 +10,7 @@ Axes: N images, H W space in, P Q space out, h w taps, I channels in, O channels
 """
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,8 @@ def in_flax(x: Array, kernel: Array, strides: tuple[int, ...], padding: str, *,
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _on_cpu(x, kernel, stride, groups):
-    return _forward(stride, groups)(x, kernel)
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride)
+    return _one_by_one(x, kernel, pads, strides=(stride, stride), groups=groups)
 
 
 def _with_residuals(x, kernel, stride, groups):
@@ -59,72 +60,60 @@ def _with_residuals(x, kernel, stride, groups):
 
 def _gradients(stride, groups, residuals, dy):
     x, kernel = residuals
-    dx = _input_gradient(x.shape[-3:-1], stride, groups)(dy, kernel)
-    return dx, _kernel_gradient(kernel.shape[-4:-2], stride, groups)(x, dy)
+    dx = _input_gradient(dy, kernel, x.shape[1:3], stride, groups)
+    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, groups)
 
 
 _on_cpu.defvjp(_with_residuals, _gradients)
 
 
-def _item_by_item(fn: Callable[[Array, Array], Array], images_out: bool) -> Callable:
-    """`fn(images, other)` with a rule for vmap: plain calls of `fn`, one per item.
+def _input_gradient(dy: Array, kernel: Array, space: tuple[int, ...], stride: int,
+                    groups: int) -> Array:
+    """(dy [N, P, Q, O], kernel) to dx [N, H, W, I]: dy, spread out, with the kernel turned."""
+    h, w, i, o = kernel.shape
+    turned = jnp.flip(kernel, (0, 1)).reshape(h, w, i, groups, o // groups)
+    turned = turned.transpose(0, 1, 4, 3, 2).reshape(h, w, o // groups, groups * i)
+    pads = []
+    for n, taps, p, (low, _) in zip(space, (h, w), dy.shape[1:3], _pads(space, (h, w), stride),
+                                    strict=True):
+        before = taps - 1 - low
+        pads.append((before, n + taps - 1 - ((p - 1) * stride + 1) - before))
+    return _one_by_one(dy, lax.optimization_barrier(turned), tuple(pads), spread=(stride, stride),
+                       groups=groups)
 
-    Where `other` is the same for all items and the result is images, too, items are more images.
+
+def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int,
+                     groups: int) -> Array:
+    """(x, dy) to the kernel's gradient: x with channels and images swapped, dy as the kernel."""
+    n, *space, i = x.shape
+    p, q, o = dy.shape[1:]
+    images = x.reshape(n, *space, groups, i // groups).transpose(4, 1, 2, 3, 0)
+    images = images.reshape(i // groups, *space, groups * n)
+    turned = dy.transpose(1, 2, 0, 3)
+    images, turned = lax.optimization_barrier((images, turned))
+    pads = tuple((low, (out - 1) * stride + k - size - low) for size, k, out, (low, _) in zip(
+        space, taps, (p, q), _pads(tuple(space), taps, stride), strict=True))
+    out = _one_by_one(images, turned, pads, dilation=(stride, stride), groups=groups)
+    return out.transpose(1, 2, 0, 3)
+
+
+def _one_by_one(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+    """`_plain` with a rule for vmap: a plain convolution per item.
+
+    Where the kernel is the same for all items, they are more images.
     """
-    rule = custom_vmap(fn)
+    fn = custom_vmap(lambda x, kernel: _plain(x, kernel, *args, **options))
 
-    @rule.def_vmap
-    def batched(size, batched, images, other):
-        if images_out and not batched[1]:
-            out = rule(images.reshape(-1, *images.shape[2:]), other)
-            return out.reshape(*images.shape[:2], *out.shape[1:]), True
-        at = lambda x, i, is_batched: x[i] if is_batched else x  # noqa: E731
-        return jnp.stack([rule(at(images, i, batched[0]), at(other, i, batched[1]))
+    @fn.def_vmap
+    def rule(size, batched, x, kernel):
+        if not batched[1]:
+            out = fn(x.reshape(-1, *x.shape[2:]), kernel)
+            return out.reshape(*x.shape[:2], *out.shape[1:]), True
+        at = lambda a, i, is_batched: a[i] if is_batched else a  # noqa: E731
+        return jnp.stack([fn(at(x, i, batched[0]), at(kernel, i, batched[1]))
                           for i in range(size)]), True
 
-    return rule
-
-
-@functools.cache
-def _forward(stride: int, groups: int) -> Callable:
-    def fn(x, kernel):
-        pads = _pads(x.shape[1:3], kernel.shape[:2], stride)
-        return _plain(x, kernel, pads, strides=(stride, stride), groups=groups)
-    return _item_by_item(fn, images_out=True)
-
-
-@functools.cache
-def _input_gradient(space: tuple[int, int], stride: int, groups: int) -> Callable:
-    """(dy [N, P, Q, O], kernel) to dx [N, H, W, I]: dy, spread out, with the kernel turned."""
-    def fn(dy, kernel):
-        h, w, i, o = kernel.shape
-        turned = jnp.flip(kernel, (0, 1)).reshape(h, w, i, groups, o // groups)
-        turned = turned.transpose(0, 1, 4, 3, 2).reshape(h, w, o // groups, groups * i)
-        pads = []
-        for n, taps, p, (low, _) in zip(space, (h, w), dy.shape[1:3],
-                                        _pads(space, (h, w), stride), strict=True):
-            before = taps - 1 - low
-            pads.append((before, n + taps - 1 - ((p - 1) * stride + 1) - before))
-        return _plain(dy, lax.optimization_barrier(turned), tuple(pads), spread=(stride, stride),
-                      groups=groups)
-    return _item_by_item(fn, images_out=True)
-
-
-@functools.cache
-def _kernel_gradient(taps: tuple[int, int], stride: int, groups: int) -> Callable:
-    """(x, dy) to the kernel's gradient: x with channels and images swapped, dy as the kernel."""
-    def fn(x, dy):
-        n, *space, i = x.shape
-        p, q, o = dy.shape[1:]
-        images = x.reshape(n, *space, groups, i // groups).transpose(4, 1, 2, 3, 0)
-        images = images.reshape(i // groups, *space, groups * n)
-        turned = dy.transpose(1, 2, 0, 3)
-        images, turned = lax.optimization_barrier((images, turned))
-        pads = tuple((low, (out - 1) * stride + k - size - low) for size, k, out, (low, _) in zip(
-            space, taps, (p, q), _pads(tuple(space), taps, stride), strict=True))
-        out = _plain(images, turned, pads, dilation=(stride, stride), groups=groups)
-        return out.transpose(1, 2, 0, 3)
-    return _item_by_item(fn, images_out=False)
+    return fn(x, kernel)
 
 
 def _plain(x, kernel, pads, strides=(1, 1), spread=(1, 1), dilation=(1, 1), groups=1):

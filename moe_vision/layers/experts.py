@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe_vision.layers import platform
 from moe_vision.layers.convolution import convolution
 
 Array = jax.Array
@@ -48,7 +49,10 @@ class Expert:
         """All experts: x [E, N, *, D], each parameter with a leading E.
 
         Unrolled: a vmap over convolution weights becomes a grouped convolution, many times slower.
+        On a CPU `convolution` unrolls itself, and the rest is one program for all experts.
         """
+        if x.shape[0] > 1 and platform.target() == 'cpu':
+            return jax.vmap(self.apply)(params, x)
         one = lambda e: self.apply({n: w[e] for n, w in params.items()}, x[e])  # noqa: E731
         return jnp.stack([one(e) for e in range(x.shape[0])])
 

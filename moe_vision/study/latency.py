@@ -47,7 +47,7 @@ def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int =
     found: dict[str, Any] = {
         name: {'flops': cost.flops, 'flops_executed': cost.flops_executed, 'batches': {}}
         for name, cost in costs.items()}
-    variables = {name: _variables(config) for name, config in arms.items()}
+    variables = {name: variables_of(config) for name, config in arms.items()}
     for batch in batches:
         logging.info('batch %d: compiling %d arms', batch, len(arms))
         calls = {name: call(config, variables[name], batch) for name, config in arms.items()}
@@ -101,7 +101,7 @@ def _network(config: Config, batch: int):
     return models.build(dataclasses.replace(config.model, moe=moe), info.num_classes)
 
 
-def _variables(config: Config) -> Any:
+def variables_of(config: Config) -> Any:
     """Initial values; they do not depend on the batch size."""
     info = input_pipeline.info(config.dataset)
     images = jnp.zeros((1, *info.image_shape), jnp.float32)

@@ -7,8 +7,6 @@ import pytest
 
 from input_pipeline.mix import mix
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 KINDS = [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)]
 
 

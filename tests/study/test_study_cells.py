@@ -14,8 +14,6 @@ import train_cases  # noqa: E402
 from moe_vision import metrics, run  # noqa: E402
 from moe_vision.study.cells import train_arm  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
          'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,
          'train.mixup': 0.0}

@@ -132,7 +132,7 @@ REAL = (("'model.moe.num_experts': 4,", "'model.moe.num_experts': 4, 'model.moe.
 
 
 @pytest.fixture(scope='module')
-def real(quick, tmp_path_factory):
+def real(tmp_path_factory):
     """(loaded, workdir) of a study that was run on digits."""
     folder = tmp_path_factory.mktemp('real')
     loaded = load(write_study(folder, *REAL), [f'--config.dataset.data_dir={folder / "data"}'])

@@ -91,7 +91,7 @@ def test_a_group_is_as_large_as_the_batch_lets_it_be(changes, groups):
 
 
 @pytest.fixture(scope='module')
-def measured(quick):
+def measured():
     arms = {'random': make(model__moe__router='random', model__moe__losses={},
                            model__moe__router_args={}),  # draws in evaluation, too
             'dense': make(model__twin='same_width')}
@@ -113,9 +113,9 @@ def test_what_is_measured_of_two_tiny_networks(measured):
     assert found['arms']['random']['flops'] > found['arms']['dense']['flops']
 
 
-def test_what_is_timed_are_the_logits_of_a_real_forward_pass(quick):
+def test_what_is_timed_are_the_logits_of_a_real_forward_pass():
     made = make(model__moe__eval_capacity_factor='inf')  # so that no image depends on its batch
-    variables = latency._variables(made)
+    variables = latency.variables_of(made)
     two, eight = (np.asarray(latency.call(made, variables, b)()) for b in (2, 8))
     assert two.shape == (2, 10) and two.std() > 0 and eight.shape == (8, 10)
     np.testing.assert_allclose(two, eight[:2], rtol=1e-4, atol=1e-5)

@@ -20,8 +20,6 @@ from moe_vision.routing.types import Router, Routing  # noqa: E402
 from moe_vision.setup import Setup  # noqa: E402
 from moe_vision.study import mechanism  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 E, L = 12, 10
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 1},
         'model.moe.num_experts': E, 'model.moe.k': 1, 'model.moe.router_args': {},

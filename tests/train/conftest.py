@@ -1,11 +1,6 @@
-"""Programs of these tests are compiled quickly, and data are prepared once."""
+"""Data are prepared once."""
 
 import pytest
-
-
-@pytest.fixture(scope='module', autouse=True)
-def always_quick(quick):
-    """See `quick`."""
 
 
 @pytest.fixture(scope='session')
