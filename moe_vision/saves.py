@@ -1,6 +1,7 @@
 """One folder of checkpoints, behind orbax: saving in the background, reading in every process."""
 
 import errno
+import logging as std_logging
 import os
 import shutil
 from typing import Any
@@ -67,6 +68,7 @@ class Folder:
     def _give_up(self, error: Exception) -> None:
         logging.warning('checkpoint %d cannot be saved (%s); training goes on, and the checkpoints '
                         'before it stay', self._saving, why(error))
+        std_logging.getLogger('asyncio').addFilter(_not_told)
         self.clear(str(self._saving))
         self._manager.reload()  # it has already forgotten the one that should have made room
 
@@ -137,6 +139,11 @@ def checksum(state: Any) -> jax.Array:
             place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         total = total * jnp.uint32(31) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
     return total
+
+
+def _not_told(record: std_logging.LogRecord) -> bool:
+    """Orbax leaves the writes of a save that failed to the garbage collector, which tells each."""
+    return 'exception was never retrieved' not in record.getMessage()
 
 
 def why(error: Exception) -> str:

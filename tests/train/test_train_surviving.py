@@ -128,6 +128,9 @@ def test_training_goes_on_while_the_disk_is_full(
     told = warnings(caplog)
     assert sum('checkpoint 5 cannot be saved' in t and 'training goes on' in t for t in told) == 1
     assert sum('rows of metrics cannot be written (No space left' in t for t in told) >= 1
+    for said in ('Task exception was never retrieved', 'another thing'):  # orbax leaves the first
+        logging.getLogger('asyncio').error(said)
+    assert [r.getMessage() for r in caplog.records if r.name == 'asyncio'] == ['another thing']
     assert train_cases.steps(tmp_path) == [10, 12]
     assert not list((tmp_path / 'checkpoints').rglob('*orbax-checkpoint-tmp*'))
     assert train_cases.rows(tmp_path) == train_cases.rows(whole)
