@@ -48,6 +48,17 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
+def mirrored(image: np.ndarray) -> np.ndarray:
+    """Returns uint8 [H, W, C], left and right swapped.
+
+    As an array of its own: copying a view that runs backwards takes twenty times as long.
+    """
+    import cv2
+
+    flipped = cv2.flip(image, 1)
+    return flipped if flipped.ndim == 3 else flipped[..., None]
+
+
 def padding(height: int) -> int:
     """Pixels that `pad_crop` pads on each side of an image so high."""
     return max(1, height // 8)
@@ -70,7 +81,7 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.n
     padded = np.zeros((height + 2 * pad, width + 2 * pad, image.shape[2]), np.uint8)
     padded[pad : pad + height, pad : pad + width] = image
     image = padded[top : top + height, left : left + width]
-    return image[:, ::-1] if flip and mirror else image
+    return mirrored(image) if flip and mirror else image
 
 
 def crop_box(
@@ -107,7 +118,7 @@ def random_resized_crop(
     """
     top, left, h, w, mirror = crop_box(image.shape[0], image.shape[1], rng)
     image = resize(image[top : top + h, left : left + w], shape[0], shape[1], quick=True)
-    return image[:, ::-1] if mirror else image
+    return mirrored(image) if mirror else image
 
 
 def fit(image: np.ndarray, shape: tuple[int, int, int], varies: bool) -> np.ndarray:

@@ -7,7 +7,6 @@ Axes: R rows of the batch that this process loads, H height, W width, C channels
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import augment, metadata, order, storage
+from input_pipeline.cores import cores
 from input_pipeline.decode import decode
 from input_pipeline.reader import Reader
 from input_pipeline.registry import find
@@ -48,7 +48,7 @@ class Batches:
                 grain.MultiprocessingOptions(workers, per_worker)
             )
         else:
-            threads = min(ahead, os.cpu_count() or 1)
+            threads = min(ahead, cores())
             source = grain.MapDataset.range(start, max(start, stop)).map(steps)
             batches = source.to_iter_dataset(grain.ReadOptions(threads, ahead))
         self._iterator: Any = iter(batches) if stop > start else iter(())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.cores import cores
 from input_pipeline.decode import decode
 from input_pipeline.types import DataError
 
@@ -108,6 +108,6 @@ def _decoded(directory: Path, split: str, channels: int) -> list[Item]:
     source = Reader(directory, split, channels, cache=False)
     size = len(_records(directory, split))
     chunks = [range(i, min(i + 256, size)) for i in range(0, size, 256)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         parts = pool.map(lambda chunk: list(source.read(chunk)), chunks)
         return [item for part in parts for item in part]

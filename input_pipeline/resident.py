@@ -8,7 +8,6 @@ C channels. A row is four integers: index in the split, top and left of the crop
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import augment, order
+from input_pipeline.cores import cores
 from input_pipeline.loader import build_steps
 from input_pipeline.types import DatasetConfig
 
@@ -43,7 +43,7 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
         'valid': np.ones(steps.size, np.bool_),
     }
     chunks = [range(i, min(i + 256, steps.size)) for i in range(0, steps.size, 256)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         parts = pool.map(lambda chunk: list(steps.reader.read(stored[chunk].tolist())), chunks)
         for i, item in enumerate(item for part in parts for item in part):
             out['label'][i] = item.label

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.builder import Example
+from input_pipeline.cores import cores
 from input_pipeline.decode import readable
 
 _MADE = '.made'
@@ -128,7 +129,7 @@ def _write(path: Path, examples: Iterable[Example]) -> Written:
 
     writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')  # images are compressed
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for key, encoded, label in examples:
                 for part in (key.encode(), str(label).encode(), encoded):
                     of.update(len(part).to_bytes(8, 'big') + part)

@@ -1,10 +1,13 @@
 """Crops, flips and resizes, where they can be worked out by hand."""
 
+import os
+
 import numpy as np
 import pytest
 from image_fakes import encoded, picture
 
 from input_pipeline import augment
+from input_pipeline.cores import cores
 from input_pipeline.decode import decode, encode_png
 
 
@@ -115,3 +118,19 @@ def test_decode_gray_and_failures():
     np.testing.assert_array_equal(wide, np.repeat(image[..., :1], 3, axis=2))
     for broken in (b'', b'text', data[: len(data) // 2], encoded(image, 'PNG')[:-40]):
         assert decode(broken, 3) is None
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_mirrored_image_is_an_array_of_its_own(channels):
+    image = np.arange(6 * 5 * channels, dtype=np.uint8).reshape(6, 5, channels)
+    out = augment.mirrored(image)
+    np.testing.assert_array_equal(out, image[:, ::-1])
+    assert out.shape == image.shape and out.flags.c_contiguous
+
+
+def test_only_the_processors_that_were_lent_are_used(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {3, 5, 7}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert cores() == 1
