@@ -21,9 +21,8 @@ if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not 
         os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false').strip()
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
-SLOW = ('test_train_mesh.py', 'test_train_processes.py', 'test_study_together.py',
-        'test_study_cli.py', 'test_study_processes.py', 'test_train_resume.py',
-        'test_train_bucket.py')
+SLOW = ('test_train_mesh.py', 'test_study_together.py', 'test_study_cli.py',
+        'test_train_resume.py', 'test_train_bucket.py')
 
 
 def pytest_unconfigure():

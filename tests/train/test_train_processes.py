@@ -22,6 +22,8 @@ from moe_vision import checkpoint, train
 from moe_vision.files import finite
 from moe_vision.watch import SILENT_SECONDS
 
+pytestmark = pytest.mark.slow  # each process compiles for itself
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
