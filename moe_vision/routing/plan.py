@@ -53,6 +53,9 @@ class IndexPlan:
     def apply_each(self, x: Array, expert: Callable[[Array, Array], Array]) -> Array:
         """`apply`, each choice by itself: for few choices, whose experts' weights come to them.
 
+        Where an expert has room for all tokens no choice is dropped and no slot is looked up, which
+        would take a tenth of the time of a small network.
+
         Args:
           expert: (id [], token [1, *]) to [1, *out].
         """
@@ -62,7 +65,8 @@ class IndexPlan:
         rows = [expert(ids[n, j], tokens[n]) for n in range(g * t) for j in range(k)]
         out = jnp.concatenate(rows).reshape(g, t, k, *rows[0].shape[1:])
         gate = self.gate.reshape(g, t, k, *(1,) * (out.ndim - 3))
-        return masked(self.keep, gate * out).sum(2).astype(x.dtype)
+        kept = self.wants if self.capacity >= t else self.keep
+        return masked(kept, gate * out).sum(2).astype(x.dtype)
 
     def of_experts(self, first: Array, count: int) -> 'IndexPlan':
         """The plan of `count` experts from `first` on alone: other choices are not kept."""

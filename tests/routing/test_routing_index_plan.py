@@ -237,17 +237,20 @@ def test_the_parts_of_experts_add_up_to_the_plan():
     chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('k', (1, 2, 3))
-def test_choices_one_by_one_give_what_buffers_give(k):
+@pytest.mark.parametrize('k, room', [(1, 2), (2, 2), (3, 2), (3, 100)])
+def test_choices_one_by_one_give_what_buffers_give(k, room):
+    """With room for all no slot is looked up."""
     ids, active, gate, x, weights = drawn(k, k)
     kernel, bias = weights
     each = lambda e, row: jnp.tanh(row @ kernel[e]) + bias[e]  # noqa: E731
 
-    @jit
-    def both(ids, active, gate, x):
-        plan = index_plan(routing_of(ids, gate, active), E, 2)
-        return plan.apply(x, experts(weights)), plan.apply_each(x, each), plan.keep
+    def plan(ids, active, gate):
+        return index_plan(routing_of(ids, gate, active), E, room)
 
-    buffers, one_by_one, keep = both(ids, active, gate, x)
-    assert 0 < keep.sum() < (active & (ids < E)).sum()  # some are dropped
-    chex.assert_trees_all_close(one_by_one, buffers, atol=1e-6)
+    buffers, keep = jit(lambda *a: (plan(*a).apply(x, experts(weights)), plan(*a).keep))(
+        ids, active, gate)
+    wanted = (active & (ids < E)).sum()
+    assert keep.sum() == wanted if room > 2 else 0 < keep.sum() < wanted
+    one_by_one = jit(lambda *a: plan(*a).apply_each(x, each)).lower(ids, active, gate).compile()
+    chex.assert_trees_all_close(one_by_one(ids, active, gate), buffers, atol=1e-6)
+    assert ('sort' in one_by_one.as_text()) == (room == 2)
