@@ -42,7 +42,10 @@ class Expert:
         raise NotImplementedError
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
-        """One expert: x [N, *, D] to [N, *, D]; parameters are cast to x's type."""
+        """One expert: x [N, *, D] to [N, *, D]; parameters are cast to x's type.
+
+        A convolution should be `conv`, which a vmap over experts does not slow down on a CPU.
+        """
         raise NotImplementedError
 
     def apply_stacked(self, params: dict[str, Array], x: Array) -> Array:
