@@ -18,7 +18,7 @@ import input_pipeline
 from moe_vision import leverage, models, timing
 from moe_vision.layers import Step
 from moe_vision.settings import Config
-from moe_vision.step import jit_once, normalize_images
+from moe_vision.step import init_variables_fn, jit_once, normalize_images
 
 LEAST = 3  # rounds, whatever they take
 
@@ -104,6 +104,5 @@ def _network(config: Config, batch: int):
 def variables_of(config: Config) -> Any:
     """Initial values; they do not depend on the batch size."""
     info = input_pipeline.info(config.dataset)
-    images = jnp.zeros((1, *info.image_shape), jnp.float32)
-    init = lambda key: _network(config, 1).init(key, images, Step())  # noqa: E731
+    init = init_variables_fn(_network(config, 1), info.image_shape, batch=1)
     return jit_once(init)(jax.random.key(config.seed))
