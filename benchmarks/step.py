@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from benchmarks.table import Row, row
+from benchmarks.timing import compiled
 from configs import base, digits_k2, imagenet_k2, imagenet_vit_s16_k2
 from moe_vision import chips, feed, mesh
 from moe_vision import config as config_lib
@@ -56,13 +57,13 @@ def batch(setup: Setup) -> dict[str, jax.Array]:
     return {n: jax.device_put(of[n](x.shape), x.sharding) for n, x in batch_of(setup).items()}
 
 
-def stepping(setup: Setup, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
+def stepping(setup: Setup, step: Callable, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
     """A call that makes one step, from the state that the last one left."""
     state = setup.fresh_state()
 
     def call() -> Any:
         nonlocal state
-        state, out = setup.step(state, arrays)
+        state, out = step(state, arrays)
         return out
     return call
 
@@ -70,10 +71,15 @@ def stepping(setup: Setup, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
 def beside_twin(name: str, config: Config, rounds: int) -> Row:
     setups = {n: Setup(c, devices=jax.devices())
               for n, c in (('routed', config), ('twin', twin_of(config)))}
-    calls = {n: stepping(setup, batch(setup)) for n, setup in setups.items()}
+    batches = {n: batch(setup) for n, setup in setups.items()}
+    steps = {n: compiled(s.step, s.fresh_state(), batches[n]) for n, s in setups.items()}
+    calls = {n: stepping(s, steps[n], batches[n]) for n, s in setups.items()}
     executed = {n: setup.cost.flops_executed for n, setup in setups.items()}
     ratio = executed['routed'] / executed['twin']
-    found = row(name, calls, rounds, {'twin': 1.15 * ratio}, {'times the FLOPs': ratio})
+    found = row(name, calls, rounds, {'twin': 1.15 * ratio}, {
+        'times the FLOPs': ratio, 'MB': steps['routed'].temporary_mb,
+        'MB of twin': steps['twin'].temporary_mb, 'compiling s': steps['routed'].seconds,
+        'compiling twin s': steps['twin'].seconds})
     if peak := chips.peak(jax.devices()[0].device_kind):
         at_peak = 3 * executed['routed'] * config.train.batch_size / peak / jax.device_count()
         found = dataclasses.replace(found, facts={
@@ -88,7 +94,7 @@ def with_feed(config: Config, rounds: int) -> Row:
     batches = feed.on_host(config, 0, range(config.train.batch_size), 0, 10 * rounds + 10)
     with batches as found:
         arrays = setup.gather(mesh.to_devices(next(found), setup.mesh, micro))
-        alone = stepping(setup, arrays)
+        alone = stepping(setup, setup.step, arrays)
 
         def fed() -> Any:
             nonlocal state

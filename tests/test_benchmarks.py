@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import campaign, input_pipeline, latency, layer, run, startup, step
 from benchmarks.table import Row, markdown
+from benchmarks.timing import compiled
 from input_pipeline import info
 from moe_vision import config, rules
 
@@ -48,7 +49,19 @@ def test_a_row_has_a_time_for_everything_compared(shape, compared):
     found = layer.beside_floor(shape, rounds=2)
     assert list(found.seconds) == compared and set(found.aims) < set(compared)
     assert all(len(s) == 2 and min(s) > 0 for s in found.seconds.values())
-    assert found.facts['MB of layer'] > 0
+    assert all(found.facts[n] > 0 for n in ('MB of layer', 'MB of floor', 'compiling s'))
+
+
+def test_a_program_says_what_it_takes_before_it_runs():
+    x = jax.numpy.ones((512, 512))  # one MiB
+    twice = jax.jit(lambda x: (jax.numpy.sort(x @ x), x.sum()), donate_argnums=0)
+    for fn, given_away in ((twice, True), (lambda x: (jax.numpy.sort(x @ x), x.sum()), False)):
+        made = compiled(fn, x)
+        assert made.seconds > 0 and made.temporary_mb >= 0
+        assert made.total_mb - made.temporary_mb == pytest.approx(2**20 / 1e6, rel=0.01)
+        y = x + 0
+        jax.block_until_ready(made(y))
+        assert y.is_deleted() == given_away
 
 
 def test_ratios_are_medians_of_rounds():
