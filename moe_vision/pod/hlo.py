@@ -60,7 +60,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
     name: str
     shapes: tuple[str, ...]  # of its results
     opcode: str
@@ -71,11 +71,11 @@ class _Instruction:
 
 def collectives(text: str) -> tuple[Collective, ...]:
     """All that the program's text says of collectives, in its order."""
-    computations, entry = _computations(text)
+    computations, entry = parsed(text)
     return tuple(_walk(computations, entry, 1, ''))
 
 
-def _walk(computations: dict[str, dict[str, _Instruction]], name: str, times: int | None,
+def _walk(computations: dict[str, dict[str, Instruction]], name: str, times: int | None,
           outer: str) -> Iterator[Collective]:
     own = computations.get(name, {})
     begins = any(_CHAIN_START in i.attributes for i in own.values())
@@ -98,7 +98,7 @@ def _walk(computations: dict[str, dict[str, _Instruction]], name: str, times: in
                 yield from _walk(computations, called, inner, i.op_name or outer)
 
 
-def _trips(loop: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> int | None:
+def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int | None:
     """How often a loop runs, where the compiler says so or it is a `lax.scan`, which counts from 0
     while its counter is less than a constant."""
     if known := re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes):
@@ -113,7 +113,7 @@ def _trips(loop: _Instruction, computations: dict[str, dict[str, _Instruction]])
     return None
 
 
-def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times: int | None,
+def _collective(kind: str, i: Instruction, own: dict[str, Instruction], times: int | None,
                 outer: str) -> Collective:
     groups = replica_groups.parse(i.attributes)
     makers = [own.get(o) for o in i.operands]
@@ -129,11 +129,11 @@ def _collective(kind: str, i: _Instruction, own: dict[str, _Instruction], times:
         maker = makers[n] if n < len(makers) else None
         made_by = _origin(maker, own) if maker else ''
         names = (op_name, made_by) if len(shapes) == 1 else (made_by, op_name)
-        parts.append(Part(shape, _bytes(shape), next(filter(None, names), outer)))
+        parts.append(Part(shape, size(shape), next(filter(None, names), outer)))
     return Collective(kind, i.name, tuple(parts), groups, times, op_name or outer)
 
 
-def _asked_by(i: _Instruction, kind: str, own: dict[str, _Instruction]) -> str:
+def _asked_by(i: Instruction, kind: str, own: dict[str, Instruction]) -> str:
     """The name of a collective that lost it: of a copy of its result that has kept it, or of what
     reads the result in the `shard_map` of a routed layer, also through steps without a name."""
     names, results, seen = [], [i.name], set()
@@ -148,17 +148,17 @@ def _asked_by(i: _Instruction, kind: str, own: dict[str, _Instruction]) -> str:
     return next((n for word in wanted for n in names if word in n), '')
 
 
-def _origin(made: _Instruction, own: dict[str, _Instruction]) -> str:
+def _origin(made: Instruction, own: dict[str, Instruction]) -> str:
     """The name of the operation that made a value, through copies and tuples without a name."""
     while not made.op_name and made.operands and made.operands[0] in own:
         made = own[made.operands[0]]
     return made.op_name
 
 
-def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+def parsed(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     """Instructions by computation and name, and the entry's name."""
-    found: dict[str, dict[str, _Instruction]] = {}
-    own: dict[str, _Instruction] = {}
+    found: dict[str, dict[str, Instruction]] = {}
+    own: dict[str, Instruction] = {}
     entry = ''
     for line in text.splitlines():
         if line[:1].isspace():
@@ -170,14 +170,14 @@ def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     return found, entry
 
 
-def _instruction(name: str, rest: str) -> _Instruction:
+def _instruction(name: str, rest: str) -> Instruction:
     """`rest`: TYPE opcode(operands), attributes."""
     rest = re.sub(r'/\*.*?\*/', '', rest)
     kind, _, rest = _until(rest, 0) if rest.startswith('(') else rest.partition(' ')
     opcode, _, rest = rest.strip().partition('(')
     inside, _, attributes = _until(f'({rest}', 0)
     op_name = _OP_NAME.search(attributes)
-    return _Instruction(
+    return Instruction(
         name, tuple(f'{t}[{d}]' for t, d in _SHAPE.findall(kind)), opcode,
         tuple(o.split()[-1].lstrip('%') for o in _split(inside[1:-1])), attributes,
         op_name[1] if op_name else '')
@@ -205,7 +205,7 @@ def _split(text: str) -> list[str]:
     return [f for f in found if f.strip()]
 
 
-def _bytes(shape: str) -> int:
+def size(shape: str) -> int:
     """Of 'bf16[8,128]', without the padding of a layout."""
     kind, _, dims = shape[:-1].partition('[')
     bits = 8 if kind == 'pred' else int((re.search(r'\d+', kind) or ['0'])[0])

@@ -76,38 +76,6 @@ class Context:
         return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
 
 
-def normalize(x: Array) -> Array:
-    """Zero mean and unit variance over the last axis, in float32, without parameters."""
-    return _normalize(x.astype(jnp.float32))
-
-
-@jax.custom_vjp
-def _normalize(x: Array) -> Array:
-    return _scaled(x)[0]
-
-
-def _scaled(x: Array) -> tuple[Array, Array]:
-    x = x - x.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-    return x * scale, scale
-
-
-def _normalize_fwd(x):
-    y, scale = _scaled(x)
-    return y, (y, scale)
-
-
-def _normalize_bwd(saved, dy):
-    """Means by products: on a CPU, XLA repeats a sum over a row for each of its readers."""
-    y, scale = saved
-    mean = jnp.einsum('...d,d->...', dy, jnp.full(dy.shape[-1], 1 / dy.shape[-1]))
-    along = jnp.einsum('...d,...d->...', dy, y) / dy.shape[-1]
-    return (scale * (dy - mean[..., None] - y * along[..., None]),)
-
-
-_normalize.defvjp(_normalize_fwd, _normalize_bwd)
-
-
 class Router:
     """Base of the routers that choose: arithmetic only, no state of its own.
 

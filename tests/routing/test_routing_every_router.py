@@ -31,7 +31,8 @@ from routing_cases import (
     normal,
 )
 
-from moe_vision.routing.types import Routing, SoftRouting, normalize
+from moe_vision.routing.linear import linear
+from moe_vision.routing.types import Routing, SoftRouting
 
 every_router = pytest.mark.parametrize('case', CASES, ids=case_id)
 VALID = np.array([[1, 0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]], bool)
@@ -295,16 +296,27 @@ def test_arithmetic_stays_float32_for_bfloat16_tokens(case):
         assert routing.expert_of_choice.dtype == jnp.int32
 
 
-def test_the_gradient_of_normalised_features():
-    def plainly(x):
+@pytest.mark.parametrize('factors', [False, True])
+def test_normalised_features_times_a_kernel(factors):
+    def plainly(x, kernel, factors):
         x = x - x.mean(-1, keepdims=True)
-        return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+        x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+        return jnp.einsum('gtd,dn->gtn', x if factors is None else x * factors, kernel)
 
-    x, dy = (jnp.asarray(np.random.default_rng(n).normal(size=(3, 4, 6)), jnp.float32)
-             for n in range(2))
-    x = x.at[0, 0].set(0.0).at[0, 1].set(1e3)  # no variance at all
-    for f in normalize, jax.vmap(normalize):
-        ours, theirs = (jax.vjp(g, x) for g in (f, plainly))
-        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(ours[1](dy)[0][1:], theirs[1](dy)[0][1:], rtol=1e-4, atol=1e-5)
-        assert np.isfinite(ours[1](dy)[0]).all()
+    x, kernel, by, dy = (
+        jnp.asarray(np.random.default_rng(n).normal(size=shape), jnp.float32)
+        for n, shape in enumerate([(3, 4, 6), (6, 5), (3, 4, 6), (3, 4, 5)]))
+    by = by if factors else None
+    x = x.at[0, 0].set(0.0).at[0, 1].set(1.0).at[0, 2].add(1e3)  # two of no variance; a large mean
+    for f in linear, jax.vmap(linear, (0, None, 0 if factors else None)):
+        lead = (lambda a: a) if f is linear else (lambda a: None if a is None else a[:, None])
+        ours = jax.vjp(lambda x, w: f(lead(x), w, lead(by)).reshape(3, 4, 5), x, kernel)  # noqa: B023
+        theirs = jax.vjp(lambda x, w: plainly(x, w, by), x, kernel)
+        np.testing.assert_allclose(ours[0][0, 3:], theirs[0][0, 3:], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours[0][1:], theirs[0][1:], rtol=1e-5, atol=1e-5)
+        # A constant feature of 1 is zero but for units of 6e-8, divided by a deviation of 1e-3.
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-3, atol=1e-3)
+        (dx, d_kernel), (dx_, d_kernel_) = ours[1](dy), theirs[1](dy)
+        np.testing.assert_allclose(dx[1:], dx_[1:], rtol=1e-4, atol=1e-5)
+        assert np.isfinite(dx).all()
+        np.testing.assert_allclose(d_kernel, d_kernel_, rtol=1e-3, atol=1e-2)

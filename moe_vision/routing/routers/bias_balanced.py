@@ -7,7 +7,8 @@ b_e moves by +-rate towards the mean load. b is state: no gradient, one copy for
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+from moe_vision.routing.linear import linear
+from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 
 class BiasBalanced(Router):
@@ -16,8 +17,7 @@ class BiasBalanced(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         a = self.args
-        logits = jnp.einsum('gtd,de->gte', normalize(features), params['kernel'],
-                            precision='highest')
+        logits = linear(features, params['kernel'])
         score = jax.nn.sigmoid(logits) if a.score == 'sigmoid' else jax.nn.softmax(logits)
         # The shares of the scores, finite also where every score underflows.
         probs = jax.nn.softmax(jax.nn.log_sigmoid(logits)) if a.score == 'sigmoid' else score

@@ -7,7 +7,8 @@ renormalised over the true choices of a token.
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+from moe_vision.routing.linear import linear
+from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 
 class NullExperts(Router):
@@ -17,8 +18,7 @@ class NullExperts(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         a = self.args
-        logits = jnp.einsum('gtd,de->gte', normalize(features), params['kernel'],
-                            precision='highest')
+        logits = linear(features, params['kernel'])
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
         gate = jnp.where(ids < self.num_experts, pick(probs, ids), 0.0)

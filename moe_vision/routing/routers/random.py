@@ -7,7 +7,8 @@ Cf. THOR, Zuo et al. 2021. In evaluation the draw is fixed by (seed, layer, grou
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+from moe_vision.routing.linear import linear
+from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 
 class Random(Router):
@@ -22,8 +23,7 @@ class Random(Router):
         drawn = jax.vmap(draw)(context.keys(0))
         ids = top_k_ids(drawn, self.k)
         if self.args.gate == 'softmax':
-            logits = jnp.einsum('gtd,de->gte', normalize(features), params['kernel'],
-                                precision='highest')
+            logits = linear(features, params['kernel'])
             gate = pick(jax.nn.softmax(logits), ids)
         else:
             logits = jnp.zeros((g, t, self.num_experts), jnp.float32)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.interventions import shuffle
+from moe_vision.routing.linear import linear
 from moe_vision.routing.temperature import schedule, with_entropy_floor
-from moe_vision.routing.types import Context, Router, Routing, normalize, pick, top_k_ids
+from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 
 class TopK(Router):
@@ -29,12 +30,11 @@ class TopK(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         a, train = self.args, context.train
-        x = normalize(features)
-        seen = x
+        jitter = None
         if a.noise == 'jitter' and train:
-            seen = x * _per_group(context, 0, jax.random.uniform, x.shape[1:],
-                                  minval=1 - 0.01 * a.noise_scale, maxval=1 + 0.01 * a.noise_scale)
-        logits = jnp.einsum('gtd,de->gte', seen, params['kernel'], precision='highest')
+            jitter = _per_group(context, 0, jax.random.uniform, features.shape[1:],
+                                minval=1 - 0.01 * a.noise_scale, maxval=1 + 0.01 * a.noise_scale)
+        logits = linear(features, params['kernel'], jitter)
         tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
         if a.temperature == 'entropy_floor':
             tau = with_entropy_floor(logits, tau, a.entropy_floor)
@@ -44,8 +44,7 @@ class TopK(Router):
         if a.noise == 'gaussian':
             std = jnp.float32(a.noise_scale / self.num_experts)
         elif a.noise == 'learned':
-            raw = jnp.einsum('gtd,de->gte', x, params['noise_kernel'], precision='highest')
-            std = a.noise_scale * jax.nn.softplus(raw)
+            std = a.noise_scale * jax.nn.softplus(linear(features, params['noise_kernel']))
         if std is not None and train:
             noisy = logits + std * _per_group(context, 1, jax.random.normal, logits.shape[1:])
 

@@ -1,0 +1,199 @@
+"""Routed layers compiled for an H100 where there is none: kernels, and the bytes they move.
+
+    pip install 'jax[cuda12]'
+    python -m benchmarks.compiled --out=benchmarks/results/h100-compiled.md
+    python -m benchmarks.compiled --steps   # training steps of the ImageNet configs, too: minutes
+
+XLA's compiler for GPUs needs none, but it cannot try kernels there: products of layers are its own
+(Triton's), those of whole steps cuBLAS'. Nothing is timed.
+
+A kernel moves its operands and its results, once each. The time is that of a roofline: a kernel
+takes as long as its bytes at the memory's bandwidth, a product at least as long as its FLOPs at the
+chip's peak; nothing overlaps, and starting a kernel is free. Names as in `benchmarks.layer`.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
+
+from benchmarks import layer, run, step  # noqa: E402
+from benchmarks.table import Row, markdown  # noqa: E402
+from moe_vision import chips  # noqa: E402
+from moe_vision import config as config_lib  # noqa: E402
+from moe_vision.layers import platform  # noqa: E402
+from moe_vision.pod import hlo  # noqa: E402
+from moe_vision.pod.compiled import trace_step  # noqa: E402
+from moe_vision.setup import Setup  # noqa: E402
+
+BANDWIDTH = 3.35e12  # bytes/s, as `chips` has the peak: NVIDIA's data sheet of the H100 SXM
+TARGET = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 12 minor: 9 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84978434048
+}
+"""
+_CUBLAS = {'xla_gpu_enable_triton_gemm': False}  # its own products fit no step of 50,432 tokens
+_PRODUCT = 'custom_call_target="__cublas'
+_NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'partition-id'}
+_CALLED = re.compile(r'(?:to_apply|calls|body|condition|true_computation|false_computation)='
+                     r'%?([\w.-]+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One instruction of the program, as often as it stands there."""
+
+    name: str
+    bytes: int
+    flops: float  # of a product; 0 of all else
+
+    @property
+    def seconds(self) -> float:
+        return max(self.bytes / BANDWIDTH, self.flops / (chips.peak('NVIDIA H100') or math.inf))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    kernels: tuple[Kernel, ...]
+    temporary_mb: float
+
+    @property
+    def milliseconds(self) -> float:
+        return 1e3 * sum(k.seconds for k in self.kernels)
+
+    @property
+    def gigabytes(self) -> float:
+        return sum(k.bytes for k in self.kernels) / 1e9
+
+
+def kernels(text: str) -> Iterator[Kernel]:
+    """Of a program's text, bodies of loops once."""
+    computations, entry = hlo.parsed(text)
+
+    def of(name: str) -> Iterator[Kernel]:
+        own = computations[name]
+        for i in own.values():
+            if i.opcode in ('call', 'while', 'conditional'):
+                for called in _CALLED.findall(i.attributes):
+                    yield from of(called)
+            elif i.opcode not in _NO_KERNEL:
+                moved = [s for o in i.operands if o in own for s in own[o].shapes]
+                moved += i.shapes[:1] if _PRODUCT in i.attributes else i.shapes  # not its workspace
+                yield Kernel(i.name, sum(map(hlo.size, moved)), _flops(i, own, computations))
+    return of(entry)
+
+
+def _flops(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
+           computations: Mapping[str, Mapping[str, hlo.Instruction]]) -> float:
+    """Of a product [B, M, K] x [B, K, N], or of those inside a fusion: twice B M K N."""
+    if i.opcode == 'dot' or _PRODUCT in i.attributes:
+        dims = [[int(d) for d in re.findall(r'\d+', s.partition('[')[2])]
+                for s in (*(own[o].shapes[0] for o in i.operands[:2]), i.shapes[0])]
+        axes = re.search(r'lhs_batch_dim(?:ension)?s\W*([\d,"]+)', i.attributes)
+        batch = math.prod(dims[0][int(d)] for d in re.findall(r'\d+', axes[1])) if axes else 1
+        return 2 * math.sqrt(math.prod(map(math.prod, dims)) / batch)
+    inside = [computations[c] for c in _CALLED.findall(i.attributes) if c in computations]
+    return sum(_flops(j, part, computations) for part in inside for j in part.values())
+
+
+def h100() -> jax.Device:
+    return topologies.get_topology_desc(platform='cuda', topology='1x1x1',
+                                        target_config=TARGET).devices[0]
+
+
+def layers(device: jax.Device,
+           forms: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
+    """Forward and backward of each form of the layer."""
+    where = SingleDeviceSharding(device)
+    found = {}
+    with platform.made_for(Mesh([device], 'data')):
+        for name, (fn, args) in forms.items():
+            args = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), args)
+            found[name] = _program(jax.jit(layer.with_gradient(fn)).lower(*args), {})
+    return found
+
+
+def forms_of(shape: layer.Shape) -> dict[str, tuple[Callable, Any]]:
+    """name -> (function, shapes of its arguments)."""
+    args = params, bank, x = jax.eval_shape(lambda: layer.drawn(shape))
+    buffers = jax.ShapeDtypeStruct((shape.e, shape.g * shape.slots, *shape.payload), x.dtype)
+    found = {'layer': (layer.routed(shape), args),
+             'floor': (shape.expert.apply_stacked, (bank, buffers)),
+             'einsum': (layer.by_einsum(shape), args)}
+    if shape.e <= 8:  # it multiplies every token with every expert
+        found['ragged'] = (layer.by_ragged_products(shape), args)
+    return found
+
+
+def steps(device: jax.Device, name: str) -> tuple[dict[str, Program], float]:
+    """The training step of a config of `benchmarks.step` and of its same-width twin; times the
+    FLOPs that the first executes."""
+    config = config_lib.check(step.GPU[name]())
+    setups = {n: Setup(c, devices=[device])
+              for n, c in (('routed', config), ('twin', step.twin_of(config)))}
+    executed = {n: s.cost.flops_executed for n, s in setups.items()}
+    return ({n: _program(trace_step(s).lower(), _CUBLAS) for n, s in setups.items()},
+            executed['routed'] / executed['twin'])
+
+
+def _program(lowered: Any, options: Mapping[str, Any]) -> Program:
+    made = lowered.compile({'xla_gpu_autotune_level': 0, **options})
+    return Program(tuple(kernels(made.as_text())), made.memory_analysis().temp_size_in_bytes / 1e6)
+
+
+def row(case: str, programs: Mapping[str, Program], times_the_flops: float = math.nan) -> Row:
+    """The first program beside the others, by the times of the roofline."""
+    first = next(iter(programs.values()))
+    return Row(case, {n: [p.milliseconds / 1e3] for n, p in programs.items()}, facts={
+        'kernels': len(first.kernels), 'GB': first.gigabytes,
+        **{f'MB of {n}': p.temporary_mb for n, p in programs.items()},
+        **({} if math.isnan(times_the_flops) else {'times the FLOPs': times_the_flops})})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--steps', action='store_true', help='training steps, too')
+    parser.add_argument('--out', type=Path, default=None, help='file for the table')
+    given = parser.parse_args()
+    device = h100()
+    rows = [row(str(shape), layers(device, forms_of(shape))) for shape in layer.GPU]
+    names = [n for n in step.GPU if n not in step.CPU] if given.steps else []
+    rows += [row(name, *steps(device, name)) for name in names]
+    about = run.setting()
+    lines = ['# Compiled for an H100, not run', '', __doc__.split('\n')[0], '',
+             f'`python -m benchmarks.compiled{" --steps" if given.steps else ""}` at commit '
+             f'{about["commit"]}, ' + ', '.join(f'{n} {v}' for n, v in about['versions'].items())
+             + '. Milliseconds are those of a roofline; see the docstring.', '',
+             *markdown([r.plain() for r in rows])]
+    print('\n'.join(lines))
+    if given.out:
+        given.out.write_text('\n'.join(lines) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
