@@ -209,7 +209,7 @@ def test_notations_of_groups(notation, groups):
     ('f32[2,3]', 24), ('bf16[7]', 14), ('pred[9]', 9), ('s4[5]', 3), ('f8e4m3fn[6]', 6),
     ('c64[2]', 16), ('u32[]', 4), ('token[]', 0), ('f32[0,4]', 0), ('f32[<=8]', 32)])
 def test_bytes(shape, size):
-    assert hlo._bytes(shape) == size
+    assert hlo.size(shape) == size
 
 
 def test_programs_of_eight_devices(programs):
