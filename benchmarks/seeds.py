@@ -1,18 +1,25 @@
 """Seeds of an arm as one program beside the same seeds one after another.
 
-A step of S seeds beside S steps of one seed; batches are made on the device. Where together takes
-at most nine tenths of the time it is what a study file should name (`seed_mode`).
+A step of S seeds beside S steps of one seed, batches made on the device; then a whole study of two
+arms and eight seeds, from its command to its last row with nothing compiled before, which decides
+what a study file should name (`seed_mode`): seeds together also compile for longer, and one process
+does it all.
 
 Axes: S seeds.
 """
 
 import functools
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from benchmarks.startup import ROOT
 from benchmarks.table import Row
 from benchmarks.timing import compiled
 from configs import base, digits_dense, digits_k2
@@ -71,7 +78,39 @@ def measure(config: Config, seeds: list[int],
     return timing.rounds(calls, rounds), compiling
 
 
+def study_seconds(seed_mode: str, processes: int) -> float:
+    """Of `benchmarks/whole_study.py`, shared by so many processes."""
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, '-m', 'moe_vision.study', 'run', f'--workdir={home}/study',
+                   f'--study=benchmarks/whole_study.py:{seed_mode}',
+                   f'--config.dataset.data_dir={home}/data']
+        began = time.monotonic()
+        runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL,
+                                 env=os.environ | {'XDG_CACHE_HOME': f'{home}/cache'})
+                for _ in range(processes)]
+        if any([run.wait() for run in runs]):
+            raise RuntimeError(f'{" ".join(command)} failed')
+        return time.monotonic() - began
+
+
+def whole_study(rounds: int) -> Row:
+    ways = {'together': ('together', 1), 'one by one': ('one_by_one', 1)}
+    if jax.default_backend() == 'cpu':
+        ways['one by one, two processes'] = 'one_by_one', 2
+    times: dict[str, list[float]] = {n: [] for n in ways}
+    for _ in range(rounds):
+        for name, (seed_mode, processes) in ways.items():
+            times[name].append(study_seconds(seed_mode, processes))
+    return Row('a whole study, digits_k2 and digits_dense, S=8', times)
+
+
 def rows(rounds: int) -> Iterator[Row]:
+    yield from steps(rounds)
+    yield whole_study(max(1, rounds // 4))
+
+
+def steps(rounds: int) -> Iterator[Row]:
     aim = 1.15 if jax.default_backend() == 'cpu' else 0.4  # five seeds in twice the time of one
     with tempfile.TemporaryDirectory() as folder:
         for name in ARMS:

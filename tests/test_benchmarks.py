@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import campaign, input_pipeline, latency, layer, run, startup, step
+from benchmarks import campaign, input_pipeline, latency, layer, run, seeds, startup, step
+from benchmarks import compiled as compiled_for_gpu
 from benchmarks.table import Row, markdown
 from benchmarks.timing import compiled
 from input_pipeline import info
 from moe_vision import config, rules
+from moe_vision.study import load
 
 VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # 48 choices of a group for 36 slots
 MAPS = layer.Shape(8, 8, 8, 2, 1, 1.25, side=4)
@@ -62,6 +64,41 @@ def test_a_program_says_what_it_takes_before_it_runs():
         y = x + 0
         jax.block_until_ready(made(y))
         assert y.is_deleted() == given_away
+
+
+HLO = """HloModule jit_f, entry_computation_layout={(bf16[4,8,16]{2,1,0})->f32[4,8,2]{2,1,0}}
+
+%product (p: bf16[4,8,16], q: bf16[4,16,2]) -> f32[4,8,2] {
+  %p = bf16[4,8,16]{2,1,0} parameter(0)
+  %q = bf16[4,16,2]{2,1,0} parameter(1)
+  ROOT %dot.1 = f32[4,8,2]{2,1,0} dot(%p, %q), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}
+}
+
+%buffer (a: bf16[4,8,16]) -> bf16[4,8,16] {
+  %a = bf16[4,8,16]{2,1,0} parameter(0)
+  ROOT %copy.1 = bf16[4,8,16]{2,1,0} copy(%a)
+}
+
+ENTRY %main (x: bf16[4,8,16], y: bf16[4,16,2]) -> f32[4,8,2] {
+  %x = bf16[4,8,16]{2,1,0} parameter(0)
+  %y = bf16[4,16,2]{2,1,0} parameter(1)
+  %call = bf16[4,8,16]{2,1,0} call(%x), to_apply=%buffer
+  %gemm = f32[4,8,2]{2,1,0} fusion(%call, %y), kind=kCustom, calls=%product
+  %flat = bf16[32,16]{1,0} bitcast(%call)
+  ROOT %cublas = (f32[32,16]{1,0}, s8[33554432]{0}) custom-call(%flat, %flat), custom_call_target="__cublas$lt$matmul", backend_config={"dot_dimension_numbers":{"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}
+}
+"""  # noqa: E501
+
+
+def test_kernels_of_a_program_by_hand():
+    """Bytes of operands and results without a workspace; FLOPs of products, in fusions, too."""
+    copy, gemm, cublas = compiled_for_gpu.kernels(HLO)
+    assert (copy.name, copy.bytes, copy.flops) == ('copy.1', 2 * 2 * 512, 0)
+    assert gemm.bytes == 2 * (512 + 128) + 4 * 64 and gemm.flops == 2 * 4 * 8 * 16 * 2
+    assert cublas.bytes == 2 * 2 * 512 + 4 * 512
+    assert cublas.flops == pytest.approx(2 * (512 * 512 * 512) ** 0.5)
+    assert gemm.seconds == gemm.bytes / compiled_for_gpu.BANDWIDTH
+    assert dataclasses.replace(gemm, flops=989e12).seconds == pytest.approx(1)
 
 
 def test_ratios_are_medians_of_rounds():
@@ -116,6 +153,20 @@ def test_a_command_is_timed_to_its_end_or_to_a_line(tmp_path):
     assert 0 < took < 30
     row = startup.beside_limit('a mistake', [took, took], 1e-3)
     assert row.missed == ['limit']
+
+
+def test_the_whole_study_differs_by_its_seed_mode_alone(monkeypatch):
+    made = {mode: load.load(f'benchmarks/whole_study.py:{mode}').study
+            for mode in ('together', 'one_by_one')}
+    assert made['together'].seed_mode == 'together' and len(made['together'].seeds) == 8
+    assert dataclasses.replace(made['together'], name='', seed_mode='one_by_one') == (
+        dataclasses.replace(made['one_by_one'], name=''))
+    monkeypatch.setattr(seeds, 'study_seconds', lambda *way: {
+        ('together', 1): 4.0, ('one_by_one', 1): 5.0, ('one_by_one', 2): 2.0}[way])
+    assert seeds.whole_study(2).ratios == {'one by one': 0.8, 'one by one, two processes': 2.0}
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match='whole_study.py:apart .* failed'):
+        seeds.study_seconds('apart', 1)
 
 
 def test_a_campaign_by_hand(monkeypatch):
