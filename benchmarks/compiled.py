@@ -9,8 +9,8 @@ XLA's compiler for GPUs needs none, but it cannot try kernels there: products of
 
 A kernel moves its operands and its results, once each. The time is that of a roofline: a kernel
 takes as long as its bytes at the memory's bandwidth, a product at least as long as its FLOPs at the
-chip's peak (a convolution its bytes alone); nothing overlaps, and starting a kernel is free. Names as
-in `benchmarks.layer`, their temporaries in MB; 'twin' as in `benchmarks.step`.
+chip's peak; a convolution counts its bytes alone, nothing overlaps, and starting a kernel is free.
+Names as in `benchmarks.layer`, their temporaries in MB; 'twin' as in `benchmarks.step`.
 """
 
 import argparse
