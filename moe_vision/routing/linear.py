@@ -24,9 +24,8 @@ def linear(features: Array, kernel: Array, factors: Array | None = None) -> Arra
     x = features.astype(jnp.float32)
     if factors is None:
         return _linear(x, kernel)
-    x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-    return _product('gtd,de->gte', factors * x, kernel)
+    mean, scale = _moments(x)
+    return _product('gtd,de->gte', factors * (scale * (x - mean)), kernel)
 
 
 @jax.custom_vjp
@@ -34,16 +33,25 @@ def _linear(x: Array, kernel: Array) -> Array:
     """`linear`, where normalised features are never written out.
 
     A kernel of centred columns takes the mean of the features away, and what comes out is divided
-    by their deviation: features are read in their own type, forward and backward.
+    by their deviation: features are read in their own type, forward and backward. Inference of
+    no more tokens than ids normalises them instead: they are less than the kernel then.
     """
-    return _linear_fwd(x, kernel)[0]
+    if x.size > kernel.size:
+        return _linear_fwd(x, kernel)[0]
+    mean, scale = _moments(x)
+    return _product('...d,de->...e', scale * (x - mean), kernel)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean, and one over the standard deviation, of x [..., D]: [..., 1]."""
+    mean = x.mean(-1, keepdims=True)
+    return mean, jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-6)
 
 
 def _linear_fwd(x, kernel):
     centred = kernel - kernel.mean(0)
     out = _product('...d,de->...e', x, centred)
-    mean = x.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-6)
+    mean, scale = _moments(x)
     return scale * out, (x, centred, out, mean, scale)
 
 

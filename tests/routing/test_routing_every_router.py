@@ -316,7 +316,11 @@ def test_normalised_features_times_a_kernel(factors):
         np.testing.assert_allclose(ours[0][1:], theirs[0][1:], rtol=1e-5, atol=1e-5)
         # A constant feature of 1 is zero but for units of 6e-8, divided by a deviation of 1e-3.
         np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(f(lead(x), kernel, lead(by)).reshape(3, 4, 5), ours[0],
+                                   rtol=1e-3, atol=1e-3)
         (dx, d_kernel), (dx_, d_kernel_) = ours[1](dy), theirs[1](dy)
         np.testing.assert_allclose(dx[1:], dx_[1:], rtol=1e-4, atol=1e-5)
         assert np.isfinite(dx).all()
         np.testing.assert_allclose(d_kernel, d_kernel_, rtol=1e-3, atol=1e-2)
+    few, by = x[1:, :2], None if by is None else by[1:, :2]  # 4 tokens, 5 ids
+    np.testing.assert_allclose(linear(few, kernel, by), plainly(few, kernel, by), 1e-5, 1e-5)
