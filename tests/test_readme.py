@@ -118,6 +118,46 @@ def test_what_the_readme_says_of_time():
     assert f"k = 2 takes {min(ratios):.1f} to {max(ratios):.1f} times its twin's for" in readme()
 
 
+CORES = 'cpu-2-cores.json'
+SPEED = [  # words of a line of README, suite, words of the row, baseline
+    ('factor 1.25, forward', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'floor'),
+    ('the same at factor 1.0', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1', 'dense'),
+    ('dispatch by one-hot', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1', 'einsum'),
+    ('ragged_dot`', 'layer', 'vectors, T=1024 D=256 F=1024 E=8 k=2 cf=1.25', 'ragged'),
+    ('step of `digits_k2`', 'step', 'digits_k2', 'twin'),
+    ('step of a small ViT', 'step', 'small ViT', 'twin'),
+    ('through `cifar10_standard`', 'latency', 'cifar10_standard, batch 1',
+     'dense of its active FLOPs'),
+    ('through `digits_k2`', 'latency', 'digits_k2, batch 1', 'dense of its active FLOPs'),
+    ("`seed_mode='together'`", 'seeds', 'a whole study, digits_k2 and digits_dense, S=8',
+     'one by one')]
+
+
+@pytest.mark.parametrize('words, suite, case, baseline', SPEED)
+def test_a_line_of_the_table_of_times_is_that_of_its_row(words, suite, case, baseline):
+    suites = json.loads((ROOT / 'benchmarks' / 'results' / CORES).read_text())['suites']
+    row = next(r for r in suites[suite]['rows'] if r['case'] == case)
+    line = next(x for x in (ROOT / 'README.md').read_text().splitlines()
+                if words in x and x.startswith('|') and x.count('|') == 4)
+    assert line.endswith(f'| {row["ratios"][baseline]:.2f} |')
+    if 'times the FLOPs' in line:
+        assert f'{row["facts"]["times the FLOPs"]:.2f} times the FLOPs' in line
+
+
+def test_what_the_readme_says_of_programs_compiled_for_a_gpu():
+    lines = (ROOT / 'benchmarks' / 'results' / 'h100-compiled.md').read_text().splitlines()
+    cells = [[c.strip() for c in x.strip('|').split('|')] for x in lines if x.startswith('|')]
+    layers = [c for c in cells if c[0].startswith('vectors')]
+    step = next(c for c in cells if c[0].startswith('imagenet_k2'))
+    floor = [float(c[2]) for c in layers]
+    assert f'take {min(floor):.2f} to {max(floor):.2f} of their experts alone' in readme()
+    assert f"{step[2]} of its twin's at {step[-1]} times the FLOPs" in readme()
+    for c in layers:
+        assert not c[4] or round(1 / float(c[4])) == 6
+        memory = [float(m.replace(',', '')) for m in (c[7], c[10]) if m]
+        assert len(memory) < 2 or round(memory[1] / memory[0]) == 4
+
+
 def test_the_same_config_and_seed_give_the_same_answers_in_every_study():
     """Trained anew in each: right on the same images, and equal in every probed number."""
     found = {}
