@@ -1,8 +1,10 @@
 """Routed layers compiled for an H100 where there is none: kernels, and the bytes they move.
 
     pip install 'jax[cuda12]'
-    python -m benchmarks.compiled --out=benchmarks/results/h100-compiled.md
-    python -m benchmarks.compiled --steps   # training steps of the ImageNet configs, too: minutes
+    python -m benchmarks.compiled           # layers
+    python -m benchmarks.compiled --steps --out=benchmarks/results/h100-compiled.md
+
+With --steps come the training steps of the ImageNet configs, which take minutes.
 
 XLA's compiler for GPUs needs none, but it cannot try kernels there: products of layers are its own
 (Triton's), those of whole steps cuBLAS'. Nothing is timed.
@@ -15,6 +17,7 @@ Names as in `benchmarks.layer`, their temporaries in MB; 'twin' as in `benchmark
 
 import argparse
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -55,11 +58,10 @@ gpu_device_info {
   clock_rate_ghz: 1.98 device_memory_size: 84978434048
 }
 """
+PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 _CUBLAS = {'xla_gpu_enable_triton_gemm': False}  # its own products fit no step of 50,432 tokens
 _PRODUCT = 'custom_call_target="__cublas'
 _NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'partition-id'}
-_CALLED = re.compile(r'(?:to_apply|calls|body|condition|true_computation|false_computation)='
-                     r'%?([\w.-]+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def kernels(text: str) -> Iterator[Kernel]:
         own = computations[name]
         for i in own.values():
             if i.opcode in ('call', 'while', 'conditional'):
-                for called in _CALLED.findall(i.attributes):
+                for called in i.called:
                     yield from of(called)
             elif i.opcode not in _NO_KERNEL:
                 moved = [s for o in i.operands if o in own for s in own[o].shapes]
@@ -115,7 +117,7 @@ def _flops(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
         axes = re.search(r'lhs_batch_dim(?:ension)?s\W*([\d,"]+)', i.attributes)
         batch = math.prod(dims[0][int(d)] for d in re.findall(r'\d+', axes[1])) if axes else 1
         return 2 * math.sqrt(math.prod(map(math.prod, dims)) / batch)
-    inside = [computations[c] for c in _CALLED.findall(i.attributes) if c in computations]
+    inside = [computations[c] for c in i.called if c in computations]
     return sum(_flops(j, part, computations) for part in inside for j in part.values())
 
 
@@ -149,15 +151,14 @@ def forms_of(shape: layer.Shape) -> dict[str, tuple[Callable, Any]]:
     return found
 
 
-def steps(device: jax.Device, name: str) -> tuple[dict[str, Program], float]:
-    """The training step of a config of `benchmarks.step` and of its same-width twin; times the
-    FLOPs that the first executes."""
+def beside_twin(device: jax.Device, name: str) -> Row:
+    """The training step of a config of `benchmarks.step`, and that of its same-width twin."""
     config = config_lib.check(step.GPU[name]())
     setups = {n: Setup(c, devices=[device])
               for n, c in (('routed', config), ('twin', step.twin_of(config)))}
     executed = {n: s.cost.flops_executed for n, s in setups.items()}
-    return ({n: _program(trace_step(s).lower(), _CUBLAS) for n, s in setups.items()},
-            executed['routed'] / executed['twin'])
+    programs = {n: _program(trace_step(s).lower(), _CUBLAS) for n, s in setups.items()}
+    return row(name, programs, {'times the FLOPs': executed['routed'] / executed['twin']})
 
 
 def _program(lowered: Any, options: Mapping[str, Any]) -> Program:
@@ -165,13 +166,13 @@ def _program(lowered: Any, options: Mapping[str, Any]) -> Program:
     return Program(tuple(kernels(made.as_text())), made.memory_analysis().temp_size_in_bytes / 1e6)
 
 
-def row(case: str, programs: Mapping[str, Program], times_the_flops: float = math.nan) -> Row:
+def row(case: str, programs: Mapping[str, Program],
+        facts: Mapping[str, float] | None = None) -> Row:
     """The first program beside the others, by the times of the roofline."""
     first = next(iter(programs.values()))
     return Row(case, {n: [p.milliseconds / 1e3] for n, p in programs.items()}, facts={
         'kernels': len(first.kernels), 'GB': first.gigabytes,
-        **{f'MB of {n}': p.temporary_mb for n, p in programs.items()},
-        **({} if math.isnan(times_the_flops) else {'times the FLOPs': times_the_flops})})
+        **{f'MB of {n}': p.temporary_mb for n, p in programs.items()}, **(facts or {})})
 
 
 def main() -> int:
@@ -180,10 +181,13 @@ def main() -> int:
     parser.add_argument('--steps', action='store_true', help='training steps, too')
     parser.add_argument('--out', type=Path, default=None, help='file for the table')
     given = parser.parse_args()
+    if not any(map(importlib.util.find_spec, PLUGINS)):
+        parser.error("the GPU compiler is not installed; `pip install 'jax[cuda12]'` installs it, "
+                     'without a GPU, too')
     device = h100()
     rows = [row(str(shape), layers(device, forms_of(shape))) for shape in layer.GPU]
     names = [n for n in step.GPU if n not in step.CPU] if given.steps else []
-    rows += [row(name, *steps(device, name)) for name in names]
+    rows += [beside_twin(device, name) for name in names]
     about = run.setting()
     lines = ['# Compiled for an H100, not run', '', __doc__.split('\n')[0], '',
              f'`python -m benchmarks.compiled{" --steps" if given.steps else ""}` at commit '

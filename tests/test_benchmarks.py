@@ -101,6 +101,14 @@ def test_kernels_of_a_program_by_hand():
     assert dataclasses.replace(gemm, flops=989e12).seconds == pytest.approx(1)
 
 
+def test_without_the_gpu_compiler_a_line_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['compiled'])
+    monkeypatch.setattr(compiled_for_gpu, 'PLUGINS', ('no_such_plugin',))
+    with pytest.raises(SystemExit) as ended:
+        compiled_for_gpu.main()
+    assert ended.value.code == 2 and "pip install 'jax[cuda12]'" in capsys.readouterr().err
+
+
 def test_ratios_are_medians_of_rounds():
     found = Row('a case', {'ours': [1.0, 4.0, 3.0], 'theirs': [2.0, 2.0, 3.0],
                            'others': [1.0, 1.0, 1.0]}, {'theirs': 0.9, 'others': 3.0}, {'MB': 1234})

@@ -68,6 +68,12 @@ class Instruction:
     attributes: str
     op_name: str
 
+    @property
+    def called(self) -> list[str]:
+        """Computations that it runs; of a loop the body alone."""
+        return [name for listed in _CALLED.findall(self.attributes)
+                for name in re.findall(r'[\w.-]+', listed)]
+
 
 def collectives(text: str) -> tuple[Collective, ...]:
     """All that the program's text says of collectives, in its order."""
@@ -93,9 +99,8 @@ def _walk(computations: dict[str, dict[str, Instruction]], name: str, times: int
         if i.opcode == 'while':
             trips = _trips(i, computations)
             inner = None if times is None or trips is None else times * trips
-        for listed in _CALLED.findall(i.attributes):
-            for called in re.findall(r'[\w.-]+', listed):
-                yield from _walk(computations, called, inner, i.op_name or outer)
+        for name in i.called:
+            yield from _walk(computations, name, inner, i.op_name or outer)
 
 
 def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int | None:
