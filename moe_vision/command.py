@@ -19,14 +19,14 @@ def exit_code(run: Callable[[], None]) -> int:
         return 0
     except (UserError, DataError) as e:
         code, told = 2, ' '.join(str(e).split())
-        print('error:', told, file=sys.stderr)
+        sys.stderr.write(f'error: {told}\n')
     except Stopped as e:
-        print(e, file=sys.stderr)
+        sys.stderr.write(f'{e}\n')
         processes.done()
         return EXIT_CODE
     except KeyboardInterrupt:
         code, told = 130, 'interrupted'
-        print('interrupted; start again with the same command to go on.', file=sys.stderr)
+        sys.stderr.write('interrupted; start again with the same command to go on.\n')
     except Exception as e:
         processes.failed(e)
         raise

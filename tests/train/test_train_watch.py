@@ -1,14 +1,16 @@
 """Processes that watch each other: who dies, hangs or fails is named by all others."""
 
 import json
+import os
 import queue
 import socket
+import sys
 import threading
 import time
 
 import pytest
 
-from moe_vision import watch
+from moe_vision import processes, watch
 from moe_vision.watch import Watch
 
 NEXT = 'start all processes again with the same command: the run goes on at its newest checkpoint.'
@@ -87,3 +89,21 @@ def test_a_process_that_is_done_ends_nobody(three):
     made[0].close()
     time.sleep(0.2)
     assert told == [[], []]
+
+
+def test_the_last_line_is_written_at_once(monkeypatch):
+    """The runtime's threads write to the same stream: a line and its end must not be parted."""
+    class Stream:
+        def __init__(self):
+            self.writes = []
+
+        def write(self, text):
+            self.writes.append(text)
+
+        def flush(self):
+            pass
+    stream, codes = Stream(), []
+    monkeypatch.setattr(sys, 'stderr', stream)
+    monkeypatch.setattr(os, '_exit', codes.append)
+    processes.end(1, 'error: process 0 of 2 has died')
+    assert (stream.writes, codes) == (['error: process 0 of 2 has died\n'], [1])
