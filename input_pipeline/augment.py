@@ -8,20 +8,32 @@ than half (which still reads every pixel, in a third of the time).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from input_pipeline.randaugment import randaugment
 
 _CROP_RATIO = 256 / 224  # shorter side before the centre crop, over the side after it
 
 
+class _Key(ISeedSequence):
+    """Is Philox's key. `Philox(key=...)` does the same, and asks the system for entropy, too."""
+
+    def __init__(self, *words: int) -> None:
+        self._words = np.array(words, np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        return self._words
+
+
 def generator(seed: int, step: int, row: int) -> np.random.Generator:
     """Returns the random numbers of one training row, keyed by (seed, step, row) alone."""
     from input_pipeline.order import mix64
 
-    key = np.array([mix64(seed), (step << 32) | row], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    key: Any = _Key(mix64(seed), (step << 32) | row)  # numpy's types know its own sequences alone
+    return np.random.Generator(np.random.Philox(key))
 
 
 def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -> np.ndarray:

@@ -48,7 +48,7 @@ class Steps:
 
         count = len(self.rows)
         batch: Batch = {
-            'image': np.zeros((count, *self.shape), np.uint8),
+            'image': np.empty((count, *self.shape), np.uint8),
             'label': np.zeros(count, np.int32),
             'valid': np.zeros(count, np.bool_),
             'index': index.astype(np.int32),
@@ -61,6 +61,7 @@ class Steps:
                 bad.append(item.key)
             else:
                 batch['image'][place], batch['valid'][place] = image, True
+        batch['image'][~batch['valid']] = 0
         return batch, tuple(bad)
 
     def _pixels(self, item: Item, step: int, row: int) -> np.ndarray | None:

@@ -213,9 +213,12 @@ def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
         assert one.shape == other.shape == (224, 224, 3)
         assert np.abs(one.astype(int) - other).mean() < 8  # the same crop, other filters
         assert np.abs(one.astype(int) - other[:, ::-1]).mean() > 12
-    loader = input_pipeline.by_loader(str(tmp_path))
-    first = loader(0)
+    loader, loop = input_pipeline.by_loader(str(tmp_path)).values()
+    first = loader(1)
     assert [batch['image'].shape for batch in first] == [(2, 224, 224, 3)] * 2
     assert all(batch['valid'].all() for batch in first)
+    for batch, (alone, bad) in zip(first, loop(1), strict=True):
+        np.testing.assert_array_equal(batch['image'], alone['image'])
+        assert not bad
     times = input_pipeline.measure({'ours': input_pipeline.by_rows(files, 2), 'pil': loader}, 3)
     assert [len(t) for t in times.values()] == [3, 3] and min(map(min, times.values())) > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from image_fakes import encoded, picture
 
-from input_pipeline import augment
+from input_pipeline import augment, order
 from input_pipeline.cores import cores
 from input_pipeline.decode import decode, encode_png
 
@@ -17,6 +17,12 @@ def test_generator_is_keyed_by_all_three():
     }
     assert len(draws) == 64
     assert augment.generator(1, 2, 3).random() == augment.generator(1, 2, 3).random()
+
+
+def test_generator_is_philox_under_a_key():
+    key = np.array([order.mix64(5), 7 << 32 | 9], np.uint64)
+    of_numpy = np.random.Generator(np.random.Philox(key=key))
+    np.testing.assert_array_equal(augment.generator(5, 7, 9).random(9), of_numpy.random(9))
 
 
 @pytest.mark.parametrize(('side', 'pad'), [(8, 1), (28, 3), (32, 4)])

@@ -10,7 +10,7 @@ import pytest
 from image_fakes import config
 
 import input_pipeline as ip
-from input_pipeline import order
+from input_pipeline import loader, order, reader
 
 NUMBERED, BROKEN = 'image_fakes:Numbered', 'image_fakes:Broken'
 
@@ -61,6 +61,32 @@ def test_where_rows_are_loaded_changes_nothing(data_dir, changes):
     one = train(config('digits', data_dir, **both))
     other = train(config('digits', data_dir, **both, **changes))
     assert_same(one, other)
+
+
+@pytest.mark.parametrize(('slow', 'at_once'), [({}, []), ({3: 2}, [[1, 5]]), ({5: 9}, [])])
+def test_records_are_read_one_by_one_until_storage_makes_one_wait(
+    data_dir, monkeypatch, slow, at_once
+):
+    cfg = config('digits', data_dir)
+    steps = loader.build_steps(cfg, 'train', 8, range(8), 1)
+    expected, asked = [item.key for item in steps.reader.read([7, 4, 3, 1, 5])], []
+    opened = reader._records(steps.reader.directory, 'train')
+    now = iter(range(10**6))
+    clock = {'seconds': 0.0}
+
+    class Records:
+        def __getitem__(self, position):
+            clock['seconds'] += slow.get(position, 0)
+            return opened[position]
+
+        def __getitems__(self, positions):
+            asked.append(positions)
+            return opened.__getitems__(positions)
+
+    monkeypatch.setattr(reader, '_records', lambda *_: Records())
+    monkeypatch.setattr(reader.time, 'perf_counter', lambda: clock['seconds'] + 1e-6 * next(now))
+    assert [item.key for item in steps.reader.read([7, 4, 3, 1, 5])] == expected
+    assert asked == at_once
 
 
 def test_start_step_and_rows_change_nothing(data_dir):
