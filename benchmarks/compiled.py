@@ -10,8 +10,9 @@ XLA's compiler for GPUs needs none, but it cannot try kernels there: products of
 (Triton's), those of whole steps cuBLAS'. Nothing is timed.
 
 A kernel moves its operands and its results, once each. The time is that of a roofline: a kernel
-takes as long as its bytes at the memory's bandwidth, a product at least as long as its FLOPs at the
-chip's peak; a convolution counts its bytes alone, nothing overlaps, and starting a kernel is free.
+takes as long as its bytes at the memory's bandwidth, a product or a convolution at least as long as
+its FLOPs at the chip's peak; that of float32, which the router asks for, is a fifteenth.
+Nothing overlaps, and starting a kernel is free.
 Names as in `benchmarks.layer`, their temporaries in MB; 'twin' as in `benchmarks.step`.
 """
 
@@ -42,6 +43,7 @@ from moe_vision.pod.compiled import trace_step  # noqa: E402
 from moe_vision.setup import Setup  # noqa: E402
 
 BANDWIDTH = 3.35e12  # bytes/s, as `chips` has the peak: NVIDIA's data sheet of the H100 SXM
+PEAK, FLOAT32_PEAK = chips.peak('NVIDIA H100') or math.inf, 67e12  # FLOP/s
 TARGET = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -61,6 +63,7 @@ gpu_device_info {
 PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 _CUBLAS = {'xla_gpu_enable_triton_gemm': False}  # its own products fit no step of 50,432 tokens
 _PRODUCT = 'custom_call_target="__cublas'
+_CONVOLUTION = re.compile(r'dim_labels=\w+?_(\w+)->.*custom_call_target="__cudnn\$conv(\w+)"')
 _NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'partition-id'}
 
 
@@ -70,11 +73,11 @@ class Kernel:
 
     name: str
     bytes: int
-    flops: float  # of a product; 0 of all else
+    busy: float  # seconds of its products and convolutions at their peak
 
     @property
     def seconds(self) -> float:
-        return max(self.bytes / BANDWIDTH, self.flops / (chips.peak('NVIDIA H100') or math.inf))
+        return max(self.bytes / BANDWIDTH, self.busy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +106,41 @@ def kernels(text: str) -> Iterator[Kernel]:
                     yield from of(called)
             elif i.opcode not in _NO_KERNEL:
                 moved = [s for o in i.operands if o in own for s in own[o].shapes]
-                moved += i.shapes[:1] if _PRODUCT in i.attributes else i.shapes  # not its workspace
-                yield Kernel(i.name, sum(map(hlo.size, moved)), _flops(i, own, computations))
+                library = _PRODUCT in i.attributes or _CONVOLUTION.search(i.attributes)
+                moved += i.shapes[:1] if library else i.shapes  # not its workspace
+                yield Kernel(i.name, sum(map(hlo.size, moved)), _busy(i, own, computations))
     return of(entry)
 
 
-def _flops(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
-           computations: Mapping[str, Mapping[str, hlo.Instruction]]) -> float:
-    """Of a product [B, M, K] x [B, K, N], or of those inside a fusion: twice B M K N."""
-    if i.opcode == 'dot' or _PRODUCT in i.attributes:
-        dims = [[int(d) for d in re.findall(r'\d+', s.partition('[')[2])]
-                for s in (*(own[o].shapes[0] for o in i.operands[:2]), i.shapes[0])]
+def _busy(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
+          computations: Mapping[str, Mapping[str, hlo.Instruction]]) -> float:
+    """Seconds of a product, a convolution, or of those inside a fusion, at their peak."""
+    convolution = _CONVOLUTION.search(i.attributes)
+    if not (convolution or i.opcode == 'dot' or _PRODUCT in i.attributes):
+        inside = [computations[c] for c in i.called if c in computations]
+        return sum(_busy(j, part, computations) for part in inside for j in part.values())
+    shapes = (*(own[o].shapes[0] for o in i.operands[:2]), i.shapes[0])
+    dims = [[int(d) for d in re.findall(r'\d+', s.partition('[')[2])] for s in shapes]
+    if convolution:
+        flops = _of_convolution(dims, convolution[1], convolution[2])
+    else:  # [B, M, K] x [B, K, N]: twice B M K N
         axes = re.search(r'lhs_batch_dim(?:ension)?s\W*([\d,"]+)', i.attributes)
         batch = math.prod(dims[0][int(d)] for d in re.findall(r'\d+', axes[1])) if axes else 1
-        return 2 * math.sqrt(math.prod(map(math.prod, dims)) / batch)
-    inside = [computations[c] for c in i.called if c in computations]
-    return sum(_flops(j, part, computations) for part in inside for j in part.values())
+        flops = 2 * math.sqrt(math.prod(map(math.prod, dims)) / batch)
+    return flops / (FLOAT32_PEAK if shapes[0].startswith('f32') else PEAK)
+
+
+def _of_convolution(dims: list[list[int]], labels: str, kind: str) -> float:
+    """FLOPs: two for each output y and each weight of its channel, at the edges, too.
+
+    Args:
+      dims: of two operands and the result.
+      labels: of the kernel's dimensions, 'o' for channels out.
+    """
+    first, second, result = dims
+    y, kernel = {'BackwardFilter': (second, result), 'BackwardInput': (first, second)}.get(
+        kind, (result, second))
+    return 2 * math.prod(y) * math.prod(kernel) / kernel[labels.index('o')]
 
 
 def h100() -> jax.Device:

@@ -9,17 +9,17 @@ Axes: S seeds.
 """
 
 import functools
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks.startup import ROOT
+from benchmarks.startup import ROOT, environment
 from benchmarks.table import Row
 from benchmarks.timing import compiled
 from configs import base, digits_dense, digits_k2
@@ -84,14 +84,17 @@ def study_seconds(seed_mode: str, processes: int) -> float:
         command = [sys.executable, '-m', 'moe_vision.study', 'run', f'--workdir={home}/study',
                    f'--study=benchmarks/whole_study.py:{seed_mode}',
                    f'--config.dataset.data_dir={home}/data']
-        began = time.monotonic()
-        runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                 stderr=subprocess.DEVNULL,
-                                 env=os.environ | {'XDG_CACHE_HOME': f'{home}/cache'})
-                for _ in range(processes)]
-        if any([run.wait() for run in runs]):
-            raise RuntimeError(f'{" ".join(command)} failed')
-        return time.monotonic() - began
+        told = Path(home, 'told')
+        with told.open('w') as err:
+            began = time.monotonic()
+            runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err,
+                                     env=environment(f'{home}/cache'))
+                    for _ in range(processes)]
+            failed = any([run.wait() for run in runs])
+            took = time.monotonic() - began
+        if failed:
+            raise RuntimeError(f'{" ".join(command)} failed: {told.read_text()[-500:]}')
+        return took
 
 
 def whole_study(rounds: int) -> Row:

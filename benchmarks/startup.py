@@ -18,12 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = '--config=configs/digits_k2.py'
 
 
+def environment(home: str) -> dict[str, str]:
+    """Of a command that keeps its compiled programs under this folder alone."""
+    return {n: v for n, v in os.environ.items() if n != 'JAX_COMPILATION_CACHE_DIR'} | {
+        'XDG_CACHE_HOME': home}
+
+
 def seconds(arguments: list[str], home: str, until: str = '') -> float:
     """Of `main.py`, to its end or to the first line on stderr with these words."""
     began = time.monotonic()
     run = subprocess.Popen([sys.executable, 'main.py', *arguments], cwd=ROOT, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                           env=os.environ | {'XDG_CACHE_HOME': home})
+                           env=environment(home))
     assert run.stderr is not None
     for line in run.stderr:
         if until and line.startswith(until):

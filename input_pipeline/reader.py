@@ -21,7 +21,7 @@ from input_pipeline.decode import decode
 from input_pipeline.types import DataError
 
 _OPENING = threading.Lock()  # tfds' lazy imports must not be resolved by two threads at once
-_SLOW_SECONDS = 1e-3  # for a record that the system has in memory it takes a tenth of this
+_SLOW_SECONDS = 1e-3  # a record in memory takes a tenth of it
 _NAMES = ('key', 'file_name', 'id')  # ours, and those of stock sets
 
 Image = np.ndarray | None  # uint8 [H, W, C]; None where the bytes cannot be decoded
@@ -75,14 +75,17 @@ class Reader:
             ) from error
 
     def _raw(self, positions: Sequence[int]) -> Iterator[bytes]:
-        """One by one, in half the processor's time, until storage makes one wait; then the rest."""
-        records = _records(self.directory, self.split)
+        """One by one, in half the processor's time, until storage makes two wait; then the rest.
+
+        One in fifty waits for another thread of this process.
+        """
+        records, waits = _records(self.directory, self.split), 0
         for done, position in enumerate(positions, 1):
             began = time.perf_counter()
             record = records[position]
-            slow = time.perf_counter() - began > _SLOW_SECONDS
+            waits = waits + 1 if time.perf_counter() - began > _SLOW_SECONDS else 0
             yield record
-            if slow and done < len(positions):
+            if waits == 2 and done < len(positions):
                 yield from records.__getitems__(list(positions[done:]))
                 return
 

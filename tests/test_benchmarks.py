@@ -93,12 +93,35 @@ ENTRY %main (x: bf16[4,8,16], y: bf16[4,16,2]) -> f32[4,8,2] {
 def test_kernels_of_a_program_by_hand():
     """Bytes of operands and results without a workspace; FLOPs of products, in fusions, too."""
     copy, gemm, cublas = compiled_for_gpu.kernels(HLO)
-    assert (copy.name, copy.bytes, copy.flops) == ('copy.1', 2 * 2 * 512, 0)
-    assert gemm.bytes == 2 * (512 + 128) + 4 * 64 and gemm.flops == 2 * 4 * 8 * 16 * 2
+    assert (copy.name, copy.bytes, copy.busy) == ('copy.1', 2 * 2 * 512, 0)
+    assert gemm.bytes == 2 * (512 + 128) + 4 * 64
+    assert gemm.busy == pytest.approx(2 * 4 * 8 * 16 * 2 / 989e12)
     assert cublas.bytes == 2 * 2 * 512 + 4 * 512
-    assert cublas.flops == pytest.approx(2 * (512 * 512 * 512) ** 0.5)
+    assert cublas.busy == pytest.approx(2 * (512 * 512 * 512) ** 0.5 / 989e12)
     assert gemm.seconds == gemm.bytes / compiled_for_gpu.BANDWIDTH
-    assert dataclasses.replace(gemm, flops=989e12).seconds == pytest.approx(1)
+    assert dataclasses.replace(gemm, busy=1.0).seconds == 1
+    in_float32 = HLO.replace('bf16[', 'f32[')
+    for slow, fast in zip(compiled_for_gpu.kernels(in_float32), (copy, gemm, cublas), strict=True):
+        assert slow.busy == pytest.approx(fast.busy * 989 / 67)
+
+
+@pytest.mark.parametrize('kind, first, second, result', [
+    ('Forward', '2,8,8,4', '6,3,3,4', '2,8,8,6'),
+    ('BiasActivationForward', '2,8,8,4', '6,3,3,4', '2,8,8,6'),
+    ('BackwardInput', '2,8,8,6', '6,3,3,4', '2,8,8,4'),
+    ('BackwardFilter', '2,8,8,4', '2,8,8,6', '6,3,3,4')])
+def test_a_convolution_of_a_program_by_hand(kind, first, second, result):
+    """2 images of 8x8, 4 channels to 6 by 3x3 taps: 768 outputs of 36 weights each."""
+    found, = compiled_for_gpu.kernels(f"""HloModule jit_f
+
+ENTRY %main (x: bf16[{first}], y: bf16[{second}]) -> bf16[{result}] {{
+  %x = bf16[{first}]{{3,2,1,0}} parameter(0)
+  %y = bf16[{second}]{{3,2,1,0}} parameter(1)
+  ROOT %conv = (bf16[{result}]{{3,2,1,0}}, u8[4096]{{0}}) custom-call(%x, %y), window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{kind}"
+}}
+""")  # noqa: E501
+    assert found.busy == pytest.approx(2 * 768 * 36 / 989e12)
+    assert found.bytes == 2 * (2 * 64 * 4 + 2 * 64 * 6 + 6 * 36)
 
 
 def test_without_the_gpu_compiler_a_line_says_how_to_get_it(monkeypatch, capsys):

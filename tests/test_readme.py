@@ -121,6 +121,9 @@ def test_what_the_readme_says_of_time():
 CORES = 'cpu-2-cores.json'
 SPEED = [  # words of a line of README, suite, words of the row, baseline
     ('factor 1.25, forward', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'floor'),
+    ('which pads nothing', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'dense'),
+    ('128 maps', 'layer', 'maps 8x8, T=128 D=64 F=64 E=8 k=2 cf=1.25', 'floor'),
+    ('as many maps', 'layer', 'maps 8x8, T=128 D=64 F=64 E=8 k=2 cf=1.25', 'dense'),
     ('the same at factor 1.0', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1', 'dense'),
     ('dispatch by one-hot', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1', 'einsum'),
     ('ragged_dot`', 'layer', 'vectors, T=1024 D=256 F=1024 E=8 k=2 cf=1.25', 'ragged'),
@@ -129,6 +132,7 @@ SPEED = [  # words of a line of README, suite, words of the row, baseline
     ('through `cifar10_standard`', 'latency', 'cifar10_standard, batch 1',
      'dense of its active FLOPs'),
     ('through `digits_k2`', 'latency', 'digits_k2, batch 1', 'dense of its active FLOPs'),
+    ('whose factor is 2', 'latency', 'digits_k2, batch 64', 'dense of its active FLOPs'),
     ("`seed_mode='together'`", 'seeds', 'a whole study, digits_k2 and digits_dense, S=8',
      'one by one')]
 

@@ -36,7 +36,8 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
       [N, P, Q, O], P = ceil(H / stride).
     """
     if platform.target() == 'cpu':
-        return _on_cpu(x, kernel, stride, groups)
+        # The zero lies where x does: inside a shard_map the kernel's gradient is then summed.
+        return _on_cpu(x, kernel + jnp.zeros_like(x, shape=()), stride, groups)
     return _plain(x, kernel, 'SAME', strides=(stride, stride), groups=groups)
 
 

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from layer_cases import TRAIN, init, jit, moe, normal, tokens
 
+from moe_vision import registry
 from moe_vision.errors import UserError
 from moe_vision.layers import ExpertBank, MoE, Step
 from moe_vision.layers.moe import make_expert
@@ -140,6 +143,33 @@ def test_bfloat16_tokens_meet_float32_parameters():
     chex.assert_type([y, *jax.tree.leaves(grads)], [jnp.bfloat16] + 5 * [jnp.float32])
     chex.assert_type(jax.tree.leaves((info['losses'], info['telemetry'])), jnp.float32)
     chex.assert_type(info['choices']['gate'], jnp.float32)
+
+
+@pytest.mark.parametrize('expert', registry.EXPERTS)
+def test_gradients_in_a_users_shard_map(expert):
+    """Parameters lie everywhere, tokens are split: an array's type tells, also on one device."""
+    layer, x = moe(expert=expert, losses={'importance': 0.1}), tokens(expert)
+    variables = init(layer, x)
+
+    def loss(params, x):
+        y, info = layer.apply({**variables, 'params': params}, x, TRAIN)
+        return jnp.square(y).mean() + info['losses']['importance']
+
+    mesh = Mesh(jax.devices()[:1], 'data')
+    split = jax.shard_map(lambda *args: jax.lax.pmean(loss(*args), 'data'), mesh=mesh,
+                          in_specs=(P(), P('data')), out_specs=P())
+    plain, ours = (jit(jax.grad(f))(variables['params'], x) for f in (loss, split))
+    chex.assert_trees_all_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('expert', ['mlp', 'conv'])
+def test_gradients_have_the_type_of_their_parameters(expert):
+    layer, x = moe(expert=expert), tokens(expert)
+    variables = init(layer, x)
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables['params'])
+    grads = jax.eval_shape(jax.grad(lambda p: layer.apply(
+        {**variables, 'params': p}, x, TRAIN)[0].sum()), params)
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_what_the_layer_reports():
