@@ -1,5 +1,6 @@
 """Starts the same command as two processes, `{process}` in it replaced by 0 and 1."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ def start(jax_environment, command: list[str], devices: int = 4,
     stop one of them when it is full."""
     flags = (f'{jax_environment.get("XLA_FLAGS", "")} '
              f'--xla_force_host_platform_device_count={devices}')
-    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
+                                     'PYTHONFAULTHANDLER': '1'}
     started = []
     for i in range(processes):
         out, err = tempfile.TemporaryFile('w+'), tempfile.TemporaryFile('w+')
@@ -32,11 +34,16 @@ def start(jax_environment, command: list[str], devices: int = 4,
 
 
 def finish(started: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each."""
-    until = time.monotonic() + seconds
+    """(exit code, stdout, stderr) of each. Where one does not end, each says where it stood."""
+    until, late = time.monotonic() + seconds, False
     try:
         for p in started:
-            p.wait(until - time.monotonic())
+            p.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        late = True
+        for p in started:
+            p.send_signal(signal.SIGABRT)
+            p.wait(10)
     finally:
         for p in started:
             p.kill()
@@ -45,4 +52,5 @@ def finish(started: list[subprocess.Popen], seconds: float = 300) -> list[tuple[
         for file in p.files:
             file.seek(0)
         ended.append((p.returncode, *(file.read() for file in p.files)))
+    assert not late, [(code, err[-4000:]) for code, _, err in ended]
     return ended
