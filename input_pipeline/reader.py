@@ -75,9 +75,9 @@ class Reader:
             ) from error
 
     def _raw(self, positions: Sequence[int]) -> Iterator[bytes]:
-        """One by one, in half the processor's time, until storage makes two wait; then the rest.
+        """One by one, for less of the processor, until two in a row wait; then the rest at once.
 
-        One in fifty waits for another thread of this process.
+        Two: one alone may have waited for another thread of this process, not for storage.
         """
         records, waits = _records(self.directory, self.split), 0
         for done, position in enumerate(positions, 1):

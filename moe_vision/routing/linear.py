@@ -34,8 +34,9 @@ def _linear(x: Array, kernel: Array) -> Array:
     """`linear`, where normalised features are never written out.
 
     A kernel of centred columns takes the mean of the features away, and what comes out is divided
-    by their deviation. Rounding grows with mean over deviation: where that is 10, logits are right
-    to 3e-6. Inference of no more tokens than ids normalises them: they are less than the kernel.
+    by their deviation. Rounding grows with mean over deviation: 1e-6 of the largest logit
+    where that is 10, 2e-4 where it is 1,000. Inference of no more tokens than ids normalises them:
+    they are less than the kernel.
     """
     if x.size > kernel.size:
         return _linear_fwd(x, kernel)[0]

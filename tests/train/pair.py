@@ -43,7 +43,7 @@ def finish(started: list[subprocess.Popen], seconds: float = 300) -> list[tuple[
         late = True
         for p in started:
             p.send_signal(signal.SIGABRT)
-            p.wait(10)
+        time.sleep(5)
     finally:
         for p in started:
             p.kill()
