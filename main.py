@@ -19,7 +19,7 @@ import sys
 
 from absl import app, flags
 
-from moe_vision import command, config_file, files, logs, processes, rules
+from moe_vision import command, config_file, files, logs, processes, rules, trust
 from moe_vision import config as config_lib
 from moe_vision.errors import UserError, nearest, unknown
 from moe_vision.settings import Config
@@ -33,6 +33,7 @@ flags.DEFINE_string('config', None, "A file of configs/; eval and summary: by de
 flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
 flags.DEFINE_string('mode', 'train', 'train, eval or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
+flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json names.")
 flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, the port free.')
 flags.DEFINE_integer('processes', None, 'How many processes the run has.')
 flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
@@ -80,7 +81,7 @@ def _parse(argv: list[str],
     try:
         extra = FLAGS([argv[0], *others])[1:]
     except flags.UnrecognizedFlagError as e:
-        known = ['--config', '--workdir', '--mode', '--profile_steps', '--coordinator',
+        known = ['--config', '--workdir', '--mode', '--profile_steps', '--trust', '--coordinator',
                  '--processes', '--process']
         key = '.' in e.flagname
         near = ((not key and nearest(f'--{e.flagname}', known))
@@ -98,6 +99,7 @@ def _parse(argv: list[str],
         raise UserError('--workdir is missing; give the folder of the run, --workdir=FOLDER.')
     if not file and (mode == 'train' or not workdir):
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
+    trust.allow(FLAGS.trust)
     config = config_file.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened)
     checked, profile_steps = config_lib.check(config), _profile_steps()
     given = processes.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)

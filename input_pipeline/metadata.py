@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from input_pipeline.registry import find
 from input_pipeline.types import SPLITS, DataError, DatasetConfig, DatasetInfo, check
 
 PREPARED = 'prepared.json'  # beside the records: digest, sources, images that cannot be decoded
+_TFDS = 'tensorflow_datasets.core.features.'  # where the classes of features stand
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -70,6 +73,7 @@ def read(directory: Path) -> Facts:
     try:
         described = json.loads((directory / 'dataset_info.json').read_text())
         features = json.loads((directory / 'features.json').read_text())
+        foreign = next((c for c in _classes(features) if not c.startswith(_TFDS)), None)
         features = features['featuresDict']['features']
         dimensions = features['image']['image']['shape']['dimensions']
         height, width, channels = (None if int(d) < 0 else int(d) for d in dimensions)
@@ -83,6 +87,11 @@ def read(directory: Path) -> Facts:
             f'{directory} does not describe images with labels ({type(error).__name__}: {error}); '
             'remove it and prepare the set again.'
         ) from error
+    if foreign:
+        raise DataError(
+            f"{directory / 'features.json'} names the class '{foreign}', which tfds would import; "
+            'a folder of data may not name code: remove it and prepare the set again.'
+        )
     if file_format != 'array_record':
         raise DataError(
             f"{directory} is stored as '{file_format}'; only 'array_record' is read here: prepare "
@@ -103,6 +112,18 @@ def read(directory: Path) -> Facts:
     sizes = {split: sum(lengths) for split, lengths in splits.items()}
     shape, keyed = (height, width, channels or 3), 'key' in features
     return Facts(directory, classes, shape, sizes, listed, keyed, _prepared(directory))
+
+
+def _classes(features: Any) -> Iterator[str]:
+    """Every class that tfds imports as it reads a description of features."""
+    if isinstance(features, dict):
+        for key, value in features.items():
+            if key in ('pythonClassName', 'python_class_name', 'type') and isinstance(value, str):
+                yield value
+            yield from _classes(value)
+    elif isinstance(features, list):
+        for value in features:
+            yield from _classes(value)
 
 
 def record_file(name: str, split: str, number: int, count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from typing import TYPE_CHECKING
 
 from input_pipeline.types import DataError, nearest
@@ -22,6 +23,14 @@ DATASETS: dict[str, str] = {
 }
 
 
+_PATH = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is written 'package.module:Class'. Nothing else is ever imported."""
+    return _PATH.fullmatch(name) is not None
+
+
 @functools.cache
 def find(name: str) -> Builder:
     """Returns the builder called `name`: a key of DATASETS or 'package.module:Builder'.
@@ -31,8 +40,8 @@ def find(name: str) -> Builder:
     """
     from input_pipeline.builder import Builder
 
-    path = name if ':' in name else DATASETS.get(name, '')
-    if not path:
+    path = DATASETS.get(name, name)
+    if not is_path(path):
         raise DataError(
             f"unknown data set '{name}'; known: {', '.join(DATASETS)}, or 'package.module:Builder' "
             f'of your own.{nearest(name, DATASETS)}'

@@ -8,14 +8,15 @@ Nothing here imports jax: a misspelt key is answered at once.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from input_pipeline import DATASETS
+from input_pipeline.registry import is_path
 from input_pipeline.types import check as check_dataset
-from moe_vision import registry, rules, settings, typed
+from moe_vision import registry, rules, settings, trust, typed
 from moe_vision.errors import UserError, unknown
 from moe_vision.plain import plain
 from moe_vision.rules import check_with_data as check_with_data  # the second half, after start
@@ -32,7 +33,7 @@ def check(config: ConfigDict) -> settings.Config:
 
     checked = from_dict(config.to_dict())
     name = checked.dataset.name
-    if ':' not in name and name not in DATASETS:
+    if name not in DATASETS and not is_path(name):
         raise unknown('data set', name, DATASETS)
     rules.check(checked, from_dict(base.get_config().to_dict()))
     check_dataset(checked.dataset)
@@ -40,7 +41,10 @@ def check(config: ConfigDict) -> settings.Config:
 
 
 def from_dict(values: Mapping[str, Any]) -> settings.Config:
-    """A config of nested dictionaries, such as a run's own, typed; names and arguments resolved.
+    """A config of nested dictionaries, typed; names and arguments resolved.
+
+    Names of the user's own code are imported: values that were read from a folder must pass
+    `trust.check` first, as in `load`.
 
     Raises:
       UserError: a key or name is unknown or missing, a value has the wrong type.
@@ -84,11 +88,15 @@ def to_dict(config: settings.Config) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def load(workdir: str) -> settings.Config:
+def load(workdir: str, trusted: Iterable[str] = ()) -> settings.Config:
     """The config that the run in `workdir` was started with.
 
+    Args:
+      trusted: modules that the config may import besides those that --trust named.
+
     Raises:
-      UserError: there is no run, or its config.json cannot be read.
+      UserError: there is no run, its config.json cannot be read, or it names code that is not
+        trusted.
     """
     path = f'{workdir.rstrip("/")}/config.json'
     try:
@@ -103,6 +111,7 @@ def load(workdir: str) -> settings.Config:
         told = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
         raise UserError(f"no run to read in workdir '{workdir}': '{path}': {told}; train there "
                         'first or give --config.') from e
+    trust.check(values, workdir, trusted)
     return from_dict(values)
 
 

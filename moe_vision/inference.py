@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -50,17 +51,20 @@ class Prediction:
     layers: dict[str, dict[str, np.ndarray]]
 
 
-def load(workdir: str, best: bool = False) -> 'Model':
+def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model':
     """The network of a run with the weights it ended with; their moving average, if it kept one.
 
     Args:
       workdir: folder of the run; the data set need not be there.
       best: the weights that were best on validation instead.
+      trust: modules of your own that the run's config names, such as ('my_project.routers',). A
+        run's folder is data: without this, nothing that its config names is imported.
 
     Raises:
-      UserError: no run there, or no checkpoint that can be read.
+      UserError: no run there, no checkpoint that can be read, or the config names code that is not
+        trusted.
     """
-    config = config_lib.load(workdir)
+    config = config_lib.load(workdir, trust)
     told = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
     told |= {n: tuple(told[n]) for n in ('image_shape', 'class_names')}
     state = checkpoint.load_raw(workdir, 'best' if best else 'latest')

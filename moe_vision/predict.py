@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from input_pipeline import DataError
-from moe_vision import config
+from moe_vision import config, trust
 from moe_vision.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 2 where no image was read."""
     try:
         given = _parse(arguments)
+        trust.allow(given.trust)
         files = list(_files(given.images))
         config.load(given.workdir)  # is it a run, before jax is imported
         from moe_vision import inference
@@ -65,6 +66,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--top', type=int, default=5, help='classes to print')
     parser.add_argument('--best', action='store_true',
                         help='the weights that were best on validation, not the last')
+    parser.add_argument('--trust', default='',
+                        help="modules of your own that the run's config names, such as my.routers")
     parser.add_argument('--json', action='store_true', help='a JSON object for each image')
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
     given = parser.parse_args(arguments)

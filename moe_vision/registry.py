@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from input_pipeline.registry import is_path
 from moe_vision.arguments import (
     AdamwArgs,
     BiasBalancedArgs,
@@ -104,16 +105,28 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     if ':' not in name:
         raise unknown(kind, name, table)
     cls = load(name)
-    return Entry(name, getattr(cls, 'Args', NoArgs), tuple(getattr(cls, 'needs', ())),
-                 tuple(getattr(cls, 'ignores', ())), tuple(getattr(cls, 'supplies', ())),
-                 getattr(cls, 'unit', ''), getattr(cls, 'expert', ''),
-                 getattr(cls, 'remat', False))
+    _own[name] = Entry(
+        name, getattr(cls, 'Args', NoArgs), tuple(getattr(cls, 'needs', ())),
+        tuple(getattr(cls, 'ignores', ())), tuple(getattr(cls, 'supplies', ())),
+        getattr(cls, 'unit', ''), getattr(cls, 'expert', ''), getattr(cls, 'remat', False))
+    return _own[name]
+
+
+_own: dict[str, Entry] = {}  # entries of the user's own classes that `entry` has made
+
+
+def known(table: Mapping[str, Entry], name: Any) -> Entry | None:
+    """The entry of a name that is in the table or was used before in this process.
+
+    Imports nothing: for names that are read as data.
+    """
+    return table.get(name) or _own.get(name) if isinstance(name, str) else None
 
 
 def load(path: str) -> Any:
     """The object that 'module:Class' names."""
     module, _, name = path.partition(':')
-    if not module or not name:
+    if not is_path(path):
         raise UserError(f"'{path}' must be written 'package.module:Class'.")
     try:
         found = importlib.import_module(module)

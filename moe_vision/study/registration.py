@@ -18,20 +18,23 @@ from moe_vision import registry
 from moe_vision.errors import UserError
 from moe_vision.files import write_json
 from moe_vision.plain import MISSING, differences, plain
-from moe_vision.settings import Config
 from moe_vision.study import types
 from moe_vision.study.load import Loaded, operational
 
 _ARGS = {  # where a method's arguments stand, the table they are in, and where its name stands
-    ('model', 'args'): ('backbone', registry.BACKBONES, ('model', 'name')),
-    ('model', 'moe', 'router_args'): ('router', registry.ROUTERS, ('model', 'moe', 'router')),
-    ('model', 'moe', 'expert_args'): ('expert', registry.EXPERTS, ('model', 'moe', 'expert')),
-    ('train', 'optimizer_args'): ('optimizer', registry.OPTIMIZERS, ('train', 'optimizer')),
+    ('model', 'args'): (registry.BACKBONES, ('model', 'name')),
+    ('model', 'moe', 'router_args'): (registry.ROUTERS, ('model', 'moe', 'router')),
+    ('model', 'moe', 'expert_args'): (registry.EXPERTS, ('model', 'moe', 'expert')),
+    ('train', 'optimizer_args'): (registry.OPTIMIZERS, ('train', 'optimizer')),
 }
 
 
-def resolved(config: Config) -> dict[str, Any]:
-    """A config as it stands in records and rows: without its seed and without operational keys."""
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it stands in records and rows: without its seed and without operational keys.
+
+    Args:
+      config: as `config.to_dict` gives it and config.json holds it.
+    """
     def less(values: dict[str, Any], path: str = '') -> dict[str, Any]:
         out = {}
         for key, value in values.items():
@@ -41,13 +44,14 @@ def resolved(config: Config) -> dict[str, Any]:
             out[key] = less(value, f'{at}.') if isinstance(value, dict) else value
         return out
 
-    return less(config_lib.to_dict(config))
+    return less(dict(config))
 
 
 def record(loaded: Loaded) -> dict[str, Any]:
     """The study as plain JSON values; each arm has 'config' and 'seed_offset'."""
     out = plain(dataclasses.asdict(loaded.study))
-    out['arms'] = {name: {'config': resolved(loaded.configs[name]), 'seed_offset': arm.seed_offset}
+    configs = {name: config_lib.to_dict(config) for name, config in loaded.configs.items()}
+    out['arms'] = {name: {'config': resolved(configs[name]), 'seed_offset': arm.seed_offset}
                    for name, arm in loaded.study.arms.items()}
     return out
 
@@ -131,7 +135,11 @@ def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
 
 
 def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
-    """Of a config's key: the default of its method's arguments, or of configs/base.py."""
+    """Of a config's key: the default of its method's arguments, or of configs/base.py.
+
+    The config may be a row's, which is data: a method's arguments are known where its name is in
+    the table, or where the study's own file has named it.
+    """
     from configs import base
 
     def at(value: Any, keys: tuple[Any, ...]) -> Any:
@@ -141,10 +149,10 @@ def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
             value = value[key]
         return value
 
-    for place, (kind, table, name) in _ARGS.items():
+    for place, (table, name) in _ARGS.items():
         if path[:len(place)] == place and len(path) == len(place) + 1:
-            args = registry.entry(kind, table, at(config, name)).args
-            return _field_default(args, path[-1])
+            entry = registry.known(table, at(config, name))
+            return _field_default(entry.args, path[-1]) if entry else MISSING
     return at(base.get_config().to_dict(), path)
 
 

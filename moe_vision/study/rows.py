@@ -36,15 +36,15 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
       digest: the pre-registration's hash.
       error: what made the loss not finite, or None.
     """
-    from moe_vision import config, metrics
+    from moe_vision import metrics
 
     run = Path(folder)
     about = json.loads((run / 'config.json').read_text())
-    used = config.from_dict(about['config'])
     row = {
-        'study': study, 'arm': arm, 'seed': seed, 'run_seed': used.seed, 'preregistration': digest,
+        'study': study, 'arm': arm, 'seed': seed, 'run_seed': about['config']['seed'],
+        'preregistration': digest,
         'status': 'diverged' if error else 'done', 'error': (error or '').split(';')[0],
-        'config': registration.resolved(used), 'versions': about['versions'],
+        'config': registration.resolved(about['config']), 'versions': about['versions'],
         'git_commit': about['git_commit'], 'device': about['device'],
         'num_classes': about['dataset']['num_classes'],
         'images': about['dataset']['split_sizes']['test'],
