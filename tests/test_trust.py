@@ -17,8 +17,8 @@ import input_pipeline
 import main
 import moe_vision
 from configs import base
-from moe_vision import predict, settings, trust, typed
 from moe_vision import config as config_lib
+from moe_vision import predict, settings, trust, typed
 from moe_vision.errors import UserError
 from moe_vision.study import __main__ as study_command
 from moe_vision.study import registration, rows
@@ -258,11 +258,11 @@ def test_a_folder_of_data_names_no_class(tmp_path, evil):
     file = next(Path(tmp_path).glob('digits/*/features.json'))
     good = json.loads(file.read_text())
     inner = good['featuresDict']['features']
+    image = inner['image'] | {'pythonClassName': 'stranger.evil.R'}
     for change in ({**good, 'pythonClassName': 'stranger.evil.R'},
                    {**good, 'python_class_name': 'stranger.evil.R'},
                    {**good, 'type': 'stranger.evil.R', 'content': {}},
-                   {**good, 'featuresDict': {'features': {
-                       **inner, 'image': {**inner['image'], 'pythonClassName': 'stranger.evil.R'}}}}):
+                   {**good, 'featuresDict': {'features': inner | {'image': image}}}):
         file.write_text(json.dumps(change))
         with pytest.raises(input_pipeline.DataError, match=r'stranger\.evil\.R'):
             input_pipeline.info(config)

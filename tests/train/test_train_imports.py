@@ -132,7 +132,7 @@ def test_what_answers_before_jax_does_not_import_it(start):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_module_is_read_in_one_sitting(name):
-    assert len((ROOT / name).read_text().splitlines()) <= 250
+    assert len((ROOT / name).read_text().splitlines()) <= 350
 
 
 def test_nothing_unpickles():
