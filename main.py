@@ -19,11 +19,14 @@ import sys
 
 from absl import app, flags
 
-from moe_vision import command, config_file, files, logs, processes, rules, trust
-from moe_vision import config as config_lib
-from moe_vision.errors import UserError, nearest, unknown
-from moe_vision.settings import Config
-from moe_vision.stop import Stop
+from moe_vision.common import files
+from moe_vision.common.errors import UserError, nearest, unknown
+from moe_vision.config import check as config_lib
+from moe_vision.config import rules, source, trust
+from moe_vision.config.schema import Config
+from moe_vision.processes import logs, peers
+from moe_vision.processes.exit_code import exit_code
+from moe_vision.processes.stop import Stop
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODES = ('train', 'eval', 'summary')
@@ -41,7 +44,7 @@ flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
 
 def main(argv: list[str]) -> int:
     """Checks the command line and hands over. Returns the exit code."""
-    return command.exit_code(lambda: _run(argv))
+    return exit_code(lambda: _run(argv))
 
 
 def _run(argv: list[str]) -> None:
@@ -55,29 +58,29 @@ def _run(argv: list[str]) -> None:
 
 
 def _carry_out(config: Config, file: str, profile_steps: tuple[int, int] | None,
-               given: processes.Given | None) -> None:
+               given: peers.Given | None) -> None:
     logs.to_stderr()
     rules.check_data(config, reads=FLAGS.mode != 'summary')
     if FLAGS.mode == 'summary':
-        from moe_vision import preflight
+        from moe_vision.training import preflight
         preflight.summary(config)
         return
-    processes.start(given)
-    from moe_vision import train
+    peers.start(given)
+    from moe_vision.training import loop
     if FLAGS.mode == 'train':
         with Stop() as stop:
-            train.train(config, workdir=FLAGS.workdir, config_file=file,
+            loop.train(config, workdir=FLAGS.workdir, config_file=file,
                         profile_steps=profile_steps, stop=stop)
     else:
-        train.evaluate(config, workdir=FLAGS.workdir)
-    processes.done()
+        loop.evaluate(config, workdir=FLAGS.workdir)
+    peers.done()
 
 
 def _parse(argv: list[str],
-           ) -> tuple[Config, str, tuple[int, int] | None, processes.Given | None]:
+           ) -> tuple[Config, str, tuple[int, int] | None, peers.Given | None]:
     """Sets FLAGS; returns the checked config, the file it came from, the steps to profile, and who
     takes part."""
-    common, opened, others = config_file.take_overrides(argv[1:])
+    common, opened, others = source.take_overrides(argv[1:])
     try:
         extra = FLAGS([argv[0], *others])[1:]
     except flags.UnrecognizedFlagError as e:
@@ -85,7 +88,7 @@ def _parse(argv: list[str],
                  '--processes', '--process']
         key = '.' in e.flagname
         near = ((not key and nearest(f'--{e.flagname}', known))
-                or config_file.nearest_key(e.flagname))
+                or source.nearest_key(e.flagname))
         raise UserError(f"unknown flag '--{e.flagname}'.{near} Allowed: {', '.join(known)}, "
                         '--config.KEY.') from e
     except (flags.Error, ValueError) as e:
@@ -100,9 +103,9 @@ def _parse(argv: list[str],
     if not file and (mode == 'train' or not workdir):
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
     trust.allow(FLAGS.trust)
-    config = config_file.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened)
+    config = source.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened)
     checked, profile_steps = config_lib.check(config), _profile_steps()
-    given = processes.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    given = peers.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     if given and mode == 'summary':
         raise UserError("--coordinator is set but is not read: --mode is 'summary'.")
     if mode == 'train':

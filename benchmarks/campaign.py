@@ -15,10 +15,11 @@ import input_pipeline
 from configs.studies import sets
 from configs.studies.data_set import DataSet
 from configs.studies.experiments import pilot
-from moe_vision.settings import Config, routed_blocks
-from moe_vision.study import mechanism, rows
+from moe_vision.config.schema import Config, routed_blocks
+from moe_vision.study import rows
 from moe_vision.study.load import load
 from moe_vision.study.types import Arm
+from moe_vision.training import probes as mechanism
 
 SETS = {d.name: d for d in sets.SETS}
 

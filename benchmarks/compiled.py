@@ -35,12 +35,12 @@ from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
 from benchmarks import layer, run, step  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
-from moe_vision import chips  # noqa: E402
-from moe_vision import config as config_lib  # noqa: E402
+from moe_vision.common import chips  # noqa: E402
+from moe_vision.config import check as config_lib  # noqa: E402
 from moe_vision.layers import platform  # noqa: E402
 from moe_vision.pod import hlo  # noqa: E402
 from moe_vision.pod.compiled import trace_step  # noqa: E402
-from moe_vision.setup import Setup  # noqa: E402
+from moe_vision.training.setup import Setup  # noqa: E402
 
 BANDWIDTH = 3.35e12  # bytes/s, as `chips` has the peak: NVIDIA's data sheet of the H100 SXM
 PEAK, FLOAT32_PEAK = chips.peak('NVIDIA H100') or math.inf, 67e12  # FLOP/s

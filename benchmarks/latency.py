@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from benchmarks import layer
 from benchmarks.table import Row, row
 from configs import cifar10_standard, digits_k2
-from moe_vision import config as config_lib
-from moe_vision.study import latency
+from moe_vision.config import check as config_lib
+from moe_vision.study.run import latency
 
 BATCHES = (1, 8, 64, 512)
 NETWORKS = {'digits_k2': digits_k2.get_config, 'cifar10_standard': cifar10_standard.get_config}

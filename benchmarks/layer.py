@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from benchmarks.table import Row, row
 from benchmarks.timing import Compiled, compiled
-from moe_vision import chips, flops, registry
+from moe_vision.common import chips, flops
+from moe_vision.config import registry
 from moe_vision.layers.experts import Conv, Expert, Mlp
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.capacity import capacity

@@ -23,11 +23,12 @@ from benchmarks.startup import ROOT, environment
 from benchmarks.table import Row
 from benchmarks.timing import compiled
 from configs import base, digits_dense, digits_k2
-from moe_vision import config as config_lib
-from moe_vision import feed, mesh, timing
-from moe_vision.settings import Config
-from moe_vision.setup import Setup
-from moe_vision.study.together import Program
+from moe_vision.common import timing
+from moe_vision.config import check as config_lib
+from moe_vision.config.schema import Config
+from moe_vision.study.run.together import Program
+from moe_vision.training import feed, mesh
+from moe_vision.training.setup import Setup
 
 
 def _vit() -> Any:

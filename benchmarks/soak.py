@@ -81,11 +81,14 @@ def _steps(folder: Path) -> list[int]:
 def _same(whole: Path, killed: Path) -> bool:
     import jax
 
-    from moe_vision import checkpoint, metrics  # after the runs: jax takes memory
+    from moe_vision.run_folder import (
+        checkpoints,  # after the runs: jax takes memory
+        metrics,
+    )
 
     def bits(folder: Path) -> list[bytes]:
         return [np.asarray(x).tobytes()
-                for x in jax.tree.leaves(checkpoint.load_raw(str(folder)))]
+                for x in jax.tree.leaves(checkpoints.load_raw(str(folder)))]
 
     def rows(folder: Path) -> list[dict]:
         return [{k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(str(folder))]

@@ -15,11 +15,12 @@ import numpy as np
 from benchmarks.table import Row, row
 from benchmarks.timing import compiled
 from configs import base, digits_k2, imagenet_k2, imagenet_vit_s16_k2
-from moe_vision import chips, feed, mesh
-from moe_vision import config as config_lib
+from moe_vision.common import chips
+from moe_vision.config import check as config_lib
+from moe_vision.config.schema import Config
 from moe_vision.pod.compiled import batch_of
-from moe_vision.settings import Config
-from moe_vision.setup import Setup
+from moe_vision.training import feed, mesh
+from moe_vision.training.setup import Setup
 
 
 def small_vit() -> Any:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_vision import timing
+from moe_vision.common import timing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from moe_vision import config
+from moe_vision.config import check as config_lib
 
 
 def get_config(workdir: str) -> ConfigDict:
-    return ConfigDict(dataclasses.asdict(config.load(workdir)))
+    return ConfigDict(dataclasses.asdict(config_lib.load(workdir)))

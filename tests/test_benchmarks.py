@@ -16,7 +16,8 @@ from benchmarks import compiled as compiled_for_gpu
 from benchmarks.table import Row, markdown
 from benchmarks.timing import compiled
 from input_pipeline import info
-from moe_vision import config, rules
+from moe_vision.config import check as config_lib
+from moe_vision.config import rules
 from moe_vision.study import load
 
 VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # 48 choices of a group for 36 slots
@@ -175,7 +176,7 @@ def test_every_suite_says_what_it_compares(suite):
 
 @pytest.mark.parametrize('make', [*step.GPU.values(), *latency.NETWORKS.values()])
 def test_every_config_that_is_timed_fits_its_data(make):
-    made = config.check(make())
+    made = config_lib.check(make())
     rules.check_with_data(made, info(made.dataset))
 
 

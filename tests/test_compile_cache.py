@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from moe_vision import compile_cache
+from moe_vision.common import compile_cache
 
 
 @pytest.fixture

@@ -14,8 +14,16 @@ from ml_collections import ConfigDict
 
 from configs import base
 from input_pipeline import DatasetInfo
-from moe_vision import config, config_file, registry, settings, typed
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.config import (
+    check as config_lib,
+)
+from moe_vision.config import (
+    registry,
+    schema,
+    source,
+    typed,
+)
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 'workdir'})
@@ -39,7 +47,7 @@ def changed(changes=()) -> ConfigDict:
 def told(changes, *parts) -> str:
     """The error for these changes: one line that holds every part."""
     with pytest.raises(UserError) as e:
-        config.check(changed(changes))
+        config_lib.check(changed(changes))
     message = str(e.value)
     assert '\n' not in message
     for part in parts:
@@ -49,28 +57,28 @@ def told(changes, *parts) -> str:
 
 @pytest.mark.parametrize('name', NAMES)
 def test_through_json_and_back_is_the_same(name):
-    c = config.check(importlib.import_module(f'configs.{name}').get_config())
-    stored = json.dumps(config.to_dict(c), allow_nan=False)
-    assert config.from_dict(json.loads(stored)) == c
+    c = config_lib.check(importlib.import_module(f'configs.{name}').get_config())
+    stored = json.dumps(config_lib.to_dict(c), allow_nan=False)
+    assert config_lib.from_dict(json.loads(stored)) == c
 
 
 @pytest.mark.parametrize('text, want', [
     ('1,2,inf', (1.0, 2.0, float('inf'))), ('(0.5, 1)', (0.5, 1.0)), ('inf', (float('inf'),)),
     ('1.5', (1.5,)), ('()', ())])
 def test_numbers_in_a_list_on_the_command_line(text, want):
-    common, opened, _ = config_file.take_overrides([f'--config.eval.capacity_factors={text}'])
-    c = config.check(config_file.load('configs/digits_k2.py', common, opened))
+    common, opened, _ = source.take_overrides([f'--config.eval.capacity_factors={text}'])
+    c = config_lib.check(source.load('configs/digits_k2.py', common, opened))
     assert c.eval.capacity_factors == want
-    assert config.from_dict(json.loads(json.dumps(config.to_dict(c)))) == c
+    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(c)))) == c
 
 
 def test_an_unbounded_capacity_survives_strict_json():
-    c = config.check(changed({'model.moe.capacity_factor': float('inf')}))
-    stored = json.dumps(config.to_dict(c), allow_nan=False)
-    assert config.from_dict(json.loads(stored)).model.moe.capacity_factor == float('inf')
+    c = config_lib.check(changed({'model.moe.capacity_factor': float('inf')}))
+    stored = json.dumps(config_lib.to_dict(c), allow_nan=False)
+    assert config_lib.from_dict(json.loads(stored)).model.moe.capacity_factor == float('inf')
 
 
-@pytest.mark.parametrize('key', config_file.KEYS)
+@pytest.mark.parametrize('key', source.KEYS)
 def test_every_key_is_needed_and_a_misspelt_one_is_named(key):
     c = base.get_config().to_dict()
     *parents, last = key.split('.')
@@ -79,53 +87,53 @@ def test_every_key_is_needed_and_a_misspelt_one_is_named(key):
         holder = holder[parent]
     value = holder.pop(last)
     with pytest.raises(UserError, match=f"'{key}' is missing"):
-        config.check(ConfigDict(c))
+        config_lib.check(ConfigDict(c))
     holder[last] = value
     holder[last + 'z'] = value
     with pytest.raises(UserError, match=f"unknown key: '{key}z'. Did you mean '{last}'"):
-        config.check(ConfigDict(c))
+        config_lib.check(ConfigDict(c))
 
 
 def test_the_schema_and_base_have_the_same_keys():
     def keys(d, path=''):
         for k, v in d.items():
-            if isinstance(v, dict) and path + k not in config_file.OPEN:
+            if isinstance(v, dict) and path + k not in source.OPEN:
                 yield from keys(v, f'{path}{k}.')
             else:
                 yield path + k
-    assert sorted(keys(base.get_config().to_dict())) == sorted(config_file.KEYS)
+    assert sorted(keys(base.get_config().to_dict())) == sorted(source.KEYS)
 
 
 WRONG = {int: (True, 3.0, '3', None), float: (True, '3', None, [1.0]), bool: (1, 0.0, 'True'),
          str: (1, None, True)}
 
 
-@pytest.mark.parametrize('key', [k for k, kind in config_file.KEYS.items() if kind in WRONG])
+@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in WRONG])
 def test_every_wrong_type_is_told_with_its_key(key):
-    kind = config_file.KEYS[key]
+    kind = source.KEYS[key]
     for value in WRONG[kind]:
         told({key: value}, f'{key} is {value!r}', typed.describe(kind))
 
 
-@pytest.mark.parametrize('key', [k for k, kind in config_file.KEYS.items() if kind in (int, float)])
+@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in (int, float)])
 def test_no_number_is_negative_or_nan(key):
     told({key: -1}, key, '-1')
-    if config_file.KEYS[key] is float:
+    if source.KEYS[key] is float:
         told({key: float('nan')}, key, 'nan')
         if 'capacity_factor' not in key:
             told({key: float('inf')}, key, 'inf')
 
 
 def test_an_int_is_fine_for_a_float_and_lists_become_tuples():
-    c = config.check(changed({'train.epochs': 3, 'model.args': {'widths': [8, 16]}}))
+    c = config_lib.check(changed({'train.epochs': 3, 'model.args': {'widths': [8, 16]}}))
     assert type(c.train.epochs) is float
     assert c.model.args.widths == (8, 16)
 
 
-@pytest.mark.parametrize('key', [k for k, kind in config_file.KEYS.items()
+@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items()
                                  if typing.get_origin(kind) is typing.Literal])
 def test_a_choice_is_told_with_the_nearest(key):
-    allowed = config_file.KEYS[key].__args__
+    allowed = source.KEYS[key].__args__
     given = allowed[-1] + 'x'
     told({key: given}, f"{key} is '{given}'. Did you mean '{allowed[-1]}'?", *allowed)
 
@@ -221,18 +229,18 @@ def test_each_mistake_says_what_was_given_and_what_is_allowed(changes, parts):
 
 
 def test_superclasses_are_one_for_each_class():
-    c = config.check(changed({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 1, 2)}}))
+    c = config_lib.check(changed({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 1, 2)}}))
     with pytest.raises(UserError, match='3 entries.*10 classes'):
-        config.check_with_data(c, INFO)
+        config_lib.check_with_data(c, INFO)
     for fits in ((), tuple(range(5)) * 2):
-        config.check_with_data(config.check(changed(
+        config_lib.check_with_data(config_lib.check(changed(
             {**TAUGHT, 'model.moe.router_args': {'superclasses': fits}})), INFO)
 
 
 def test_null_experts_can_be_chosen_too():
     changes = {'model.moe.router': 'null_experts', 'model.moe.router_args': {'null_experts': 2},
                'model.moe.losses': {}}
-    config.check(changed({**changes, 'model.moe.k': 10}))
+    config_lib.check(changed({**changes, 'model.moe.k': 10}))
     told({**changes, 'model.moe.k': 11}, 'k is 11', 'null_experts 2', '1 to 10')
 
 
@@ -242,7 +250,7 @@ def test_a_router_gets_what_it_needs_or_is_refused(monkeypatch):
     told({}, "needs 'attention'", "backbone 'conv' supplies nothing")
     offers = dataclasses.replace(registry.BACKBONES['conv'], supplies=('attention',))
     monkeypatch.setitem(registry.BACKBONES, 'conv', offers)
-    config.check(changed())
+    config_lib.check(changed())
 
 
 OTHER = {'router': 'random', 'router_args': {'noise': 'jitter'}, 'num_experts': 4, 'k': 1,
@@ -251,7 +259,7 @@ OTHER = {'router': 'random', 'router_args': {'noise': 'jitter'}, 'num_experts': 
          'expert_args': {'kernel': 5}, 'hidden': 8, 'losses': {}}
 
 
-@pytest.mark.parametrize('key', [f.name for f in dataclasses.fields(settings.Moe)
+@pytest.mark.parametrize('key', [f.name for f in dataclasses.fields(schema.Moe)
                                  if f.name != 'placement'])
 def test_routing_keys_are_not_read_without_routing_but_may_stand_in_a_twin(key):
     changes = {f'model.moe.{key}': OTHER[key]}
@@ -261,13 +269,13 @@ def test_routing_keys_are_not_read_without_routing_but_may_stand_in_a_twin(key):
          "placement is 'none'")
     if key in ('router', 'router_args'):
         changes['model.moe.losses'] = {}
-    config.check(changed({**changes, 'model.twin': 'same_width'}))
+    config_lib.check(changed({**changes, 'model.twin': 'same_width'}))
 
 
 @pytest.mark.parametrize('key', registry.ROUTERS['soft'].ignores)
 def test_soft_routing_does_not_read_what_choosing_reads(key):
     soft = {'model.moe.router': 'soft', 'model.moe.router_args': {}, 'model.moe.losses': {}}
-    config.check(changed(soft))
+    config_lib.check(changed(soft))
     told({**soft, f'model.moe.{key}': OTHER[key]}, f'model.moe.{key} is set to', "'soft'")
 
 
@@ -275,11 +283,11 @@ def test_groups_of_images_fit_iff_they_divide_a_micro_batch():
     for group in range(1, 70):
         changes = {'train.batch_size': 96, 'train.micro_batches': 2, 'model.moe.group_size': group}
         if 48 % group == 0:
-            config.check(changed(changes))
+            config_lib.check(changed(changes))
         else:
             fits = told(changes, f'group_size is {group}', '48 images').split('fits: ')[1]
             for size in fits.rstrip('.').split(', '):
-                config.check(changed({**changes, 'model.moe.group_size': int(size)}))
+                config_lib.check(changed({**changes, 'model.moe.group_size': int(size)}))
 
 
 def test_groups_of_patches_are_whole_images_or_parts_of_one():
@@ -289,7 +297,7 @@ def test_groups_of_patches_are_whole_images_or_parts_of_one():
     for group in range(1, 130):
         changes = {**start, 'model.moe.group_size': group}
         if group in fits:
-            config.check(changed(changes))
+            config_lib.check(changed(changes))
         else:
             told(changes, f'group_size is {group}', '16 tokens', 'what fits')
 
@@ -297,10 +305,10 @@ def test_groups_of_patches_are_whole_images_or_parts_of_one():
 def test_slots_over_a_batch_of_patches_need_more_than_one_image():
     soft = {**VIT, 'dataset.image_size': 16, 'train.batch_size': 6, 'model.moe.router': 'soft',
             'model.moe.losses': {}, 'model.moe.router_args': {'axis': 'batch'}}
-    config.check(changed({**soft, 'model.moe.group_size': 32}))
+    config_lib.check(changed({**soft, 'model.moe.group_size': 32}))
     told({**soft, 'model.moe.group_size': 16}, "axis is 'batch'", 'one image (16)', '32')
     tokens = {**soft, 'model.moe.router_args': {'axis': 'tokens'}, 'model.moe.group_size': 16}
-    config.check(changed(tokens))
+    config_lib.check(changed(tokens))
     told({**tokens, 'model.moe.group_size': 32}, 'one image of 16 tokens', 'is 32')
     told({**tokens, 'model.moe.placement': 'head', 'model.moe.group_size': 6}, "axis is 'tokens'")
 
@@ -309,20 +317,20 @@ INFO = DatasetInfo('toy', 10, (16, 16, 1), {'train': 200, 'test': 50}, tuple('ab
 
 
 def test_the_image_size_of_the_data_is_used_where_the_config_has_none():
-    c = config.check(changed({**VIT, 'model.moe.group_size': 48, 'train.batch_size': 6}))
-    config.check_with_data(c, INFO)
+    c = config_lib.check(changed({**VIT, 'model.moe.group_size': 48, 'train.batch_size': 6}))
+    config_lib.check_with_data(c, INFO)
     told_by = dataclasses.replace(INFO, image_shape=(12, 12, 1))  # 9 tokens: 48 does not fit
     with pytest.raises(UserError, match='9 tokens'):
-        config.check_with_data(c, told_by)
+        config_lib.check_with_data(c, told_by)
     with pytest.raises(UserError, match='model.args.patch_size is 4.*18x18'):
-        config.check_with_data(c, dataclasses.replace(INFO, image_shape=(18, 18, 1)))
+        config_lib.check_with_data(c, dataclasses.replace(INFO, image_shape=(18, 18, 1)))
 
 
 def test_a_class_token_is_a_token():
     args = {**VIT['model.args'], 'pool': 'token'}
-    c = config.check(changed({**VIT, 'model.args': args, 'model.moe.group_size': 17,
+    c = config_lib.check(changed({**VIT, 'model.args': args, 'model.moe.group_size': 17,
                               'train.batch_size': 6}))
-    config.check_with_data(c, INFO)
+    config_lib.check_with_data(c, INFO)
 
 
 @pytest.mark.parametrize('changes, part', [
@@ -331,7 +339,7 @@ def test_a_class_token_is_a_token():
 ])
 def test_the_number_of_images_limits_batch_and_warm_up(changes, part):
     with pytest.raises(UserError, match=part):
-        config.check_with_data(config.check(changed(changes)), INFO)
+        config_lib.check_with_data(config_lib.check(changed(changes)), INFO)
 
 
 @pytest.mark.parametrize('placement, blocks, routed', [
@@ -339,7 +347,7 @@ def test_the_number_of_images_limits_batch_and_warm_up(changes, part):
     ('every_2', 6, (1, 3, 5)), ('every_4', 6, (3,)), ('0', 1, (0,)), ('3,1', 4, (1, 3)),
 ])
 def test_placements_name_blocks(placement, blocks, routed):
-    assert settings.routed_blocks(placement, blocks) == routed
+    assert schema.routed_blocks(placement, blocks) == routed
 
 
 @pytest.mark.parametrize('placement', ['', 'last', 'last_0', 'every_0', 'last_1,2', '1,1', '1,',
@@ -350,29 +358,30 @@ def test_other_placements_are_refused(placement):
 
 @pytest.mark.parametrize('placement, expert', [('head', 'mlp'), ('last_1', 'conv')])
 def test_the_default_expert_copies_what_it_replaces(placement, expert):
-    c = config.check(changed({'model.moe.placement': placement}))
+    c = config_lib.check(changed({'model.moe.placement': placement}))
     assert c.model.moe.expert == expert
     assert isinstance(c.model.moe.expert_args, registry.EXPERTS[expert].args)
 
 
 def test_arguments_get_their_defaults():
-    c = config.check(changed({'train.optimizer': 'sgd', 'train.optimizer_args': {'momentum': 0.8}}))
+    c = config_lib.check(changed({'train.optimizer': 'sgd',
+                                  'train.optimizer_args': {'momentum': 0.8}}))
     assert c.train.optimizer_args == registry.SgdArgs(momentum=0.8, nesterov=True)
 
 
 def test_overrides_reach_locked_configs_and_their_open_dictionaries(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text('from configs import base\nget_config = base.get_config\n')
-    common, opened, others = config_file.take_overrides([
+    common, opened, others = source.take_overrides([
         '--config=x.py', '--config.train.epochs', '3', '--config.dataset.cache',
         '--config.model.moe.router_args.noise=learned', '--config.model.args.widths=16,32',
         '--config.model.moe.losses={}', '--config.model.moe.losses.z=1e-3',
         '-config.train.optimizer_args.b1=0.8', '--mode', 'eval',
         '--config.model.moe.router_args.renormalize=true'])
     assert others == ['--config=x.py', '--mode', 'eval']
-    loaded = config_file.load(str(path), common, opened)
+    loaded = source.load(str(path), common, opened)
     assert loaded.is_locked
-    c = config.check(loaded)
+    c = config_lib.check(loaded)
     assert (c.train.epochs, c.dataset.cache, c.model.args.widths) == (3.0, True, (16, 32))
     assert c.model.moe.losses == {'z': 0.001}
     assert c.train.optimizer_args.b1 == 0.8
@@ -381,36 +390,36 @@ def test_overrides_reach_locked_configs_and_their_open_dictionaries(tmp_path):
 
 def test_the_config_of_a_run_can_be_overridden(tmp_path):
     start = changed({'model.moe.capacity_factor': float('inf'), 'model.args': {'widths': (8, 16)}})
-    stored = config.check(start)
-    (tmp_path / 'config.json').write_text(json.dumps({'config': config.to_dict(stored)}))
-    assert config.load(str(tmp_path)) == stored
-    again = config_file.load(f'{ROOT}/configs/workdir.py:{tmp_path}',
+    stored = config_lib.check(start)
+    (tmp_path / 'config.json').write_text(json.dumps({'config': config_lib.to_dict(stored)}))
+    assert config_lib.load(str(tmp_path)) == stored
+    again = source.load(f'{ROOT}/configs/workdir.py:{tmp_path}',
                              ['--config.eval.batch_size=1', '--config.model.moe.capacity_factor=2'])
     want = dataclasses.replace(stored, eval=dataclasses.replace(stored.eval, batch_size=1))
     moe = dataclasses.replace(want.model.moe, capacity_factor=2.0)
     want = dataclasses.replace(want, model=dataclasses.replace(want.model, moe=moe))
-    assert config.check(again) == want
+    assert config_lib.check(again) == want
 
 
 def test_a_run_from_before_a_key_was_there_has_its_default(tmp_path):
-    stored = config.check(changed({'eval.batch_size': 3, 'model.moe.router_args': {},
+    stored = config_lib.check(changed({'eval.batch_size': 3, 'model.moe.router_args': {},
                                    'model.moe.losses': {}}))
-    values = config.to_dict(stored)
+    values = config_lib.to_dict(stored)
     del values['eval']['capacity_factors'], values['dataset']['randaugment_layers']
     (tmp_path / 'config.json').write_text(json.dumps({'config': values}))
-    assert config.load(str(tmp_path)) == stored
+    assert config_lib.load(str(tmp_path)) == stored
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"config": 3}', '{"other": {}}'])
 def test_a_broken_config_of_a_run_is_told(tmp_path, text):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(UserError):
-        config.load(str(tmp_path))
+        config_lib.load(str(tmp_path))
 
 
 def test_checking_imports_nothing_slow():
-    code = ('import sys; from configs import base; from moe_vision import config;'
-            'config.check(base.get_config());'
+    code = ('import sys; from configs import base; from moe_vision.config import check;'
+            'check.check(base.get_config());'
             "print([m for m in ('jax', 'flax', 'grain', 'tensorflow_datasets', 'numpy')"
             ' if m in sys.modules])')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
@@ -423,4 +432,4 @@ def test_a_file_changed_within_the_same_second_is_read_anew(tmp_path):
     for value in (0.3, 0.4):  # as long a text, at the same time: cached bytecode would be used
         file.write_text(f'def get_config():\n    return {value}\n')
         os.utime(file, (1e9, 1e9))
-        assert config_file.run(str(file)) == value
+        assert source.run(str(file)) == value

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_vision import config, settings, typed
+from moe_vision.config import check as config_lib
+from moe_vision.config import schema, typed
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 NAMES = sorted({p.stem for p in FOLDER.glob('*.py')} - {'__init__', 'workdir'})
@@ -76,8 +77,8 @@ NEIGHBOURS = {
 }
 
 
-def checked(name: str) -> settings.Config:
-    return config.check(importlib.import_module(f'configs.{name}').get_config())
+def checked(name: str) -> schema.Config:
+    return config_lib.check(importlib.import_module(f'configs.{name}').get_config())
 
 
 def test_the_promised_configs_exist():
@@ -103,7 +104,7 @@ def test_a_config_differs_from_its_neighbour_only_in_what_its_name_says(name):
 
     def leaves(c):
         values = {}
-        for key in typed.flatten(settings.Config):
+        for key in typed.flatten(schema.Config):
             values[key] = c
             for part in key.split('.'):
                 values[key] = getattr(values[key], part)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs import digits_k2
-from moe_vision import config
+from moe_vision.config import check as config_lib
 
 ROOT = Path(__file__).parent.parent
 CONFIG = '--config=configs/digits_k2.py'
@@ -154,7 +154,7 @@ import sys, types
 sys.path.insert(0, {root!r})
 import main
 from absl import logging
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from input_pipeline import DataError
 
 def called(name, effect=None):
@@ -165,11 +165,11 @@ def called(name, effect=None):
             raise effect
     return f
 
-train = types.ModuleType('moe_vision.train')
+train = types.ModuleType('moe_vision.training.loop')
 train.train, train.evaluate = called('train', {effect}), called('evaluate')
-preflight = types.ModuleType('moe_vision.preflight')
+preflight = types.ModuleType('moe_vision.training.preflight')
 preflight.summary = called('summary')
-sys.modules.update({{'moe_vision.train': train, 'moe_vision.preflight': preflight}})
+sys.modules.update({{m.__name__: m for m in (train, preflight)}})
 sys.exit(main.main(sys.argv))
 """
 
@@ -187,7 +187,7 @@ def test_train_is_handed_the_config_and_the_profile(shadowed, tmp_path):
     assert done.returncode == 0
     assert done.stdout.startswith(
         f"train 7.0 256 {{'workdir': '{tmp_path}/a/b', 'config_file': 'configs/digits_k2.py', "
-        "'profile_steps': (3, 5), 'stop': <moe_vision.stop.Stop ")
+        "'profile_steps': (3, 5), 'stop': <moe_vision.processes.stop.Stop ")
     assert done.stderr.count('\n') == 1 and done.stderr.endswith(' I hello\n')
     assert (tmp_path / 'a/b').is_dir()
 
@@ -195,7 +195,8 @@ def test_train_is_handed_the_config_and_the_profile(shadowed, tmp_path):
 def test_evaluate_takes_the_config_of_the_run(shadowed, tmp_path):
     c = digits_k2.get_config()
     c.train.epochs = 11.0
-    (tmp_path / 'config.json').write_text(json.dumps({'config': config.to_dict(config.check(c))}))
+    told = {'config': config_lib.to_dict(config_lib.check(c))}
+    (tmp_path / 'config.json').write_text(json.dumps(told))
     done = handed(shadowed, '--mode=eval', f'--workdir={tmp_path}', '--config.eval.batch_size=1')
     assert done.stdout == f"evaluate 11.0 1 {{'workdir': '{tmp_path}'}}\n", done.stderr
     done = handed(shadowed, '--mode=summary', f'--workdir={tmp_path}')

@@ -10,8 +10,8 @@ import pytest
 
 import input_pipeline
 from configs import digits_k2
-from moe_vision import config as config_lib
 from moe_vision import models
+from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.types import Context

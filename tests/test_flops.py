@@ -13,8 +13,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from moe_vision.errors import UserError
-from moe_vision.flops import count, total
+from moe_vision.common.errors import UserError
+from moe_vision.common.flops import count, total
 
 
 def f32(*shape):

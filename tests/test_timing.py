@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_vision.timing import Compiling, compiling
+from moe_vision.common.timing import Compiling, compiling
 
 
 def test_what_lies_inside_another_event_counts_once(monkeypatch):

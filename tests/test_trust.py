@@ -17,16 +17,17 @@ import input_pipeline
 import main
 import moe_vision
 from configs import base
-from moe_vision import config as config_lib
-from moe_vision import predict, settings, trust, typed
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.config import check as config_lib
+from moe_vision.config import schema, trust, typed
+from moe_vision.predict import __main__ as predict
 from moe_vision.study import __main__ as study_command
 from moe_vision.study import registration, rows
 from moe_vision.study.load import load
 
 NAMES = ('model.name', 'model.moe.router', 'model.moe.expert', 'train.optimizer', 'dataset.name',
          'model.moe.losses')
-TEXTS = sorted(k for k, kind in typed.flatten(settings.Config).items()
+TEXTS = sorted(k for k, kind in typed.flatten(schema.Config).items()
                if kind is str or typing.get_origin(kind) is typing.Literal)
 
 
@@ -50,7 +51,7 @@ def evil(tmp_path, monkeypatch):
     (tmp_path / 'stranger').mkdir()
     (tmp_path / 'stranger' / 'evil.py').write_text(
         f'open({str(mark)!r}, "w").close()\n'
-        'from moe_vision.registry import TopKArgs\n'
+        'from moe_vision.config.registry import TopKArgs\n'
         'from moe_vision.routing.routers.top_k import TopK\n'
         'class R(TopK):\n'
         '    Args = TopKArgs\n')

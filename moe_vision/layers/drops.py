@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh as DeviceMesh
 
-from moe_vision import registry
+from moe_vision.config import registry
 from moe_vision.layers.exchange import over_groups
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import Step, choices_of, make_router

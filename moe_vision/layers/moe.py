@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh as DeviceMesh
 
-from moe_vision import registry
+from moe_vision.config import registry
 from moe_vision.layers.exchange import over_groups, run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.routing import telemetry

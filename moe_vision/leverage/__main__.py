@@ -16,11 +16,11 @@ from typing import Any
 
 import input_pipeline
 from input_pipeline import DataError
-from moe_vision import config_file
-from moe_vision.errors import UserError
-from moe_vision.files import finite
+from moe_vision.common.errors import UserError
+from moe_vision.common.files import finite
+from moe_vision.config import source
+from moe_vision.config.schema import Config
 from moe_vision.leverage.options import Request, parse
-from moe_vision.settings import Config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def _tables(request: Request) -> tuple[list[str], Any]:
 def _sweep(request: Request) -> tuple[list[str], Any]:
     from moe_vision.leverage import measure, sweep
 
-    rows = [sweep.row(file, request.sweep, sweep.said(config_file.literal(value)),
+    rows = [sweep.row(file, request.sweep, sweep.said(source.literal(value)),
                       measure(config, _info(config)))
             for (file, value), config in request.configs.items()]
     paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]

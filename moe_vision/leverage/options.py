@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from moe_vision import config as config_lib
-from moe_vision import config_file, rules
-from moe_vision.errors import UserError, nearest
-from moe_vision.settings import Config
+from moe_vision.common.errors import UserError, nearest
+from moe_vision.config import check as config_lib
+from moe_vision.config import rules, source
+from moe_vision.config.schema import Config
 
 RHOS = ('rho_place', 'rho_active', 'rho_executed')
 _FLAGS = ('--config', '--sweep', '--solve', '--target_rho', '--rho', '--out', '--json')
@@ -42,7 +42,7 @@ def parse(arguments: list[str], description: str) -> Request:
     Raises:
       UserError, DataError: the first thing that is wrong, in one line.
     """
-    common, opened, others = config_file.take_overrides(arguments)
+    common, opened, others = source.take_overrides(arguments)
     parser = _Parser(prog='python -m moe_vision.leverage', description=description,
                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', action='append', default=[], metavar='FILE[,FILE]',
@@ -60,15 +60,15 @@ def parse(arguments: list[str], description: str) -> Request:
         name = unknown[0].partition('=')[0]
         if not name.startswith('-'):
             raise UserError(f"unexpected argument '{name}'; flags are written --name=value.")
-        near = nearest(name, _FLAGS) or config_file.nearest_key(name.lstrip('-'))
+        near = nearest(name, _FLAGS) or source.nearest_key(name.lstrip('-'))
         raise UserError(f"unknown flag '{name}'.{near} Allowed: {', '.join(_FLAGS)}, --config.KEY.")
     files = tuple(dict.fromkeys(f for c in given.config for f in c.split(',') if f))
     if not files:
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
 
     def load(file: str, key: str = '', value: Any = '') -> Any:
-        more, inside, _ = config_file.take_overrides([f'--config.{key}={value}'] if key else [])
-        return config_file.load(file, [*common, *more], {**opened, **inside})
+        more, inside, _ = source.take_overrides([f'--config.{key}={value}'] if key else [])
+        return source.load(file, [*common, *more], {**opened, **inside})
 
     def checked(config: Any) -> Config:
         made = config_lib.check(config)
@@ -133,7 +133,7 @@ def _target(given: argparse.Namespace) -> float:
     if given.target_rho is None:
         raise UserError('--target_rho is missing; give the rho that --solve is to reach, such as '
                         '--target_rho=0.2.')
-    value = config_file.literal(given.target_rho)
+    value = source.literal(given.target_rho)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise UserError(f"--target_rho is '{given.target_rho}'; it must be a number above 0 and "
                         'below 1.')
@@ -142,7 +142,7 @@ def _target(given: argparse.Namespace) -> float:
 
 def _integer(key: str, config: Config) -> None:
     """Raises UserError unless the key holds an int."""
-    config_file.take_overrides([f'--config.{key}=1'])  # tells an unknown key
+    source.take_overrides([f'--config.{key}=1'])  # tells an unknown key
     value: Any = config
     for part in key.split('.'):
         if not hasattr(value, part):

@@ -6,7 +6,7 @@ The number should rise or fall with the integer; not every integer need be allow
 import time
 from collections.abc import Callable, Iterator
 
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 
 MOST = 2**22  # no larger value is tried
 SECONDS = 60.0  # of computing; after so long, no larger value is tried

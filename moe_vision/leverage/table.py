@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from moe_vision import registry
+from moe_vision.config import registry
+from moe_vision.config.schema import Config
 from moe_vision.leverage.types import Leverage, Twin
-from moe_vision.settings import Config
 
 _COLUMNS = {'twin': 'flops_twin', 'FLOPs': 'flops', 'executed': 'flops_executed',
             'router': 'flops_router', 'dispatch': 'flops_dispatch', 'params': 'params',

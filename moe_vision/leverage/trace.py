@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline import DatasetInfo
-from moe_vision import flops, models, registry, routing_rules, settings
-from moe_vision.errors import UserError
+from moe_vision import models
+from moe_vision.common import flops
+from moe_vision.common.errors import UserError
+from moe_vision.common.paths import path_name
+from moe_vision.config import registry, routing_rules, schema
+from moe_vision.config.schema import Config, Model
 from moe_vision.layers import MoE, Step
 from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
 from moe_vision.models.places import choices_per_token
-from moe_vision.optimizer import path_name
 from moe_vision.routing.capacity import capacity, effective_factor
-from moe_vision.settings import Config, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
         return ()
     images = trace_images(config, tokens_per_image(config, info))
     found = []
-    for name in typing.get_args(typing.get_type_hints(settings.Model)['twin']):
+    for name in typing.get_args(typing.get_type_hints(schema.Model)['twin']):
         if name == 'none':
             continue
         model = dataclasses.replace(config.model, twin=name)

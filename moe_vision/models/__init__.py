@@ -3,8 +3,8 @@
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from moe_vision import registry
-from moe_vision.settings import Model
+from moe_vision.config import registry
+from moe_vision.config.schema import Model
 
 
 def build(model: Model, num_classes: int, mesh: Mesh | None = None) -> nn.Module:

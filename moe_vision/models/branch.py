@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.models.places import expert_at, twin_expert
-from moe_vision.settings import Model
 
 
 class Infos:

@@ -13,10 +13,10 @@ from typing import ClassVar
 import flax.linen as nn
 from jax.sharding import Mesh
 
+from moe_vision.config.schema import Model, routed_blocks
 from moe_vision.layers import Step
 from moe_vision.models.branch import Infos, make_branch, run_branch
 from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
-from moe_vision.settings import Model, routed_blocks
 
 
 class StandardBranch(nn.Module):

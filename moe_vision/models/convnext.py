@@ -12,12 +12,12 @@ import functools
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from moe_vision import registry
+from moe_vision.config import registry
+from moe_vision.config.schema import Model, routed_blocks
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, make_branch, run_branch
 from moe_vision.models.parts import Conv, classify, drop_path, run_block
-from moe_vision.settings import Model, routed_blocks
 
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import jax
 
-from moe_vision import flops
+from moe_vision.common import flops
+from moe_vision.config.schema import Moe
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import make_expert, make_router
-from moe_vision.settings import Moe
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:

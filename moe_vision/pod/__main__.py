@@ -10,7 +10,7 @@ import json
 import sys
 
 from input_pipeline import DataError
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from moe_vision.pod import devices, options
 
 

@@ -5,10 +5,10 @@ import importlib.metadata
 import sys
 from typing import Any
 
-from moe_vision.chips import TPUS
+from moe_vision.common.chips import TPUS
+from moe_vision.config.schema import Config
 from moe_vision.pod import compiled, expected, hlo, memory, report, roofline
 from moe_vision.pod.topology import Topology
-from moe_vision.settings import Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_vision import flops, mesh
+from moe_vision.common import flops
+from moe_vision.config.schema import Config
 from moe_vision.pod.devices import devices_of
 from moe_vision.pod.topology import Topology
-from moe_vision.settings import Config
-from moe_vision.setup import Setup
+from moe_vision.training import mesh
+from moe_vision.training.setup import Setup
 
 
 class TooLarge(Exception):

@@ -8,7 +8,7 @@ import resource
 import sys
 from typing import Any
 
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from moe_vision.pod.topology import Topology
 
 _INSTALL = "pip install '.[pod]'"  # in the project's folder

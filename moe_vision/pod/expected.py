@@ -16,12 +16,12 @@ from collections.abc import Collection, Iterable
 
 import jax
 
-from moe_vision import traffic
 from moe_vision.layers import exchange
 from moe_vision.pod.hlo import Collective, Part
 from moe_vision.pod.memory import shard_shape
 from moe_vision.pod.roofline import sent_bytes
-from moe_vision.setup import Setup
+from moe_vision.training import traffic
+from moe_vision.training.setup import Setup
 
 _TILES = re.compile(r'\[\d+,\d+,128\]$')  # what slices sum, laid flat with its padding
 _STATISTIC = 2**16  # elements; sums by channel, expert or class are smaller

@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 from typing import NoReturn
 
-from moe_vision import config as config_lib
-from moe_vision import config_file, rules
-from moe_vision.errors import UserError, nearest
+from moe_vision.common.errors import UserError, nearest
+from moe_vision.config import check as config_lib
+from moe_vision.config import rules, source
+from moe_vision.config.schema import Config
 from moe_vision.pod.topology import Topology
 from moe_vision.pod.topology import parse as parse_slice
-from moe_vision.settings import Config
 
 _FLAGS = ('--config', '--topology', '--slices', '--json')
 
@@ -34,7 +34,7 @@ def parse(arguments: list[str], description: str) -> Request:
     Raises:
       UserError, DataError: the first thing that is wrong, in one line.
     """
-    common, opened, others = config_file.take_overrides(arguments)
+    common, opened, others = source.take_overrides(arguments)
     parser = _Parser(prog='python -m moe_vision.pod', description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help='a file of configs/')
@@ -47,7 +47,7 @@ def parse(arguments: list[str], description: str) -> Request:
         name = unknown[0].partition('=')[0]
         if not name.startswith('-'):
             raise UserError(f"unexpected argument '{name}'; flags are written --name=value.")
-        near = nearest(name, _FLAGS) or config_file.nearest_key(name.lstrip('-'))
+        near = nearest(name, _FLAGS) or source.nearest_key(name.lstrip('-'))
         raise UserError(f"unknown flag '{name}'.{near} Allowed: {', '.join(_FLAGS)}, --config.KEY.")
     if not given.config:
         raise UserError('--config is missing; give a file, such as '
@@ -57,6 +57,6 @@ def parse(arguments: list[str], description: str) -> Request:
     if given.slices < 1:
         raise UserError(f'--slices is {given.slices}; allowed: 1 or more.')
     topology = dataclasses.replace(parse_slice(given.topology), slices=given.slices)
-    config = config_lib.check(config_file.load(given.config, common, opened))
+    config = config_lib.check(source.load(given.config, common, opened))
     rules.check_data(config, reads=False)
     return Request(config, topology, given.json)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from moe_vision.chips import Chip
+from moe_vision.common.chips import Chip
 from moe_vision.pod.hlo import Collective
 from moe_vision.pod.memory import Memory
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import re
 
-from moe_vision.chips import TPUS, Chip
-from moe_vision.errors import UserError, nearest
+from moe_vision.common.chips import TPUS, Chip
+from moe_vision.common.errors import UserError, nearest
 
 _SQUARES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SMALL_CUBES = ((1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # below a cube of 4x4x4

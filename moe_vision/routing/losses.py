@@ -9,7 +9,7 @@ Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null expert
 import jax
 import jax.numpy as jnp
 
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick, top_k_ids
 
 

@@ -21,11 +21,15 @@ from typing import Any, NoReturn
 from absl import flags
 
 from input_pipeline import DataError
-from moe_vision import command, compile_cache, config_file, logs, processes, rules
-from moe_vision.errors import UserError, nearest, unknown
-from moe_vision.stop import Stop
-from moe_vision.study import claims, plan, registration, rows, run
+from moe_vision.common import compile_cache
+from moe_vision.common.errors import UserError, nearest, unknown
+from moe_vision.config import rules, source
+from moe_vision.processes import logs, peers
+from moe_vision.processes.exit_code import exit_code
+from moe_vision.processes.stop import Stop
+from moe_vision.study import registration, rows
 from moe_vision.study.load import Loaded, load, matching
+from moe_vision.study.run import claims, plan, runner
 
 COMMANDS = ('run', 'report', 'register', 'time')
 _FLAGS = ('--study', '--workdir', '--only', '--list', '--dry_run', '--keep_runs', '--coordinator',
@@ -39,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> int:
     """Checks the command line and hands over. Returns the exit code."""
-    return command.exit_code(lambda: _carry_out(*_parse(argv)))
+    return exit_code(lambda: _carry_out(*_parse(argv)))
 
 
 def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -47,7 +51,7 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
         for folder in registration.folders(args.workdir):
             _report(folder)
         return
-    given = processes.check(args.coordinator, args.processes, args.process)
+    given = peers.check(args.coordinator, args.processes, args.process)
     loaded = load(args.study, overrides)
     if args.list or args.dry_run:
         _show(loaded, args)
@@ -63,7 +67,7 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    common, opened, others = config_file.take_overrides(argv)
+    common, opened, others = source.take_overrides(argv)
     common += [f'--config.{k}={v}' for k, v in opened.items()]  # none is allowed: `load` says so
     parser = _Parser(prog='python -m moe_vision.study', description=__doc__, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,7 +107,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, common
 
 
-def _run(loaded: Loaded, args: argparse.Namespace, given: processes.Given | None) -> None:
+def _run(loaded: Loaded, args: argparse.Namespace, given: peers.Given | None) -> None:
     for name in matching(loaded.configs, args.only):
         try:
             rules.check_init(loaded.configs[name])
@@ -112,10 +116,10 @@ def _run(loaded: Loaded, args: argparse.Namespace, given: processes.Given | None
             raise UserError(f"arm '{name}': {e}") from e
     flags.FLAGS(['study'])  # worker processes of the input pipeline want them parsed
     logs.to_stderr()
-    processes.start(given)
+    peers.start(given)
     with Stop() as stop:
-        run.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
-    processes.done()
+        runner.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
+    peers.done()
 
 
 def _show(loaded: Loaded, args: argparse.Namespace) -> None:
@@ -140,7 +144,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
     registration.register(loaded, workdir)
     logs.to_stderr()
     compile_cache.use()
-    from moe_vision.study import latency
+    from moe_vision.study.run import latency
 
     found = latency.measure({a: loaded.configs[a] for a in study.latency_arms},
                             study.latency_batches)
@@ -152,11 +156,12 @@ def _report(workdir: str) -> None:
     found, problems = rows.read(workdir, record, digest)
     for line in problems:
         print(f'note: {record["name"]}: {line}', file=sys.stderr)
-    from moe_vision.study import analysis, report
+    from moe_vision.study import report
+    from moe_vision.study.analysis import analyse
 
     timings = {'cells': rows.timings(workdir), 'latency': rows.latency(workdir)}
     out = os.path.join(workdir, 'report')
-    report.write(analysis.analyse(record, digest, found, problems), timings, out)
+    report.write(analyse.analyse(record, digest, found, problems), timings, out)
     print(f'wrote {out}/report.md and report.html')
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import input_pipeline
 from input_pipeline import DataError
-from moe_vision import config as config_lib
-from moe_vision import config_file, rules, typed
-from moe_vision.errors import UserError, unknown
-from moe_vision.settings import Config
+from moe_vision.common.errors import UserError, unknown
+from moe_vision.common.paths import ROOT
+from moe_vision.config import check as config_lib
+from moe_vision.config import rules, source, typed
+from moe_vision.config.schema import Config
 from moe_vision.study.types import Arm, Comparison, Figure, Study
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OPERATIONAL = ('dataset.data_dir', 'dataset.workers', 'dataset.cache', 'dataset.resident',
                'checkpoint.', 'log.')  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
@@ -57,7 +57,7 @@ def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
     Raises:
       UserError, DataError: the first thing that is wrong, in one line.
     """
-    study = config_file.run(file, 'study', 'configs/studies')
+    study = source.run(file, 'study', 'configs/studies')
     if not isinstance(study, Study):
         raise UserError(f"study file '{file}': get_study() returned a {type(study).__name__}; it "
                         'must return a moe_vision.study.types.Study.')
@@ -97,10 +97,9 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
 
 def _config(arm: Arm, overrides: list[str]) -> Config:
     given = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
-    common, opened, _ = config_file.take_overrides(given)
-    path = arm.config if os.path.isabs(arm.config) or os.getcwd() == ROOT else \
-        os.path.join(ROOT, arm.config)
-    values = config_file.load(path, [*common, *overrides],
+    common, opened, _ = source.take_overrides(given)
+    path = arm.config if os.getcwd() == str(ROOT) else str(ROOT / arm.config)
+    values = source.load(path, [*common, *overrides],
                               {k: arm.overrides[k] for k in opened})  # as written, not as text
     config = dataclasses.replace(config_lib.check(values), seed=0)
     rules.check_with_data(config, input_pipeline.info(config.dataset))

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_vision import config as config_lib
-from moe_vision import registry
-from moe_vision.errors import UserError
-from moe_vision.files import write_json
-from moe_vision.plain import MISSING, differences, plain
+from moe_vision.common.errors import UserError
+from moe_vision.common.files import write_json
+from moe_vision.common.json_values import MISSING, differences, plain
+from moe_vision.config import check as config_lib
+from moe_vision.config import registry
 from moe_vision.study import types
 from moe_vision.study.load import Loaded, operational
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_vision.errors import nearest
-from moe_vision.files import write_json
+from moe_vision.common.errors import nearest
+from moe_vision.common.files import write_json
 from moe_vision.study import fields, registration
-from moe_vision.study.pairs import listed, short_commit
+from moe_vision.study.analysis.pairs import listed, short_commit
 
 _OF_LAYER = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
              'temperature', 'max_over_mean')
@@ -36,7 +36,7 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
       digest: the pre-registration's hash.
       error: what made the loss not finite, or None.
     """
-    from moe_vision import metrics
+    from moe_vision.run_folder import metrics
 
     run = Path(folder)
     about = json.loads((run / 'config.json').read_text())

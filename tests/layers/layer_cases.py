@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_vision import registry
+from moe_vision.config import registry
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.types import Router, Routing
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from layer_cases import TRAIN, expert_args, init, jit, moe, normal, tokens
 
-from moe_vision import registry
+from moe_vision.config import registry
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
 

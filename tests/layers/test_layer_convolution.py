@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from moe_vision import flops
+from moe_vision.common import flops
 from moe_vision.layers import platform
 from moe_vision.layers.convolution import convolution, in_flax
 

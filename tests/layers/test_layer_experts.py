@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layer_cases import expert_args, jit, normal, tokens
 
-from moe_vision import registry
+from moe_vision.config import registry
 from moe_vision.layers.experts import group_norm
 from moe_vision.layers.moe import make_expert
 

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from layer_cases import TRAIN, init, jit, moe, normal, tokens
 
-from moe_vision import registry
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.layers import ExpertBank, MoE, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.routing import telemetry

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from layer_cases import TRAIN, expert_args, init, jit, moe, tokens
 
-from moe_vision import flops, registry
+from moe_vision.common import flops
+from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_expert
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import input_pipeline
-from moe_vision import config, config_file
+from moe_vision.config import check as config_lib
+from moe_vision.config import source
+from moe_vision.config.schema import Config
 from moe_vision.leverage import Leverage, measure
-from moe_vision.settings import Config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -17,9 +18,9 @@ SMALL = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts':
 def make(**changes) -> Config:
     """The checked small config; `__` in a name is a dot."""
     given = {**SMALL, **{k.replace('__', '.'): v for k, v in changes.items()}}
-    common, opened, _ = config_file.take_overrides(
+    common, opened, _ = source.take_overrides(
         [f'--config.{key}={value}' for key, value in given.items()])
-    return config.check(config_file.load(str(ROOT / 'configs' / 'base.py'), common, opened))
+    return config_lib.check(source.load(str(ROOT / 'configs' / 'base.py'), common, opened))
 
 
 def found(**changes) -> Leverage:

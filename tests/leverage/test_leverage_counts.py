@@ -11,7 +11,7 @@ from jax import lax
 from leverage_cases import block, found, make
 
 import input_pipeline
-from moe_vision import flops
+from moe_vision.common import flops
 from moe_vision.layers.experts import conv
 from moe_vision.leverage import twins
 from moe_vision.models.places import expert_flops, expert_params, twin_expert

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from moe_vision.leverage.solve import MOST, SECONDS, solve
 
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_vision import models, registry
+from moe_vision import models
+from moe_vision.config import registry
+from moe_vision.config.schema import Model, Moe
 from moe_vision.layers import Step
-from moe_vision.settings import Model, Moe
 
 
 def _quick_to_compile():

@@ -17,8 +17,8 @@ from model_cases import (
     paths,
 )
 
-from moe_vision import registry
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.layers import Step
 
 every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from model_cases import CLASSES, TRAIN, B, build, config, filled, images, jit, paths
 
-from moe_vision import models, registry
+from moe_vision import models
+from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.models.parts import drop_path
 

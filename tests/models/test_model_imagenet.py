@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import pytest
 from model_cases import config
 
-from moe_vision import flops, models, registry
-from moe_vision.errors import UserError
+from moe_vision import models
+from moe_vision.common import flops
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
+from moe_vision.config.schema import routed_blocks
 from moe_vision.layers import Step
-from moe_vision.settings import routed_blocks
 
 VIT = {'depth': 12, 'patch_size': 16, 'pool': 'token'}
 TEXTBOOK = {  # network: (backbone, arguments, parameters as timm gives them)

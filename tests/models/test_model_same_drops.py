@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from model_cases import B, build, filled, images, jit, paths
 
-from moe_vision import flops, registry
+from moe_vision.common import flops
+from moe_vision.config import registry
 from moe_vision.layers import DenseBlock, DroppingBlock, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.routing import telemetry

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from model_cases import TRAIN, build, config, images, jit, paths
 
-from moe_vision import flops, models, registry
-from moe_vision.errors import UserError
+from moe_vision import models
+from moe_vision.common import flops
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.models.places import expert_at, expert_flops, expert_params, twin_expert
 

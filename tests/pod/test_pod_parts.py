@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_vision.chips import TPUS, Chip, peak
-from moe_vision.errors import UserError
+from moe_vision.common.chips import TPUS, Chip, peak
+from moe_vision.common.errors import UserError
 from moe_vision.pod import compiled, expected, memory, report, roofline
 from moe_vision.pod import topology as topology_lib
 from moe_vision.pod.hlo import Collective, Part
-from moe_vision.step import TrainState
+from moe_vision.training.step import TrainState
 
 
 def collective(kind, shape, size, op_name='', times=1, groups=()):

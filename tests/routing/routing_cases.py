@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_vision import registry
+from moe_vision.config import registry
 from moe_vision.routing import telemetry
 from moe_vision.routing.plan import index_plan
 from moe_vision.routing.soft_plan import soft_plan

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from routing_cases import D, E, G, context, jit, make, normal
 
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from moe_vision.routing import losses, telemetry
 from moe_vision.routing.plan import index_plan
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from routing_cases import context, jit, make, normal
 
-from moe_vision import registry
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.routing import losses
 from moe_vision.routing.types import Routing
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from routing_cases import context, jit, make, normal
 
-from moe_vision import registry
+from moe_vision.config import registry
 
 G, T, D, E = 3, 40, 6, 5
 

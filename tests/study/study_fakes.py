@@ -81,7 +81,7 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
 
 
 def _write_config(folder, config):
-    from moe_vision import config as config_lib
+    from moe_vision.config import check as config_lib
 
     facts = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
              'flops_executed')
@@ -118,18 +118,18 @@ def read_metrics(folder: str) -> list[dict]:
 
 def pretend(modules=None) -> None:
     """Puts the fake trainer, and what else needs jax, where the command looks for it."""
-    from moe_vision.study import plan, run
+    from moe_vision.study.run import plan, runner
 
     modules = sys.modules if modules is None else modules
-    cells = python_types.ModuleType('moe_vision.study.cells')
+    cells = python_types.ModuleType('moe_vision.study.run.cells')
     cells.train_arm = fake_train_arm
-    metrics = python_types.ModuleType('moe_vision.metrics')
+    metrics = python_types.ModuleType('moe_vision.run_folder.metrics')
     metrics.read = read_metrics
-    modules['moe_vision.study.cells'] = cells
-    modules['moe_vision.metrics'] = metrics
+    modules['moe_vision.study.run.cells'] = cells
+    modules['moe_vision.run_folder.metrics'] = metrics
     plan.training_flops = lambda config: FLOPS
     plan.this_device = lambda: {'device': 'fake', 'host_cores': 2}
-    run.WAIT = 0.05
+    runner.WAIT = 0.05
 
 
 def tables(workdir) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from moe_vision.study.analysis_types import Analysis, ArmSummary, Estimate, Gap, Pattern
+from moe_vision.study.analysis.types import Analysis, ArmSummary, Estimate, Gap, Pattern
 
 NAN = math.nan
 WIDTHS = (8, 32, 128, 512, 2048)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_vision.study import analysis, statistics, types
+from moe_vision.study import types
+from moe_vision.study.analysis import analyse, statistics
 
 pytestmark = pytest.mark.filterwarnings('error')  # what is not defined is not computed
 
@@ -65,7 +66,7 @@ def judged(moe, dense, margin=1.0, expected='positive', primary=True, **more):
     """The one gap of counts per seed."""
     record = study({'gap': ('moe', 'dense', expected, primary)}, seeds=tuple(range(len(moe))),
                    margin=margin, **more)
-    return analysis.analyse(record, HASH, cells(moe=moe, dense=dense)).gaps['gap']
+    return analyse.analyse(record, HASH, cells(moe=moe, dense=dense)).gaps['gap']
 
 
 def test_three_seeds_by_hand():
@@ -115,7 +116,7 @@ def test_chance_against_chance_is_no_sign_of_equivalence():
 def test_a_part_of_the_registered_seeds_confirms_nothing():
     moe, dense = [930, 931, 929, 930, 932], [900] * 5
     record = study(PRIMARY, seeds=tuple(range(8)), patterns={'all': ('gap',)})
-    of = analysis.analyse(record, HASH, cells(moe=moe, dense=dense))
+    of = analyse.analyse(record, HASH, cells(moe=moe, dense=dense))
     gap = of.gaps['gap']
     assert gap.verdict == 'positive' and gap.primary
     assert gap.flags == ('exploratory: 5 of 8 registered seeds have both runs',)
@@ -125,7 +126,7 @@ def test_a_part_of_the_registered_seeds_confirms_nothing():
 def test_a_pattern_rests_on_tests():
     record = study({'gap': ('moe', 'dense', 'equivalent', True)}, seeds=(0, 1),
                    patterns={'all': ('gap',)})
-    of = analysis.analyse(record, HASH, cells(moe=[900, 910], dense=[900, 910]))
+    of = analyse.analyse(record, HASH, cells(moe=[900, 910], dense=[900, 910]))
     assert of.gaps['gap'].verdict == 'equivalent'  # the same on every image, so without a test
     assert math.isnan(of.patterns[0].p) and not of.patterns[0].supported
 
@@ -150,7 +151,7 @@ def test_interval_says_what_the_verdict_says():
         record = study({n: (n, 'dense', 'none', i < 4) for i, n in enumerate(names)},
                        (*names, 'dense'), tuple(range(6)))
         rows = cells(**counts, dense=rng.normal(900, 3, 6).round().astype(int))
-        of = analysis.analyse(record, HASH, rows).gaps
+        of = analyse.analyse(record, HASH, rows).gaps
         primary = [of[n] for n in names[:4]]
         adjusted = statistics.holm([stats.ttest_rel(g.arm_values, g.baseline_values).pvalue
                                     for g in primary], 0.05).adjusted
@@ -176,7 +177,7 @@ def test_levels_step_down_over_the_primary_comparisons_alone():
             'c': [902, 897, 909, 906, 894], 'x': [910, 905, 912, 909, 911]}
     record = study({n: (n, 'dense', 'none', n != 'x') for n in arms}, (*arms, 'dense'),
                    tuple(range(5)), margin=0.2)
-    of = analysis.analyse(record, HASH, cells(**arms, dense=[900] * 5)).gaps
+    of = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5)).gaps
     assert [of[n].verdict for n in arms] == ['positive', 'positive', 'inconclusive', 'positive']
     assert [of[n].estimate.level for n in arms] == pytest.approx(
         [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95, 0.95])
@@ -195,7 +196,7 @@ def test_level_of_an_equivalent_verdict():
     counts = [901, 899, 900, 902, 898]
     record = study({'a': ('moe', 'dense', 'none', True), 'b': ('lost', 'dense', 'none', True)},
                    ('moe', 'dense', 'lost'), tuple(range(5)))
-    of = analysis.analyse(record, HASH, cells(moe=counts, dense=[900] * 5)).gaps
+    of = analyse.analyse(record, HASH, cells(moe=counts, dense=[900] * 5)).gaps
     assert of['a'].verdict == 'equivalent'
     assert of['a'].estimate.level == pytest.approx(1 - 2 * 0.05 / 2)  # two in the family
     assert of['a'].p_tost_holm == pytest.approx(2 * of['a'].p_tost)
@@ -254,7 +255,7 @@ def test_pairs_only_and_listed():
                    seeds=(3, 1, 2, 0))
     rows = {'moe': {0: row(910), 1: row(920), 7: row(0)},
             'dense': {1: row(900), 2: row(900), 3: row(900)}, 'typo': {0: row(0)}}
-    of = analysis.analyse(record, HASH, rows, ['rows/x: half-written'])
+    of = analyse.analyse(record, HASH, rows, ['rows/x: half-written'])
     assert of.problems == (
         'rows/x: half-written',
         'arm typo: not in the pre-registration, left out',
@@ -272,9 +273,9 @@ def test_pairs_only_and_listed():
 def test_rows_of_another_pre_registration_confirm_nothing():
     rows = cells(moe=[930, 931, 929], dense=[900, 900, 900])
     record = study(PRIMARY, patterns={'all': ('gap',)})
-    assert analysis.analyse(record, HASH, rows).patterns[0].supported
+    assert analyse.analyse(record, HASH, rows).patterns[0].supported
     rows['moe'][1]['preregistration'] = rows['moe'][2]['preregistration'] = 'b' * 64
-    of = analysis.analyse(record, HASH, rows)
+    of = analyse.analyse(record, HASH, rows)
     assert of.gaps['gap'].flags == (
         'exploratory: rows of another pre-registration (moe seeds 1, 2)',)
     assert of.gaps['gap'].primary and of.gaps['gap'].verdict == 'positive'
@@ -287,7 +288,7 @@ def test_unlike_pairs_are_flagged():
     rows['moe'][0] |= {'device': 'NVIDIA H200', 'git_commit': 'd' * 40 + '+changes'}
     rows['moe'][2] |= {'device': 'NVIDIA H200', 'versions': VERSIONS | {'jax': '0.11.0'}}
     rows['dense'][2] |= {'versions': {'jax': '0.10.2'}, 'git_commit': None}
-    of = analysis.analyse(study(PRIMARY), HASH, rows).gaps['gap']
+    of = analyse.analyse(study(PRIMARY), HASH, rows).gaps['gap']
     assert of.flags == (
         'other device: NVIDIA H200 against cpu (seeds 0, 2)',
         'other version of jax: 0.11.0 against 0.10.2 (seed 2)',
@@ -295,7 +296,7 @@ def test_unlike_pairs_are_flagged():
         'other commit: dddddddddd+changes against cccccccccc (seed 0)',
         'other commit: cccccccccc against unknown (seed 2)')
     rows['moe'][0]['images'] = 500
-    assert 'other number of test images: 500 against 1000 (seed 0)' in analysis.analyse(
+    assert 'other number of test images: 500 against 1000 (seed 0)' in analyse.analyse(
         study(PRIMARY), HASH, rows).gaps['gap'].flags
 
 
@@ -307,7 +308,7 @@ def test_patterns_hold_all_or_nothing():
                    | {'wrong': ('up', 'dense', 'negative', True)}, (*arms, 'dense'),
                    tuple(range(5)), patterns={'reversal': ('up', 'down'), 'three': tuple(arms)[:3],
                                               'weak': ('up', 'open'), 'bad': ('up', 'wrong')})
-    of = analysis.analyse(record, HASH, cells(**arms, dense=[900] * 5))
+    of = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5))
     reversal, three, weak, bad = of.patterns
     gaps = of.gaps
     assert reversal.supported and reversal.verdicts == ('positive', 'negative')
@@ -338,7 +339,7 @@ def test_image_error_by_hand():
 @pytest.mark.parametrize('correct', ['!', 'AAAA', base64.b64encode(bytes(IMAGES // 8)).decode()])
 def test_lists_of_correct_images_that_are_wrong_are_not_used(correct):
     rows = cells(moe=[910, row(920, correct=correct)], dense=[900, 900])
-    of = analysis.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
+    of = analyse.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
     assert math.isnan(of.gaps['gap'].image_error)
     assert of.problems == ('arm moe: seed 1: the list of correct test images does not give the '
                            'accuracy; not used',)
@@ -352,7 +353,7 @@ def test_arm_over_its_seeds():
            row(930, result=routed | {'rho_active': 0.4}, mechanism={
                'shuffle_drop': 0.4, 'ablation': {'b': [0.3, None]}, 'uneven': [1, 2]}),
            diverged(result={'flops': 150})]
-    of = analysis.analyse(study(PRIMARY), HASH, cells(moe=moe, dense=[900, 900, 900]))
+    of = analyse.analyse(study(PRIMARY), HASH, cells(moe=moe, dense=[900, 900, 900]))
     arm, dense = of.arms['moe'], of.arms['dense']
     assert arm.values == (91, 93, 10) and arm.diverged == (2,)
     assert arm.mean == pytest.approx(194 / 3)
@@ -379,13 +380,13 @@ def test_the_order_of_rows_changes_nothing():
     record = study(PRIMARY)
     rows = cells(moe=[910, 925, 935], dense=[900, 905, 905])
     turned = {arm: dict(reversed(of.items())) for arm, of in reversed(rows.items())}
-    a, b = (analysis.analyse(record, HASH, r) for r in (rows, turned))
+    a, b = (analyse.analyse(record, HASH, r) for r in (rows, turned))
     assert repr((a.gaps, a.arms, a.problems)) == repr((b.gaps, b.arms, b.problems))
 
 
 def test_importing_needs_no_jax():
     done = subprocess.run(
-        [sys.executable, '-c', 'import sys; from moe_vision.study import analysis; '
+        [sys.executable, '-c', 'import sys; from moe_vision.study.analysis import analyse; '
          'print([m for m in ("jax", "flax", "matplotlib") if m in sys.modules])'],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == '[]', done.stderr

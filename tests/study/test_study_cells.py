@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
 
 import train_cases  # noqa: E402
 
-from moe_vision import metrics, run  # noqa: E402
-from moe_vision.study.cells import train_arm  # noqa: E402
+from moe_vision.run_folder import metrics
+from moe_vision.study.run.cells import train_arm  # noqa: E402
+from moe_vision.training import run  # noqa: E402
 
 SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
          'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,

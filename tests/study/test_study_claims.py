@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moe_vision.study import claims
-from moe_vision.study.claims import Claims
+from moe_vision.study.run import claims
+from moe_vision.study.run.claims import Claims
 
 CELL = ('k1', 3)
 

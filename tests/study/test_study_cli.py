@@ -11,10 +11,10 @@ import jax
 import pytest
 from study_fakes import ROOT, tables, write_study
 
-from moe_vision import run as run_lib
 from moe_vision.study.__main__ import main
 from moe_vision.study.load import load
-from moe_vision.study.run import run
+from moe_vision.study.run.runner import run
+from moe_vision.training import run as run_lib
 
 
 @pytest.fixture(scope='session')

@@ -17,8 +17,9 @@ import pytest
 import input_pipeline
 from configs.studies import sets
 from configs.studies.experiments import common, pilot, top_k
-from moe_vision import config as config_lib
-from moe_vision import leverage, models, settings, typed
+from moe_vision import leverage, models
+from moe_vision.config import check as config_lib
+from moe_vision.config import schema, typed
 from moe_vision.layers import Step
 from moe_vision.study import load
 
@@ -43,7 +44,7 @@ def info(dataset):
 def leaves(config):
     """Every leaf by its dotted path."""
     found = {}
-    for key in typed.flatten(settings.Config):
+    for key in typed.flatten(schema.Config):
         found[key] = functools.reduce(getattr, key.split('.'), config)
     return found
 
@@ -186,7 +187,7 @@ def hand_flops(config):
     rest = 2 * taps * channels * into * side**2
     rest, blocks = rest + 2 * args.widths[-1] * info(config.dataset).num_classes, []
     side = side // 2 if name == 'resnet' else side  # max-pool
-    replaced = settings.routed_blocks(moe.placement, args.blocks)
+    replaced = schema.routed_blocks(moe.placement, args.blocks)
     for stage, width in enumerate(args.widths):
         before, side = side, -(-side // 2) if stage else side
         if name == 'resnet':  # the block that projects

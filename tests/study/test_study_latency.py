@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.table import row
-from moe_vision import config, config_file, timing
-from moe_vision.study import latency
+from moe_vision.common import timing
+from moe_vision.config import check as config_lib
+from moe_vision.config import source
+from moe_vision.study.run import latency
 
 BASE = str(Path(__file__).resolve().parent.parent.parent / 'configs' / 'base.py')
 
@@ -70,8 +72,8 @@ def test_medians_and_quartiles_of_a_call():
 def make(**changes):
     given = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 4,
              'model.moe.group_size': 16, **{k.replace('__', '.'): v for k, v in changes.items()}}
-    common, opened, _ = config_file.take_overrides([f'--config.{k}={v}' for k, v in given.items()])
-    return config.check(config_file.load(BASE, common, opened))
+    common, opened, _ = source.take_overrides([f'--config.{k}={v}' for k, v in given.items()])
+    return config_lib.check(source.load(BASE, common, opened))
 
 
 VIT = {'model__name': 'vit',

@@ -9,8 +9,9 @@ import pytest
 from study_fakes import ROOT, write_study
 
 from input_pipeline import DataError
-from moe_vision import config, config_file
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.config import check as config_lib
+from moe_vision.config import source
 from moe_vision.study.load import load, matching, operational
 
 
@@ -23,12 +24,12 @@ def refused(folder, *changes, overrides=()) -> str:
 
 def test_an_arm_is_its_config_as_the_command_line_would_set_it(tmp_path):
     loaded = load(write_study(tmp_path))
-    common, opened, _ = config_file.take_overrides([
+    common, opened, _ = source.take_overrides([
         '--config.model.args.widths=8,16', '--config.model.args.depth=1',
         '--config.model.moe.num_experts=4', '--config.train.batch_size=64',
         '--config.train.steps=4', '--config.train.warmup_steps=1',
         '--config.model.moe.k=1', '--config.seed=2'])
-    by_hand = config.check(config_file.load(f'{ROOT}/configs/digits_k2.py', common, opened))
+    by_hand = config_lib.check(source.load(f'{ROOT}/configs/digits_k2.py', common, opened))
     assert loaded.config('k1', 2) == by_hand
     assert loaded.config('again', 2) == dataclasses.replace(loaded.config('k2', 2), seed=102)
     assert list(loaded.configs) == ['dense', 'k1', 'k2', 'again']

@@ -15,10 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
 
 import train_cases  # noqa: E402
 
-from moe_vision import train  # noqa: E402
 from moe_vision.routing.types import Router, Routing  # noqa: E402
-from moe_vision.setup import Setup  # noqa: E402
-from moe_vision.study import mechanism  # noqa: E402
+from moe_vision.training import (
+    loop,  # noqa: E402
+    probes,  # noqa: E402
+)
+from moe_vision.training.setup import Setup  # noqa: E402
 
 E, L = 12, 10
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 1},
@@ -75,7 +77,7 @@ def telling(setup):
 def probed(setup, state):
     """As at the end of a run: the test split was scored before."""
     test = setup.evaluator.score(state, 'test', 1.0, details=True)['layers']
-    return mechanism.probe(setup, state, [], test)
+    return probes.probe(setup, state, [], test)
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +126,7 @@ def gradients(data_dir, **changes):
     setup = setup_of(data_dir, {f'model.moe.{k}': v for k, v in changes.items()})
     rng = np.random.default_rng(0)
     state = state_of(setup, lambda shape: abs(rng.normal(0, 0.5, shape)))
-    return mechanism.router_gradients(setup, state, ['head'])['head']
+    return probes.router_gradients(setup, state, ['head'])['head']
 
 
 def test_the_order_of_softmax_and_top_k_decides_what_reaches_the_router(data_dir):
@@ -151,14 +153,14 @@ def test_of_dense_networks_nothing_is_said(changes, data_dir):
         setup = Setup(train_cases.make(data_dir, changes, {}))
     else:
         setup = setup_of(data_dir, changes)
-    assert mechanism.probe(setup, setup.shapes, [], {}) == {}
+    assert probes.probe(setup, setup.shapes, [], {}) == {}
 
 
 def test_layers_are_numbered_as_they_follow_each_other(data_dir):
     """block_10 after block_2, though sorted the other way."""
     setup = setup_of(data_dir, {
         'model.moe.placement': '2,10', 'model.args': {'widths': (8,), 'depth': 11}})
-    assert mechanism._layers(setup) == ('block_2', 'block_10')
+    assert probes._layers(setup) == ('block_2', 'block_10')
 
 
 def rows(*choices):
@@ -168,22 +170,22 @@ def rows(*choices):
 
 
 def test_agreement_by_hand():
-    assert mechanism.agreement(rows([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 3, 0]), 'a') == {
+    assert probes.agreement(rows([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 3, 0]), 'a') == {
         'epoch': [1.0, 2.0, 3.0], 'with_previous': [None, 0.75, 0.5],
         'with_final': [0.25, 0.5, 1.0]}
-    assert mechanism.agreement(rows([1, 2, 3, 0]), 'a') == {
+    assert probes.agreement(rows([1, 2, 3, 0]), 'a') == {
         'epoch': [1.0], 'with_previous': [None], 'with_final': [1.0]}
-    assert mechanism.agreement(rows([5] * 4, [6] * 4), 'b')['with_final'] == [1.0, 1.0]
+    assert probes.agreement(rows([5] * 4, [6] * 4), 'b')['with_final'] == [1.0, 1.0]
 
 
 def test_specialisation_by_hand():
     # Two experts, four classes: expert 0 takes classes 0 and 1. I = ln 2 = H(expert), the smaller.
     counts = 500.0 * np.array([[1, 1, 0, 0], [0, 0, 1, 1]])
-    of = mechanism.specialisation(counts)
+    of = probes.specialisation(counts)
     assert of['mutual_information'] == pytest.approx(math.log(2) - 1 * 3 / 4000)
     assert of['normalised'] == pytest.approx(1, abs=0.002)
-    assert mechanism.specialisation(np.full((4, 5), 100.0))['normalised'] == 0
-    assert mechanism.specialisation(np.array([[9.0, 3.0], [0, 0]]))['normalised'] == 0  # one expert
+    assert probes.specialisation(np.full((4, 5), 100.0))['normalised'] == 0
+    assert probes.specialisation(np.array([[9.0, 3.0], [0, 0]]))['normalised'] == 0  # one expert
 
 
 def test_a_run_leaves_its_probe(data_dir, tmp_path):
@@ -192,7 +194,7 @@ def test_a_run_leaves_its_probe(data_dir, tmp_path):
         'model.moe.router': 'top_k', 'model.moe.router_args': {'noise': 'gaussian'},
         'model.moe.num_experts': 4, 'model.moe.losses': {'importance': 0.01, 'load': 0.01},
         'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2})
-    train.train(config, str(tmp_path), full_report=False, probe=True)
+    loop.train(config, str(tmp_path), full_report=False, probe=True)
     found = json.loads((tmp_path / 'mechanism.json').read_text())
     of = found['agreement']['head']
     assert len(of['epoch']) == 2 and of['with_final'][-1] == 1.0

@@ -7,7 +7,7 @@ import sys
 import pytest
 from study_fakes import write_study
 
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
 from moe_vision.study import registration
 from moe_vision.study.load import load
 

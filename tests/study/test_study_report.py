@@ -14,8 +14,8 @@ import sys
 import pytest
 import study_report_cases as cases
 
-from moe_vision.study import analysis as analyses
 from moe_vision.study import report
+from moe_vision.study.analysis import analyse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NEVER = ('no difference', 'no effect', 'no significant', 'not significant', 'proves', 'proven',
@@ -184,7 +184,7 @@ def test_what_analysis_makes_can_be_written(tmp_path):
     record = json.loads(json.dumps(maker.study()))
     for arm, known in maker.arms.items():
         record['arms'][arm]['config'] = {'model': {'moe': known['moe']}}
-    analysis = analyses.analyse(record, 'ab' * 32, maker.rows, maker.problems)
+    analysis = analyse.analyse(record, 'ab' * 32, maker.rows, maker.problems)
     report.write(analysis, maker.timings(), str(tmp_path))
     text = (tmp_path / 'report.md').read_text()
     assert 'sd = 0' in text and 'no pair of seeds: no test' in text

@@ -9,7 +9,7 @@ import pytest
 import study_report_cases as cases
 
 from moe_vision.study import report
-from moe_vision.study.analysis_types import Analysis
+from moe_vision.study.analysis.types import Analysis
 from moe_vision.study.report import document
 
 HOSTILE = ('<script>alert(1)</script>', 'a|b', '`; rm', '"><img src=x onerror=alert(1)>',

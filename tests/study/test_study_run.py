@@ -13,20 +13,20 @@ import pytest
 import study_fakes
 from study_fakes import fake_train_arm, tables, write_study
 
-from moe_vision.errors import UserError
-from moe_vision.study import plan, registration, rows
-from moe_vision.study import run as run_lib
-from moe_vision.study.claims import Claims
+from moe_vision.common.errors import UserError
+from moe_vision.study import registration, rows
 from moe_vision.study.load import load
-from moe_vision.study.plan import Plan
-from moe_vision.study.run import run
+from moe_vision.study.run import plan, runner
+from moe_vision.study.run.claims import Claims
+from moe_vision.study.run.plan import Plan
+from moe_vision.study.run.runner import run
 
 CELLS = [(a, s) for a in ('dense', 'k1', 'k2', 'again') for s in (0, 1, 2)]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(run_lib, 'WAIT', 0.02)
+    monkeypatch.setattr(runner, 'WAIT', 0.02)
     monkeypatch.setattr(plan, 'training_flops', lambda config: study_fakes.FLOPS)
     monkeypatch.setattr(plan, 'this_device', lambda: {'device': 'fake', 'host_cores': 2})
 
@@ -261,7 +261,7 @@ def test_a_claim_that_goes_stale_meanwhile_is_taken_over(loaded, tmp_path):
 
 
 def test_it_says_now_and_then_that_it_waits(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lib, 'REMIND', 0.4)
+    monkeypatch.setattr(runner, 'REMIND', 0.4)
     times = []
 
     def then():
@@ -276,7 +276,7 @@ def test_it_says_now_and_then_that_it_waits(loaded, tmp_path, monkeypatch):
 
 def test_a_takeover_that_hangs_is_waited_for(loaded, tmp_path, monkeypatch):
     """Whoever took a dead process' claim over died at it, on a machine that is not seen."""
-    monkeypatch.setattr(run_lib, 'AGAIN', 0.0)
+    monkeypatch.setattr(runner, 'AGAIN', 0.0)
     folder = tmp_path / 'claims'
     folder.mkdir()
     (folder / 'k1.seed_0.json').write_text('{"pid": 1, "host": "elsewhere"}')
@@ -317,7 +317,7 @@ def test_a_cell_that_was_done_just_before_it_was_claimed(loaded, unbroken, tmp_p
 
 
 def test_the_commit_is_that_of_the_start(monkeypatch):
-    from moe_vision import record
+    from moe_vision.run_folder import record
     found = record.git_commit()
     monkeypatch.setattr(subprocess, 'run', lambda *a, **k: pytest.fail('asked again'))
     assert record.git_commit() == found

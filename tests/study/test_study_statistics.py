@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_vision.study import statistics
+from moe_vision.study.analysis import statistics
 
 NAN = float('nan')
 pytestmark = pytest.mark.filterwarnings('error')  # what is not defined is not computed

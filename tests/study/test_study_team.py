@@ -7,14 +7,13 @@ import pytest
 import study_fakes
 from study_fakes import fake_train_arm, tables, write_study
 
-from moe_vision import processes
-from moe_vision.errors import UserError
-from moe_vision.stop import Stop, Stopped
-from moe_vision.study import plan, team
-from moe_vision.study import run as run_lib
-from moe_vision.study.claims import Claims
+from moe_vision.common.errors import UserError
+from moe_vision.processes import peers
+from moe_vision.processes.stop import Stop, Stopped
 from moe_vision.study.load import load
-from moe_vision.study.run import run
+from moe_vision.study.run import plan, runner, team
+from moe_vision.study.run.claims import Claims
+from moe_vision.study.run.runner import run
 
 
 @pytest.fixture(scope='module')
@@ -30,13 +29,13 @@ def first(monkeypatch):
     def share(value):
         shared.append(json.loads(json.dumps(value)))
         return value
-    monkeypatch.setattr(processes, 'joined', lambda: True)
-    monkeypatch.setattr(processes, 'first', lambda: True)
-    monkeypatch.setattr(processes, 'share', share)
-    monkeypatch.setattr(processes, 'check_shared', lambda *of: None)
+    monkeypatch.setattr(peers, 'joined', lambda: True)
+    monkeypatch.setattr(peers, 'first', lambda: True)
+    monkeypatch.setattr(peers, 'share', share)
+    monkeypatch.setattr(peers, 'check_shared', lambda *of: None)
     monkeypatch.setattr(plan, 'training_flops', lambda config: study_fakes.FLOPS)
     monkeypatch.setattr(plan, 'this_device', lambda: {'device': 'fake', 'host_cores': 2})
-    monkeypatch.setattr(run_lib, 'WAIT', 0.02)
+    monkeypatch.setattr(runner, 'WAIT', 0.02)
     return shared
 
 
@@ -49,8 +48,8 @@ def follows(loaded, workdir, shared, monkeypatch, stop=None) -> list:
         for i, (config, folder) in enumerate(zip(configs, folders, strict=True)):
             seen.append((config.model.moe.k, config.seed, folder, begin(i)))
             done(i, None)
-    monkeypatch.setattr(processes, 'share', lambda value: next(heard))
-    monkeypatch.setattr(processes, 'first', lambda: False)
+    monkeypatch.setattr(peers, 'share', lambda value: next(heard))
+    monkeypatch.setattr(peers, 'first', lambda: False)
     assert run(loaded, workdir, train_arm=train_arm, stop=stop) == 0
     assert list(heard) == []  # nobody is left in a share of his own
     return seen
@@ -103,7 +102,7 @@ class StopAtAsk(Stop):
 def test_all_stop_in_the_same_wait(loaded, first, tmp_path, monkeypatch):
     """They ask once a second, the last time together."""
     monkeypatch.setattr('time.sleep', lambda seconds: None)
-    monkeypatch.setattr(run_lib, 'WAIT', 10.0)
+    monkeypatch.setattr(runner, 'WAIT', 10.0)
     stops = [StopAtAsk(14), StopAtAsk(14)]
     with Claims(str(tmp_path)) as others:
         for seed in (0, 1, 2):
@@ -128,7 +127,7 @@ def test_seeds_together_are_refused_before_anything_is_written(first, tmp_path):
 def test_another_study_or_other_arms_are_told_apart(loaded, first, tmp_path, monkeypatch, change,
                                                     only):
     seen = []
-    monkeypatch.setattr(processes, 'check_shared', lambda *of: seen.append(of))
+    monkeypatch.setattr(peers, 'check_shared', lambda *of: seen.append(of))
     team.check(loaded, 'W', '')
     team.check(load(write_study(tmp_path, *[change] if change else [])), 'W', only)
     team.check(loaded, 'W', '')

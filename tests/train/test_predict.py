@@ -16,9 +16,10 @@ import train_cases
 import input_pipeline
 import moe_vision
 from input_pipeline.decode import encode_png
-from moe_vision import checkpoint, predict, record
-from moe_vision.errors import UserError
-from moe_vision.train import Setup
+from moe_vision.common.errors import UserError
+from moe_vision.predict import __main__ as predict
+from moe_vision.run_folder import checkpoints, record
+from moe_vision.training.loop import Setup
 
 CASES = {
     'images': {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
@@ -34,7 +35,7 @@ def saved(config, folder, change=lambda state: state):
     setup = Setup(config)
     record.write_config(str(folder), config, 'mine.py', setup.info, setup.cost)
     state = change(setup.fresh_state())
-    with checkpoint.Checkpoints(str(folder), 1) as made:
+    with checkpoints.Checkpoints(str(folder), 1) as made:
         made.save(int(state.step), state)
     return setup, state
 
@@ -175,7 +176,7 @@ def test_the_best_weights(run, tmp_path):
     with pytest.raises(UserError, match='no readable checkpoint'):
         moe_vision.load(str(folder), best=True)
     shutil.copytree(folder, tmp_path / 'run')
-    with checkpoint.Checkpoints(str(tmp_path / 'run'), 1) as made:
+    with checkpoints.Checkpoints(str(tmp_path / 'run'), 1) as made:
         made.save_best(3, dataclasses.replace(state, step=state.step - 3))
     assert moe_vision.load(str(tmp_path / 'run'), best=True).step == 3
 
@@ -210,7 +211,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_mistake_is_told_without_importing_jax(tmp_path):
-    code = ('import sys; from moe_vision import predict\n'
+    code = ('import sys; from moe_vision.predict import __main__ as predict\n'
             f'assert predict.main(["--workdir={tmp_path}/gone", "x.png"]) == 2\n'
             'assert "jax" not in sys.modules')
     done = subprocess.run([sys.executable, '-c', code], cwd=train_cases.ROOT, text=True,

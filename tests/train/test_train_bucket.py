@@ -10,7 +10,11 @@ import train_cases
 from bucket import Bucket, serve
 from etils import epath
 
-from moe_vision import checkpoint, config, files, metrics, report, train
+from moe_vision import report
+from moe_vision.common import files
+from moe_vision.config import check as config_lib
+from moe_vision.run_folder import checkpoints, metrics
+from moe_vision.training import loop
 
 WORKDIR = 'gs://runs/team/one'
 
@@ -39,14 +43,14 @@ def small(data_dir):
 def runs(bucket, small, tmp_path_factory):
     """The same run in a folder and in the bucket, there stopped and gone on with."""
     folder = tmp_path_factory.mktemp('folder')
-    setup = train.Setup(small)
-    train.train(small, str(folder), setup=setup)
-    train.train(small, WORKDIR, setup=setup, profile_steps=(2, 3))
+    setup = loop.Setup(small)
+    loop.train(small, str(folder), setup=setup)
+    loop.train(small, WORKDIR, setup=setup, profile_steps=(2, 3))
     first = list(bucket.written)
     root = epath.Path(WORKDIR)
     (root / 'checkpoints' / 'latest' / '6').rmtree()
     bucket.written.clear()
-    train.train(small, WORKDIR, setup=setup)
+    loop.train(small, WORKDIR, setup=setup)
     return folder, first, list(bucket.written)
 
 
@@ -55,8 +59,8 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
     assert train_cases.rows(folder) == [
         {k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(WORKDIR)]
     for kind in ('latest', 'best'):
-        train_cases.assert_same_bits(checkpoint.load_raw(WORKDIR, kind),
-                                     checkpoint.load_raw(str(folder), kind))
+        train_cases.assert_same_bits(checkpoints.load_raw(WORKDIR, kind),
+                                     checkpoints.load_raw(str(folder), kind))
 
 
 def test_no_object_of_ours_is_written_twice_in_a_life_of_a_run(runs):
@@ -72,9 +76,9 @@ def test_nothing_lands_in_the_working_directory(runs):
 
 
 def test_it_is_scored_and_reported_there(runs, small, bucket):
-    scores = train.evaluate(small, WORKDIR)
+    scores = loop.evaluate(small, WORKDIR)
     assert scores['images'] == 360
-    assert config.load(WORKDIR) == small
+    assert config_lib.load(WORKDIR) == small
     page = report.write(WORKDIR)
     assert str(page) == f'{WORKDIR}/report.html' and '<html' in page.read_text()
     assert any('xplane' in p for p in bucket.store)
@@ -82,6 +86,6 @@ def test_it_is_scored_and_reported_there(runs, small, bucket):
 
 def test_weights_of_a_run_in_a_bucket_are_taken_over(runs, data_dir):
     other = train_cases.make(data_dir, {'init_from': WORKDIR, 'train.steps': 6})
-    state = train.Setup(other).fresh_state()
+    state = loop.Setup(other).fresh_state()
     train_cases.assert_same_bits(jax.device_get(state.params),
-                                 checkpoint.load_raw(WORKDIR)['params'])
+                                 checkpoints.load_raw(WORKDIR)['params'])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision.checkpoint import Checkpoints, load_raw
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.run_folder.checkpoints import Checkpoints, load_raw
 
 
 @jax.tree_util.register_dataclass
@@ -193,7 +193,7 @@ def test_reading_for_evaluation_changes_nothing(workdir):
 
 def test_a_save_is_not_touched_by_steps_that_reuse_its_memory(tmp_path):
     """The next step is given the same buffers while the save is still being written."""
-    from moe_vision.run import _own
+    from moe_vision.training.run import _own
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     s = {f'w{i}': jnp.full((300, 300), 7.0) for i in range(8)}
     s = State(s, (), {})

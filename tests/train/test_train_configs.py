@@ -8,8 +8,8 @@ import pytest
 from train_cases import ROOT
 
 import input_pipeline
-from moe_vision import config as config_lib
-from moe_vision import train
+from moe_vision.config import check as config_lib
+from moe_vision.training import loop
 
 SMALL = {'conv': {'depth': 1}, 'resnet': {'widths': (32,), 'depths': (2,)},
          'convnext': {'widths': (16,), 'depths': (1,)}, 'vit': {'depth': 2}}
@@ -37,7 +37,7 @@ def test_a_config_builds_and_traces(name, monkeypatch):
     c.train.batch_size = max(c.model.moe.group_size, 2)  # one group, or a pair to mix
     c.mesh.expert = 1  # the device there is
     config = config_lib.check(c)
-    setup = train.Setup(config)
+    setup = loop.Setup(config)
     h, w, channels = setup.info.image_shape
     rows = (1, config.train.batch_size)
     state, out = jax.eval_shape(setup.step, setup.abstract, {

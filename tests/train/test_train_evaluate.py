@@ -11,12 +11,14 @@ import pytest
 import train_cases
 
 import input_pipeline
-from moe_vision import mesh, models, registry
-from moe_vision.evaluate import Evaluator
+from moe_vision import models
+from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
-from moe_vision.step import normalize_images
-from moe_vision.train import Setup
+from moe_vision.training import mesh
+from moe_vision.training.evaluate import Evaluator
+from moe_vision.training.loop import Setup
+from moe_vision.training.step import normalize_images
 
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
         'model.moe.eval_capacity_factor': 0.75, 'model.moe.num_experts': 8}

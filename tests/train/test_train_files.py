@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision import checkpoint, surgery, train
-from moe_vision.errors import UserError
-from moe_vision.optimizer import path_name
+from moe_vision.common.errors import UserError
+from moe_vision.common.paths import path_name
+from moe_vision.run_folder import checkpoints
+from moe_vision.surgery.init_from import init_from
+from moe_vision.training import loop
 
 KEYS = """test_accuracy test_loss test_accuracy_unbounded test_accuracy_selected
 best_validation_accuracy seed steps
@@ -32,13 +34,13 @@ def config(data_dir):
 @pytest.fixture(scope='module')
 def workdir(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
-    train.train(config, str(folder), config_file='configs/mine.py', profile_steps=(3, 4))
+    loop.train(config, str(folder), config_file='configs/mine.py', profile_steps=(3, 4))
     return folder
 
 
 @pytest.fixture(scope='module')
 def setup(config):
-    return train.Setup(config)
+    return loop.Setup(config)
 
 
 def strictly(text):
@@ -62,7 +64,7 @@ def test_the_config_is_kept_whole_with_what_made_it(config, workdir):
     found = strictly((workdir / 'config.json').read_text())
     assert set(found) == {'config', 'config_file', 'versions', 'git_commit', 'device',
                           'dataset', 'preflight'}
-    from moe_vision import config as config_lib
+    from moe_vision.config import check as config_lib
     assert config_lib.load(str(workdir)) == config
     assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(found['versions'])
     assert found['dataset']['split_sizes'] == {'train': 1293, 'validation': 144, 'test': 360}
@@ -101,7 +103,7 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
     digest = train_cases.other_data(workdir)
     changed = dataclasses.replace(config, eval=dataclasses.replace(
         config.eval, split=split, batch_size=1, capacity_factors=(float('inf'),)))
-    scores = train.evaluate(changed, str(workdir))
+    scores = loop.evaluate(changed, str(workdir))
     (workdir / 'config.json').write_text(whole)
     assert sum(f"{'0' * 16} -> {digest[:16]};" in r.getMessage() for r in caplog.records) == 1
     assert scores['images'] == images
@@ -123,17 +125,17 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
 def test_scoring_a_folder_without_checkpoints_or_a_split_that_is_not_there(
         config, data_dir, tmp_path):
     with pytest.raises(UserError, match='train first'):
-        train.evaluate(config, str(tmp_path))
+        loop.evaluate(config, str(tmp_path))
     none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0,
                                                'eval.split': 'validation'})
     with pytest.raises(UserError, match="'validation', but digits has train, test"):
-        train.evaluate(none, str(tmp_path))
+        loop.evaluate(none, str(tmp_path))
 
 
 def test_weights_of_another_run_are_taken_over(setup, workdir):
     fresh = setup.fresh_state()
-    state = surgery.init_from(fresh, str(workdir), setup.shardings)
-    raw = checkpoint.load_raw(str(workdir))
+    state = init_from(fresh, str(workdir), setup.shardings)
+    raw = checkpoints.load_raw(str(workdir))
     train_cases.assert_same_bits(state.params, raw['params'])
     train_cases.assert_same_bits(state.batch_stats, raw['batch_stats'])
     train_cases.assert_same_bits(state.ema, state.params)
@@ -146,8 +148,8 @@ def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
     params = {**fresh.params, 'classifier': {'kernel': jax.numpy.ones((8, 7)),
                                              'bias': jax.numpy.ones(7)}}
     fresh = dataclasses.replace(fresh, params=params, ema=params)
-    state = surgery.init_from(fresh, str(workdir), setup.shardings)
-    raw = checkpoint.load_raw(str(workdir))['params']
+    state = init_from(fresh, str(workdir), setup.shardings)
+    raw = checkpoints.load_raw(str(workdir))['params']
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(state.params),
                             jax.tree.leaves(params), strict=True):
         name = path_name(path)
@@ -167,13 +169,13 @@ def test_another_network_is_refused_by_the_parameter(setup, workdir, change, tol
     fresh = setup.fresh_state()
     fresh = dataclasses.replace(fresh, params=change(fresh.params))
     with pytest.raises(UserError, match=told) as e:
-        surgery.init_from(fresh, str(workdir), setup.shardings)
+        init_from(fresh, str(workdir), setup.shardings)
     assert '\n' not in str(e.value)
 
 
 def test_weights_from_a_folder_without_a_checkpoint(setup, tmp_path):
     with pytest.raises(UserError, match='no readable checkpoint'):
-        surgery.init_from(setup.fresh_state(), str(tmp_path), setup.shardings)
+        init_from(setup.fresh_state(), str(tmp_path), setup.shardings)
 
 
 def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):
@@ -181,7 +183,7 @@ def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0})
     (tmp_path / 'run' / 'result.json').unlink()
-    train.train(none, str(tmp_path / 'run'), profile_steps=(1, 2))  # which is over: a warning
+    loop.train(none, str(tmp_path / 'run'), profile_steps=(1, 2))  # which is over: a warning
     assert train_cases.result(tmp_path / 'run')['steps'] == 12
 
 
@@ -203,5 +205,5 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(data_dir, tmp_path, jax_envi
     for hint in ('train.learning_rate', 'train.clip_norm', '--workdir'):
         assert hint in last
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(
-        checkpoint.load_raw(str(tmp_path))['params']))
+        checkpoints.load_raw(str(tmp_path))['params']))
     assert not (tmp_path / 'result.json').exists()

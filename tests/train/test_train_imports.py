@@ -48,47 +48,97 @@ def test_the_reading_of_imports():
     assert found_in(text, 'top.mid.mod') == {
         'a.b', 'c', 'c.d', 'top.mid', 'top.mid.e', 'top.mid.g', 'top.mid.g.h'}
     assert found_in('from .x import y', 'top.mid', package=True) == {'top.mid.x', 'top.mid.x.y'}
-    assert 'moe_vision.step' in imported(ROOT / 'moe_vision' / 'train.py')
+    assert 'moe_vision.training.step' in imported(ROOT / 'moe_vision' / 'training' / 'loop.py')
 
 
-def test_nothing_but_what_starts_runs_imports_train():
-    bad = {module(p) for p in FILES if touches(imported(p), 'moe_vision.train')}
-    assert bad == {'main', 'moe_vision.study.cells'}
-
-
-def test_studies_stand_on_top():
-    """Configs declare them, a run may probe its network; nothing else knows of them."""
-    users = {module(p): touches(imported(p), 'moe_vision.study') - {'moe_vision.study'}
-             for p in FILES}
-    outside = {u: names for u, names in users.items()
-               if names and not touches({u}, 'moe_vision.study')}
-    assert outside.pop('moe_vision.run') == {'moe_vision.study.mechanism'}
-    for user, names in outside.items():
-        assert touches({user}, 'configs.studies'), user
-        assert names == touches(names, 'moe_vision.study.types'), user
-
-
-ALLOWED = {  # package: what of moe_vision it may import; '' is itself
-    'moe_vision.routing': {'moe_vision.routing', 'moe_vision.errors'},
-    'moe_vision.layers': {'moe_vision.routing', 'moe_vision.layers', 'moe_vision.registry',
-                          'moe_vision.errors'},
-    'moe_vision.models': {'moe_vision.routing', 'moe_vision.layers', 'moe_vision.models',
-                          'moe_vision.registry', 'moe_vision.errors', 'moe_vision.settings',
-                          'moe_vision.flops'},
-    'moe_vision.report': {'moe_vision.report'},
-    'moe_vision.study.report': {'moe_vision.study.report', 'moe_vision.study.types',
-                                'moe_vision.study.analysis_types', 'moe_vision.report',
-                                'moe_vision.study.statistics'},
-    'input_pipeline': set(),
+MAY_IMPORT = {  # package of moe_vision: the packages below it that it may import
+    'common': '',
+    'report': 'common',
+    'routing': 'common',
+    'config': 'common',
+    'processes': 'common',
+    'layers': 'common config routing',
+    'models': 'common config layers',
+    'leverage': 'common report config routing layers models',
+    'run_folder': 'common config processes routing models leverage',
+    'surgery': 'common run_folder',
+    'training': 'common config processes routing layers models leverage run_folder surgery report',
+    'predict': 'common config layers models leverage run_folder training',
+    'pod': 'common config layers leverage training',
+    'study': 'common config processes layers models leverage run_folder training report',
 }
+ON_TOP = ('predict', 'pod', 'study')  # what people do with runs: nothing of the package imports it
 
 
-@pytest.mark.parametrize('package', ALLOWED)
-def test_packages_look_in_one_direction(package):
-    assert under(package)
-    for path in under(package):
+def package(name: str) -> str:
+    """'training' of 'moe_vision.training.step'; '' of what is in no package of moe_vision."""
+    parts = name.split('.')
+    return parts[1] if parts[0] == 'moe_vision' and len(parts) > 1 else ''
+
+
+def test_the_floors_have_an_order():
+    """Each package stands on top of all that it may import, so no import runs upward."""
+    below = {name: set(names.split()) for name, names in MAY_IMPORT.items()}
+    while below:
+        ground = {name for name, names in below.items() if not names & set(below)}
+        assert ground, f'a circle among {sorted(below)}'
+        below = {name: names for name, names in below.items() if name not in ground}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_imports_run_downward(name):
+    path = ROOT / name
+    mine = package(module(path))
+    if not mine:  # main.py, configs, input_pipeline, the front door
+        return
+    ours = {package(n) for n in touches(imported(path), 'moe_vision')} - {'', mine}
+    assert ours <= set(MAY_IMPORT[mine].split())
+
+
+def test_every_package_has_its_floor():
+    packages = {package(module(p)) for p in FILES} - {''}
+    assert packages == set(MAY_IMPORT)
+    assert not any(set(names.split()) & set(ON_TOP) for names in MAY_IMPORT.values())
+
+
+def test_the_data_layer_and_the_configs_stand_apart():
+    for path in under('input_pipeline'):
+        assert not touches(imported(path), 'moe_vision', 'configs'), path
+    for path in under('configs'):
+        ours = touches(imported(path), 'moe_vision') - {'moe_vision'}
+        allowed = {'moe_vision.study.types', 'moe_vision.study', 'moe_vision.config'}
+        assert ours <= touches(ours, *allowed), path
+
+
+def test_reports_of_studies_read_what_the_analysis_gives():
+    allowed = ('moe_vision.study.report', 'moe_vision.study.types', 'moe_vision.study.analysis',
+               'moe_vision.report')
+    for path in under('moe_vision.study.report'):
         ours = touches(imported(path), 'moe_vision') - {'moe_vision', 'moe_vision.study'}
-        assert ours <= touches(ours, *ALLOWED[package]), path
+        assert ours <= touches(ours, *allowed), path
+
+
+def reached(start: str) -> set[str]:
+    """All that importing a module imports: at the top of files, in any depth, parents included."""
+    known = {module(p): p for p in FILES}
+    seen, todo = set(), [start]
+    while todo:
+        name = todo.pop()
+        todo += [name.rpartition('.')[0]] if '.' in name else []
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in known:
+            tree = ast.parse(known[name].read_text())
+            top = ast.unparse(ast.Module([n for n in tree.body if isinstance(
+                n, ast.Import | ast.ImportFrom)], []))
+            todo += found_in(top, name, known[name].name == '__init__.py')
+    return seen
+
+
+@pytest.mark.parametrize('start', ['moe_vision.config.registry', 'moe_vision.config.method_args'])
+def test_the_tables_of_names_need_neither_jax_nor_configs(start):
+    assert not touches(reached(start), 'jax', 'flax', 'ml_collections', 'configs', 'numpy')
 
 
 @pytest.mark.parametrize('package, foreign', [
@@ -105,29 +155,19 @@ def test_packages_do_without(package, foreign):
 
 def test_configdict_stays_where_it_is_checked():
     users = {module(p) for p in FILES if touches(imported(p), 'ml_collections')}
-    allowed = {'main', 'moe_vision.config', 'moe_vision.config_file'}
+    allowed = {'main', 'moe_vision.config.check', 'moe_vision.config.source'}
     assert {u for u in users if not u.startswith('configs')} <= allowed
 
 
 @pytest.mark.parametrize('start', ['main', 'moe_vision.study.__main__', 'moe_vision.pod.__main__',
-                                   'moe_vision.study.analysis', 'moe_vision.study.run'])
+                                   'moe_vision.study.analysis.analyse',
+                                   'moe_vision.study.run.runner'])
 def test_what_answers_before_jax_does_not_import_it(start):
     """The commands, and all they import at their top, in any depth."""
-    known = {module(p): p for p in FILES}
-    seen, todo = set(), [start]
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in known:
-            continue
-        seen.add(name)
-        tree = ast.parse(known[name].read_text())
-        top = ast.unparse(ast.Module([n for n in tree.body if isinstance(
-            n, ast.Import | ast.ImportFrom)], []))
-        names = found_in(top, name, known[name].name == '__init__.py')
-        assert not touches(names, 'jax', 'flax', 'grain', 'tensorflow_datasets', 'orbax'), name
-        todo += names
-    assert start in seen and 'moe_vision.train' not in seen
-    assert 'moe_vision.rules' in seen or 'main' not in start
+    seen = reached(start)
+    assert not touches(seen, 'jax', 'flax', 'grain', 'tensorflow_datasets', 'orbax')
+    assert start in seen and 'moe_vision.training.loop' not in seen
+    assert 'moe_vision.config.rules' in seen or 'main' not in start
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -6,8 +6,8 @@ import pytest
 import train_cases
 
 import input_pipeline
-from moe_vision import durations, preflight
 from moe_vision.leverage import measure
+from moe_vision.training import preflight, schedule
 
 # digits are 8x8x1 in 10 classes; E=4, k=2, groups of 16 images, capacity ceil(1.25*2*16/4) = 10
 CONV = {'model.args': {'widths': (8, 16), 'depth': 1}}
@@ -141,7 +141,7 @@ def test_the_preflight_says_it(data_dir):
     info = input_pipeline.info(config.dataset)
     found = measure(config, info)
     text = preflight.text(config, info, {'data': 1, 'expert': 1}, found,
-                          durations.durations(config, 1293))
+                          schedule.durations(config, 1293))
     for part in ('mesh data 1 × expert 1', '1,293 train, 144 validation, 360 test; 10 classes',
                  f'{found.params_total:,} total, {found.params_active:,} active',
                  '12 steps of 32 images (0.3 epochs), adamw, peak learning rate 0.003',

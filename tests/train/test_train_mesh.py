@@ -15,11 +15,13 @@ import pytest
 import train_cases
 from eight_devices import CASES, MESHES
 
-from moe_vision import checkpoint, mesh, saves, surgery
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.common.paths import path_name
 from moe_vision.layers.exchange import expected, spans
-from moe_vision.optimizer import path_name
-from moe_vision.train import Setup
+from moe_vision.run_folder import checkpoint_folder, checkpoints
+from moe_vision.surgery.init_from import init_from
+from moe_vision.training import mesh
+from moe_vision.training.loop import Setup
 
 RUNS = [f'{case} {name}' for case, names in MESHES.items() for name in names if name != 'one']
 ACROSS = [run for run in RUNS if run.startswith('across')]
@@ -140,10 +142,10 @@ def test_a_checkpoint_of_eight_devices_is_read_on_one(seen, folder, data_dir):
     setup = Setup(train_cases.make(data_dir, CASES['conv']))
     with np.load(folder / 'params.npz') as saved:
         want = dict(saved)
-    with checkpoint.Checkpoints(str(folder), 1) as saved:
+    with checkpoints.Checkpoints(str(folder), 1) as saved:
         step, state = saved.restore_newest(setup.abstract)
     assert step == 10
-    fresh = surgery.init_from(setup.fresh_state(), str(folder), setup.shardings)
+    fresh = init_from(setup.fresh_state(), str(folder), setup.shardings)
     for params in (state.params, fresh.params):
         found = {path_name(p): np.asarray(x)
                  for p, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -159,13 +161,14 @@ def test_a_batch_that_no_group_can_fit_says_which_batch_would(monkeypatch):
 
 def test_the_checksum_sees_every_bit_and_its_place():
     state = {'a': jnp.arange(12.0).reshape(3, 4), 'b': jnp.arange(3), 'c': jnp.bfloat16(1.5)}
-    want = int(saves.checksum(state))
+    want = int(checkpoint_folder.checksum(state))
     for i in range(12):
         bits = np.asarray(state['a']).copy().view(np.uint32)
         bits.flat[i] ^= 1
-        assert int(saves.checksum(state | {'a': jnp.asarray(bits.view(np.float32))})) != want
-    assert int(saves.checksum(state | {'a': state['a'][::-1]})) != want
-    assert int(saves.checksum(state | {'b': state['b'][::-1]})) != want
+        flipped = state | {'a': jnp.asarray(bits.view(np.float32))}
+        assert int(checkpoint_folder.checksum(flipped)) != want
+    assert int(checkpoint_folder.checksum(state | {'a': state['a'][::-1]})) != want
+    assert int(checkpoint_folder.checksum(state | {'b': state['b'][::-1]})) != want
 
 
 class Device:

@@ -6,8 +6,9 @@ import jax
 import pytest
 import train_cases
 
-from moe_vision import metrics, train
-from moe_vision.setup import Setup
+from moe_vision.run_folder import metrics
+from moe_vision.training import loop
+from moe_vision.training.setup import Setup
 
 EPOCH = 41  # steps: 1,293 images by 32
 LOOP = {'train.steps': 3 * EPOCH, 'eval.every_steps': EPOCH, 'checkpoint.every_steps': EPOCH,
@@ -57,7 +58,7 @@ def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
         return result
     monkeypatch.setattr(metrics.Interval, 'row', counted)
     with compiling() as events:
-        train.train(config, str(tmp_path), full_report=False)
+        loop.train(config, str(tmp_path), full_report=False)
     assert 0 < seen[EPOCH][1] and seen[EPOCH + 9][1] == seen[3 * EPOCH][1]
     # between the end of a row and the beginning of the next there is no fetch, but for validations
     assert seen[60.5][0] == seen[70][0] and seen[100.5][0] == seen[110][0]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision import events
-from moe_vision.evaluate import Evaluator
 from moe_vision.leverage import soft, tokens_per_image
-from moe_vision.setup import Setup
+from moe_vision.run_folder import tensorboard
+from moe_vision.training.evaluate import Evaluator
+from moe_vision.training.setup import Setup
 
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1}}
 PLAIN = {'model.moe.router_args': {}, 'model.moe.losses': {}}
@@ -55,7 +55,7 @@ def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
 def test_events_do_not_hold_the_probe():
     row = {'step': 4, 'split': 'validation', 'loss': 1.0, 'probe': {'head': [1, 2]},
            'layers': {'head': {'load': [0.5, 0.5]}}}
-    assert [name for name, _ in events.flat(row)] == [
+    assert [name for name, _ in tensorboard.flat(row)] == [
         'loss', 'layers/head/load/0', 'layers/head/load/1']
 
 

@@ -18,9 +18,10 @@ import train_cases
 import two_processes
 from pair import finish, free_port, start
 
-from moe_vision import checkpoint, train
-from moe_vision.files import finite
-from moe_vision.watch import SILENT_SECONDS
+from moe_vision.common.files import finite
+from moe_vision.processes.watch import SILENT_SECONDS
+from moe_vision.run_folder import checkpoints
+from moe_vision.training import loop
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
 
@@ -38,7 +39,7 @@ def config(data_dir):
 @pytest.fixture(scope='module')
 def one(folder, config):
     """A run of one device, whole; beside it the same as it was after five steps."""
-    train.train(config, str(folder / 'one'))
+    loop.train(config, str(folder / 'one'))
     shutil.copytree(folder / 'one', folder / 'half')
     shutil.rmtree(folder / 'half' / 'checkpoints' / 'latest' / '10')
     return folder / 'one'
@@ -83,7 +84,7 @@ def test_two_processes_train_as_one_device_does(seen, one, folder, run):
     for a, b in zip(ours, theirs, strict=True):
         assert abs(a['loss'] / b['loss'] - 1) < 1e-4
         assert a['layers']['block_0']['load'] == pytest.approx(b['layers']['block_0']['load'])
-    ours, theirs = (checkpoint.load_raw(str(f)) for f in (folder / run, one))
+    ours, theirs = (checkpoints.load_raw(str(f)) for f in (folder / run, one))
     for name in ('params', 'batch_stats', 'router_state'):
         for a, b in zip(*map(jax.tree.leaves, (ours[name], theirs[name])), strict=True):
             assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-3), name
@@ -111,7 +112,7 @@ def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one, config):
     """At other capacity factors and with another batch size, too; and it is written once."""
     written = one / 'evaluation-validation.json'
     ours = json.loads(written.read_text())
-    theirs = finite(train.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
+    theirs = finite(loop.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
         config.eval, **two_processes.SCORED)), str(one)))
     assert ours['images'] == 144 and ours['at_another_batch_size']['equal']
     for found in map(finite, (seen[0]['validation'], seen[1]['validation'], ours)):
@@ -134,7 +135,7 @@ def test_each_image_is_seen_once_in_an_epoch(seen):
 def test_a_run_goes_on_from_mesh_to_mesh_and_from_two_processes_to_one(seen, one, folder, config):
     """8 x 1 until step 4, 4 x 2 until step 7, then one device; between two rows each time."""
     assert max(train_cases.steps(folder / 'moved')) == 7
-    train.train(config, str(folder / 'moved'))
+    loop.train(config, str(folder / 'moved'))
     assert len(trained(one)) == 6
     for a, b in zip(trained(folder / 'moved'), trained(one), strict=True):
         assert abs(a['loss'] / b['loss'] - 1) < 1e-4
@@ -225,7 +226,7 @@ def test_where_process_0_dies_the_other_ends_with_a_message(stopped):
 
 
 def test_where_another_process_dies_process_0_ends_with_a_message(jax_environment):
-    code = ('import os, signal, time; from moe_vision import processes as p; '
+    code = ('import os, signal, time; from moe_vision.processes import peers as p; '
             f'p.start(p.Given("127.0.0.1:{free_port()}", 2, {{process}})); '
             'os.kill(os.getpid(), signal.SIGKILL) if {process} else p.barrier("x")')
     began = time.monotonic()
@@ -235,7 +236,7 @@ def test_where_another_process_dies_process_0_ends_with_a_message(jax_environmen
 
 
 def test_a_coordinator_that_does_not_answer_is_told_in_one_line(jax_environment):
-    code = ('from moe_vision import processes as p; p.CONNECT_SECONDS = 3.0; '
+    code = ('from moe_vision.processes import peers as p; p.CONNECT_SECONDS = 3.0; '
             f'p.start(p.Given("127.0.0.1:{free_port()}", 2, 1))')
     began = time.monotonic()
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,

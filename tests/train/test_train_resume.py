@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import train_cases
 
-from moe_vision import checkpoint, metrics, processes, saves, train
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.processes import peers
+from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics
+from moe_vision.training import loop
 
 
 class Stop(Exception):
@@ -33,7 +35,7 @@ ON_DISK = []  # (step, last row, best) when the save of a newest checkpoint bega
 def whole(config, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
-    save = saves.Folder.save
+    save = checkpoint_folder.Folder.save
 
     def watched(folder, step, state):
         if 'latest' in str(folder.path):
@@ -41,8 +43,8 @@ def whole(config, tmp_path_factory):
                             train_cases.steps(workdir, 'best')))
         save(folder, step, state)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saves.Folder, 'save', watched)
-        train.train(config, str(workdir))
+        patch.setattr(checkpoint_folder.Folder, 'save', watched)
+        loop.train(config, str(workdir))
     assert train_cases.steps(workdir) == [10, 12]
     return workdir
 
@@ -78,14 +80,14 @@ def test_stopped_again_and_again_it_ends_as_if_nothing_had_been(config, whole, s
     for step in (5, 9):
         disarm = stop_at(step)
         with pytest.raises(Stop):
-            train.train(config, str(tmp_path))
+            loop.train(config, str(tmp_path))
         disarm()
-    train.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
     train_cases.assert_same_runs(tmp_path, whole)
 
 
 def test_the_state_holds_what_it_must(whole):
-    raw = checkpoint.load_raw(str(whole))
+    raw = checkpoints.load_raw(str(whole))
     assert int(raw['step']) == 12
     assert abs(raw['router_state']['block_1']['router']['bias']).max() > 0
     assert set(raw) >= {'params', 'opt_state', 'router_state', 'batch_stats', 'ema', 'seed_key'}
@@ -94,9 +96,10 @@ def test_the_state_holds_what_it_must(whole):
 
 def test_killed_at_a_random_moment_it_ends_as_if_nothing_had_been(
         config, whole, tmp_path, data_dir, jax_environment):
-    code = ('import json, sys; from moe_vision import config, train; '
-            'train.train(config.from_dict(json.loads(sys.argv[1])), sys.argv[2])')
-    from moe_vision import config as config_lib
+    code = ('import json, sys; from moe_vision.config import check; '
+            'from moe_vision.training import loop; '
+            'loop.train(check.from_dict(json.loads(sys.argv[1])), sys.argv[2])')
+    from moe_vision.config import check as config_lib
     asked = json.dumps(config_lib.to_dict(config))
     process = subprocess.Popen(
         [sys.executable, '-c', code, asked, str(tmp_path)], cwd=train_cases.ROOT,
@@ -111,7 +114,7 @@ def test_killed_at_a_random_moment_it_ends_as_if_nothing_had_been(
     process.stderr.read()
     process.wait()
     assert seen and seen[-1].startswith('step 3/12'), ''.join(seen)
-    train.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
     train_cases.assert_same_runs(tmp_path, whole)
 
 
@@ -127,7 +130,7 @@ def test_after_a_damaged_checkpoint_it_goes_on_from_the_one_before(
     shutil.copytree(whole, workdir)
     damage(workdir, 12)
     with caplog.at_level(logging.INFO):
-        train.train(config, str(workdir))
+        loop.train(config, str(workdir))
     told = [r.getMessage() for r in caplog.records if 'moe_vision' in r.pathname]
     assert sum('checkpoint 12 cannot be read' in t for t in told) == 1
     assert 'continuing at step 10 of 12' in told
@@ -141,7 +144,7 @@ def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, whole
     damage(workdir, 12)
     before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
     with pytest.raises(UserError, match='none of the checkpoints') as e:
-        train.train(config, str(workdir))
+        loop.train(config, str(workdir))
     assert '\n' not in str(e.value)
     assert {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()} == before
 
@@ -152,18 +155,18 @@ def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
     shutil.copytree(whole, workdir)
     other = train_cases.make(data_dir, {'model.args': {'widths': (8, 24), 'depth': 1}})
     with pytest.raises(UserError, match='another --workdir'):
-        train.train(other, str(workdir))
+        loop.train(other, str(workdir))
     assert any('model.args.widths' in r.getMessage() for r in caplog.records)
     assert (workdir / 'config.json').read_text() == (whole / 'config.json').read_text()
-    scores = train.evaluate(config, str(workdir))
+    scores = loop.evaluate(config, str(workdir))
     assert scores['accuracy'] == train_cases.result(whole)['test_accuracy']
 
 
 def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    monkeypatch.setattr(train.Setup, 'step', lambda self: pytest.fail)
-    train.train(config, str(workdir))
+    monkeypatch.setattr(loop.Setup, 'step', lambda self: pytest.fail)
+    loop.train(config, str(workdir))
     train_cases.assert_same_runs(workdir, whole)
     # the speed of the steps that were taken is still told
     ours, theirs = (json.loads((p / 'result.json').read_text()) for p in (workdir, whole))
@@ -175,7 +178,7 @@ def test_a_config_that_changed_is_told_with_what_changed(config, whole, tmp_path
     shutil.copytree(whole, workdir)
     digest = train_cases.other_data(workdir)
     other = train_cases.make(data_dir, {'log.every_steps': 4, 'train.weight_decay': 0.5})
-    train.train(other, str(workdir))
+    loop.train(other, str(workdir))
     told = [r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage()]
     assert len(told) == 1 and f"digest of 'digits' {'0' * 16} -> {digest[:16]};" in told[0]
     told = [r.getMessage() for r in caplog.records if 'differs' in r.getMessage()]
@@ -189,7 +192,7 @@ def test_a_config_that_changed_is_told_with_what_changed(config, whole, tmp_path
 def test_a_shortened_run_says_how_many_steps_it_really_took(whole, tmp_path, data_dir):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    train.train(train_cases.make(data_dir, {'train.steps': 8}), str(workdir))
+    loop.train(train_cases.make(data_dir, {'train.steps': 8}), str(workdir))
     assert train_cases.result(workdir)['steps'] == 12
 
 
@@ -225,6 +228,6 @@ def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path)
 
 
 def test_processes_that_read_different_data_are_refused(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, 'share', lambda value: 'another digest')
+    monkeypatch.setattr(peers, 'share', lambda value: 'another digest')
     with pytest.raises(UserError, match="different data as 'digits'; prepare the set once"):
-        train.train(config, str(tmp_path / 'run'))
+        loop.train(config, str(tmp_path / 'run'))

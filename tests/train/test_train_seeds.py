@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision import feed, mesh, train
-from moe_vision.setup import Setup
+from moe_vision.training import feed, loop, mesh
+from moe_vision.training.setup import Setup
 
 SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
          'train.steps': 6, 'eval.every_steps': 2,
@@ -30,9 +30,9 @@ def runs(config, tmp_path_factory):
     folders = [tmp_path_factory.mktemp(n) for n in ('first', 'second', 'alone')]
     shared = Setup(config)
     one = dataclasses.replace(config, seed=1)
-    train.train(config, str(folders[0]), setup=shared, full_report=False)
-    train.train(one, str(folders[1]), setup=shared, full_report=False)
-    train.train(one, str(folders[2]))
+    loop.train(config, str(folders[0]), setup=shared, full_report=False)
+    loop.train(one, str(folders[1]), setup=shared, full_report=False)
+    loop.train(one, str(folders[2]))
     return folders, shared
 
 
@@ -59,14 +59,14 @@ def test_without_a_report_no_page_is_written(runs):
 def test_a_setup_of_another_config_is_refused(runs, data_dir, tmp_path):
     other = train_cases.make(data_dir, SMALL | {'train.learning_rate': 0.1})
     with pytest.raises(ValueError, match='more than the seed'):
-        train.train(other, str(tmp_path), setup=runs[1])
+        loop.train(other, str(tmp_path), setup=runs[1])
 
 
 def test_the_selected_checkpoint_is_the_best_on_validation(runs, config):
     """Scored by hand; without the best folder, that of the last weights where they were best."""
     (first, _, _), shared = runs
     best, = train_cases.steps(first, 'best')
-    with train.checkpoint.Checkpoints(str(first), 2) as saved:
+    with loop.checkpoint.Checkpoints(str(first), 2) as saved:
         step, state = saved.restore_best(shared.abstract)
     assert step == best == int(state.step)
     want = shared.evaluator.score(state, 'test', best / 6)
@@ -92,7 +92,7 @@ def test_initial_values_follow_the_seed_asked_for(runs, config):
 def test_without_a_validation_split_nothing_is_selected(data_dir, tmp_path):
     none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0,
                                                'train.steps': 3})
-    result = train.train(none, str(tmp_path), full_report=False)
+    result = loop.train(none, str(tmp_path), full_report=False)
     assert result['test_accuracy_selected'] is None
     assert result['best_validation_accuracy'] is None
 
@@ -100,7 +100,7 @@ def test_without_a_validation_split_nothing_is_selected(data_dir, tmp_path):
 def test_a_resident_split_gives_the_same_run(runs, config, tmp_path):
     resident = dataclasses.replace(config, dataset=dataclasses.replace(
         config.dataset, resident=True))
-    train.train(resident, str(tmp_path), full_report=False)
+    loop.train(resident, str(tmp_path), full_report=False)
     train_cases.assert_same_runs(tmp_path, runs[0][0])
 
 

@@ -5,13 +5,13 @@ import io
 import pytest
 import train_cases
 
-from moe_vision import progress, train
-from moe_vision.events import flat
-from moe_vision.files import finite
-from moe_vision.health import Health
-from moe_vision.plain import differences, plain
-from moe_vision.record import collapsed
-from moe_vision.setup import Setup
+from moe_vision.common.files import finite
+from moe_vision.common.json_values import differences, plain
+from moe_vision.run_folder.record import collapsed
+from moe_vision.run_folder.tensorboard import flat
+from moe_vision.training import loop, progress
+from moe_vision.training.setup import Setup
+from moe_vision.training.warnings import Health
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
 ILL = {
@@ -94,9 +94,9 @@ def shown(stream, clock):
 
 def test_the_share_of_the_peak_where_the_chip_is_known(monkeypatch, data_dir):
     setup = Setup(train_cases.make(data_dir, {}))
-    assert train._seconds_at_peak(setup) is None  # a CPU
-    monkeypatch.setattr(train.chips, 'peak', lambda kind: 1e9)
-    at_peak = train._seconds_at_peak(setup)
+    assert loop._seconds_at_peak(setup) is None  # a CPU
+    monkeypatch.setattr(loop.chips, 'peak', lambda kind: 1e9)
+    at_peak = loop._seconds_at_peak(setup)
     assert at_peak == 3 * setup.cost.flops_executed / 1e9  # on one device
     clock, stream = Clock(monkeypatch), Stream(False)
     p = progress.Progress(20, 0, 32, stream, at_peak=at_peak)

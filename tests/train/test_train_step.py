@@ -9,14 +9,15 @@ import optax
 import pytest
 import train_cases
 
-from moe_vision import config as config_lib
-from moe_vision import mesh, metrics, optimizer
-from moe_vision.durations import durations
-from moe_vision.errors import UserError
+from moe_vision.common.errors import UserError
+from moe_vision.common.paths import path_name
+from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
-from moe_vision.optimizer import path_name
-from moe_vision.step import mixing_group, normalize_images
-from moe_vision.train import Setup
+from moe_vision.run_folder import metrics
+from moe_vision.training import mesh, optimizer
+from moe_vision.training.loop import Setup
+from moe_vision.training.schedule import durations
+from moe_vision.training.step import mixing_group, normalize_images
 
 SMALL = {'model.moe.placement': 'head', 'model.moe.group_size': 8, 'train.ema_decay': 0.0,
          'model.args': {'widths': (8,), 'depth': 1, 'norm': 'group'}, 'train.mixup': 0.0,

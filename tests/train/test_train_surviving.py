@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision import checkpoint, feed, files, metrics, processes, saves, step, train
-from moe_vision.progress import Progress
-from moe_vision.run import NotFinite
-from moe_vision.stop import Stop, Stopped
+from moe_vision.common import files
+from moe_vision.processes import peers
+from moe_vision.processes.stop import Stop, Stopped
+from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics
+from moe_vision.training import feed, loop, step
+from moe_vision.training.progress import Progress
+from moe_vision.training.run import NotFinite
 
 
 @pytest.fixture(scope='module')
@@ -27,13 +30,13 @@ def config(data_dir):
 
 @pytest.fixture(scope='module')
 def setup(config):
-    return train.Setup(config)
+    return loop.Setup(config)
 
 
 @pytest.fixture(scope='module')
 def whole(setup, config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('whole')
-    train.train(config, str(workdir), setup=setup, full_report=False)
+    loop.train(config, str(workdir), setup=setup, full_report=False)
     return workdir
 
 
@@ -48,10 +51,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(setup, config, whole, tmp_pat
     for at in stops:
         with pytest.raises(Stopped, match=f'stopped by SIGTERM at step {at} of 12, saved at step '
                                           f'{at}; start again') as e:
-            train.train(config, str(tmp_path), setup=setup, stop=train_cases.StopAt(at))
+            loop.train(config, str(tmp_path), setup=setup, stop=train_cases.StopAt(at))
         assert '\n' not in str(e.value)
         assert max(train_cases.steps(tmp_path)) == at
-    train.train(config, str(tmp_path), setup=setup, full_report=False)
+    loop.train(config, str(tmp_path), setup=setup, full_report=False)
     train_cases.assert_same_runs(tmp_path, whole)
     assert not list((tmp_path / 'metrics').glob('pending-*'))
 
@@ -72,7 +75,7 @@ def test_processes_agree_on_how_often_they_asked(monkeypatch):
     """The runs of a study begin at step 1 again; jax's service counts on."""
     from jax.experimental import multihost_utils
     asked = []
-    monkeypatch.setattr(processes, 'joined', lambda: True)
+    monkeypatch.setattr(peers, 'joined', lambda: True)
     monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point',
                         lambda n: asked.append(n) or n == 6)
     with Stop() as stop:
@@ -84,7 +87,7 @@ def test_processes_agree_on_how_often_they_asked(monkeypatch):
 
 
 def test_sigterm_during_a_save_is_no_save_that_failed(tmp_path, monkeypatch):
-    folder = saves.Folder(tmp_path / 'latest', keep=1)
+    folder = checkpoint_folder.Folder(tmp_path / 'latest', keep=1)
     with monkeypatch.context() as patch, Stop(), pytest.raises(Stopped):
         patch.setattr(folder._manager, 'wait_until_finished',
                       lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -105,7 +108,7 @@ def no_room(size: int):
 
 def test_training_goes_on_while_the_disk_is_full(
         setup, config, whole, tmp_path, monkeypatch, caplog):
-    save, write = saves.Folder.save, files.write
+    save, write = checkpoint_folder.Folder.save, files.write
     full = []
 
     def save_without_room(folder, at, state):
@@ -122,9 +125,9 @@ def test_training_goes_on_while_the_disk_is_full(
             raise OSError(28, 'No space left on device')
         write(path, data)
 
-    monkeypatch.setattr(saves.Folder, 'save', save_without_room)
+    monkeypatch.setattr(checkpoint_folder.Folder, 'save', save_without_room)
     monkeypatch.setattr(metrics, 'write', write_without_room)
-    train.train(config, str(tmp_path), setup=setup, full_report=False)
+    loop.train(config, str(tmp_path), setup=setup, full_report=False)
     told = warnings(caplog)
     assert sum('checkpoint 5 cannot be saved' in t and 'training goes on' in t for t in told) == 1
     assert sum('rows of metrics cannot be written (No space left' in t for t in told) >= 1
@@ -134,13 +137,13 @@ def test_training_goes_on_while_the_disk_is_full(
     assert train_cases.steps(tmp_path) == [10, 12]
     assert not list((tmp_path / 'checkpoints').rglob('*orbax-checkpoint-tmp*'))
     assert train_cases.rows(tmp_path) == train_cases.rows(whole)
-    train_cases.assert_same_bits(checkpoint.load_raw(str(tmp_path)),
-                                 checkpoint.load_raw(str(whole)))
+    train_cases.assert_same_bits(checkpoints.load_raw(str(tmp_path)),
+                                 checkpoints.load_raw(str(whole)))
 
 
 def test_a_save_without_room_leaves_the_checkpoints_before_it(setup, tmp_path, caplog):
     state = setup.fresh_state(0)
-    with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    with checkpoints.Checkpoints(str(tmp_path), keep=1) as saved:
         saved.save(1, state)
         saved.wait()
         with no_room(6000):
@@ -151,7 +154,7 @@ def test_a_save_without_room_leaves_the_checkpoints_before_it(setup, tmp_path, c
         assert saved.steps() == [2]
         assert train_cases.steps(tmp_path) == [2]
     assert len(warnings(caplog)) == 1
-    train_cases.assert_same_bits(checkpoint.load_raw(str(tmp_path))['params'], state.params)
+    train_cases.assert_same_bits(checkpoints.load_raw(str(tmp_path))['params'], state.params)
 
 
 @pytest.fixture(scope='module')
@@ -166,7 +169,7 @@ def poisoned():
 
 @pytest.fixture(scope='module')
 def skipping(poisoned, data_dir):
-    return train.Setup(train_cases.make(data_dir, {
+    return loop.Setup(train_cases.make(data_dir, {
         'train.skip_nonfinite': 2, 'train.mixup': 0.0, 'log.every_steps': 6,
         'eval.every_steps': 12}))
 
@@ -194,7 +197,7 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
         states[int(state.step)] = before, jax.device_get(state)
         return state, out
     monkeypatch.setattr(skipping, 'step', watched)
-    train.train(skipping.config, str(tmp_path), setup=skipping, full_report=False)
+    loop.train(skipping.config, str(tmp_path), setup=skipping, full_report=False)
     for at, (before, after) in states.items():
         moved = not all(np.array_equal(a, b) for a, b in zip(
             *map(jax.tree.leaves, (before.params, after.params)), strict=True))
@@ -216,11 +219,11 @@ def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkey
     """Over the end of a row, and over a checkpoint."""
     white(monkeypatch, 4, 5, 6)
     with pytest.raises(NotFinite, match='loss is not finite at step 6, in 3 steps in a row') as e:
-        train.train(skipping.config, str(tmp_path), setup=skipping)
+        loop.train(skipping.config, str(tmp_path), setup=skipping)
     assert '\n' not in str(e.value)
     shutil.rmtree(tmp_path / 'checkpoints' / 'best', ignore_errors=True)
     with pytest.raises(NotFinite, match='step 6, in 3 steps'):  # gone on with at step 5
-        train.train(skipping.config, str(tmp_path), setup=skipping)
+        loop.train(skipping.config, str(tmp_path), setup=skipping)
 
 
 def test_a_run_that_skips_nothing_has_nothing_of_it_in_its_program(setup, skipping):

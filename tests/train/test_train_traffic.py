@@ -6,7 +6,8 @@ import pytest
 import train_cases
 
 import input_pipeline
-from moe_vision import leverage, traffic
+from moe_vision import leverage
+from moe_vision.training import traffic
 
 NET = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 8,
        'model.moe.k': 2, 'model.moe.capacity_factor': 1.25, 'model.moe.group_size': 16,

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from moe_vision import processes, watch
-from moe_vision.watch import Watch
+from moe_vision.processes import peers, watch
+from moe_vision.processes.watch import Watch
 
 NEXT = 'start all processes again with the same command: the run goes on at its newest checkpoint.'
 
@@ -105,5 +105,5 @@ def test_the_last_line_is_written_at_once(monkeypatch):
     stream, codes = Stream(), []
     monkeypatch.setattr(sys, 'stderr', stream)
     monkeypatch.setattr(os, '_exit', codes.append)
-    processes.end(1, 'error: process 0 of 2 has died')
+    peers.end(1, 'error: process 0 of 2 has died')
     assert (stream.writes, codes) == (['error: process 0 of 2 has died\n'], [1])

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from configs import base
-from moe_vision import checkpoint, config, metrics
-from moe_vision.settings import Config
-from moe_vision.stop import Stop
+from moe_vision.config import check as config_lib
+from moe_vision.config.schema import Config
+from moe_vision.processes.stop import Stop
+from moe_vision.run_folder import checkpoints, metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -39,7 +40,7 @@ def make(data_dir: str, changes: dict | None = None, start: dict | None = None) 
             at = at[part]
         with at.unlocked(), at.ignore_type():
             at[path.split('.')[-1]] = value
-    return config.check(c)
+    return config_lib.check(c)
 
 
 def rows(workdir) -> list[dict]:
@@ -81,8 +82,8 @@ def assert_same_runs(ours, theirs) -> None:
     assert steps(ours) == steps(theirs)
     assert steps(ours, 'best') == steps(theirs, 'best')
     for kind in ('latest', 'best'):
-        assert_same_bits(checkpoint.load_raw(str(ours), kind),
-                         checkpoint.load_raw(str(theirs), kind))
+        assert_same_bits(checkpoints.load_raw(str(ours), kind),
+                         checkpoints.load_raw(str(theirs), kind))
     assert rows(ours) == rows(theirs)
     assert result(ours) == result(theirs)
 

@@ -18,9 +18,11 @@ import jax
 import train_cases
 
 import input_pipeline
-from moe_vision import checkpoint, mesh, processes, saves, train
-from moe_vision.errors import UserError
-from moe_vision.stop import Stopped
+from moe_vision.common.errors import UserError
+from moe_vision.processes import peers
+from moe_vision.processes.stop import Stopped
+from moe_vision.run_folder import checkpoint_folder, checkpoints
+from moe_vision.training import loop, mesh
 
 SAME = {
     'model.args': {'widths': (8,), 'depth': 1}, 'model.moe.num_experts': 4,
@@ -53,10 +55,11 @@ def without_room(setup, folder: str, full: bool) -> list[list[int]]:
     second, and the third cannot even be begun. It is full for one process only."""
     error = mock.Mock(side_effect=OSError(28, 'No space left on device'))
     state, steps = setup.fresh_state(0), []
-    with checkpoint.Checkpoints(f'{folder}/full', 2) as saved:
+    with checkpoints.Checkpoints(f'{folder}/full', 2) as saved:
         for step, patch in enumerate((
                 contextlib.nullcontext(),
-                mock.patch.object(saves.shutil, 'disk_usage', lambda path: mock.Mock(free=1000)),
+                mock.patch.object(checkpoint_folder.shutil, 'disk_usage',
+                                  lambda path: mock.Mock(free=1000)),
                 mock.patch.object(type(saved._latest.path), 'write_text', error),
                 contextlib.nullcontext()), 1):
             with patch if full else contextlib.nullcontext():
@@ -66,35 +69,35 @@ def without_room(setup, folder: str, full: bool) -> list[list[int]]:
 
 
 def main(port: str, process: str, data_dir: str, folder: str) -> None:
-    processes.start(processes.Given(f'127.0.0.1:{port}', 2, int(process)))
+    peers.start(peers.Given(f'127.0.0.1:{port}', 2, int(process)))
     config = {n: train_cases.make(data_dir, SAME | {'mesh.expert': n}) for n in (1, 2, 4)}
     seen = {'devices': [jax.local_device_count(), jax.device_count()],
             'indices': indices(config[4]), 'refused': []}
-    train.train(config[4], f'{folder}/expert_4')
-    train.train(config[2], f'{folder}/half')
+    loop.train(config[4], f'{folder}/expert_4')
+    loop.train(config[2], f'{folder}/half')
     for expert, step in ((1, 4), (2, 7)):
         with contextlib.suppress(Stopped):
-            train.train(config[expert], f'{folder}/moved', stop=train_cases.StopAt(step))
-    scores = train.evaluate(dataclasses.replace(config[4], eval=dataclasses.replace(
+            loop.train(config[expert], f'{folder}/moved', stop=train_cases.StopAt(step))
+    scores = loop.evaluate(dataclasses.replace(config[4], eval=dataclasses.replace(
         config[4].eval, **SCORED)), f'{folder}/one')
     seen['validation'] = {n: scores[n] for n in SWEPT}
     if process == '1':
         shutil.copytree(f'{folder}/expert_4', f'{folder}/damaged')
         for file in Path(folder).glob('damaged/checkpoints/latest/10/default/d/*'):
             file.write_bytes(file.read_bytes()[:100])
-    processes.barrier('damaged')
-    setup = train.Setup(config[4])
-    with checkpoint.Checkpoints(f'{folder}/damaged', 2) as saved:
+    peers.barrier('damaged')
+    setup = loop.Setup(config[4])
+    with checkpoints.Checkpoints(f'{folder}/damaged', 2) as saved:
         seen['fallback'] = saved.restore_newest(setup.abstract)[0]
     seen['full'] = without_room(setup, folder, process == '1')
     for changed in ({'seed': int(process)}, {}):
         own = folder if changed else f'{folder}/only_{process}'
         try:
-            train.train(dataclasses.replace(config[2], **changed), f'{own}/refused')
+            loop.train(dataclasses.replace(config[2], **changed), f'{own}/refused')
         except UserError as e:
             seen['refused'].append(str(e))
     print(json.dumps(seen))
-    processes.done()
+    peers.done()
 
 
 if __name__ == '__main__':

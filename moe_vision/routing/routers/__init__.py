@@ -1,1 +1,1 @@
-"""Routers, one file each; their names stand in `moe_vision.registry.ROUTERS`."""
+"""Routers, one file each; their names stand in `moe_vision.config.registry.ROUTERS`."""

@@ -12,7 +12,7 @@ from etils import epath
 
 from moe_vision.report.palette import count
 from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis_types import Analysis
+from moe_vision.study.analysis.types import Analysis
 from moe_vision.study.report import files
 from moe_vision.study.report.document import Document, Picture, Section, Text
 

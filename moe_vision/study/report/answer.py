@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis_types import Analysis, Gap, Pattern
+from moe_vision.study.analysis.types import Analysis, Gap, Pattern
 from moe_vision.study.report import limits, numbers
 from moe_vision.study.report.document import (
     Block,

@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_vision.report.palette import count, plain, short
 from moe_vision.report.read import as_dict
-from moe_vision.study.analysis_types import Analysis, ArmSummary
+from moe_vision.study.analysis.types import Analysis, ArmSummary
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Block, Name, Picture, Section, Table, Text, Words
 from moe_vision.study.report.files import mechanism_rows

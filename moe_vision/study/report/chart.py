@@ -15,7 +15,7 @@ from matplotlib.transforms import Affine2D
 
 from moe_vision.report import figure, palette
 from moe_vision.report.markup import Markup
-from moe_vision.study.analysis_types import Gap
+from moe_vision.study.analysis.types import Gap
 from moe_vision.study.report.document import clean_all
 from moe_vision.study.report.numbers import MINUS, finite, pp
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis_types import Analysis, ArmSummary, Estimate, Gap
+from moe_vision.study.analysis.types import Analysis, ArmSummary, Estimate, Gap
 from moe_vision.study.report import numbers
 
 _INTERVAL = ('mean', 'sd', 'low', 'high')

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from moe_vision.report import palette
 from moe_vision.report.read import as_dict
-from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.analysis.types import Analysis, Gap
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look, short
 from moe_vision.study.report.document import Picture

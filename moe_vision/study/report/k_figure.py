@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
 from moe_vision.report import palette
-from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.analysis.types import Analysis, Gap
 from moe_vision.study.report import chart, gap_figures, numbers
 from moe_vision.study.report.chart import short
 from moe_vision.study.report.document import Picture

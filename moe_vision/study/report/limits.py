@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.analysis.types import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Name, Words
 from moe_vision.study.report.files import rows_of

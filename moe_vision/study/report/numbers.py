@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from moe_vision.report import palette
-from moe_vision.study.analysis_types import Estimate
+from moe_vision.study.analysis.types import Estimate
 
 NONE = '–'
 MINUS = '−'

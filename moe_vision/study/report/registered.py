@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis_types import Analysis
+from moe_vision.study.analysis.types import Analysis
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import (
     Block,

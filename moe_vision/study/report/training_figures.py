@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moe_vision.report import palette
 from moe_vision.report.read import as_dict, as_list, number
-from moe_vision.study.analysis_types import Analysis
+from moe_vision.study.analysis.types import Analysis
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look
 from moe_vision.study.report.document import Picture

@@ -7,12 +7,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.analysis.statistics import family_difference, spearman
+from moe_vision.study.analysis.types import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Block, Name, Section, Table, Text, Words
 from moe_vision.study.report.gap_figures import Series, margin_of
 from moe_vision.study.report.numbers import p_value, pp
-from moe_vision.study.statistics import family_difference, spearman
 
 NEAR = 0.1  # two ρ are one level where they differ by less than this share
 HEAD = ('what', 'series', 'levels of ρ', 'value', 'low', 'high', 'p')

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from moe_vision.study.analysis_types import Analysis, Gap
+from moe_vision.study.analysis.types import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.answer import standing
 from moe_vision.study.report.document import (

@@ -1,0 +1,131 @@
+"""The one place where a ConfigDict becomes `settings.Config`, and every mistake in it is told.
+
+    >>> config = check(get_config())       # every rule; what main.py does
+    >>> config = from_dict(to_dict(config))  # there and back through JSON; types only
+
+Nothing here imports jax: a misspelt key is answered at once.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline import DATASETS
+from input_pipeline.registry import is_path
+from input_pipeline.types import check as check_dataset
+from moe_vision.common.errors import UserError, unknown
+from moe_vision.common.json_values import plain
+from moe_vision.config import registry, rules, schema, trust, typed
+from moe_vision.config.rules import (
+    check_with_data as check_with_data,  # the second half, after start
+)
+
+
+def check(config: ConfigDict) -> schema.Config:
+    """The checked, typed config.
+
+    Raises:
+      UserError: the first thing that is wrong, in one line.
+      input_pipeline.DataError: the same, of the keys under `dataset`.
+    """
+    from configs import base  # where every common key and its default stands
+
+    checked = from_dict(config.to_dict())
+    name = checked.dataset.name
+    if name not in DATASETS and not is_path(name):
+        raise unknown('data set', name, DATASETS)
+    rules.check(checked, from_dict(base.get_config().to_dict()))
+    check_dataset(checked.dataset)
+    return checked
+
+
+def from_dict(values: Mapping[str, Any]) -> schema.Config:
+    """A config of nested dictionaries, typed; names and arguments resolved.
+
+    Names of the user's own code are imported: values that were read from a folder must pass
+    `trust.check` first, as in `load`.
+
+    Raises:
+      UserError: a key or name is unknown or missing, a value has the wrong type.
+    """
+    config = typed.build(schema.Config, values, '')
+    model, moe, train = config.model, config.model.moe, config.train
+    backbone = registry.entry('backbone', registry.BACKBONES, model.name)
+    router = registry.entry('router', registry.ROUTERS, moe.router)
+    optimizer = registry.entry('optimizer', registry.OPTIMIZERS, train.optimizer)
+    name = moe.expert or ('mlp' if moe.placement == 'head' else backbone.expert)
+    expert = registry.entry('expert', registry.EXPERTS, name)
+    for loss in moe.losses:
+        registry.entry('loss', registry.LOSSES, loss)
+    moe = dataclasses.replace(
+        moe, expert=name,
+        expert_args=_args(f"argument of expert '{name}'", expert, moe.expert_args,
+                          'model.moe.expert_args'),
+        router_args=_args(f"argument of router '{moe.router}'", router, moe.router_args,
+                          'model.moe.router_args'))
+    model = dataclasses.replace(
+        model, moe=moe,
+        args=_args(f"argument of backbone '{model.name}'", backbone, model.args, 'model.args'))
+    train = dataclasses.replace(
+        train, optimizer_args=_args(f"argument of optimizer '{train.optimizer}'", optimizer,
+                                    train.optimizer_args, 'train.optimizer_args'))
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def _args(what: str, entry: registry.Entry, given: Any, where: str) -> Any:
+    try:
+        return typed.build(entry.args, given, where, what)
+    except UserError as e:
+        known = {f.name for f in dataclasses.fields(entry.args)}
+        if isinstance(given, Mapping) and set(given) - known:  # left from another method, perhaps
+            raise UserError(f'{e} (--config.{where}={{}} drops those of the config file.)') from e
+        raise
+
+
+def to_dict(config: schema.Config) -> dict[str, Any]:
+    """The config as strict JSON can hold it: an unbounded number is the string 'inf'."""
+    return plain(dataclasses.asdict(config))
+
+
+def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
+    """The config that the run in `workdir` was started with.
+
+    Args:
+      trusted: modules that the config may import besides those that --trust named.
+
+    Raises:
+      UserError: there is no run, its config.json cannot be read, or it names code that is not
+        trusted.
+    """
+    path = f'{workdir.rstrip("/")}/config.json'
+    try:
+        if '://' in path:
+            from etils import epath  # slower to import, and only needed for buckets
+            text = epath.Path(path).read_text()
+        else:
+            with open(path, encoding='utf-8') as f:
+                text = f.read()
+        values = _completed(json.loads(text)['config'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        told = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
+        raise UserError(f"no run to read in workdir '{workdir}': '{path}': {told}; train there "
+                        'first or give --config.') from e
+    trust.check(values, workdir, trusted)
+    return from_dict(values)
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """With the default of each common key that came after the run was started."""
+    from configs import base
+
+    defaults = base.get_config().to_dict()
+    for key in typed.flatten(schema.Config):
+        *parents, last = key.split('.')
+        given, default = values, defaults
+        for parent in parents:
+            given, default = given[parent], default[parent]
+        given.setdefault(last, default[last])
+    return values

@@ -1,0 +1,245 @@
+"""The arguments that routers, experts, backbones and optimizers take: dataclasses without jax.
+
+Each checks its own values; what depends on other keys stands in `rules` and `routing_rules`. The
+names that take them stand in `registry`.
+"""
+
+import dataclasses
+from typing import Literal
+
+from moe_vision.common.errors import UserError, below_one, positive, unread
+
+
+@dataclasses.dataclass(frozen=True)
+class NoArgs:
+    """A method without arguments."""
+
+
+Temperature = Literal['constant', 'linear', 'sigmoid', 'cosine', 'entropy_floor']
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKArgs:
+    gate: Literal['softmax_top_k', 'top_k_softmax', 'sigmoid'] = 'softmax_top_k'
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    noise: Literal['none', 'gaussian', 'learned', 'jitter'] = 'none'
+    noise_scale: float = 1.0  # times 1/E (gaussian), softplus(x W_n) (learned), 0.01 (jitter)
+    # random: kept in training with p = 2 g2 / (g1 + g2); random_expert: any other expert, always
+    second_choice: Literal['always', 'random', 'random_expert'] = 'always'
+    temperature: Temperature = 'constant'
+    temperature_start: float = 1.0
+    temperature_end: float = 0.1  # of the schedules that move
+    entropy_floor: float = 0.5  # least entropy of a token, as a share of ln E (entropy_floor)
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale', 'noise_scale', 'temperature_start', 'temperature_end')
+        below_one(self, 'entropy_floor')
+        unread(self, 'noise_scale', self.noise != 'none', "noise is 'none'")
+        moving = self.temperature != 'constant'
+        unread(self, 'temperature_end', moving, "temperature is 'constant'")
+        unread(self, 'entropy_floor', self.temperature == 'entropy_floor',
+               f"temperature is '{self.temperature}'")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedArgs(TopKArgs):
+    superclasses: tuple[int, ...] = ()  # expert of each class, class 0 first; (): class modulo E
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasBalancedArgs:
+    score: Literal['sigmoid', 'softmax'] = 'sigmoid'
+    renormalize: bool = True
+    gate_scale: float = 1.0
+    bias_rate: float = 0.001  # gamma: how far a bias moves in one optimizer step
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale', 'bias_rate')
+
+
+@dataclasses.dataclass(frozen=True)
+class NullExpertsArgs:
+    null_experts: int = 8  # choices that cost nothing and give nothing
+    renormalize: bool = True  # over a token's true experts
+    gate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, 'null_experts', 'gate_scale')
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomArgs:
+    gate: Literal['even', 'softmax'] = 'even'  # 1/k each, or as softmax before top-k: learned
+    gate_scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftArgs:
+    axis: Literal['tokens', 'batch', 'none'] = 'none'
+    slots_per_expert: int = 1
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, 'slots_per_expert', 'temperature')
+        unread(self, 'slots_per_expert', self.axis != 'none', "axis is 'none'")
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpArgs:
+    activation: Literal['gelu', 'relu'] = 'gelu'
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvArgs:
+    kernel: int = 3
+    norm_groups: int = 8  # of the per-image group norm; must divide the widths
+
+    def __post_init__(self) -> None:
+        positive(self, 'kernel', 'norm_groups')
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextArgs:
+    kernel: int = 7  # of the depthwise convolution
+    layer_scale: float = 1e-6  # initial factor of the branch, learned for each channel
+
+    def __post_init__(self) -> None:
+        positive(self, 'kernel', 'layer_scale')
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNetArgs:
+    widths: tuple[int, ...] = (32, 64, 128)  # channels of each stage; between stages stride 2
+    depth: int = 2  # shape-preserving residual blocks in each stage
+    norm: Literal['batch', 'group'] = 'batch'  # at places that are not routed
+    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+
+    def __post_init__(self) -> None:
+        positive(self, 'widths', 'depth')
+        below_one(self, 'drop_path')
+        if self.norm == 'group' and any(w % 8 for w in self.widths):
+            raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:  # of each block that `placement` counts
+        return tuple(w for w in self.widths for _ in range(self.depth))
+
+    @property
+    def blocks(self) -> int:  # what `model.moe.placement` counts
+        return len(self.block_widths)
+
+    def hidden(self, width: int) -> int:  # of a block of this width
+        return width
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthwiseNetArgs(ConvNetArgs):
+    expansion: int = 4  # hidden width of a block over its width
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, 'expansion')
+
+    def hidden(self, width: int) -> int:
+        return width * self.expansion
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextNetArgs:
+    """ConvNeXt-T by default."""
+
+    widths: tuple[int, ...] = (96, 192, 384, 768)  # channels of each stage
+    depths: tuple[int, ...] = (3, 3, 9, 3)  # residual blocks of each stage
+    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+
+    def __post_init__(self) -> None:
+        positive(self, 'widths', 'depths')
+        below_one(self, 'drop_path')
+        if len(self.widths) != len(self.depths):
+            raise UserError(f'widths is {self.widths} and depths is {self.depths}; give one of '
+                            'each for every stage.')
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:  # of each block that `placement` counts
+        return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n))
+
+    @property
+    def blocks(self) -> int:  # what `model.moe.placement` counts
+        return len(self.block_widths)
+
+    def hidden(self, width: int) -> int:  # of a block of this width
+        return 4 * width
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetArgs(ConvNextNetArgs):
+    """ResNet-50 by default."""
+
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # of each the first block projects: it has no number
+    norm: Literal['batch', 'group'] = 'batch'  # at places that are not routed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        multiple = 32 if self.norm == 'group' else 4
+        if any(w % multiple for w in self.widths):
+            raise UserError(f"widths is {self.widths}; norm '{self.norm}' needs multiples of "
+                            f'{multiple}.')
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n - 1))
+
+    def hidden(self, width: int) -> int:
+        return width // 4
+
+
+@dataclasses.dataclass(frozen=True)
+class VitArgs:
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    patch_size: int = 4
+    hidden: int = 0  # of the MLP blocks; 0 is four times the width
+    pool: Literal['mean', 'token'] = 'mean'
+    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+
+    def __post_init__(self) -> None:
+        positive(self, 'width', 'depth', 'heads', 'patch_size')
+        below_one(self, 'drop_path')
+        if self.width % self.heads:
+            raise UserError(f'width is {self.width}, not divisible by heads {self.heads}.')
+        if self.hidden < 0:
+            raise UserError(f'hidden is {self.hidden}; it must not be negative.')
+
+    @property
+    def blocks(self) -> int:  # what `model.moe.placement` counts
+        return self.depth
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens of one image. Raises UserError where patches do not cover it."""
+        p = self.patch_size
+        if height % p or width % p:
+            raise UserError(f'patch_size is {p}, which does not divide images of {height}x{width}.')
+        return (height // p) * (width // p) + (self.pool == 'token')
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamwArgs:
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        below_one(self, 'b1', 'b2')
+        positive(self, 'eps')
+
+
+@dataclasses.dataclass(frozen=True)
+class SgdArgs:
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        below_one(self, 'momentum')

@@ -1,0 +1,157 @@
+"""A config file and the command line's overrides of it, to one locked ConfigDict.
+
+Common keys are overridden by `ml_collections.config_flags`, which keeps their types. Keys inside
+the open dictionaries (a method's own arguments) do not exist beforehand, so a locked ConfigDict
+refuses them; they are taken out of the command line and merged afterwards. Types and names are then
+for `config.check` to judge.
+"""
+
+import ast
+import glob
+import importlib.util
+import os
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from input_pipeline import DataError
+from moe_vision.common.errors import UserError, nearest
+from moe_vision.config import schema, typed
+
+KEYS = typed.flatten(schema.Config)
+OPEN = tuple(k for k, kind in KEYS.items() if kind is Any or getattr(kind, '__origin__', 0) is dict)
+
+
+def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Sorts a command line into what each parser is to see.
+
+    Returns:
+      Overrides of common keys as `--config.key=value`; those in the open dictionaries as
+      {'model.moe.router_args.noise': value}, read as Python literals where they are ones; and the
+      arguments that override nothing.
+
+    Raises:
+      UserError: an override names no key, or has no value.
+    """
+    opened: dict[str, Any] = {}
+    common, others = [], []
+    args = iter(args)
+    for arg in args:
+        match = re.fullmatch(r'--?(no)?config\.([^=]*)(?:=(.*))?', arg, re.DOTALL)
+        if not match:
+            others.append(arg)
+            continue
+        no, key, value = match.groups()
+        inside = key.startswith(tuple(f'{k}.' for k in OPEN))
+        if key not in KEYS and not inside:
+            below = [k for k in KEYS if k.startswith(f'{key}.')]
+            hint = f" Set one of its keys, such as '--config.{below[0]}'." if below else ''
+            raise UserError(f"unknown key '--config.{key}'.{hint or nearest_key(key)} "
+                            'All keys stand in configs/base.py.')
+        switch = KEYS.get(key) is bool
+        if value is None:
+            value = ('False' if no else 'True') if switch else next(args, None)
+        if value is None or (no and not switch):
+            raise UserError(f"'{arg}' has no value; write --config.{key}=VALUE.")
+        if inside or key in OPEN:
+            opened.pop(key, None)  # the last one said comes last
+            opened[key] = literal(value)
+        else:
+            common.append(f'--config.{key}={value}')
+    return common, opened, others
+
+
+def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None = None,
+         ) -> ConfigDict:
+    """The locked config of `FILE.py` or `FILE.py:argument`, overridden.
+
+    Args:
+      file: a Python file with `get_config()`, or `get_config(argument)`.
+      common, opened: what `take_overrides` found.
+
+    Raises:
+      UserError: no such file, it fails, it gives no ConfigDict, or an override has a wrong type.
+    """
+    config, values = run(file), flags.FlagValues()
+    if not isinstance(config, ConfigDict):
+        path = file.split(':', 1)[0]
+        raise UserError(f"config file '{path}': get_config() returned a {type(config).__name__}; "
+                        'it must return a ConfigDict.')
+    args = ['', *common]
+    try:
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=args)
+        values(args)
+    except flags.IllegalFlagValueError as e:
+        key, _, value = str(e).removeprefix('flag --config.').split(': ', 1)[0].partition('=')
+        raise UserError(f"{key} is '{value}'; it must be {typed.describe(KEYS[key])}.") from e
+    except (KeyError, AttributeError, TypeError, flags.Error) as e:
+        raise UserError(f"config file '{file}' lacks keys that the command line sets; start it "
+                        f'from configs/base.py ({type(e).__name__}).') from e
+    for key, value in (opened or {}).items():
+        path = next(k for k in OPEN if key == k or key.startswith(f'{k}.'))
+        *parents, last = path.split('.')
+        with config.unlocked(), config.ignore_type():
+            holder: Any = config
+            for parent in parents:
+                holder = holder[parent]
+            if key == path:
+                holder[last] = value
+            else:
+                holder[last][key.removeprefix(f'{path}.')] = value
+    return config
+
+
+def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
+    """What `get_WHAT()` of the Python file `FILE.py` returns; `get_WHAT(arg)` of `FILE.py:arg`.
+
+    Args:
+      folder: where such files stand, for the hint at a file that does not exist.
+
+    Raises:
+      UserError: no such file, no such function, or it fails.
+    """
+    path, *argument = file.split(':', 1)
+    if not os.path.isfile(path):
+        folders = (os.path.dirname(path) or '.', folder)
+        known = {os.path.basename(p): p for f in folders for p in glob.glob(f'{f}/*.py')}
+        near = nearest(os.path.basename(path), known).removesuffix("'?")
+        name = near.rpartition("'")[2]
+        hint = f" Did you mean '{known[name]}'?" if name else f' See the folder {folder}/.'
+        raise UserError(f"{what} file '{path}' does not exist.{hint}")
+    own = os.path.abspath(path)
+    try:
+        spec = importlib.util.spec_from_file_location(f'{what}_file', own)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{what} file '{path}' is not a Python file (.py).")
+        module = importlib.util.module_from_spec(spec)
+        with open(own, 'rb') as f:  # no cached bytecode: it goes by the second and size of a change
+            exec(compile(f.read(), own, 'exec'), module.__dict__)
+        if not hasattr(module, f'get_{what}'):
+            near = nearest(f'get_{what}', dir(module))
+            raise UserError(f"{what} file '{path}' has no get_{what}().{near}")
+        return getattr(module, f'get_{what}')(*argument)
+    except (UserError, DataError):
+        raise
+    except Exception as e:  # whatever such a file does
+        at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
+        line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
+        raise UserError(f"{what} file '{path}', line {line}: {type(e).__name__}: "
+                        f'{getattr(e, "msg", e)}') from e
+
+
+def nearest_key(key: str) -> str:
+    """` Did you mean '--config.…'?` for the closest key, by its path or its last part alone."""
+    last = [k for k in KEYS if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
+    return nearest(f'--config.{key}', [f'--config.{k}' for k in last or KEYS])
+
+
+def literal(text: str) -> Any:
+    """A Python literal if the text is one (`0.1`, `16,32`, `true`), else the text itself."""
+    try:
+        return ast.literal_eval(text.capitalize() if text in ('true', 'false') else text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,143 @@
+"""From nested plain dictionaries to typed dataclasses, with an error a person can act on.
+
+The annotations of a dataclass are its schema: no key may be missing, none may be unknown, and
+every value has the annotated type. An int is fine where a float is wanted; a bool is never a
+number, and a float is never an int, 3.0 included.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from moe_vision.common.errors import UserError, nearest
+
+_NAMES = {int: 'an int', float: 'a number', bool: 'True or False', str: 'a string'}
+
+
+def flatten(cls: Any, prefix: str = '') -> dict[str, Any]:
+    """`{'train.epochs': float, ...}`: the annotation of every leaf of nested dataclasses."""
+    leaves: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            leaves |= flatten(kind, f'{prefix}{name}.')
+        else:
+            leaves[prefix + name] = kind
+    return leaves
+
+
+def build(cls: Any, given: Mapping[str, Any], where: str, what: str = 'key') -> Any:
+    """An instance of the dataclass `cls` from a dictionary.
+
+    Args:
+      cls: a dataclass; its fields may be dataclasses, then their values are dictionaries.
+      given: the values by name. Fields with a default may be absent.
+      where: dotted path of `given` in the config, for messages; '' is the top.
+      what: what one entry is called in messages.
+
+    Raises:
+      UserError: a key is unknown or missing, or a value has the wrong type.
+    """
+    kinds = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    at = f'{where}.' if where else ''
+    if not isinstance(given, Mapping):
+        raise UserError(f'{where} is {given!r}; it must hold the keys {", ".join(fields)}.')
+    for name in given:
+        if name not in fields:
+            allowed = ', '.join(sorted(fields)) or 'none'
+            hint = nearest(name, fields)
+            raise UserError(f"unknown {what}: '{at}{name}'.{hint} Allowed: {allowed}.")
+    for name, field in fields.items():
+        absent = field.default is field.default_factory is dataclasses.MISSING
+        if name not in given and absent:
+            raise UserError(f"{what} '{at}{name}' is missing; it must be {describe(kinds[name])}.")
+    values = {name: convert(given[name], kinds[name], at + name) for name in given}
+    try:
+        return cls(**values)
+    except UserError as e:  # a dataclass that checks its own values knows the field, not the path
+        own = str(e).split(' ', 1)[0] in fields
+        raise UserError(f'{at}{e}' if own else f'{where}: {e}') from e
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotation `kind` wants it.
+
+    Raises:
+      UserError: the value is of another type, not among the literals, or not a number.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType) and all(
+            typing.get_origin(k) is typing.Literal for k in inner):
+        origin, inner = typing.Literal, tuple(v for k in inner for v in typing.get_args(k))
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    if kind is Any:
+        return value
+    if origin is typing.Literal:
+        if any(value == v and type(value) is type(v) for v in inner):
+            return value
+        allowed = ', '.join(str(v) for v in inner)
+        hint = nearest(str(value), [str(v) for v in inner])
+        raise UserError(f"{where} is '{value}'.{hint} Allowed: {allowed}.")
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(value, kind, inner, where)
+    if origin is tuple and inner:
+        items = list(value) if isinstance(value, tuple | list) else [value]
+        if inner[0] is float and len(items) == 1 and isinstance(items[0], str):
+            # as the command line gives '1,2,inf', which is no Python literal
+            items = [_number(text) for text in items[0].strip('()[]').split(',')]
+        repeated = len(inner) == 2 and inner[1] is Ellipsis
+        if not repeated and len(items) != len(inner):
+            raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
+        each = [inner[0]] * len(items) if repeated else inner
+        return tuple(convert(v, k, where) for v, k in zip(items, each, strict=True))
+    if origin is dict and isinstance(value, Mapping) and all(type(name) is str for name in value):
+        return {name: convert(v, inner[1], f'{where}.{name}') for name, v in value.items()}
+    if kind is float and value in ('inf', 'nan'):  # as JSON and the command line write them
+        value = float(value)
+    fits = {int: int, float: int | float, bool: bool, str: str}.get(kind, origin or kind)
+    if not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float)):
+        raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
+    if kind is not float:
+        return value
+    number = float(typing.cast(float, value))
+    if math.isnan(number):
+        raise UserError(f'{where} is nan; it must be a number.')
+    return number
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _first_that_fits(value: Any, kind: Any, choices: tuple[Any, ...], where: str) -> Any:
+    for choice in choices:
+        try:
+            return convert(value, choice, where)
+        except UserError:
+            continue
+    raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
+
+
+def describe(kind: Any) -> str:
+    """The annotation in words: `int` is 'an int'."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return 'one of ' + ', '.join(str(v) for v in inner)
+    if origin in (typing.Union, types.UnionType):
+        return ' or '.join('None' if k is type(None) else describe(k) for k in inner)
+    if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
+        return f'a list, each item {describe(inner[0])}'
+    if origin is tuple:
+        return f'{len(inner)} values: ' + ', '.join(describe(k) for k in inner)
+    if origin is dict:
+        return f'a dictionary, each value {describe(inner[1])}'
+    if dataclasses.is_dataclass(kind):
+        return 'a dictionary'
+    return _NAMES.get(kind, getattr(kind, '__name__', str(kind)))

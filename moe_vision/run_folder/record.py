@@ -1,0 +1,147 @@
+"""The files of a run's folder: what was asked (`config.json`), what came out (`result.json`)."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+import zlib
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from input_pipeline import DatasetInfo
+from moe_vision.common.files import write_json
+from moe_vision.common.json_values import differences
+from moe_vision.common.paths import ROOT
+from moe_vision.config import check as config_lib
+from moe_vision.config.schema import Config
+from moe_vision.leverage import Capacity, Leverage, soft
+from moe_vision.models.places import choices_per_token
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
+             'array-record', 'numpy', 'opencv-python-headless')
+_CODE = ('moe_vision', 'input_pipeline')  # what decides how a config trains
+
+
+def warn_if_changed(workdir: str, config: Config) -> list[str]:
+    """Logs and returns what this config asks otherwise than the folder's config.json."""
+    path = epath.Path(workdir) / 'config.json'
+    if not path.exists():
+        return []
+    try:
+        before = json.loads(path.read_text())['config']
+    except (ValueError, KeyError, TypeError):
+        logging.warning('%s cannot be read and is written anew', path)
+        return []
+    changed = list(differences(before, config_lib.to_dict(config)))
+    if changed:
+        logging.warning('the config differs from the one this run was started with: %s',
+                        '; '.join(changed))
+    return changed
+
+
+def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
+    """Logs where the folder's config.json tells of data with another digest."""
+    try:
+        told = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
+        before = told.get('digest', '')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # there is no run yet; `warn_if_changed` tells of one that cannot be read
+    if before and info.digest and before != info.digest:
+        logging.warning("the data differ from those this run was started with: digest of '%s' "
+                        '%.16s -> %.16s; results of the two are not comparable',
+                        info.name, before, info.digest)
+
+
+def digest(config: Config) -> int:
+    """32 bits of a config, to tell two apart."""
+    return zlib.crc32(json.dumps(config_lib.to_dict(config), sort_keys=True).encode())
+
+
+def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,
+                 leverage: Leverage) -> None:
+    """Writes config.json: the resolved config, versions, git commit, data set, pre-flight."""
+    write_json(epath.Path(workdir) / 'config.json', {
+        'config': config_lib.to_dict(config), 'config_file': config_file, 'versions': versions(),
+        'git_commit': git_commit(), 'device': jax.devices()[0].device_kind,
+        'dataset': dataclasses.asdict(info),
+        'preflight': facts(leverage) | {
+            'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
+            'capacity': {n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
+                         for n, c in leverage.capacities.items()}}})
+
+
+def _groups(config: Config, of: Capacity) -> int:
+    """Routing groups of a micro-batch."""
+    images = config.train.batch_size // config.train.micro_batches
+    return images * of.tokens_per_image // of.group_size
+
+
+def facts(leverage: Leverage) -> dict[str, float]:
+    """The numbers of a config that `result.json` repeats."""
+    names = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
+             'flops_executed')
+    return {n: getattr(leverage, n) for n in names}
+
+
+def versions() -> dict[str, str]:
+    found = {'python': platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The last commit that changed this code, with '+changes' where files differ from it, or None.
+
+    Commits of anything else (rows of a study, documentation) leave it as it is. Asked once: what
+    is changed later is not what this process runs.
+    """
+    def git(*args: str) -> str:
+        return subprocess.run(['git', '-C', str(ROOT), *args, '--', *_CODE], text=True,
+                              capture_output=True, check=True, timeout=10).stdout.strip()
+    try:
+        found = git('log', '-1', '--format=%H')
+        return found and found + ('+changes' if git('status', '--porcelain') else '') or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def result(config: Config, leverage: Leverage, test: dict[str, Any], best_validation: float | None,
+           selected: float | None, steps: int, images_per_second: float) -> dict[str, Any]:
+    """`result.json`; every field is described in docs/run_folder.md.
+
+    Rates over several routed layers are the worst of them: highest drop and orphan rate, fewest
+    effective experts, most dead ones.
+    """
+    layers = list(test['layers'].values())
+    out = {
+        'test_accuracy': test['accuracy'], 'test_loss': test['loss'],
+        'test_accuracy_unbounded': test['accuracy_unbounded'],
+        'test_accuracy_selected': selected,
+        'best_validation_accuracy': best_validation, 'seed': config.seed, 'steps': steps,
+        **facts(leverage), 'images_per_second': images_per_second,
+        'drop_rate': max((x['drop_rate'] for x in layers), default=0.0),
+        'orphan_rate': max((x['orphan_rate'] for x in layers), default=0.0),
+        'effective_experts': min((x['effective_experts'] for x in layers), default=None),
+        'dead_experts': max((x['dead_experts'] for x in layers), default=0),
+        'collapsed': collapsed(test['layers'], config.model.moe.num_experts),
+    }
+    if layers and not soft(config.model):
+        taken = sum(x['choices_per_token'] for x in layers) / len(layers)
+        out['rho_active'] = leverage.rho_active_at(taken, choices_per_token(config.model.moe))
+    return out
+
+
+def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
+    """Fewer than E/2 effective experts, or a dead one, in any layer."""
+    return any(x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0
+               for x in layers.values())

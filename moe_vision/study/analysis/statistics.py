@@ -1,0 +1,226 @@
+"""Paired statistics over few seeds: the t-test, its correction, equivalence, exact permutation.
+
+The replicated unit is a training seed: a value is accuracy(arm) - accuracy(baseline) of one seed,
+in percentage points (pp), and nothing is ever pooled over epochs. Values may be fractions or
+integers, which are kept exact, or floats, which are read to twelve decimals: equal gaps are then
+equal, so that ties and sd = 0 are seen and not missed by a rounding error. "Not defined" is NaN.
+
+Axis letters: S seeds, I test images, L levels of a factor.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+from scipy import optimize, stats
+
+from moe_vision.study.analysis.types import Estimate
+
+Values = Sequence[Fraction | int | float] | np.ndarray
+
+ENUMERATED = 20  # seeds up to which all 2^S sign patterns are counted
+ORDERED = 8  # levels up to which all L! orders are counted
+DRAWS = 100_000  # random patterns or orders above that
+POWER = 0.8  # of the smallest detectable gap
+_DECIMALS = 10**12
+
+
+def exact(values: Values) -> list[Fraction]:
+    """The values as fractions; floats to twelve decimals. Raises ValueError on NaN."""
+    return [Fraction(round(float(v) * _DECIMALS), _DECIMALS)
+            if isinstance(v, (float, np.floating)) else Fraction(v) for v in values]
+
+
+def estimate(values: Values, level: float) -> Estimate:
+    """Mean, sd (n - 1) and two-sided t-interval of values[S].
+
+    One value has no sd. Equal values have sd = 0 and no interval: that runs agree to the last
+    image says nothing about how much they vary.
+    """
+    of = exact(values)
+    n = len(of)
+    mean = sum(of, Fraction(0)) / n if n else math.nan
+    sd = math.sqrt(sum((v - mean) ** 2 for v in of) / (n - 1)) if n > 1 else math.nan
+    half = stats.t.isf((1 - level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 and sd else math.nan
+    return Estimate(tuple(map(float, of)), n, float(mean), sd, float(mean - half),
+                    float(mean + half), level)
+
+
+def effect_size(values: Values) -> float:
+    """d_z = mean / sd; NaN where sd is 0 or not defined."""
+    of = estimate(values, 0.95)
+    return of.mean / of.sd if of.sd else math.nan
+
+
+def t_test(values: Values) -> float:
+    """Two-sided p of the paired t-test: are the differences values[S] 0 on average?"""
+    of = estimate(values, 0.95)
+    return 2 * _upper(of, abs(of.mean))
+
+
+def tost(values: Values, margin: float) -> float:
+    """p of two one-sided t-tests: the larger of "mean <= -margin" and "mean >= margin".
+
+    p <= a exactly when the (1 - 2a) t-interval lies within [-margin, margin].
+    """
+    of = estimate(values, 0.95)
+    return max(_upper(of, of.mean + margin), _upper(of, margin - of.mean))
+
+
+def _upper(of: Estimate, distance: float) -> float:
+    """P(T > distance / standard error)."""
+    if not of.sd > 0:
+        return math.nan
+    return float(stats.t.sf(distance / (of.sd / math.sqrt(of.n)), of.n - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Holm:
+    """Holm's step-down over a family of p-values, in the order given.
+
+    adjusted: p_(i) * (m - i + 1), cumulative maximum, at most 1; NaN where p is.
+    level: at which each is judged, so that an interval at 1 - level and the verdict agree: a
+      rejected one at alpha / (m - i + 1) of its rank i (equal p share the strictest of theirs),
+      all others at the level at which the procedure stopped.
+    """
+
+    adjusted: tuple[float, ...]
+    rejected: tuple[bool, ...]
+    level: tuple[float, ...]
+
+
+def holm(p: Sequence[float], alpha: float) -> Holm:
+    """Controls the chance of any false rejection in the family at alpha.
+
+    A NaN, a test that could not be made, keeps its place in the family (m does not shrink) and is
+    never rejected.
+    """
+    m = len(p)
+    known = [1.0 if math.isnan(v) else v for v in p]
+    adjusted, rejected, level = [math.nan] * m, [False] * m, [alpha] * m
+    highest, stopped, before = 0.0, math.nan, -1
+    for rank, i in enumerate(sorted(range(m), key=lambda i: (known[i], math.isnan(p[i])))):
+        at = alpha / (m - rank)
+        highest = max(highest, min(1.0, known[i] * (m - rank)))
+        adjusted[i] = math.nan if math.isnan(p[i]) else highest
+        rejected[i] = math.isnan(stopped) and known[i] <= at and not math.isnan(p[i])
+        if not rejected[i] and math.isnan(stopped):
+            stopped = at
+        tied = rejected[i] and before >= 0 and known[before] == known[i]
+        level[i] = level[before] if tied else at if rejected[i] else stopped
+        before = i
+    return Holm(tuple(adjusted), tuple(rejected), tuple(level))
+
+
+def sign_flip(values: Values) -> float:
+    """Two-sided p of the sign-flip test of values[S]: needs no distribution, only symmetry.
+
+    The share of all 2^S sign patterns with a |sum| at least as large as the one seen, counted in
+    whole numbers up to S = 20; above, estimated from random patterns of a fixed seed.
+    """
+    of = exact(values)
+    if not of:
+        return math.nan
+    unit = math.lcm(*(v.denominator for v in of))
+    steps = [int(v * unit) for v in of]
+    small = sum(map(abs, steps)) < 2**62
+    whole = np.array(steps, np.int64 if small else object)
+    if len(of) > ENUMERATED:
+        signs = np.random.default_rng(0).integers(0, 2, (DRAWS, len(of))) * 2 - 1
+        return (1 + int((abs(signs @ whole) >= abs(sum(steps))).sum())) / (1 + DRAWS)
+    sums = whole[:1]  # the first sign stays: turning all signs leaves |sum|
+    for step in whole[1:]:
+        sums = np.concatenate([sums + step, sums - step])
+    return float((abs(sums) >= abs(sum(steps))).mean())
+
+
+@functools.cache
+def detectable(n: int, level: float) -> float:
+    """The smallest mean, in sd, that the two-sided t-test at `level` finds with 80 % power.
+
+    From the non-central distribution of t (of its square, F: defined where `nct` gives NaN).
+    """
+    if n < 2:
+        return math.nan
+    critical = float(stats.t.isf(level / 2, n - 1)) ** 2
+
+    def lacking(size: float) -> float:
+        return float(stats.ncf.sf(critical, 1, n - 1, n * size**2)) - POWER
+
+    high = 1.0
+    while lacking(high) < 0:
+        high *= 2
+    return float(optimize.brentq(lacking, 0, high, xtol=1e-10))
+
+
+def correlation(x: Values, y: Values) -> float:
+    """Pearson's over pairs x[S], y[S]; NaN for fewer than two or a constant side."""
+    a, b = exact(x), exact(y)
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return math.nan
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    products = sum((u - mean_a) * (v - mean_b) for u, v in zip(a, b, strict=True))
+    squares = sum((u - mean_a) ** 2 for u in a) * sum((v - mean_b) ** 2 for v in b)
+    return float(np.clip(float(products) / math.sqrt(squares), -1, 1))
+
+
+def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
+    """Standard error (pp) of the mean gap that the finite test set adds, whatever the seeds.
+
+    The images are the same in every seed. Their differences, averaged over seeds, vary over images
+    by what images differ in and by 1/S of what seeds change; the latter is in the interval over
+    seeds already and is taken off (crossed random effects, by moments; below zero it is 0).
+
+    Args:
+      arm, baseline: [S, I] bool, whether each test image was classified correctly.
+
+    Returns:
+      NaN for fewer than two seeds or images: the two parts cannot be told apart.
+    """
+    seeds, images = arm.shape
+    if seeds < 2 or images < 2:
+        return math.nan
+    differences = arm.astype(float) - baseline.astype(float)
+    variance = differences.mean(0).var(ddof=1) - differences.var(0, ddof=1).mean() / seeds
+    return float(100 * math.sqrt(max(variance, 0.0) / images))
+
+
+def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:
+    """Rank correlation of gaps[L] with x[L], such as rho, and its exact two-sided p.
+
+    p is the share of all L! orders with at least this |correlation|, counted in whole numbers up
+    to L = 8; above, estimated from random orders of a fixed seed. (NaN, NaN) for a constant side.
+    """
+    a, b = ((2 * stats.rankdata(v)).astype(int) for v in (exact(x), exact(gaps)))
+    n = len(a)
+    if n < 2 or a.min() == a.max() or b.min() == b.max():
+        return math.nan, math.nan
+    a, b = n * a - a.sum(), n * b - b.sum()  # centred, and still whole
+    seen = int(a @ b)
+    value = seen / math.sqrt(int(a @ a) * int(b @ b))
+    if n <= ORDERED:
+        orders = np.array(list(itertools.permutations(b)))
+        return value, float((abs(orders @ a) >= abs(seen)).mean())
+    orders = np.random.default_rng(0).permuted(np.tile(b, (DRAWS, 1)), axis=1)
+    return value, (1 + int((abs(orders @ a) >= abs(seen)).sum())) / (1 + DRAWS)
+
+
+def family_difference(a: Mapping[int, float], b: Mapping[int, float], margin: float,
+                      alpha: float) -> tuple[Estimate, float]:
+    """Is the gap of one family the other's, within the margin? At one level of rho.
+
+    Args:
+      a, b: seed -> gap (pp); seeds of both are paired.
+
+    Returns:
+      a - b with its (1 - 2 alpha) interval, and p of the two one-sided tests: equivalent where
+      p <= alpha, which is the interval within the margin.
+    """
+    common = [seed for seed in a if seed in b]
+    values = [u - v for u, v in zip(exact([a[s] for s in common]), exact([b[s] for s in common]),
+                                    strict=True)]
+    return estimate(values, 1 - 2 * alpha), tost(values, margin)

@@ -1,0 +1,167 @@
+"""Trains the seeds of one arm as one program: vmap over a leading axis of seeds.
+
+Where there are several devices the seeds lie over them, each whole on one. Every seed writes the
+folder that it would write alone, so a run can be continued either way.
+
+Axes: S seeds, A micro-batches, B rows of a micro-batch.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moe_vision import models
+from moe_vision.config.schema import Config
+from moe_vision.training import feed
+from moe_vision.training.progress import Progress
+from moe_vision.training.run import NotFinite, Run
+from moe_vision.training.setup import Setup
+from moe_vision.training.step import TrainState
+
+Done = Callable[[int, str | None], None]
+
+
+class Program:
+    """The training step of S seeds at once.
+
+    Args:
+      setup: of the config; built for evaluation, its mesh does not matter here.
+      seeds: S.
+      devices: over how many the seeds are laid; by default the most that divide S.
+    """
+
+    def __init__(self, setup: Setup, seeds: int, devices: int = 0):
+        devices = devices or max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
+        mesh = jax.make_mesh((devices,), ('seed',), devices=jax.devices()[:devices],
+                             axis_types=(AxisType.Auto,))
+        self._setup, self._sharding = setup, NamedSharding(mesh, P('seed'))
+        network = models.build(setup.config.model, setup.info.num_classes, None)
+        step = jax.vmap(setup.step_fn(network))
+        if devices > 1:
+            step = jax.shard_map(step, mesh=mesh, in_specs=P('seed'), out_specs=P('seed'),
+                                 check_vma=False)
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=self._sharding)
+        self._gather = feed.Gather(setup.config, self._sharding)
+
+    def stack(self, states: Sequence[TrainState]) -> TrainState:
+        """States of single runs to one with a leading S."""
+        on_host = jax.device_get(list(states))
+        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *on_host), self._sharding)
+
+    def unstack(self, states: TrainState) -> Callable[[int], TrainState]:
+        """The state of a seed by its place, as a single run holds it."""
+        on_host = jax.device_get(states)
+        return lambda i: jax.device_put(jax.tree.map(lambda x: x[i].copy(), on_host),
+                                        self._setup.shardings)
+
+    def batch(self, arrays: Sequence[feed.Arrays]) -> dict[str, jax.Array]:
+        """What `feed.on_host` gave for each seed to the batch, [S, A, B, ...]."""
+        micro = self._setup.config.train.micro_batches
+        whole = jax.tree.map(lambda *x: np.stack([a.reshape(micro, -1, *a.shape[1:]) for a in x]),
+                             *arrays)
+        return self._gather(jax.device_put(whole, self._sharding))
+
+
+def train(configs: Sequence[Config], folders: Sequence[str], probe: bool, done: Done) -> None:
+    """Trains each config in its folder; see `cells.train_arm`."""
+    setup = Setup(configs[0], for_training=False)
+    if not all(map(setup.fits, configs)):
+        raise ValueError('the configs of an arm differ in more than the seed')
+    with contextlib.ExitStack() as stack:
+        runs = {i: stack.enter_context(Run(setup, config, folder))
+                for i, (config, folder) in enumerate(zip(configs, folders, strict=True))}
+        ended = {i: run.restore() for i, run in runs.items()
+                 if run.saved.steps()[:1] == [setup.times.total]}
+        start, states = _common({i: run for i, run in runs.items() if i not in ended})
+        for i, run in runs.items():
+            run.begin(setup.times.total if i in ended else start)
+        rate = float('nan')
+        if states:
+            states, rate = _loop(setup, {i: runs[i] for i in states}, states, start, done)
+        for i, state in {**{i: s for i, (_, s) in ended.items()}, **states}.items():
+            runs[i].finish(state, float('nan') if i in ended else rate)
+            if probe:
+                runs[i].probe(state)
+            runs[i].close()
+            done(i, None)
+
+
+def _common(runs: dict[int, Run]) -> tuple[int, dict[int, TrainState]]:
+    """(step, states) of the newest step that all have: a stop may come between two saves."""
+    found: dict[int, tuple[int, TrainState]] = {i: run.restore() for i, run in runs.items()}
+    while len({step for step, _ in found.values()}) > 1:
+        least = min(step for step, _ in found.values())
+        found = {i: found[i] if found[i][0] == least else run.restore(least)
+                 for i, run in runs.items()}
+    return max((step for step, _ in found.values()), default=0), {
+        i: state for i, (_, state) in found.items()}
+
+
+def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], start: int,
+          done: Done) -> tuple[dict[int, TrainState], float]:
+    """Steps start + 1 to the last. Returns (states of those that ended well, images/s of each)."""
+    config, times = setup.config, setup.times
+    place = {i: n for n, i in enumerate(runs)}
+    program = Program(setup, len(runs))
+    stacked = program.stack(list(states.values()))
+    progress = Progress(times.total, start, config.train.batch_size)
+    waiting: list[tuple[int, Any]] = []
+    alive = dict(runs)
+    rows = range(config.train.batch_size)
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(feed.on_host(config, run.config.seed, rows, start,
+                                                    times.total)) for run in runs.values()]
+        for step, arrays in enumerate(zip(*sources, strict=True), start + 1):
+            stacked, out = program.step(stacked, program.batch(arrays))
+            waiting.append((step, out))
+            if step == start + 1:
+                jax.block_until_ready(out)
+                progress.first_step_done(step)
+            if not times.row_ends(step):
+                continue
+            fetched, waiting = jax.device_get(waiting), []
+            timing = progress.timing(step)
+            progress.clear()
+            for i, run in list(alive.items()):
+                for s, values in fetched:
+                    run.interval.add(s, jax.tree.map(lambda x, i=i: x[place[i]], values))
+                try:
+                    row = run.row() | {'timing': timing}
+                except NotFinite as e:
+                    alive.pop(i).close()
+                    done(i, str(e))
+                    continue
+                run.add(row)
+            if not alive:
+                break
+            progress.show(row)
+            began = time.monotonic()
+            _save(program.unstack, stacked, step, alive, place, progress)
+            progress.pause(time.monotonic() - began)
+        progress.done()
+        at = program.unstack(stacked)
+        return {i: at(place[i]) for i in alive}, progress.images_per_second(times.total)
+
+
+def _save(unstack, stacked: TrainState, step: int, alive: dict[int, Run], place: dict[int, int],
+          progress: Progress) -> None:
+    """Validations and checkpoints, seed by seed, where this step is one for them."""
+    runs = list(alive.items())
+    if not runs[0][1].saves(step):
+        return
+    at = unstack(stacked)
+    accuracies = []
+    for i, run in runs:
+        state = at(place[i])
+        if run.validates(step):
+            accuracies.append(run.validate(step, state)['accuracy'])
+        run.save(step, state)
+    if accuracies:
+        progress.line(f'step {step}  validation accuracy of {len(runs)} seeds '
+                      f'{min(accuracies):.4f} to {max(accuracies):.4f}')

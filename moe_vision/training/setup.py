@@ -1,0 +1,103 @@
+"""What training and scoring need of a config, built once and used for every seed of it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+
+import input_pipeline
+from input_pipeline import DatasetInfo
+from moe_vision import leverage, models
+from moe_vision.config import rules
+from moe_vision.config.schema import Config
+from moe_vision.layers import platform
+from moe_vision.run_folder import checkpoints
+from moe_vision.surgery.init_from import init_from
+from moe_vision.training import mesh, optimizer
+from moe_vision.training.evaluate import Evaluator
+from moe_vision.training.feed import Gather
+from moe_vision.training.schedule import durations
+from moe_vision.training.step import (
+    TrainState,
+    images_per_group,
+    init_state,
+    init_variables_fn,
+    jit_once,
+    train_step_fn,
+)
+
+
+class Setup:
+    """Data set, mesh, network, optimizer, state's layout, compiled programs.
+
+    Nothing in it depends on the seed but the default of `fresh_state`, so the runs of an arm share
+    one and compile once.
+    """
+
+    def __init__(self, config: Config, for_training: bool = True,
+                 devices: Sequence[jax.Device] | None = None):
+        """`devices`: of another machine, to compile for: nothing of it can run, no data is read."""
+        self.config = config
+        self.info: DatasetInfo = input_pipeline.info(config.dataset)
+        rules.check_with_data(config, self.info)
+        self.mesh = mesh.make(config.mesh.expert, devices)
+        tokens = leverage.tokens_per_image(config, self.info)
+        self.images_per_group = images_per_group(config, tokens)
+        if for_training:
+            rows = config.train.batch_size // config.train.micro_batches
+            mesh.check_groups(rows, self.images_per_group, self.mesh, 'train.batch_size'
+                              + (' / micro_batches' if config.train.micro_batches > 1 else ''))
+        if devices is None:
+            input_pipeline.require(config.dataset)
+            self.info = input_pipeline.info(config.dataset)  # now with its digest
+        self.times = durations(config, self.info.split_sizes['train'])
+        self.network = models.build(config.model, self.info.num_classes, self.mesh)
+        self.learning_rate = optimizer.schedule(config.train, self.times.total, self.times.warmup)
+        images = leverage.trace_images(config, tokens) * self.mesh.size
+        init = init_variables_fn(self.network, self.info.image_shape, images)
+        key = jax.random.key(0)
+        self.tx = optimizer.make(config.train, self.learning_rate,
+                                 jax.eval_shape(init, key)['params'])
+        fresh = lambda key: init_state(  # noqa: E731
+            init(key), key, self.tx, bool(config.train.ema_decay))
+        self.shapes = jax.eval_shape(fresh, key)
+        self.shardings = mesh.state_shardings(self.mesh, self.shapes,
+                                              config.mesh.shard_optimizer)
+        self.abstract = checkpoints.abstract(self.shapes, self.shardings)
+        self._fresh = jit_once(fresh, out_shardings=self.shardings)
+        self.gather = Gather(config, mesh.batch_sharding(self.mesh))
+        self.evaluator = Evaluator(config, self.info, self.mesh, tokens)
+
+    @functools.cached_property
+    def cost(self) -> leverage.Leverage:
+        """FLOPs, parameters and leverages."""
+        return leverage.measure(self.config, self.info)
+
+    def fits(self, config: Config) -> bool:
+        """Whether `config` is this one but for the seed."""
+        return dataclasses.replace(config, seed=self.config.seed) == self.config
+
+    def fresh_state(self, seed: int | None = None) -> TrainState:
+        """The state before the first step; weights of `init_from` where that is set.
+
+        Args:
+          seed: of the run; None: the config's.
+        """
+        state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
+        if self.config.init_from:
+            state = init_from(state, self.config.init_from, self.shardings)
+        return state
+
+    def step_fn(self, network) -> Callable:
+        """The training step of a network of this config, to be compiled."""
+        step = train_step_fn(network, self.config, self.tx, self.learning_rate,
+                             self.times.total, self.info.num_classes, self.images_per_group,
+                             *input_pipeline.mean_std(self.config.dataset))
+        return platform.made_for(self.mesh)(step)
+
+    @functools.cached_property
+    def step(self) -> Callable:
+        """The compiled training step; the state given to it is used up."""
+        return jax.jit(self.step_fn(self.network), donate_argnums=0,
+                       out_shardings=(self.shardings, mesh.replicated(self.mesh)))
