@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 WORKER = 'PYTEST_XDIST_WORKER' in os.environ  # it inherits what follows
 if not WORKER:
     caches = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
@@ -21,8 +22,7 @@ if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not 
         os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false').strip()
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
-SLOW = ('test_train_mesh.py', 'test_study_together.py', 'test_study_cli.py',
-        'test_train_resume.py', 'test_train_bucket.py')
+SLOW = ('test_mesh.py', 'test_together.py', 'test_study_cli.py', 'test_resume.py', 'test_bucket.py')
 
 
 def pytest_unconfigure():
@@ -41,4 +41,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def jax_environment() -> dict[str, str]:
     """Of processes that tests start."""
-    return {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
+    return {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests" / "cases"}'}
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory) -> str:
+    """Where data sets are prepared, once for all tests of a worker."""
+    return str(tmp_path_factory.mktemp('data'))

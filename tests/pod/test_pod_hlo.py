@@ -138,8 +138,8 @@ def programs(tmp_path_factory):
     import os
 
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
-    done = subprocess.run([sys.executable, str(Path(__file__).parent / 'pod_programs.py')],
-                          text=True, capture_output=True,
+    script = str(Path(__file__).parents[1] / 'cases' / 'pod_programs.py')
+    done = subprocess.run([sys.executable, script], text=True, capture_output=True,
                           env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'})
     assert done.returncode == 0, done.stderr[-3000:]
     return {n: hlo.collectives(text) for n, text in json.loads(done.stdout).items()}

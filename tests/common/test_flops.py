@@ -355,7 +355,7 @@ def test_shard_map_on_one_device():
 
 
 def test_shard_map_on_four_devices():
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')])
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path,
                         'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}

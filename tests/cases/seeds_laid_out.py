@@ -5,17 +5,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
+from eight_devices import CASES, STEPS, furthest, make_setup
 
-sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
-
-from eight_devices import CASES, STEPS, furthest, make_setup  # noqa: E402
-
-from moe_vision.study.run.together import Program  # noqa: E402
-from moe_vision.training import feed, mesh  # noqa: E402
+from moe_vision.study.run.together import Program
+from moe_vision.training import feed, mesh
 
 SEEDS = (5, 1, 2, 7)
 RESIDENT = {'dataset.resident': True, 'train.batch_size': 32}

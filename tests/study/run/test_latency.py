@@ -13,7 +13,7 @@ from moe_vision.config import check as config_lib
 from moe_vision.config import source
 from moe_vision.study.run import latency
 
-BASE = str(Path(__file__).resolve().parent.parent.parent / 'configs' / 'base.py')
+BASE = str(Path(__file__).resolve().parents[3] / 'configs' / 'base.py')
 
 
 class Clock:

@@ -2,18 +2,13 @@
 
 import dataclasses
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
-
-import train_cases  # noqa: E402
+import train_cases
 
 from moe_vision.run_folder import metrics
-from moe_vision.study.run.cells import train_arm  # noqa: E402
-from moe_vision.training import run  # noqa: E402
+from moe_vision.study.run.cells import train_arm
+from moe_vision.training import run
 
 SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
          'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,

@@ -8,7 +8,7 @@ import pytest
 from moe_vision.config import check as config_lib
 from moe_vision.config import schema, typed
 
-FOLDER = Path(__file__).parent.parent / 'configs'
+FOLDER = Path(__file__).parents[2] / 'configs'
 NAMES = sorted({p.stem for p in FOLDER.glob('*.py')} - {'__init__', 'workdir'})
 PROMISED = """
     base digits_k2 digits_dense

@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from study.study_fakes import fake_train_arm, write_study
+from study_fakes import fake_train_arm, write_study
 
 import input_pipeline
 import main

@@ -3,24 +3,19 @@
 import dataclasses
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_cases
 
-sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
-
-import train_cases  # noqa: E402
-
-from moe_vision.routing.types import Router, Routing  # noqa: E402
+from moe_vision.routing.types import Router, Routing
 from moe_vision.training import (
-    loop,  # noqa: E402
-    probes,  # noqa: E402
+    loop,
+    probes,
 )
-from moe_vision.training.setup import Setup  # noqa: E402
+from moe_vision.training.setup import Setup
 
 E, L = 12, 10
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 1},

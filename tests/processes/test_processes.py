@@ -47,7 +47,7 @@ def one(folder, config):
 
 @pytest.fixture(scope='module')
 def ended(one, folder, data_dir, jax_environment):
-    script = str(Path(__file__).parent / 'two_processes.py')
+    script = str(Path(__file__).parents[1] / 'cases' / 'two_processes.py')
     ended = finish(start(jax_environment, [script, str(free_port()), '{process}', data_dir,
                                            str(folder)]))
     for code, _, told in ended:

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def seen(folder, data_dir, jax_environment):
-    script = Path(__file__).parent / 'eight_devices.py'
+    script = Path(__file__).parents[1] / 'cases' / 'eight_devices.py'
     flags = f'{jax_environment.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
     environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run([sys.executable, str(script), data_dir, str(folder)], text=True,

@@ -15,7 +15,7 @@ import pytest
 from configs import digits_k2
 from moe_vision.config import check as config_lib
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = '--config=configs/digits_k2.py'
 OF_TWO = ['--processes=2', '--process=0']
 

@@ -17,7 +17,7 @@ import study_report_cases as cases
 from moe_vision.study import report
 from moe_vision.study.analysis import analyse
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 NEVER = ('no difference', 'no effect', 'no significant', 'not significant', 'proves', 'proven',
          'same accuracy', 'nan', 'None', 'inf ')  # fmt: skip
 

@@ -25,7 +25,7 @@ from moe_vision.config import (
     typed,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 'workdir'})
 VIT = {'model.name': 'vit', 'model.args': {'width': 12, 'depth': 2, 'heads': 2, 'patch_size': 4}}
 TAUGHT = {'model.moe.router': 'supervised', 'model.moe.router_args': {},

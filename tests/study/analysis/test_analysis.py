@@ -388,5 +388,5 @@ def test_importing_needs_no_jax():
     done = subprocess.run(
         [sys.executable, '-c', 'import sys; from moe_vision.study.analysis import analyse; '
          'print([m for m in ("jax", "flax", "matplotlib") if m in sys.modules])'],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == '[]', done.stderr

@@ -16,7 +16,7 @@ from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.types import Context
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _config(**keys):

@@ -215,7 +215,7 @@ def test_a_campaign_by_hand(monkeypatch):
 
 
 def test_the_campaign_takes_what_the_document_says(monkeypatch):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     data = campaign.SETS['fashion_mnist']
     found = campaign.seconds(data, 'results/fashion_mnist/pilot')

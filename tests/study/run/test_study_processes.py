@@ -2,16 +2,11 @@
 
 import json
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'train'))
-
-from pair import finish, free_port, start  # noqa: E402
-from study_fakes import tables  # noqa: E402
+from pair import finish, free_port, start
+from study_fakes import tables
 
 STUDY = '''
 from moe_vision.study.types import Arm, Comparison, Study
