@@ -50,15 +50,20 @@ def check(config: Config, defaults: Config) -> None:
     routing_rules.check(config)
 
 
-def check_data(config: Config, reads: bool) -> None:
+def check_data(config: Config, reads: bool) -> DatasetInfo:
     """`check_with_data`, and that the data are there where the run `reads` them; without jax.
+
+    Returns:
+      The data set's metadata.
 
     Raises:
       UserError, DataError: the first rule that is broken, in one line.
     """
-    check_with_data(config, input_pipeline.info(config.dataset))
+    info = input_pipeline.info(config.dataset)
+    check_with_data(config, info)
     if reads:
         input_pipeline.require(config.dataset, prepare=False)
+    return info
 
 
 def check_with_data(config: Config, info: DatasetInfo) -> None:

@@ -19,7 +19,7 @@ from input_pipeline.decode import encode_png
 from moe_vision.common.errors import UserError
 from moe_vision.predict import __main__ as predict
 from moe_vision.run_folder import checkpoints, record
-from moe_vision.training.loop import Setup
+from moe_vision.training.setup import Setup
 
 CASES = {
     'images': {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},

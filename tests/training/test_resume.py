@@ -15,7 +15,7 @@ import train_cases
 
 from moe_vision.common.errors import UserError
 from moe_vision.processes import peers
-from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics
+from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import loop
 
 
@@ -35,7 +35,7 @@ ON_DISK = []  # (step, last row, best) when the save of a newest checkpoint bega
 def whole(config, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
-    save = checkpoint_folder.Folder.save
+    save = checkpoints.Folder.save
 
     def watched(folder, step, state):
         if 'latest' in str(folder.path):
@@ -43,7 +43,7 @@ def whole(config, tmp_path_factory):
                             train_cases.steps(workdir, 'best')))
         save(folder, step, state)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_folder.Folder, 'save', watched)
+        patch.setattr(checkpoints.Folder, 'save', watched)
         loop.train(config, str(workdir))
     assert train_cases.steps(workdir) == [10, 12]
     return workdir
