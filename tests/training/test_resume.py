@@ -165,7 +165,7 @@ def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
 def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    monkeypatch.setattr(loop.Setup, 'step', lambda self: pytest.fail)
+    monkeypatch.setattr(loop.Setup, 'step_of', lambda self, network: pytest.fail)
     loop.train(config, str(workdir))
     train_cases.assert_same_runs(workdir, whole)
     # the speed of the steps that were taken is still told
