@@ -148,24 +148,37 @@ def test_no_number_is_negative_or_nan(key):
             told({key: float('inf')}, key, 'inf')
 
 
-EDGES = {  # a number that each limit refuses, and the reason given
-    'positive': (0, 'it must be positive'), 'below_one': (1, '< 1'),
-    'share': (1.5, 'it is a share, from 0 to 1')}
+POSITIVE = """
+    model.moe.num_experts model.moe.k model.moe.capacity_factor model.moe.eval_capacity_factor
+    model.moe.capacity_multiple model.moe.group_size train.batch_size train.micro_batches
+    train.learning_rate eval.batch_size mesh.expert checkpoint.keep log.every_steps
+    log.warn_max_over_mean
+""".split()
+BELOW_ONE = ['train.label_smoothing', 'train.ema_decay']
+STEPS = {'train.epochs': 'train.steps', 'eval.every_epochs': 'eval.every_steps',
+         'checkpoint.every_epochs': 'checkpoint.every_steps'}
 
 
-@pytest.mark.parametrize('key, limit', [
-    (key, limit) for key, value, limits in schema.keys(schema.Config()) for limit in EDGES
-    if limits.get(limit) and not isinstance(value, tuple)])
-def test_each_limit_of_the_schema_is_held(key, limit):
-    refused, part = EDGES[limit]
-    told({key: refused}, f'{key} is {refused}', part)
+@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in (int, float)])
+def test_zero_is_allowed_unless_a_number_must_be_positive(key):
+    if key in POSITIVE:
+        told({key: 0}, f'{key} is 0', 'it must be positive')
+    elif key == 'dataset.randaugment_magnitude':  # not read where RandAugment is off
+        config_lib.check(changed({key: 0, 'dataset.randaugment_layers': 1}))
+    else:
+        config_lib.check(changed({key: 0} | ({STEPS[key]: 3} if key in STEPS else {})
+                                 | ({'train.warmup_epochs': 0} if key == 'train.epochs' else {})))
 
 
-@pytest.mark.parametrize('key', ['train.clip_norm', 'train.label_smoothing', 'log.warn_drop_rate',
-                                 'model.moe.hidden'])
-def test_zero_is_fine_where_the_schema_does_not_want_more(key):
-    config_lib.check(changed({key: 0}))
+@pytest.mark.parametrize('key', BELOW_ONE)
+def test_a_smoothing_lies_below_one(key):
+    config_lib.check(changed({key: 0.99}))
+    told({key: 1}, f'{key} is 1.0; allowed: 0 <= {key.split(".")[1]} < 1.')
+
+
+def test_a_share_may_be_one_and_no_more():
     config_lib.check(changed({'log.warn_drop_rate': 1}))
+    told({'log.warn_drop_rate': 1.1}, 'log.warn_drop_rate is 1.1', 'a share, from 0 to 1')
 
 
 def test_an_int_is_fine_for_a_float_and_lists_become_tuples():
