@@ -20,15 +20,20 @@ def get_config() -> ConfigDict:
     c.dataset = ConfigDict()
     c.dataset.name = 'digits'  # a name in input_pipeline.DATASETS, or package.module:Builder
     c.dataset.data_dir = ''  # where prepared sets live; '' is tfds' ~/tensorflow_datasets
-    c.dataset.validation_fraction = 0.1  # share of train held out, if there is no validation split
+    # share of train held out, in [0, 1), if the set has no validation split; 0 holds out none
+    c.dataset.validation_fraction = 0.1
     c.dataset.image_size = 0  # side of the square image in pixels; 0 keeps the set's own size
     c.dataset.augment = 'none'  # for training: none, pad_crop, pad_crop_flip, random_resized_crop
     c.dataset.randaugment_layers = 0  # RandAugment operations per image, after augment; 0 is off
     c.dataset.randaugment_magnitude = 9.0  # strength of RandAugment, from 0 to 10
     c.dataset.workers = 0  # worker processes that read and decode; 0 uses threads instead
-    c.dataset.cache = False  # decode once and keep the images in memory (sets of one image size)
-    c.dataset.resident = False  # keep decoded images on the device, augment there; same batches
-    c.dataset.train_images = 0  # train on this many, the same for every seed; 0 takes all
+    c.dataset.cache = False  # decode once, keep the uint8 images in memory (sets of one size)
+    # decode once, keep the images on the device and augment them there; gives the same batches
+    # (sets of one image size; not with random_resized_crop or RandAugment)
+    c.dataset.resident = False
+    # train on this many images, drawn after validation was held out and the same for every seed and
+    # arm; 0 takes all
+    c.dataset.train_images = 0
 
     c.model = ConfigDict()
     c.model.name = 'conv'  # a name in BACKBONES, or package.module:Class

@@ -46,16 +46,25 @@ class DatasetConfig:
     name: str = _key('digits', 'a name in input_pipeline.DATASETS, or package.module:Builder')
     data_dir: str = _key('', "where prepared sets live; '' is tfds' ~/tensorflow_datasets")
     validation_fraction: float = _key(
-        0.1, 'share of train held out, if there is no validation split'
+        0.1,
+        'share of train held out, in [0, 1), if the set has no validation split; 0 holds out none',
     )
     image_size: int = _key(0, "side of the square image in pixels; 0 keeps the set's own size")
     augment: str = _key('none', 'for training: none, pad_crop, pad_crop_flip, random_resized_crop')
     randaugment_layers: int = _key(0, 'RandAugment operations per image, after augment; 0 is off')
     randaugment_magnitude: float = _key(9.0, 'strength of RandAugment, from 0 to 10')
     workers: int = _key(0, 'worker processes that read and decode; 0 uses threads instead')
-    cache: bool = _key(False, 'decode once and keep the images in memory (sets of one image size)')
-    resident: bool = _key(False, 'keep decoded images on the device, augment there; same batches')
-    train_images: int = _key(0, 'train on this many, the same for every seed; 0 takes all')
+    cache: bool = _key(False, 'decode once, keep the uint8 images in memory (sets of one size)')
+    resident: bool = _key(
+        False,
+        'decode once, keep the images on the device and augment them there; gives the same batches '
+        '(sets of one image size; not with random_resized_crop or RandAugment)',
+    )
+    train_images: int = _key(
+        0,
+        'train on this many images, drawn after validation was held out and the same for every '
+        'seed and arm; 0 takes all',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
