@@ -3,6 +3,7 @@
     python -m moe_vision.study run --study=configs/studies/NAME.py --workdir=W
     python -m moe_vision.study time --study=configs/studies/NAME.py --workdir=W
     python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
+    python -m moe_vision.study pack --workdir=W     # rows and timings into one file of each
     python -m moe_vision.study register --study=configs/studies/NAME.py --workdir=W
 
 To train over several processes as one mesh, start each of them with its number (on a TPU pod, run
@@ -32,9 +33,9 @@ from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
 from moe_vision.study import registration, rows
 from moe_vision.study.load import Loaded, load, matching
-from moe_vision.study.run import claims, plan, runner
+from moe_vision.study.run import claims, pack, plan, runner
 
-COMMANDS = ('run', 'report', 'register', 'time')
+COMMANDS = ('run', 'report', 'pack', 'register', 'time')
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,6 +47,10 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.command == 'report':
         for folder in registration.folders(args.workdir):
             _report(folder)
+        return
+    if args.command == 'pack':
+        for folder in registration.folders(args.workdir):
+            print('\n'.join(pack.pack(folder)))
         return
     processes = peers.check(args.coordinator, args.processes, args.process)
     loaded = load(args.study, overrides)
@@ -90,9 +95,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if '://' in args.workdir:
         raise UserError(f"--workdir is '{args.workdir}'; a study needs a folder of a file system, "
                         'for claims. Its rows can be copied to a bucket.')
-    if args.command == 'report':
+    if args.command in ('report', 'pack'):
         if args.study or common:
-            raise UserError('report reads --workdir alone; leave out --study and --config.*.')
+            raise UserError(f'{args.command} reads --workdir alone; leave out --study and '
+                            '--config.*.')
     elif not args.study:
         raise UserError('--study is missing; give a file, such as '
                         '--study=configs/studies/digits.py.')

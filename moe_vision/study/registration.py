@@ -91,7 +91,8 @@ def folders(workdir: str) -> list[str]:
     if _path(workdir).exists():
         return [workdir]
     below = (p.parent for p in Path(workdir).rglob('preregistration.json'))
-    return sorted(str(p) for p in below if (p / 'rows').exists()) or [workdir]
+    return sorted(str(p) for p in below
+                  if (p / 'rows').exists() or (p / 'rows.jsonl').exists()) or [workdir]
 
 
 def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
