@@ -9,9 +9,7 @@ Nothing here imports jax, so that a misspelt key is reported at once.
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from input_pipeline import DATASETS
 from input_pipeline.registry import is_path
@@ -23,8 +21,11 @@ from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
 )
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def check(config: ConfigDict) -> schema.Config:
+
+def check(config: 'ConfigDict') -> schema.Config:
     """The checked, typed config.
 
     Raises:

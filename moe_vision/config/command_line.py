@@ -34,6 +34,22 @@ class OverridesParser(command_line.Parser):
         return key if is_key else super().nearest_flag(name) or key
 
 
+_EXTRA = {'absl', 'array_record', 'chex', 'cv2', 'etils', 'grain', 'matplotlib', 'ml_collections',
+          'optax', 'orbax', 'PIL', 'scipy', 'sklearn', 'tensorboardX', 'tensorflow_datasets'}
+
+
 def exit_code(command: Callable[[], int]) -> int:
-    """As `common.command_line.exit_code`; a DataError is a mistake, too."""
-    return command_line.exit_code(command, (UserError, DataError))
+    """As `common.command_line.exit_code`; a DataError is a mistake, too.
+
+    So is a missing package of the extra `train`: the layers alone do without it.
+    """
+    def run() -> int:
+        try:
+            return command()
+        except ModuleNotFoundError as e:
+            if str(e.name).partition('.')[0] not in _EXTRA:
+                raise
+            raise UserError(f"this command needs the package '{e.name}'; run "
+                            "pip install 'moe-vision[train]'.") from e
+
+    return command_line.exit_code(run, (UserError, DataError))

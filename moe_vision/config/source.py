@@ -13,14 +13,14 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from typing import TYPE_CHECKING, Any
 
 from input_pipeline import DataError
 from moe_vision.common.errors import UserError, nearest
 from moe_vision.config import schema, typed
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 KEYS = typed.flatten(schema.Config)
 OPEN = tuple(k for k, kind in KEYS.items() if kind is Any or getattr(kind, '__origin__', 0) is dict)
@@ -66,7 +66,7 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
 
 
 def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None = None,
-         ) -> ConfigDict:
+         ) -> 'ConfigDict':
     """The locked config of `FILE.py` or `FILE.py:argument`, with the overrides applied.
 
     Args:
@@ -77,6 +77,9 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
       UserError: there is no such file, it fails, it returns no ConfigDict, or an override has a
         wrong type.
     """
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags  # an extra: `--help` works without
+
     config, values = run(file), flags.FlagValues()
     if not isinstance(config, ConfigDict):
         path = file.split(':', 1)[0]
