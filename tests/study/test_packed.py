@@ -77,12 +77,12 @@ def test_a_line_is_a_cell_in_the_order_of_the_registration(workdir):
 
 def test_values_stay_what_they_are(study, workdir):
     values = {'a': 0.1 + 0.2, 'b': 5e-324, 'c': -0.0, 'd': 2 ** 60, 'e': None, 'f': float('nan'),
-              'test_accuracy': 'none'}
-    change(workdir, ('k1', 1), result=values, device='Größe\u2028x')
+              'line\u2028break': 1, 'test_accuracy': 'none'}
+    change(workdir, ('k1', 1), result=values, device='Größe')
     change(workdir, ('k2', 0), status='diverged', error='not finite', preregistration='f' * 64)
     before = json.dumps(read(study, workdir))
     pack(str(workdir))
-    assert json.dumps(read(study, workdir)) == before
+    assert len(lines(workdir)) == 12 and json.dumps(read(study, workdir)) == before
     pack(str(workdir))  # what was read, changes no line
     assert json.loads(lines(workdir)[4])['status'] == 'done'  # the reader says that it diverged
 
