@@ -1,4 +1,4 @@
-"""The numbers in README.md and results/README.md are those of the rows beside them."""
+"""The numbers in README.md, results/README.md and docs are those of the rows beside them."""
 
 import csv
 import functools
@@ -128,7 +128,8 @@ def test_what_the_discussion_says_of_time():
 
 
 CORES = 'cpu-2-cores.json'
-SPEED = [  # words of a line of README, suite, words of the row, baseline
+PERFORMANCE = ROOT / 'docs' / 'performance.md'
+SPEED = [  # words of a line of that page, suite, words of the row, baseline
     ('factor 1.25, forward', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'floor'),
     ('which pads nothing', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'dense'),
     ('128 maps', 'layer', 'maps 8x8, T=128 D=64 F=64 E=8 k=2 cf=1.25', 'floor'),
@@ -150,21 +151,22 @@ SPEED = [  # words of a line of README, suite, words of the row, baseline
 def test_a_line_of_the_table_of_times_is_that_of_its_row(words, suite, case, baseline):
     suites = json.loads((ROOT / 'benchmarks' / 'results' / CORES).read_text())['suites']
     row = next(r for r in suites[suite]['rows'] if r['case'] == case)
-    line = next(x for x in (ROOT / 'README.md').read_text().splitlines()
+    line = next(x for x in PERFORMANCE.read_text().splitlines()
                 if words in x and x.startswith('|') and x.count('|') == 4)
     assert line.endswith(f'| {row["ratios"][baseline]:.2f} |')
     if 'times the FLOPs' in line:
         assert f'{row["facts"]["times the FLOPs"]:.2f} times the FLOPs' in line
 
 
-def test_what_the_readme_says_of_programs_compiled_for_a_gpu():
+def test_what_the_page_says_of_programs_compiled_for_a_gpu():
     lines = (ROOT / 'benchmarks' / 'results' / 'h100-compiled.md').read_text().splitlines()
     cells = [[c.strip() for c in x.strip('|').split('|')] for x in lines if x.startswith('|')]
     layers = [c for c in cells if c[0].startswith('vectors')]
     step = next(c for c in cells if c[0].startswith('imagenet_k2'))
     floor = [float(c[2]) for c in layers]
-    assert f'take {min(floor):.2f} to {max(floor):.2f} of their experts alone' in readme()
-    assert f"{step[2]} of its twin's at {step[-1]} times the FLOPs" in readme()
+    told = ' '.join(PERFORMANCE.read_text().split())
+    assert f'take {min(floor):.2f} to {max(floor):.2f} of their experts alone' in told
+    assert f"{step[2]} of its twin's at {step[-1]} times the FLOPs" in told
     for c in layers:
         assert not c[4] or round(1 / float(c[4])) == 6
         memory = [float(m.replace(',', '')) for m in (c[7], c[10]) if m]
