@@ -11,13 +11,10 @@ from flax import linen as nn
 from jax.sharding import Mesh as DeviceMesh
 
 from moe_vision.config import registry
-from moe_vision.layers.exchange import over_groups
 from moe_vision.layers.experts import Expert
-from moe_vision.layers.moe import Step, choices_of, make_router
-from moe_vision.routing import telemetry
-from moe_vision.routing.capacity import capacity
-from moe_vision.routing.plan import Priority, index_plan
-from moe_vision.routing.types import Context
+from moe_vision.layers.moe import declare_params, make_router
+from moe_vision.layers.route import Step, make_plan, route_groups
+from moe_vision.routing.plan import Priority
 
 Array = jax.Array
 
@@ -50,30 +47,16 @@ class DroppingBlock(nn.Module):
         Raises:
           ValueError: `step` has no key.
         """
-        tokens, t, e = x.shape[0], self.group_size, self.num_experts
-        router = make_router('random', registry.RandomArgs(), e, self.k)
-        factor = self.capacity_factor if step.train else self.eval_capacity_factor
-        slots = capacity(factor, self.k, t, e, self.capacity_multiple)
-        key = jax.random.key(0) if step.key is None and self.is_initializing() else step.key
-        key = None if key is None else jax.random.fold_in(key, self.layer)
+        router = make_router('random', registry.RandomArgs(), self.num_experts, self.k)
 
-        def on_groups(key, _, group, rows):
-            valid, labels = rows
-            context = Context(valid=valid, key=key, group=group, train=step.train)
-            routing = router({}, {}, jnp.zeros((*valid.shape, 1)), context)
-            plan = index_plan(routing, e, slots, self.priority,
-                              context.keys(9) if self.priority == 'random' else None)
-            counts = telemetry.count(routing, plan, context)
-            if labels is not None and step.num_classes:
-                counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-            return (), choices_of(routing, plan), counts
+        def on_groups(context, x, shared, bank):
+            del x, shared, bank
+            routing = router({}, {}, jnp.zeros((*context.valid.shape, 1)), context)
+            return (), routing, make_plan(self, routing, context)
 
-        valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
-        _, made, counts = over_groups(on_groups, self.mesh, tokens, t)(
-            key, {}, step.start // t + jnp.arange(tokens // t), (valid, step.labels))
-        share = made['kept'].mean(-1).reshape(tokens, *(1,) * (x.ndim - 1)).astype(x.dtype)
-        params = {name: self.param(name, init, shape)
-                  for name, (shape, init) in self.expert.shapes().items()}
+        _, info = route_groups(self, on_groups, step, len(x))
+        share = info['choices']['kept'].mean(-1)  # of a token's choices
+        share = share.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+        params = declare_params(self, self.expert)
         y = jnp.where(share > 0, share * self.expert.apply(params, x), jnp.zeros((), x.dtype))
-        return y, {'losses': {}, 'telemetry': {n: v.sum(0) for n, v in counts.items()},
-                   'choices': made, 'carry': carry}
+        return y, info | {'carry': carry}

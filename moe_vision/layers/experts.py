@@ -19,7 +19,8 @@ Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
 
 HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-_LECUN = jax.nn.initializers.lecun_normal()
+LECUN = jax.nn.initializers.lecun_normal()
+SMALL = jax.nn.initializers.truncated_normal(0.02)
 ZEROS = jax.nn.initializers.zeros
 ONES = jax.nn.initializers.ones
 
@@ -57,8 +58,8 @@ class Expert:
         """
         if x.shape[0] > 1 and platform.target() == 'cpu':
             return jax.vmap(self.apply)(params, x)
-        one = lambda e: self.apply({n: w[e] for n, w in params.items()}, x[e])  # noqa: E731
-        return jnp.stack([one(e) for e in range(x.shape[0])])
+        return jnp.stack([self.apply({n: w[e] for n, w in params.items()}, x[e])
+                          for e in range(x.shape[0])])
 
 
 class Mlp(Expert):
@@ -66,8 +67,8 @@ class Mlp(Expert):
 
     def shapes(self) -> Shapes:
         d, f = self.width, self.hidden
-        return {'in_kernel': ((d, f), _LECUN), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), ZEROS)}
+        return {'in_kernel': ((d, f), LECUN), 'in_bias': ((f,), ZEROS),
+                'out_kernel': ((f, d), LECUN), 'out_bias': ((d,), ZEROS)}
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -111,7 +112,7 @@ class DepthwiseConv(Expert):
         return {'depthwise': ((s, s, 1, d), HE),
                 'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
                 'in_kernel': ((d, f), HE), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), ZEROS)}
+                'out_kernel': ((f, d), LECUN), 'out_bias': ((d,), ZEROS)}
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -119,6 +120,59 @@ class DepthwiseConv(Expert):
         x = group_norm(x, params['norm_scale'], params['norm_bias'], self.args.norm_groups)
         x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
         return x @ w['out_kernel'] + w['out_bias']
+
+
+class Bottleneck(Expert):
+    """1x1 to F, 3x3, 1x1 to D on maps [N, H, W, D], each with its per-image norm after it.
+
+    The branch of a ResNet's bottleneck block (He et al. 2016), group norm in place of batch norm.
+    The last norm's scale begins at 0 (Goyal et al. 2017): a block begins as its shortcut.
+    """
+
+    def __init__(self, args, width, hidden):
+        super().__init__(args, width, hidden)
+        self.multiple = args.norm_groups
+
+    def shapes(self) -> Shapes:
+        d, f, s = self.width, self.hidden, self.args.kernel
+        return {'conv1': ((1, 1, d, f), HE),
+                'norm1_scale': ((f,), ONES), 'norm1_bias': ((f,), ZEROS),
+                'conv2': ((s, s, f, f), HE),
+                'norm2_scale': ((f,), ONES), 'norm2_bias': ((f,), ZEROS),
+                'conv3': ((1, 1, f, d), HE),
+                'norm3_scale': ((d,), ZEROS), 'norm3_bias': ((d,), ZEROS)}
+
+    def apply(self, params, x):
+        def norm(x, name):
+            return group_norm(x, params[f'{name}_scale'], params[f'{name}_bias'],
+                              self.args.norm_groups)
+
+        x = jax.nn.relu(norm(conv(x, params['conv1']), 'norm1'))
+        x = jax.nn.relu(norm(conv(x, params['conv2']), 'norm2'))
+        return norm(conv(x, params['conv3']), 'norm3')
+
+
+class ConvNext(Expert):
+    """Depthwise conv, layer norm over D, 1x1 to F, gelu, 1x1 to D, layer scale on [N, H, W, D].
+
+    The branch of a ConvNeXt block (Liu et al. 2022); its norm sees one position of one image.
+    """
+
+    def shapes(self) -> Shapes:
+        d, f, s = self.width, self.hidden, self.args.kernel
+        scale = jax.nn.initializers.constant(self.args.layer_scale)
+        return {'depthwise': ((s, s, 1, d), SMALL), 'depthwise_bias': ((d,), ZEROS),
+                'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
+                'in_kernel': ((d, f), SMALL), 'in_bias': ((f,), ZEROS),
+                'out_kernel': ((f, d), SMALL), 'out_bias': ((d,), ZEROS),
+                'layer_scale': ((d,), scale)}
+
+    def apply(self, params, x):
+        w = {n: p.astype(x.dtype) for n, p in params.items()}
+        x = conv(x, w['depthwise'], groups=self.width) + w['depthwise_bias']
+        x = layer_norm(x, params['norm_scale'], params['norm_bias'])
+        x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
+        return (x @ w['out_kernel'] + w['out_bias']) * w['layer_scale']
 
 
 def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
@@ -133,4 +187,12 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
     mean = y.mean((1, 3), keepdims=True)
     var = jnp.square(y - mean).mean((1, 3), keepdims=True)
     y = ((y - mean) * lax.rsqrt(var + 1e-5)).reshape(n, h, w, d)
+    return (y * scale + bias).astype(x.dtype)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """Norm over D at each position, in float32; x [..., D]."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
     return (y * scale + bias).astype(x.dtype)

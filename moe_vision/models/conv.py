@@ -13,9 +13,9 @@ from typing import ClassVar
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.schema import Model
 from moe_vision.layers import Step
-from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.branch import Infos, branch_at
 from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
 
 
@@ -29,11 +29,13 @@ class StandardBranch(nn.Module):
 
     @nn.compact
     def __call__(self, x, step: Step):
-        conv = lambda n, name: Conv(n, (3, 3), use_bias=False, kernel_init=HE,  # noqa: E731
-                                    dtype=self.dtype, name=name)
-        x = nn.relu(Norm(self.norm, self.dtype, name='norm1')(x, step))
-        x = nn.relu(Norm(self.norm, self.dtype, name='norm2')(conv(self.hidden, 'conv1')(x), step))
-        return conv(self.width, 'conv2')(x)
+        conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, kernel_init=HE,
+                                 dtype=self.dtype)
+        norm = functools.partial(Norm, self.norm, self.dtype)
+        x = nn.relu(norm(name='norm1')(x, step))
+        x = conv(self.hidden, name='conv1')(x)
+        x = nn.relu(norm(name='norm2')(x, step))
+        return conv(self.width, name='conv2')(x)
 
 
 class DepthwiseBranch(nn.Module):
@@ -55,14 +57,10 @@ class DepthwiseBranch(nn.Module):
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     """One residual block, routed or not."""
-    a, width, name = net.model.args, x.shape[-1], f'block_{number}'
-    replaced = routed_blocks(net.model.moe.placement, a.blocks)
-    if number in replaced:
-        branch = make_branch(net.model, net.mesh, name=name, width=width, hidden=a.hidden(width),
-                             payload=x.shape[1:], layer=replaced.index(number))
-        y = run_branch(branch, x, step, infos)
-    else:
-        y = net.plain(width, a.hidden(width), a.norm, net.model.dtype, name=name)(x, step)
+    a, width = net.model.args, x.shape[-1]
+    hidden = a.hidden(width)
+    unrouted = functools.partial(net.unrouted_branch, width, hidden, a.norm, net.model.dtype)
+    y = branch_at(net, number, x, step, infos, hidden=hidden, unrouted=unrouted)
     return x + drop_path(y, step, a.drop_path, number, a.blocks)
 
 
@@ -73,31 +71,31 @@ class ConvNet(nn.Module):
     num_classes: int
     mesh: Mesh | None = None
 
-    plain: ClassVar[type[nn.Module]] = StandardBranch
+    unrouted_branch: ClassVar[type[nn.Module]] = StandardBranch
 
     @nn.compact
     def __call__(self, images, step: Step):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
-        norm = lambda name: Norm(a.norm, dtype, name=name)  # noqa: E731
+        norm = functools.partial(Norm, a.norm, dtype)
         infos = Infos()
         x = Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=HE, dtype=dtype,
                  name='stem')(images.astype(dtype))
         number = 0
         for stage, width in enumerate(a.widths):
             if stage:
-                x = nn.relu(norm(f'down_{stage}_norm')(x, step))
+                x = nn.relu(norm(name=f'down_{stage}_norm')(x, step))
                 x = Conv(width, (3, 3), (2, 2), use_bias=False, kernel_init=HE, dtype=dtype,
                          name=f'down_{stage}')(x)
             for _ in range(a.depth):
                 block = functools.partial(_block, step=step, number=number)
                 x = run_block(self, block, x, infos)
                 number += 1
-        x = nn.relu(norm('final_norm')(x, step)).mean((1, 2))
+        x = nn.relu(norm(name='final_norm')(x, step)).mean((1, 2))
         return classify(self, x, step, infos, 4 * x.shape[-1]), infos.by_layer
 
 
 class DepthwiseNet(ConvNet):
     """The depthwise-separable network: 3x3 per channel, then 1x1 out and back."""
 
-    plain: ClassVar[type[nn.Module]] = DepthwiseBranch
+    unrouted_branch: ClassVar[type[nn.Module]] = DepthwiseBranch

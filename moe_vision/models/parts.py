@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import NetworkStream
 from moe_vision.layers import Step, convolution
 from moe_vision.models.branch import Infos, make_branch, run_branch
 
@@ -18,7 +19,6 @@ Array = jax.Array
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.in_flax)
 HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-_DROP_PATH = 1 << 30  # what a step's key is folded with here; routed layers fold in their number
 
 
 class Norm(nn.Module):
@@ -68,7 +68,7 @@ def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int,
         return y
     if step.key is None:
         raise ValueError('stochastic depth draws at random: give the step a key')
-    key = jax.random.fold_in(step.key, _DROP_PATH)
+    key = jax.random.fold_in(step.key, NetworkStream.DROP_PATH)
     key = jax.random.fold_in(jax.random.fold_in(key, block), branch)
     images = step.start + jnp.arange(y.shape[0])
     kept = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - p))(images)

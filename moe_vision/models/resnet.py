@@ -14,9 +14,9 @@ import functools
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.schema import Model
 from moe_vision.layers import Step
-from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.branch import Infos, branch_at
 from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
 
 
@@ -56,21 +56,22 @@ class Shortcut(nn.Module):
         return Norm(self.norm, self.dtype, name='norm')(x, step)
 
 
-def _block(net: nn.Module, x, infos: Infos, step: Step, depth: int, stage: int, number: int):
-    """A residual block; `depth` counts all of them, `number` those that can be routed (-1: not)."""
-    a, dtype = net.model.args, net.model.dtype
-    replaced = routed_blocks(net.model.moe.placement, a.blocks)
-    width, name = a.widths[stage], f'block_{number}' if number >= 0 else f'down_{stage}'
-    stride = 2 if number < 0 < stage else 1
-    shortcut = x if number >= 0 else Shortcut(width, stride, a.norm, dtype,
-                                              name=f'{name}_shortcut')(x, step)
-    if number in replaced:
-        branch = make_branch(net.model, net.mesh, name=name, width=width, hidden=a.hidden(width),
-                             payload=x.shape[1:], layer=replaced.index(number))
-        y = run_branch(branch, x, step, infos)
-    else:
-        y = Branch(width, a.hidden(width), stride, a.norm, dtype, name=name)(x, step)
+def _first_block(net: nn.Module, x, infos: Infos, step: Step, depth: int, stage: int):
+    """The first block of a stage. It changes the shape, so it is never routed."""
+    a, dtype, name = net.model.args, net.model.dtype, f'down_{stage}'
+    width, stride = a.widths[stage], 2 if stage else 1
+    shortcut = Shortcut(width, stride, a.norm, dtype, name=f'{name}_shortcut')(x, step)
+    y = Branch(width, a.hidden(width), stride, a.norm, dtype, name=name)(x, step)
     return nn.relu(shortcut + drop_path(y, step, a.drop_path, depth, sum(a.depths)))
+
+
+def _block(net: nn.Module, x, infos: Infos, step: Step, depth: int, number: int):
+    """Any other block. `depth` counts all blocks, `number` those that keep their shape."""
+    a, width = net.model.args, x.shape[-1]
+    hidden = a.hidden(width)
+    unrouted = functools.partial(Branch, width, hidden, 1, a.norm, net.model.dtype)
+    y = branch_at(net, number, x, step, infos, hidden=hidden, unrouted=unrouted)
+    return nn.relu(x + drop_path(y, step, a.drop_path, depth, sum(a.depths)))
 
 
 class ResNet(nn.Module):
@@ -89,10 +90,12 @@ class ResNet(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
         depth = number = 0
         for stage, blocks in enumerate(a.depths):
-            for first in [True] + [False] * (blocks - 1):
-                block = functools.partial(_block, step=step, depth=depth, stage=stage,
-                                          number=-1 if first else number)
+            first = functools.partial(_first_block, step=step, depth=depth, stage=stage)
+            x = run_block(self, first, x, infos)
+            depth += 1
+            for _ in range(blocks - 1):
+                block = functools.partial(_block, step=step, depth=depth, number=number)
                 x = run_block(self, block, x, infos)
-                depth, number = depth + 1, number + (not first)
+                depth, number = depth + 1, number + 1
         x = x.mean((1, 2))
         return classify(self, x, step, infos, 4 * x.shape[-1]), infos.by_layer

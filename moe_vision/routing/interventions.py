@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import LayerStream
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick
 
 NONE, ABLATE, SHUFFLE, DRAW = range(4)  # kinds of `Intervention`
@@ -46,12 +47,12 @@ def ablate(routing: AnyRouting, expert: Array | int) -> AnyRouting:
     return dataclasses.replace(routing, **new)
 
 
-def shuffle(routing: AnyRouting, context: Context, salt: int = 7) -> AnyRouting:
-    """The routes of a group's valid tokens, permuted among them; `salt` as in `Context.keys`.
+def shuffle(routing: AnyRouting, context: Context, stream: int = LayerStream.SHUFFLE) -> AnyRouting:
+    """The routes of a group's valid tokens, permuted among them; `stream` as in `Context.keys`.
 
     Raises ValueError: the context has no key.
     """
-    order = _permutation(context.keys(salt), context.valid)
+    order = _permutation(context.keys(stream), context.valid)
     names = ['combine', 'dispatch'] if isinstance(routing, SoftRouting) else [
         'expert_of_choice', 'gate', 'active']
     new: dict[str, Any] = {n: _permuted(getattr(routing, n), order) for n in names
@@ -67,7 +68,8 @@ def draw(routing: AnyRouting, context: Context, num_experts: int) -> AnyRouting:
     Raises ValueError: the context has no key.
     """
     tokens = context.valid.shape[1]
-    drawn = jax.vmap(lambda key: jax.random.uniform(key, (tokens, num_experts)))(context.keys(8))
+    keys = context.keys(LayerStream.DRAW)
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (tokens, num_experts)))(keys)
     order = jnp.argsort(drawn, axis=-1).astype(jnp.int32)  # [G, T, E], one for each token
     new: dict[str, Any]
     if isinstance(routing, SoftRouting):

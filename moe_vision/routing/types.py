@@ -65,14 +65,19 @@ class Context:
     labels: Array | None = None  # [G, T] int32, class of the token's image, where the step has it
     train: bool = dataclasses.field(default=False, metadata={'static': True})
 
-    def keys(self, salt: int) -> Array:
-        """One key per group, [G]; `salt` tells apart the draws of one layer.
+    def keys(self, stream: int) -> Array:
+        """One random key per group, [G].
 
-        Raises ValueError: there is no key.
+        Args:
+          stream: number of a draw that no other draw of this layer has. A router of your own may
+            take 0 to 6; `common.streams` lists those in use.
+
+        Raises:
+          ValueError: there is no key.
         """
         if self.key is None:
             raise ValueError('this routing draws at random: give the step a key')
-        base = jax.random.fold_in(self.key, salt)
+        base = jax.random.fold_in(self.key, stream)
         return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
 
 

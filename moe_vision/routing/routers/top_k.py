@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import TopKStream
 from moe_vision.routing.interventions import shuffle
 from moe_vision.routing.linear import linear
 from moe_vision.routing.temperature import schedule, with_entropy_floor
@@ -32,7 +33,7 @@ class TopK(Router):
         a, train = self.args, context.train
         jitter = None
         if a.noise == 'jitter' and train:
-            jitter = _per_group(context, 0, jax.random.uniform, features.shape[1:],
+            jitter = _per_group(context, TopKStream.JITTER, jax.random.uniform, features.shape[1:],
                                 minval=1 - 0.01 * a.noise_scale, maxval=1 + 0.01 * a.noise_scale)
         logits = linear(features, params['kernel'], jitter)
         tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
@@ -46,7 +47,8 @@ class TopK(Router):
         elif a.noise == 'learned':
             std = a.noise_scale * jax.nn.softplus(linear(features, params['noise_kernel']))
         if std is not None and train:
-            noisy = logits + std * _per_group(context, 1, jax.random.normal, logits.shape[1:])
+            noisy = logits + std * _per_group(
+                context, TopKStream.NOISE, jax.random.normal, logits.shape[1:])
 
         probs = jax.nn.softmax(logits)
         ids, scored = top_k_ids(noisy, self.k), None
@@ -63,7 +65,8 @@ class TopK(Router):
         active = jnp.broadcast_to(context.valid[..., None], ids.shape)
         if a.second_choice == 'random' and train and self.k == 2:
             share = gate[..., 1] / (gate.sum(-1) + 1e-9)
-            drawn = _per_group(context, 2, jax.random.uniform, share.shape[1:])
+            drawn = _per_group(context, TopKStream.SECOND_CHOICE_MADE, jax.random.uniform,
+                               share.shape[1:])
             active = active.at[..., 1].set(active[..., 1] & (drawn < 2 * share))
         return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
                        active=active, noisy_logits=noisy, noise_std=std, temperature=tau,
@@ -89,7 +92,8 @@ class Shuffled(TopK):
     draws = True
 
     def choose(self, params, state, features, context: Context) -> Routing:
-        return shuffle(super().choose(params, state, features, context), context, salt=4)
+        routing = super().choose(params, state, features, context)
+        return shuffle(routing, context, TopKStream.SHUFFLE)
 
 
 class Supervised(TopK):
@@ -107,10 +111,11 @@ class Supervised(TopK):
 
 def _with_random_second(first, num_ids: int, context: Context):
     """first [G, T] and, drawn uniformly, one of the other ids: [G, T, 2]."""
-    step = _per_group(context, 3, jax.random.randint, first.shape[1:], minval=1, maxval=num_ids)
+    step = _per_group(context, TopKStream.SECOND_EXPERT, jax.random.randint, first.shape[1:],
+                      minval=1, maxval=num_ids)
     return jnp.stack([first, (first + step) % num_ids], -1)
 
 
-def _per_group(context: Context, salt: int, draw, shape, **kwargs):
+def _per_group(context: Context, stream: int, draw, shape, **kwargs):
     """`draw` with one key per group: [G, *shape]."""
-    return jax.vmap(lambda key: draw(key, shape, **kwargs))(context.keys(salt))
+    return jax.vmap(lambda key: draw(key, shape, **kwargs))(context.keys(stream))
