@@ -1,6 +1,6 @@
-"""The dense control with a routed layer's drops, and nothing else of routing.
+"""A dense control that drops tokens as a routed layer does, and does nothing else of routing.
 
-Axes: B tokens given, G groups, T tokens of a group, E experts, K choices, D width.
+Axes: B tokens given, E experts, K choices, D width, `*` payload of a token.
 """
 
 from typing import Any
@@ -20,9 +20,10 @@ Array = jax.Array
 
 
 class DroppingBlock(nn.Module):
-    """A dense block times the share of a token's choices that find a slot, K of E drawn at random.
+    """A dense block, times the share of a token's choices that found a slot.
 
-    Its parameters, and what it computes, are those of `DenseBlock`; its attributes are of `MoE`.
+    Each token chooses K of E experts at random. Parameters and computation are those of
+    `DenseBlock`. The other attributes mean what they mean in `MoE`.
     """
 
     expert: Expert
@@ -38,14 +39,14 @@ class DroppingBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, step: Step, *, carry: Any = None) -> tuple[Array, dict[str, Any]]:
-        """x [B, *, D] to (branch [B, *, D], info) as of `MoE`: choices are the ones drawn.
+        """x [B, *, D] to (branch [B, *, D], info); info as in `MoE`, of the drawn choices.
 
-        A dropped choice takes 1/K of the output with it, as if K equal experts shared it. The drops
-        are those of even loads: a learned router's may be more. What is counted of experts tells
-        of the draw alone.
+        A dropped choice takes 1/K of the output with it, as if K equal experts shared the work.
+        The choices are even, so a learned router may drop more. Counts of experts describe the draw
+        alone, since there are no experts.
 
         Raises:
-          ValueError: `step` has no key.
+          ValueError: as in `MoE`; it always draws at random.
         """
         router = make_router('random', registry.RandomArgs(), self.num_experts, self.k)
 
@@ -54,9 +55,9 @@ class DroppingBlock(nn.Module):
             routing = router({}, {}, jnp.zeros((*context.valid.shape, 1)), context)
             return (), routing, make_plan(self, routing, context)
 
-        _, info = route_groups(self, on_groups, step, len(x))
-        share = info['choices']['kept'].mean(-1)  # of a token's choices
+        routed = route_groups(self, on_groups, step, len(x))
+        share = routed.choices['kept'].mean(-1)  # of a token's choices
         share = share.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
         params = declare_params(self, self.expert)
         y = jnp.where(share > 0, share * self.expert.apply(params, x), jnp.zeros((), x.dtype))
-        return y, info | {'carry': carry}
+        return y, routed.info({}) | {'carry': carry}

@@ -1,7 +1,7 @@
-"""Experts: residual branches as pure functions of (parameters, tokens).
+"""Experts: residual branches as pure functions of parameters and tokens.
 
-The same object serves as one expert of a bank (leading axis E) and as the dense block of the twin
-(no leading axis), so both do the same arithmetic.
+The same object serves as the experts of a bank, whose parameters have a leading axis E, and as the
+dense block of a twin, whose parameters have none. So both do the same arithmetic.
 
 Axes: E experts, N tokens or slots, D width, F hidden width, HW space.
 """
@@ -26,7 +26,7 @@ ONES = jax.nn.initializers.ones
 
 
 class Expert:
-    """Base: `shapes` names the parameters of one expert, `apply` runs it.
+    """Base class: `shapes` names the parameters of one expert, `apply` runs it.
 
     Args:
       args: the expert's own arguments.
@@ -43,18 +43,19 @@ class Expert:
         raise NotImplementedError
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
-        """One expert: x [N, *, D] to [N, *, D]; parameters are cast to x's type.
+        """Runs one expert: x [N, *, D] to [N, *, D]. Parameters are cast to x's type.
 
-        A convolution should be `conv`, which a vmap over experts does not slow down on a CPU.
+        Use `conv` for convolutions: a vmap over experts does not slow it down on a CPU.
         """
         raise NotImplementedError
 
     def apply_stacked(self, params: dict[str, Array], x: Array) -> Array:
-        """All experts: x [E, N, *, D], each parameter with a leading E.
+        """Runs all experts: x [E, N, *, D] to the same shape; each parameter has a leading E.
 
-        Unrolled: a vmap over convolution weights becomes a grouped convolution, many times slower.
-        On a CPU `convolution` unrolls itself, and the rest is one program for all experts: it
-        compiles in about three quarters of the time, and a layer takes up to a seventh longer.
+        The experts are unrolled, because a vmap over convolution weights becomes a grouped
+        convolution, which is many times slower. On a CPU `convolution` unrolls itself, so there a
+        vmap makes one program of the rest. It compiles in about three quarters of the time, and a
+        layer takes up to a seventh longer.
         """
         if x.shape[0] > 1 and platform.target() == 'cpu':
             return jax.vmap(self.apply)(params, x)
@@ -79,11 +80,11 @@ class Mlp(Expert):
         if x.shape[0] == 1:
             return super().apply_stacked(params, x)
         biases = {n: p[:, None, :] for n, p in params.items() if n.endswith('bias')}
-        return self.apply(params | biases, x)  # a batched product over E
+        return self.apply(params | biases, x)  # one batched product over E
 
 
 class Conv(Expert):
-    """norm-relu-conv-norm-relu-conv on maps [N, H, W, D], per-image norm."""
+    """norm-relu-conv-norm-relu-conv on maps [N, H, W, D], with a norm per image."""
 
     def __init__(self, args, width, hidden):
         super().__init__(args, width, hidden)
@@ -105,7 +106,7 @@ class Conv(Expert):
 
 
 class DepthwiseConv(Expert):
-    """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], per-image norm."""
+    """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], with a norm per image."""
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
@@ -123,10 +124,11 @@ class DepthwiseConv(Expert):
 
 
 class Bottleneck(Expert):
-    """1x1 to F, 3x3, 1x1 to D on maps [N, H, W, D], each with its per-image norm after it.
+    """1x1 to F, 3x3, 1x1 to D on maps [N, H, W, D], each followed by a norm per image.
 
-    The branch of a ResNet's bottleneck block (He et al. 2016), group norm in place of batch norm.
-    The last norm's scale begins at 0 (Goyal et al. 2017): a block begins as its shortcut.
+    This is the branch of a ResNet's bottleneck block (He et al. 2016) with group norm in place of
+    batch norm. The scale of the last norm begins at 0, so that a block begins as its shortcut
+    (Goyal et al. 2017).
     """
 
     def __init__(self, args, width, hidden):
@@ -155,7 +157,8 @@ class Bottleneck(Expert):
 class ConvNext(Expert):
     """Depthwise conv, layer norm over D, 1x1 to F, gelu, 1x1 to D, layer scale on [N, H, W, D].
 
-    The branch of a ConvNeXt block (Liu et al. 2022); its norm sees one position of one image.
+    This is the branch of a ConvNeXt block (Liu et al. 2022). Its norm sees one position of one
+    image, so it is the same in an expert as in the original network.
     """
 
     def shapes(self) -> Shapes:
@@ -176,12 +179,12 @@ class ConvNext(Expert):
 
 
 def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
-    """Stride-1 SAME convolution, x [N, H, W, D], kernel [h, w, D / groups, D_out]."""
+    """SAME convolution with stride 1 of x [N, H, W, D] and kernel [h, w, D / groups, D_out]."""
     return convolution(x, kernel.astype(x.dtype), groups=groups)
 
 
 def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
-    """Per-image norm over space and the channels of a group, in float32; x [N, H, W, D]."""
+    """Norm of x [N, H, W, D] over space and the channels of a group, per image, in float32."""
     n, h, w, d = x.shape
     y = x.astype(jnp.float32).reshape(n, h * w, groups, d // groups)
     mean = y.mean((1, 3), keepdims=True)
@@ -191,7 +194,7 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
 
 
 def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
-    """Norm over D at each position, in float32; x [..., D]."""
+    """Norm of x [..., D] over D, per position, in float32."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)

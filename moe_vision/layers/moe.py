@@ -1,4 +1,4 @@
-"""The routed layer as a Linen module: parameters and state here, arithmetic in `routing`.
+"""The routed layer as a Linen module. It holds parameters and state; `routing` has the arithmetic.
 
 Axes: B tokens given (images, or patches), G groups, T tokens of a group, E experts, K choices,
 D width, `*` payload of a token ([D], or [H, W, D] for a feature map).
@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 class ExpertBank(nn.Module):
-    """E independent experts: each parameter stacked with leading axis E."""
+    """The parameters of E experts, each with a leading axis E. Experts are drawn independently."""
 
     expert: Expert
     num_experts: int
@@ -39,7 +39,7 @@ class ExpertBank(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """One expert on every token: the block an expert copies."""
+    """One expert that runs on every token: the block that experts copy."""
 
     expert: Expert
 
@@ -49,13 +49,13 @@ class DenseBlock(nn.Module):
 
 
 def declare_params(module: nn.Module, expert: Expert) -> dict[str, Array]:
-    """The parameters of one expert, as parameters of this module."""
+    """Makes the parameters of one expert parameters of this module, and returns their values."""
     return {name: module.param(name, init, shape)
             for name, (shape, init) in expert.shapes().items()}
 
 
 class RouterVariables(nn.Module):
-    """What a router learns ('params') and keeps ('router_state')."""
+    """What a router learns (collection 'params') and keeps (collection 'router_state')."""
 
     router: Router
     width: int
@@ -70,24 +70,26 @@ class RouterVariables(nn.Module):
 
 
 class MoE(nn.Module):
-    """A routed block: each token goes to k of E experts with room for a static number of tokens.
+    """A routed block: each token goes to k of E experts, which have a fixed number of slots.
 
-    Returns the residual branch: add it to the input, so that a token without expert keeps its
-    features.
+    It returns the residual branch. Add it to the input, so that a token whose choices were all
+    dropped keeps its features.
 
     Attributes:
       num_experts, k: E and K.
-      group_size: T, tokens that share capacity; must divide the number of tokens given.
-      hidden: hidden width of one expert.
-      router, expert: names in the tables, or 'module:Class'; `*_args` a dict or their Args.
-      capacity_factor, eval_capacity_factor: slots per expert in training and evaluation;
-        `float('inf')` is room for all.
+      group_size: T, tokens that share capacity; it must divide the number of tokens given.
+      hidden: F, hidden width of one expert.
+      router, expert: names in the tables of `config.registry`, or 'module:Class'.
+      router_args, expert_args: a dict, or the Args of that router or expert.
+      capacity_factor, eval_capacity_factor: slots per expert in training and in evaluation, as a
+        multiple of k T / E; `float('inf')` makes room for all tokens.
+      capacity_multiple: the number of slots is rounded up to a multiple of this.
       priority: 'token', 'gate' or 'random': who gets the slots first.
       losses: name -> weight.
-      mesh: ('data', 'expert') mesh, or None on one device.
-      layer: index of this routed layer, for random keys.
+      mesh: a ('data', 'expert') mesh, or None on one device.
+      layer: number of this routed layer in its network; random keys derive from it.
       bank: an expert bank shared with other layers; None makes one named 'experts'. Only banks of
-        that name are laid over the mesh.
+        that name are split over the mesh.
     """
 
     num_experts: int
@@ -110,7 +112,15 @@ class MoE(nn.Module):
     @nn.compact
     def __call__(self, x: Array, step: Step | None = None, *, carry: Any = None,
                  extras: dict[str, Array] | None = None) -> tuple[Array, dict[str, Any]]:
-        """x [B, *, D] to (branch [B, *, D], info); info and errors as in `route_groups`."""
+        """x [B, *, D] to (branch [B, *, D], info).
+
+        info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
+        'choices' per token, [B, K]: 'expert', 'gate', 'kept'; 'carry' for the next routed layer.
+
+        Raises:
+          ValueError: group_size does not divide the number of tokens, or something draws at
+            random and `step` has no key.
+        """
         step = step or Step()
         router = make_router(self.router, self.router_args, self.num_experts, self.k)
         variables = RouterVariables(router, x.shape[-1], name='router')()
@@ -131,8 +141,9 @@ class MoE(nn.Module):
             return y, routing, plan
 
         shared = variables, jax.tree.map(jnp.asarray, step.intervention)
-        return route_groups(self, on_groups, step, len(x), x=x, shared=shared, bank=bank(),
-                            losses=self.losses, carry=carry, extras=extras)
+        routed = route_groups(self, on_groups, step, len(x), x=x, shared=shared, bank=bank(),
+                              losses=self.losses, carry=carry, extras=extras)
+        return routed.y, routed.info(self.losses or {})
 
 
 def make_router(name: str, args: Any, num_experts: int, k: int) -> Router:

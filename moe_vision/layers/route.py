@@ -45,11 +45,37 @@ class Step:
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
 
 
+@dataclasses.dataclass(frozen=True)
+class Routed:
+    """What `route_groups` returns. `info` makes the report of a layer of it."""
+
+    y: Any  # [B, *], what `on_groups` returned
+    choices: dict[str, Array]  # [B, K] each, as in `choices_of`
+    carry: Any  # for the next routed layer, with a leading B
+    losses: dict[str, Array]  # [G] each, not weighted
+    counts: dict[str, Array]  # [G, ...] each, as in `routing.telemetry.count`
+
+    def info(self, weights: Mapping[str, float]) -> dict[str, Any]:
+        """'losses' {name: weighted mean over the groups with at least one valid token};
+        'telemetry' {name: sum over groups}; 'choices'; 'carry'."""
+        occupied = (self.counts['tokens'] > 0).astype(jnp.float32)
+
+        def mean(per_group):
+            return jnp.sum(per_group * occupied) / jnp.maximum(occupied.sum(), 1.0)
+
+        return {
+            'losses': {name: weights[name] * mean(value) for name, value in self.losses.items()},
+            'telemetry': {name: value.sum(0) for name, value in self.counts.items()},
+            'choices': self.choices,
+            'carry': self.carry,
+        }
+
+
 def route_groups(layer: nn.Module, on_groups: Callable, step: Step, tokens: int, *,
                  x: Array | None = None, shared: Any = (), bank: dict[str, Array] | None = None,
                  losses: Mapping[str, float] | None = None, carry: Any = None,
-                 extras: dict[str, Array] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Runs `on_groups` on the devices where the groups lie and collects what a layer reports.
+                 extras: dict[str, Array] | None = None) -> Routed:
+    """Runs `on_groups` on the devices where the groups lie; adds losses and counts of its routes.
 
     Args:
       layer: its attributes num_experts, group_size, mesh and layer are read.
@@ -57,31 +83,26 @@ def route_groups(layer: nn.Module, on_groups: Callable, step: Step, tokens: int,
         groups of one device and that device's part of the bank.
       step: this step.
       tokens: B.
-      x: [B, *]; None where `on_groups` reads no tokens.
+      x: [B, *]; None if `on_groups` reads no tokens.
       shared: arrays that every group reads whole.
       bank: parameters of all experts, each with a leading E.
-      losses: name -> weight.
+      losses: name -> weight; those with weight zero are not computed.
       carry, extras: what the router may read besides, as in `Context`, each with a leading B.
-
-    Returns:
-      y [B, *], and info: 'losses' {name: weighted scalar}; 'telemetry' sums as in
-      `routing.telemetry.count`; 'choices' per token, [B, K]: 'expert', 'gate', 'kept'; 'carry' for
-      the next routed layer.
 
     Raises:
       ValueError: group_size does not divide the number of tokens, or something draws at random and
         `step` has no key.
     """
-    size, weights = layer.group_size, dict(losses or {})
+    size = layer.group_size
     if tokens % size:
         raise ValueError(f'{tokens} tokens do not make groups of {size}')
     loss_fns = {name: registry.load(registry.entry('loss', registry.LOSSES, name).path)
-                for name, weight in weights.items() if weight}
+                for name, weight in (losses or {}).items() if weight}
     key = jax.random.key(0) if step.key is None and layer.is_initializing() else step.key
     key = None if key is None else jax.random.fold_in(key, layer.layer)
 
-    def on_device(shared, bank, group, rows):
-        key, fraction, shared = shared
+    def on_device(replicated, bank, group, rows):
+        shared, key, fraction = replicated
         x, valid, labels, carry, extras = rows
         context = Context(valid=valid, key=key, group=group, fraction=fraction, carry=carry,
                           extras=extras, labels=labels, train=step.train)
@@ -94,22 +115,10 @@ def route_groups(layer: nn.Module, on_groups: Callable, step: Step, tokens: int,
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
     y, (choices, carry), (values, counts) = over_groups(on_device, layer.mesh, tokens, size)(
-        (key, jnp.asarray(step.fraction, jnp.float32), shared), bank or {},
+        (shared, key, jnp.asarray(step.fraction, jnp.float32)), bank or {},
         step.start // size + jnp.arange(tokens // size),
         (x, valid, step.labels, carry, extras or {}))
-
-    occupied = (counts['tokens'] > 0).astype(jnp.float32)
-
-    def mean(per_group):
-        """Over the groups with at least one valid token."""
-        return jnp.sum(per_group * occupied) / jnp.maximum(occupied.sum(), 1.0)
-
-    return y, {
-        'losses': {name: weights[name] * mean(value) for name, value in values.items()},
-        'telemetry': {name: value.sum(0) for name, value in counts.items()},
-        'choices': choices,
-        'carry': carry,
-    }
+    return Routed(y, choices, carry, values, counts)
 
 
 def make_plan(layer: nn.Module, routing: Routing | SoftRouting,

@@ -1,8 +1,8 @@
-"""Small residual convolutional networks whose routed token is a whole image.
+"""Small residual convolutional networks that route whole images.
 
-Stages of equal width; a stride-2 convolution between them; in each stage `depth` residual blocks
-that keep their shape, numbered through the network: the places that can be routed. The residual
-branch is what an expert copies; the shortcut stays outside.
+A network has stages of equal width with a stride-2 convolution between them. Each stage has `depth`
+residual blocks that keep their shape. They are numbered through the network, and each can be
+routed: experts copy its residual branch, and its shortcut stays outside.
 
 Axes: B images, H W space, D channels.
 """
@@ -20,7 +20,7 @@ from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_blo
 
 
 class StandardBranch(nn.Module):
-    """norm-relu-conv3x3-norm-relu-conv3x3 where nothing is routed."""
+    """The branch of a block that is not routed: norm-relu-conv3x3-norm-relu-conv3x3."""
 
     width: int
     hidden: int
@@ -39,7 +39,7 @@ class StandardBranch(nn.Module):
 
 
 class DepthwiseBranch(nn.Module):
-    """depthwise3x3-norm-1x1-gelu-1x1 where nothing is routed."""
+    """The branch of a block that is not routed: depthwise3x3-norm-1x1-gelu-1x1."""
 
     width: int
     hidden: int
@@ -65,7 +65,7 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
 
 
 class ConvNet(nn.Module):
-    """The standard network: full 3x3 convolutions."""
+    """The standard network, with full 3x3 convolutions."""
 
     model: Model
     num_classes: int
@@ -96,6 +96,6 @@ class ConvNet(nn.Module):
 
 
 class DepthwiseNet(ConvNet):
-    """The depthwise-separable network: 3x3 per channel, then 1x1 out and back."""
+    """The depthwise-separable network: 3x3 per channel, then 1x1 to the hidden width and back."""
 
     unrouted_branch: ClassVar[type[nn.Module]] = DepthwiseBranch

@@ -1,7 +1,7 @@
-"""ConvNeXt (Liu et al. 2022) whose routed token is a whole image.
+"""ConvNeXt (Liu et al. 2022) that routes whole images.
 
-All blocks keep their shape and are numbered through the network: the places that can be routed. The
-residual branch is what an expert copies. Its norm sees one position of one image, so the textbook
+All blocks keep their shape. They are numbered through the network, and each can be routed: experts
+copy its residual branch. The norm of a branch sees one position of one image, so the textbook
 network is the `same_width` twin.
 
 Axes: B images, H W space, D channels.

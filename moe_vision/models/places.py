@@ -1,4 +1,4 @@
-"""How wide the blocks at replaced places are, in a routed network and in its twins."""
+"""How wide the blocks at routed places are, in a routed network and in its twins."""
 
 import bisect
 import math
@@ -14,20 +14,21 @@ from moe_vision.layers.moe import make_expert, make_router
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
-    """The expert of a place where the block it copies has these widths."""
+    """The expert that copies a block of these widths; `moe.hidden` overrides the hidden width."""
     return make_expert(moe.expert, moe.expert_args, width, moe.hidden or hidden)
 
 
 def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
     """The dense block that stands at a routed place in the twin.
 
-    same_width, same_drops: what one expert is. same_active_flops: widened to the FLOPs of the
-    experts that a token takes. same_params: widened to the parameters of the router and all
-    experts. The nearest width that the block allows is taken, of two as near the larger.
+    With same_width and same_drops it is one expert. With same_active_flops it is widened to the
+    FLOPs of the experts that a token takes, with same_params to the parameters of the router and of
+    all experts. It gets the nearest hidden width that the block allows, and the larger of two that
+    are equally near.
 
     Args:
       width: D.
-      hidden: F of the block that is copied, read where moe.hidden is 0.
+      hidden: F of the block that is copied; it is read if moe.hidden is 0.
       payload: shape of one token, ([H, W,] D).
     """
     one = expert_at(moe, width, hidden)
@@ -65,7 +66,7 @@ def _nearest(cost: Callable[[int], int], target: Fraction) -> int:
 
 
 def choices_per_token(moe: Moe) -> Fraction:
-    """Experts a token takes: k, or its expectation under balance where null experts share."""
+    """Experts that a token takes: k, or with null experts the mean under balanced choices."""
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     return Fraction(moe.k * moe.num_experts, router.num_ids)
 

@@ -1,10 +1,10 @@
-"""ResNet of bottleneck blocks (He et al. 2016) whose routed token is a whole image.
+"""ResNet of bottleneck blocks (He et al. 2016) that routes whole images.
 
-The stride of a stage stands in the 3x3 of its first block, which projects its shortcut. The other
-blocks keep their shape and are numbered through the network: the places that can be routed. The
-residual branch is what an expert copies; shortcut, sum and the relu after it stay outside, so an
-image without expert keeps its features. Padding is SAME: where the stride is 2, taps lie up to one
-pixel beside those of frameworks that pad both sides alike.
+The first block of a stage has the stride of the stage in its 3x3 convolution, and projects its
+shortcut. The other blocks keep their shape. They are numbered through the network, and each can be
+routed: experts copy its residual branch. The shortcut, the sum and the relu after it stay outside,
+so an image whose choices were all dropped keeps its features. Padding is SAME: with a stride of 2
+the taps lie up to one pixel beside those of frameworks that pad both sides alike.
 
 Axes: B images, H W space, D channels.
 """
@@ -21,7 +21,10 @@ from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_blo
 
 
 class Branch(nn.Module):
-    """1x1-norm-relu-3x3-norm-relu-1x1-norm where nothing is routed; the last scale begins at 0."""
+    """The branch of a block that is not routed: 1x1-norm-relu-3x3-norm-relu-1x1-norm.
+
+    The scale of the last norm begins at 0.
+    """
 
     width: int
     hidden: int
@@ -42,7 +45,7 @@ class Branch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """1x1-norm where the shape changes."""
+    """The shortcut of a block that changes the shape: 1x1-norm."""
 
     width: int
     stride: int

@@ -1,8 +1,8 @@
-"""Vision transformer whose routed token is a patch.
+"""Vision transformer that routes patches.
 
-Pre-norm encoder blocks; the MLP of a block is what an expert copies, its norm and shortcut stay
-outside. Blocks are numbered from 0. With pool='token' and four times the width as hidden width it
-has the parameters of ViT-S/16 and B/16 as published (DeiT, timm).
+It has pre-norm encoder blocks, numbered from 0. Experts copy the MLP of a block; its norm and its
+shortcut stay outside. With pool='token' and a hidden width of four times the width, the parameters
+are those of ViT-S/16 and ViT-B/16 as published (DeiT, timm).
 
 Axes: B images, N patches of an image (with pool='token' one more), D width.
 """
@@ -22,7 +22,7 @@ from moe_vision.models.parts import classify, drop_path, run_block
 
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
-    """An encoder block on x [B, N, D]; an image may lose each of its two branches."""
+    """An encoder block on x [B, N, D]. `drop_path` may leave out each of its two branches."""
     a, dtype, name = net.model.args, net.model.dtype, f'block_{number}'
     hidden = a.hidden or 4 * a.width
     norm = functools.partial(nn.LayerNorm, dtype=dtype)

@@ -1,7 +1,8 @@
-"""The control without routes: k distinct experts at random, anew at each step.
+"""The control without learned routes: draws k distinct experts at random at each step.
 
-Cf. THOR, Zuo et al. 2021. In evaluation the draw is fixed by (seed, layer, group). With gate
-'softmax' the gates are those of a learned top-k router, at the experts drawn: only routes differ.
+Compare THOR, Zuo et al. 2021. In evaluation (seed, layer, group) decide the draw. With gate
+'softmax' the drawn experts get the gates that a learned top-k router would give them, so only the
+routes differ from that router.
 """
 
 import functools
