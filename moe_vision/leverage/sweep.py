@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from moe_vision.leverage import table
 from moe_vision.leverage.types import Leverage
-from moe_vision.report import figure, palette
+from moe_vision.report import figure, formats, palette
 
 Row = dict[str, Any]
 _TABLE = {'rho_place': '', 'rho_active': '', 'rho_executed': '', 'flops': 'FLOPs',
@@ -78,7 +78,7 @@ def write_svg(path: str, rows: Sequence[Row], rho: str) -> None:
             axes.set_xscale('log')
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks([place[v] for v in values], [str(v) for v in values])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.axis_percent(v)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: formats.share(v)))
         axes.set_ylim(bottom=0)
         axes.set_xlabel(rows[0]['key'], loc='right', fontsize=10)
         axes.set_ylabel(rho, fontsize=10)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from moe_vision.report import figure, heatmaps, palette
+from moe_vision.report import figure, formats, heatmaps, palette
 from moe_vision.report.markup import Markup
 
 POINTS = 240  # at most so many points per curve; more are averaged in equal runs
@@ -47,7 +47,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
 def lines(
     series: Sequence[Series],
     title: str,
-    form: Callable[[float], str] = palette.plain,
+    form: Callable[[float], str] = formats.significant,
     *,
     reference: tuple[float, str] | None = None,
     low: float | None = None,
@@ -56,13 +56,13 @@ def lines(
 ) -> Markup:
     """Curves with their names at their ends, and a dashed reference line where one is given."""
     shown = [s for s in series if s]
-    names = [palette.tail(s.name) for s in shown] if len(shown) > 1 else []
+    names = [formats.tail(s.name) for s in shown] if len(shown) > 1 else []
     if reference:
         names.append(reference[1])
     ends = [
         f'{s.name or "the value"} from {form(s.y[np.isfinite(s.y)][0])} to '
         f'{form(s.y[np.isfinite(s.y)][-1])}' for s in shown
-    ]  # fmt: skip
+    ]
     shown = [dataclasses.replace(s, x=x, y=y) for s in shown for x, y in [thin(s.x, s.y)]]
 
     def paint(axes: Axes) -> None:
@@ -107,7 +107,7 @@ def _limits(
 
 def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.tick(v)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: formats.tick(v)))
     axes.set_xlabel('step', loc='right', fontsize=10)
 
 
@@ -120,7 +120,7 @@ def _end_labels(
     for s in series:
         known = np.isfinite(s.y)
         end = to_axes.transform((s.x[known][-1], s.y[known][-1]))
-        wanted.append((end[1], palette.tail(s.name), s.colour))
+        wanted.append((end[1], formats.tail(s.name), s.colour))
     if len(series) == 1:
         wanted = []
     if reference:
@@ -201,8 +201,8 @@ def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
 
 
 def _extremes(load: np.ndarray) -> str:
-    return (f'expert {int(load.argmax())} takes most ({palette.percent(load.max())}) and expert '
-            f'{int(load.argmin())} least ({palette.percent(load.min())})')
+    return (f'expert {int(load.argmax())} takes most ({formats.percent(load.max())}) and expert '
+            f'{int(load.argmin())} least ({formats.percent(load.min())})')
 
 
 def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:

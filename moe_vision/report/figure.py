@@ -82,7 +82,7 @@ def draw(
         axes = figure.add_axes((
             left / width, bottom / height,
             (width - left - right) / width, (height - top - bottom) / height,
-        ))  # fmt: skip
+        ))
         paint(axes)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)

@@ -5,12 +5,13 @@ Numbers may be null or NaN (both read as NaN); text is cleaned of characters tha
 
 import dataclasses
 import json
-import math
 import unicodedata
 from typing import Any
 
 import numpy as np
 from etils import epath
+
+from moe_vision.common.json_values import as_dict, as_list, number
 
 _BIDI = frozenset('\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
 _LONGEST_NAME = 300
@@ -157,26 +158,6 @@ def _clean_tree(value: Any, key: str = '') -> Any:
     if isinstance(value, list):
         return [_clean_tree(v) for v in value]
     return clean(value) if isinstance(value, str) and key != 'image_png' else value
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """The value if it is a dictionary, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def number(value: Any) -> float:
-    """The value as a float; NaN for null, infinities and whatever is not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        return float(value) if math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
 
 
 def vector(value: Any) -> np.ndarray:

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from moe_vision.report import charts, heatmaps, palette
+from moe_vision.common.json_values import as_dict, number
+from moe_vision.report import charts, formats, heatmaps, palette
 from moe_vision.report.markup import Markup, figure, grid, panel, section, table, tag
-from moe_vision.report.read import Run, as_dict, matrix, number
+from moe_vision.report.read import Run, matrix
 
 CELLS = 50  # up to so many classes a map is a table whose every cell can be read
 FAINT = 0.05  # errors of this share of a class are full orange at the earliest
@@ -75,8 +76,8 @@ def _information(values: dict, shape: tuple[int, ...]) -> str | None:
     known = number(values.get('mutual_information'))
     if math.isnan(known):
         return None
-    return (f'I(expert; class) = {palette.plain(known)} nats, of at most '
-            f'{palette.plain(math.log(max(min(shape), 1)))}')
+    return (f'I(expert; class) = {formats.significant(known)} nats, of at most '
+            f'{formats.significant(math.log(max(min(shape), 1)))}')
 
 
 def _as_table(
@@ -89,9 +90,9 @@ def _as_table(
     classes = [name_of(names, c) for c in range(len(share))]
 
     def title(c: int, e: int) -> str:
-        whole = palette.count(float(np.nansum(counts[c])))
-        return (f'expert {e}, class {classes[c]}: {palette.count(counts[c, e])} of {whole} '
-                f'choices, {palette.percent(share[c, e])}')
+        whole = formats.count(float(np.nansum(counts[c])))
+        return (f'expert {e}, class {classes[c]}: {formats.count(counts[c, e])} of {whole} '
+                f'choices, {formats.percent(share[c, e])}')
 
     def show(c: int, e: int) -> str:
         return f'{100 * share[c, e]:.0f}' if share[c, e] >= 0.005 else ''
@@ -112,13 +113,13 @@ def _as_picture(
         f'Share of each of {len(share)} classes that goes to each of {share.shape[1]} experts, '
         f'{layer}', across='expert', down='class, by its main expert',
         size=share.shape, height=max(220, min(560, 3 * len(rows) + 44)), width=352,
-    )  # fmt: skip
+    )
     lines = [
-        [name_of(names, c), palette.count(float(np.nansum(counts[c]))),
-         ', '.join(f'{e} ({palette.percent(float(share[c, e]), 0)})'
+        [name_of(names, c), formats.count(float(np.nansum(counts[c]))),
+         ', '.join(f'{e} ({formats.percent(float(share[c, e]), 0)})'
                    for e in np.argsort(-filled[c], kind='stable')[:3] if filled[c, e] > 0)]
         for c in order
-    ]  # fmt: skip
+    ]
     listing = tag('details', tag('summary', 'Classes and their main experts'),
                   table(('class', 'choices', 'main experts'), lines, class_='numbers'))
     return Markup(picture + listing)
@@ -136,7 +137,7 @@ def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
     else:
         picture, top = _large(confusion, share)
     how = ('How to read: rows are the truth, columns the prediction; blue on the diagonal is '
-           f'right, orange is wrong, full orange being {palette.percent(top)} of a row. ')
+           f'right, orange is wrong, full orange being {formats.percent(top)} of a row. ')
     if len(share) > PIXELS:
         how += f'Neighbouring classes share a cell, so that {PIXELS} rows remain.'
     return Markup(figure(tag('div', picture, pairs, class_='beside'), how))
@@ -148,17 +149,17 @@ def _small(
     count = len(share)
     classes = [name_of(names, c) for c in range(count)]
     heads = [tag('th', 'truth ↓ predicted →', class_='corner')] + [
-        tag('th', tag('span', palette.tail(c, 12)), scope='col', title=c, class_='up')
+        tag('th', tag('span', formats.tail(c, 12)), scope='col', title=c, class_='up')
         for c in classes
     ]
     values = np.where(np.eye(count) > 0, np.nan_to_num(share) * top, wrong)
 
     def title(i: int, j: int) -> str:
-        return (f'{classes[i]} taken for {classes[j]}: {palette.count(confusion[i, j])} '
-                f'({palette.percent(share[i, j])})')
+        return (f'{classes[i]} taken for {classes[j]}: {formats.count(confusion[i, j])} '
+                f'({formats.percent(share[i, j])})')
 
     return heatmaps.cells(values, heads, classes, top, title,
-                          lambda i, j: palette.count(confusion[i, j]) if confusion[i, j] else '',
+                          lambda i, j: formats.count(confusion[i, j]) if confusion[i, j] else '',
                           label='Confusion matrix, counts', warm=lambda i, j: i != j)
 
 
@@ -173,7 +174,7 @@ def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
     blue, orange = heatmaps.rgba(merged), heatmaps.rgba(merged / top, palette.HEAT_WARM)
     picture = np.where(right[..., None], blue, orange)
     label = (f'Confusion matrix of {len(share)} classes; mean of the diagonal '
-             f'{palette.percent(float(np.nanmean(np.diag(share))))}')
+             f'{formats.percent(float(np.nanmean(np.diag(share))))}')
     return heatmaps.image(picture, label, across='predicted class', down='true class',
                           size=share.shape, height=520, width=540), top
 
@@ -184,8 +185,8 @@ def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup
         i, j = divmod(flat, len(wrong))
         if wrong[i, j] > 0:
             images, share = float(confusion[i, j]), float(wrong[i, j])
-            rows.append((name_of(names, i), name_of(names, j), palette.count(images),
-                         palette.percent(share)))
+            rows.append((name_of(names, i), name_of(names, j), formats.count(images),
+                         formats.percent(share)))
     if not rows:
         return None
     return table(('truth', 'taken for', 'images', 'of the class'), rows, class_='numbers',

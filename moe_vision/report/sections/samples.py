@@ -6,9 +6,10 @@ import math
 import struct
 from typing import Any
 
-from moe_vision.report import palette
+from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.report import formats, palette
 from moe_vision.report.markup import Markup, figure, section, tag
-from moe_vision.report.read import Run, as_dict, as_list, number
+from moe_vision.report.read import Run
 from moe_vision.report.sections.classes import name_of
 
 BUDGET = 1_600_000  # bytes of images on the page; what exceeds it is left out and counted
@@ -74,7 +75,7 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
     caption = (tag('strong', truth, title=truth),
                tag('span', outcome, title=outcome, class_='good' if right else 'bad'))
     routes = as_dict(sample.get('layers'))
-    short = palette.apart(list(routes))
+    short = formats.apart(list(routes))
     layers = [_layer(run, n, short[n], as_dict(r), kind, box) for n, r in routes.items()]
     return tag('div', tag('div', picture, tag('p', caption), class_='what'),
                tag('div', layers, class_='routes'), class_='sample', style=style)
@@ -108,7 +109,7 @@ def _choices(experts: list, gates: list, kept: list) -> list[tuple[int, float, b
         (int(number(e)), number(gates[i]) if i < len(gates) else math.nan,
          bool(kept[i]) if i < len(kept) else True)
         for i, e in enumerate(experts) if math.isfinite(number(e))
-    ]  # fmt: skip
+    ]
 
 
 def _chip(expert: int, gate: float, kept: bool, experts: int) -> Markup:
@@ -131,7 +132,7 @@ def _bar(choices: list[tuple[int, float, bool]]) -> Markup:
         tag('i', title=f'expert {e}: {w:.3f}',
             style=f'width:{100 * w / whole:.2f}%;background:{palette.expert(e)}')
         for (e, _, _), w in zip(choices, weights, strict=True) if w / whole >= 0.001
-    ]  # fmt: skip
+    ]
     label = f'Weights over {len(choices)} experts; most to expert {best[0]}'
     return Markup(tag('span', parts, class_='bar', role='img', aria_label=label)
                   + tag('span', f'most: {best[0]} ({best[1]:.2f})', class_='note'))

@@ -18,8 +18,6 @@ from fractions import Fraction
 import numpy as np
 from scipy import optimize, stats
 
-from moe_vision.study.analysis.types import Estimate
-
 Values = Sequence[Fraction | int | float] | np.ndarray
 
 ENUMERATED = 20  # seeds up to which all 2^S sign patterns are counted
@@ -27,6 +25,19 @@ ORDERED = 8  # levels up to which all L! orders are counted
 DRAWS = 100_000  # random patterns or orders above that
 POWER = 0.8  # of the smallest detectable gap
 _DECIMALS = 10**12
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A paired difference over seeds: n values, mean, sd, t-interval at `level`."""
+
+    values: tuple[float, ...]
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    level: float  # such as 0.95
 
 
 def exact(values: Values) -> list[Fraction]:

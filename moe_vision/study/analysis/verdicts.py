@@ -23,7 +23,7 @@ from moe_vision.study.types import Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A verdict and what it rests on; the fields are those of `analysis_types.Gap`."""
+    """A verdict and what it rests on; the fields are those of `analyse.Gap`."""
 
     verdict: Verdict
     note: str

@@ -10,9 +10,9 @@ from typing import Any
 
 from etils import epath
 
-from moe_vision.report.palette import count
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.report.formats import count
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import files
 from moe_vision.study.report.document import Document, Picture, Section, Text
 
@@ -45,7 +45,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
         **{f'timings/{name}': files.write(head, rows)
            for name, (head, rows) in timing.files(analysis, timings).items()},
         **_drawn('figures', drawn), **_drawn('timings', clock),
-    }  # fmt: skip
+    }
     folder = epath.Path(out)
     for part in ('tables', 'figures', 'timings'):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _document(analysis: Analysis, drawn: list[Picture | Text],
              f'{len(primary)} primary and '
              f'{len(analysis.gaps) - len(primary)} exploratory comparisons',
              *(f'{count(n)} test images' for n in limits.images_of(analysis)),
-             f'pre-registration {analysis.hash[:12]}']  # fmt: skip
+             f'pre-registration {analysis.hash[:12]}']
     figures = [p for p in drawn if p not in agreement]
     return Document(str(study.get('name', 'study')), 'Study report', ' · '.join(facts), (
         answer.section(analysis),
@@ -90,9 +90,9 @@ def _document(analysis: Analysis, drawn: list[Picture | Text],
         arms.mechanism(analysis, agreement[0] if agreement else None),
         registered.problems(analysis),
         registered.provenance(analysis),
-    ))  # fmt: skip
+    ))
 
 
 def _clock() -> Text:
     return Text('Accuracy against latency and throughput depends on a clock: see timings.md.',
-                'note')  # fmt: skip
+                'note')

@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis, Gap, Pattern
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.study.analysis.analyse import Analysis, Gap, Pattern
 from moe_vision.study.report import limits, numbers
 from moe_vision.study.report.document import (
     Block,
@@ -32,10 +32,10 @@ def section(analysis: Analysis) -> Section:
     blocks += [Text(_headline(primary), 'headline'), _cards(analysis, primary)]
     if primary:
         blocks += [Heading('What each primary comparison says'),
-                   Bullets([sentence(g, _margin(analysis)) for g in primary])]  # fmt: skip
+                   Bullets([sentence(g, _margin(analysis)) for g in primary])]
     blocks += _waiting(analysis) + _expected(analysis, primary)
     blocks += [Heading('What these data cannot say'),
-               Bullets(list(limits.sentences(analysis, primary)))]  # fmt: skip
+               Bullets(list(limits.sentences(analysis, primary)))]
     return Section('answer', 'Question and answer', blocks)
 
 
@@ -84,7 +84,7 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
         ('One test image', ', '.join(one) or numbers.NONE,
          f'of one run’s accuracy: {" or ".join(map(str, images))} images' if images else
          'the rows do not say how many there are'),
-    ])  # fmt: skip
+    ])
 
 
 def sentence(g: Gap, margin: float) -> list[str]:
@@ -97,7 +97,7 @@ def sentence(g: Gap, margin: float) -> list[str]:
     facts = f'gap {pp(e.mean)} pp, {several(e.n, "paired seed")}'
     if interval != numbers.NONE:
         facts = f'gap {pp(e.mean)} pp, {numbers.level(e.level)} interval {interval} pp, ' + facts[
-            facts.index(', ') + 2 :]  # fmt: skip
+            facts.index(', ') + 2 :]
     within = f'±{pp(margin, sign=False)} pp'
     end = f' ({facts}){_cost(g)}.'
     if g.verdict in ('positive', 'negative'):
@@ -110,7 +110,7 @@ def sentence(g: Gap, margin: float) -> list[str]:
                 ', so no t-test can be made']
     else:
         body = ['the data neither show a gap between ', Name(g.arm), ' and ', Name(g.baseline),
-                f' nor that it stays within {within}']  # fmt: skip
+                f' nor that it stays within {within}']
     out = [*start, Verdict(g.verdict), ', ', *body, end]
     if g.verdict == 'inconclusive' and math.isfinite(g.mde):
         out.append(f' The smallest gap found with 80 % power would have been '
@@ -156,7 +156,7 @@ def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
     if len(blocks) == 1:
         return [*blocks, Text('No direction and no pattern was registered.', 'missing')]
     return [*blocks, Text('Judged are the registered directions; the hypotheses in words stand '
-                          'under Pre-registration.', 'note')]  # fmt: skip
+                          'under Pre-registration.', 'note')]
 
 
 def _names(gaps: Iterable[Gap]) -> list[str]:

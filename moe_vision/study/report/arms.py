@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from moe_vision.report.palette import count, plain, short
-from moe_vision.report.read import as_dict
-from moe_vision.study.analysis.types import Analysis, ArmSummary
+from moe_vision.common.json_values import as_dict
+from moe_vision.report.formats import count, significant, size
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Block, Name, Picture, Section, Table, Text, Words
 from moe_vision.study.report.files import mechanism_rows
@@ -15,13 +16,13 @@ from moe_vision.study.report.verdicts import percent
 _HEAD = ('arm', 'seeds', 'accuracy, %', 'validation at the end, %',
          'selected on validation, %', 'unbounded capacity, %',
          'diverged', 'FLOPs per image', 'executed', 'ρ place', 'ρ active', 'ρ executed',
-         'parameters', 'active')  # fmt: skip
+         'parameters', 'active')
 _COLLAPSE = ('arm', 'collapsed', 'effective experts', 'fewest', 'of', 'dead experts, at most',
-             'drop rate, %', 'orphan rate, %')  # fmt: skip
+             'drop rate, %', 'orphan rate, %')
 _MECHANISM = ('arm', 'specialisation', 'agreement with the final routes, first; halfway',
               'shuffled routes cost, pp', 'random routes cost, pp', 'ablating an expert costs, pp',
               'the costliest, pp', 'router gradient, task', 'router gradient, balance',
-              'task / balance')  # fmt: skip
+              'task / balance')
 
 
 def section(analysis: Analysis) -> Section:
@@ -41,9 +42,9 @@ def _arm(a: ArmSummary) -> list[Words]:
     if len(a.values) > 1:
         accuracy += f' ± {numbers.pp(a.sd, sign=False)}'
     return [Name(a.name), str(len(a.seeds)), accuracy, spread(a.validation), spread(a.selected),
-            spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), short(a.flops),
-            short(a.flops_executed), *map(percent, (a.rho_place, a.rho_active, a.rho_executed)),
-            count(a.params_total), count(a.params_active)]  # fmt: skip
+            spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), size(a.flops),
+            size(a.flops_executed), *map(percent, (a.rho_place, a.rho_active, a.rho_executed)),
+            count(a.params_total), count(a.params_active)]
 
 
 def collapse(analysis: Analysis) -> Section:
@@ -55,7 +56,7 @@ def collapse(analysis: Analysis) -> Section:
     text: list[str] = [
         'On the test set, the worst layer of each run; mean ± sd over seeds. Effective experts '
         'are 1/Σq² of the load q before capacity; an expert is dead below 1 % of an equal share; '
-        'an orphan is a token all of whose choices were dropped. ']  # fmt: skip
+        'an orphan is a token all of whose choices were dropped. ']
     if lost:
         text.append('Collapsed in at least one seed: ')
         for i, a in enumerate(lost):
@@ -64,7 +65,7 @@ def collapse(analysis: Analysis) -> Section:
     else:
         text.append('No run of these seeds collapsed.')
     return Section('collapse', 'Collapse', [
-        Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])  # fmt: skip
+        Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])
 
 
 def experts(a: ArmSummary) -> Any:
@@ -79,7 +80,7 @@ def _collapse(a: ArmSummary) -> list[Words]:
     return [Name(a.name), f'{a.collapsed} of {len(a.seeds)}', spread(effective, _two),
             f'{min(effective):.2f}' if effective else NONE, str(number) if number else NONE,
             str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)
-            ]  # fmt: skip
+            ]
 
 
 def _rate(values: Iterable[float]) -> str:
@@ -99,7 +100,7 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
     if not probes:
         return Section('mechanism', 'Mechanism', [
             Text('No trained cell was probed, or no routed one: nothing is said about why.',
-                 'missing')])  # fmt: skip
+                 'missing')])
     blocks: list[Block] = [
         Text('Mean ± sd over seeds, layers averaged within a seed. Specialisation is I(expert; '
              'class), corrected for its bias, over the most it could be: 0 is none, 1 is an expert '
@@ -142,5 +143,5 @@ def _probed(name: str, of: dict[str, list[tuple[int, str, Any, float]]]) -> list
         f'{percent(first)}; {percent(last)}' if epochs else NONE,
         spread(seeds('shuffle_drop', 100)), spread(seeds('random_drop', 100)),
         spread(seeds('ablation', 100)), spread(seeds('ablation', 100, worst=True)),
-        spread(task, plain), spread(balance, plain), spread(ratios, plain),
-    ]  # fmt: skip
+        spread(task, significant), spread(balance, significant), spread(ratios, significant),
+    ]

@@ -15,14 +15,14 @@ from matplotlib.transforms import Affine2D
 
 from moe_vision.report import figure, palette
 from moe_vision.report.markup import Markup
-from moe_vision.study.analysis.types import Gap
+from moe_vision.study.analysis.analyse import Gap
 from moe_vision.study.report.document import clean_all
 from moe_vision.study.report.numbers import MINUS, finite, pp
 
 WIDTH = 760  # of a picture, CSS pixels
 LETTER = 6.4  # of the legend's text, CSS pixels, rather too wide than too narrow
 _COLOURS = (palette.ACCENT, palette.WARM, '#2a9d74', '#a35bd0', '#b8961e', '#d1477d', '#5f8f9b',
-            '#8a6d5a')  # fmt: skip
+            '#8a6d5a')
 _MARKERS = 'osD^vPX*'
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
@@ -103,7 +103,7 @@ def picture(
                 inner / width, panel / height,
             ))
             for r in range(rows) for c in range(columns)
-        ]  # fmt: skip
+        ]
         _legend(whole, lines, width, height, left)
         paint(made)
 
@@ -117,7 +117,7 @@ def _legend(whole: Any, lines: list[list[str]], width: int, height: int, left: i
         for name in line:
             style_ = look(number)
             key = Line2D([x / width, (x + 20) / width], [y, y], color=style_.colour,
-                         marker=style_.marker, markersize=5, linewidth=1.6)  # fmt: skip
+                         marker=style_.marker, markersize=5, linewidth=1.6)
             if style_.dashes:
                 key.set_dashes(style_.dashes)
             whole.add_artist(key)
@@ -144,18 +144,18 @@ def ground(axes: Axes, margin: float, span: tuple[float, float], *, across: bool
     line = axes.axvline if across else axes.axhline
     if math.isfinite(margin):
         (axes.axvspan if across else axes.axhspan)(-margin, margin, color=palette.MUTED, alpha=0.13,
-                                                   linewidth=0, zorder=0)  # fmt: skip
+                                                   linewidth=0, zorder=0)
     line(0, color=palette.INK, linewidth=1, zorder=1)
     (axes.set_xlim if across else axes.set_ylim)(*span)
     axis = axes.xaxis if across else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:+.3g}'.replace('-', MINUS)
-                                           if abs(v) > 1e-9 else '0'))  # fmt: skip
+                                           if abs(v) > 1e-9 else '0'))
 
 
 def whisker(
     axes: Axes, at: float, gap: Gap, span: tuple[float, float], colour: str, marker: str,
     *, filled: bool = True, across: bool = False, shift: float = 0.0,
-) -> None:  # fmt: skip
+) -> None:
     """One gap with its interval; at the edge, with its number, where the picture ends before it.
 
     Args:
@@ -171,7 +171,7 @@ def whisker(
     def plot(values: list[float], **kind: Any) -> None:
         other = [at] * len(values)
         axes.plot(*((values, other) if across else (other, values)), transform=move,
-                  color=colour, **kind)  # fmt: skip
+                  color=colour, **kind)
 
     if math.isfinite(e.low) and math.isfinite(e.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
@@ -184,11 +184,11 @@ def whisker(
     edge = {(False, False): '^', (False, True): '>'}.get((e.mean < mean, across)) or (
         '<' if across else 'v')
     plot([mean], marker=marker if inside else edge, markersize=7, zorder=4, clip_on=inside,
-         markerfacecolor=colour if filled else palette.PAPER, markeredgewidth=1.5)  # fmt: skip
+         markerfacecolor=colour if filled else palette.PAPER, markeredgewidth=1.5)
     if not inside and not across:
         aside = (8 + shift, 6 if e.mean < mean else -6)
         axes.annotate(f'{pp(e.mean)} pp', (at, mean), xytext=aside, textcoords='offset pixels',
-                      fontsize=9, color=colour, va='center')  # fmt: skip
+                      fontsize=9, color=colour, va='center')
 
 
 def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:

@@ -5,15 +5,17 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis, ArmSummary, Estimate, Gap
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.statistics import Estimate
+from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
 
 _INTERVAL = ('mean', 'sd', 'low', 'high')
 _GAP = ('effect_size', 'p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm', 'mde', 'correlation',
-        'image_error', 'diverged', 'cost', 'cost_executed', 'params', 'rho_place')  # fmt: skip
+        'image_error', 'diverged', 'cost', 'cost_executed', 'params', 'rho_place')
 _ARM = ('mean', 'sd', 'flops', 'flops_executed', 'params_total', 'params_active', 'rho_place',
-        'rho_active', 'rho_executed', 'routed')  # fmt: skip
+        'rho_active', 'rho_executed', 'routed')
 _PER_SEED = ('validation', 'selected', 'unbounded', 'effective_experts', 'dead_experts',
              'drop_rate', 'orphan_rate')
 
@@ -48,7 +50,7 @@ def tables(analysis: Analysis) -> dict[str, str]:
         'problems.csv': write(('comparison', 'what'), [
             *(('', problem) for problem in analysis.problems),
             *((g.name, flag) for g in analysis.gaps.values() for flag in flags(g))]),
-    }  # fmt: skip
+    }
 
 
 def _gaps(gaps: Iterable[Gap]) -> str:
@@ -59,7 +61,7 @@ def _gaps(gaps: Iterable[Gap]) -> str:
         [g.name, g.arm, g.baseline, g.primary, g.expected, g.verdict, g.note]
         + [value for e in (g.estimate, g.selected, g.without_diverged) for value in _estimate(e)]
         + [getattr(g, key) for key in _GAP] + [' '.join(map(str, g.seeds)), '; '.join(g.flags)]
-        for g in gaps))  # fmt: skip
+        for g in gaps))
 
 
 def _estimate(e: Estimate) -> list[Any]:
@@ -96,12 +98,12 @@ def diverged(analysis: Analysis, arm: str) -> tuple[int, ...]:
 
 def _arms(arms: Iterable[ArmSummary]) -> str:
     head = ['arm', 'seeds', 'diverged', 'mean_pp', 'sd_pp', 'validation_mean_pp',
-            'selected_mean_pp', 'unbounded_mean_pp', 'collapsed_seeds', *_ARM[2:]]  # fmt: skip
+            'selected_mean_pp', 'unbounded_mean_pp', 'collapsed_seeds', *_ARM[2:]]
     return write(head, (
         [a.name, len(a.seeds), len(a.diverged), a.mean, a.sd, numbers.mean(a.validation),
          numbers.mean(a.selected), numbers.mean(a.unbounded), a.collapsed,
          *(getattr(a, key) for key in _ARM[2:])]
-        for a in arms))  # fmt: skip
+        for a in arms))
 
 
 def _collapse(analysis: Analysis) -> Iterator[Sequence[Any]]:
@@ -111,7 +113,7 @@ def _collapse(analysis: Analysis) -> Iterator[Sequence[Any]]:
             values = (getattr(a, key) for key in _PER_SEED)
             yield (a.name, seed, a.values[i] if i < len(a.values) else None, seed in a.diverged,
                    as_dict(result).get('collapsed'),
-                   *(v[i] if i < len(v) else None for v in values))  # fmt: skip
+                   *(v[i] if i < len(v) else None for v in values))
 
 
 def mechanism_rows(analysis: Analysis) -> Iterator[tuple[str, int, str, str, Any, float]]:

@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from moe_vision.report import palette
-from moe_vision.report.read import as_dict
-from moe_vision.study.analysis.types import Analysis, Gap
+from moe_vision.common.json_values import as_dict
+from moe_vision.report import formats, palette
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look, short
 from moe_vision.study.report.document import Picture
@@ -17,7 +17,7 @@ from moe_vision.study.report.files import confirms, rows_of
 
 ORDER = ('gap_pp', 'low_pp', 'high_pp', 'level', 'seeds', 'verdict', 'primary', 'cost')
 _MARKS = {'positive': (palette.ACCENT, '^'), 'negative': (palette.WARM, 'v'),
-          'equivalent': (palette.INK, 's'), 'inconclusive': (palette.MUTED, 'o')}  # fmt: skip
+          'equivalent': (palette.INK, 's'), 'inconclusive': (palette.MUTED, 'o')}
 HOW = ('Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
         'equivalence. ')
 _FILLED = 'Filled: primary; hollow: exploratory. '
@@ -80,7 +80,7 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
             for x, words in ((10, g.verdict), (88, text), (236, numbers.times(g.cost))):
                 axes.annotate(words, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(x, 0),
                               textcoords='offset pixels', va='center', fontsize=10,
-                              color=palette.INK if confirms(g) else palette.MUTED)  # fmt: skip
+                              color=palette.INK if confirms(g) else palette.MUTED)
         axes.set_ylim(places[-1] + 0.7, -0.7)
         axes.yaxis.set_major_locator(FixedLocator(places))
         axes.set_yticklabels([short(g.name, 34) for g in gaps])
@@ -92,13 +92,13 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
     svg = chart.picture(paint, f'{title}: ' + '; '.join(
         f'{g.name} {g.verdict} {numbers.pp(g.estimate.mean)} pp' for g in gaps),
         panel=max(60, round(24 * (places[-1] + 1.4))), left=24 + round(6.1 * longest), right=300,
-        width=960)  # fmt: skip
+        width=960)
     how = HOW + ('Primary comparisons stand above the dashed line and are filled; exploratory '
                   'ones are hollow. ' if 0 < split < len(gaps) else '') + (
         'At the right: verdict, gap with its interval, FLOPs over those of the baseline. '
         ) + edge(gaps, span)
     return Picture(name, title, svg, how.strip(), ('comparison', *ORDER),
-                   [[g.name, *row_of(g)] for g in gaps])  # fmt: skip
+                   [[g.name, *row_of(g)] for g in gaps])
 
 
 def _curves(
@@ -112,16 +112,16 @@ def _curves(
             if all(span[0] <= g.estimate.mean <= span[1] for g in (a, b)):
                 axes.plot([x[a.name], x[b.name]], [a.estimate.mean, b.estimate.mean],
                           color=style.colour, linewidth=1.1, alpha=0.55, zorder=2,
-                          dashes=style.dashes or (None, None))  # fmt: skip
+                          dashes=style.dashes or (None, None))
         for g in known:
             chart.whisker(axes, x[g.name], g, span, style.colour, style.marker, filled=confirms(g),
-                          shift=shift)  # fmt: skip
+                          shift=shift)
 
 
 def _against(
     analysis: Analysis, name: str, title: str, found: dict[str, list[Gap]], x: dict[str, float],
     column: str, finish: Any, how: str,
-) -> Picture:  # fmt: skip
+) -> Picture:
     """Gaps over a number of their arm: `x[comparison]`, told as `column`."""
     margin = margin_of(analysis)
     gaps = [g for of in found.values() for g in of if g.name in x]
@@ -139,10 +139,10 @@ def _against(
     svg = chart.picture(paint, label, names=list(found), panel=290)
     apart = 'Series are set a few pixels apart sideways. ' if len(found) > 1 else ''
     rows = [[s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
-            for s, of in found.items() for g in of if g.name in x]  # fmt: skip
+            for s, of in found.items() for g in of if g.name in x]
     head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
     return Picture(name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(),
-                   head, rows)  # fmt: skip
+                   head, rows)
 
 
 def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -155,14 +155,14 @@ def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Pi
 
     def finish(axes: Axes) -> None:
         if log:
-            chart.log_ticks(axes, list(x.values()), palette.axis_percent)
+            chart.log_ticks(axes, list(x.values()), formats.share)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.axis_percent(v)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: formats.share(v)))
             axes.margins(x=0.08)
         scale = ' (logarithmic)' if log else ''
         axes.set_xlabel(f'ρ: share of the dense twin’s FLOPs in the replaced blocks{scale}',
-                        fontsize=10)  # fmt: skip
+                        fontsize=10)
 
     return _against(analysis, name, title, found, x, 'rho_place', finish, '')
 
@@ -180,7 +180,7 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
         raise NoData('none of its arms says how many experts it has')
     classes = sorted({int(row['num_classes']) for of in found.values() for g in of
                       for row in rows_of(analysis).get(g.arm, {}).values()
-                      if numbers.finite([row.get('num_classes')])})  # fmt: skip
+                      if numbers.finite([row.get('num_classes')])})
 
     def finish(axes: Axes) -> None:
         places = sorted({*x.values(), *classes})
@@ -189,7 +189,7 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
             axes.axvline(number, color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=1)
             axes.annotate(f'{number} classes', (number, 1), xycoords=axes.get_xaxis_transform(),
                           xytext=(6, -3), textcoords='offset pixels', fontsize=9.5,
-                          color=palette.MUTED, va='top')  # fmt: skip
+                          color=palette.MUTED, va='top')
         axes.set_xlim(places[0] / 1.35, places[-1] * 1.35)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(x.values()))))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
 from moe_vision.report import palette
-from moe_vision.study.analysis.types import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import chart, gap_figures, numbers
 from moe_vision.study.report.chart import short
 from moe_vision.study.report.document import Picture
@@ -38,7 +38,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: gap_figures.Se
     label = f'{title}: ' + '; '.join(f'{g.name} {numbers.pp(g.estimate.mean)} pp' for g in every)
     low = max(_slope(analysis, gaps)[1] for gaps in found.values())
     svg = chart.picture(paint, label, rows=rows, columns=columns, between=(46, low + 30),
-                        bottom=low, top=30 if len(found) > 1 else 12)  # fmt: skip
+                        bottom=low, top=30 if len(found) > 1 else 12)
     how = ('Thin lines: one seed each, dots its gaps, crosses those with a diverged run. Thick: '
            'mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
     return Picture(name, title, svg, how.strip(), (
@@ -65,11 +65,11 @@ def _k_panel(
     for seed in sorted({s for g in gaps for s in g.seeds}):
         y = [_values(g).get(seed, math.nan) for g in gaps]
         axes.plot(range(len(gaps)), y, color=palette.ACCENT, linewidth=0.9, alpha=0.5, marker='o',
-                  markersize=2.6, zorder=2)  # fmt: skip
+                  markersize=2.6, zorder=2)
         for i, g in enumerate(gaps):
             if seed in (*diverged(analysis, g.arm), *diverged(analysis, g.baseline)):
                 axes.plot([i], [min(max(y[i], span[0]), span[1])], marker='x', clip_on=False,
-                          color=palette.WARM, markersize=6, zorder=5)  # fmt: skip
+                          color=palette.WARM, markersize=6, zorder=5)
     known = [g.estimate.mean if span[0] <= g.estimate.mean <= span[1] else math.nan for g in gaps]
     axes.plot(range(len(gaps)), known, color=palette.INK, linewidth=1.8, zorder=3)
     for i, g in enumerate(gaps):
@@ -78,7 +78,7 @@ def _k_panel(
     axes.xaxis.set_major_locator(FixedLocator(range(len(gaps))))
     slope, _ = _slope(analysis, gaps)
     axes.set_xticklabels([short(_label(analysis, g, gaps), 22) for g in gaps], rotation=slope,
-                         ha='right' if slope else 'center', rotation_mode='anchor')  # fmt: skip
+                         ha='right' if slope else 'center', rotation_mode='anchor')
     axes.set_ylabel('gap, pp', fontsize=10)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from moe_vision.study.analysis.types import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Name, Words
 from moe_vision.study.report.files import rows_of
@@ -28,7 +28,7 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     if lost:
         yield [f'{several(len(lost), "run")} diverged and counted as chance: ', *joined(lost),
                '. A gap that rests on such a run says that training fails, not how accurate a '
-               'trained network is; it is shown with and without.']  # fmt: skip
+               'trained network is; it is shown with and without.']
     yield ('Only these networks, this data set and this length of training were compared: other '
            'sizes are not covered. Costs in FLOPs are counted; time depends on the machine and '
            'stands in timings.md.')
@@ -63,14 +63,14 @@ def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:
         yield ['At the checkpoint selected on validation the mean gap has the other sign: ',
-               *joined([Name(g.name) for g in turned]), '.']  # fmt: skip
+               *joined([Name(g.name) for g in turned]), '.']
     alpha = numbers.finite([analysis.study.get('alpha')])
     weak = [g for g in primary if g.verdict in ('positive', 'negative')
-            and alpha and math.isfinite(g.p_sign_flip) and g.p_sign_flip > alpha[0]]  # fmt: skip
+            and alpha and math.isfinite(g.p_sign_flip) and g.p_sign_flip > alpha[0]]
     for g in weak:
         yield ['The exact sign-flip test does not bear out ', Name(g.name), ': its p is '
                f'{p_value(g.p_sign_flip)}, uncorrected; the verdict rests on the t-test and so on '
-               'gaps that are normally distributed.']  # fmt: skip
+               'gaps that are normally distributed.']
 
 
 def joined(names: Sequence[Name]) -> list[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from moe_vision.report import palette
-from moe_vision.study.analysis.types import Estimate
+from moe_vision.report import formats
+from moe_vision.study.analysis.statistics import Estimate
 
 NONE = '–'
 MINUS = '−'
@@ -57,7 +57,7 @@ def times(value: float) -> str:
 
 def plain(value: float, digits: int = 3) -> str:
     """A number with so many digits that count, as in the run's report, with a real minus."""
-    return palette.plain(value, digits).replace('-', MINUS)
+    return formats.significant(value, digits).replace('-', MINUS)
 
 
 def spread(values: Iterable[float], form: Any = None) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import gap_figures, k_figure, timing, training_figures
 from moe_vision.study.report.document import Picture, Text
 
@@ -24,7 +24,7 @@ def every(analysis: Analysis) -> Iterator[Picture | Text]:
             yield _draw(_KINDS[kind], analysis, name, title, series)
         elif kind != 'wall_clock':
             yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known are '
-                       f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')  # fmt: skip
+                       f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')
     try:
         yield training_figures.agreement(analysis, 'agreement', 'Agreement of routes')
     except gap_figures.NoData:
@@ -53,7 +53,7 @@ def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, lis
         seen[kind] = seen.get(kind, 0) + 1
         name = kind if seen[kind] == 1 else f'{kind}_{seen[kind]}'
         series = {str(label): [str(m) for m in members or ()]
-                  for label, members in as_dict(figure.get('series')).items()}  # fmt: skip
+                  for label, members in as_dict(figure.get('series')).items()}
         yield kind, name, str(figure.get('title') or kind), series
 
 

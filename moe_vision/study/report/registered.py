@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import (
     Block,
@@ -19,7 +19,7 @@ from moe_vision.study.report.document import (
 from moe_vision.study.report.files import flags, rows_of
 
 _MODES = {'one_by_one': 'one after another, with the same compiled program',
-          'together': 'together, as one program'}  # fmt: skip
+          'together': 'together, as one program'}
 
 
 def section(analysis: Analysis) -> Section:
@@ -111,11 +111,11 @@ def provenance(analysis: Analysis) -> Section:
         ('device', (row.get('device') for row in rows)),
         *((f'version of {name}', [as_dict(row.get('versions')).get(name) for row in rows])
           for name in sorted({str(n) for row in rows for n in as_dict(row.get('versions'))})),
-    ):  # fmt: skip
+    ):
         table.append([what, _counted(values)])
     return Section('provenance', 'Provenance', [
         Text(f'Of {numbers.several(len(rows), "row")}.'),
-        Table(('what', 'found (rows)'), table, 'provenance')])  # fmt: skip
+        Table(('what', 'found (rows)'), table, 'provenance')])
 
 
 def _counted(values: Iterable[Any]) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from moe_vision.report import palette
-from moe_vision.report.read import as_dict, as_list, number
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.report import formats, palette
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look
 from moe_vision.study.report.document import (
@@ -25,9 +25,9 @@ from moe_vision.study.report.document import (
 from moe_vision.study.report.numbers import plain
 
 _CELLS = ('arm', 'cells', 'seconds per cell', 'shortest', 'longest', 'all, hours',
-          'images per second', 'device')  # fmt: skip
+          'images per second', 'device')
 _LATENCY = ('arm', 'FLOPs per image', 'images at once', 'median, ms', 'low, ms', 'high, ms',
-            'images per second', 'accuracy, %')  # fmt: skip
+            'images per second', 'accuracy, %')
 
 
 def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[Block]) -> Document:
@@ -41,16 +41,16 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
     if latency:
         parts = [Text(['Inference, medians of interleaved runs, on ', Name(device or 'an unknown '
                        'device'), '; low and high are the first and third quartiles. They '
-                       'hold for this device and these batch sizes alone.'])]  # fmt: skip
+                       'hold for this device and these batch sizes alone.'])]
         parts.append(Table(_LATENCY, [
-            [Name(str(row[0])), palette.short(number(row[1])), str(row[2]),
+            [Name(str(row[0])), formats.size(number(row[1])), str(row[2]),
              *(plain(number(v)) for v in row[3:6]), _speed(number(row[6])),
              numbers.pp(number(row[7]), sign=False)]
-            for row in latency_rows(analysis, latency)]))  # fmt: skip
+            for row in latency_rows(analysis, latency)]))
     return Document(f'{name}: timings', 'Timings of a study', (
         'Whatever depends on a clock stands here and nowhere else in the report.'), (
             Section('training', 'Training', [took]),
-            Section('latency', 'Inference', [*parts, *pictures])))  # fmt: skip
+            Section('latency', 'Inference', [*parts, *pictures])))
 
 
 def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
@@ -61,18 +61,18 @@ def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
     return [Name(arm), str(len(every)), numbers.spread(seconds, plain),
             *(plain(f(seconds)) if seconds else numbers.NONE for f in (min, max)),
             plain(sum(seconds) / 3600) if seconds else numbers.NONE,
-            numbers.spread(speed, _speed), ', '.join(devices)]  # fmt: skip
+            numbers.spread(speed, _speed), ', '.join(devices)]
 
 
 def files(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list]]:
     """File name -> head and rows."""
     cells = [[arm, seed, *(as_dict(of).get(key) for key in _KEYS)]
              for arm, seeds in as_dict(timings.get('cells')).items()
-             for seed, of in as_dict(seeds).items()]  # fmt: skip
+             for seed, of in as_dict(seeds).items()]
     head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
-            'accuracy_pp', 'accuracy_sd_pp')  # fmt: skip
+            'accuracy_pp', 'accuracy_sd_pp')
     return {'cells.csv': (('arm', 'seed', *_KEYS), cells), 'latency.csv': (
-        head, latency_rows(analysis, as_dict(timings.get('latency'))))}  # fmt: skip
+        head, latency_rows(analysis, as_dict(timings.get('latency'))))}
 
 
 _KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
@@ -102,14 +102,14 @@ def _int(batch: Any) -> int:
 def wall_clock(
     analysis: Analysis, latency: Mapping[str, Any], name: str, title: str,
     series: Mapping[str, Sequence[str]],
-) -> Picture | Text:  # fmt: skip
+) -> Picture | Text:
     """Accuracy against latency (above) and throughput (below), a column per batch size."""
     wanted = [str(arm) for arms in series.values() for arm in as_list(list(arms))]
     rows = [r for r in latency_rows(analysis, latency) if not wanted or r[0] in wanted]
     rows = [r for r in rows if number(r[3]) > 0 and number(r[6]) > 0 and math.isfinite(r[7])]
     if not rows:
         return Text(f'Figure “{title}” is left out: none of its arms has both a latency and an '
-                    'accuracy yet.', 'missing')  # fmt: skip
+                    'accuracy yet.', 'missing')
     arms = list(dict.fromkeys(r[0] for r in rows))
     batches = sorted({r[2] for r in rows})
 
@@ -120,7 +120,7 @@ def wall_clock(
             _times(axes, here, arms, below)
             if not below:
                 axes.set_title(numbers.several(batch, 'image') + ' at once', fontsize=10.5,
-                               loc='left', color=palette.INK)  # fmt: skip
+                               loc='left', color=palette.INK)
             axes.tick_params(labelleft=i % len(batches) == 0)
             axes.set_xlabel('images per second' if below else 'median latency, ms', fontsize=10)
             if i % len(batches) == 0:
@@ -133,11 +133,11 @@ def wall_clock(
     label = f'{title}: ' + '; '.join(f'{r[0]} {r[2]} at once {plain(r[3])} ms' for r in rows)
     svg = chart.picture(paint, label, rows=2, columns=len(batches), names=arms, panel=180,
                         width=max(chart.WIDTH, 62 + 190 * len(batches)), between=(30, 58),
-                        top=30)  # fmt: skip
+                        top=30)
     how = ('Up and left is better above, up and right below. Vertical bars: sd of accuracy over '
            'seeds; horizontal: quartiles of latency.')
     head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
-            'accuracy_pp', 'accuracy_sd_pp')  # fmt: skip
+            'accuracy_pp', 'accuracy_sd_pp')
     return Picture(name, title, svg, how, head, rows)
 
 
@@ -152,16 +152,16 @@ def _times(axes: Axes, rows: list[list[Any]], arms: list[str], below: bool) -> N
         speed, t, low, high = row[6], *row[3:6]
         x, ends = (speed, []) if below else (t, numbers.finite([low, high]))
         axes.plot([x, x], [row[7] - _sd(row), row[7] + _sd(row)], color=style.colour,
-                  linewidth=1.2, alpha=0.7)  # fmt: skip
+                  linewidth=1.2, alpha=0.7)
         if len(ends) == 2:
             axes.plot(ends, [row[7]] * 2, color=style.colour, linewidth=1.2, alpha=0.7)
         axes.plot([x], [row[7]], color=style.colour, marker=style.marker, markersize=7, zorder=4)
         seen += [x, *ends]
     axes.grid(True, axis='x')
     if seen and max(seen) > 4 * min(seen):
-        chart.log_ticks(axes, seen, palette.tick)
+        chart.log_ticks(axes, seen, formats.tick)
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.15)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.tick(v)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: formats.tick(v)))

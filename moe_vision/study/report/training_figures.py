@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import palette
-from moe_vision.report.read import as_dict, as_list, number
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look
 from moe_vision.study.report.document import Picture
@@ -22,7 +22,7 @@ from moe_vision.study.report.gap_figures import NoData
 Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
 _QUANTITIES = {'temperature': 'temperature', 'gate_entropy': 'gate entropy, nats',
-               'accuracy': 'validation accuracy, %'}  # fmt: skip
+               'accuracy': 'validation accuracy, %'}
 _HOW = 'Thin: one seed each; thick: mean over seeds; layers are averaged. '
 
 
@@ -31,7 +31,7 @@ def traces(
 ) -> Picture:
     """Temperature, gate entropy and validation accuracy over epochs, one colour per arm."""
     arms = {arm: label if len(names) == 1 else arm
-            for label, names in series.items() for arm in names}  # fmt: skip
+            for label, names in series.items() for arm in names}
     rows = []
     for arm in arms:
         for seed, row in rows_of(analysis).get(arm, {}).items():
@@ -58,7 +58,7 @@ def traces(
         panels[-1].set_xlabel('epoch', fontsize=10)
 
     svg = chart.picture(paint, f'{title}: ' + '; '.join(_ends(curves[q], q) for q in drawn),
-                        rows=len(drawn), names=names, panel=150, between=(0, 18))  # fmt: skip
+                        rows=len(drawn), names=names, panel=150, between=(0, 18))
     missing = [_QUANTITIES[q].split(',')[0] for q in _QUANTITIES if q not in drawn]
     how = _HOW
     if 'accuracy' in drawn:
@@ -74,21 +74,21 @@ def _point(at: dict[str, Any]) -> list[Any]:
     layers = [as_dict(values) for values in as_dict(at.get('layers')).values()]
     return [at.get('step'), number(at.get('epoch')),
             *(numbers.mean(layer.get(q) for layer in layers) for q in list(_QUANTITIES)[:2]),
-            100 * number(at.get('accuracy'))]  # fmt: skip
+            100 * number(at.get('accuracy'))]
 
 
 def mean_curve(seeds: Mapping[int, Points]) -> Points:
     """Over the seeds that have a value, epoch by epoch; where all seeds that ever have one do."""
     epochs = sorted({epoch for points in seeds.values() for epoch in points})
     return {e: numbers.mean(p[e] for p in seeds.values() if e in p)
-            for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}  # fmt: skip
+            for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}
 
 
 def _late(curves: Curves) -> float:
     """Just below the lowest value in the second half of the epochs."""
     last = max(e for seeds in curves.values() for points in seeds.values() for e in points)
     late = [v for seeds in curves.values() for points in seeds.values()
-            for e, v in points.items() if e > last / 2]  # fmt: skip
+            for e, v in points.items() if e > last / 2]
     return min(late) - 0.04 * (max(late) - min(late)) - 0.1
 
 
@@ -97,12 +97,12 @@ def _lines(axes: Axes, curves: Curves, names: Sequence[str]) -> None:
         style = look(names.index(label))
         for points in seeds.values():
             axes.plot(list(points), list(points.values()), color=style.colour, linewidth=0.7,
-                      alpha=0.3, zorder=2)  # fmt: skip
+                      alpha=0.3, zorder=2)
         mean = mean_curve(seeds)
         marked = max(1, len(mean) // 8)
         axes.plot(list(mean), list(mean.values()), color=style.colour, marker=style.marker,
                   markersize=4.5, markevery=marked, zorder=3,
-                  dashes=style.dashes or (None, None))  # fmt: skip
+                  dashes=style.dashes or (None, None))
     axes.margins(x=0.02, y=0.1)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:.4g}'))
@@ -129,7 +129,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     """Share of probe images with the same first choice as before, and as at the end."""
     rows: list[list[Any]] = []
     curves: dict[str, dict[str, dict[int, dict[float, list[float]]]]] = {
-        'with_previous': {}, 'with_final': {}}  # fmt: skip
+        'with_previous': {}, 'with_final': {}}
     for arm, seeds in rows_of(analysis).items():
         for seed, row in seeds.items():
             for layer, of in as_dict(as_dict(row.get('mechanism')).get('agreement')).items():
@@ -151,7 +151,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
         for axes, key, head in zip(panels, curves, heads, strict=True):
             means = {arm: {seed: {e: numbers.mean(v) for e, v in points.items()}
                            for seed, points in seeds.items()}
-                     for arm, seeds in curves[key].items() if arm in names}  # fmt: skip
+                     for arm, seeds in curves[key].items() if arm in names}
             _lines(axes, means, names)
             axes.set_title(head, fontsize=10.5, loc='left', color=palette.INK)
             axes.set_ylabel('same first choice, %', fontsize=10)
@@ -159,12 +159,12 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
             axes.set_xlabel('epoch', fontsize=10)
 
     svg = chart.picture(paint, f'{title}: arms {", ".join(names)}', columns=2, names=names,
-                        panel=210, top=30)  # fmt: skip
+                        panel=210, top=30)
     how = _HOW + 'Routes that settle late had little time to specialise. '
     if len(names) < len(known):
         how += (f'Drawn are {len(names)} of {len(known)} probed arms, those of primary comparisons '
                 'first; the file has all of them.')
     return Picture(name, title, svg, how.strip(), (
-        'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)  # fmt: skip
+        'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)
 
 

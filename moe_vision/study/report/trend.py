@@ -7,8 +7,8 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.analysis.statistics import family_difference, spearman
-from moe_vision.study.analysis.types import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Block, Name, Section, Table, Text, Words
 from moe_vision.study.report.gap_figures import Series, margin_of

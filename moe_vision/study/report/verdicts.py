@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from moe_vision.study.analysis.types import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.answer import standing
 from moe_vision.study.report.document import (
@@ -20,12 +20,12 @@ from moe_vision.study.report.files import confirms, diverged, flags
 from moe_vision.study.report.numbers import level, p_value, pp, times
 
 _HEAD = ('comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds', 'cost, FLOPs',
-         'cost, executed', 'expected', 'arm − baseline', 'note')  # fmt: skip
+         'cost, executed', 'expected', 'arm − baseline', 'note')
 _TESTS = ('comparison', 'sd, pp', 'effect size d_z', 'p (paired t)', 'p, Holm',
           'p (sign flip)', 'p (TOST)', 'p (TOST), Holm', 'smallest gap found, pp', 'correlation',
-          'error of the test set, pp')  # fmt: skip
+          'error of the test set, pp')
 _OTHER = ('comparison', 'final, pp', 'selected on validation, pp', 'without diverged runs, pp',
-          'cost, FLOPs', 'parameters', 'ρ of the arm')  # fmt: skip
+          'cost, FLOPs', 'parameters', 'ρ of the arm')
 
 
 def section(analysis: Analysis) -> Section:
@@ -37,7 +37,7 @@ def section(analysis: Analysis) -> Section:
         '(paired t-test). Gaps are accuracies of the arm less those of the baseline, after the '
         'last step, in percentage points; the interval is a t-interval over seeds at the level '
         'of the verdict it stands beside. Cost is FLOPs per image over those of the baseline: '
-        'what the active experts need, and what the padded buffers execute.')]  # fmt: skip
+        'what the active experts need, and what the padded buffers execute.')]
     if primary:
         blocks += [Heading('Primary comparisons'), _verdicts(primary)]
     if other:
@@ -82,14 +82,14 @@ def _verdict(g: Gap) -> list[Words]:
     return [Name(g.name), Verdict(g.verdict), pp(e.mean),
             numbers.between(e.low, e.high), level(e.level), str(e.n), times(g.cost),
             times(g.cost_executed), expected or numbers.NONE,
-            [Name(g.arm), ' − ', Name(g.baseline)], '; '.join(notes)]  # fmt: skip
+            [Name(g.arm), ' − ', Name(g.baseline)], '; '.join(notes)]
 
 
 def _tests(g: Gap) -> list[Words]:
     return [Name(g.name), pp(g.estimate.sd, sign=False),
             numbers.plain(g.effect_size), p_value(g.p), p_value(g.p_holm), p_value(g.p_sign_flip),
             p_value(g.p_tost), p_value(g.p_tost_holm), pp(g.mde, sign=False),
-            numbers.plain(g.correlation, 2), pp(g.image_error, sign=False)]  # fmt: skip
+            numbers.plain(g.correlation, 2), pp(g.image_error, sign=False)]
 
 
 def _otherwise(g: Gap) -> list[Words]:
@@ -98,7 +98,7 @@ def _otherwise(g: Gap) -> list[Words]:
         runs = numbers.several(g.diverged, 'run')
         without = f'{numbers.estimate(g.without_diverged)}, {runs} left out'
     return [Name(g.name), numbers.estimate(g.estimate), numbers.estimate(g.selected), without,
-            times(g.cost), times(g.params), percent(g.rho_place)]  # fmt: skip
+            times(g.cost), times(g.params), percent(g.rho_place)]
 
 
 def percent(share: float) -> str:
@@ -117,7 +117,7 @@ def per_seed(analysis: Analysis) -> Section:
 
     def row(found: dict[int, float], lost: Sequence[int], sign: bool) -> list[str]:
         return [(pp(found[s], sign=sign) + (' †' if s in lost else '')) if s in found else ''
-                for s in seeds]  # fmt: skip
+                for s in seeds]
 
     of_gaps = [
         [Name(g.name), *row(
@@ -125,12 +125,12 @@ def per_seed(analysis: Analysis) -> Section:
             [*diverged(analysis, g.arm), *diverged(analysis, g.baseline)], True),
          pp(g.estimate.mean)]
         for g in gaps
-    ]  # fmt: skip
+    ]
     of_arms = [
         [Name(a.name), *row(dict(zip(a.seeds, a.values, strict=False)), a.diverged, False),
          pp(a.mean, sign=False)]
         for a in arms
-    ]  # fmt: skip
+    ]
     text = ('Accuracy after the last step. The seed is the unit of replication: pairs share their '
             'data order, augmentation and the first values of common parameters (an arm with a '
             'seed offset shares nothing: it is the same config with other seeds). An empty cell '
@@ -139,4 +139,4 @@ def per_seed(analysis: Analysis) -> Section:
         Text(text),
         Heading('Gaps, pp'), Table(['comparison', *head, 'mean'], of_gaps, 'gap per seed'),
         Heading('Accuracies, %'), Table(['arm', *head, 'mean'], of_arms, 'accuracy per seed'),
-    ])  # fmt: skip
+    ])
