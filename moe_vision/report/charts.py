@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from moe_vision.report import figure, formats, heatmaps, palette
 from moe_vision.report.markup import Markup
@@ -77,7 +77,7 @@ def lines(
         else:
             axes.set_ylim(*_limits(shown, reference, low, high))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: form(v)))
+        figure.write_ticks(axes.yaxis, form)
         _steps(axes)
         if names:
             _end_labels(axes, shown, reference)
@@ -107,8 +107,8 @@ def _limits(
 
 def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: formats.tick(v)))
-    axes.set_xlabel('step', loc='right', fontsize=10)
+    figure.write_ticks(axes.xaxis, formats.tick)
+    axes.set_xlabel('step', loc='right')
 
 
 def _end_labels(
@@ -194,7 +194,7 @@ def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
                     extent=(x[0], x[-1], experts - 0.5, -0.5))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylim(experts - 0.5, -0.5)
-        axes.set_ylabel('expert', fontsize=10)
+        axes.set_ylabel('expert')
         _steps(axes)
 
     return figure.draw(paint, label, left=42, height=230)
@@ -224,7 +224,7 @@ def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
                   fontsize=10, color=palette.MUTED)
         axes.set(xlim=(-0.6, experts - 0.4), ylim=(0, 1.08 * max(np.nanmax(load), 1.5 / experts)))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:g} %'))
-        axes.set_xlabel('expert', loc='right', fontsize=10)
+        figure.write_ticks(axes.yaxis, lambda share: f'{100 * share:g} %')
+        axes.set_xlabel('expert', loc='right')
 
     return figure.draw(paint, f'{title}: ' + _extremes(np.nan_to_num(load)) + '.', right=40)

@@ -85,7 +85,7 @@ def image(
                     extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel(across, fontsize=10)
-        axes.set_ylabel(down, fontsize=10)
+        axes.set_xlabel(across)
+        axes.set_ylabel(down)
 
     return figure.draw(paint, label, height=height, width=width, left=52)

@@ -1,4 +1,4 @@
-"""Colours and number formats: one look for the whole page, in light and in dark.
+"""Colours: one look for every page and figure, in light and in dark.
 
 Experts keep one colour everywhere (curves, bars, chips, overlays). The ten base colours are
 Petroff's sequence for people with and without colour-vision deficiency (arXiv:2107.02270), the one
@@ -17,8 +17,9 @@ INK, MUTED, GRID, PAPER = '#010101', '#020202', '#030303', '#040404'
 ACCENT, WARM = '#050505', '#060606'
 THEMED = {INK: 'var(--ink)', MUTED: 'var(--muted)', GRID: 'var(--grid)', PAPER: 'var(--paper)',
           ACCENT: 'var(--accent)', WARM: 'var(--warm)'}
-HEAT = (47 / 255, 111 / 255, 186 / 255)  # full scale of heat maps; less is more transparent
+HEAT = (47 / 255, 111 / 255, 186 / 255)  # of a full cell; others are more transparent
 HEAT_WARM = (214 / 255, 96 / 255, 32 / 255)  # the same for what should not be there
+SERIES = (ACCENT, WARM, '#2a9d74', '#a35bd0', '#b8961e', '#d1477d', '#5f8f9b', '#8a6d5a')
 NO_EXPERT = '#9a9a9a'  # null experts and unknown ids
 
 

@@ -99,10 +99,14 @@ class Analysis:
     problems: tuple[str, ...]  # one line each: missing, half-written, of another commit, ...
     rows: dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row, as read
 
-    def registered_rows(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """arm -> seed -> row of the registered arms and seeds, in their order."""
-        return {a.name: {s: self.rows[a.name][s] for s in a.seeds}
-                for a in self.arms.values() if a.name in self.rows}
+    def cells(self) -> list[tuple[str, int, Row]]:
+        """(arm, seed, row) of the registered arms and seeds that have a row, in their order."""
+        return [(a.name, seed, self.rows[a.name][seed]) for a in self.arms.values()
+                if a.name in self.rows for seed in a.seeds]
+
+    def diverged(self, arm: str) -> tuple[int, ...]:
+        """Seeds of an arm whose run diverged."""
+        return self.arms[arm].diverged if arm in self.arms else ()
 
 
 def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],

@@ -1,17 +1,26 @@
-"""What each arm is and did: accuracy and cost, collapse, and why it comes out as it does."""
+"""What each arm costs and reaches, whether its experts collapsed, and what the probes found."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from moe_vision.common.json_values import as_dict
-from moe_vision.report.formats import count, significant, size
+from moe_vision.common.json_values import as_dict, number
+from moe_vision.report.formats import NONE, count, pp, share, significant, size
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
-from moe_vision.study.report.document import Block, Name, Picture, Section, Table, Text, Words
-from moe_vision.study.report.files import mechanism_rows
-from moe_vision.study.report.numbers import NONE, spread
-from moe_vision.study.report.verdicts import percent
+from moe_vision.study.report.document import (
+    Block,
+    Name,
+    Picture,
+    Section,
+    Table,
+    Text,
+    Words,
+    joined,
+)
+from moe_vision.study.report.numbers import spread
+from moe_vision.study.report.tables import mechanism_rows
 
 _HEAD = ('arm', 'seeds', 'accuracy, %', 'validation at the end, %',
          'selected on validation, %', 'unbounded capacity, %',
@@ -38,12 +47,12 @@ def section(analysis: Analysis) -> Section:
 
 
 def _arm(a: ArmSummary) -> list[Words]:
-    accuracy = numbers.pp(a.mean, sign=False)
+    accuracy = pp(a.mean, sign=False)
     if len(a.values) > 1:
-        accuracy += f' ± {numbers.pp(a.sd, sign=False)}'
+        accuracy += f' ± {pp(a.sd, sign=False)}'
     return [Name(a.name), str(len(a.seeds)), accuracy, spread(a.validation), spread(a.selected),
             spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), size(a.flops),
-            size(a.flops_executed), *map(percent, (a.rho_place, a.rho_active, a.rho_executed)),
+            size(a.flops_executed), *map(share, (a.rho_place, a.rho_active, a.rho_executed)),
             count(a.params_total), count(a.params_active)]
 
 
@@ -58,27 +67,19 @@ def collapse(analysis: Analysis) -> Section:
         'are 1/Σq² of the load q before capacity; an expert is dead below 1 % of an equal share; '
         'an orphan is a token all of whose choices were dropped. ']
     if lost:
-        text.append('Collapsed in at least one seed: ')
-        for i, a in enumerate(lost):
-            text += [', ' if i else '', Name(a.name)]
-        text.append('.')
+        text += ['Collapsed in at least one seed: ', *joined(Name(a.name) for a in lost), '.']
     else:
         text.append('No run of these seeds collapsed.')
     return Section('collapse', 'Collapse', [
         Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])
 
 
-def experts(a: ArmSummary) -> Any:
-    """E of an arm's config, None where it says none."""
-    return as_dict(as_dict(a.config.get('model')).get('moe')).get('num_experts')
-
-
 def _collapse(a: ArmSummary) -> list[Words]:
     effective = numbers.finite(a.effective_experts)
     dead = numbers.finite(a.dead_experts)
-    number = experts(a)
+    experts = as_dict(as_dict(a.config.get('model')).get('moe')).get('num_experts')
     return [Name(a.name), f'{a.collapsed} of {len(a.seeds)}', spread(effective, _two),
-            f'{min(effective):.2f}' if effective else NONE, str(number) if number else NONE,
+            f'{min(effective):.2f}' if effective else NONE, str(experts) if experts else NONE,
             str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)
             ]
 
@@ -95,7 +96,7 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
     """Specialisation, agreement, interventions, gradients; and how to read them."""
     probes: dict[str, dict[str, list[tuple[int, str, Any, float]]]] = {}
     for arm, seed, quantity, layer, at, value in mechanism_rows(analysis):
-        if numbers.finite([value]):
+        if math.isfinite(number(value)):
             probes.setdefault(arm, {}).setdefault(quantity, []).append((seed, layer, at, value))
     if not probes:
         return Section('mechanism', 'Mechanism', [
@@ -131,16 +132,16 @@ def _probed(name: str, of: dict[str, list[tuple[int, str, Any, float]]]) -> list
                 by_seed.setdefault(seed, []).append(scale * value)
         return [max(v) if worst else numbers.mean(v) for v in by_seed.values()]
 
-    epochs = [at for _, _, at, _ in of.get('agreement.with_final', []) if numbers.finite([at])]
+    epochs = [at for _, _, at, _ in of.get('agreement.with_final', []) if math.isfinite(number(at))]
     halfway = sorted(set(epochs))[(len(set(epochs)) - 1) // 2] if epochs else None
     first, last = (
-        numbers.mean(seeds('agreement.with_final', at=edge)) if epochs else float('nan')
+        numbers.mean(seeds('agreement.with_final', at=edge)) if epochs else math.nan
         for edge in (min(epochs, default=None), halfway))
     task, balance = seeds('router_gradient.task'), seeds('router_gradient.balance')
     ratios = [t / b for t, b in zip(task, balance, strict=False) if b]
     return [
         Name(name), spread(seeds('specialisation.normalised'), _two),
-        f'{percent(first)}; {percent(last)}' if epochs else NONE,
+        f'{share(first)}; {share(last)}' if epochs else NONE,
         spread(seeds('shuffle_drop', 100)), spread(seeds('random_drop', 100)),
         spread(seeds('ablation', 100)), spread(seeds('ablation', 100, worst=True)),
         spread(task, significant), spread(balance, significant), spread(ratios, significant),

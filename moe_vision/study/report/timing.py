@@ -1,14 +1,15 @@
-"""All that depends on a clock, kept apart: how long cells took, latency, throughput."""
+"""The page of everything that depends on a clock: how long cells took, latency, throughput."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from moe_vision.common.json_values import as_dict, as_list, number
-from moe_vision.report import formats, palette
+from moe_vision.report import figure, formats
+from moe_vision.report.formats import NONE, signed
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look
@@ -22,10 +23,13 @@ from moe_vision.study.report.document import (
     Text,
     Words,
 )
-from moe_vision.study.report.numbers import plain
+from moe_vision.study.report.tables import csv_text
 
 _CELLS = ('arm', 'cells', 'seconds per cell', 'shortest', 'longest', 'all, hours',
           'images per second', 'device')
+_KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
+_COLUMNS = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
+            'accuracy_pp', 'accuracy_sd_pp')  # of latency_rows
 _LATENCY = ('arm', 'FLOPs per image', 'images at once', 'median, ms', 'low, ms', 'high, ms',
             'images per second', 'accuracy, %')
 
@@ -44,8 +48,8 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
                        'hold for this device and these batch sizes alone.'])]
         parts.append(Table(_LATENCY, [
             [Name(str(row[0])), formats.size(number(row[1])), str(row[2]),
-             *(plain(number(v)) for v in row[3:6]), _speed(number(row[6])),
-             numbers.pp(number(row[7]), sign=False)]
+             *(signed(number(v)) for v in row[3:6]), _speed(number(row[6])),
+             formats.pp(number(row[7]), sign=False)]
             for row in latency_rows(analysis, latency)]))
     return Document(f'{name}: timings', 'Timings of a study', (
         'Whatever depends on a clock stands here and nowhere else in the report.'), (
@@ -58,41 +62,37 @@ def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
     seconds = numbers.finite(of.get('seconds') for of in every)
     speed = numbers.finite(of.get('images_per_second') for of in every)
     devices = sorted({str(of['device']) for of in every if of.get('device')})
-    return [Name(arm), str(len(every)), numbers.spread(seconds, plain),
-            *(plain(f(seconds)) if seconds else numbers.NONE for f in (min, max)),
-            plain(sum(seconds) / 3600) if seconds else numbers.NONE,
+    return [Name(arm), str(len(every)), numbers.spread(seconds, signed),
+            *(signed(f(seconds)) if seconds else NONE for f in (min, max)),
+            signed(sum(seconds) / 3600) if seconds else NONE,
             numbers.spread(speed, _speed), ', '.join(devices)]
 
 
-def files(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list]]:
-    """File name -> head and rows."""
+def tables(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of timings, file name -> content."""
     cells = [[arm, seed, *(as_dict(of).get(key) for key in _KEYS)]
              for arm, seeds in as_dict(timings.get('cells')).items()
              for seed, of in as_dict(seeds).items()]
-    head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
-            'accuracy_pp', 'accuracy_sd_pp')
-    return {'cells.csv': (('arm', 'seed', *_KEYS), cells), 'latency.csv': (
-        head, latency_rows(analysis, as_dict(timings.get('latency'))))}
-
-
-_KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
+    latency = latency_rows(analysis, as_dict(timings.get('latency')))
+    return {'cells.csv': csv_text(('arm', 'seed', *_KEYS), cells),
+            'latency.csv': csv_text(_COLUMNS, latency)}
 
 
 def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[list[Any]]:
-    """[arm, FLOPs, batch, median, low, high ms, images/s, accuracy mean, sd] by arm and batch."""
-    out = []
-    for arm, of in as_dict(latency.get('arms')).items():
+    """The numbers of `_COLUMNS` by arm and batch; accuracies are mean and sd over seeds."""
+    rows = []
+    for arm, measured in as_dict(latency.get('arms')).items():
         summary = analysis.arms.get(arm)
-        batches = as_dict(as_dict(of).get('batches'))
-        for batch, t in sorted(batches.items(), key=lambda b: _int(b[0])):
-            out.append([arm, as_dict(of).get('flops'), _int(batch), *(
-                as_dict(t).get(k) for k in ('median_ms', 'low_ms', 'high_ms', 'images_per_second')),
-                summary.mean if summary else math.nan, summary.sd if summary else math.nan])
-    return out
+        accuracy = (summary.mean, summary.sd) if summary else (math.nan, math.nan)
+        batches = as_dict(as_dict(measured).get('batches'))
+        for batch, times in sorted(batches.items(), key=lambda b: _int(b[0])):
+            rows.append([arm, as_dict(measured).get('flops'), _int(batch),
+                         *(as_dict(times).get(key) for key in _COLUMNS[3:7]), *accuracy])
+    return rows
 
 
 def _speed(value: float) -> str:
-    return f'{value:,.0f}' if value >= 100 else plain(value)
+    return f'{value:,.0f}' if value >= 100 else signed(value)
 
 
 def _int(batch: Any) -> int:
@@ -119,26 +119,23 @@ def wall_clock(
             here = [r for r in rows if r[2] == batch]
             _times(axes, here, arms, below)
             if not below:
-                axes.set_title(numbers.several(batch, 'image') + ' at once', fontsize=10.5,
-                               loc='left', color=palette.INK)
+                axes.set_title(formats.several(batch, 'image') + ' at once')
             axes.tick_params(labelleft=i % len(batches) == 0)
-            axes.set_xlabel('images per second' if below else 'median latency, ms', fontsize=10)
+            axes.set_xlabel('images per second' if below else 'median latency, ms')
             if i % len(batches) == 0:
-                axes.set_ylabel('test accuracy, %', fontsize=10)
+                axes.set_ylabel('test accuracy, %')
             low = min(r[7] - _sd(r) for r in rows)
             high = max(r[7] + _sd(r) for r in rows)
             pad = 0.08 * (high - low) or 0.5
             axes.set_ylim(low - pad, high + pad)
 
-    label = f'{title}: ' + '; '.join(f'{r[0]} {r[2]} at once {plain(r[3])} ms' for r in rows)
+    label = f'{title}: ' + '; '.join(f'{r[0]} {r[2]} at once {signed(r[3])} ms' for r in rows)
     svg = chart.picture(paint, label, rows=2, columns=len(batches), names=arms, panel=180,
                         width=max(chart.WIDTH, 62 + 190 * len(batches)), between=(30, 58),
                         top=30)
     how = ('Up and left is better above, up and right below. Vertical bars: sd of accuracy over '
            'seeds; horizontal: quartiles of latency.')
-    head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
-            'accuracy_pp', 'accuracy_sd_pp')
-    return Picture(name, title, svg, how, head, rows)
+    return Picture(name, title, svg, how, _COLUMNS, rows)
 
 
 def _sd(row: Sequence[Any]) -> float:
@@ -164,4 +161,4 @@ def _times(axes: Axes, rows: list[list[Any]], arms: list[str], below: bool) -> N
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.15)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: formats.tick(v)))
+        figure.write_ticks(axes.xaxis, formats.tick)

@@ -1,22 +1,18 @@
-"""Pictures over training: temperature, entropy and accuracy; agreement of routes.
-
-Axis letters: N validations.
-"""
+"""Pictures over training: temperature, entropy and accuracy, and the agreement of routes."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from moe_vision.common.json_values import as_dict, as_list, number
-from moe_vision.report import palette
+from moe_vision.report import figure, formats
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import look
 from moe_vision.study.report.document import Picture
-from moe_vision.study.report.files import rows_of
 from moe_vision.study.report.gap_figures import NoData
 
 Points = dict[float, float]  # epoch -> value
@@ -32,30 +28,28 @@ def traces(
     """Temperature, gate entropy and validation accuracy over epochs, one colour per arm."""
     arms = {arm: label if len(names) == 1 else arm
             for label, names in series.items() for arm in names}
-    rows = []
-    for arm in arms:
-        for seed, row in rows_of(analysis).get(arm, {}).items():
-            for at in as_list(row.get('curve')):
-                rows.append([arms[arm], arm, seed, *_point(as_dict(at))])
-    drawn = [q for i, q in enumerate(_QUANTITIES) if any(numbers.finite([r[5 + i]]) for r in rows)]
+    rows = [[arms[arm], arm, seed, *_point(as_dict(point))]
+            for arm in arms for known, seed, row in analysis.cells() if known == arm
+            for point in as_list(row.get('curve'))]
+    drawn = [q for i, q in enumerate(_QUANTITIES) if any(math.isfinite(r[5 + i]) for r in rows)]
     if not drawn:
         raise NoData('none of its arms has a row with a curve yet')
     curves: dict[str, Curves] = {q: {} for q in drawn}
     for label, _, seed, _, epoch, *values in rows:
         for q, value in zip(_QUANTITIES, values, strict=True):
-            if q in curves and numbers.finite([epoch]) and numbers.finite([value]):
+            if q in curves and math.isfinite(epoch) and math.isfinite(value):
                 curves[q].setdefault(label, {}).setdefault(seed, {})[epoch] = value
     names = [label for label in arms.values() if any(label in c for c in curves.values())]
 
     def paint(panels: list[Axes]) -> None:
         for axes, q in zip(panels, drawn, strict=True):
             _lines(axes, curves[q], names)
-            axes.set_ylabel(_QUANTITIES[q], fontsize=10)
+            axes.set_ylabel(_QUANTITIES[q])
             axes.tick_params(labelbottom=axes is panels[-1])
         if 'accuracy' in drawn:
             top = min(panels[-1].get_ylim()[1], 100.3)
             panels[-1].set_ylim(_late(curves['accuracy']), top)
-        panels[-1].set_xlabel('epoch', fontsize=10)
+        panels[-1].set_xlabel('epoch')
 
     svg = chart.picture(paint, f'{title}: ' + '; '.join(_ends(curves[q], q) for q in drawn),
                         rows=len(drawn), names=names, panel=150, between=(0, 18))
@@ -64,7 +58,7 @@ def traces(
     if 'accuracy' in drawn:
         how += 'The axis of accuracy begins at the lowest value of the second half of training. '
     if missing:
-        how += f'No row tells the {numbers.listed(missing)}.'
+        how += f'No row tells the {formats.all_of(missing)}.'
     head = ('series', 'arm', 'seed', 'step', 'epoch', *(
         f'{q}_percent' if q == 'accuracy' else q for q in _QUANTITIES))
     return Picture(name, title, svg, how.strip(), head, rows)
@@ -78,7 +72,7 @@ def _point(at: dict[str, Any]) -> list[Any]:
 
 
 def mean_curve(seeds: Mapping[int, Points]) -> Points:
-    """Over the seeds that have a value, epoch by epoch; where all seeds that ever have one do."""
+    """epoch -> mean over the seeds that have a value there, where more than half of them do."""
     epochs = sorted({epoch for points in seeds.values() for epoch in points})
     return {e: numbers.mean(p[e] for p in seeds.values() if e in p)
             for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}
@@ -105,21 +99,19 @@ def _lines(axes: Axes, curves: Curves, names: Sequence[str]) -> None:
                   dashes=style.dashes or (None, None))
     axes.margins(x=0.02, y=0.1)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:.4g}'))
+    figure.write_ticks(axes.yaxis, '{:.4g}'.format)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
 def _ends(curves: Curves, what: str) -> str:
-    said = []
-    for label, seeds in curves.items():
-        mean = list(mean_curve(seeds).values())
-        if mean:
-            said.append(f'{label} from {numbers.plain(mean[0])} to {numbers.plain(mean[-1])}')
-    return f'{what} ' + ', '.join(said)
+    means = {label: list(mean_curve(seeds).values()) for label, seeds in curves.items()}
+    return f'{what} ' + ', '.join(
+        f'{label} from {formats.signed(mean[0])} to {formats.signed(mean[-1])}'
+        for label, mean in means.items() if mean)
 
 
 def _few(analysis: Analysis, arms: list[str], most: int = 8) -> list[str]:
-    """At most so many arms, in their order, those of primary comparisons before others."""
+    """At most so many of the arms, in their order; those of primary comparisons come first."""
     primary = {arm for g in analysis.gaps.values() if g.primary for arm in (g.arm, g.baseline)}
     chosen = sorted(arms, key=lambda arm: arm not in primary)[:most]
     return [arm for arm in arms if arm in chosen]
@@ -130,17 +122,16 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     rows: list[list[Any]] = []
     curves: dict[str, dict[str, dict[int, dict[float, list[float]]]]] = {
         'with_previous': {}, 'with_final': {}}
-    for arm, seeds in rows_of(analysis).items():
-        for seed, row in seeds.items():
-            for layer, of in as_dict(as_dict(row.get('mechanism')).get('agreement')).items():
-                epochs, *values = (as_list(as_dict(of).get(key)) for key in ('epoch', *curves))
-                for i, epoch in enumerate(epochs):
-                    point = [number(v[i]) if i < len(v) else math.nan for v in values]
-                    rows.append([arm, seed, layer, epoch, *point])
-                    for key, value in zip(curves, point, strict=True):
-                        if math.isfinite(value):
-                            of_seed = curves[key].setdefault(arm, {}).setdefault(seed, {})
-                            of_seed.setdefault(epoch, []).append(100 * value)
+    for arm, seed, row in analysis.cells():
+        for layer, probed in as_dict(as_dict(row.get('mechanism')).get('agreement')).items():
+            epochs, *values = (as_list(as_dict(probed).get(key)) for key in ('epoch', *curves))
+            for i, epoch in enumerate(epochs):
+                point = [number(v[i]) if i < len(v) else math.nan for v in values]
+                rows.append([arm, seed, layer, epoch, *point])
+                for key, value in zip(curves, point, strict=True):
+                    if math.isfinite(value):
+                        of_seed = curves[key].setdefault(arm, {}).setdefault(seed, {})
+                        of_seed.setdefault(epoch, []).append(100 * value)
     if not any(curves.values()):
         raise NoData('no cell was probed')
     known = [arm for arm in analysis.arms if any(arm in c for c in curves.values())]
@@ -153,10 +144,10 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
                            for seed, points in seeds.items()}
                      for arm, seeds in curves[key].items() if arm in names}
             _lines(axes, means, names)
-            axes.set_title(head, fontsize=10.5, loc='left', color=palette.INK)
-            axes.set_ylabel('same first choice, %', fontsize=10)
+            axes.set_title(head)
+            axes.set_ylabel('same first choice, %')
             axes.set_ylim(top=min(axes.get_ylim()[1], 102))
-            axes.set_xlabel('epoch', fontsize=10)
+            axes.set_xlabel('epoch')
 
     svg = chart.picture(paint, f'{title}: arms {", ".join(names)}', columns=2, names=names,
                         panel=210, top=30)

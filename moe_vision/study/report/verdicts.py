@@ -1,8 +1,9 @@
 """The tables of verdicts, of tests and of every value behind them."""
 
-import math
 from collections.abc import Sequence
 
+from moe_vision.report import formats
+from moe_vision.report.formats import p_value, pp, share, times
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.answer import standing
@@ -16,8 +17,6 @@ from moe_vision.study.report.document import (
     Verdict,
     Words,
 )
-from moe_vision.study.report.files import confirms, diverged, flags
-from moe_vision.study.report.numbers import level, p_value, pp, times
 
 _HEAD = ('comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds', 'cost, FLOPs',
          'cost, executed', 'expected', 'arm − baseline', 'note')
@@ -30,8 +29,8 @@ _OTHER = ('comparison', 'final, pp', 'selected on validation, pp', 'without dive
 
 def section(analysis: Analysis) -> Section:
     """Primary comparisons first; the exploratory ones under a heading that says so."""
-    primary = [g for g in analysis.gaps.values() if confirms(g)]
-    other = [g for g in analysis.gaps.values() if not confirms(g)]
+    primary = [g for g in analysis.gaps.values() if g.confirms]
+    other = [g for g in analysis.gaps.values() if not g.confirms]
     blocks: list[Block] = [Text(
         'Equivalence is tested first (two one-sided tests against the margin), then the gap '
         '(paired t-test). Gaps are accuracies of the arm less those of the baseline, after the '
@@ -78,32 +77,27 @@ def _verdict(g: Gap) -> list[Words]:
     e = g.estimate
     expected = '' if g.expected in ('', 'none') else f'{g.expected}: ' + (
         standing(g.expected, g.verdict))
-    notes = [note for note in (g.note, *flags(g)) if note]
+    notes = [note for note in (g.note, *g.remarks) if note]
     return [Name(g.name), Verdict(g.verdict), pp(e.mean),
-            numbers.between(e.low, e.high), level(e.level), str(e.n), times(g.cost),
-            times(g.cost_executed), expected or numbers.NONE,
+            formats.interval(e.low, e.high), share(e.level, 5), str(e.n), times(g.cost),
+            times(g.cost_executed), expected or formats.NONE,
             [Name(g.arm), ' − ', Name(g.baseline)], '; '.join(notes)]
 
 
 def _tests(g: Gap) -> list[Words]:
     return [Name(g.name), pp(g.estimate.sd, sign=False),
-            numbers.plain(g.effect_size), p_value(g.p), p_value(g.p_holm), p_value(g.p_sign_flip),
+            formats.signed(g.effect_size), p_value(g.p), p_value(g.p_holm), p_value(g.p_sign_flip),
             p_value(g.p_tost), p_value(g.p_tost_holm), pp(g.mde, sign=False),
-            numbers.plain(g.correlation, 2), pp(g.image_error, sign=False)]
+            formats.signed(g.correlation, 2), pp(g.image_error, sign=False)]
 
 
 def _otherwise(g: Gap) -> list[Words]:
     without = 'none diverged'
     if g.diverged:
-        runs = numbers.several(g.diverged, 'run')
+        runs = formats.several(g.diverged, 'run')
         without = f'{numbers.estimate(g.without_diverged)}, {runs} left out'
     return [Name(g.name), numbers.estimate(g.estimate), numbers.estimate(g.selected), without,
-            times(g.cost), times(g.params), percent(g.rho_place)]
-
-
-def percent(share: float) -> str:
-    """A share, `38.2 %`."""
-    return f'{100 * share:.3g} %' if math.isfinite(share) else numbers.NONE
+            times(g.cost), times(g.params), share(g.rho_place)]
 
 
 def per_seed(analysis: Analysis) -> Section:
@@ -121,8 +115,7 @@ def per_seed(analysis: Analysis) -> Section:
 
     of_gaps = [
         [Name(g.name), *row(
-            {s: a - b for s, a, b in zip(g.seeds, g.arm_values, g.baseline_values, strict=True)},
-            [*diverged(analysis, g.arm), *diverged(analysis, g.baseline)], True),
+            g.by_seed, [*analysis.diverged(g.arm), *analysis.diverged(g.baseline)], True),
          pp(g.estimate.mean)]
         for g in gaps
     ]
