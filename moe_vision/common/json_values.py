@@ -1,4 +1,4 @@
-"""Values as strict JSON can hold them, where two such values differ, and reading with suspicion."""
+"""JSON values: reading those that may be damaged, making strict ones, and comparing two."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +26,13 @@ def as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def value_at(value: Any, *keys: str) -> Any:
+    """The value under nested keys of dictionaries; None where a key or a dictionary is missing."""
+    for key in keys:
+        value = as_dict(value).get(key)
+    return value
+
+
 def as_list(value: Any) -> list[Any]:
     """The value if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
@@ -47,7 +54,7 @@ def differences(old: Any, new: Any,
     """'train.epochs 30.0 -> 60.0' for every leaf at which two plain values differ.
 
     Args:
-      default: of (path, the whole new value): what an absent key stands for, or MISSING.
+      default: (path, the whole new value) -> what an absent key stands for, or MISSING.
     """
     top = new if top is None else top
     if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -1,4 +1,4 @@
-"""Says in words whether routing is healthy, and which config key to look at if it is not."""
+"""Says in words whether routing is healthy, and which config key to look at where it is not."""
 
 import dataclasses
 import math
@@ -9,12 +9,12 @@ from moe_vision.report.formats import count, percent, significant
 from moe_vision.report.read import Run
 
 DROPS = 0.10  # above this share of dropped choices, a layer is worth a look
-BLIND = 0.02  # nats; below this, the choice of expert says next to nothing about the class
+BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about the class
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`level` is good, warn, bad or none (nothing to judge); `points` are whole sentences."""
+    """`level` is good, warn, bad or none (there is nothing to judge); `points` are sentences."""
 
     level: str
     line: str
@@ -69,7 +69,7 @@ def judge(run: Run) -> Verdict:
 
 
 def _findings(run: Run, layers: list[_Layer]) -> list[str]:
-    """One sentence per kind of trouble, over all layers that have it."""
+    """One sentence per kind of trouble, on all layers that have it."""
     balance = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
 
     def named(bad: list[_Layer], tell: Callable[[_Layer], str]) -> str:
@@ -77,16 +77,16 @@ def _findings(run: Run, layers: list[_Layer]) -> list[str]:
 
     points = []
     if thin := [x for x in layers if x.effective < x.experts / 2]:
-        told = named(thin, lambda x: f'like {significant(x.effective, 2)} of {x.experts}')
+        names = named(thin, lambda x: f'like {significant(x.effective, 2)} of {x.experts}')
         points.append(f'Load is spread over fewer than half of the experts {thin[0].where}: '
-                      f'{told}; {balance}.')
+                      f'{names}; {balance}.')
     if dead := [x for x in layers if x.dead > 0]:
-        told = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
-        points.append(f'Experts that receive nothing {dead[0].where}: {told}; {balance}.')
+        names = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
+        points.append(f'Experts that receive nothing {dead[0].where}: {names}; {balance}.')
     if full := [x for x in layers if x.drops > DROPS]:
-        told = named(full, lambda x: percent(x.drops) + (
+        names = named(full, lambda x: percent(x.drops) + (
             f', {percent(x.orphans)} of tokens lose all' if x.orphans > 0 else ''))
-        points.append(f'Choices dropped for lack of room {full[0].where}: {told}; '
+        points.append(f'Choices dropped for lack of room {full[0].where}: {names}; '
                       f'look at {_key(run, "model.moe.capacity_factor")}.')
     return points
 

@@ -1,7 +1,7 @@
-"""HTML that escapes by default: text is escaped unless it is already `Markup`.
+"""Makes HTML and escapes every text that is not `Markup` yet.
 
-Class names, file names and config values are other people's input; nothing but this module turns
-them into HTML, so there is no place where escaping can be forgotten.
+Class names, file names and config values are other people's input. Only this module turns them into
+HTML, so that escaping cannot be forgotten elsewhere.
 """
 
 import html
@@ -22,7 +22,7 @@ Child = str | int | float | None | Iterable['Child']
 
 
 def text(child: Child) -> Markup:
-    """A child as HTML: `Markup` as it is, other text escaped, None nothing, iterables joined."""
+    """A child as HTML: `Markup` stays, other text is escaped, iterables are joined."""
     if child is None:
         return Markup('')
     if isinstance(child, Markup):
@@ -75,9 +75,9 @@ def _is_cell(child: Child) -> bool:
     return isinstance(child, Markup) and child.startswith('<th')
 
 
-def figure(picture: Child, how: Child, *, class_: str | None = None) -> Markup:
+def figure(picture: Child, how: Child) -> Markup:
     """A picture with the sentence that says how to read it."""
-    return tag('figure', picture, tag('figcaption', how), class_=class_)
+    return tag('figure', picture, tag('figcaption', how))
 
 
 def panel(title: Child, picture: Child, note: Child = None) -> Markup:
@@ -89,6 +89,11 @@ def panel(title: Child, picture: Child, note: Child = None) -> Markup:
 def grid(panels: Iterable[Child], how: Child, *, width: int = 330) -> Markup:
     """Small multiples, each at least `width` pixels wide, and how to read them."""
     return figure(tag('div', panels, class_='grid', style=f'--w:{width}px'), how)
+
+
+def missing(words: str) -> Markup:
+    """The sentence that stands where something is not there."""
+    return tag('p', words, class_='missing')
 
 
 def card(name: Child, value: Child, note: Child, *, big: bool = False) -> Markup:

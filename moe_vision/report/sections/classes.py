@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 
-from moe_vision.common.json_values import as_dict, number
+from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import charts, formats, heatmaps, palette
-from moe_vision.report.markup import Markup, figure, grid, panel, section, table, tag
+from moe_vision.report.markup import Markup, figure, grid, missing, panel, section, table, tag
 from moe_vision.report.read import Run, matrix
 
-CELLS = 50  # up to so many classes a map is a table whose every cell can be read
-FAINT = 0.05  # errors of this share of a class are full orange at the earliest
-PIXELS = 200  # the same for the confusion matrix, rows and columns
+CELLS = 50  # up to so many classes, a map is a table in which every cell can be read
+FAINT = 0.05  # full orange stands for at least this share of a class
+PIXELS = 200  # at most so many rows and columns in a picture of the confusion matrix
 SPREAD = 300  # at most so many rows in a picture; more classes are averaged in groups
 _TABLE = ('How to read: each row is a class and adds up to 100 %, each column an expert; a row of '
           'even colour is a class that every expert shares. Point at a cell for counts.')
@@ -20,7 +20,7 @@ _PICTURE = ('How to read: each row is a class, sorted by the expert it uses most
 
 
 def render(run: Run) -> Markup:
-    """Expert by class per layer, then the confusion matrix."""
+    """A map of experts by classes per layer, then the confusion matrix."""
     names = run.class_names()
     layers = as_dict(run.evaluation.get('layers'))
     maps = {layer: matrix(as_dict(v).get('expert_by_class')) for layer, v in layers.items()}
@@ -30,12 +30,10 @@ def render(run: Run) -> Markup:
     if known:
         parts += [tag('h3', 'Experts and classes'), _maps(run, known, names)]
     if lost:
-        words = f'No counts of experts by class for: {", ".join(lost)}.'
-        parts.append(tag('p', words, class_='missing'))
+        parts.append(missing(f'No counts of experts by class for: {", ".join(lost)}.'))
     confusion = matrix(run.evaluation.get('confusion'))
     if confusion is None or confusion.shape[0] != confusion.shape[1]:
-        parts.append(tag('p', 'No confusion matrix: nothing has been evaluated on the test set.',
-                         class_='missing'))
+        parts.append(missing('No confusion matrix: nothing has been evaluated on the test set.'))
     else:
         parts += [tag('h3', 'Confusion'), confusions(confusion, names)]
     return section('classes', 'Classes', parts)
@@ -55,7 +53,7 @@ def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
         small = share.shape[0] <= CELLS and share.shape[1] <= charts.MANY
         readable &= small
         draw = _as_table if small else _as_picture
-        values = as_dict(as_dict(run.evaluation.get('layers')).get(layer))
+        values = as_dict(value_at(run.evaluation, 'layers', layer))
         panels.append(panel(layer, draw(layer, share, counts.T, names, top),
                             _information(values, share.shape)))
     key = heatmaps.scale(f'{100 * top:.0f} % of a class’s choices')
@@ -126,7 +124,7 @@ def _as_picture(
 
 
 def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
-    """The confusion matrix `[N, N]` (row: truth) with its worst pairs in words."""
+    """The confusion matrix `[N, N]` (row: truth), with its worst pairs in a table."""
     total = np.nansum(confusion, 1, keepdims=True)
     share = confusion / np.where(total > 0, total, np.nan)
     wrong = np.nan_to_num(share * (1 - np.eye(len(share))))
@@ -164,7 +162,7 @@ def _small(
 
 
 def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
-    """The picture, in which neighbouring classes share a cell where there are very many."""
+    """The matrix as a picture; where there are very many classes, neighbours share a cell."""
     starts = np.unique(np.linspace(0, len(share), PIXELS, endpoint=False).astype(int))
     merged = np.nan_to_num(confusion)
     merged = np.add.reduceat(np.add.reduceat(merged, starts, 0), starts, 1)

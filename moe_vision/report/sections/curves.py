@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moe_vision.common.json_values import as_dict, number
+from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import charts, formats, palette
 from moe_vision.report.charts import Series
-from moe_vision.report.markup import Markup, grid, panel, section, tag
+from moe_vision.report.markup import Markup, grid, missing, panel, section, tag
 from moe_vision.report.read import Run
 
 _HOW = ('How to read: training steps run from left to right; blue is training, orange is '
@@ -15,13 +15,8 @@ _HOW = ('How to read: training steps run from left to right; blue is training, o
 
 
 def column(rows: list[dict], *keys: str) -> np.ndarray:
-    """One number per row `[N]`, found under nested keys; NaN where it is missing."""
-    values = []
-    for row in rows:
-        for key in keys[:-1]:
-            row = as_dict(row.get(key))
-        values.append(number(row.get(keys[-1])))
-    return np.array(values, float)
+    """The number under nested keys of each row `[N]`; NaN where it is missing."""
+    return np.array([number(value_at(row, *keys)) for row in rows], float)
 
 
 def steps(rows: list[dict]) -> np.ndarray:
@@ -30,7 +25,7 @@ def steps(rows: list[dict]) -> np.ndarray:
 
 
 def thinned(rows: list[dict]) -> str:
-    """A remark where curves show averages."""
+    """The remark that curves show averages; '' where they do not."""
     if len(rows) <= charts.BANDS:
         return ''
     return ' With many rows, each point is the mean over a few neighbouring ones.'
@@ -39,8 +34,7 @@ def thinned(rows: list[dict]) -> str:
 def render(run: Run) -> Markup:
     """Loss, accuracy, learning rate, the routers' losses, gradient norm, speed."""
     if not run.rows:
-        empty = tag('p', 'No metrics have been written yet.', class_='missing')
-        return section('curves', 'Training', empty)
+        return section('curves', 'Training', missing('No metrics have been written yet.'))
     wanted: dict[str, Markup | None] = {
         'loss': _panel('Loss', _both(run, 'task_loss', 'loss'), log=True),
         'accuracy': _panel('Accuracy', _both(run, 'accuracy'), formats.share, high=1.0),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from moe_vision.common.json_values import as_list, number
+from moe_vision.common.json_values import as_list, number, value_at
 from moe_vision.report.formats import count, percent, significant, size
 from moe_vision.report.health import Verdict
 from moe_vision.report.markup import Markup, card, section, tag
@@ -14,8 +14,8 @@ _MARK = {'good': '✓', 'warn': '!', 'bad': '✕', 'none': '·'}
 
 def value(run: Run, key: str) -> float:
     """A number of the result or, while there is none, of the pre-flight."""
-    found = number(run.result.get(key))
-    return number(run.section('preflight').get(key)) if math.isnan(found) else found
+    final = number(run.result.get(key))
+    return number(run.section('preflight').get(key)) if math.isnan(final) else final
 
 
 def facts(run: Run) -> str:
@@ -83,11 +83,11 @@ def cards(run: Run) -> Markup:
 
 
 def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
-    """The result's number or, before there is one, the newest of the worst layer."""
-    found = number(run.result.get(key))
+    """The result's number or, before there is one, the newest number of the worst layer."""
+    final = number(run.result.get(key))
     newest = [number(run.latest(layer)[0].get(key)) for layer in run.layers()]
     known = [v for v in newest if math.isfinite(v)]
-    return worst(known, default=math.nan) if math.isnan(found) else found
+    return worst(known, default=math.nan) if math.isnan(final) else final
 
 
 def _rho(name: str, share: float, note: str) -> Markup:
@@ -103,8 +103,7 @@ def _speed(run: Run) -> str:
     for row in reversed(run.split('train')):
         if math.isfinite(speed):
             break
-        timing = row.get('timing')
-        speed = number(timing.get('images_per_second')) if isinstance(timing, dict) else math.nan
+        speed = number(value_at(row, 'timing', 'images_per_second'))
     return size(speed)
 
 
@@ -115,10 +114,10 @@ def health(run: Run, judged: Verdict) -> Markup:
     if not judged.points and judged.level == 'good':
         fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and no '
                    'layer spreads its load like fewer than half of its experts.')
-    missing = None
+    lacking = None
     if run.missing:
-        missing = tag('div', tag('strong', 'Not in this folder (yet)'),
+        lacking = tag('div', tag('strong', 'Not in this folder (yet)'),
                       tag('ul', (tag('li', m) for m in run.missing)), class_='missing')
     if not (fine or points):
         fine = tag('p', judged.line)
-    return section('health', 'Health', fine, points, missing)
+    return section('health', 'Health', fine, points, lacking)

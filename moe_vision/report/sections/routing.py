@@ -1,14 +1,14 @@
-"""Where tokens went: load per expert over time, drops, balance, entropy."""
+"""Where tokens went: load per expert over time, drops, balance and entropy."""
 
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.common.json_values import as_list, number, value_at
 from moe_vision.report import charts, formats, palette
 from moe_vision.report.charts import MANY, Series
-from moe_vision.report.markup import Markup, grid, panel, section, table, tag
+from moe_vision.report.markup import Markup, grid, missing, panel, section, table, tag
 from moe_vision.report.read import Run, vector
 from moe_vision.report.sections.curves import column, steps, thinned
 
@@ -24,12 +24,12 @@ _TIME = ('How to read: one curve per routed layer, from teal (first) to magenta 
 
 
 def render(run: Run) -> Markup:
-    """Everything about routing but classes and images."""
+    """Everything about routing except classes and images."""
     layers = run.layers()
     if not layers:
         words = ('Nothing is routed in this run: there is no routing to show.' if run.rows else
                  'No routing has been recorded yet.')
-        return section('routing', 'Routing', tag('p', words, class_='missing'))
+        return section('routing', 'Routing', missing(words))
     rows = run.routed_rows()
     return section(
         'routing', 'Routing',
@@ -40,8 +40,8 @@ def render(run: Run) -> Markup:
 
 
 def load_over_time(rows: list[dict], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[N]` and loads `[N, E]` of a layer; a row with a gap is NaN throughout."""
-    loads = [vector(as_dict(as_dict(row.get('layers')).get(layer)).get('load')) for row in rows]
+    """Steps `[N]` and loads `[N, E]` of a layer; a row that lacks a load is NaN throughout."""
+    loads = [vector(value_at(row, 'layers', layer, 'load')) for row in rows]
     experts = max((load.size for load in loads), default=0)
     whole = np.full((len(rows), experts), math.nan)
     for i, load in enumerate(loads):

@@ -8,11 +8,11 @@ from typing import Any
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats, palette
-from moe_vision.report.markup import Markup, figure, section, tag
+from moe_vision.report.markup import Markup, figure, missing, section, tag
 from moe_vision.report.read import Run
 from moe_vision.report.sections.classes import name_of
 
-BUDGET = 1_600_000  # bytes of images on the page; what exceeds it is left out and counted
+BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
 CHIPS = 4  # up to so many choices are chips; more (soft routing) are one bar of weights
 _PNG = b'\x89PNG\r\n\x1a\n'
 _CHIPS = ('a chip is an expert, its number and the gate it was given; a chip struck through found '
@@ -24,7 +24,7 @@ _PATCHES = ('coloured squares over an image are patches, in the colour of the ke
 
 
 def render(run: Run) -> Markup:
-    """A card per image."""
+    """A card for each image, as many as the budget allows."""
     samples = [as_dict(s) for s in as_list(run.evaluation.get('samples'))]
     shown, used = [], 0
     for sample in samples:
@@ -33,14 +33,14 @@ def render(run: Run) -> Markup:
             break
         shown.append(_card(run, sample))
     if not shown:
-        words = 'No sample images: nothing has been evaluated on the test set.'
-        return section('samples', 'Images and their experts', tag('p', words, class_='missing'))
+        return section('samples', 'Images and their experts', missing(
+            'No sample images: nothing has been evaluated on the test set.'))
     page = ''.join(shown)
     kinds = (('class="chip', _CHIPS), ('class="bar"', _SOFT), ('route patches', _PATCHES))
     wide = 'wide' if 'route patches' in page and len(run.layers()) > 2 else ''
-    found = [words for mark, words in kinds if mark in page]
-    wide = (wide or 'one' * (len(run.layers()) == 1)) if found else 'plain'
-    how = f'How to read: {"; ".join(found) or "each image with its true and predicted class"}.'
+    marks = [words for mark, words in kinds if mark in page]
+    wide = (wide or 'one' * (len(run.layers()) == 1)) if marks else 'plain'
+    how = f'How to read: {"; ".join(marks) or "each image with its true and predicted class"}.'
     if len(shown) < len(samples):
         how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'
     return section('samples', 'Images and their experts',
@@ -104,7 +104,7 @@ def _at(values: list[Any], index: int) -> list[Any]:
 
 
 def _choices(experts: list, gates: list, kept: list) -> list[tuple[int, float, bool]]:
-    """(expert, gate, kept) of one token; gates unknown are NaN, kept unknown is kept."""
+    """(expert, gate, kept) of each choice of a token; NaN and True where not known."""
     return [
         (int(number(e)), number(gates[i]) if i < len(gates) else math.nan,
          bool(kept[i]) if i < len(kept) else True)

@@ -5,7 +5,7 @@ import math
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report.formats import count, percent, significant, size
-from moe_vision.report.markup import Child, Markup, figure, section, table, tag
+from moe_vision.report.markup import Child, Markup, figure, missing, section, table, tag
 from moe_vision.report.read import Run
 
 
@@ -19,8 +19,7 @@ def compute(run: Run) -> Markup:
                             'image’s forward FLOPs (2 per multiply-add); orange blocks are routed, '
                             'and “executed” counts the padding of the experts’ buffers too.'))
     else:
-        parts.append(tag('p', 'The table of blocks is not known: config.json has no pre-flight.',
-                         class_='missing'))
+        parts.append(missing('The table of blocks is not known: config.json has no pre-flight.'))
     capacity = as_dict(preflight.get('capacity'))
     if capacity:
         parts += [tag('h3', 'Capacity'), figure(_capacity(capacity), 'How to read: every expert '
@@ -80,8 +79,8 @@ def record(run: Run) -> Markup:
         _fold('Result', _flat(run.result)),
     ]
     shown = [f for f in folds if f]
-    empty = tag('p', 'Neither config nor versions were recorded.', class_='missing')
-    return section('record', 'Record', shown or empty)
+    return section('record', 'Record',
+                   shown or missing('Neither config nor versions were recorded.'))
 
 
 def _fold(name: str, values: dict[str, str], note: str | None = None) -> Markup | None:

@@ -120,10 +120,10 @@ class Pairs:
     def correct(self) -> tuple[np.ndarray, np.ndarray] | None:
         """`bits` [S, I] of the arm and of the baseline; None unless every run has them."""
         sides = [[bits(rows[side]) for rows in self.rows] for side in (0, 1)]
-        found = [b for side in sides for b in side if b is not None]
-        if not found or len(found) < 2 * len(self.rows) or len({len(b) for b in found}) > 1:
+        known = [b for side in sides for b in side if b is not None]
+        if not known or len(known) < 2 * len(self.rows) or len({len(b) for b in known}) > 1:
             return None
-        return np.array(found[:len(self.rows)]), np.array(found[len(self.rows):])
+        return np.array(known[:len(self.rows)]), np.array(known[len(self.rows):])
 
 
 def listed(seeds: Iterable[int]) -> str:

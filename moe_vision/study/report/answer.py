@@ -1,12 +1,14 @@
 """The first part: what was asked, and what the data support, do not support and leave open."""
 
 import math
+import typing
 from collections import Counter
 from collections.abc import Iterable
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats
 from moe_vision.report.formats import NONE, pp, several
+from moe_vision.study import types
 from moe_vision.study.analysis.analyse import Analysis, Gap, Pattern
 from moe_vision.study.analysis.pairs import EXPLORATORY
 from moe_vision.study.report import limits, numbers
@@ -23,7 +25,7 @@ from moe_vision.study.report.document import (
     joined,
 )
 
-VERDICTS = ('positive', 'negative', 'equivalent', 'inconclusive')
+VERDICTS = typing.get_args(types.Verdict)
 
 
 def section(analysis: Analysis) -> Section:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from moe_vision.common.json_values import as_dict, number
+from moe_vision.common.json_values import number, value_at
 from moe_vision.report.formats import NONE, count, pp, share, significant, size
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.summaries import ArmSummary
@@ -42,8 +42,8 @@ def section(analysis: Analysis) -> Section:
             'lies in the replaced blocks, ρ active the share of this arm’s FLOPs spent in the '
             'chosen experts, ρ executed the share of what runs that is expert buffers, padding '
             'included.')
-    return Section('arms', 'Arms', [Text(text), Table(_HEAD, [_arm(a) for a in
-                                                              analysis.arms.values()], 'arms')])
+    return Section('arms', 'Arms', [
+        Text(text), Table(_HEAD, [_arm(a) for a in analysis.arms.values()], 'arms')])
 
 
 def _arm(a: ArmSummary) -> list[Words]:
@@ -77,11 +77,10 @@ def collapse(analysis: Analysis) -> Section:
 def _collapse(a: ArmSummary) -> list[Words]:
     effective = numbers.finite(a.effective_experts)
     dead = numbers.finite(a.dead_experts)
-    experts = as_dict(as_dict(a.config.get('model')).get('moe')).get('num_experts')
+    experts = value_at(a.config, 'model', 'moe', 'num_experts')
     return [Name(a.name), f'{a.collapsed} of {len(a.seeds)}', spread(effective, _two),
             f'{min(effective):.2f}' if effective else NONE, str(experts) if experts else NONE,
-            str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)
-            ]
+            str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)]
 
 
 def _rate(values: Iterable[float]) -> str:
@@ -117,31 +116,30 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
              'gradient far below the balance gradient means that the router learns to '
              'balance rather than to choose; at k = 1 with gates normalised over the chosen '
              'experts it is zero by construction.'),
-        Table(_MECHANISM, [_probed(name, of) for name, of in probes.items()], 'mechanism'),
+        Table(_MECHANISM, [_probed(name, arm) for name, arm in probes.items()], 'mechanism'),
     ]
     return Section('mechanism', 'Mechanism', [*blocks, agreement] if agreement else blocks)
 
 
-def _probed(name: str, of: dict[str, list[tuple[int, str, Any, float]]]) -> list[Words]:
+def _probed(name: str, probes: dict[str, list[tuple[int, str, Any, float]]]) -> list[Words]:
     def seeds(
         quantity: str, scale: float = 1.0, at: Any = None, worst: bool = False
     ) -> list[float]:
         by_seed: dict[int, list[float]] = {}
-        for seed, _, where, value in of.get(quantity, []):
+        for seed, _, where, value in probes.get(quantity, []):
             if at is None or where == at:
                 by_seed.setdefault(seed, []).append(scale * value)
         return [max(v) if worst else numbers.mean(v) for v in by_seed.values()]
 
-    epochs = [at for _, _, at, _ in of.get('agreement.with_final', []) if math.isfinite(number(at))]
-    halfway = sorted(set(epochs))[(len(set(epochs)) - 1) // 2] if epochs else None
-    first, last = (
-        numbers.mean(seeds('agreement.with_final', at=edge)) if epochs else math.nan
-        for edge in (min(epochs, default=None), halfway))
+    final = probes.get('agreement.with_final', [])
+    epochs = sorted({epoch for _, _, epoch, _ in final if math.isfinite(number(epoch))})
+    first_and_halfway = (epochs[0], epochs[(len(epochs) - 1) // 2]) if epochs else ()
+    agreement = [numbers.mean(seeds('agreement.with_final', at=e)) for e in first_and_halfway]
     task, balance = seeds('router_gradient.task'), seeds('router_gradient.balance')
     ratios = [t / b for t, b in zip(task, balance, strict=False) if b]
     return [
         Name(name), spread(seeds('specialisation.normalised'), _two),
-        f'{share(first)}; {share(last)}' if epochs else NONE,
+        '; '.join(map(share, agreement)) or NONE,
         spread(seeds('shuffle_drop', 100)), spread(seeds('random_drop', 100)),
         spread(seeds('ablation', 100)), spread(seeds('ablation', 100, worst=True)),
         spread(task, significant), spread(balance, significant), spread(ratios, significant),

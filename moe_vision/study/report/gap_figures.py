@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from moe_vision.common.json_values import as_dict, number
+from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import figure, formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import chart
@@ -40,13 +40,13 @@ def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
             if outside else '')
 
 
-def found_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
+def gaps_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
     """The gaps of each series that have a mean."""
     known = {n: g for n, g in analysis.gaps.items() if math.isfinite(g.estimate.mean)}
-    found = {s: [known[n] for n in names if n in known] for s, names in series.items()}
-    if not any(found.values()):
+    gaps = {s: [known[n] for n in names if n in known] for s, names in series.items()}
+    if not any(gaps.values()):
         raise NoData('none of its comparisons has a pair of rows yet')
-    return {s: gaps for s, gaps in found.items() if gaps}
+    return {s: members for s, members in gaps.items() if members}
 
 
 def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -71,10 +71,10 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
             colour, marker = _MARKS.get(g.verdict, (palette.MUTED, 'o'))
             chart.whisker(axes, place, g, span, colour, marker, across=True, filled=g.confirms)
             e = g.estimate
-            text = formats.pp(e.mean)
+            gap = formats.pp(e.mean)
             if math.isfinite(e.low):
-                text += f' [{formats.pp(e.low)}, {formats.pp(e.high)}]'
-            for x, words in ((10, g.verdict), (88, text), (236, formats.times(g.cost))):
+                gap += f' [{formats.pp(e.low)}, {formats.pp(e.high)}]'
+            for x, words in ((10, g.verdict), (88, gap), (236, formats.times(g.cost))):
                 axes.annotate(words, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(x, 0),
                               textcoords='offset pixels', va='center', fontsize=10,
                               color=palette.INK if g.confirms else palette.MUTED)
@@ -99,11 +99,11 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
 
 
 def _curves(
-    axes: Axes, found: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
+    axes: Axes, curves: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
 ) -> None:
     """One line and its whiskers per series, set a little apart sideways."""
-    for i, gaps in enumerate(found.values()):
-        style, shift = look(i), 5.0 * (i - (len(found) - 1) / 2)
+    for i, gaps in enumerate(curves.values()):
+        style, shift = look(i), 5.0 * (i - (len(curves) - 1) / 2)
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
         for a, b in zip(known, known[1:], strict=False):
             if all(span[0] <= g.estimate.mean <= span[1] for g in (a, b)):
@@ -116,27 +116,27 @@ def _curves(
 
 
 def _against(
-    analysis: Analysis, name: str, title: str, found: dict[str, list[Gap]], x: dict[str, float],
+    analysis: Analysis, name: str, title: str, curves: dict[str, list[Gap]], x: dict[str, float],
     column: str, finish: Any, how: str,
 ) -> Picture:
     """Gaps over a number of their arm, `x[comparison]`, which files and labels call `column`."""
     margin = number(analysis.study.get('margin'))
-    gaps = [g for of in found.values() for g in of if g.name in x]
+    gaps = [g for members in curves.values() for g in members if g.name in x]
     span = chart.limits(gaps, margin)
 
     def paint(panels: list[Axes]) -> None:
         axes = panels[0]
         chart.ground(axes, margin, span)
         finish(axes)
-        _curves(axes, found, x, span)
+        _curves(axes, curves, x, span)
         axes.set_ylabel('gap, pp')
 
     label = f'{title}: ' + '; '.join(f'{g.name} at {column} {x[g.name]:.4g}: '
                                      f'{formats.pp(g.estimate.mean)} pp' for g in gaps)
-    svg = chart.picture(paint, label, names=list(found), panel=290)
-    apart = 'Series are set a few pixels apart sideways. ' if len(found) > 1 else ''
+    svg = chart.picture(paint, label, names=list(curves), panel=290)
+    apart = 'Series are set a few pixels apart sideways. ' if len(curves) > 1 else ''
     rows = [[s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
-            for s, of in found.items() for g in of if g.name in x]
+            for s, members in curves.items() for g in members if g.name in x]
     head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
     return Picture(name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(),
                    head, rows)
@@ -144,8 +144,8 @@ def _against(
 
 def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Gap against rho_place of the arm, one curve per family."""
-    found = found_of(analysis, series)
-    x = {g.name: g.rho_place for of in found.values() for g in of if g.rho_place > 0}
+    curves = gaps_of(analysis, series)
+    x = {g.name: g.rho_place for members in curves.values() for g in members if g.rho_place > 0}
     if not x:
         raise NoData('none of its arms has a ρ above zero')
     log = max(x.values()) / min(x.values()) > 8
@@ -160,13 +160,13 @@ def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Pi
         scale = ' (logarithmic)' if log else ''
         axes.set_xlabel(f'ρ: share of the dense twin’s FLOPs in the replaced blocks{scale}')
 
-    return _against(analysis, name, title, found, x, 'rho_place', finish, '')
+    return _against(analysis, name, title, curves, x, 'rho_place', finish, '')
 
 
 def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Gap against E * slots per expert of the arm, one curve per axis; classes are marked."""
-    found = found_of(analysis, series)
-    gaps = [g for members in found.values() for g in members]
+    curves = gaps_of(analysis, series)
+    gaps = [g for members in curves.values() for g in members]
     x = {g.name: slots for g in gaps if (slots := _slots(analysis, g.arm))}
     if not x:
         raise NoData('none of its arms says how many experts it has')
@@ -189,14 +189,14 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
         axes.set_xlabel('E · slots per expert (logarithmic)')
 
     how = 'Dashed line: the number of classes. ' if classes else ''
-    return _against(analysis, name, title, found, x, 'experts_times_slots', finish, how)
+    return _against(analysis, name, title, curves, x, 'experts_times_slots', finish, how)
 
 
 def moe_of(analysis: Analysis, arm: str) -> dict[str, Any]:
     """`model.moe` of an arm's config; {} where it is not known."""
-    registered = as_dict(as_dict(analysis.study.get('arms')).get(arm)).get('config')
-    config = (analysis.arms[arm].config if arm in analysis.arms else {}) or as_dict(registered)
-    return as_dict(as_dict(config.get('model')).get('moe'))
+    config = analysis.arms[arm].config if arm in analysis.arms else {}
+    config = config or value_at(analysis.study, 'arms', arm, 'config')
+    return as_dict(value_at(config, 'model', 'moe'))
 
 
 def _slots(analysis: Analysis, arm: str) -> float:

@@ -16,35 +16,35 @@ from moe_vision.study.report.document import Picture
 
 def k_ablation(analysis: Analysis, name: str, title: str, series: gap_figures.Series) -> Picture:
     """Gaps in order of k: one thin line per seed, the mean with its interval; a panel each."""
-    found = gap_figures.found_of(analysis, series)
+    panels_of = gap_figures.gaps_of(analysis, series)
     margin = number(analysis.study.get('margin'))
-    every = [g for gaps in found.values() for g in gaps]
+    every = [g for gaps in panels_of.values() for g in gaps]
     span = chart.limits(every, margin)
     calm = [v for g in every if not g.diverged for v in g.by_seed.values()]
     if calm:
         pad = 0.04 * (span[1] - span[0])
         span = min(span[0], min(calm) - pad), max(span[1], max(calm) + pad)
-    columns = min(3 if max(map(len, found.values())) < 5 else 2, len(found))
-    rows = -(-len(found) // columns)
+    columns = min(3 if max(map(len, panels_of.values())) < 5 else 2, len(panels_of))
+    rows = -(-len(panels_of) // columns)
 
     def paint(panels: list[Axes]) -> None:
-        for axes, (head, gaps) in zip(panels, found.items(), strict=False):
+        for axes, (head, gaps) in zip(panels, panels_of.items(), strict=False):
             _k_panel(analysis, axes, gaps, margin, span)
-            if len(found) > 1:
+            if len(panels_of) > 1:
                 axes.set_title(short(head, 34))
-        for axes in panels[len(found) :]:
+        for axes in panels[len(panels_of) :]:
             axes.set_visible(False)
 
     label = f'{title}: ' + '; '.join(f'{g.name} {formats.pp(g.estimate.mean)} pp' for g in every)
-    low = max(_slope(analysis, gaps)[1] for gaps in found.values())
+    low = max(_slope(analysis, gaps)[1] for gaps in panels_of.values())
     svg = chart.picture(paint, label, rows=rows, columns=columns, between=(46, low + 30),
-                        bottom=low, top=30 if len(found) > 1 else 12)
+                        bottom=low, top=30 if len(panels_of) > 1 else 12)
     how = ('Thin lines: one seed each, dots its gaps, crosses those with a diverged run. Thick: '
            'mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
     return Picture(name, title, svg, how.strip(), (
         'series', 'comparison', 'label', 'seed', 'seed_gap_pp', *gap_figures.ORDER), [
             [s, g.name, _label(analysis, g, gaps), seed, value, *gap_figures.row_of(g)]
-            for s, gaps in found.items() for g in gaps for seed, value in g.by_seed.items()])
+            for s, gaps in panels_of.items() for g in gaps for seed, value in g.by_seed.items()])
 
 
 def _label(analysis: Analysis, g: Gap, gaps: Sequence[Gap]) -> str:

@@ -33,7 +33,7 @@ def every(analysis: Analysis) -> Iterator[Picture | Text]:
 
 def series_of(analysis: Analysis, kind: str) -> list[dict[str, list[str]]]:
     """The series of every declared figure of a kind."""
-    return [series for of, _, _, series in _declared(analysis) if of == kind]
+    return [series for declared, _, _, series in _declared(analysis) if declared == kind]
 
 
 def clock(analysis: Analysis, latency: Mapping[str, Any]) -> Iterator[Picture | Text]:

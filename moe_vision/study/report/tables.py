@@ -15,7 +15,7 @@ from moe_vision.study.report import numbers
 _INTERVAL = ('mean', 'sd', 'low', 'high')
 _GAP = ('effect_size', 'p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm', 'mde', 'correlation',
         'image_error', 'diverged', 'cost', 'cost_executed', 'params', 'rho_place')
-_ARM = ('mean', 'sd', 'flops', 'flops_executed', 'params_total', 'params_active', 'rho_place',
+_ARM = ('flops', 'flops_executed', 'params_total', 'params_active', 'rho_place',
         'rho_active', 'rho_executed', 'routed')
 _PER_SEED = ('validation', 'selected', 'unbounded', 'effective_experts', 'dead_experts',
              'drop_rate', 'orphan_rate')
@@ -87,11 +87,11 @@ def _per_seed(analysis: Analysis) -> Iterator[Sequence[Any]]:
 
 def _arms(arms: Iterable[ArmSummary]) -> str:
     head = ['arm', 'seeds', 'diverged', 'mean_pp', 'sd_pp', 'validation_mean_pp',
-            'selected_mean_pp', 'unbounded_mean_pp', 'collapsed_seeds', *_ARM[2:]]
+            'selected_mean_pp', 'unbounded_mean_pp', 'collapsed_seeds', *_ARM]
     return csv_text(head, (
         [a.name, len(a.seeds), len(a.diverged), a.mean, a.sd, numbers.mean(a.validation),
          numbers.mean(a.selected), numbers.mean(a.unbounded), a.collapsed,
-         *(getattr(a, key) for key in _ARM[2:])]
+         *(getattr(a, key) for key in _ARM)]
         for a in arms))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.common.json_values import as_dict, as_list, number, value_at
 from moe_vision.report import figure, formats
 from moe_vision.report.formats import NONE, signed
 from moe_vision.study.analysis.analyse import Analysis
@@ -39,7 +39,7 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
     cells, latency = as_dict(timings.get('cells')), as_dict(timings.get('latency'))
     name = str(analysis.study.get('name', 'study'))
     device = str(latency.get('device', ''))
-    rows = [_cell(arm, as_dict(of)) for arm, of in cells.items() if as_dict(of)]
+    rows = [_cell(arm, seeds) for arm, seeds in cells.items() if as_dict(seeds)]
     took: Block = Table(_CELLS, rows) if rows else Text('No cell was timed.', 'missing')
     parts: list[Block] = [Text('Not measured yet: `study time` writes it.', 'missing')]
     if latency:
@@ -58,11 +58,11 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
 
 
 def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
-    every = [as_dict(of) for of in seeds.values()]
-    seconds = numbers.finite(of.get('seconds') for of in every)
-    speed = numbers.finite(of.get('images_per_second') for of in every)
-    devices = sorted({str(of['device']) for of in every if of.get('device')})
-    return [Name(arm), str(len(every)), numbers.spread(seconds, signed),
+    timed = [as_dict(cell) for cell in seeds.values()]
+    seconds = numbers.finite(cell.get('seconds') for cell in timed)
+    speed = numbers.finite(cell.get('images_per_second') for cell in timed)
+    devices = sorted({str(cell['device']) for cell in timed if cell.get('device')})
+    return [Name(arm), str(len(timed)), numbers.spread(seconds, signed),
             *(signed(f(seconds)) if seconds else NONE for f in (min, max)),
             signed(sum(seconds) / 3600) if seconds else NONE,
             numbers.spread(speed, _speed), ', '.join(devices)]
@@ -70,9 +70,9 @@ def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
 
 def tables(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, str]:
     """The tables of timings, file name -> content."""
-    cells = [[arm, seed, *(as_dict(of).get(key) for key in _KEYS)]
+    cells = [[arm, seed, *(value_at(cell, key) for key in _KEYS)]
              for arm, seeds in as_dict(timings.get('cells')).items()
-             for seed, of in as_dict(seeds).items()]
+             for seed, cell in as_dict(seeds).items()]
     latency = latency_rows(analysis, as_dict(timings.get('latency')))
     return {'cells.csv': csv_text(('arm', 'seed', *_KEYS), cells),
             'latency.csv': csv_text(_COLUMNS, latency)}
@@ -84,10 +84,10 @@ def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[list[An
     for arm, measured in as_dict(latency.get('arms')).items():
         summary = analysis.arms.get(arm)
         accuracy = (summary.mean, summary.sd) if summary else (math.nan, math.nan)
-        batches = as_dict(as_dict(measured).get('batches'))
+        batches = as_dict(value_at(measured, 'batches'))
         for batch, times in sorted(batches.items(), key=lambda b: _int(b[0])):
-            rows.append([arm, as_dict(measured).get('flops'), _int(batch),
-                         *(as_dict(times).get(key) for key in _COLUMNS[3:7]), *accuracy])
+            rows.append([arm, value_at(measured, 'flops'), _int(batch),
+                         *(value_at(times, key) for key in _COLUMNS[3:7]), *accuracy])
     return rows
 
 

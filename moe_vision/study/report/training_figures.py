@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.common.json_values import as_dict, as_list, number, value_at
 from moe_vision.report import figure, formats
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
@@ -123,7 +123,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     curves: dict[str, dict[str, dict[int, dict[float, list[float]]]]] = {
         'with_previous': {}, 'with_final': {}}
     for arm, seed, row in analysis.cells():
-        for layer, probed in as_dict(as_dict(row.get('mechanism')).get('agreement')).items():
+        for layer, probed in as_dict(value_at(row, 'mechanism', 'agreement')).items():
             epochs, *values = (as_list(as_dict(probed).get(key)) for key in ('epoch', *curves))
             for i, epoch in enumerate(epochs):
                 point = [number(v[i]) if i < len(v) else math.nan for v in values]

@@ -25,8 +25,8 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
     Args:
       figures: the series of every figure of gaps against ρ.
     """
-    found = list(lines(analysis, figures))
-    if not found:
+    trends = list(lines(analysis, figures))
+    if not trends:
         return None
     blocks: list[Block] = [
         Text('Exploratory. Trend: rank correlation (Spearman) of the mean gap with ρ over the '
@@ -34,7 +34,7 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
              'less that of the other at the same ρ, paired by seed, with its 90 % interval at '
              'α = 0.05; p is that of two one-sided tests against the margin, so a small p says '
              'that the family matters by less than the margin there; a large one says nothing.'),
-        Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_row(x) for x in found],
+        Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_row(x) for x in trends],
               'trend')]
     return Section('trend', 'Along ρ', blocks)
 

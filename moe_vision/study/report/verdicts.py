@@ -103,20 +103,19 @@ def _otherwise(g: Gap) -> list[Words]:
 def per_seed(analysis: Analysis) -> Section:
     """Every gap and every accuracy, one column per seed; diverged runs are marked."""
     gaps, arms = analysis.gaps.values(), analysis.arms.values()
-    seeds = sorted({s for of in (*gaps, *arms) for s in of.seeds})
+    seeds = sorted({seed for either in (*gaps, *arms) for seed in either.seeds})
     if not seeds:
         nothing = Text('No seed has been run yet.', 'missing')
         return Section('seeds', 'Per seed', [nothing])
     head = [f'seed {s}' for s in seeds]
 
-    def row(found: dict[int, float], lost: Sequence[int], sign: bool) -> list[str]:
-        return [(pp(found[s], sign=sign) + (' †' if s in lost else '')) if s in found else ''
+    def row(values: dict[int, float], lost: Sequence[int], sign: bool) -> list[str]:
+        return [(pp(values[s], sign=sign) + (' †' if s in lost else '')) if s in values else ''
                 for s in seeds]
 
     of_gaps = [
-        [Name(g.name), *row(
-            g.by_seed, [*analysis.diverged(g.arm), *analysis.diverged(g.baseline)], True),
-         pp(g.estimate.mean)]
+        [Name(g.name), *row(g.by_seed, analysis.diverged(g.arm) + analysis.diverged(g.baseline),
+                            True), pp(g.estimate.mean)]
         for g in gaps
     ]
     of_arms = [
