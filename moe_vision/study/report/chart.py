@@ -6,7 +6,7 @@ word.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -26,6 +26,13 @@ WIDTH = 760  # of a picture, CSS pixels
 LETTER = 6.4  # of the legend's text, CSS pixels, rather too wide than too narrow
 _MARKERS = 'osD^vPX*'
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+
+
+Series = Mapping[str, Sequence[str]]  # name of a series -> its comparisons or arms
+
+
+class NoData(Exception):
+    """There is nothing to draw; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pictures of gaps: all verdicts, against ρ, against the slots of a soft layer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import figure, formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import chart
-from moe_vision.study.report.chart import look, short
+from moe_vision.study.report.chart import NoData, Series, look, short
 from moe_vision.study.report.document import Picture
 
 ORDER = ('gap_pp', 'low_pp', 'high_pp', 'level', 'seeds', 'verdict', 'primary', 'cost')
@@ -20,11 +20,6 @@ _MARKS = {'positive': (palette.ACCENT, '^'), 'negative': (palette.WARM, 'v'),
 HOW = ('Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
         'equivalence. ')
 _FILLED = 'Filled: primary; hollow: exploratory. '
-Series = Mapping[str, Sequence[str]]
-
-
-class NoData(Exception):
-    """There is nothing to draw; the message says why."""
 
 
 def row_of(g: Gap) -> list[Any]:
@@ -117,7 +112,7 @@ def _curves(
 
 def _against(
     analysis: Analysis, name: str, title: str, curves: dict[str, list[Gap]], x: dict[str, float],
-    column: str, finish: Any, how: str,
+    column: str, finish: Callable[[Axes], None], how: str,
 ) -> Picture:
     """Gaps over a number of their arm, `x[comparison]`, which files and labels call `column`."""
     margin = number(analysis.study.get('margin'))

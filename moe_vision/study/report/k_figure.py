@@ -10,11 +10,11 @@ from moe_vision.common.json_values import number
 from moe_vision.report import formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import chart, gap_figures
-from moe_vision.study.report.chart import short
+from moe_vision.study.report.chart import Series, short
 from moe_vision.study.report.document import Picture
 
 
-def k_ablation(analysis: Analysis, name: str, title: str, series: gap_figures.Series) -> Picture:
+def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Gaps in order of k: one thin line per seed, the mean with its interval; a panel each."""
     panels_of = gap_figures.gaps_of(analysis, series)
     margin = number(analysis.study.get('margin'))

@@ -11,9 +11,8 @@ from moe_vision.common.json_values import as_dict, as_list, number, value_at
 from moe_vision.report import figure, formats
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import look
+from moe_vision.study.report.chart import NoData, Series, look
 from moe_vision.study.report.document import Picture
-from moe_vision.study.report.gap_figures import NoData
 
 Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
@@ -22,9 +21,7 @@ _QUANTITIES = {'temperature': 'temperature', 'gate_entropy': 'gate entropy, nats
 _HOW = 'Thin: one seed each; thick: mean over seeds; layers are averaged. '
 
 
-def traces(
-    analysis: Analysis, name: str, title: str, series: Mapping[str, Sequence[str]]
-) -> Picture:
+def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Temperature, gate entropy and validation accuracy over epochs, one colour per arm."""
     arms = {arm: label if len(names) == 1 else arm
             for label, names in series.items() for arm in names}

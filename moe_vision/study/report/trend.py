@@ -11,8 +11,8 @@ from moe_vision.common.json_values import number
 from moe_vision.report.formats import interval, p_value, pp, share, signed
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.analysis.statistics import family_difference, spearman
+from moe_vision.study.report.chart import Series
 from moe_vision.study.report.document import Block, Name, Section, Table, Text, Words
-from moe_vision.study.report.gap_figures import Series
 
 NEAR = 0.1  # two ρ that differ by less than this share count as one level
 HEAD = ('what', 'series', 'levels of ρ', 'value', 'low', 'high', 'p')

@@ -135,10 +135,10 @@ def test_figures_without_data_say_why(maker):
 
 def test_wall_clock_tells_what_was_measured(maker, analysis):
     rows = timing.latency_rows(analysis, maker.timings()['latency'])
-    assert [r[2] for r in rows[:4]] == [1, 8, 64, 512]  # by number, not by name
-    assert rows[3][:4] == ['dense', 1e7, 512, pytest.approx(0.4 + 0.012 * 512)]
-    assert rows[3][6] == pytest.approx(512_000 / rows[3][3])
-    assert rows[3][7] == analysis.arms['dense'].mean
+    assert [r.batch for r in rows[:4]] == [1, 8, 64, 512]  # by number, not by name
+    assert rows[3][:4] == ('dense', 1e7, 512, pytest.approx(0.4 + 0.012 * 512))
+    assert rows[3].images_per_second == pytest.approx(512_000 / rows[3].median_ms)
+    assert rows[3].accuracy_pp == analysis.arms['dense'].mean
 
 
 @pytest.mark.parametrize('names', [[f'series_{i}' for i in range(20)], ['x' * 300, 'y'], []])
