@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_vision import report
-from moe_vision.report import charts, formats, health, markup, palette, read
+from moe_vision.report import charts, health, markup, palette, read
 
 PACKAGE = pathlib.Path(report.__file__).parent
 ROOT = PACKAGE.parent.parent
@@ -161,18 +161,3 @@ def test_thin_averages_runs_and_skips_gaps():
 
 def test_thirty_experts_have_thirty_colours():
     assert len({palette.expert(e) for e in range(30)}) == 30
-
-
-@pytest.mark.parametrize('value, text', [
-    (123, '123'), (12_345, '12.3 k'), (3.21e6, '3.21 M'), (9.87e11, '987.0 G'),
-    (float('nan'), '–'),
-])
-def test_sizes_in_a_few_characters(value, text):
-    assert formats.size(value) == text
-
-
-def test_names_lose_what_they_share():
-    assert list(formats.apart(['a/1/m', 'a/2/m']).values()) == ['1', '2']
-    assert list(formats.apart(['a/m', 'a/m/x', 'b']).values()) == ['a/m', 'a/m/x', 'b']
-    assert formats.apart(['only/one']) == {'only/one': 'one'}
-    assert formats.apart([]) == {}
