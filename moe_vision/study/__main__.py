@@ -1,9 +1,9 @@
 """Runs, times and reports a study.
 
-    python -m moe_vision.study run --study=configs/studies/NAME.py --workdir=W
-    python -m moe_vision.study time --study=configs/studies/NAME.py --workdir=W
+    python -m moe_vision.study run --study=configs/studies/top_k.py:digits --workdir=W
+    python -m moe_vision.study time --study=configs/studies/top_k.py:digits --workdir=W
     python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
-    python -m moe_vision.study register --study=configs/studies/NAME.py --workdir=W
+    python -m moe_vision.study register --study=configs/studies/top_k.py:digits --workdir=W
 
 Over several processes of one mesh, where no TPU pod says so by itself, each of them:
 
@@ -97,7 +97,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             raise UserError('report reads --workdir alone; leave --study and --config.* away.')
     elif not args.study:
         raise UserError('--study is missing; give a file, such as '
-                        '--study=configs/studies/digits.py.')
+                        '--study=configs/studies/top_k.py:digits.')
     for flag in ('only', 'list', 'dry_run', 'keep_runs'):
         if args.command != 'run' and getattr(args, flag):
             raise UserError(f'--{flag} is set but is not read: the command is {args.command}.')
