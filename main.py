@@ -1,19 +1,20 @@
-"""Train, evaluate or describe one run.
+"""Train, score or describe one run.
 
     python main.py --config=configs/digits_k2.py --workdir=W
     python main.py --mode=eval --workdir=W --config.eval.split=validation
     python main.py --mode=summary --config=configs/digits_k2.py
 
-Over several processes, where no TPU pod says so by itself, each of them:
+Where a run has several processes and no TPU pod starts them, start each of them with
 
     python main.py ... --coordinator=HOST:PORT --processes=N --process=I
 
-SIGTERM saves and ends a training with exit code 143; the same command goes on.
+SIGTERM saves the run and ends it with exit code 143; the same command continues it.
 
-Any key of a config can be set, those of a method's arguments too: `--config.train.epochs=5`,
-`--config.model.moe.router_args.noise=gaussian`.
+The command line can set any key of a config, and any argument of a method:
+`--config.train.epochs=5`, `--config.model.moe.router_args.noise=gaussian`.
 """
 
+import dataclasses
 import os
 import sys
 
@@ -32,64 +33,72 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 MODES = ('train', 'eval', 'summary')
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('config', None, "A file of configs/; eval and summary: by default the run's.")
+flags.DEFINE_string('config', None, "A config file; eval and summary read the run's without it.")
 flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
 flags.DEFINE_string('mode', 'train', 'train, eval or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
 flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json names.")
-flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, the port free.')
+flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; the port must be free.')
 flags.DEFINE_integer('processes', None, 'How many processes the run has.')
 flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked command line."""
+
+    mode: str
+    config: Config
+    config_file: str  # where the config came from
+    workdir: str  # '' where a summary needs none
+    profile_steps: tuple[int, int] | None
+    processes: peers.Given | None
+
+
 def main(argv: list[str]) -> int:
-    """Checks the command line and hands over. Returns the exit code."""
-    return exit_code(lambda: _run(argv))
+    """Checks the command line and does what it asks. Returns the exit code."""
+    return exit_code(lambda: run(argv))
 
 
-def _run(argv: list[str]) -> None:
-    try:
-        _carry_out(*_parse(argv))
-    except ImportError as e:
-        if not files.in_bucket(FLAGS.workdir):
-            raise
-        raise UserError(f"workdir '{FLAGS.workdir}' needs gcsfs and google-cloud-storage: {e}"
-                        ) from e
-
-
-def _carry_out(config: Config, file: str, profile_steps: tuple[int, int] | None,
-               given: peers.Given | None) -> None:
+def run(argv: list[str]) -> None:
+    """What `main` does, with errors as exceptions."""
+    request = _parse(argv)
+    config, workdir = request.config, request.workdir
     logs.to_stderr()
-    rules.check_data(config, reads=FLAGS.mode != 'summary')
-    if FLAGS.mode == 'summary':
+    info = rules.check_data(config, reads=request.mode != 'summary')
+    if request.mode == 'summary':
         from moe_vision.training import preflight
-        preflight.summary(config)
+
+        preflight.summary(config, info)
         return
-    peers.start(given)
+    peers.start(request.processes)
     from moe_vision.training import loop
-    if FLAGS.mode == 'train':
+
+    if request.mode == 'train':
         with Stop() as stop:
-            loop.train(config, workdir=FLAGS.workdir, config_file=file,
-                        profile_steps=profile_steps, stop=stop)
+            loop.train(config, workdir=workdir, config_file=request.config_file,
+                       profile_steps=request.profile_steps, stop=stop)
     else:
-        loop.evaluate(config, workdir=FLAGS.workdir)
+        loop.evaluate(config, workdir=workdir)
     peers.done()
 
 
-def _parse(argv: list[str],
-           ) -> tuple[Config, str, tuple[int, int] | None, peers.Given | None]:
-    """Sets FLAGS; returns the checked config, the file it came from, the steps to profile, and who
-    takes part."""
+def _parse(argv: list[str]) -> Request:
+    """Reads and checks the command line and the config it names.
+
+    Raises:
+      UserError, DataError: the first mistake, in one line.
+    """
     common, opened, others = source.take_overrides(argv[1:])
     try:
         extra = FLAGS([argv[0], *others])[1:]
     except flags.UnrecognizedFlagError as e:
         known = ['--config', '--workdir', '--mode', '--profile_steps', '--trust', '--coordinator',
                  '--processes', '--process']
-        key = '.' in e.flagname
-        near = ((not key and nearest(f'--{e.flagname}', known))
+        is_key = '.' in e.flagname
+        hint = ((not is_key and nearest(f'--{e.flagname}', known))
                 or source.nearest_key(e.flagname))
-        raise UserError(f"unknown flag '--{e.flagname}'.{near} Allowed: {', '.join(known)}, "
+        raise UserError(f"unknown flag '--{e.flagname}'.{hint} Allowed: {', '.join(known)}, "
                         '--config.KEY.') from e
     except (flags.Error, ValueError) as e:
         raise UserError(f'{e}.') from e
@@ -103,16 +112,19 @@ def _parse(argv: list[str],
     if not file and (mode == 'train' or not workdir):
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
     trust.allow(FLAGS.trust)
-    config = source.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened)
-    checked, profile_steps = config_lib.check(config), _profile_steps()
-    given = peers.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    if given and mode == 'summary':
+    config = config_lib.check(
+        source.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened))
+    profile_steps = _profile_steps()
+    processes = peers.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    if processes and mode == 'summary':
         raise UserError("--coordinator is set but is not read: --mode is 'summary'.")
     if mode == 'train':
-        rules.check_init(checked)
+        rules.check_init(config)
     if mode != 'summary':
         rules.check_workdir(workdir, create=mode == 'train')
-    return checked, file or os.path.join(workdir, 'config.json'), profile_steps, given
+        files.check_bucket(workdir)
+    return Request(mode, config, file or os.path.join(workdir, 'config.json'), workdir or '',
+                   profile_steps, processes)
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -1,9 +1,12 @@
 """Every common key, once, with its meaning. Other configs start here and change what they must.
 
+This file is made from moe_vision/config/schema.py, where a key's type and range stand beside its
+default and meaning: change that, then `python -m moe_vision.config.base_file > configs/base.py`.
+
 Durations come in pairs, `*_epochs` and `*_steps`: a `*_steps` that is not 0 wins.
 Dictionaries that belong to one method (`*_args`, `losses`, `model.args`) are checked against that
-method's own arguments and may be set from the command line key by key:
-`--config.model.moe.router_args.noise=gaussian`.
+method's own arguments, which moe_vision/config/method_args.py lists. The command line may set them
+key by key: `--config.model.moe.router_args.noise=gaussian`.
 """
 
 from ml_collections import ConfigDict
@@ -11,84 +14,95 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.seed = 0  # initial values, data order, augmentation, router noise: all derive from it
-    c.init_from = ''  # another run's workdir: start from its weights (new head if classes differ)
+    c.seed = 0  # initial values, data order, augmentation and router noise derive from it
+    c.init_from = ''  # start from the weights in this run's workdir; other classes get a new head
 
     c.dataset = ConfigDict()
     c.dataset.name = 'digits'  # a name in input_pipeline.DATASETS, or package.module:Builder
-    c.dataset.data_dir = ''  # '' is tfds' default, ~/tensorflow_datasets
-    c.dataset.validation_fraction = 0.1  # of train, where the set has no validation split
-    c.dataset.image_size = 0  # side in pixels; 0 keeps the data set's own size
-    c.dataset.augment = 'none'  # none, pad_crop, pad_crop_flip, random_resized_crop
-    c.dataset.randaugment_layers = 0  # operations of RandAugment on each image; 0 is off
-    c.dataset.randaugment_magnitude = 9.0  # their strength, 0 to 10
-    c.dataset.workers = 0  # worker processes for reading and decoding; 0 uses threads
-    c.dataset.cache = False  # keep decoded images in memory (small sets)
-    c.dataset.resident = False  # keep them on the device and augment there; the same batches
-    c.dataset.train_images = 0  # so many of train, the same for every seed; 0 is all
+    c.dataset.data_dir = ''  # where prepared sets live; '' is tfds' ~/tensorflow_datasets
+    # share of train held out, in [0, 1), if the set has no validation split; 0 holds out none
+    c.dataset.validation_fraction = 0.1
+    c.dataset.image_size = 0  # side of the square image in pixels; 0 keeps the set's own size
+    c.dataset.augment = 'none'  # for training: none, pad_crop, pad_crop_flip, random_resized_crop
+    c.dataset.randaugment_layers = 0  # RandAugment operations per image, after augment; 0 is off
+    c.dataset.randaugment_magnitude = 9.0  # strength of RandAugment, from 0 to 10
+    c.dataset.workers = 0  # worker processes that read and decode; 0 uses threads instead
+    c.dataset.cache = False  # decode once, keep the uint8 images in memory (sets of one size)
+    # decode once, keep the images on the device and augment them there; gives the same batches
+    # (sets of one image size; not with random_resized_crop or RandAugment)
+    c.dataset.resident = False
+    # train on this many images, drawn after validation was held out and the same for every seed and
+    # arm; 0 takes all
+    c.dataset.train_images = 0
 
     c.model = ConfigDict()
     c.model.name = 'conv'  # a name in BACKBONES, or package.module:Class
     c.model.args = {}  # arguments of the backbone
-    c.model.dtype = 'float32'  # or bfloat16: of the compute; parameters and routers stay float32
-    c.model.remat = False  # compute blocks again in the backward pass: less memory (not on CPU)
-    # its dense twin instead: same_width, same_active_flops, same_params; same_drops is same_width
-    # that drops as many tokens as a random router would
+    c.model.dtype = 'float32'  # compute type: float32, bfloat16; weights and routers stay float32
+    c.model.remat = False  # recompute blocks in the backward pass to save memory (not on a CPU)
+    # none trains the routed network. The others train a dense twin of it, with one block at each
+    # routed place:
+    #   same_width: a block as large as one expert
+    #   same_active_flops: a block with the FLOPs of the experts that a token takes
+    #   same_params: a block with the parameters of the router and all experts
+    #   same_drops: same_width, which drops as many tokens as a random router would
     c.model.twin = 'none'
 
     c.model.moe = ConfigDict()
     c.model.moe.placement = 'last_1'  # none, head, last_N, every_N, or block numbers such as '1,3'
     c.model.moe.router = 'top_k'  # a name in ROUTERS, or package.module:Class
     c.model.moe.router_args = {'noise': 'gaussian'}  # arguments of the router; `load` needs noise
-    c.model.moe.num_experts = 8  # E
-    c.model.moe.k = 2  # choices per token
-    c.model.moe.capacity_factor = 1.25  # slots per expert: ceil(this * k * T / E), at most T; inf
+    c.model.moe.num_experts = 8  # E, experts at each routed place
+    c.model.moe.k = 2  # experts that each token chooses
+    # slots per expert: ceil(capacity_factor * k * T / E), at most T; inf gives room for all
+    c.model.moe.capacity_factor = 1.25
     c.model.moe.eval_capacity_factor = 2.0  # the same in evaluation
-    c.model.moe.capacity_multiple = 1  # round the capacity up to a multiple of this
-    c.model.moe.group_size = 64  # T: images that share capacity (conv, head), or patches (vit)
-    c.model.moe.priority = 'token'  # who gets the slots first: token, gate, random
-    c.model.moe.expert = ''  # a name in EXPERTS; '' copies the block it replaces
+    c.model.moe.capacity_multiple = 1  # round the slots per expert up to a multiple of this
+    c.model.moe.group_size = 64  # T, tokens that share capacity: patches in vit, else images
+    c.model.moe.priority = 'token'  # who gets slots first: token (in order), gate (largest), random
+    c.model.moe.expert = ''  # a name in EXPERTS; '' copies the block that experts replace
     c.model.moe.expert_args = {}  # arguments of the expert
-    c.model.moe.hidden = 0  # hidden width of one expert; 0: as the block it replaces
-    c.model.moe.losses = {'importance': 0.005, 'load': 0.005}  # name in LOSSES: weight
+    c.model.moe.hidden = 0  # hidden width of one expert; 0 is that of the block it replaces
+    c.model.moe.losses = {'importance': 0.005, 'load': 0.005}  # weights, by their names in LOSSES
 
     c.train = ConfigDict()
-    c.train.epochs = 30.0
-    c.train.steps = 0
+    c.train.epochs = 30.0  # how long to train
+    c.train.steps = 0  # the same in optimizer steps
     c.train.batch_size = 128  # images per optimizer step, over all devices
     c.train.micro_batches = 1  # gradient accumulation: batch_size is split into this many parts
     c.train.optimizer = 'adamw'  # a name in OPTIMIZERS
     c.train.optimizer_args = {}  # arguments of the optimizer
-    c.train.learning_rate = 1e-3  # peak; linear warm-up, then cosine to 0
-    c.train.warmup_epochs = 1.0
-    c.train.warmup_steps = 0
-    c.train.weight_decay = 1e-4  # on matrices and filters; never on biases, norms, routers
-    c.train.label_smoothing = 0.0
-    c.train.clip_norm = 1.0  # global gradient norm; 0 does not clip
-    c.train.ema_decay = 0.0  # evaluate an exponential moving average of the weights; 0: the weights
-    c.train.mixup = 0.0  # Beta(a, a) of mixup, partners within a routing group; 0 is off
-    c.train.cutmix = 0.0  # the same for CutMix; with both on each group flips a coin
-    c.train.trainable = '.*'  # regular expression over parameter paths; others stay as they are
-    c.train.skip_nonfinite = 0  # so many steps in a row may be skipped whose gradient is not finite
+    c.train.learning_rate = 0.001  # peak: reached by linear warm-up, then a cosine to 0
+    c.train.warmup_epochs = 1.0  # how long the learning rate rises
+    c.train.warmup_steps = 0  # the same in optimizer steps
+    c.train.weight_decay = 0.0001  # on matrices and filters; never on biases, norms, routers
+    c.train.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
+    c.train.clip_norm = 1.0  # clip the global norm of the gradient to this; 0 does not clip
+    c.train.ema_decay = 0.0  # decay per step of averaged weights to evaluate; 0 does not average
+    c.train.mixup = 0.0  # a of mixup's Beta(a, a); partners share a routing group; 0 is off
+    c.train.cutmix = 0.0  # the same for CutMix; with both on, each group flips a coin
+    c.train.trainable = '.*'  # train parameters whose path matches this regular expression
+    # skip up to N consecutive steps with a non-finite gradient; 0 stops at the first
+    c.train.skip_nonfinite = 0
 
     c.eval = ConfigDict()
     c.eval.split = 'test'  # what --mode=eval scores: train, validation, test
-    c.eval.batch_size = 256  # rounded up to whole routing groups; does not change any result
-    c.eval.every_epochs = 1.0  # validation while training
-    c.eval.every_steps = 0
-    c.eval.capacity_factors = ()  # --mode=eval scores at each of these, too: 1,2,inf
+    c.eval.batch_size = 256  # images per step, rounded up to whole groups; changes no result
+    c.eval.every_epochs = 1.0  # how often to score validation while training
+    c.eval.every_steps = 0  # the same in optimizer steps
+    c.eval.capacity_factors = ()  # --mode=eval also scores at each of these, such as 1,2,inf
 
     c.mesh = ConfigDict()
-    c.mesh.expert = 1  # devices that share one copy of the experts; the rest is the data axis
-    c.mesh.shard_optimizer = False  # its state over the data axis where it is not of experts
+    c.mesh.expert = 1  # size of the expert axis: devices that share one copy of the experts
+    c.mesh.shard_optimizer = False  # spread optimizer state over the data axis (not the experts')
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_epochs = 5.0
-    c.checkpoint.every_steps = 0
-    c.checkpoint.keep = 2  # the newest so many, besides the best on validation
+    c.checkpoint.every_epochs = 5.0  # how often to save
+    c.checkpoint.every_steps = 0  # the same in optimizer steps
+    c.checkpoint.keep = 2  # keep this many of the newest, besides the best on validation
 
     c.log = ConfigDict()
-    c.log.every_steps = 20  # a metrics row, a progress line
-    c.log.warn_drop_rate = 0.2  # warn when more choices than this share are dropped
+    c.log.every_steps = 20  # write a metrics row and a progress line this often
+    c.log.warn_drop_rate = 0.2  # warn when more than this share of the choices is dropped
     c.log.warn_max_over_mean = 3.0  # warn when one expert has this many times the mean load
     return c

@@ -1,4 +1,4 @@
-"""The config of a run that exists: what `--mode=eval --workdir=W` uses when no --config is given.
+"""Reads the config of an existing run: `--mode=eval --workdir=W` uses this without --config.
 
 Command: python main.py --config=configs/workdir.py:W --workdir=W2
 """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
 
 AUGMENTS = ('none', 'pad_crop_flip', 'pad_crop', 'random_resized_crop')
-UNREAD_MAGNITUDE = 9.0  # of RandAugment, where it is off
 SPLITS = ('train', 'validation', 'test')
+_T = TypeVar('_T')
 
 
 class DataError(Exception):
@@ -31,39 +32,39 @@ class Report:
         """Something the user should know now."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetConfig:
-    """Which images a run reads and what happens to them on the way.
+def _key(default: _T, meaning: str) -> _T:
+    return dataclasses.field(default=default, metadata={'meaning': meaning})
 
-    Attributes:
-        name: a key of `DATASETS`, or 'package.module:Builder' for a set of your own.
-        data_dir: where prepared sets live; '' is tfds' own ~/tensorflow_datasets.
-        validation_fraction: in [0, 1); share of train held out where the set has no
-            validation split of its own. 0 leaves no validation split.
-        image_size: side of the square image in pixels; 0 keeps the set's own size.
-        augment: one of `AUGMENTS`, applied to training batches only.
-        workers: worker processes that read and decode; 0 uses threads of this process.
-        cache: decode once and keep the uint8 images in memory (sets of one image size).
-        train_images: use so many images of train, after validation was taken: a fixed
-            pseudo-random choice, the same for every seed and arm. 0 uses all.
-        resident: decode once, keep the images on the device and augment there: the same batches
-            (sets of one image size; not with random_resized_crop or RandAugment).
-        randaugment_layers: operations of RandAugment after `augment`, on training batches; 0 is
-            off.
-        randaugment_magnitude: their strength, 0 to 10.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Which images a run reads, and what happens to them on the way.
+
+    `check` holds the ranges.
     """
 
-    name: str
-    data_dir: str
-    validation_fraction: float
-    image_size: int
-    augment: str
-    workers: int
-    cache: bool
-    train_images: int
-    resident: bool
-    randaugment_layers: int
-    randaugment_magnitude: float
+    name: str = _key('digits', 'a name in input_pipeline.DATASETS, or package.module:Builder')
+    data_dir: str = _key('', "where prepared sets live; '' is tfds' ~/tensorflow_datasets")
+    validation_fraction: float = _key(
+        0.1,
+        'share of train held out, in [0, 1), if the set has no validation split; 0 holds out none',
+    )
+    image_size: int = _key(0, "side of the square image in pixels; 0 keeps the set's own size")
+    augment: str = _key('none', 'for training: none, pad_crop, pad_crop_flip, random_resized_crop')
+    randaugment_layers: int = _key(0, 'RandAugment operations per image, after augment; 0 is off')
+    randaugment_magnitude: float = _key(9.0, 'strength of RandAugment, from 0 to 10')
+    workers: int = _key(0, 'worker processes that read and decode; 0 uses threads instead')
+    cache: bool = _key(False, 'decode once, keep the uint8 images in memory (sets of one size)')
+    resident: bool = _key(
+        False,
+        'decode once, keep the images on the device and augment them there; gives the same batches '
+        '(sets of one image size; not with random_resized_crop or RandAugment)',
+    )
+    train_images: int = _key(
+        0,
+        'train on this many images, drawn after validation was held out and the same for every '
+        'seed and arm; 0 takes all',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _check_randaugment(cfg: DatasetConfig) -> None:
         raise DataError(f'randaugment_layers is {layers}; give a number of operations, or 0 (off).')
     if not 0 <= magnitude <= 10:
         raise DataError(f'randaugment_magnitude is {magnitude}; it must lie in [0, 10].')
-    if not layers and magnitude != UNREAD_MAGNITUDE:
+    if not layers and magnitude != DatasetConfig.randaugment_magnitude:
         raise DataError(
             f'randaugment_magnitude is {magnitude} but is not read: randaugment_layers is 0; set '
             'randaugment_layers (2 is usual), or leave the magnitude at its default.'

@@ -1,5 +1,6 @@
 """Files that are whole or not there, in a folder or a bucket."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -34,6 +35,24 @@ def write(path: Path, data: bytes) -> None:
 
 def in_bucket(path: Any) -> bool:
     return '://' in str(path)
+
+
+def check_bucket(path: str) -> None:
+    """Raises UserError where `path` is a `gs://` path and packages that reach it are missing."""
+    if not path.startswith('gs://'):
+        return
+    needs = {'gcsfs': ('gcsfs', 'tensorflow'), 'google-cloud-storage': ('google.cloud.storage',)}
+    missing = [name for name, modules in needs.items() if not any(map(_installed, modules))]
+    if missing:
+        raise UserError(f"workdir '{path}' needs {' and '.join(missing)}; run "
+                        f'pip install {" ".join(missing)}.')
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def absolute(path: Path) -> Path:

@@ -1,17 +1,15 @@
-"""The one place where a ConfigDict becomes `settings.Config`, and every mistake in it is told.
+"""The one place where a ConfigDict becomes a `schema.Config`, and where its mistakes are reported.
 
-    >>> config = check(get_config())       # every rule; what main.py does
-    >>> config = from_dict(to_dict(config))  # there and back through JSON; types only
+    >>> config = check(get_config())       # checks every rule, as main.py does
+    >>> config = from_dict(to_dict(config))  # there and back through JSON; checks types only
 
-Nothing here imports jax: a misspelt key is answered at once.
+Nothing here imports jax, so that a misspelt key is reported at once.
 """
 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from input_pipeline import DATASETS
 from input_pipeline.registry import is_path
@@ -23,35 +21,36 @@ from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
 )
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def check(config: ConfigDict) -> schema.Config:
+
+def check(config: 'ConfigDict') -> schema.Config:
     """The checked, typed config.
 
     Raises:
       UserError: the first thing that is wrong, in one line.
-      input_pipeline.DataError: the same, of the keys under `dataset`.
+      input_pipeline.DataError: the same for a key under `dataset`.
     """
-    from configs import base  # where every common key and its default stands
-
     checked = from_dict(config.to_dict())
     name = checked.dataset.name
     if name not in DATASETS and not is_path(name):
         raise unknown('data set', name, DATASETS)
-    rules.check(checked, from_dict(base.get_config().to_dict()))
+    rules.check(checked, from_dict(schema.defaults()))
     check_dataset(checked.dataset)
     return checked
 
 
 def from_dict(values: Mapping[str, Any]) -> schema.Config:
-    """A config of nested dictionaries, typed; names and arguments resolved.
+    """The typed config of nested dictionaries, with each method's name and arguments resolved.
 
-    Names of the user's own code are imported: values that were read from a folder must pass
-    `trust.check` first, as in `load`.
+    This imports the user's own code where the values name it, so values that were read from a
+    folder must pass `trust.check` first, as in `load`.
 
     Raises:
-      UserError: a key or name is unknown or missing, a value has the wrong type.
+      UserError: a key or name is unknown, a key is missing, or a value has the wrong type.
     """
-    config = typed.build(schema.Config, values, '')
+    config = typed.build(schema.Config, values, '', complete=True)
     model, moe, train = config.model, config.model.moe, config.train
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
     router = registry.entry('router', registry.ROUTERS, moe.router)
@@ -86,7 +85,7 @@ def _args(what: str, entry: registry.Entry, given: Any, where: str) -> Any:
 
 
 def to_dict(config: schema.Config) -> dict[str, Any]:
-    """The config as strict JSON can hold it: an unbounded number is the string 'inf'."""
+    """The config as strict JSON can hold it: infinity is the string 'inf'."""
     return plain(dataclasses.asdict(config))
 
 
@@ -94,7 +93,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
     """The config that the run in `workdir` was started with.
 
     Args:
-      trusted: modules that the config may import besides those that --trust named.
+      trusted: modules that the config may import, besides those that --trust named.
 
     Raises:
       UserError: there is no run, its config.json cannot be read, or it names code that is not
@@ -110,22 +109,19 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
                 text = f.read()
         values = _completed(json.loads(text)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        told = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
-        raise UserError(f"no run to read in workdir '{workdir}': '{path}': {told}; train there "
+        why = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
+        raise UserError(f"no run to read in workdir '{workdir}': '{path}': {why}; train there "
                         'first or give --config.') from e
     trust.check(values, workdir, trusted)
     return from_dict(values)
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """With the default of each common key that came after the run was started."""
-    from configs import base
-
-    defaults = base.get_config().to_dict()
-    for key in typed.flatten(schema.Config):
+    """The same values, with the default of each key that was added after the run was started."""
+    for key, default, _ in schema.keys(schema.Config()):
         *parents, last = key.split('.')
-        given, default = values, defaults
+        section = values
         for parent in parents:
-            given, default = given[parent], default[parent]
-        given.setdefault(last, default[last])
+            section = section[parent]
+        section.setdefault(last, default)
     return values

@@ -1,7 +1,7 @@
-"""What the routed places of a network ask of a config.
+"""The rules of the routed places: experts, losses, soft routing, and the sizes of groups.
 
 Letters: E experts, k choices per token, B images of a micro-batch, T tokens of a group, t tokens of
-an image. Every function raises `UserError` on the first thing that is wrong.
+an image. Every function raises `UserError` for the first rule that is broken.
 """
 
 import math
@@ -13,7 +13,7 @@ from moe_vision.config.schema import Config, routed_blocks
 
 
 def check(config: Config) -> None:
-    """Every rule of `model.moe` that needs no data set, for a placement that is not 'none'.
+    """Every rule of `model.moe` that needs no data set. The placement must not be 'none'.
 
     Raises:
       UserError: the first rule that is broken, in one line.
@@ -26,7 +26,7 @@ def check(config: Config) -> None:
 
 
 def check_classes(config: Config, classes: int) -> None:
-    """Raises UserError where a router's superclasses are not one for each of these classes."""
+    """Raises UserError unless a router's superclasses have one entry for each class."""
     given = getattr(config.model.moe.router_args, 'superclasses', ())
     if given and len(given) != classes:
         raise UserError(f'model.moe.router_args.superclasses has {len(given)} entries but '
@@ -38,7 +38,7 @@ def check_image_size(config: Config, height: int, width: int) -> None:
     """The rules that depend on how many tokens an image of this size has.
 
     Raises:
-      UserError: patches do not cover it, or groups do not fit.
+      UserError: patches do not cover the image, or groups do not fit.
     """
     count = getattr(config.model.args, 'tokens', None)
     if count is None:
@@ -92,7 +92,7 @@ def _experts(config: Config) -> None:
 
 
 def _normed_widths(config: Config) -> list[tuple[str, int]]:
-    """Key and value of the widths that the norm inside an expert splits into groups."""
+    """Key and value of each width that the norm inside an expert splits into groups."""
     args, moe = config.model.args, config.model.moe
     widths = getattr(args, 'block_widths', ())
     found = [('model.args.widths', widths[n])
@@ -106,7 +106,7 @@ def _normed_widths(config: Config) -> list[tuple[str, int]]:
 def _losses(config: Config) -> None:
     moe = config.model.moe
     if moe.router not in registry.ROUTERS:
-        return  # a router of the user's own: the loss itself tells
+        return  # the user's own router: the loss itself reports what it lacks
     offers = list(registry.ROUTERS[moe.router].supplies)
     if 'k' not in registry.ROUTERS[moe.router].ignores:
         offers.append('choices')
@@ -146,7 +146,7 @@ def _soft(config: Config) -> None:
 def _groups(config: Config) -> None:
     moe, batch = config.model.moe, _micro_batch(config)
     if _routes_patches(config):
-        if config.dataset.image_size:  # else told by `check_with_data`
+        if config.dataset.image_size:  # otherwise `check_with_data` knows the size
             check_image_size(config, config.dataset.image_size, config.dataset.image_size)
     elif batch % moe.group_size:
         raise UserError(f'model.moe.group_size is {moe.group_size} but a micro-batch has {batch} '
@@ -184,7 +184,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def fits(n: int, given: int) -> str:
-    """'what fits: 1, 2, 4': the divisors of `n` closest to what was given."""
+    """The divisors of `n` closest to what was given, as 'what fits: 1, 2, 4'."""
     return _near(_divisors(n), given)
 
 

@@ -1,6 +1,7 @@
 """What a typed config must satisfy beyond its types: ranges, divisibility, keys that nobody reads.
 
-What is asked of the routed places stands in `routing_rules`. No data is read.
+`schema` states the ranges; `routing_rules` holds the rules of the routed places. These rules read
+no data.
 """
 
 import dataclasses
@@ -14,17 +15,10 @@ from typing import Any
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
-from moe_vision.config import registry, routing_rules
+from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.routing_rules import fits
 from moe_vision.config.schema import Config
 
-_POSITIVE = (
-    'model.moe.num_experts', 'model.moe.k', 'model.moe.capacity_factor',
-    'model.moe.eval_capacity_factor', 'model.moe.capacity_multiple', 'model.moe.group_size',
-    'train.batch_size', 'train.micro_batches', 'train.learning_rate', 'eval.batch_size',
-    'mesh.expert', 'checkpoint.keep', 'log.every_steps', 'log.warn_max_over_mean')
-_BELOW_ONE = ('train.label_smoothing', 'train.ema_decay')
-_MAY_BE_INFINITE = ('model.moe.capacity_factor', 'model.moe.eval_capacity_factor')
 _DURATIONS = ('train.', 'eval.every_', 'checkpoint.every_')  # each with `epochs` and `steps`
 
 
@@ -32,16 +26,16 @@ def check(config: Config, defaults: Config) -> None:
     """Every rule that needs no data set.
 
     Args:
-      config: names, arguments and types are already right.
-      defaults: of the common keys, to tell which are set.
+      config: one whose names, arguments and types were checked.
+      defaults: the same with every key at its default, to see which keys are set.
 
     Raises:
       UserError: the first rule that is broken, in one line.
     """
-    leaves = _leaves(config)
-    _ranges(leaves)
+    _ranges(config)
+    _durations(_values(config))
     _training(config)
-    _unread(config, leaves, _leaves(defaults))
+    _unread(config, _values(config), _values(defaults))
     if config.model.moe.placement == 'none':
         if config.model.twin != 'none':
             raise UserError(f"model.twin is '{config.model.twin}' but model.moe.placement is "
@@ -50,19 +44,24 @@ def check(config: Config, defaults: Config) -> None:
     routing_rules.check(config)
 
 
-def check_data(config: Config, reads: bool) -> None:
-    """`check_with_data`, and that the data are there where the run `reads` them; without jax.
+def check_data(config: Config, reads: bool) -> DatasetInfo:
+    """`check_with_data`, and if the run `reads` images, that they are there. Imports no jax.
+
+    Returns:
+      The data set's metadata.
 
     Raises:
       UserError, DataError: the first rule that is broken, in one line.
     """
-    check_with_data(config, input_pipeline.info(config.dataset))
+    info = input_pipeline.info(config.dataset)
+    check_with_data(config, info)
     if reads:
         input_pipeline.require(config.dataset, prepare=False)
+    return info
 
 
 def check_with_data(config: Config, info: DatasetInfo) -> None:
-    """The rules that need the data set's metadata: image size and number of images.
+    """The rules that need the data set's metadata: image size, number of images and of classes.
 
     Raises:
       UserError: the first rule that is broken, in one line.
@@ -82,17 +81,17 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
 
 
 def check_init(config: Config) -> None:
-    """Raises UserError where `init_from` names no folder. Buckets are not probed."""
+    """Raises UserError if `init_from` names no folder. Does not probe buckets."""
     if config.init_from and '://' not in config.init_from and not os.path.isdir(config.init_from):
         raise UserError(f"init_from is '{config.init_from}'; there is no such folder. Give the "
                         "workdir of a run, or '' to start from fresh weights.")
 
 
 def check_workdir(workdir: str, create: bool) -> None:
-    """Writes to the folder once. Buckets (`gs://`) are not probed.
+    """Tries to write to the folder. Does not probe buckets (`gs://`).
 
     Raises:
-      UserError: it does not exist and may not be created, or cannot be written.
+      UserError: the folder does not exist and may not be created, or cannot be written.
     """
     if '://' in workdir:
         return
@@ -107,38 +106,38 @@ def check_workdir(workdir: str, create: bool) -> None:
                         'give --workdir a folder of your own.') from e
 
 
-def _leaves(value: Any, path: str = '') -> dict[str, Any]:
-    """Common keys by dotted path. Arguments of a method stay whole."""
-    if not path or path in ('dataset', 'model', 'model.moe', 'train', 'eval', 'mesh', 'checkpoint',
-                            'log'):
-        at = f'{path}.' if path else ''
-        found: dict[str, Any] = {}
-        for field in dataclasses.fields(value):
-            found |= _leaves(getattr(value, field.name), at + field.name)
-        return found
-    return {path: value}
+def _values(config: Config) -> dict[str, Any]:
+    """The value of every key by its dotted path."""
+    return {key: value for key, value, _ in schema.keys(config)}
 
 
-def _ranges(leaves: Mapping[str, Any]) -> None:
-    losses = {f'model.moe.losses.{k}': v for k, v in leaves['model.moe.losses'].items()}
-    for key, value in {**leaves, **losses}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if math.isinf(value) and key not in _MAY_BE_INFINITE:
-            raise UserError(f'{key} is {value}; it must be finite.')
-        if value < 0 or (value == 0 and key in _POSITIVE):
-            wanted = 'be positive' if key in _POSITIVE else 'not be negative'
-            raise UserError(f'{key} is {value}; it must {wanted}.')
-        if key in _BELOW_ONE and value >= 1:
-            raise UserError(f'{key} is {value}; allowed: 0 <= {key.split(".")[-1]} < 1.')
-    if leaves['log.warn_drop_rate'] > 1:
-        raise UserError(f'log.warn_drop_rate is {leaves["log.warn_drop_rate"]}; it is a share, '
-                        'from 0 to 1.')
-    if any(factor <= 0 for factor in leaves['eval.capacity_factors']):
-        raise UserError(f'eval.capacity_factors is {leaves["eval.capacity_factors"]}; each must be '
-                        'positive (inf is room for all).')
+def _ranges(config: Config) -> None:
+    for key, value, limits in schema.keys(config):
+        if isinstance(value, tuple) and limits.get('positive') and any(v <= 0 for v in value):
+            raise UserError(f'{key} is {value}; each must be positive (inf is room for all).')
+        several = isinstance(value, Mapping)  # model.moe.losses
+        numbers = {f'{key}.{n}': v for n, v in value.items()} if several else {key: value}
+        for name, number in numbers.items():
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _range(name, number, limits)
+
+
+def _range(key: str, number: float, limits: Mapping[str, Any]) -> None:
+    if math.isinf(number) and not limits.get('infinite'):
+        raise UserError(f'{key} is {number}; it must be finite.')
+    positive = limits.get('positive')
+    if number < 0 or (number == 0 and positive):
+        wanted = 'be positive' if positive else 'not be negative'
+        raise UserError(f'{key} is {number}; it must {wanted}.')
+    if limits.get('below_one') and number >= 1:
+        raise UserError(f'{key} is {number}; allowed: 0 <= {key.split(".")[-1]} < 1.')
+    if limits.get('share') and number > 1:
+        raise UserError(f'{key} is {number}; it is a share, from 0 to 1.')
+
+
+def _durations(values: Mapping[str, Any]) -> None:
     for stem in _DURATIONS:
-        if not leaves[f'{stem}epochs'] and not leaves[f'{stem}steps']:
+        if not values[f'{stem}epochs'] and not values[f'{stem}steps']:
             raise UserError(f'{stem}epochs and {stem}steps are both 0; set one of them.')
 
 
@@ -161,10 +160,10 @@ def _training(config: Config) -> None:
                         "'.*' trains everything.") from e
 
 
-def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _unread(config: Config, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuses a key that is set where nothing reads it.
 
-    A twin is made from its routed config by one switch, so its routing keys may stand there.
+    A dense twin is its routed config with `model.twin` set, so it may keep the routing keys.
     """
     moe, backbone = config.model.moe, registry.entry('backbone', registry.BACKBONES,
                                                      config.model.name)
@@ -173,7 +172,7 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
                         'does not offer it; leave it at its default.')
     if moe.placement == 'none':
         because = "model.moe.placement is 'none'"
-        keys = [k for k in leaves if k.startswith(('model.moe.', 'mesh.', 'log.warn_'))]
+        keys = [k for k in values if k.startswith(('model.moe.', 'mesh.', 'log.warn_'))]
         keys = [k for k in keys if k not in ('model.moe.placement', 'mesh.shard_optimizer')]
         keys.append('eval.capacity_factors')
     else:
@@ -183,7 +182,7 @@ def _unread(config: Config, leaves: Mapping[str, Any], defaults: Mapping[str, An
         if 'eval_capacity_factor' in router.ignores:
             keys.append('eval.capacity_factors')
     for key in keys:
-        value, default = leaves[key], defaults[key]
+        value, default = values[key], defaults[key]
         if dataclasses.is_dataclass(value) and type(value) is not type(default):
             kind: Any = type(value)
             default = kind()

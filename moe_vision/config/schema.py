@@ -1,107 +1,241 @@
-"""The checked config as plain frozen dataclasses: what every module but `config` works with.
+"""Every common key of a config: its name, type, default, meaning and range, each stated once.
 
-Meanings and defaults stand in `configs/base.py`; the names here are the same.
+`Config` and the sections it is made of are also what a checked config is: plain frozen dataclasses,
+which every module but `config` works with. The rest is read from here: `configs/base.py`, the
+checks of `config.check` and `config.rules`, and the defaults of studies that were registered before
+a key was there. The keys of the section `dataset` stand in `input_pipeline.types.DatasetConfig`,
+because `input_pipeline` works without this package.
+
+    >>> Config().model.moe.k, defaults()['train']['batch_size']
+    (2, 128)
+
+To add a key, write its line here and remake the file that people read:
+`python -m moe_vision.config.base_file > configs/base.py`.
 """
 
+import copy
 import dataclasses
 import re
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
 from input_pipeline import DatasetConfig
 from moe_vision.common.errors import UserError, nearest
 
 _PLACEMENTS = ('none', 'head', 'last_1', 'every_2')
+_T = TypeVar('_T')
+
+
+def key(
+    default: _T,
+    meaning: str,
+    *,
+    positive: bool = False,
+    below_one: bool = False,
+    share: bool = False,
+    infinite: bool = False,
+) -> _T:
+    """The dataclass field of one key. A number is finite and at least 0 unless stated otherwise.
+
+    Args:
+      default: of the type that stands before it.
+      meaning: what the key does, as the comment in `configs/base.py`.
+      positive: 0 is not allowed; of a list of numbers, in no item.
+      below_one: the number lies in [0, 1).
+      share: the number lies in [0, 1].
+      infinite: inf is allowed.
+    """
+    metadata = {
+        'meaning': meaning,
+        'positive': positive,
+        'below_one': below_one,
+        'share': share,
+        'infinite': infinite,
+    }
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Moe:
-    placement: str
-    router: str
-    router_args: Any  # the router's Args
-    num_experts: int
-    k: int
-    capacity_factor: float
-    eval_capacity_factor: float
-    capacity_multiple: int
-    group_size: int
-    priority: Literal['token', 'gate', 'random']
-    expert: str  # resolved: never ''
-    expert_args: Any  # the expert's Args
-    hidden: int
-    losses: dict[str, float]
+    """The routed places: what routes, what is routed to, and how many tokens find room."""
+
+    placement: str = key('last_1', "none, head, last_N, every_N, or block numbers such as '1,3'")
+    router: str = key('top_k', 'a name in ROUTERS, or package.module:Class')
+    # `config.check` puts the dataclass that the method names for its arguments in place of a dict
+    router_args: Any = key({'noise': 'gaussian'}, 'arguments of the router; `load` needs noise')
+    num_experts: int = key(8, 'E, experts at each routed place', positive=True)
+    k: int = key(2, 'experts that each token chooses', positive=True)
+    capacity_factor: float = key(
+        1.25,
+        'slots per expert: ceil(capacity_factor * k * T / E), at most T; inf gives room for all',
+        positive=True,
+        infinite=True,
+    )
+    eval_capacity_factor: float = key(2.0, 'the same in evaluation', positive=True, infinite=True)
+    capacity_multiple: int = key(
+        1, 'round the slots per expert up to a multiple of this', positive=True
+    )
+    group_size: int = key(
+        64, 'T, tokens that share capacity: patches in vit, else images', positive=True
+    )
+    priority: Literal['token', 'gate', 'random'] = key(
+        'token', 'who gets slots first: token (in order), gate (largest), random'
+    )
+    # `config.check` replaces '' by the name of the expert that copies the block
+    expert: str = key('', "a name in EXPERTS; '' copies the block that experts replace")
+    expert_args: Any = key({}, 'arguments of the expert')
+    hidden: int = key(0, 'hidden width of one expert; 0 is that of the block it replaces')
+    losses: dict[str, float] = key(
+        {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    name: str
-    args: Any  # the backbone's Args
-    dtype: Literal['float32', 'bfloat16']
-    remat: bool
-    twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops']
-    moe: Moe
+    """The network."""
+
+    name: str = key('conv', 'a name in BACKBONES, or package.module:Class')
+    args: Any = key({}, 'arguments of the backbone')
+    dtype: Literal['float32', 'bfloat16'] = key(
+        'float32', 'compute type: float32, bfloat16; weights and routers stay float32'
+    )
+    remat: bool = key(False, 'recompute blocks in the backward pass to save memory (not on a CPU)')
+    twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops'] = key(
+        'none',
+        'none trains the routed network. The others train a dense twin of it, with one block at '
+        'each routed place:\n'
+        '  same_width: a block as large as one expert\n'
+        '  same_active_flops: a block with the FLOPs of the experts that a token takes\n'
+        '  same_params: a block with the parameters of the router and all experts\n'
+        '  same_drops: same_width, which drops as many tokens as a random router would',
+    )
+    moe: Moe = dataclasses.field(default_factory=Moe)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    epochs: float
-    steps: int
-    batch_size: int
-    micro_batches: int
-    optimizer: str
-    optimizer_args: Any
-    learning_rate: float
-    warmup_epochs: float
-    warmup_steps: int
-    weight_decay: float
-    label_smoothing: float
-    clip_norm: float
-    ema_decay: float
-    mixup: float
-    cutmix: float
-    trainable: str
-    skip_nonfinite: int
+    """Training: its length, optimizer and regularisation."""
+
+    epochs: float = key(30.0, 'how long to train')
+    steps: int = key(0, 'the same in optimizer steps')
+    batch_size: int = key(128, 'images per optimizer step, over all devices', positive=True)
+    micro_batches: int = key(
+        1, 'gradient accumulation: batch_size is split into this many parts', positive=True
+    )
+    optimizer: str = key('adamw', 'a name in OPTIMIZERS')
+    optimizer_args: Any = key({}, 'arguments of the optimizer')
+    learning_rate: float = key(
+        1e-3, 'peak: reached by linear warm-up, then a cosine to 0', positive=True
+    )
+    warmup_epochs: float = key(1.0, 'how long the learning rate rises')
+    warmup_steps: int = key(0, 'the same in optimizer steps')
+    weight_decay: float = key(1e-4, 'on matrices and filters; never on biases, norms, routers')
+    label_smoothing: float = key(
+        0.0, 'share of the target that is spread evenly over all classes', below_one=True
+    )
+    clip_norm: float = key(1.0, 'clip the global norm of the gradient to this; 0 does not clip')
+    ema_decay: float = key(
+        0.0, 'decay per step of averaged weights to evaluate; 0 does not average', below_one=True
+    )
+    mixup: float = key(0.0, "a of mixup's Beta(a, a); partners share a routing group; 0 is off")
+    cutmix: float = key(0.0, 'the same for CutMix; with both on, each group flips a coin')
+    trainable: str = key('.*', 'train parameters whose path matches this regular expression')
+    skip_nonfinite: int = key(
+        0, 'skip up to N consecutive steps with a non-finite gradient; 0 stops at the first'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    split: Literal['train', 'validation', 'test']
-    batch_size: int
-    every_epochs: float
-    every_steps: int
-    capacity_factors: tuple[float, ...]
+    """Evaluation, while training and with --mode=eval."""
+
+    split: Literal['train', 'validation', 'test'] = key(
+        'test', 'what --mode=eval scores: train, validation, test'
+    )
+    batch_size: int = key(
+        256, 'images per step, rounded up to whole groups; changes no result', positive=True
+    )
+    every_epochs: float = key(1.0, 'how often to score validation while training')
+    every_steps: int = key(0, 'the same in optimizer steps')
+    capacity_factors: tuple[float, ...] = key(
+        (),
+        '--mode=eval also scores at each of these, such as 1,2,inf',
+        positive=True,
+        infinite=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    expert: int
-    shard_optimizer: bool
+    """How devices share the work."""
+
+    expert: int = key(
+        1, 'size of the expert axis: devices that share one copy of the experts', positive=True
+    )
+    shard_optimizer: bool = key(
+        False, "spread optimizer state over the data axis (not the experts')"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every_epochs: float
-    every_steps: int
-    keep: int
+    """What is saved to resume from."""
+
+    every_epochs: float = key(5.0, 'how often to save')
+    every_steps: int = key(0, 'the same in optimizer steps')
+    keep: int = key(
+        2, 'keep this many of the newest, besides the best on validation', positive=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    every_steps: int
-    warn_drop_rate: float
-    warn_max_over_mean: float
+    """Metrics and warnings."""
+
+    every_steps: int = key(20, 'write a metrics row and a progress line this often', positive=True)
+    warn_drop_rate: float = key(
+        0.2, 'warn when more than this share of the choices is dropped', share=True
+    )
+    warn_max_over_mean: float = key(
+        3.0, 'warn when one expert has this many times the mean load', positive=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    seed: int
-    init_from: str
-    dataset: DatasetConfig
-    model: Model
-    train: Train
-    eval: Eval
-    mesh: Mesh
-    checkpoint: Checkpoint
-    log: Log
+    """A whole config."""
+
+    seed: int = key(0, 'initial values, data order, augmentation and router noise derive from it')
+    init_from: str = key(
+        '', "start from the weights in this run's workdir; other classes get a new head"
+    )
+    dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
+    model: Model = dataclasses.field(default_factory=Model)
+    train: Train = dataclasses.field(default_factory=Train)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    log: Log = dataclasses.field(default_factory=Log)
+
+
+def keys(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(dotted path, value, what `key` was given) for every key of a config.
+
+    What `DatasetConfig` gives is the meaning only: its ranges are checked beside it.
+    """
+    for field in dataclasses.fields(section):
+        path, value = f'{prefix}{field.name}', getattr(section, field.name)
+        if field.metadata:
+            yield path, value, field.metadata
+        else:
+            yield from keys(value, f'{path}.')
+
+
+def defaults() -> dict[str, Any]:
+    """The default of every key, in new nested dictionaries that the caller may change."""
+    return dataclasses.asdict(Config())
 
 
 def routed_blocks(placement: str, blocks: int | None = None) -> tuple[int, ...]:
@@ -121,16 +255,23 @@ def routed_blocks(placement: str, blocks: int | None = None) -> tuple[int, ...]:
     match = re.fullmatch(r'(last_|every_|)(\d+(?:,\d+)*)', placement.replace(' ', ''))
     form, listed = match.groups() if match else ('', '')
     numbers = [int(n) for n in listed.split(',') if n]
-    if len(set(numbers)) != len(numbers) or not numbers or (
-            form and (len(numbers) > 1 or numbers[0] < 1)):
-        raise UserError(f"model.moe.placement is '{placement}'.{nearest(placement, _PLACEMENTS)} "
-                        "Allowed: none, head, last_N, every_N, or block numbers such as '1,3'.")
+    if (
+        len(set(numbers)) != len(numbers)
+        or not numbers
+        or (form and (len(numbers) > 1 or numbers[0] < 1))
+    ):
+        raise UserError(
+            f"model.moe.placement is '{placement}'.{nearest(placement, _PLACEMENTS)} "
+            "Allowed: none, head, last_N, every_N, or block numbers such as '1,3'."
+        )
     if blocks is None:
         return ()
     most = blocks if form else blocks - 1
     if max(numbers) > most:
-        raise UserError(f"model.moe.placement is '{placement}' but the backbone has {blocks} "
-                        f'blocks; the largest number here is {most}.')
+        raise UserError(
+            f"model.moe.placement is '{placement}' but the backbone has {blocks} "
+            f'blocks; the largest number here is {most}.'
+        )
     if form == 'last_':
         return tuple(range(blocks - numbers[0], blocks))
     if form == 'every_':

@@ -1,9 +1,9 @@
-"""A config file and the command line's overrides of it, to one locked ConfigDict.
+"""Reads a config file and the command line's overrides of it into one locked ConfigDict.
 
-Common keys are overridden by `ml_collections.config_flags`, which keeps their types. Keys inside
-the open dictionaries (a method's own arguments) do not exist beforehand, so a locked ConfigDict
-refuses them; they are taken out of the command line and merged afterwards. Types and names are then
-for `config.check` to judge.
+`ml_collections.config_flags` overrides common keys and keeps their types. Keys inside the open
+dictionaries (a method's own arguments) do not exist beforehand, so a locked ConfigDict would refuse
+them: they are taken out of the command line first and merged in afterwards. `config.check` then
+judges types and names.
 """
 
 import ast
@@ -14,14 +14,14 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from input_pipeline import DataError
 from moe_vision.common.errors import UserError, nearest, unknown
 from moe_vision.config import schema, typed
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Entry = TypeVar('Entry')
 KEYS = typed.flatten(schema.Config)
@@ -29,12 +29,12 @@ OPEN = tuple(k for k, kind in KEYS.items() if kind is Any or getattr(kind, '__or
 
 
 def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Sorts a command line into what each parser is to see.
+    """Splits a command line into the parts that different parsers read.
 
     Returns:
-      Overrides of common keys as `--config.key=value`; those in the open dictionaries as
-      {'model.moe.router_args.noise': value}, read as Python literals where they are ones; and the
-      arguments that override nothing.
+      Overrides of common keys, as `--config.key=value`; overrides in the open dictionaries, as
+      {'model.moe.router_args.noise': value}, where a value that is a Python literal is evaluated;
+      and the arguments that override nothing.
 
     Raises:
       UserError: an override names no key, or has no value.
@@ -60,7 +60,7 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
         if value is None or (no and not switch):
             raise UserError(f"'{arg}' has no value; write --config.{key}=VALUE.")
         if inside or key in OPEN:
-            opened.pop(key, None)  # the last one said comes last
+            opened.pop(key, None)  # so that the override given last is applied last
             opened[key] = literal(value)
         else:
             common.append(f'--config.{key}={value}')
@@ -68,16 +68,20 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
 
 
 def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None = None,
-         ) -> ConfigDict:
-    """The locked config of `FILE.py` or `FILE.py:argument`, overridden.
+         ) -> 'ConfigDict':
+    """The locked config of `FILE.py` or `FILE.py:argument`, with the overrides applied.
 
     Args:
       file: a Python file with `get_config()`, or `get_config(argument)`.
-      common, opened: what `take_overrides` found.
+      common, opened: overrides, as `take_overrides` returns them.
 
     Raises:
-      UserError: no such file, it fails, it gives no ConfigDict, or an override has a wrong type.
+      UserError: there is no such file, it fails, it returns no ConfigDict, or an override has a
+        wrong type.
     """
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags  # an extra: `--help` works without
+
     config, values = run(file), flags.FlagValues()
     if not isinstance(config, ConfigDict):
         path = file.split(':', 1)[0]
@@ -108,13 +112,13 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
 
 
 def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
-    """What `get_WHAT()` of the Python file `FILE.py` returns; `get_WHAT(arg)` of `FILE.py:arg`.
+    """Calls `get_WHAT()` of the Python file `FILE.py`, or `get_WHAT(arg)` of `FILE.py:arg`.
 
     Args:
-      folder: where such files stand, for the hint at a file that does not exist.
+      folder: the folder that the hint names when the file does not exist.
 
     Raises:
-      UserError: no such file, no such function, or it fails.
+      UserError: there is no such file or function, or it fails.
     """
     path, *argument = file.split(':', 1)
     if not os.path.isfile(path):
@@ -130,7 +134,7 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
         if spec is None or spec.loader is None:
             raise UserError(f"{what} file '{path}' is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
-        with open(own, 'rb') as f:  # no cached bytecode: it goes by the second and size of a change
+        with open(own, 'rb') as f:  # cached bytecode would miss a change within the same second
             exec(compile(f.read(), own, 'exec'), module.__dict__)
         if not hasattr(module, f'get_{what}'):
             near = nearest(f'get_{what}', dir(module))
@@ -170,13 +174,13 @@ def chosen(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
 
 
 def nearest_key(key: str) -> str:
-    """` Did you mean '--config.…'?` for the closest key, by its path or its last part alone."""
-    last = [k for k in KEYS if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
-    return nearest(f'--config.{key}', [f'--config.{k}' for k in last or KEYS])
+    """` Did you mean '--config.…'?` for the closest key; keys with the same last part go first."""
+    namesakes = [k for k in KEYS if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
+    return nearest(f'--config.{key}', [f'--config.{k}' for k in namesakes or KEYS])
 
 
 def literal(text: str) -> Any:
-    """A Python literal if the text is one (`0.1`, `16,32`, `true`), else the text itself."""
+    """The value of a Python literal (`0.1`, `16,32`, `true`), or the text if it is not one."""
     try:
         return ast.literal_eval(text.capitalize() if text in ('true', 'false') else text)
     except (ValueError, SyntaxError):

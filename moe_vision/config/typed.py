@@ -1,8 +1,8 @@
-"""From nested plain dictionaries to typed dataclasses, with an error a person can act on.
+"""Turns nested plain dictionaries into typed dataclasses, with errors that a person can act on.
 
-The annotations of a dataclass are its schema: no key may be missing, none may be unknown, and
-every value has the annotated type. An int is fine where a float is wanted; a bool is never a
-number, and a float is never an int, 3.0 included.
+The annotations of a dataclass say what is allowed: no key may be unknown, and every value has the
+annotated type. An int is allowed where a float is wanted. A bool is never a number, and a float is
+never an int, not even 3.0.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _NAMES = {int: 'an int', float: 'a number', bool: 'True or False', str: 'a strin
 
 
 def flatten(cls: Any, prefix: str = '') -> dict[str, Any]:
-    """`{'train.epochs': float, ...}`: the annotation of every leaf of nested dataclasses."""
+    """The annotation of every leaf of nested dataclasses: `{'train.epochs': float, ...}`."""
     leaves: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
@@ -28,14 +28,16 @@ def flatten(cls: Any, prefix: str = '') -> dict[str, Any]:
     return leaves
 
 
-def build(cls: Any, given: Mapping[str, Any], where: str, what: str = 'key') -> Any:
+def build(cls: Any, given: Mapping[str, Any], where: str, what: str = 'key',
+          complete: bool = False) -> Any:
     """An instance of the dataclass `cls` from a dictionary.
 
     Args:
-      cls: a dataclass; its fields may be dataclasses, then their values are dictionaries.
-      given: the values by name. Fields with a default may be absent.
-      where: dotted path of `given` in the config, for messages; '' is the top.
+      cls: a dataclass. A field that is a dataclass itself takes a dictionary.
+      given: the values by name.
+      where: dotted path of `given` in the config, for messages; '' for the whole config.
       what: what one entry is called in messages.
+      complete: every field must be given; otherwise those with a default may be absent.
 
     Raises:
       UserError: a key is unknown or missing, or a value has the wrong type.
@@ -51,19 +53,22 @@ def build(cls: Any, given: Mapping[str, Any], where: str, what: str = 'key') -> 
             hint = nearest(name, fields)
             raise UserError(f"unknown {what}: '{at}{name}'.{hint} Allowed: {allowed}.")
     for name, field in fields.items():
-        absent = field.default is field.default_factory is dataclasses.MISSING
-        if name not in given and absent:
+        needed = complete or field.default is field.default_factory is dataclasses.MISSING
+        if name not in given and needed:
             raise UserError(f"{what} '{at}{name}' is missing; it must be {describe(kinds[name])}.")
-    values = {name: convert(given[name], kinds[name], at + name) for name in given}
+    values = {name: convert(given[name], kinds[name], at + name, complete) for name in given}
     try:
         return cls(**values)
-    except UserError as e:  # a dataclass that checks its own values knows the field, not the path
+    except UserError as e:  # the dataclass checks its values; it knows the field, not the path
         own = str(e).split(' ', 1)[0] in fields
         raise UserError(f'{at}{e}' if own else f'{where}: {e}') from e
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the annotation `kind` wants it.
+def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
+    """`value` converted to the annotation `kind`.
+
+    Args:
+      complete: as in `build`, where `kind` is a dataclass.
 
     Raises:
       UserError: the value is of another type, not among the literals, or not a number.
@@ -73,7 +78,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
             typing.get_origin(k) is typing.Literal for k in inner):
         origin, inner = typing.Literal, tuple(v for k in inner for v in typing.get_args(k))
     if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
+        return build(kind, value, where, complete=complete)
     if kind is Any:
         return value
     if origin is typing.Literal:
@@ -87,7 +92,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple and inner:
         items = list(value) if isinstance(value, tuple | list) else [value]
         if inner[0] is float and len(items) == 1 and isinstance(items[0], str):
-            # as the command line gives '1,2,inf', which is no Python literal
+            # the command line gives '1,2,inf' as a string, because it is no Python literal
             items = [_number(text) for text in items[0].strip('()[]').split(',')]
         repeated = len(inner) == 2 and inner[1] is Ellipsis
         if not repeated and len(items) != len(inner):

@@ -1,10 +1,10 @@
-"""What a config computes, before anything is trained; needs no data.
+"""Prints what a config computes: its FLOPs, its parameters, and the share that is routed (rho).
 
     python -m moe_vision.leverage --config=configs/digits_k2.py
     python -m moe_vision.leverage --config=a.py,b.py --sweep=model.moe.hidden=64,256,1024 --out=DIR
     python -m moe_vision.leverage --config=a.py --solve=model.moe.hidden --target_rho=0.2
 
-Any key of a config can be set: `--config.model.moe.k=1`.
+Nothing is trained and no data are read. Any key of a config can be set: `--config.model.moe.k=1`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import input_pipeline
@@ -19,50 +20,50 @@ from input_pipeline import DataError
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import finite
 from moe_vision.config import source
+from moe_vision.config.command_line import exit_code
 from moe_vision.config.schema import Config
 from moe_vision.leverage.options import Request, parse
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    try:
-        request = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or '')
-        run = _sweep if request.sweep else _solve if request.solve else _tables
-        lines, plain = run(request)
-        print(json.dumps(finite(plain), indent=2) if request.json else '\n'.join(lines))
-    except (UserError, DataError) as e:
-        print('error:', ' '.join(str(e).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    request = parse(arguments, __doc__)
+    answer = _sweep if request.sweep else _solve if request.solve else _tables
+    lines, records = answer(request)
+    print(json.dumps(finite(records), indent=2) if request.json else '\n'.join(lines))
     return 0
 
 
 def _tables(request: Request) -> tuple[list[str], Any]:
+    """Of each config a table of its blocks; as lines, and as JSON can hold it."""
     from moe_vision.leverage import measure, sweep, table, twins
 
-    lines, plain = [], []
+    lines, records = [], []
     for file in request.files:
         config = request.configs[file, None]
         info = _info(config)
-        found, others = measure(config, info), twins(config, info)
+        cost, its_twins = measure(config, info), twins(config, info)
         h, w, c = info.image_shape
         lines += ['', f'{file}: {config.model.name}, {table.network(config)}; '
                   f'{info.name}, {h}×{w}×{c}, {info.num_classes} classes; {config.model.dtype}',
-                  '', *table.text(config, found), *table.twins(found, others)]
-        numbers = sweep.row(file, '', None, found)
-        plain.append({k: v for k, v in numbers.items() if k not in ('key', 'value')} | {
-            'blocks': [dataclasses.asdict(b) for b in found.blocks],
-            'capacity': {n: dataclasses.asdict(x) for n, x in found.capacities.items()},
+                  '', *table.text(config, cost), *table.twins(cost, its_twins)]
+        numbers = sweep.row(file, '', None, cost)
+        records.append({k: v for k, v in numbers.items() if k not in ('key', 'value')} | {
+            'blocks': [dataclasses.asdict(b) for b in cost.blocks],
+            'capacity': {n: dataclasses.asdict(x) for n, x in cost.capacities.items()},
             'twins': {t.name: {'flops': t.flops, 'params': t.params,
-                               'cost': found.flops / t.flops,
-                               'cost_executed': found.flops_executed / t.flops}
-                      if not t.refused else {'refused': t.refused} for t in others}})
-    return lines[1:], plain
+                               'cost': cost.flops / t.flops,
+                               'cost_executed': cost.flops_executed / t.flops}
+                      if not t.refused else {'refused': t.refused} for t in its_twins}})
+    return lines[1:], records
 
 
 def _sweep(request: Request) -> tuple[list[str], Any]:
+    """A row for each config and swept value; writes sweep.csv and sweep.svg, too."""
     from moe_vision.leverage import measure, sweep
 
     rows = [sweep.row(file, request.sweep, sweep.said(source.literal(value)),
@@ -80,26 +81,27 @@ def _sweep(request: Request) -> tuple[list[str], Any]:
 
 
 def _solve(request: Request) -> tuple[list[str], Any]:
+    """A row for each config, at the value of the key that was found."""
     from moe_vision.leverage import measure, solve, sweep
 
     rows = []
     for file in request.files:
         def allowed(n: int, file: str = file) -> bool:
             try:
-                return bool(request.at(file, n))
+                return bool(request.config_at(file, n))
             except (UserError, DataError):
                 return False
 
         @functools.cache
         def numbers(n: int, file: str = file) -> sweep.Row:
-            config = request.at(file, n)
+            config = request.config_at(file, n)
             return sweep.row(file, request.solve, n, measure(config, _info(config)))
 
-        value = solve.solve(lambda n: numbers(n)[request.rho], allowed, request.target,
-                            request.solve, request.rho)
-        rows.append(numbers(value) | {'target_rho': request.target})
+        value = solve.solve(lambda n: numbers(n)[request.rho], allowed,
+                            request.target_rho, request.solve, request.rho)
+        rows.append(numbers(value) | {'target_rho': request.target_rho})
     lines = [f'{r["config"]}: {request.solve}={r["value"]} gives {request.rho} '
-             f'{r[request.rho]:.4f} (asked {request.target:g})' for r in rows]
+             f'{r[request.rho]:.4f} (asked {request.target_rho:g})' for r in rows]
     return [*lines, '', *sweep.text(rows), sweep.NOTE], rows
 
 
@@ -108,4 +110,4 @@ def _info(config: Config) -> input_pipeline.DatasetInfo:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,12 @@
-"""What a trained run says of image files.
+"""Predicts the classes of image files with the network of a trained run.
 
     python -m moe_vision.predict --workdir=W image1.jpg folder/
     python -m moe_vision.predict --workdir=W --batch_size=64 --json folder/
 
-Prints the classes with the highest probabilities, and of each routed layer the experts that the
-image went to. A folder stands for all the images below it. Files go through the transform of the
-run's own evaluation; those that cannot be read are named and skipped. Every image is predicted as
-if it were alone (see `moe_vision.predict.model`): the batch size changes the last digits at most.
+Prints the most probable classes of each image, and to which experts each routed layer sent it. A
+folder stands for all images below it. Files are transformed as in the run's own evaluation; a file
+that cannot be read is named and skipped. Every image is predicted as if it were alone (see
+`moe_vision.predict.model`), so the batch size changes the last digits at most.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from input_pipeline import DataError
+from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import trust
+from moe_vision.config.command_line import exit_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,55 +28,48 @@ if TYPE_CHECKING:
     from moe_vision.predict.model import Model, Prediction
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-_SHOWN = 4  # experts of a layer, where patches go to many
+_SHOWN = 4  # experts of a layer that are printed, where patches go to many
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; write: python -m moe_vision.predict --workdir=W IMAGES')
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code, which is 2 where no image was read, too."""
+    return exit_code(lambda: _run(arguments))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 2 where no image was read."""
-    try:
-        given = _parse(arguments)
-        trust.allow(given.trust)
-        files = list(_files(given.images))
-        config_lib.load(given.workdir)  # is it a run, before jax is imported
-        from moe_vision.predict.model import load
+def _run(arguments: Sequence[str]) -> int:
+    args = _parse(arguments)
+    trust.allow(args.trust)
+    files = list(_files(args.images))
+    config_lib.load(args.workdir)  # a folder without a run is refused before jax is imported
+    from moe_vision.predict.model import load
 
-        model = load(given.workdir, given.best)
-        _note(model)
-        told = _predict(model, files, given)
-    except (UserError, DataError) as e:
-        print('error:', ' '.join(str(e).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
-    skipped = len(files) - told
-    if skipped:
+    model = load(args.workdir, args.best)
+    _note(model)
+    predicted = _predict(model, files, args)
+    if skipped := len(files) - predicted:
         print(f'{skipped} of {len(files)} files skipped', file=sys.stderr)
-    return 0 if told else 2
+    return 0 if predicted else 2
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog='python -m moe_vision.predict', description=__doc__, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', required=True, help='folder of the run')
-    parser.add_argument('--batch_size', type=int, default=1, help='images at once')
-    parser.add_argument('--top', type=int, default=5, help='classes to print')
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser('moe_vision.predict', __doc__)
+    parser.add_argument('--workdir', required=True, metavar='W', help='folder of the run')
+    parser.add_argument('--batch_size', type=int, default=1, metavar='N',
+                        help='how many images are computed at once (default: 1)')
+    parser.add_argument('--top', type=int, default=5, metavar='N',
+                        help='how many classes are printed for each image (default: 5)')
     parser.add_argument('--best', action='store_true',
-                        help='the weights that were best on validation, not the last')
-    parser.add_argument('--trust', default='',
-                        help="modules of your own that the run's config names, such as my.routers")
-    parser.add_argument('--json', action='store_true', help='a JSON object for each image')
+                        help='use the weights that were best on validation, not the last ones')
+    parser.add_argument('--trust', default='', metavar='MODULES',
+                        help="modules of your own that the run's config may import, such as "
+                        'my.routers,my.losses')
+    parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
-    given = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     for name in ('batch_size', 'top'):
-        if getattr(given, name) < 1:
-            raise UserError(f'--{name} is {getattr(given, name)}; it must be positive.')
-    return given
+        if getattr(args, name) < 1:
+            raise UserError(f'--{name} is {getattr(args, name)}; it must be positive.')
+    return args
 
 
 def _files(paths: Iterable[str]) -> Iterator[str]:
@@ -84,13 +78,13 @@ def _files(paths: Iterable[str]) -> Iterator[str]:
         if not os.path.isdir(path):
             yield path
             continue
-        found = []
+        images = []
         for folder, _, names in os.walk(path, onerror=_skip):
-            found += [os.path.join(folder, n) for n in names
-                      if n.lower().endswith(_SUFFIXES) and not n.startswith('.')]
-        if not found:
+            images += [os.path.join(folder, n) for n in names
+                       if n.lower().endswith(_SUFFIXES) and not n.startswith('.')]
+        if not images:
             raise UserError(f"folder '{path}' holds no images ({', '.join(_SUFFIXES)}).")
-        yield from sorted(found)
+        yield from sorted(images)
 
 
 def _skip(error: OSError) -> None:
@@ -98,6 +92,7 @@ def _skip(error: OSError) -> None:
 
 
 def _note(model: 'Model') -> None:
+    """Says where a prediction of one image alone differs from what the run trained and scored."""
     router, args = model.config.model.moe.router, model.config.model.moe.router_args
     if router == 'soft' and args.axis == 'batch' and model.config.model.twin == 'none':
         print('note: this network mixes the images of a group; here each image is a group of its '
@@ -105,7 +100,7 @@ def _note(model: 'Model') -> None:
 
 
 def _read(model: 'Model', files: Iterable[str]) -> Iterator[tuple[str, 'np.ndarray']]:
-    """The pixels of each file; one that cannot be read is named instead."""
+    """Path and pixels of each file; a file that cannot be read is named on standard error."""
     for path in files:
         try:
             with open(path, 'rb') as f:
@@ -119,56 +114,56 @@ def _read(model: 'Model', files: Iterable[str]) -> Iterator[tuple[str, 'np.ndarr
             yield path, image
 
 
-def _predict(model: 'Model', files: Sequence[str], given: argparse.Namespace) -> int:
-    """Prints what is said of each file; returns how many were read."""
+def _predict(model: 'Model', files: Sequence[str], args: argparse.Namespace) -> int:
+    """Prints the prediction of each file; returns how many files could be read."""
     import numpy as np
 
-    told, waiting = 0, list[tuple[str, np.ndarray]]()
+    predicted, waiting = 0, list[tuple[str, np.ndarray]]()
 
-    def tell() -> int:
-        pixels = np.zeros((given.batch_size, *model.info.image_shape), np.uint8)
+    def print_batch() -> int:
+        pixels = np.zeros((args.batch_size, *model.info.image_shape), np.uint8)
         pixels[:len(waiting)] = [image for _, image in waiting]
-        found = model(pixels, told)
+        prediction = model(pixels, predicted)
         for i, (path, _) in enumerate(waiting):
-            row = {'file': path} | _row(model, found, i, given.top)
-            print(json.dumps(row) if given.json else _text(row), flush=True)
+            row = {'file': path} | _row(model, prediction, i, args.top)
+            print(json.dumps(row) if args.json else _lines(row), flush=True)
         return len(waiting)
 
-    for item in _read(model, files):
-        waiting.append(item)
-        if len(waiting) == given.batch_size:
-            told += tell()
+    for path_and_pixels in _read(model, files):
+        waiting.append(path_and_pixels)
+        if len(waiting) == args.batch_size:
+            predicted += print_batch()
             waiting.clear()
-    return told + (tell() if waiting else 0)
+    return predicted + (print_batch() if waiting else 0)
 
 
-def _row(model: 'Model', found: 'Prediction', i: int, top: int) -> dict[str, Any]:
-    """What is said of image i, as JSON can hold it."""
-    p = found.probabilities[i]
+def _row(model: 'Model', prediction: 'Prediction', i: int, top: int) -> dict[str, Any]:
+    """The prediction of image i, as JSON can hold it."""
+    p = prediction.probabilities[i]
     order = (-p).argsort(kind='stable')[:top]
     classes = [{'class': model.info.class_names[c], 'label': int(c), 'probability': float(p[c])}
                for c in order]
-    return {'classes': classes, 'layers': {name: _experts(of, i) for name, of in
-                                           found.layers.items()}}
+    return {'classes': classes,
+            'layers': {name: _experts(layer, i) for name, layer in prediction.layers.items()}}
 
 
 def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
-    """The experts of image i in a layer, those with the largest gates first.
+    """The experts of image i in a layer, largest gate first.
 
-    'tokens' is the share of the image's tokens that went to the expert (1 where images are routed),
-    'gate' its mean gate over all of them.
+    'tokens' is the share of the image's tokens that went to the expert (1 where whole images are
+    routed), 'gate' the expert's mean gate over all tokens of the image.
     """
     expert, gate, kept = (layer[n][i] for n in ('expert', 'gate', 'kept'))  # [T, K]
     rows = []
     for e in sorted(set(expert[kept].tolist())):
-        mine = kept & (expert == e)
-        rows.append({'expert': e, 'tokens': float(mine.any(-1).mean()),
-                     'gate': float((gate * mine).sum(-1).mean())})
+        chosen = kept & (expert == e)
+        rows.append({'expert': e, 'tokens': float(chosen.any(-1).mean()),
+                     'gate': float((gate * chosen).sum(-1).mean())})
     return sorted(rows, key=lambda r: -r['gate'])
 
 
-def _text(row: dict[str, Any]) -> str:
-    """The row as lines."""
+def _lines(row: dict[str, Any]) -> str:
+    """The row for people, in several lines."""
     lines = [row['file'], *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
     for name, experts in row['layers'].items():
         of_patches = any(0 < r['tokens'] < 1 for r in experts)
@@ -180,4 +175,4 @@ def _text(row: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

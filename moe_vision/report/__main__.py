@@ -1,35 +1,34 @@
-"""`python -m moe_vision.report --workdir=W`: writes W/report.html and prints its path."""
+"""Writes W/report.html from what a training run has left in its folder W; prints the page's path.
 
-import argparse
+    python -m moe_vision.report --workdir=W
+"""
+
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
 
 from moe_vision import report
+from moe_vision.common.command_line import Parser, exit_code
+from moe_vision.common.errors import UserError
 
 
-class _OneLine(argparse.ArgumentParser):
-    """A parser whose errors are one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'report: {message}. Usage: python -m moe_vision.report --workdir=W\n')
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    return exit_code(lambda: _run(arguments))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = _OneLine(prog='report', description=__doc__, allow_abbrev=False)
-    parser.add_argument('--workdir', required=True, help="a training run's folder, gs:// included")
-    workdir = parser.parse_args(arguments).workdir
+def _run(arguments: Sequence[str]) -> int:
+    parser = Parser('moe_vision.report', __doc__)
+    parser.add_argument('--workdir', required=True, metavar='W',
+                        help='folder of the run; may be a gs:// path')
+    workdir = parser.parse(arguments).workdir
     try:
-        path = report.write(workdir)
-    except report.NoRun as error:
-        print(f'report: {error}', file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f'report: cannot write {workdir}/report.html: {error}', file=sys.stderr)
-        return 2
-    print(path)
+        print(report.write(workdir))
+    except report.NoRun as e:
+        raise UserError(str(e)) from e
+    except OSError as e:
+        raise UserError(f'{workdir}/report.html cannot be written: {e}') from e
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -51,7 +51,7 @@ class Interval:
         """The row for the steps since the last one; means over those that were not skipped.
 
         Raises:
-          NonFinite: a loss or gradient was not finite once too often; carries that step.
+          NonFiniteStep: a loss or gradient was not finite once too often; carries that step.
         """
         steps = [s for s, _ in self._pending]
         fetched = jax.device_get([m for _, m in self._pending])
@@ -76,13 +76,13 @@ class Interval:
             if not math.isfinite(float(values[name])):
                 self.in_a_row += 1
                 if self.in_a_row > self._may_skip:
-                    raise NonFinite(step, name, self.in_a_row)
+                    raise NonFiniteStep(step, name, self.in_a_row)
                 return False
         self.in_a_row = 0
         return True
 
 
-class NonFinite(Exception):
+class NonFiniteStep(Exception):
     """The loss or the gradient norm of `step` is not a finite number."""
 
     def __init__(self, step: int, what: str, in_a_row: int = 1):

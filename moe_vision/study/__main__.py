@@ -3,47 +3,44 @@
     python -m moe_vision.study run --study=configs/studies/top_k.py:digits --workdir=W
     python -m moe_vision.study time --study=configs/studies/top_k.py:digits --workdir=W
     python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
+    python -m moe_vision.study pack --workdir=W     # rows and timings into one file of each
     python -m moe_vision.study register --study=configs/studies/top_k.py:digits --workdir=W
 
-Over several processes of one mesh, where no TPU pod says so by itself, each of them:
+To train over several processes as one mesh, start each of them with its number (on a TPU pod, run
+the command on every host without these flags):
 
     python -m moe_vision.study run ... --coordinator=HOST:PORT --processes=N --process=I
 
-Keys that change no result can be set for all arms: `--config.dataset.data_dir=D`,
+Keys that do not change results can be set for all arms: `--config.dataset.data_dir=D`,
 `--config.dataset.workers=2`, `--config.checkpoint.KEY`, `--config.log.KEY`.
 """
 
 import argparse
 import os
 import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from input_pipeline import DataError
 from moe_vision.common import compile_cache
-from moe_vision.common.errors import UserError, nearest, unknown
-from moe_vision.config import rules, source
+from moe_vision.common.errors import UserError, unknown
+from moe_vision.config import rules
+from moe_vision.config.command_line import OverridesParser
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
 from moe_vision.study import registration, rows
 from moe_vision.study.load import Loaded, load, matching
-from moe_vision.study.run import claims, plan, runner
+from moe_vision.study.run import claims, pack, plan, runner
 
-COMMANDS = ('run', 'report', 'register', 'time')
-_FLAGS = ('--study', '--workdir', '--only', '--list', '--dry_run', '--keep_runs', '--coordinator',
-          '--processes', '--process')
+COMMANDS = ('run', 'report', 'pack', 'register', 'time')
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}.')
-
-
-def main(argv: list[str]) -> int:
-    """Checks the command line and hands over. Returns the exit code."""
-    return exit_code(lambda: _carry_out(*_parse(argv)))
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    return exit_code(lambda: _carry_out(*_parse(arguments)))
 
 
 def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -51,7 +48,11 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
         for folder in registration.folders(args.workdir):
             _report(folder)
         return
-    given = peers.check(args.coordinator, args.processes, args.process)
+    if args.command == 'pack':
+        for folder in registration.folders(args.workdir):
+            print('\n'.join(pack.pack(folder)))
+        return
+    processes = peers.check(args.coordinator, args.processes, args.process)
     loaded = load(args.study, overrides)
     if args.list or args.dry_run:
         _show(loaded, args)
@@ -63,28 +64,30 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
     elif args.command == 'time':
         _time(loaded, args.workdir)
     else:
-        _run(loaded, args, given)
+        _run(loaded, args, processes)
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    common, opened, others = source.take_overrides(argv)
-    common += [f'--config.{k}={v}' for k, v in opened.items()]  # none is allowed: `load` says so
-    parser = _Parser(prog='python -m moe_vision.study', description=__doc__, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = OverridesParser('moe_vision.study', __doc__)
     parser.add_argument('command', help=', '.join(COMMANDS))
-    parser.add_argument('--study', default='', help='a file of configs/studies, or FILE.py:ARG')
-    parser.add_argument('--workdir', default='', help='folder of the study')
-    parser.add_argument('--only', default='', help='run: arms, such as k1,soft_*')
-    parser.add_argument('--list', action='store_true', help='run: show what became of each cell')
-    parser.add_argument('--dry_run', action='store_true', help='run: show what is left to do')
-    parser.add_argument('--keep_runs', action='store_true', help='run: keep checkpoints of cells')
-    parser.add_argument('--coordinator', help='run: HOST:PORT of process 0, the port free')
-    parser.add_argument('--processes', type=int, help='run: how many processes train as one mesh')
-    parser.add_argument('--process', type=int, help='run: which of them this is, from 0')
-    args, rest = parser.parse_known_args(others)
-    if rest:
-        raise UserError(f"unknown argument '{rest[0]}'.{nearest(rest[0].split('=')[0], _FLAGS)} "
-                        f'Allowed: {", ".join(_FLAGS)}.')
+    parser.add_argument('--study', default='', metavar='FILE',
+                        help='a study file, such as configs/studies/top_k.py:digits')
+    parser.add_argument('--workdir', default='', metavar='W', help='folder of the study')
+    parser.add_argument('--only', default='', metavar='ARMS',
+                        help='run: only these arms, such as k1,soft_*')
+    parser.add_argument('--list', action='store_true', help='run: print the state of each cell')
+    parser.add_argument('--dry_run', action='store_true',
+                        help='run: print what is left to do, and what it costs')
+    parser.add_argument('--keep_runs', action='store_true',
+                        help='run: keep the checkpoints of finished cells')
+    parser.add_argument('--coordinator', metavar='HOST:PORT',
+                        help='run: host of process 0, and a free port there')
+    parser.add_argument('--processes', type=int, metavar='N',
+                        help='run: how many processes train as one mesh')
+    parser.add_argument('--process', type=int, metavar='I',
+                        help='run: the number of this process, from 0')
+    args, common, opened = parser.parse_with_overrides(arguments)
+    common += [f'--config.{k}={v}' for k, v in opened.items()]  # `load` refuses these
     if args.command not in COMMANDS:
         raise unknown('command', args.command, COMMANDS)
     if not args.workdir:
@@ -92,9 +95,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if '://' in args.workdir:
         raise UserError(f"--workdir is '{args.workdir}'; a study needs a folder of a file system, "
                         'for claims. Its rows can be copied to a bucket.')
-    if args.command == 'report':
+    if args.command in ('report', 'pack'):
         if args.study or common:
-            raise UserError('report reads --workdir alone; leave --study and --config.* away.')
+            raise UserError(f'{args.command} reads --workdir alone; leave out --study and '
+                            '--config.*.')
     elif not args.study:
         raise UserError('--study is missing; give a file, such as '
                         '--study=configs/studies/top_k.py:digits.')
@@ -107,7 +111,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, common
 
 
-def _run(loaded: Loaded, args: argparse.Namespace, given: peers.Given | None) -> None:
+def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None) -> None:
     for name in matching(loaded.configs, args.only):
         try:
             rules.check_init(loaded.configs[name])
@@ -116,14 +120,14 @@ def _run(loaded: Loaded, args: argparse.Namespace, given: peers.Given | None) ->
             raise UserError(f"arm '{name}': {e}") from e
     flags.FLAGS(['study'])  # worker processes of the input pipeline want them parsed
     logs.to_stderr()
-    peers.start(given)
+    peers.start(processes)
     with Stop() as stop:
         runner.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
     peers.done()
 
 
 def _show(loaded: Loaded, args: argparse.Namespace) -> None:
-    """--list and --dry_run: change nothing but the registration's check."""
+    """Prints what --list and --dry_run ask for; checks the registration and writes nothing."""
     arms = matching(loaded.configs, args.only)
     record: dict[str, Any] = registration.record(loaded)
     if os.path.exists(os.path.join(args.workdir, 'preregistration.json')):
@@ -146,9 +150,9 @@ def _time(loaded: Loaded, workdir: str) -> None:
     compile_cache.use()
     from moe_vision.study.run import latency
 
-    found = latency.measure({a: loaded.configs[a] for a in study.latency_arms},
-                            study.latency_batches)
-    print(f'wrote {rows.write_latency(workdir, found)}')
+    latencies = latency.measure({a: loaded.configs[a] for a in study.latency_arms},
+                                study.latency_batches)
+    print(f'wrote {rows.write_latency(workdir, latencies)}')
 
 
 def _report(workdir: str) -> None:

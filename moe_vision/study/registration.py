@@ -17,7 +17,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.files import write_json
 from moe_vision.common.json_values import MISSING, differences, plain
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry
+from moe_vision.config import registry, schema
 from moe_vision.study import types
 from moe_vision.study.load import Loaded, operational
 
@@ -91,7 +91,8 @@ def folders(workdir: str) -> list[str]:
     if _path(workdir).exists():
         return [workdir]
     below = (p.parent for p in Path(workdir).rglob('preregistration.json'))
-    return sorted(str(p) for p in below if (p / 'rows').exists()) or [workdir]
+    return sorted(str(p) for p in below
+                  if (p / 'rows').exists() or (p / 'rows.jsonl').exists()) or [workdir]
 
 
 def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
@@ -135,13 +136,11 @@ def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
 
 
 def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
-    """Of a config's key: the default of its method's arguments, or of configs/base.py.
+    """The default of a config's key: of its method's arguments, or of the common keys.
 
-    The config may be a row's, which is data: a method's arguments are known where its name is in
-    the table, or where the study's own file has named it.
+    The config may be a row's, which is data. So a method's arguments are known only if its name is
+    in the table, or if the study's own file has named it.
     """
-    from configs import base
-
     def at(value: Any, keys: tuple[Any, ...]) -> Any:
         for key in keys:
             if not isinstance(value, Mapping) or key not in value:
@@ -153,7 +152,7 @@ def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
         if path[:len(place)] == place and len(path) == len(place) + 1:
             entry = registry.known(table, at(config, name))
             return _field_default(entry.args, path[-1]) if entry else MISSING
-    return at(base.get_config().to_dict(), path)
+    return at(schema.defaults(), path)
 
 
 def _field_default(cls: Any, name: str) -> Any:

@@ -1,9 +1,12 @@
 """One cell's result as a row: made from its run's folder, written whole, read with suspicion.
 
 A row holds no clock, no host and no path, so that a study that was killed and continued has the
-bytes of one that was not. What depends on the clock is written beside it, under W/timings.
+bytes of one that was not. What depends on the clock is written beside it, under W/timings. Rows and
+timings are written as a file per cell; `pack` merges them into one file of each, and every reader
+here reads both.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,8 +15,9 @@ from typing import Any
 
 from moe_vision.common.errors import nearest
 from moe_vision.common.files import write_json
-from moe_vision.study import fields, registration
+from moe_vision.study import fields, packed, registration
 from moe_vision.study.analysis.pairs import listed, short_commit
+from moe_vision.study.packed import Cell
 
 _OF_LAYER = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
              'temperature', 'max_over_mean')
@@ -23,8 +27,10 @@ _FACTS = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_execu
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
 
 
-def path(workdir: str, arm: str, seed: int) -> Path:
-    return Path(workdir) / 'rows' / arm / f'seed_{seed}.json'
+def exists(workdir: str, arm: str, seed: int) -> bool:
+    """Whether there is a row of the cell, usable or not."""
+    return (packed.cell_path(workdir, 'rows', (arm, seed)).exists()
+            or (arm, seed) in packed.read(workdir, 'rows').by_cell)
 
 
 def collect(folder: str, study: str, arm: str, seed: int, digest: str,
@@ -72,34 +78,39 @@ def images_per_second(folder: str) -> float | None:
 
 def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
     """Writes the timing, then the row: where a row is, the cell is done."""
-    to = path(workdir, row['arm'], row['seed'])
-    beside = Path(workdir) / 'timings' / row['arm'] / to.name
-    for file, value in ((beside, timing), (to, row)):
+    cell = row['arm'], row['seed']
+    for kind, value in (('timings', timing), ('rows', row)):
+        file = packed.cell_path(workdir, kind, cell)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, dict(value))
 
 
-def set_aside(workdir: str, arm: str, seed: int) -> Path | None:
-    """Renames a row's file, so that the cell can be run again and nothing is lost."""
-    file = path(workdir, arm, seed)
+def set_aside(workdir: str, arm: str, seed: int) -> str | None:
+    """Makes room for a new row of the cell; returns where the old one is kept, None without one.
+
+    A row's file is renamed. A line of rows.jsonl stays: the new row's file counts before it, and
+    `pack` moves the line.
+    """
+    file = packed.cell_path(workdir, 'rows', (arm, seed))
     number = 1
     while (to := file.with_name(f'{file.name}.set_aside_{number}')).exists():
         number += 1
     try:
-        return file.rename(to)
+        return str(file.rename(to))
     except FileNotFoundError:
-        return None
+        lines = packed.read(workdir, 'rows').by_cell.get((arm, seed))
+        return f'{packed.path(workdir, "rows")}, line {lines[0].number}' if lines else None
 
 
 def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, list[str]]:
     """The rows that can be used, by arm and seed in the record's order; and what is to be told.
 
     A row of another pre-registration is kept and told. A row whose accuracy is not a number counts
-    as diverged. One that is not of this study or cannot be read is told and left out. Nothing is
-    changed on disk.
+    as diverged. One that is not of this study or cannot be read is told and left out, and so is a
+    line of rows.jsonl whose cell has another row already. Nothing is changed on disk.
     """
     found: Rows = {arm: {} for arm in record['arms']}
-    problems = []
+    notes: list[tuple[tuple[str, str], str]] = []  # with what they are sorted by: arm, file name
     root = Path(workdir) / 'rows'
     for file in sorted(p for p in root.glob('*/*') if not p.name.startswith('.')):
         if '.set_aside_' in file.name:
@@ -107,41 +118,87 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
         try:
             row = _read(file, record)
         except ValueError as e:
-            problems.append(f'{file.relative_to(workdir)}: {e}; it is left out.')
+            notes.append(((file.parent.name, file.name),
+                          f'{file.relative_to(workdir)}: {e}; it is left out.'))
             continue
-        arm, seed = row['arm'], row['seed']
-        found[arm][seed] = row
+        found[row['arm']][row['seed']] = row
+    damaged = list(_add_lines(found, workdir, record))
+    for arm, seed, row in ((a, s, row) for a, seeds in found.items() for s, row in seeds.items()):
+        at = arm, f'seed_{seed}.json'
         if row['preregistration'] != digest:
-            problems.append(f'{arm} seed {seed}: of another pre-registration '
-                            f'({str(row["preregistration"])[:16]}, here {digest[:16]}); what it '
-                            'takes part in is exploratory.')
+            notes.append((at, f'{arm} seed {seed}: of another pre-registration '
+                          f'({str(row["preregistration"])[:16]}, here {digest[:16]}); what it '
+                          'takes part in is exploratory.'))
         if row['status'] == 'diverged':
             why = row.get('error') or 'no reason told'
-            problems.append(f'{arm} seed {seed}: diverged ({why}); it counts as chance.')
+            notes.append((at, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
+    notes.sort(key=lambda note: note[0])  # as one reads the files, packed or not
     rows = {arm: {s: found[arm][s] for s in record['seeds'] if s in found[arm]} for arm in found}
-    return rows, [*problems, *_commits(rows), *_missing(rows, record)]
+    return rows, [*(text for _, text in notes), *damaged, *_commits(rows), *_missing(rows, record)]
 
 
 def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any] | None:
     """The row of a cell where there is one that `read` would keep."""
     try:
-        return _read(path(workdir, arm, seed), record)
+        return _read(packed.cell_path(workdir, 'rows', (arm, seed)), record)
     except ValueError:
-        return None
+        pass
+    for line in packed.read(workdir, 'rows').by_cell.get((arm, seed), ()):
+        try:
+            return _of_line(line, record)
+        except ValueError:
+            continue
+    return None
 
 
 def timings(workdir: str) -> dict[str, dict[int, dict[str, Any]]]:
     """Every timing that can be read: arm -> seed -> what `write` was given."""
-    out: dict[str, dict[int, dict[str, Any]]] = {}
-    for file in sorted((Path(workdir) / 'timings').glob('*/seed_*.json')):
+    found: dict[Cell, dict[str, Any]] = {}
+    for file in (Path(workdir) / 'timings').glob('*/seed_*.json'):
         try:
-            value = json.loads(file.read_text())
-            seed = int(file.stem.removeprefix('seed_'))
+            value, seed = packed.load(file.read_bytes()), int(file.stem.removeprefix('seed_'))
         except (OSError, ValueError):
             continue
         if isinstance(value, dict):
-            out.setdefault(file.parent.name, {})[seed] = value
+            found[file.parent.name, seed] = value
+    for line in packed.read(workdir, 'timings').lines:
+        if line.cell and not line.error:
+            found.setdefault(line.cell, {k: v for k, v in line.value.items()
+                                         if k not in ('arm', 'seed')})
+    out: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm, seed in sorted(found, key=lambda cell: (cell[0], f'seed_{cell[1]}.json')):
+        out.setdefault(arm, {})[seed] = found[arm, seed]
     return out
+
+
+def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
+    """Merges the files of all cells into rows.jsonl and timings.jsonl; see `packed.pack`.
+
+    Lines stand in the order of the registration: by arm, then by seed. Nobody else may pack the
+    same folder meanwhile.
+
+    Returns:
+      lines that say what was done.
+    """
+    cells = list(itertools.product(record['arms'], record['seeds']))
+
+    def usable_row(value: Any, cell: Cell) -> bool:
+        try:
+            return bool(_checked(value, cell, record))
+        except ValueError:
+            return False
+
+    def usable_timing(value: Any, cell: Cell) -> bool:
+        return isinstance(value, dict) and (
+            value.get('arm', cell[0]), value.get('seed', cell[1])) == cell
+
+    said = []
+    for kind, check in (('timings', usable_timing), ('rows', usable_row)):
+        count, beside = packed.pack(workdir, kind, cells, check)
+        said.append(f'{packed.path(workdir, kind)} holds {count} of {len(cells)} {kind}')
+        if beside:
+            said.append(f'lines that cannot be used or repeat a cell are kept in {beside}')
+    return said
 
 
 def write_latency(workdir: str, found: Mapping[str, Any]) -> Path:
@@ -162,24 +219,68 @@ def latency(workdir: str) -> dict[str, Any] | None:
 
 def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The row in a file, checked. Raises ValueError with what is wrong."""
-    arm, number = file.parent.name, re.fullmatch(r'seed_(0|[1-9][0-9]*)\.json', file.name)
-    if arm not in record['arms']:
-        raise ValueError(f"unknown arm '{arm}'{nearest(arm, record['arms']) or '.'}"
-                         .removesuffix('.'))
-    if not number:
+    number = re.fullmatch(r'seed_(0|[1-9][0-9]*)\.json', file.name)
+    if number is None and file.parent.name in record['arms']:
         raise ValueError('not the name of a row, seed_NUMBER.json')
-    seed = int(number[1])
-    if seed not in record['seeds']:
-        raise ValueError(f'seed {seed} is not one of the study ({listed(record["seeds"])})')
+    cell = _known(file.parent.name, int(number[1]) if number else None, record)
     try:
-        row = json.loads(file.read_text(encoding='utf-8'))
+        data = file.read_bytes()
     except OSError as e:
         raise ValueError(f'cannot be read ({e.strerror})') from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'half-written or damaged, not JSON ({e})') from e
+    return _checked(packed.load(data), cell, record)
+
+
+def _of_line(line: packed.Line, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The row in a line of rows.jsonl, checked. Raises ValueError with what is wrong."""
+    if line.error:
+        raise ValueError(line.error)
+    if not line.cell:
+        told = fields.wrong(line.value) or 'it names no cell'
+        raise ValueError(f'half-written or damaged, {told}')
+    return _checked(line.value, _known(*line.cell, record), record)
+
+
+def _add_lines(found: Rows, workdir: str, record: Mapping[str, Any]) -> Iterator[str]:
+    """Adds the rows of rows.jsonl to those of files; yields a note for each line left out.
+
+    A line that cannot be used, or has the same row, is passed over where the cell's file counts.
+    """
+    own = {(arm, seed) for arm, seeds in found.items() for seed in seeds}
+    first: dict[Cell, int] = {}
+    for line in packed.read(workdir, 'rows').lines:
+        at = f'rows.jsonl line {line.number}'
+        try:
+            row = _of_line(line, record)
+        except ValueError as e:
+            if line.cell not in own:
+                yield f'{at}: {e}; it is left out.'
+            continue
+        arm, seed = cell = row['arm'], row['seed']
+        before = first.setdefault(cell, line.number)
+        if before != line.number:
+            yield f'{at}: {arm} seed {seed} stands on line {before}, too; it is left out.'
+        elif cell not in own:
+            found[arm][seed] = row
+        elif json.dumps(row) != json.dumps(found[arm][seed]):  # by text: NaN is no other value
+            yield f'{at}: rows/{arm}/seed_{seed}.json has another row and counts; it is left out.'
+
+
+def _known(arm: str, seed: Any, record: Mapping[str, Any]) -> Cell:
+    """The cell. Raises ValueError where the study has no such arm or seed."""
+    if arm not in record['arms']:
+        raise ValueError(f"unknown arm {arm!r}{nearest(arm, record['arms']) or '.'}"
+                         .removesuffix('.'))
+    if seed not in record['seeds']:
+        raise ValueError(f'seed {seed} is not one of the study ({listed(record["seeds"])})')
+    return arm, seed
+
+
+def _checked(row: Any, cell: Cell, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON value as the cell's row. Raises ValueError with what is wrong."""
+    arm, seed = cell
     if told := fields.wrong(row):
         raise ValueError(f'half-written or damaged, {told}')
-    if (row['arm'], row['seed']) != (arm, seed):
+    if (row['arm'], row['seed']) != cell:
         raise ValueError(f"it says arm {row['arm']!r} seed {row['seed']!r}, unlike its name")
     if row['status'] not in ('done', 'diverged'):
         raise ValueError(f"its status is {row['status']!r}, not done or diverged")
@@ -193,8 +294,8 @@ def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if other:
         raise ValueError(f"its config is not the arm's: {other}")
     if row['status'] == 'done' and not _share(row['result'].get('test_accuracy')):
-        row |= {'status': 'diverged', 'error': 'test_accuracy is '
-                f'{row["result"].get("test_accuracy")!r}, not a share'}
+        return row | {'status': 'diverged', 'error': 'test_accuracy is '
+                      f'{row["result"].get("test_accuracy")!r}, not a share'}
     return row
 
 

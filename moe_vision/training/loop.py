@@ -1,6 +1,5 @@
 """The training loop, and scoring a finished run: puts the other modules in order."""
 
-import time
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from moe_vision.training import feed, mesh, preflight
 from moe_vision.training.profiling import Profile
 from moe_vision.training.progress import Progress
 from moe_vision.training.run import Run
-from moe_vision.training.setup import Setup as Setup
+from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
 
 
@@ -28,17 +27,19 @@ def train(config: Config, workdir: str, config_file: str = '',
     """Trains a config in a folder, continuing what is there. Returns what `result.json` holds.
 
     Args:
+      config: checked, also against its data set (`rules.check_data`).
       config_file: where the config came from, for the record.
       profile_steps: first and last step to profile.
-      setup: of a config that differs in the seed alone; its compiled programs are used again, and
-        change no bit.
-      full_report: write report.html, too.
-      probe: write mechanism.json, too.
+      setup: of a config that differs in the seed alone; using its compiled programs again
+        changes no bit.
+      full_report: also write report.html.
+      probe: also write mechanism.json.
       stop: says when to end before the last step.
 
     Raises:
       Stopped: `stop` said so; the run is saved at a step.
-      UserError: something the user can mend, the loss not finite among it.
+      Diverged: the loss or its gradient is not finite.
+      UserError: any other mistake that the user can mend.
     """
     compile_cache.use()
     if setup is None:
@@ -46,132 +47,134 @@ def train(config: Config, workdir: str, config_file: str = '',
         _say(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times))
     elif not setup.fits(config):
         raise ValueError('the setup is of a config that differs in more than the seed')
+    times, micro, stop = setup.times, config.train.micro_batches, stop or Stop()
     with Run(setup, config, workdir, config_file) as run:
         start, state = run.restore()
         run.begin(start)
-        state, rate = _loop(run, state, start, profile_steps, stop)
-        result = run.finish(state, rate)
+        progress = Progress(times.total, start, config.train.batch_size, shown=peers.first(),
+                            at_peak=_seconds_at_peak(setup))
+        profile = Profile(profile_steps, workdir, start, times.total)
+        _validate(run, progress, start, state)  # the run may have been stopped just before
+        source = feed.on_host(config, config.seed, _rows(setup), start, times.total)
+        with stop.later(), source as batches:
+            for step, arrays in enumerate(batches, start + 1):
+                profile.before(step)
+                batch = setup.gather(mesh.to_devices(arrays, setup.mesh, micro))
+                state, metrics = setup.step(state, batch)
+                run.interval.add(step, metrics)
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    progress.first_step_done(step)
+                profile.after(step, metrics)
+                stopping = stop.at(step) and step < times.total
+                if times.row_ends(step):
+                    _write_row(run, progress, step)
+                if stopping:
+                    saved = run.save_now(step, state)
+                    raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at '
+                                  f'step {saved}; start again with the same command to go on.')
+                if times.row_ends(step):
+                    with progress.paused():
+                        _validate(run, progress, step, state)
+                        run.save(step, state)
+        progress.done()
+        result, layers = run.finish(state, progress.images_per_second(times.total))
         _say(f'test accuracy {result["test_accuracy"]:.4f} '
              f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
              f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}')
         if probe:
-            run.probe(state)
+            run.probe(state, layers)
     if full_report and peers.first():
         _say(f'report {run.report()}')
     return result
 
 
 def _say(text: str) -> None:
-    """To stdout, from one process."""
+    """Prints to stdout, in the first process alone."""
     if peers.first():
         print(text, flush=True)
 
 
-def _loop(run: Run, state: TrainState, start: int,
-          profile_steps: tuple[int, int] | None, stop: Stop | None) -> tuple[TrainState, float]:
-    """Steps start + 1 to the last. Returns (state, images/s)."""
-    stop = stop or Stop()
-    config, setup, times = run.config, run.setup, run.setup.times
-    progress = Progress(times.total, start, config.train.batch_size, shown=peers.first(),
-                        at_peak=_seconds_at_peak(setup))
-    micro = config.train.micro_batches
-    rows = _rows(setup, config.train.batch_size, micro)
-    step_fn = setup.step
-    profile = Profile(profile_steps, run.workdir, start, times.total)
-
-    def validate(step: int, state: TrainState) -> None:
-        if run.validates(step):
-            progress.line(told(run.validate(step, state)))
-
-    if start:  # it may have been stopped just before
-        validate(start, state)
-    with (stop.later(), feed.on_host(config, config.seed, rows, start, times.total) as batches):
-        for step, arrays in enumerate(batches, start + 1):
-            profile.before(step)
-            batch = setup.gather(mesh.to_devices(arrays, setup.mesh, micro))
-            state, out = step_fn(state, batch)
-            run.interval.add(step, out)
-            if step == start + 1:
-                jax.block_until_ready(out)
-                progress.first_step_done(step)
-            profile.after(step, out)
-            stopping = stop.at(step) and step < times.total
-            if times.row_ends(step):
-                row = run.row() | {'timing': progress.timing(step)}
-                progress.clear()
-                run.add(row)
-                progress.show(row)
-            if stopping:
-                saved = run.save_now(step, state)
-                raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at step '
-                              f'{saved}; start again with the same command to go on.')
-            if times.row_ends(step):
-                began = time.monotonic()
-                validate(step, state)
-                run.save(step, state)
-                progress.pause(time.monotonic() - began)
-    progress.done()
-    return state, progress.images_per_second(times.total)
+def _rows(setup: Setup) -> list[int]:
+    """The rows of a batch that this process loads, micro-batch by micro-batch."""
+    train = setup.config.train
+    part = train.batch_size // train.micro_batches
+    own = mesh.rows_of_process(part, setup.mesh)
+    return [i * part + r for i in range(train.micro_batches) for r in own]
 
 
 def _seconds_at_peak(setup: Setup) -> float | None:
-    """Of an image's training FLOPs, three forward passes as executed, at the bfloat16 peak of all
-    devices; None where it is not known."""
+    """Seconds that training on one image takes at the bfloat16 peak of all devices.
+
+    Three forward passes as executed. None where the peak is not known.
+    """
     peak = chips.peak(setup.mesh.devices.flat[0].device_kind)
     return 3 * setup.cost.flops_executed / (peak * setup.mesh.size) if peak else None
 
 
-def told(row: dict[str, Any]) -> str:
-    """A validation's row as a line."""
-    return (f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded capacity '
-            f'{row["accuracy_unbounded"]:.4f}, loss {row["loss"]:.4f}')
+def _write_row(run: Run, progress: Progress, step: int) -> None:
+    """Closes the row of training metrics that ends at this step, writes and shows it."""
+    row = run.row() | {'timing': progress.timing(step)}
+    progress.clear()
+    run.add(row)
+    progress.show(row)
+
+
+def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> None:
+    """Validates where a validation follows this step, and shows it as a line."""
+    if run.validates(step):
+        row = run.validate(step, state)
+        progress.line(f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '
+                      f'capacity {row["accuracy_unbounded"]:.4f}, loss {row["loss"]:.4f}')
 
 
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     """Scores the newest checkpoint of a run on `eval.split`; writes evaluation-SPLIT.json.
 
-    Also at each of `eval.capacity_factors`, and at another batch size, which must change nothing.
+    Also scores at each of `eval.capacity_factors`, and at another batch size, which must change
+    nothing.
 
     Raises:
       UserError: there is no checkpoint that fits the config.
     """
     compile_cache.use()
     setup = Setup(config, for_training=False)
-    if config.eval.split not in setup.info.split_sizes:
-        raise UserError(f"eval.split is '{config.eval.split}', but {setup.info.name} has "
+    split = config.eval.split
+    if split not in setup.info.split_sizes:
+        raise UserError(f"eval.split is '{split}', but {setup.info.name} has "
                         f'{", ".join(setup.info.split_sizes)}.')
     if peers.first():
         record.warn_if_other_data(workdir, setup.info)
     with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saved:
         step, state = saved.restore_for_evaluation(setup.abstract)
-    evaluator, of = setup.evaluator, (state, config.eval.split, step / setup.times.total)
-    scores = evaluator.score(*of, details=True)
-    scores |= {'batch_size': evaluator.batch,
-               'at_another_batch_size': evaluator.at_another_batch_size(*of, scores),
-               'capacity_sweep': evaluator.sweep(*of)}
+    evaluator, fraction = setup.evaluator, step / setup.times.total
+    scores = evaluator.score(state, split, fraction, details=True)
+    scores |= {
+        'batch_size': evaluator.batch,
+        'at_another_batch_size': evaluator.at_another_batch_size(state, split, fraction, scores),
+        'capacity_sweep': evaluator.sweep(state, split, fraction)}
     if peers.first():
-        write_json(epath.Path(workdir) / f'evaluation-{config.eval.split}.json', {
-            'split': config.eval.split, 'step': step, 'class_names': setup.info.class_names,
-            **scores})
-    _say(f'{config.eval.split} accuracy {scores["accuracy"]:.4f} '
-         f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), loss {scores["loss"]:.4f}, '
-         f'{scores["images"]:,} images, step {step}')
-    for name, x in scores['layers'].items():
-        _say(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
-             f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
-    again = scores['at_another_batch_size']
-    told = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
-    _say(f'batch size {evaluator.batch} and {again["batch_size"]}: predictions are {told}, loss '
-         f'differs by {again["loss_difference"]:.1e}')
-    for at in scores['capacity_sweep']:
-        drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in at['drop_rate'].items())
-        _say(f'capacity factor {at["capacity_factor"]:g} (effective {at["effective_factor"]:.2f})'
-             f': accuracy {at["accuracy"]:.4f}, loss {at["loss"]:.4f}, drop rate {drops}')
+        write_json(epath.Path(workdir) / f'evaluation-{split}.json', {
+            'split': split, 'step': step, 'class_names': setup.info.class_names, **scores})
+        print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
     return scores
 
 
-def _rows(setup: Setup, batch_size: int, micro: int) -> list[int]:
-    """Rows of a batch that this process loads, micro-batch by micro-batch."""
-    part = batch_size // micro
-    own = mesh.rows_of_process(part, setup.mesh)
-    return [i * part + r for i in range(micro) for r in own]
+def _scores_as_lines(split: str, step: int, scores: dict[str, Any]) -> list[str]:
+    """What `evaluate` prints."""
+    lines = [f'{split} accuracy {scores["accuracy"]:.4f} '
+             f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), '
+             f'loss {scores["loss"]:.4f}, {scores["images"]:,} images, step {step}']
+    for name, x in scores['layers'].items():
+        lines.append(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
+                     f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
+    again = scores['at_another_batch_size']
+    verdict = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
+    lines.append(f'batch size {scores["batch_size"]} and {again["batch_size"]}: predictions are '
+                 f'{verdict}, loss differs by {again["loss_difference"]:.1e}')
+    for at in scores['capacity_sweep']:
+        drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in at['drop_rate'].items())
+        lines.append(f'capacity factor {at["capacity_factor"]:g} (effective '
+                     f'{at["effective_factor"]:.2f}): accuracy {at["accuracy"]:.4f}, '
+                     f'loss {at["loss"]:.4f}, drop rate {drops}')
+    return lines

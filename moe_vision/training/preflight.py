@@ -1,13 +1,11 @@
-"""What a config will do, in a table, before anything is compiled."""
+"""A table of what a config will do, shown before anything is compiled."""
 
 import math
 from collections.abc import Mapping
 
 import jax
 
-import input_pipeline
 from input_pipeline import DatasetInfo
-from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Leverage, measure, table
 from moe_vision.training import mesh as mesh_lib
@@ -15,10 +13,12 @@ from moe_vision.training import traffic
 from moe_vision.training.schedule import Durations, durations
 
 
-def summary(config: Config) -> None:
-    """Prints the pre-flight of a config; needs the data set's metadata, but no data."""
-    info = input_pipeline.info(config.dataset)
-    rules.check_with_data(config, info)
+def summary(config: Config, info: DatasetInfo) -> None:
+    """Prints the pre-flight of a config; reads no data.
+
+    Args:
+      config, info: checked against each other, as `rules.check_data` does.
+    """
     expert = config.mesh.expert
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}

@@ -1,8 +1,10 @@
 """Shows a training run while it runs: a line that rewrites itself on a terminal, else lines."""
 
+import contextlib
 import io
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 
@@ -30,8 +32,12 @@ class Progress:
         self._begin = self._last = time.monotonic()
         self._begin_step = self._last_step = step
 
-    def pause(self, seconds: float) -> None:
-        """Takes out of the rate what was not training (an evaluation)."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock meanwhile: for what is not training, such as a validation."""
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
         self._begin += seconds
         self._last += seconds
 

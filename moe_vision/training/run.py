@@ -4,7 +4,7 @@
         start, state = run.restore()
         run.begin(start)
         ... run.row, run.add, run.validate, run.save ...
-        run.finish(state, rate)
+        result, layers = run.finish(state, rate)
 """
 
 import json
@@ -90,11 +90,11 @@ class Run:
         """
         try:
             return self.interval.row(self.setup.times.per_epoch)
-        except metrics.NonFinite as e:
+        except metrics.NonFiniteStep as e:
             steps = self.saved.steps()
             last = (f'the last finite checkpoint is step {steps[0]}' if steps
                     else 'no checkpoint yet')
-            raise NotFinite(
+            raise Diverged(
                 f'{e}; {last}. Try a lower train.learning_rate, a longer train.warmup_epochs, '
                 'train.clip_norm=1 or model.dtype=float32, with a new --workdir.') from e
 
@@ -149,11 +149,14 @@ class Run:
         self.saved.save(step, _own(state))
         return max(self.saved.steps(), default=0)
 
-    def finish(self, state: TrainState, rate: float) -> dict[str, Any]:
-        """Scores the test split; writes evaluation.json and result.json, returns the latter.
+    def finish(self, state: TrainState, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Scores the test split; writes evaluation.json and result.json.
 
         Args:
-          rate: images per second; NaN: hardly anything was trained this time.
+          rate: images per second; NaN where hardly anything was trained this time.
+
+        Returns:
+          What result.json holds, and the test split's telemetry by layer, which `probe` reads.
         """
         evaluator, total = self.setup.evaluator, self.setup.times.total
         self.saved.wait()  # whatever ends the process from here on loses no step
@@ -169,14 +172,13 @@ class Run:
             rate = _rate_before(self.workdir)
         result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
                                int(state.step), rate)
-        self._test = test['layers']
         if self._writes:
             write_json(self._folder / 'evaluation.json', {
                 'split': 'test', 'class_names': self.setup.info.class_names, **test})
             write_json(self._folder / 'result.json', result)
             if self._writer:
                 self._writer.close()
-        return result
+        return result, test['layers']
 
     def __enter__(self) -> 'Run':
         return self
@@ -197,18 +199,22 @@ class Run:
         """Writes report.html; returns its path."""
         return str(report.write(self.workdir))
 
-    def probe(self, state: TrainState) -> None:
-        """Writes mechanism.json: what the routes of the trained network mean. After `finish`."""
+    def probe(self, state: TrainState, test_layers: dict[str, Any]) -> None:
+        """Writes mechanism.json: what the routes of the trained network mean.
+
+        Args:
+          test_layers: the test split's telemetry, as `finish` returns it.
+        """
         from moe_vision.training import probes
 
         rows = metrics.read(self.workdir) if self._writes else []
-        found = probes.probe(self.setup, state, rows, self._test)
+        mechanism = probes.probe(self.setup, state, rows, test_layers)
         if self._writes:
-            write_json(self._folder / 'mechanism.json', found)
+            write_json(self._folder / 'mechanism.json', mechanism)
 
 
-class NotFinite(UserError):
-    """The loss of a run is not a finite number."""
+class Diverged(UserError):
+    """The loss or the gradient of a run is not finite once too often."""
 
 
 def _rate_before(workdir: str) -> float:

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+import flax.linen as nn
 import jax
 
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
-from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.layers import platform
 from moe_vision.run_folder import checkpoints
@@ -29,18 +29,27 @@ from moe_vision.training.step import (
 
 
 class Setup:
-    """Data set, mesh, network, optimizer, state's layout, compiled programs.
+    """Data set, mesh, network, optimizer, layout of the state, compiled programs.
 
-    Nothing in it depends on the seed but the default of `fresh_state`, so the runs of an arm share
-    one and compile once.
+    The runs of an arm share one setup and compile once: nothing in it depends on the seed but the
+    default of `fresh_state`.
+
+    Args:
+      config: checked, also against its data set (`rules.check_data`).
+      for_training: False skips the check that the devices hold whole routing groups.
+      devices: devices of another machine to compile for. Nothing can run then, and no data is
+        read.
+
+    Attributes:
+      step: the jitted training step, `step(state, batch) -> (state, metrics)`; it uses up the
+        state it is given.
+      cost: FLOPs, parameters and leverages.
     """
 
     def __init__(self, config: Config, for_training: bool = True,
                  devices: Sequence[jax.Device] | None = None):
-        """`devices`: of another machine, to compile for: nothing of it can run, no data is read."""
         self.config = config
         self.info: DatasetInfo = input_pipeline.info(config.dataset)
-        rules.check_with_data(config, self.info)
         self.mesh = mesh.make(config.mesh.expert, devices)
         tokens = leverage.tokens_per_image(config, self.info)
         self.images_per_group = images_per_group(config, tokens)
@@ -54,50 +63,47 @@ class Setup:
         self.times = durations(config, self.info.split_sizes['train'])
         self.network = models.build(config.model, self.info.num_classes, self.mesh)
         self.learning_rate = optimizer.schedule(config.train, self.times.total, self.times.warmup)
+
         images = leverage.trace_images(config, tokens) * self.mesh.size
         init = init_variables_fn(self.network, self.info.image_shape, images)
         key = jax.random.key(0)
         self.tx = optimizer.make(config.train, self.learning_rate,
                                  jax.eval_shape(init, key)['params'])
-        fresh = lambda key: init_state(  # noqa: E731
-            init(key), key, self.tx, bool(config.train.ema_decay))
+
+        def fresh(key: jax.Array) -> TrainState:
+            return init_state(init(key), key, self.tx, bool(config.train.ema_decay))
+
         self.shapes = jax.eval_shape(fresh, key)
-        self.shardings = mesh.state_shardings(self.mesh, self.shapes,
-                                              config.mesh.shard_optimizer)
+        self.shardings = mesh.state_shardings(self.mesh, self.shapes, config.mesh.shard_optimizer)
         self.abstract = checkpoints.abstract(self.shapes, self.shardings)
         self._fresh = jit_once(fresh, out_shardings=self.shardings)
         self.gather = Gather(config, mesh.batch_sharding(self.mesh))
+        self.step = jax.jit(self.step_of(self.network), donate_argnums=0,
+                            out_shardings=(self.shardings, mesh.replicated(self.mesh)))
         self.evaluator = Evaluator(config, self.info, self.mesh, tokens)
 
-    @functools.cached_property
-    def cost(self) -> leverage.Leverage:
-        """FLOPs, parameters and leverages."""
-        return leverage.measure(self.config, self.info)
-
-    def fits(self, config: Config) -> bool:
-        """Whether `config` is this one but for the seed."""
-        return dataclasses.replace(config, seed=self.config.seed) == self.config
-
-    def fresh_state(self, seed: int | None = None) -> TrainState:
-        """The state before the first step; weights of `init_from` where that is set.
-
-        Args:
-          seed: of the run; None: the config's.
-        """
-        state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
-        if self.config.init_from:
-            state = init_from(state, self.config.init_from, self.shardings)
-        return state
-
-    def step_fn(self, network) -> Callable:
-        """The training step of a network of this config, to be compiled."""
+    def step_of(self, network: nn.Module) -> Callable:
+        """The training step of a network of this config, not jitted yet."""
         step = train_step_fn(network, self.config, self.tx, self.learning_rate,
                              self.times.total, self.info.num_classes, self.images_per_group,
                              *input_pipeline.mean_std(self.config.dataset))
         return platform.made_for(self.mesh)(step)
 
     @functools.cached_property
-    def step(self) -> Callable:
-        """The compiled training step; the state given to it is used up."""
-        return jax.jit(self.step_fn(self.network), donate_argnums=0,
-                       out_shardings=(self.shardings, mesh.replicated(self.mesh)))
+    def cost(self) -> leverage.Leverage:
+        return leverage.measure(self.config, self.info)
+
+    def fits(self, config: Config) -> bool:
+        """Whether `config` differs from this setup's in the seed alone."""
+        return dataclasses.replace(config, seed=self.config.seed) == self.config
+
+    def fresh_state(self, seed: int | None = None) -> TrainState:
+        """The state before the first step; with `init_from`, the weights found there.
+
+        Args:
+          seed: of the run; None takes the config's.
+        """
+        state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
+        if self.config.init_from:
+            state = init_from(state, self.config.init_from, self.shardings)
+        return state

@@ -16,7 +16,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.run_folder.checkpoints import Checkpoints
 from moe_vision.training import mesh as mesh_lib
-from moe_vision.training.loop import Setup
+from moe_vision.training.setup import Setup
 
 SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1, 8)}
 COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,

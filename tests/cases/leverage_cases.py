@@ -46,7 +46,7 @@ WRONG = [  # arguments, and what the one line holds
     (['--config=configs/base.py', '--solve=model.moe.hidden', '--target_rho=20'],
      ["--target_rho is '20'", 'above 0 and below 1']),
     (['--config=configs/base.py', '--solve=model.moe.router', '--target_rho=0.2'],
-     ["holds 'top_k'", 'a key of an int']),
+     ["holds 'top_k'", 'a key that holds an int']),
     (['--config=configs/base.py', '--solve=model.args.depht', '--target_rho=0.2'], ['depth']),
     (['--config=configs/base.py', '--solve=model.moe.k', '--target_rho=0.2', '--rho=rho'],
      ["--rho is 'rho'", 'rho_place, rho_active, rho_executed']),

@@ -80,6 +80,23 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
         done(number, told)
 
 
+def finished_study(folder: Path):
+    """(loaded study, its record, its hash) after every cell was trained in `folder`."""
+    from moe_vision.study import registration, rows
+    from moe_vision.study.load import load
+
+    loaded = load(write_study(folder), [f'--config.dataset.data_dir={folder}'])
+    record, digest = registration.register(loaded, str(folder))
+    for arm in loaded.configs:
+        seeds = loaded.study.seeds
+        runs = [str(folder / 'runs' / arm / f'seed_{s}') for s in seeds]
+        fake_train_arm([loaded.config(arm, s) for s in seeds], runs, 'one_by_one', False,
+                       lambda i, error: None)
+        for seed, run in zip(seeds, runs, strict=True):
+            rows.write(str(folder), rows.collect(run, 'tiny', arm, seed, digest), {'seconds': 1.0})
+    return loaded, record, digest
+
+
 def _write_config(folder, config):
     from moe_vision.config import check as config_lib
 

@@ -16,13 +16,14 @@ from configs import base
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.config import (
-    check as config_lib,
-)
-from moe_vision.config import (
+    base_file,
     registry,
     schema,
     source,
     typed,
+)
+from moe_vision.config import (
+    check as config_lib,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +33,8 @@ TAUGHT = {'model.moe.router': 'supervised', 'model.moe.router_args': {},
 
 
 def changed(changes=()) -> ConfigDict:
-    """`base` with keys set, given as {'train.epochs': 3}."""
-    c = base.get_config().to_dict()
+    """The defaults with keys set, given as {'train.epochs': 3}."""
+    c = schema.defaults()
     for key, value in dict(changes).items():
         *parents, last = key.split('.')
         holder = c
@@ -79,7 +80,7 @@ def test_an_unbounded_capacity_survives_strict_json():
 
 @pytest.mark.parametrize('key', source.KEYS)
 def test_every_key_is_needed_and_a_misspelt_one_is_named(key):
-    c = base.get_config().to_dict()
+    c = schema.defaults()
     *parents, last = key.split('.')
     holder = c
     for parent in parents:
@@ -93,14 +94,37 @@ def test_every_key_is_needed_and_a_misspelt_one_is_named(key):
         config_lib.check(ConfigDict(c))
 
 
-def test_the_schema_and_base_have_the_same_keys():
-    def keys(d, path=''):
-        for k, v in d.items():
-            if isinstance(v, dict) and path + k not in source.OPEN:
-                yield from keys(v, f'{path}{k}.')
-            else:
-                yield path + k
-    assert sorted(keys(base.get_config().to_dict())) == sorted(source.KEYS)
+def test_the_file_that_people_read_is_made_from_the_schema():
+    remake = 'run `python -m moe_vision.config.base_file > configs/base.py`'
+    assert (ROOT / 'configs' / 'base.py').read_text() == base_file.render(), remake
+    assert base.get_config().to_dict() == schema.defaults()
+
+
+def test_a_long_meaning_stands_above_its_key():
+    short, long = 'a' * 70, 'b ' * 50
+    assert base_file.commented('c.seed = 0', short) == [f'c.seed = 0  # {short}']
+    *above, last = base_file.commented('c.seed = 0', long)
+    assert last == 'c.seed = 0' and len(above) == 2
+    assert all(line.startswith('# b') and len(line) <= 96 for line in above)
+    assert base_file.commented('c.seed = 0', 'a:\n  b') == ['# a:', '#   b', 'c.seed = 0']
+
+
+def test_every_key_has_its_annotation_default_and_meaning():
+    keys = {key: (value, limits) for key, value, limits in schema.keys(schema.Config())}
+    assert list(keys) == list(source.KEYS)
+    for key, (value, limits) in keys.items():
+        kind = source.KEYS[key]
+        kept = typed.convert(value, kind, key)
+        assert kept == value and type(kept) is type(value), key  # 0.0 and not 0
+        assert limits['meaning'], key
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        assert all(choice in limits['meaning'] for choice in choices), key
+
+
+def test_defaults_are_new_each_time():
+    schema.defaults()['model']['moe']['losses']['z'] = 1.0
+    schema.Config().model.moe.losses['z'] = 1.0
+    assert schema.defaults()['model']['moe']['losses'] == {'importance': 0.005, 'load': 0.005}
 
 
 WRONG = {int: (True, 3.0, '3', None), float: (True, '3', None, [1.0]), bool: (1, 0.0, 'True'),
@@ -121,6 +145,39 @@ def test_no_number_is_negative_or_nan(key):
         told({key: float('nan')}, key, 'nan')
         if 'capacity_factor' not in key:
             told({key: float('inf')}, key, 'inf')
+
+
+POSITIVE = """
+    model.moe.num_experts model.moe.k model.moe.capacity_factor model.moe.eval_capacity_factor
+    model.moe.capacity_multiple model.moe.group_size train.batch_size train.micro_batches
+    train.learning_rate eval.batch_size mesh.expert checkpoint.keep log.every_steps
+    log.warn_max_over_mean
+""".split()
+BELOW_ONE = ['train.label_smoothing', 'train.ema_decay']
+STEPS = {'train.epochs': 'train.steps', 'eval.every_epochs': 'eval.every_steps',
+         'checkpoint.every_epochs': 'checkpoint.every_steps'}
+
+
+@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in (int, float)])
+def test_zero_is_allowed_unless_a_number_must_be_positive(key):
+    if key in POSITIVE:
+        told({key: 0}, f'{key} is 0', 'it must be positive')
+    elif key == 'dataset.randaugment_magnitude':  # not read where RandAugment is off
+        config_lib.check(changed({key: 0, 'dataset.randaugment_layers': 1}))
+    else:
+        config_lib.check(changed({key: 0} | ({STEPS[key]: 3} if key in STEPS else {})
+                                 | ({'train.warmup_epochs': 0} if key == 'train.epochs' else {})))
+
+
+@pytest.mark.parametrize('key', BELOW_ONE)
+def test_a_smoothing_lies_below_one(key):
+    config_lib.check(changed({key: 0.99}))
+    told({key: 1}, f'{key} is 1.0; allowed: 0 <= {key.split(".")[1]} < 1.')
+
+
+def test_a_share_may_be_one_and_no_more():
+    config_lib.check(changed({'log.warn_drop_rate': 1}))
+    told({'log.warn_drop_rate': 1.1}, 'log.warn_drop_rate is 1.1', 'a share, from 0 to 1')
 
 
 def test_an_int_is_fine_for_a_float_and_lists_become_tuples():

@@ -162,7 +162,7 @@ from moe_vision.common.errors import UserError
 from input_pipeline import DataError
 
 def called(name, effect=None):
-    def f(config, **kwargs):
+    def f(config, info=None, **kwargs):
         logging.info('hello')
         print(name, config.train.epochs, config.eval.batch_size, kwargs)
         if effect is not None:

@@ -249,8 +249,7 @@ def test_rows_outside_the_batch(data_dir):
 def test_two_processes_prepare_at_once(tmp_path):
     code = (
         'import input_pipeline as ip\n'
-        f'cfg = ip.DatasetConfig("digits", {str(tmp_path)!r}, 0.1, 0, '
-        '"none", 0, False, 0, False, 0, 9.0)\n'
+        f'cfg = ip.DatasetConfig(name="digits", data_dir={str(tmp_path)!r})\n'
         'ip.require(cfg); print(ip.info(cfg).split_sizes["train"])'
     )
     command = [sys.executable, '-c', code]
@@ -262,8 +261,7 @@ def test_two_processes_prepare_at_once(tmp_path):
 def test_training_reads_without_tensorflow(data_dir):
     code = (
         'import sys, input_pipeline as ip\n'
-        f'cfg = ip.DatasetConfig("digits", {str(data_dir)!r}, 0.1, 0, '
-        '"pad_crop", 0, False, 0, False, 0, 9.0)\n'
+        f'cfg = ip.DatasetConfig(name="digits", data_dir={str(data_dir)!r}, augment="pad_crop")\n'
         'with ip.train_batches(cfg, seed=0, batch_size=4, rows=[0, 1], start_step=0, num_steps=1)'
         ' as b: next(b)\n'
         'assert "tensorflow" not in sys.modules'

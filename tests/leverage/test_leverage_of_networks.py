@@ -153,11 +153,13 @@ def test_the_preflight_says_it(data_dir):
 
 def test_a_summary_tells_of_a_mesh_that_this_machine_has_not(data_dir, capsys):
     changes = {'mesh.expert': 4, 'model.moe.group_size': 16}
-    preflight.summary(train_cases.make(data_dir, CONV | changes))
+    config = train_cases.make(data_dir, CONV | changes)
+    preflight.summary(config, input_pipeline.info(config.dataset))
     told = capsys.readouterr().out
     assert 'mesh.expert 4 does not divide the 1 of this machine: shown as on 4 devices' in told
     assert 'mesh data 1 × expert 4' in told
     assert 'block_1: 8 tokens on a device, groups span the expert axis' in told
     odd = {'model.moe.group_size': 17, 'train.batch_size': 34}
-    preflight.summary(train_cases.make(data_dir, CONV | changes | odd))
+    config = train_cases.make(data_dir, CONV | changes | odd)
+    preflight.summary(config, input_pipeline.info(config.dataset))
     assert 'no training on this mesh: 34 tokens' in capsys.readouterr().out

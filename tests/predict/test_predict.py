@@ -19,7 +19,7 @@ from input_pipeline.decode import encode_png
 from moe_vision.common.errors import UserError
 from moe_vision.predict import __main__ as predict
 from moe_vision.run_folder import checkpoints, record
-from moe_vision.training.loop import Setup
+from moe_vision.training.setup import Setup
 
 CASES = {
     'images': {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
@@ -185,7 +185,7 @@ def test_the_best_weights(run, tmp_path):
     (['x.png'], '--workdir'),
     (['--workdir={tmp}'], 'images'),
     (['--workdir={tmp}', 'x.png', '--batch_size=0'], '--batch_size is 0; it must be positive'),
-    (['--workdir={tmp}', 'x.png', '--batchsize=1'], '--batchsize=1'),
+    (['--workdir={tmp}', 'x.png', '--batchsize=1'], "Did you mean '--batch_size'?"),
     (['--workdir={tmp}', '{tmp}'], "{tmp}' holds no images"),
     (['--workdir={tmp}/gone', 'x.png'], "no run to read in workdir '{tmp}/gone'"),
 ])

@@ -5,11 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
-from study_fakes import ROOT, tables, write_study
+from study_fakes import ROOT, finished_study, tables, write_study
 
 from moe_vision.study.__main__ import main
 from moe_vision.study.load import load
@@ -59,6 +58,10 @@ def refused(capsys, *args: str) -> str:
     (['report'], ['--workdir is missing']),
     (['report', '--workdir={W}'], ['preregistration.json', 'does not exist']),
     (['report', '--workdir={W}', '--study={S}'], ['report reads --workdir alone']),
+    (['pack'], ['--workdir is missing']),
+    (['pack', '--workdir={W}'], ['preregistration.json', 'does not exist']),
+    (['pack', '--workdir={W}', '--study={S}'], ['pack reads --workdir alone']),
+    (['pack', '--workdir={W}', '--list'], ['--list is set but is not read', 'pack']),
     (['report', '--workdir={W}', '--only=k1'], ['--only is set but is not read', 'report']),
     (['report', '--workdir={W}', '--process=0'], ['--process is set but is not read']),
     (['run', '--study={S}', '--workdir={W}', '--list', '--processes=2'],
@@ -119,6 +122,21 @@ def test_a_dry_run_tells_cells_and_flops_and_writes_nothing(capsys, tmp_path):
     assert float(lines[1].split()[3]) == pytest.approx(3 * float(lines[1].split()[2]), rel=1e-3)
     assert '3 x forward' in lines[-2] and 'unknown: no cell' in lines[-1]
     assert not (tmp_path / 'W').exists()
+
+
+def test_a_packed_study_is_listed_and_planned_without_jax(without_jax, tmp_path, capsys):
+    workdir = tmp_path / 'W'
+    workdir.mkdir()
+    finished_study(workdir)
+    flags = ['run', f'--study={workdir}/tiny.py', f'--workdir={workdir}']
+    assert main([*flags, '--dry_run']) == 0
+    planned = capsys.readouterr().out
+    packing = command(without_jax, 'pack', f'--workdir={workdir}')
+    assert packing.returncode == 0 and 'rows.jsonl holds 12 of 12 rows' in packing.stdout
+    listed = command(without_jax, *flags, '--list')
+    assert listed.stdout.splitlines() == [
+        f'{arm} seed {seed}: done' for arm in ('dense', 'k1', 'k2', 'again') for seed in range(3)]
+    assert main([*flags, '--dry_run']) == 0 and capsys.readouterr().out == planned
 
 
 REAL = (("'model.moe.num_experts': 4,", "'model.moe.num_experts': 4, 'model.moe.placement': 'head',"
@@ -183,6 +201,7 @@ def test_the_report_reads_the_workdir_alone(real, without_jax, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'report' / 'report.md').exists()
     before = {p: p.read_bytes() for p in (tmp_path / 'report').rglob('*') if p.is_file()}
+    assert command(without_jax, 'pack', f'--workdir={tmp_path}').returncode == 0
     again = command(without_jax, 'report', f'--workdir={tmp_path}')
     assert again.returncode == 0 and before == {p: p.read_bytes() for p in before}
-    assert Path(tmp_path / 'rows').exists()
+    assert (tmp_path / 'rows.jsonl').exists() and not (tmp_path / 'rows').exists()

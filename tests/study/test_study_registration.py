@@ -57,8 +57,8 @@ def test_the_record_says_what_was_asked_but_not_how_it_is_carried_out(workdir):
 
 
 def test_a_folder_of_studies_stands_for_those_below_it(tmp_path, workdir):
-    for name in ('B', 'A', 'without'):
-        (tmp_path / 'set' / name / ('' if name == 'without' else 'rows')).mkdir(parents=True)
+    for name, has in (('B', 'rows'), ('A', 'rows.jsonl'), ('without', 'timings')):
+        (tmp_path / 'set' / name / has).mkdir(parents=True)
         (tmp_path / 'set' / name / 'preregistration.json').write_text('')
     assert registration.folders(str(workdir)) == [str(workdir)]
     assert registration.folders(str(tmp_path)) == [str(tmp_path / 'set' / n) for n in 'AB']

@@ -4,26 +4,16 @@ import dataclasses
 import json
 
 import pytest
-from study_fakes import fake_train_arm, write_study
+from study_fakes import fake_train_arm, finished_study
 
-from moe_vision.study import registration, rows
-from moe_vision.study.load import load
+from moe_vision.study import rows
 
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
     """(workdir with all rows, loaded, record, hash); tests copy what they change."""
     folder = tmp_path_factory.mktemp('study')
-    loaded = load(write_study(folder), [f'--config.dataset.data_dir={folder}'])
-    record, digest = registration.register(loaded, str(folder))
-    for arm in loaded.configs:
-        seeds = loaded.study.seeds
-        folders = [str(folder / 'runs' / arm / f'seed_{s}') for s in seeds]
-        fake_train_arm([loaded.config(arm, s) for s in seeds], folders, 'one_by_one', False,
-                       lambda i, told: None)
-        for seed, run in zip(seeds, folders, strict=True):
-            rows.write(str(folder), rows.collect(run, 'tiny', arm, seed, digest), {'seconds': 1.0})
-    return folder, loaded, record, digest
+    return folder, *finished_study(folder)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
 from moe_vision.training import mesh
 from moe_vision.training.evaluate import Evaluator
-from moe_vision.training.loop import Setup
+from moe_vision.training.setup import Setup
 from moe_vision.training.step import normalize_images
 
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},

@@ -15,7 +15,7 @@ import train_cases
 
 from moe_vision.common.errors import UserError
 from moe_vision.processes import peers
-from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics
+from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import loop
 
 
@@ -35,7 +35,7 @@ ON_DISK = []  # (step, last row, best) when the save of a newest checkpoint bega
 def whole(config, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
-    save = checkpoint_folder.Folder.save
+    save = checkpoints.Folder.save
 
     def watched(folder, step, state):
         if 'latest' in str(folder.path):
@@ -43,7 +43,7 @@ def whole(config, tmp_path_factory):
                             train_cases.steps(workdir, 'best')))
         save(folder, step, state)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_folder.Folder, 'save', watched)
+        patch.setattr(checkpoints.Folder, 'save', watched)
         loop.train(config, str(workdir))
     assert train_cases.steps(workdir) == [10, 12]
     return workdir
@@ -165,7 +165,7 @@ def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
 def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    monkeypatch.setattr(loop.Setup, 'step', lambda self: pytest.fail)
+    monkeypatch.setattr(loop.Setup, 'step_of', lambda self, network: pytest.fail)
     loop.train(config, str(workdir))
     train_cases.assert_same_runs(workdir, whole)
     # the speed of the steps that were taken is still told

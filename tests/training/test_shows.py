@@ -83,9 +83,9 @@ def shown(stream, clock):
                      'timing': timing})
         p.clear()
         p.show(rows[-1])
-        clock.now += 5
-        p.line('validation')
-        p.pause(5)
+        with p.paused():
+            clock.now += 5
+            p.line('validation')
         clock.now += 5
     p.done()
     assert p.images_per_second(15) == pytest.approx(32)  # 14 steps, compiling and pauses left out

@@ -15,8 +15,8 @@ from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
 from moe_vision.run_folder import metrics
 from moe_vision.training import mesh, optimizer
-from moe_vision.training.loop import Setup
 from moe_vision.training.schedule import durations
+from moe_vision.training.setup import Setup
 from moe_vision.training.step import mixing_group, normalize_images
 
 SMALL = {'model.moe.placement': 'head', 'model.moe.group_size': 8, 'train.ema_decay': 0.0,

@@ -17,10 +17,10 @@ import train_cases
 from moe_vision.common import files
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop, Stopped
-from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics
+from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import feed, loop, step
 from moe_vision.training.progress import Progress
-from moe_vision.training.run import NotFinite
+from moe_vision.training.run import Diverged
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +87,7 @@ def test_processes_agree_on_how_often_they_asked(monkeypatch):
 
 
 def test_sigterm_during_a_save_is_no_save_that_failed(tmp_path, monkeypatch):
-    folder = checkpoint_folder.Folder(tmp_path / 'latest', keep=1)
+    folder = checkpoints.Folder(tmp_path / 'latest', keep=1)
     with monkeypatch.context() as patch, Stop(), pytest.raises(Stopped):
         patch.setattr(folder._manager, 'wait_until_finished',
                       lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -108,7 +108,7 @@ def no_room(size: int):
 
 def test_training_goes_on_while_the_disk_is_full(
         setup, config, whole, tmp_path, monkeypatch, caplog):
-    save, write = checkpoint_folder.Folder.save, files.write
+    save, write = checkpoints.Folder.save, files.write
     full = []
 
     def save_without_room(folder, at, state):
@@ -125,7 +125,7 @@ def test_training_goes_on_while_the_disk_is_full(
             raise OSError(28, 'No space left on device')
         write(path, data)
 
-    monkeypatch.setattr(checkpoint_folder.Folder, 'save', save_without_room)
+    monkeypatch.setattr(checkpoints.Folder, 'save', save_without_room)
     monkeypatch.setattr(metrics, 'write', write_without_room)
     loop.train(config, str(tmp_path), setup=setup, full_report=False)
     told = warnings(caplog)
@@ -218,11 +218,11 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
 def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkeypatch):
     """Over the end of a row, and over a checkpoint."""
     white(monkeypatch, 4, 5, 6)
-    with pytest.raises(NotFinite, match='loss is not finite at step 6, in 3 steps in a row') as e:
+    with pytest.raises(Diverged, match='loss is not finite at step 6, in 3 steps in a row') as e:
         loop.train(skipping.config, str(tmp_path), setup=skipping)
     assert '\n' not in str(e.value)
     shutil.rmtree(tmp_path / 'checkpoints' / 'best', ignore_errors=True)
-    with pytest.raises(NotFinite, match='step 6, in 3 steps'):  # gone on with at step 5
+    with pytest.raises(Diverged, match='step 6, in 3 steps'):  # gone on with at step 5
         loop.train(skipping.config, str(tmp_path), setup=skipping)
 
 
@@ -231,6 +231,6 @@ def test_a_run_that_skips_nothing_has_nothing_of_it_in_its_program(setup, skippi
         micro = {'image': ((1, 32, 8, 8, 1), np.uint8), 'label': ((1, 32), np.int32),
                  'valid': ((1, 32), bool)}
         batch = {n: jax.ShapeDtypeStruct(*x) for n, x in micro.items()}
-        return str(jax.make_jaxpr(of.step_fn(of.network))(of.shapes, batch))
+        return str(jax.make_jaxpr(of.step_of(of.network))(of.shapes, batch))
     assert 'is_finite' not in program(setup)
     assert program(skipping).count('is_finite') == 2

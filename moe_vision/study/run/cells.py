@@ -9,7 +9,7 @@ from moe_vision.processes.stop import Stop
 from moe_vision.study.run import together
 from moe_vision.study.run.together import Done
 from moe_vision.training import loop
-from moe_vision.training.run import NotFinite
+from moe_vision.training.run import Diverged
 from moe_vision.training.setup import Setup
 
 Begin = Callable[[int], bool]
@@ -50,7 +50,7 @@ def train_arm(configs: Sequence[Config], folders: Sequence[str],
         told = None
         try:
             loop.train(config, folder, setup=setup, full_report=False, probe=probe, stop=stop)
-        except NotFinite as e:
+        except Diverged as e:
             told = str(e)
         peers.barrier('trained')  # `done` may remove what another one still has open
         done(number, told)

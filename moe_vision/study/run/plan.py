@@ -38,7 +38,7 @@ def states(workdir: str, record: Mapping[str, Any], arms: Iterable[str],
                 out[arm, seed] = row['status']
             elif claims.taken((arm, seed)):
                 out[arm, seed] = 'running'
-            elif rows.path(workdir, arm, seed).exists():
+            elif rows.exists(workdir, arm, seed):
                 out[arm, seed] = 'unusable'
             elif folder(workdir, (arm, seed)).exists():
                 out[arm, seed] = 'half-done'

@@ -7,7 +7,6 @@ Axes: S seeds, A micro-batches, B rows of a micro-batch.
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from moe_vision import models
 from moe_vision.config.schema import Config
 from moe_vision.training import feed
 from moe_vision.training.progress import Progress
-from moe_vision.training.run import NotFinite, Run
+from moe_vision.training.run import Diverged, Run
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
 
@@ -42,7 +41,7 @@ class Program:
                              axis_types=(AxisType.Auto,))
         self._setup, self._sharding = setup, NamedSharding(mesh, P('seed'))
         network = models.build(setup.config.model, setup.info.num_classes, None)
-        step = jax.vmap(setup.step_fn(network))
+        step = jax.vmap(setup.step_of(network))
         if devices > 1:
             step = jax.shard_map(step, mesh=mesh, in_specs=P('seed'), out_specs=P('seed'),
                                  check_vma=False)
@@ -85,9 +84,9 @@ def train(configs: Sequence[Config], folders: Sequence[str], probe: bool, done: 
         if states:
             states, rate = _loop(setup, {i: runs[i] for i in states}, states, start, done)
         for i, state in {**{i: s for i, (_, s) in ended.items()}, **states}.items():
-            runs[i].finish(state, float('nan') if i in ended else rate)
+            _, layers = runs[i].finish(state, float('nan') if i in ended else rate)
             if probe:
-                runs[i].probe(state)
+                runs[i].probe(state, layers)
             runs[i].close()
             done(i, None)
 
@@ -133,7 +132,7 @@ def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], sta
                     run.interval.add(s, jax.tree.map(lambda x, i=i: x[place[i]], values))
                 try:
                     row = run.row() | {'timing': timing}
-                except NotFinite as e:
+                except Diverged as e:
                     alive.pop(i).close()
                     done(i, str(e))
                     continue
@@ -141,9 +140,8 @@ def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], sta
             if not alive:
                 break
             progress.show(row)
-            began = time.monotonic()
-            _save(program.unstack, stacked, step, alive, place, progress)
-            progress.pause(time.monotonic() - began)
+            with progress.paused():
+                _save(program.unstack, stacked, step, alive, place, progress)
         progress.done()
         at = program.unstack(stacked)
         return {i: at(place[i]) for i in alive}, progress.images_per_second(times.total)

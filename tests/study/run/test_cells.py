@@ -92,7 +92,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(configs, tmp_path, monkey
 
     def poisoned(self, per_epoch):
         if self.seed == 4 and self._pending[-1][0] == 4:
-            raise metrics.NonFinite(4, 'loss')
+            raise metrics.NonFiniteStep(4, 'loss')
         return row(self, per_epoch)
     init = run.Run.__init__
 

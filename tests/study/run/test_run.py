@@ -18,6 +18,7 @@ from moe_vision.study import registration, rows
 from moe_vision.study.load import load
 from moe_vision.study.run import plan, runner
 from moe_vision.study.run.claims import Claims
+from moe_vision.study.run.pack import pack
 from moe_vision.study.run.plan import Plan
 from moe_vision.study.run.runner import run
 
@@ -179,6 +180,42 @@ def test_rows_of_another_machine_are_gone_on_from(loaded, unbroken, tmp_path):
         (tmp_path / 'rows' / name).parent.mkdir(parents=True)
         (tmp_path / 'rows' / name).write_bytes(unbroken[name])
     assert go(loaded, tmp_path)[0] == 10 and tables(tmp_path) == unbroken
+
+
+def test_a_packed_study_is_gone_on_with(loaded, unbroken, tmp_path):
+    """Packed when half was done: those cells stay done, and the rest comes as files."""
+    assert go(loaded, tmp_path, only='k1,dense')[0] == 6
+    pack(str(tmp_path))
+    assert tables(tmp_path) == {}
+    count, said = go(loaded, tmp_path)
+    assert count == 6 and '12 of 12 cells, 100% of the FLOPs' in said
+    assert {name.partition('/')[0] for name in tables(tmp_path)} == {'again', 'k2'}
+    assert len(log(tmp_path)) == 12 * study_fakes.STEPS
+    pack(str(tmp_path))
+    assert go(loaded, tmp_path) == (0, 'study tiny: 12 of 12 cells are done\n')
+    lines = (tmp_path / 'rows.jsonl').read_text().splitlines()
+    assert list(map(json.loads, lines)) == [json.loads(unbroken[f'{a}/seed_{s}.json'])
+                                            for a, s in CELLS]
+    timings = rows.timings(str(tmp_path))
+    assert all(timings[a][s]['trained_flops'] == study_fakes.FLOPS for a, s in CELLS)
+
+
+def test_a_packed_row_that_cannot_be_used_is_made_again_and_kept(loaded, unbroken, tmp_path):
+    go(loaded, tmp_path)
+    pack(str(tmp_path))
+    file = tmp_path / 'rows.jsonl'
+    whole = file.read_bytes().splitlines(keepends=True)
+    half = whole[4][:300]
+    file.write_bytes(b''.join([*whole[:4], half + b'\n', *whole[5:]]))
+    count, said = go(loaded, tmp_path)
+    assert count == 1 and f'k1 seed 1 cannot be used and is kept as {file}, line 5' in said
+    assert tables(tmp_path) == {'k1/seed_1.json': unbroken['k1/seed_1.json']}
+    assert half in file.read_bytes()
+    record, digest = registration.read(str(tmp_path))
+    assert rows.read(str(tmp_path), record, digest)[1] == []
+    pack(str(tmp_path))
+    assert file.read_bytes() == b''.join(whole)
+    assert (tmp_path / 'rows.jsonl.set_aside_1').read_bytes() == half + b'\n'
 
 
 def test_states_of_cells(loaded, tmp_path, monkeypatch):

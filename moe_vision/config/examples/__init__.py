@@ -1,0 +1,1 @@
+"""Configs that ship with the package; each is a copy of the file of that name in `configs/`."""

@@ -1,0 +1,192 @@
+"""Cells packed into one file, a line each: W/rows.jsonl and W/timings.jsonl.
+
+`run` writes a file per cell (W/rows/ARM/seed_S.json), because several processes may work on a study
+at once. `pack` merges these files into one, which people can browse and version control holds as
+one. Only `pack` changes the packed file. Where a cell is in both, its own file counts.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_vision.common import files
+from moe_vision.common.errors import UserError
+
+Cell = tuple[str, int]  # arm, seed
+_CELL = re.compile(rb'"arm": ?"([a-z0-9_]+)", ?"seed": ?([0-9]{1,9})[,}]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a packed file.
+
+    Attributes:
+      number: from 1.
+      data: its bytes, without the line break.
+      value: the JSON value; None where there is none.
+      error: why there is none, else ''.
+      cell: the arm and seed that the line names; None where it names none.
+    """
+
+    number: int
+    data: bytes
+    value: Any
+    error: str
+    cell: Cell | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """All lines of a packed file, and those that name a cell by that cell."""
+
+    lines: tuple[Line, ...]
+    by_cell: Mapping[Cell, Sequence[Line]]
+
+
+def path(workdir: str, kind: str) -> Path:
+    """The packed file; `kind` is 'rows' or 'timings'."""
+    return Path(workdir) / f'{kind}.jsonl'
+
+
+def cell_path(workdir: str, kind: str, cell: Cell) -> Path:
+    """The file that holds one cell alone."""
+    return Path(workdir) / kind / cell[0] / f'seed_{cell[1]}.json'
+
+
+def load(data: bytes) -> Any:
+    """The JSON value in the bytes. Raises ValueError with one line that says what is wrong."""
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'half-written or damaged, not JSON ({e})') from e
+
+
+def read(workdir: str, kind: str) -> Packed:
+    """The packed file, parsed again only when it has changed; treat what it holds as read-only.
+
+    To look up a cell that others may be packing, look for its own file first, then here: `pack`
+    writes the line before it removes the file.
+
+    Raises:
+      UserError: there is a file but it cannot be read.
+    """
+    file = path(workdir, kind)
+    try:
+        stat = file.stat()
+        return _read(file, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    except FileNotFoundError:
+        return Packed((), {})
+    except OSError as e:
+        raise UserError(f"'{file}' cannot be read: {e.strerror or e}; make it readable, or restore "
+                        'it from version control.') from e
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: Path, version: tuple[int, ...]) -> Packed:
+    """`version` changes whenever the file does."""
+    lines = [_line(number, data) for number, data in enumerate(file.read_bytes().split(b'\n'), 1)
+             if data.strip()]
+    by_cell: dict[Cell, list[Line]] = {}
+    for line in lines:
+        if line.cell:
+            by_cell.setdefault(line.cell, []).append(line)
+    return Packed(tuple(lines), by_cell)
+
+
+def _line(number: int, data: bytes) -> Line:
+    try:
+        value = load(data)
+    except ValueError as e:  # its start may still say which cell it was
+        start = _CELL.search(data)
+        cell = (start[1].decode(), int(start[2])) if start else None
+        return Line(number, data, None, str(e), cell)
+    return Line(number, data, value, '', _named(value))
+
+
+def _named(value: Any) -> Cell | None:
+    """The cell that a JSON value names."""
+    if not isinstance(value, dict):
+        return None
+    arm, seed = value.get('arm'), value.get('seed')
+    if isinstance(arm, str) and isinstance(seed, int | float) and seed % 1 == 0:
+        return arm, int(seed)
+    return None
+
+
+def pack(workdir: str, kind: str, cells: Sequence[Cell],
+         usable: Callable[[Any, Cell], bool]) -> tuple[int, Path | None]:
+    """Merges the files of these cells into the packed file, in the order of `cells`.
+
+    The packed file is written whole or not at all, and files of cells are removed once their lines
+    are on disk, so a kill at any moment loses nothing and the next call goes on. Files that are not
+    usable stay where they are. Lines that are not usable, or repeat a cell with another value, are
+    moved to a neighbour, W/rows.jsonl.set_aside_1.
+
+    Args:
+      cells: all cells of the study.
+      usable: whether a JSON value is that of the cell.
+
+    Returns:
+      (cells in the packed file, where lines were set aside or None).
+
+    Raises:
+      UserError: a file cannot be read or written.
+    """
+    to, known = path(workdir, kind), set(cells)
+    kept: dict[Cell, bytes] = {}
+    merged = []
+    for cell in cells:
+        file = cell_path(workdir, kind, cell)
+        with contextlib.suppress(OSError, ValueError):
+            value = load(file.read_bytes())
+            if usable(value, cell):
+                kept[cell] = _dump(value, cell)
+                merged.append(file)
+    spare = []
+    for line in read(workdir, kind).lines:
+        if line.cell in known and not line.error and usable(line.value, line.cell):
+            data = _dump(line.value, line.cell)
+            if kept.setdefault(line.cell, data) == data:
+                continue
+        spare.append(line.data)
+    data = b''.join(kept[cell] + b'\n' for cell in cells if cell in kept)
+    try:
+        beside = _set_aside(to, b'\n'.join(spare) + b'\n') if spare else None
+        if data != (to.read_bytes() if to.exists() else b''):
+            files.write(to, data)
+        if merged:
+            with to.open('rb') as f:
+                os.fsync(f.fileno())  # a power cut must not take the lines after the files went
+        for file in merged:
+            file.unlink(missing_ok=True)
+    except OSError as e:
+        raise UserError(f"'{to}' cannot be written: {e.strerror or e}; nothing is lost. Make room, "
+                        'and pack again.') from e
+    folder = Path(workdir) / kind
+    for empty in (*folder.glob('*'), folder):
+        with contextlib.suppress(OSError):  # a file, or something is in it
+            empty.rmdir()
+    return len(kept), beside
+
+
+def _dump(value: Any, cell: Cell) -> bytes:
+    """A line that reads back as the same value; a timing does not name its cell, the line does."""
+    named = value if 'arm' in value else {'arm': cell[0], 'seed': cell[1]} | value
+    return json.dumps(named, separators=(',', ':')).encode()
+
+
+def _set_aside(file: Path, data: bytes) -> Path:
+    """Writes the bytes to a new neighbour, or finds the one that has them already."""
+    number = 1
+    while (to := file.with_name(f'{file.name}.set_aside_{number}')).exists():
+        if to.read_bytes() == data:
+            return to
+        number += 1
+    files.write(to, data)
+    return to
