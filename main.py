@@ -22,6 +22,7 @@ from absl import app, flags
 
 from moe_vision.common import files
 from moe_vision.common.errors import UserError, nearest, unknown
+from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source, trust
 from moe_vision.config.schema import Config
@@ -29,7 +30,6 @@ from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 MODES = ('train', 'eval', 'summary')
 FLAGS = flags.FLAGS
 
@@ -113,7 +113,7 @@ def _parse(argv: list[str]) -> Request:
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
     trust.allow(FLAGS.trust)
     config = config_lib.check(
-        source.load(file or f'{HERE}/configs/workdir.py:{workdir}', common, opened))
+        source.load(file or f'{ROOT}/configs/workdir.py:{workdir}', common, opened))
     profile_steps = _profile_steps()
     processes = peers.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     if processes and mode == 'summary':

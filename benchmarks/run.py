@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Row, markdown
+from moe_vision.common.paths import ROOT
 
 SUITES = {'layer': 'benchmarks.layer', 'step': 'benchmarks.step', 'latency': 'benchmarks.latency',
           'seeds': 'benchmarks.seeds', 'input': 'benchmarks.input_pipeline',
@@ -53,7 +54,7 @@ def setting() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                            check=False, cwd=Path(__file__).parent).stdout.strip()
+                            check=False, cwd=ROOT).stdout.strip()
     return {'device': jax.devices()[0].device_kind, 'count': jax.device_count(),
             'python': '.'.join(map(str, sys.version_info[:3])), 'versions': versions,
             'commit': commit, 'environment': {n: os.environ[n] for n in VARIABLES

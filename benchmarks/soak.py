@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+from moe_vision.common.paths import ROOT
 
 
 def main(argv: list[str]) -> int:

@@ -10,11 +10,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.table import Row
+from moe_vision.common.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = '--config=configs/digits_k2.py'
 
 

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the rows beside them."""
+"""The numbers in README.md, results/README.md and docs are those of the rows beside them."""
 
 import csv
 import functools
@@ -50,12 +50,17 @@ def gaps(kind):
 
 @functools.cache
 def rows(kind):
-    return [json.loads(p.read_text()) for p in (DIGITS / kind).glob('rows/*/*.json')]
+    return [json.loads(line) for line in (DIGITS / kind / 'rows.jsonl').open()]
 
 
 @functools.cache
 def readme():
     return ' '.join((ROOT / 'README.md').read_text().split())
+
+
+@functools.cache
+def discussion():
+    return ' '.join((ROOT / 'results' / 'README.md').read_text().split())
 
 
 PRIMARY = [(k, c) for k in KINDS for c, r in gaps(k).items() if r['primary'] == '1']
@@ -65,31 +70,34 @@ PRIMARY = [(k, c) for k in KINDS for c, r in gaps(k).items() if r['primary'] == 
 def test_a_line_of_the_studies_table_is_that_of_the_report(kind, comparison):
     r = gaps(kind)[comparison]
     start = f'| {kind} | `{comparison}` |'
-    line = next(x for x in (ROOT / 'README.md').read_text().splitlines() if x.startswith(start))
+    table = (ROOT / 'results' / 'README.md').read_text().splitlines()
+    line = next(x for x in table if x.startswith(start))
     assert [c.strip().strip('*') for c in line[len(start):].split('|')[:-1]] == [
         f'{100 * float(r["rho_place"]):.1f} %', r['expected'], r['verdict'], pp(r['mean']),
         f'{pp(r["low"])} to {pp(r["high"])}', f'{100 * float(r["level"]):.5g} %',
         f'{float(r["cost"]):.2f}×', f'{float(r["mde"]):.2f}']
 
 
-def test_what_the_readme_counts_in_the_studies():
+def test_what_the_discussion_counts_in_the_studies():
     all_rows = [r for kind in KINDS for r in rows(kind)]
-    assert f'{len(all_rows)} cells' in readme() and {r['images'] for r in all_rows} == {360}
+    assert f'{len(all_rows)} cells' in discussion() and {r['images'] for r in all_rows} == {360}
     assert {r['status'] for r in all_rows} == {'done'}
     for commit in {r['git_commit'] for r in all_rows}:
-        assert commit[:7] in readme()
+        assert commit[:7] in discussion()
     verdicts = Counter(gaps(k)[c]['verdict'] for k, c in PRIMARY)
     told = {1: 'one', 2: 'two', 3: 'three', 4: 'four', 10: 'ten', 11: 'eleven', 12: 'twelve'}
     negative, same, neither = (told[verdicts[v]] for v in
                                ('negative', 'equivalent', 'inconclusive'))
     assert (f'Of {len(PRIMARY)} primary comparisons {negative} came out negative, {same} '
-            f'equivalent and {neither} inconclusive') in readme()
+            f'equivalent and {neither} inconclusive') in discussion()
+    assert (f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons, of which {negative} came '
+            f'out negative, {same} equivalent and {neither} inconclusive') in readme()
     assert 'positive' not in verdicts
     found = [float(gaps(k)[c]['mde']) for k, c in PRIMARY]
-    assert f'{min(found):.2f} to {max(found):.2f} pp' in readme()
+    assert f'{min(found):.2f} to {max(found):.2f} pp' in discussion()
 
 
-def test_what_the_readme_says_of_single_gaps():
+def test_what_the_discussion_says_of_single_gaps():
     decided = {c: r for kind in KINDS for c, r in gaps(kind).items()
                if c.endswith(('_gap', '_minus_dense')) and r['verdict'] in ('negative', 'positive')}
     assert set(decided) == {'standard_5_gap', 'throughout_gap', 'depthwise_3_gap',
@@ -97,29 +105,31 @@ def test_what_the_readme_says_of_single_gaps():
     assert {r['verdict'] for r in decided.values()} == {'negative'}
     for r in decided.values():
         told = f'({pp(r["mean"])} pp, 95 % interval {pp(r["low"])} to {pp(r["high"])})'
-        assert r['primary'] == '1' or told in readme()
+        assert r['primary'] == '1' or told in discussion()
     for router in ('random', 'frozen_random', 'shuffled'):
         assert gaps('top_k')[f'k2_minus_{router}']['verdict'] == 'equivalent'
     again = gaps('top_k')['dense_again_minus_dense']
-    assert f'differ by {pp(again["mean"])} pp' in readme()
+    assert f'differ by {pp(again["mean"])} pp' in discussion()
     accuracies = {}
     for r in rows('top_k'):
         accuracies.setdefault(r['arm'], []).append(100 * r['result']['test_accuracy'])
     means = [np.mean(v) for v in accuracies.values()]
-    assert f'between {min(means):.1f} and {max(means):.1f} %' in readme()
+    assert f'between {min(means):.1f} and {max(means):.1f} %' in discussion()
 
 
-def test_what_the_readme_says_of_time():
+def test_what_the_discussion_says_of_time():
     arms = json.loads((DIGITS / 'wall_clock' / 'timings' / 'latency.json').read_text())['arms']
     k2, dense = ({b: t['median_ms'] for b, t in arms[a]['batches'].items()}
                  for a in ('k2', 'dense'))
     ratios = [k2[b] / dense[b] for b in k2]
     assert list(k2) == ['1', '8', '64', '512']
-    assert f"k = 2 takes {min(ratios):.1f} to {max(ratios):.1f} times its twin's for" in readme()
+    times = f'{min(ratios):.1f} to {max(ratios):.1f} times as long as its twin'
+    assert f'k = 2 takes {times} for 1 to 512 images' in discussion()
 
 
 CORES = 'cpu-2-cores.json'
-SPEED = [  # words of a line of README, suite, words of the row, baseline
+PERFORMANCE = ROOT / 'docs' / 'performance.md'
+SPEED = [  # words of a line of that page, suite, words of the row, baseline
     ('factor 1.25, forward', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'floor'),
     ('which pads nothing', 'layer', 'vectors, T=8192 D=256 F=1024 E=8 k=2 cf=1.25', 'dense'),
     ('128 maps', 'layer', 'maps 8x8, T=128 D=64 F=64 E=8 k=2 cf=1.25', 'floor'),
@@ -141,21 +151,22 @@ SPEED = [  # words of a line of README, suite, words of the row, baseline
 def test_a_line_of_the_table_of_times_is_that_of_its_row(words, suite, case, baseline):
     suites = json.loads((ROOT / 'benchmarks' / 'results' / CORES).read_text())['suites']
     row = next(r for r in suites[suite]['rows'] if r['case'] == case)
-    line = next(x for x in (ROOT / 'README.md').read_text().splitlines()
+    line = next(x for x in PERFORMANCE.read_text().splitlines()
                 if words in x and x.startswith('|') and x.count('|') == 4)
     assert line.endswith(f'| {row["ratios"][baseline]:.2f} |')
     if 'times the FLOPs' in line:
         assert f'{row["facts"]["times the FLOPs"]:.2f} times the FLOPs' in line
 
 
-def test_what_the_readme_says_of_programs_compiled_for_a_gpu():
+def test_what_the_page_says_of_programs_compiled_for_a_gpu():
     lines = (ROOT / 'benchmarks' / 'results' / 'h100-compiled.md').read_text().splitlines()
     cells = [[c.strip() for c in x.strip('|').split('|')] for x in lines if x.startswith('|')]
     layers = [c for c in cells if c[0].startswith('vectors')]
     step = next(c for c in cells if c[0].startswith('imagenet_k2'))
     floor = [float(c[2]) for c in layers]
-    assert f'take {min(floor):.2f} to {max(floor):.2f} of their experts alone' in readme()
-    assert f"{step[2]} of its twin's at {step[-1]} times the FLOPs" in readme()
+    told = ' '.join(PERFORMANCE.read_text().split())
+    assert f'take {min(floor):.2f} to {max(floor):.2f} of their experts alone' in told
+    assert f"{step[2]} of its twin's at {step[-1]} times the FLOPs" in told
     for c in layers:
         assert not c[4] or round(1 / float(c[4])) == 6
         memory = [float(m.replace(',', '')) for m in (c[7], c[10]) if m]

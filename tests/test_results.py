@@ -16,6 +16,13 @@ REPORTED = [s for s in STUDIES if (s / 'report' / 'report.md').exists()]
 ids = lambda path: '/'.join(path.parts[-2:])  # noqa: E731
 
 
+def cells(folder: Path) -> int:
+    """How many rows a study has, packed or as files."""
+    packed = folder / 'rows.jsonl'
+    lines = packed.read_bytes().splitlines() if packed.exists() else []
+    return len([*lines, *folder.glob('rows/*/*.json')])
+
+
 def close(ours: str, theirs: str) -> bool:
     """The same text, or the same number but for its last digits (versions of libraries)."""
     try:
@@ -30,10 +37,7 @@ def results(tmp_path_factory):
     results = tmp_path_factory.mktemp('results')
     for folder in REPORTED:
         to = results / folder.relative_to(ROOT / 'results')
-        to.mkdir(parents=True)
-        shutil.copy(folder / 'preregistration.json', to)
-        for part in ('rows', 'timings'):
-            shutil.copytree(folder / part, to / part)
+        shutil.copytree(folder, to, ignore=shutil.ignore_patterns('report', 'runs', 'claims'))
     assert study.main(['report', f'--workdir={results}']) == 0
     return results
 
@@ -56,5 +60,15 @@ def test_a_report_is_made_again_from_its_rows(folder, results):
 def test_rows_carry_the_hash_of_what_was_registered(folder):
     record, digest = registration.read(str(folder))
     found, _ = rows.read(str(folder), record, digest)
-    assert sum(map(len, found.values())) == len(list(folder.glob('rows/*/*.json')))
+    assert sum(map(len, found.values())) == cells(folder)
     assert all(row['preregistration'] == digest for arm in found.values() for row in arm.values())
+
+
+@pytest.mark.parametrize('folder', STUDIES, ids=ids)
+def test_the_guide_has_a_line_for_the_folder(folder):
+    lines = (ROOT / 'results' / 'README.md').read_text().splitlines()
+    kind, name = folder.parts[-2:]
+    start = f'| [{kind}/{name}]({kind}/{name}/report/report.md) |'
+    if folder not in REPORTED:
+        start = next(x for x in lines if x.startswith(f'| {kind}/{{') and name in x)
+    assert [x.endswith(f'| {cells(folder)} |') for x in lines if x.startswith(start)] == [True]

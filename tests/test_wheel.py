@@ -29,7 +29,8 @@ def required(*names: str) -> dict[str, importlib.metadata.Distribution]:
             continue
         if name not in closure:
             closure[name] = found
-            todo += [re.match(r'[\w.-]+', r)[0] for r in found.requires or () if 'extra ==' not in r]
+            todo += [re.match(r'[\w.-]+', r)[0] for r in found.requires or ()
+                     if 'extra ==' not in r]
     return closure
 
 

@@ -73,8 +73,8 @@ EXPERTS = {
     'mlp': Entry('moe_vision.layers.experts:Mlp', MlpArgs, needs=('vector',)),
     'conv': Entry('moe_vision.layers.experts:Conv', ConvArgs, needs=('map',)),
     'depthwise_conv': Entry('moe_vision.layers.experts:DepthwiseConv', ConvArgs, needs=('map',)),
-    'bottleneck': Entry('moe_vision.layers.experts_imagenet:Bottleneck', ConvArgs, needs=('map',)),
-    'convnext': Entry('moe_vision.layers.experts_imagenet:ConvNext', ConvNextArgs, needs=('map',)),
+    'bottleneck': Entry('moe_vision.layers.experts:Bottleneck', ConvArgs, needs=('map',)),
+    'convnext': Entry('moe_vision.layers.experts:ConvNext', ConvNextArgs, needs=('map',)),
 }
 
 BACKBONES = {

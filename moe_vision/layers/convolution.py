@@ -1,10 +1,10 @@
-"""A convolution that stays fast on a CPU under vmap over its kernel and in loops.
+"""A convolution that stays fast on a CPU, also under a vmap over its kernel and inside loops.
 
-There XLA runs two forms of a convolution many times slower than the plain one: grouped by a
-batch of kernels, and gradients in the layouts that jax gives them when they stand inside a loop.
-Here a batch of kernels is one plain convolution per item, and both gradients are written as plain
-convolutions of operands laid out beforehand. Not for gradients of gradients. Other devices run
-jax's own convolution.
+On a CPU, XLA runs two forms of a convolution many times slower than the ordinary one: a
+convolution grouped by a batch of kernels, and, inside a loop, gradients in the layouts that jax
+gives them. This module runs a batch of kernels as one ordinary convolution per item, and writes
+both gradients as ordinary convolutions of operands that are laid out beforehand. It does not
+support gradients of gradients. Other devices run jax's own convolution.
 
 Axes: N images, H W space in, P Q space out, h w taps, I channels in, O channels out, g groups.
 """
@@ -36,16 +36,22 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
       [N, P, Q, O], P = ceil(H / stride).
     """
     if platform.target() == 'cpu':
-        # The zero lies where x does: inside a shard_map the kernel's gradient is then summed.
+        # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the
+        # gradient of the kernel over them.
         return _on_cpu(x, kernel + jnp.zeros_like(x, shape=()), stride, groups)
-    return _plain(x, kernel, 'SAME', strides=(stride, stride), groups=groups)
+    return _ordinary(x, kernel, 'SAME', strides=(stride, stride), groups=groups)
 
 
 def in_flax(x: Array, kernel: Array, strides: tuple[int, ...], padding: str, *,
             feature_group_count: int = 1, **_) -> Array:
-    """`convolution` as `conv_general_dilated=` of a flax `nn.Conv`: one stride, SAME."""
+    """`convolution` for flax: `nn.Conv(..., conv_general_dilated=in_flax)`.
+
+    Raises:
+      ValueError: the strides differ, or the padding is not SAME.
+    """
     if padding != 'SAME' or len(set(strides)) > 1:
-        raise ValueError(f'one stride and SAME are known here, not {strides} and {padding}')
+        raise ValueError('this convolution takes equal strides and padding SAME, '
+                         f'not strides {strides} and padding {padding}')
     return convolution(x, kernel, strides[0], feature_group_count)
 
 
@@ -70,7 +76,10 @@ _on_cpu.defvjp(_with_residuals, _gradients)
 
 def _input_gradient(dy: Array, kernel: Array, space: tuple[int, ...], stride: int,
                     groups: int) -> Array:
-    """(dy [N, P, Q, O], kernel) to dx [N, H, W, I]: dy, spread out, with the kernel turned."""
+    """dx [N, H, W, I] from dy [N, P, Q, O] and the kernel.
+
+    Puts stride - 1 zeros between the entries of dy and convolves that with the flipped kernel.
+    """
     h, w, i, o = kernel.shape
     turned = jnp.flip(kernel, (0, 1)).reshape(h, w, i, groups, o // groups)
     turned = turned.transpose(0, 1, 4, 3, 2).reshape(h, w, o // groups, groups * i)
@@ -85,7 +94,10 @@ def _input_gradient(dy: Array, kernel: Array, space: tuple[int, ...], stride: in
 
 def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int,
                      groups: int) -> Array:
-    """(x, dy) to the kernel's gradient: x with channels and images swapped, dy as the kernel."""
+    """The kernel's gradient from x and dy.
+
+    Swaps channels and images of x, and convolves that with dy in the place of the kernel.
+    """
     n, *space, i = x.shape
     p, q, o = dy.shape[1:]
     images = x.reshape(n, *space, groups, i // groups).transpose(4, 1, 2, 3, 0)
@@ -99,25 +111,23 @@ def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int,
 
 
 def _one_by_one(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
-    """`_plain` with a rule for vmap: a plain convolution per item.
+    """`_ordinary` with its own rule for vmap: one ordinary convolution per item.
 
-    Where the kernel is the same for all items, they are more images.
+    Where all items have the same kernel, they count as more images of one convolution.
     """
-    fn = custom_vmap(lambda x, kernel: _plain(x, kernel, *args, **options))
+    fn = custom_vmap(lambda x, kernel: _ordinary(x, kernel, *args, **options))
 
     @fn.def_vmap
     def rule(size, batched, x, kernel):
         if not batched[1]:
             out = fn(x.reshape(-1, *x.shape[2:]), kernel)
             return out.reshape(*x.shape[:2], *out.shape[1:]), True
-        at = lambda a, i, is_batched: a[i] if is_batched else a  # noqa: E731
-        return jnp.stack([fn(at(x, i, batched[0]), at(kernel, i, batched[1]))
-                          for i in range(size)]), True
+        return jnp.stack([fn(x[i] if batched[0] else x, kernel[i]) for i in range(size)]), True
 
     return fn(x, kernel)
 
 
-def _plain(x, kernel, pads, strides=(1, 1), spread=(1, 1), dilation=(1, 1), groups=1):
+def _ordinary(x, kernel, pads, strides=(1, 1), spread=(1, 1), dilation=(1, 1), groups=1):
     return lax.conv_general_dilated(
         x, kernel, strides, pads, lhs_dilation=spread, rhs_dilation=dilation,
         feature_group_count=groups, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))

@@ -1,6 +1,6 @@
-"""The dense control with a routed layer's drops, and nothing else of routing.
+"""A dense control that drops tokens as a routed layer does, and does nothing else of routing.
 
-Axes: B tokens given, G groups, T tokens of a group, E experts, K choices, D width.
+Axes: B tokens given, E experts, K choices, D width, `*` payload of a token.
 """
 
 from typing import Any
@@ -11,21 +11,19 @@ from flax import linen as nn
 from jax.sharding import Mesh as DeviceMesh
 
 from moe_vision.config import registry
-from moe_vision.layers.exchange import over_groups
 from moe_vision.layers.experts import Expert
-from moe_vision.layers.moe import Step, choices_of, make_router
-from moe_vision.routing import telemetry
-from moe_vision.routing.capacity import capacity
-from moe_vision.routing.plan import Priority, index_plan
-from moe_vision.routing.types import Context
+from moe_vision.layers.moe import declare_params, make_router
+from moe_vision.layers.route import Step, make_plan, route_groups
+from moe_vision.routing.plan import Priority
 
 Array = jax.Array
 
 
 class DroppingBlock(nn.Module):
-    """A dense block times the share of a token's choices that find a slot, K of E drawn at random.
+    """A dense block, times the share of a token's choices that found a slot.
 
-    Its parameters, and what it computes, are those of `DenseBlock`; its attributes are of `MoE`.
+    Each token chooses K of E experts at random. Parameters and computation are those of
+    `DenseBlock`. The other attributes mean what they mean in `MoE`.
     """
 
     expert: Expert
@@ -41,39 +39,25 @@ class DroppingBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, step: Step, *, carry: Any = None) -> tuple[Array, dict[str, Any]]:
-        """x [B, *, D] to (branch [B, *, D], info) as of `MoE`: choices are the ones drawn.
+        """x [B, *, D] to (branch [B, *, D], info); info as in `MoE`, of the drawn choices.
 
-        A dropped choice takes 1/K of the output with it, as if K equal experts shared it. The drops
-        are those of even loads: a learned router's may be more. What is counted of experts tells
-        of the draw alone.
+        A dropped choice takes 1/K of the output with it, as if K equal experts shared the work.
+        The choices are even, so a learned router may drop more. Counts of experts describe the draw
+        alone, since there are no experts.
 
         Raises:
-          ValueError: `step` has no key.
+          ValueError: as in `MoE`; it always draws at random.
         """
-        tokens, t, e = x.shape[0], self.group_size, self.num_experts
-        router = make_router('random', registry.RandomArgs(), e, self.k)
-        factor = self.capacity_factor if step.train else self.eval_capacity_factor
-        slots = capacity(factor, self.k, t, e, self.capacity_multiple)
-        key = jax.random.key(0) if step.key is None and self.is_initializing() else step.key
-        key = None if key is None else jax.random.fold_in(key, self.layer)
+        router = make_router('random', registry.RandomArgs(), self.num_experts, self.k)
 
-        def on_groups(key, _, group, rows):
-            valid, labels = rows
-            context = Context(valid=valid, key=key, group=group, train=step.train)
-            routing = router({}, {}, jnp.zeros((*valid.shape, 1)), context)
-            plan = index_plan(routing, e, slots, self.priority,
-                              context.keys(9) if self.priority == 'random' else None)
-            counts = telemetry.count(routing, plan, context)
-            if labels is not None and step.num_classes:
-                counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-            return (), choices_of(routing, plan), counts
+        def on_groups(context, x, shared, bank):
+            del x, shared, bank
+            routing = router({}, {}, jnp.zeros((*context.valid.shape, 1)), context)
+            return (), routing, make_plan(self, routing, context)
 
-        valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
-        _, made, counts = over_groups(on_groups, self.mesh, tokens, t)(
-            key, {}, step.start // t + jnp.arange(tokens // t), (valid, step.labels))
-        share = made['kept'].mean(-1).reshape(tokens, *(1,) * (x.ndim - 1)).astype(x.dtype)
-        params = {name: self.param(name, init, shape)
-                  for name, (shape, init) in self.expert.shapes().items()}
+        routed = route_groups(self, on_groups, step, len(x))
+        share = routed.choices['kept'].mean(-1)  # of a token's choices
+        share = share.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+        params = declare_params(self, self.expert)
         y = jnp.where(share > 0, share * self.expert.apply(params, x), jnp.zeros((), x.dtype))
-        return y, {'losses': {}, 'telemetry': {n: v.sum(0) for n, v in counts.items()},
-                   'choices': made, 'carry': carry}
+        return y, routed.info({}) | {'carry': carry}

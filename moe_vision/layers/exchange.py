@@ -1,13 +1,17 @@
-"""Routing over a mesh: where groups lie, and what travels to the devices of the experts.
+"""Routing over a mesh: where groups lie, and what devices exchange.
 
-Mesh axes are ('data', 'expert'). Tokens are laid over both, expert weights over 'expert' alone.
-Where a device holds whole groups, slots travel: a routed layer exchanges twice forward (slots out,
-outputs back) and twice backward, by all-to-all. Where a group has tokens on several devices of the
-expert axis, tokens travel: each of these devices gathers them, makes the same plan, runs its own
-experts, and the outputs are summed back to the tokens' devices; backward the same in turn. Summed
-means an all-to-all of the parts and a sum where they arrive: compilers for TPU turn a
-reduce-scatter of feature maps into an all-reduce, which sends twice as much. With one device on the
-expert axis nothing travels.
+The mesh axes are ('data', 'expert'). Tokens are split over both, expert weights over 'expert' only.
+
+Where each device holds whole groups, slots are exchanged: a routed layer runs two all-to-alls
+forward (slots to the experts, outputs back) and two backward.
+
+Where a group has tokens on several devices of the expert axis, tokens are exchanged: each of these
+devices gathers all tokens of the group, makes the same plan and runs its own experts; then the
+outputs are summed and each device gets those of its own tokens. The backward pass does the same in
+reverse. The sum is an all-to-all of the parts, which are added where they arrive, because compilers
+for TPU turn a reduce-scatter of feature maps into an all-reduce, which sends twice as much.
+
+With one device on the expert axis nothing is exchanged.
 """
 
 import functools
@@ -32,8 +36,13 @@ REPLICATED = P()
 def spans(tokens: int, group_size: int, mesh_shape: Mapping[str, int]) -> bool:
     """Whether a group has tokens on several devices of the expert axis.
 
+    Args:
+      tokens: B, of the whole batch.
+      group_size: T.
+      mesh_shape: devices on each of the axes 'data' and 'expert'.
+
     Raises:
-      ValueError: the devices that share the experts do not hold whole groups together.
+      ValueError: the devices of one expert axis do not hold whole groups together.
     """
     devices = math.prod(mesh_shape.values())
     if tokens % devices == 0 and tokens // devices % group_size == 0:
@@ -45,42 +54,45 @@ def spans(tokens: int, group_size: int, mesh_shape: Mapping[str, int]) -> bool:
 
 
 def over_groups(fn: Callable, mesh: Mesh | None, tokens: int, group_size: int) -> Callable:
-    """Runs `fn` where the tokens are, in groups of T.
+    """Makes `fn`, which handles groups of T tokens, run on the devices where the tokens lie.
 
     Args:
-      fn: (shared, experts, group [G], rows [G, T, *]) -> (partial [G, T, *], of_tokens [G, T, *],
-        of_groups [G, *]), each a tree. Where groups span devices, each of them calls it with all
-        tokens of its groups and its own experts; `partial` is then summed over them.
+      fn: (shared, experts, group [G], rows [G, T, *]) -> (partial [G, T, *], per_token [G, T, *],
+        per_group [G, *]), each a tree. Where groups span devices, each of these devices calls it
+        with all tokens of its groups and with its own experts; then `partial` is summed over them.
       tokens: B, of the whole batch.
       group_size: T.
 
     Returns:
-      A function of (shared, experts, group [B / T], rows [B, *]), global arrays, that returns
-      the three trees; what is of tokens with leading B.
+      A function of (shared, experts, group [B / T], rows [B, *]), all global arrays, that returns
+      the three trees: the first two with a leading B, the last with a leading B / T.
     """
-    split = lambda a: a.reshape(-1, group_size, *a.shape[1:])  # noqa: E731
-    merge = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
+    def split(a):
+        return a.reshape(-1, group_size, *a.shape[1:])
+
+    def merge(a):
+        return a.reshape(-1, *a.shape[2:])
 
     def whole(shared, experts, group, rows):
-        partial, of_tokens, of_groups = fn(shared, experts, group, jax.tree.map(split, rows))
-        return *jax.tree.map(merge, (partial, of_tokens)), of_groups
+        partial, per_token, per_group = fn(shared, experts, group, jax.tree.map(split, rows))
+        return *jax.tree.map(merge, (partial, per_token)), per_group
 
     def spanning(shared, experts, group, rows):
         rows = jax.tree.map(_gather, rows)
-        partial, of_tokens, of_groups = whole(shared, experts, group, rows)
-        return jax.tree.map(_sum_back, partial), jax.tree.map(own, of_tokens), of_groups
+        partial, per_token, per_group = whole(shared, experts, group, rows)
+        return jax.tree.map(_sum_back, partial), jax.tree.map(own_part, per_token), per_group
 
-    def own(a):
+    def own_part(a):
         count = a.shape[0] // mesh.shape['expert']
         return jax.lax.dynamic_slice_in_dim(a, jax.lax.axis_index('expert') * count, count)
 
     if mesh is None or mesh.size == 1:  # one device needs no shard_map
         return whole
     across = spans(tokens, group_size, mesh.shape)
-    of_groups = P('data') if across else TOKENS
+    groups = P('data') if across else TOKENS
     return jax.shard_map(
         spanning if across else whole, mesh=mesh,
-        in_specs=(REPLICATED, EXPERTS, of_groups, TOKENS), out_specs=(TOKENS, TOKENS, of_groups),
+        in_specs=(REPLICATED, EXPERTS, groups, TOKENS), out_specs=(TOKENS, TOKENS, groups),
         check_vma=False)
 
 
@@ -102,14 +114,19 @@ _sum_back.defvjp(lambda a: (_sum_back(a), None), lambda _, g: (_gather(g),))
 
 def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dict[str, jax.Array],
              mesh: Mesh | None, across: bool, train: bool) -> jax.Array:
-    """`plan.apply` inside `over_groups`, each expert run on the device that has its weights.
+    """`plan.apply` inside `over_groups`: each expert runs on the device that has its weights.
 
-    In inference, where the experts are here and there are no more choices than experts, weights
-    come to the tokens: buffers would have a slot of every expert.
+    In inference, if this device has all experts and there are no more choices than experts, the
+    weights of the chosen experts are looked up instead: buffers would hold a slot of every expert.
 
     Args:
+      x: [G, T, *].
       bank: parameters of this device's experts, [E / n, ...] with n devices on the expert axis.
-      across: what `spans` says; then the result is partial: of this device's experts alone.
+      across: what `spans` returned. If True the result has the outputs of this device's experts
+        alone, for `over_groups` to sum.
+
+    Returns:
+      [G, T, *].
     """
     count = next(iter(bank.values())).shape[0]
     experts = functools.partial(expert.apply_stacked, bank)
@@ -120,7 +137,7 @@ def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dic
                  for n, w in bank.items()}, row))
         return plan.apply(x, experts)
     if across:
-        return plan.of_experts(jax.lax.axis_index('expert') * count, count).apply(x, experts)
+        return plan.for_experts(jax.lax.axis_index('expert') * count, count).apply(x, experts)
 
     def exchanged(slots):
         slots = jax.lax.all_to_all(slots, 'expert', split_axis=0, concat_axis=1, tiled=True)
@@ -132,14 +149,17 @@ def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dic
 
 def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = False,
              first_input_has_gradient: bool = True, remat: bool = False) -> Counter[str]:
-    """How often a training step exchanges what experts read and write, by kind of collective.
+    """How many collectives of each kind a training step runs on what experts read and write.
 
-    Where groups span devices, what is known of a token besides its features is
-    gathered, too: whether it is valid, and, where the router reads them, labels and the carry.
+    Where groups span devices, small arrays are gathered beside the features and are not counted
+    here: whether a token is valid and, where the router reads them, labels and the carry.
 
     Args:
+      mesh_shape: devices on each axis.
+      across: what `spans` returned.
       first_input_has_gradient: whether anything that learns stands before the first routed layer.
-      remat: the backward pass computes blocks again: all but the last sum, which it has no use for.
+      remat: whether the backward pass computes blocks again. It then repeats all collectives of the
+        forward pass but the last sum, whose result it does not need.
     """
     if mesh_shape.get('expert', 1) == 1 or routed_layers == 0:
         return Counter()
@@ -151,6 +171,7 @@ def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = F
 
 
 def param_spec(path: tuple[Any, ...]) -> P:
-    """How an array of the train state lies on the mesh, from its path: expert banks split."""
+    """How an array of the train state with this path lies on the mesh: only expert banks are split.
+    """
     return EXPERTS if any(getattr(k, 'key', getattr(k, 'name', None)) == 'experts'
                           for k in path) else REPLICATED

@@ -1,7 +1,7 @@
-"""Experts: residual branches as pure functions of (parameters, tokens).
+"""Experts: residual branches as pure functions of parameters and tokens.
 
-The same object serves as one expert of a bank (leading axis E) and as the dense block of the twin
-(no leading axis), so both do the same arithmetic.
+The same object serves as the experts of a bank, whose parameters have a leading axis E, and as the
+dense block of a twin, whose parameters have none. So both do the same arithmetic.
 
 Axes: E experts, N tokens or slots, D width, F hidden width, HW space.
 """
@@ -19,13 +19,14 @@ Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
 
 HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-_LECUN = jax.nn.initializers.lecun_normal()
+LECUN = jax.nn.initializers.lecun_normal()
+SMALL = jax.nn.initializers.truncated_normal(0.02)
 ZEROS = jax.nn.initializers.zeros
 ONES = jax.nn.initializers.ones
 
 
 class Expert:
-    """Base: `shapes` names the parameters of one expert, `apply` runs it.
+    """Base class: `shapes` names the parameters of one expert, `apply` runs it.
 
     Args:
       args: the expert's own arguments.
@@ -42,23 +43,24 @@ class Expert:
         raise NotImplementedError
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
-        """One expert: x [N, *, D] to [N, *, D]; parameters are cast to x's type.
+        """Runs one expert: x [N, *, D] to [N, *, D]. Parameters are cast to x's type.
 
-        A convolution should be `conv`, which a vmap over experts does not slow down on a CPU.
+        Use `conv` for convolutions: a vmap over experts does not slow it down on a CPU.
         """
         raise NotImplementedError
 
     def apply_stacked(self, params: dict[str, Array], x: Array) -> Array:
-        """All experts: x [E, N, *, D], each parameter with a leading E.
+        """Runs all experts: x [E, N, *, D] to the same shape; each parameter has a leading E.
 
-        Unrolled: a vmap over convolution weights becomes a grouped convolution, many times slower.
-        On a CPU `convolution` unrolls itself, and the rest is one program for all experts: it
-        compiles in about three quarters of the time, and a layer takes up to a seventh longer.
+        The experts are unrolled, because a vmap over convolution weights becomes a grouped
+        convolution, which is many times slower. On a CPU `convolution` unrolls itself, so there a
+        vmap makes one program of the rest. It compiles in about three quarters of the time, and a
+        layer takes up to a seventh longer.
         """
         if x.shape[0] > 1 and platform.target() == 'cpu':
             return jax.vmap(self.apply)(params, x)
-        one = lambda e: self.apply({n: w[e] for n, w in params.items()}, x[e])  # noqa: E731
-        return jnp.stack([one(e) for e in range(x.shape[0])])
+        return jnp.stack([self.apply({n: w[e] for n, w in params.items()}, x[e])
+                          for e in range(x.shape[0])])
 
 
 class Mlp(Expert):
@@ -66,8 +68,8 @@ class Mlp(Expert):
 
     def shapes(self) -> Shapes:
         d, f = self.width, self.hidden
-        return {'in_kernel': ((d, f), _LECUN), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), ZEROS)}
+        return {'in_kernel': ((d, f), LECUN), 'in_bias': ((f,), ZEROS),
+                'out_kernel': ((f, d), LECUN), 'out_bias': ((d,), ZEROS)}
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -78,11 +80,11 @@ class Mlp(Expert):
         if x.shape[0] == 1:
             return super().apply_stacked(params, x)
         biases = {n: p[:, None, :] for n, p in params.items() if n.endswith('bias')}
-        return self.apply(params | biases, x)  # a batched product over E
+        return self.apply(params | biases, x)  # one batched product over E
 
 
 class Conv(Expert):
-    """norm-relu-conv-norm-relu-conv on maps [N, H, W, D], per-image norm."""
+    """norm-relu-conv-norm-relu-conv on maps [N, H, W, D], with a norm per image."""
 
     def __init__(self, args, width, hidden):
         super().__init__(args, width, hidden)
@@ -104,14 +106,14 @@ class Conv(Expert):
 
 
 class DepthwiseConv(Expert):
-    """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], per-image norm."""
+    """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], with a norm per image."""
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
         return {'depthwise': ((s, s, 1, d), HE),
                 'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
                 'in_kernel': ((d, f), HE), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), _LECUN), 'out_bias': ((d,), ZEROS)}
+                'out_kernel': ((f, d), LECUN), 'out_bias': ((d,), ZEROS)}
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -121,16 +123,79 @@ class DepthwiseConv(Expert):
         return x @ w['out_kernel'] + w['out_bias']
 
 
+class Bottleneck(Expert):
+    """1x1 to F, 3x3, 1x1 to D on maps [N, H, W, D], each followed by a norm per image.
+
+    This is the branch of a ResNet's bottleneck block (He et al. 2016) with group norm in place of
+    batch norm. The scale of the last norm begins at 0, so that a block begins as its shortcut
+    (Goyal et al. 2017).
+    """
+
+    def __init__(self, args, width, hidden):
+        super().__init__(args, width, hidden)
+        self.multiple = args.norm_groups
+
+    def shapes(self) -> Shapes:
+        d, f, s = self.width, self.hidden, self.args.kernel
+        return {'conv1': ((1, 1, d, f), HE),
+                'norm1_scale': ((f,), ONES), 'norm1_bias': ((f,), ZEROS),
+                'conv2': ((s, s, f, f), HE),
+                'norm2_scale': ((f,), ONES), 'norm2_bias': ((f,), ZEROS),
+                'conv3': ((1, 1, f, d), HE),
+                'norm3_scale': ((d,), ZEROS), 'norm3_bias': ((d,), ZEROS)}
+
+    def apply(self, params, x):
+        def norm(x, name):
+            return group_norm(x, params[f'{name}_scale'], params[f'{name}_bias'],
+                              self.args.norm_groups)
+
+        x = jax.nn.relu(norm(conv(x, params['conv1']), 'norm1'))
+        x = jax.nn.relu(norm(conv(x, params['conv2']), 'norm2'))
+        return norm(conv(x, params['conv3']), 'norm3')
+
+
+class ConvNext(Expert):
+    """Depthwise conv, layer norm over D, 1x1 to F, gelu, 1x1 to D, layer scale on [N, H, W, D].
+
+    This is the branch of a ConvNeXt block (Liu et al. 2022). Its norm sees one position of one
+    image, so it is the same in an expert as in the original network.
+    """
+
+    def shapes(self) -> Shapes:
+        d, f, s = self.width, self.hidden, self.args.kernel
+        scale = jax.nn.initializers.constant(self.args.layer_scale)
+        return {'depthwise': ((s, s, 1, d), SMALL), 'depthwise_bias': ((d,), ZEROS),
+                'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
+                'in_kernel': ((d, f), SMALL), 'in_bias': ((f,), ZEROS),
+                'out_kernel': ((f, d), SMALL), 'out_bias': ((d,), ZEROS),
+                'layer_scale': ((d,), scale)}
+
+    def apply(self, params, x):
+        w = {n: p.astype(x.dtype) for n, p in params.items()}
+        x = conv(x, w['depthwise'], groups=self.width) + w['depthwise_bias']
+        x = layer_norm(x, params['norm_scale'], params['norm_bias'])
+        x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
+        return (x @ w['out_kernel'] + w['out_bias']) * w['layer_scale']
+
+
 def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
-    """Stride-1 SAME convolution, x [N, H, W, D], kernel [h, w, D / groups, D_out]."""
+    """SAME convolution with stride 1 of x [N, H, W, D] and kernel [h, w, D / groups, D_out]."""
     return convolution(x, kernel.astype(x.dtype), groups=groups)
 
 
 def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
-    """Per-image norm over space and the channels of a group, in float32; x [N, H, W, D]."""
+    """Norm of x [N, H, W, D] over space and the channels of a group, per image, in float32."""
     n, h, w, d = x.shape
     y = x.astype(jnp.float32).reshape(n, h * w, groups, d // groups)
     mean = y.mean((1, 3), keepdims=True)
     var = jnp.square(y - mean).mean((1, 3), keepdims=True)
     y = ((y - mean) * lax.rsqrt(var + 1e-5)).reshape(n, h, w, d)
+    return (y * scale + bias).astype(x.dtype)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """Norm of x [..., D] over D, per position, in float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
     return (y * scale + bias).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""The platform a program is made for: by default that of this process's own devices.
+"""The platform that a program is traced for: by default that of this process's own devices.
 
-A few things have one form for CPUs and one for all else. The form is chosen while a program is
-traced, so what compiles for devices of another platform says so around the tracing.
+Some code has one form for CPUs and another for all other platforms, and chooses while it is traced.
+Whoever compiles for devices of another platform must say so while tracing, with `made_for`.
 """
 
 import contextlib
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import Mesh
 
-_TOLD: contextvars.ContextVar[str] = contextvars.ContextVar('platform', default='')
+_platform: contextvars.ContextVar[str] = contextvars.ContextVar('platform', default='')
 
 
 def target() -> str:
-    """'cpu', 'gpu' or 'tpu': what is being traced will run there."""
-    return _TOLD.get() or jax.default_backend()
+    """'cpu', 'gpu' or 'tpu': the platform on which the program being traced will run."""
+    return _platform.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def made_for(mesh: Mesh) -> Iterator[None]:
-    """What is traced inside runs on the devices of this mesh."""
-    before = _TOLD.set(mesh.devices.flat[0].platform)
+    """What is traced inside this context will run on the devices of this mesh."""
+    before = _platform.set(mesh.devices.flat[0].platform)
     try:
         yield
     finally:
-        _TOLD.reset(before)
+        _platform.reset(before)

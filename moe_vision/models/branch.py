@@ -1,28 +1,56 @@
-"""What stands at a replaced place: the routed layer, or the dense block of a twin."""
+"""What stands at a block's place: the block itself, the routed layer, or the dense block of a twin.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from moe_vision.config.schema import Model
+from moe_vision.config.schema import Model, routed_blocks
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.models.places import expert_at, twin_expert
 
+Array = jax.Array
+
 
 class Infos:
-    """What routed layers report, by path of the layer, in order; threads the routers' carry."""
+    """What routed layers report, by the layer's path, in order, and the carry of their routers."""
 
     def __init__(self, carry: Any = None) -> None:
         self.by_layer: dict[str, dict[str, Any]] = {}
         self.carry = carry
 
 
+def branch_at(net: nn.Module, number: int, x: Array, step: Step, infos: Infos, *, hidden: int,
+              unrouted: Callable[..., nn.Module]) -> Array:
+    """Runs the residual branch `block_{number}` of a backbone: routed where the config says so.
+
+    Args:
+      net: the backbone; its `model` and `mesh` are read, and its scope gets the branch.
+      x: tokens [B, *, D].
+      infos: gets what a routed layer reports.
+      hidden: F of the block.
+      unrouted: `unrouted(name=...)` makes the branch of a place that is not routed; it is called
+        with (x, step), or with x alone if it is a `DenseBlock`.
+
+    Returns:
+      the branch [B, *, D].
+    """
+    name, routed = f'block_{number}', routed_blocks(net.model.moe.placement, net.model.args.blocks)
+    if number not in routed:
+        return run_branch(unrouted(name=name), x, step, infos)
+    branch = make_branch(net.model, net.mesh, name=name, width=x.shape[-1], hidden=hidden,
+                         payload=x.shape[1:], layer=routed.index(number))
+    return run_branch(branch, x, step, infos)
+
+
 def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidden: int,
                 payload: tuple[int, ...], layer: int) -> MoE | DenseBlock | DroppingBlock:
-    """The Linen module for one replaced place, called `name`.
+    """The Linen module for one place that the config replaces, called `name`.
 
     Args:
       width, hidden: D and F of the block that is replaced.
@@ -30,23 +58,34 @@ def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidde
       layer: number of routed layers before this one.
     """
     moe = model.moe
-    of = lambda module, *but: {  # noqa: E731
-        f.name: getattr(moe, f.name) for f in dataclasses.fields(module)
-        if hasattr(moe, f.name) and f.name not in but}
-    if model.twin != 'none':
-        dense = twin_expert(moe, model.twin, width, hidden, payload)
-        if model.twin == 'same_drops':
-            return DroppingBlock(**of(DroppingBlock, 'expert'), expert=dense, mesh=mesh,
-                                 layer=layer, name=name)
-        return DenseBlock(dense, name=name)
-    return MoE(**of(MoE, 'hidden'), hidden=expert_at(moe, width, hidden).hidden, mesh=mesh,
-               layer=layer, name=name)
+    routing: dict[str, Any] = {
+        'num_experts': moe.num_experts,
+        'k': moe.k,
+        'group_size': moe.group_size,
+        'capacity_factor': moe.capacity_factor,
+        'eval_capacity_factor': moe.eval_capacity_factor,
+        'capacity_multiple': moe.capacity_multiple,
+        'priority': moe.priority,
+        'mesh': mesh,
+        'layer': layer,
+        'name': name,
+    }
+    if model.twin == 'none':
+        return MoE(hidden=expert_at(moe, width, hidden).hidden, router=moe.router,
+                   router_args=moe.router_args, expert=moe.expert, expert_args=moe.expert_args,
+                   losses=moe.losses, **routing)
+    dense = twin_expert(moe, model.twin, width, hidden, payload)
+    if model.twin == 'same_drops':
+        return DroppingBlock(expert=dense, **routing)
+    return DenseBlock(dense, name=name)
 
 
-def run_branch(branch: nn.Module, x, step: Step, infos: Infos):
-    """Runs it on tokens x [B, *, D]; a routed layer's report goes to `infos`."""
+def run_branch(branch: nn.Module, x: Array, step: Step, infos: Infos) -> Array:
+    """Runs a branch on tokens x [B, *, D]; a routed layer's report goes to `infos`."""
     if isinstance(branch, DenseBlock):
         return branch(x)
+    if not isinstance(branch, MoE | DroppingBlock):
+        return branch(x, step)
     y, info = branch(x, step, carry=infos.carry)
     infos.carry = info.pop('carry')
     infos.by_layer['/'.join(branch.path)] = info
@@ -54,7 +93,9 @@ def run_branch(branch: nn.Module, x, step: Step, infos: Infos):
 
 
 def per_patch(step: Step, patches: int) -> Step:
-    """The step as patches see it: what is known of an image holds for each of its patches."""
-    repeat = lambda v: None if v is None else jnp.repeat(v, patches)  # noqa: E731
+    """The step for tokens that are patches: what is known of an image holds for its patches."""
+    def repeat(of_images):
+        return None if of_images is None else jnp.repeat(of_images, patches)
+
     return dataclasses.replace(step, valid=repeat(step.valid), labels=repeat(step.labels),
                                start=step.start * patches)

@@ -1,7 +1,7 @@
-"""ConvNeXt (Liu et al. 2022) whose routed token is a whole image.
+"""ConvNeXt (Liu et al. 2022) that routes whole images.
 
-All blocks keep their shape and are numbered through the network: the places that can be routed. The
-residual branch is what an expert copies. Its norm sees one position of one image, so the textbook
+All blocks keep their shape. They are numbered through the network, and each can be routed: experts
+copy its residual branch. The norm of a branch sees one position of one image, so the textbook
 network is the `same_width` twin.
 
 Axes: B images, H W space, D channels.
@@ -13,24 +13,20 @@ import flax.linen as nn
 from jax.sharding import Mesh
 
 from moe_vision.config import registry
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
-from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.branch import Infos, branch_at
 from moe_vision.models.parts import Conv, classify, drop_path, run_block
 
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     """One residual block, routed or not."""
-    a, width, name = net.model.args, x.shape[-1], f'block_{number}'
-    replaced = routed_blocks(net.model.moe.placement, a.blocks)
-    if number in replaced:
-        branch = make_branch(net.model, net.mesh, name=name, width=width, hidden=a.hidden(width),
-                             payload=x.shape[1:], layer=replaced.index(number))
-    else:
-        branch = DenseBlock(make_expert('convnext', registry.ConvNextArgs(), width,
-                                        a.hidden(width)), name=name)
-    y = run_branch(branch, x, step, infos)
+    a, width = net.model.args, x.shape[-1]
+    hidden = a.hidden(width)
+    textbook = make_expert('convnext', registry.ConvNextArgs(), width, hidden)
+    y = branch_at(net, number, x, step, infos, hidden=hidden,
+                  unrouted=functools.partial(DenseBlock, textbook))
     return x + drop_path(y, step, a.drop_path, number, a.blocks)
 
 

@@ -1,4 +1,4 @@
-"""What the backbones share: norms, classifier, stochastic depth, blocks computed again.
+"""What the backbones share: norms, classifier, stochastic depth, rematerialised blocks.
 
 Axes: B images, H W space, N patches, D channels.
 """
@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import NetworkStream
 from moe_vision.layers import Step, convolution
 from moe_vision.models.branch import Infos, make_branch, run_branch
 
@@ -18,11 +19,10 @@ Array = jax.Array
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.in_flax)
 HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-_DROP_PATH = 1 << 30  # what a step's key is folded with here; routed layers fold in their number
 
 
 class Norm(nn.Module):
-    """Batch norm over the global batch, padding left out, or per-image group norm."""
+    """Batch norm over the valid images of the global batch, or group norm per image."""
 
     kind: str
     dtype: str
@@ -40,35 +40,43 @@ class Norm(nn.Module):
 
 
 def run_block(net: nn.Module, block: Callable, x: Array, infos: Infos) -> Array:
-    """`block(net, x, infos)`; with `model.remat` the backward pass computes it again from x."""
+    """Runs `block(net, x, infos)`. With `model.remat` the backward pass recomputes it from x."""
     def run(net, x, carry):
         own = Infos(carry)
         return block(net, x, own), own.by_layer, own.carry
 
-    again = net.model.remat and not net.is_initializing()
-    x, by_layer, infos.carry = (nn.remat(run) if again else run)(net, x, infos.carry)
+    recompute = net.model.remat and not net.is_initializing()
+    x, by_layer, infos.carry = (nn.remat(run) if recompute else run)(net, x, infos.carry)
     infos.by_layer |= by_layer
     return x
 
 
 def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int,
               branch: int = 0) -> Array:
-    """Stochastic depth (Huang et al. 2016): branches y [B, ...], some images' zero in training.
+    """Stochastic depth (Huang et al. 2016): in training, sets the branch of some images to zero.
 
-    An image is left out of block i of n with probability p = rate * i / (n - 1), the others' are
-    divided by 1 - p. Keys derive from the step's, the block, its branch and the image's place in
-    the step. At a routed place this follows the combination of expert outputs: routing, capacity,
-    losses and telemetry see every image, and one that is left out here holds its slots.
+    Block i of n leaves out an image with probability p = rate * i / (n - 1), and divides the
+    branches of the other images by 1 - p. Keys derive from the step's key, the block, the branch
+    and the image's place in the step. In a routed block this happens after the outputs of experts
+    are combined. So routing, capacity, losses and telemetry see every image, and an image that is
+    left out still holds its slots.
+
+    Args:
+      y: the branch of each image, [B, ...].
+      rate: p of the last block.
+      block: i, from 0.
+      blocks: n.
+      branch: which branch of the block, in blocks that have several.
 
     Raises:
-      ValueError: something may be left out and `step` has no key.
+      ValueError: an image may be left out and `step` has no key.
     """
     p = rate * block / (blocks - 1) if blocks > 1 else rate
     if not (step.train and p):
         return y
     if step.key is None:
         raise ValueError('stochastic depth draws at random: give the step a key')
-    key = jax.random.fold_in(step.key, _DROP_PATH)
+    key = jax.random.fold_in(step.key, NetworkStream.DROP_PATH)
     key = jax.random.fold_in(jax.random.fold_in(key, block), branch)
     images = step.start + jnp.arange(y.shape[0])
     kept = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - p))(images)
@@ -76,7 +84,10 @@ def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int,
 
 
 def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) -> Array:
-    """Logits [B, classes], float32, of pooled vectors x [B, D]; of width `hidden` a routed head."""
+    """Logits [B, classes], float32, of pooled vectors x [B, D].
+
+    With placement 'head' a routed residual block of this hidden width comes before the classifier.
+    """
     if net.model.moe.placement == 'head':
         branch = make_branch(net.model, net.mesh, name='head', width=x.shape[-1], hidden=hidden,
                              payload=x.shape[1:], layer=0)

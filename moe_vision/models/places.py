@@ -1,4 +1,4 @@
-"""How wide the blocks at replaced places are, in a routed network and in its twins."""
+"""How wide the blocks at routed places are, in a routed network and in its twins."""
 
 import bisect
 import math
@@ -14,57 +14,68 @@ from moe_vision.layers.moe import make_expert, make_router
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
-    """The expert of a place where the block it copies has these widths."""
+    """The expert that copies a block of these widths; `moe.hidden` overrides the hidden width."""
     return make_expert(moe.expert, moe.expert_args, width, moe.hidden or hidden)
 
 
 def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
     """The dense block that stands at a routed place in the twin.
 
-    same_width, same_drops: what one expert is. same_active_flops: widened to the FLOPs of the
-    experts that a token takes. same_params: widened to the parameters of the router and all
-    experts. The nearest width that the block allows is taken, of two as near the larger.
+    With same_width and same_drops it is one expert. With same_active_flops it is widened to the
+    FLOPs of the experts that a token takes, with same_params to the parameters of the router and of
+    all experts. It gets the nearest hidden width that the block allows, and the larger of two that
+    are equally near.
 
     Args:
       width: D.
-      hidden: F of the block that is copied, read where moe.hidden is 0.
+      hidden: F of the block that is copied; it is read if moe.hidden is 0.
       payload: shape of one token, ([H, W,] D).
     """
     one = expert_at(moe, width, hidden)
     if twin in ('same_width', 'same_drops'):
         return one
-    of_width = lambda h: make_expert(moe.expert, moe.expert_args, width, h)  # noqa: E731
+
+    def widened(h: int) -> Expert:
+        return make_expert(moe.expert, moe.expert_args, width, h)
+
     if twin == 'same_active_flops':
-        cost = lambda h: expert_flops(of_width(h), payload)  # noqa: E731
+        def cost(h: int) -> int:
+            return expert_flops(widened(h), payload)
         target = choices_per_token(moe) * cost(one.hidden)
     else:
-        cost = lambda h: expert_params(of_width(h))  # noqa: E731
+        def cost(h: int) -> int:
+            return expert_params(widened(h))
         router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
         target = Fraction(moe.num_experts * cost(one.hidden) + sum(
             math.prod(shape) for shape, _ in router.params(width).values()))
-    return of_width(one.multiple * _nearest(lambda n: cost(n * one.multiple), target))
+    return widened(one.multiple * _nearest(lambda n: cost(n * one.multiple), target))
 
 
 def _nearest(cost: Callable[[int], int], target: Fraction) -> int:
     """The n >= 1 whose cost, a rising polynomial of degree two at most, is nearest to `target`."""
     first, second, third = (cost(n) for n in (1, 2, 3))
     slope, bend = second - first, third - 2 * second + first
-    at = lambda n: first + (n - 1) * slope + (n - 1) * (n - 2) // 2 * bend  # noqa: E731
-    above = bisect.bisect_left(range(1, int(target) + 2), target, key=at) + 1
-    return above if above == 1 or at(above) - target <= target - at(above - 1) else above - 1
+
+    def polynomial(n):
+        return first + (n - 1) * slope + (n - 1) * (n - 2) // 2 * bend
+
+    above = bisect.bisect_left(range(1, int(target) + 2), target, key=polynomial) + 1
+    if above > 1 and target - polynomial(above - 1) < polynomial(above) - target:
+        return above - 1
+    return above
 
 
 def choices_per_token(moe: Moe) -> Fraction:
-    """Experts a token takes: k, or its expectation under balance where null experts share."""
+    """Experts that a token takes: k, or with null experts the mean under balanced choices."""
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     return Fraction(moe.k * moe.num_experts, router.num_ids)
 
 
 def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:
     """FLOPs of one expert on one token."""
-    array = lambda shape: jax.ShapeDtypeStruct(shape, 'float32')  # noqa: E731
-    params = {n: array(shape) for n, (shape, _) in expert.shapes().items()}
-    x = array((1, *payload))
+    params = {name: jax.ShapeDtypeStruct(shape, 'float32')
+              for name, (shape, _) in expert.shapes().items()}
+    x = jax.ShapeDtypeStruct((1, *payload), 'float32')
     return sum(flops.count(expert.apply, params, x).values())
 
 

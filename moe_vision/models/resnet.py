@@ -1,10 +1,10 @@
-"""ResNet of bottleneck blocks (He et al. 2016) whose routed token is a whole image.
+"""ResNet of bottleneck blocks (He et al. 2016) that routes whole images.
 
-The stride of a stage stands in the 3x3 of its first block, which projects its shortcut. The other
-blocks keep their shape and are numbered through the network: the places that can be routed. The
-residual branch is what an expert copies; shortcut, sum and the relu after it stay outside, so an
-image without expert keeps its features. Padding is SAME: where the stride is 2, taps lie up to one
-pixel beside those of frameworks that pad both sides alike.
+The first block of a stage has the stride of the stage in its 3x3 convolution, and projects its
+shortcut. The other blocks keep their shape. They are numbered through the network, and each can be
+routed: experts copy its residual branch. The shortcut, the sum and the relu after it stay outside,
+so an image whose choices were all dropped keeps its features. Padding is SAME: with a stride of 2
+the taps lie up to one pixel beside those of frameworks that pad both sides alike.
 
 Axes: B images, H W space, D channels.
 """
@@ -14,14 +14,17 @@ import functools
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.schema import Model
 from moe_vision.layers import Step
-from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.branch import Infos, branch_at
 from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
 
 
 class Branch(nn.Module):
-    """1x1-norm-relu-3x3-norm-relu-1x1-norm where nothing is routed; the last scale begins at 0."""
+    """The branch of a block that is not routed: 1x1-norm-relu-3x3-norm-relu-1x1-norm.
+
+    The scale of the last norm begins at 0.
+    """
 
     width: int
     hidden: int
@@ -42,7 +45,7 @@ class Branch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """1x1-norm where the shape changes."""
+    """The shortcut of a block that changes the shape: 1x1-norm."""
 
     width: int
     stride: int
@@ -56,21 +59,22 @@ class Shortcut(nn.Module):
         return Norm(self.norm, self.dtype, name='norm')(x, step)
 
 
-def _block(net: nn.Module, x, infos: Infos, step: Step, depth: int, stage: int, number: int):
-    """A residual block; `depth` counts all of them, `number` those that can be routed (-1: not)."""
-    a, dtype = net.model.args, net.model.dtype
-    replaced = routed_blocks(net.model.moe.placement, a.blocks)
-    width, name = a.widths[stage], f'block_{number}' if number >= 0 else f'down_{stage}'
-    stride = 2 if number < 0 < stage else 1
-    shortcut = x if number >= 0 else Shortcut(width, stride, a.norm, dtype,
-                                              name=f'{name}_shortcut')(x, step)
-    if number in replaced:
-        branch = make_branch(net.model, net.mesh, name=name, width=width, hidden=a.hidden(width),
-                             payload=x.shape[1:], layer=replaced.index(number))
-        y = run_branch(branch, x, step, infos)
-    else:
-        y = Branch(width, a.hidden(width), stride, a.norm, dtype, name=name)(x, step)
+def _first_block(net: nn.Module, x, infos: Infos, step: Step, depth: int, stage: int):
+    """The first block of a stage. It changes the shape, so it is never routed."""
+    a, dtype, name = net.model.args, net.model.dtype, f'down_{stage}'
+    width, stride = a.widths[stage], 2 if stage else 1
+    shortcut = Shortcut(width, stride, a.norm, dtype, name=f'{name}_shortcut')(x, step)
+    y = Branch(width, a.hidden(width), stride, a.norm, dtype, name=name)(x, step)
     return nn.relu(shortcut + drop_path(y, step, a.drop_path, depth, sum(a.depths)))
+
+
+def _block(net: nn.Module, x, infos: Infos, step: Step, depth: int, number: int):
+    """Any other block. `depth` counts all blocks, `number` those that keep their shape."""
+    a, width = net.model.args, x.shape[-1]
+    hidden = a.hidden(width)
+    unrouted = functools.partial(Branch, width, hidden, 1, a.norm, net.model.dtype)
+    y = branch_at(net, number, x, step, infos, hidden=hidden, unrouted=unrouted)
+    return nn.relu(x + drop_path(y, step, a.drop_path, depth, sum(a.depths)))
 
 
 class ResNet(nn.Module):
@@ -89,10 +93,12 @@ class ResNet(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
         depth = number = 0
         for stage, blocks in enumerate(a.depths):
-            for first in [True] + [False] * (blocks - 1):
-                block = functools.partial(_block, step=step, depth=depth, stage=stage,
-                                          number=-1 if first else number)
+            first = functools.partial(_first_block, step=step, depth=depth, stage=stage)
+            x = run_block(self, first, x, infos)
+            depth += 1
+            for _ in range(blocks - 1):
+                block = functools.partial(_block, step=step, depth=depth, number=number)
                 x = run_block(self, block, x, infos)
-                depth, number = depth + 1, number + (not first)
+                depth, number = depth + 1, number + 1
         x = x.mean((1, 2))
         return classify(self, x, step, infos, 4 * x.shape[-1]), infos.by_layer

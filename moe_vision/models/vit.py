@@ -1,8 +1,8 @@
-"""Vision transformer whose routed token is a patch.
+"""Vision transformer that routes patches.
 
-Pre-norm encoder blocks; the MLP of a block is what an expert copies, its norm and shortcut stay
-outside. Blocks are numbered from 0. With pool='token' and four times the width as hidden width it
-has the parameters of ViT-S/16 and B/16 as published (DeiT, timm).
+It has pre-norm encoder blocks, numbered from 0. Experts copy the MLP of a block; its norm and its
+shortcut stay outside. With pool='token' and a hidden width of four times the width, the parameters
+are those of ViT-S/16 and ViT-B/16 as published (DeiT, timm).
 
 Axes: B images, N patches of an image (with pool='token' one more), D width.
 """
@@ -14,31 +14,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moe_vision.config import registry
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
-from moe_vision.models.branch import Infos, make_branch, per_patch, run_branch
+from moe_vision.models.branch import Infos, branch_at, per_patch
 from moe_vision.models.parts import classify, drop_path, run_block
 
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
-    """An encoder block on x [B, N, D]; an image may lose each of its two branches."""
+    """An encoder block on x [B, N, D]. `drop_path` may leave out each of its two branches."""
     a, dtype, name = net.model.args, net.model.dtype, f'block_{number}'
     hidden = a.hidden or 4 * a.width
-    replaced = routed_blocks(net.model.moe.placement, a.depth)
     norm = functools.partial(nn.LayerNorm, dtype=dtype)
     drop = functools.partial(drop_path, step=step, rate=a.drop_path, block=number, blocks=a.depth)
     y = norm(name=f'{name}_attention_norm')(x)
     y = nn.MultiHeadDotProductAttention(a.heads, dtype=dtype, name=f'{name}_attention')(y)
     x = x + drop(y, branch=0)
     y = norm(name=f'{name}_norm')(x).reshape(-1, a.width)
-    if number in replaced:
-        branch = make_branch(net.model, net.mesh, name=name, width=a.width, hidden=hidden,
-                             payload=(a.width,), layer=replaced.index(number))
-    else:
-        branch = DenseBlock(make_expert('mlp', registry.MlpArgs(), a.width, hidden), name=name)
-    y = run_branch(branch, y, per_patch(step, x.shape[1]), infos).reshape(x.shape)
-    return x + drop(y, branch=1)
+    mlp = make_expert('mlp', registry.MlpArgs(), a.width, hidden)
+    y = branch_at(net, number, y, per_patch(step, x.shape[1]), infos, hidden=hidden,
+                  unrouted=functools.partial(DenseBlock, mlp))
+    return x + drop(y.reshape(x.shape), branch=1)
 
 
 class Vit(nn.Module):

@@ -1,4 +1,4 @@
-"""Slots per expert: exact integer arithmetic, no floats."""
+"""Slots per expert, in exact integer arithmetic."""
 
 import math
 from fractions import Fraction
@@ -7,8 +7,8 @@ from fractions import Fraction
 def capacity(factor: float, k: int, tokens: int, num_experts: int, multiple: int = 1) -> int:
     """C = clip(ceil(factor * k * T / E), 1, T), then rounded up to a multiple.
 
-    The factor is read as the decimal it is written as: 1.1 * 100 / 5 needs 22 slots, not the 23
-    that binary floats give. An infinite factor is room for all, T.
+    The factor is read as the decimal number that was written: 1.1 * 100 / 5 gives 22 slots, not the
+    23 that binary floats give. An infinite factor makes room for all T tokens.
 
     Args:
       factor: capacity factor, positive.
@@ -29,5 +29,5 @@ def capacity(factor: float, k: int, tokens: int, num_experts: int, multiple: int
 
 
 def effective_factor(slots: int, k: int, tokens: int, num_experts: int) -> float:
-    """C * E / (k * T): what the rounding made of the capacity factor."""
+    """C * E / (k * T): the capacity factor after rounding."""
     return slots * num_experts / (k * tokens)

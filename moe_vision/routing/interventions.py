@@ -1,6 +1,6 @@
-"""Changes to routes that were made, to see what depends on them: ablate, shuffle, draw.
+"""Changes to routes after the router has made them, to see what depends on them.
 
-Nothing is renormalised, and what the router believes (its probabilities) stays as it is.
+Gates are not renormalised, and the router's probabilities stay as they are.
 
 Axes: G groups, T tokens, K choices, E experts, N ids, P slots per expert of a soft router.
 """
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import LayerStream
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick
 
 NONE, ABLATE, SHUFFLE, DRAW = range(4)  # kinds of `Intervention`
@@ -20,7 +21,7 @@ AnyRouting = TypeVar('AnyRouting', Routing, SoftRouting)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """One of the changes below in one routed layer, or in all; every field may be traced."""
+    """One of the changes below, in one routed layer or in all. Every field may be traced."""
 
     kind: Array | int
     layer: Array | int = -1  # number of the routed layer; -1: all
@@ -28,7 +29,7 @@ class Intervention:
 
     def __call__(self, routing: AnyRouting, context: Context, layer: int,
                  num_experts: int) -> AnyRouting:
-        """The routing of the routed layer with this number, changed if it is meant."""
+        """The routing of routed layer number `layer`, changed if the intervention is for it."""
         here = (self.layer < 0) | (self.layer == layer)
         return jax.lax.switch(jnp.where(here, self.kind, NONE), [
             lambda: routing, lambda: ablate(routing, self.expert),
@@ -36,7 +37,7 @@ class Intervention:
 
 
 def ablate(routing: AnyRouting, expert: Array | int) -> AnyRouting:
-    """The expert gives nothing: choices of it are not made, its outputs have no weight."""
+    """Takes one expert away: choices of it are not made, and its outputs have no weight."""
     new: dict[str, Any]
     if isinstance(routing, SoftRouting):
         others = jnp.arange(routing.combine.shape[2]) != expert
@@ -46,12 +47,16 @@ def ablate(routing: AnyRouting, expert: Array | int) -> AnyRouting:
     return dataclasses.replace(routing, **new)
 
 
-def shuffle(routing: AnyRouting, context: Context, salt: int = 7) -> AnyRouting:
-    """The routes of a group's valid tokens, permuted among them; `salt` as in `Context.keys`.
+def shuffle(routing: AnyRouting, context: Context, stream: int = LayerStream.SHUFFLE) -> AnyRouting:
+    """Permutes the routes of each group's valid tokens among them.
 
-    Raises ValueError: the context has no key.
+    Args:
+      stream: as in `Context.keys`.
+
+    Raises:
+      ValueError: the context has no key.
     """
-    order = _permutation(context.keys(salt), context.valid)
+    order = _permutation(context.keys(stream), context.valid)
     names = ['combine', 'dispatch'] if isinstance(routing, SoftRouting) else [
         'expert_of_choice', 'gate', 'active']
     new: dict[str, Any] = {n: _permuted(getattr(routing, n), order) for n in names
@@ -60,14 +65,16 @@ def shuffle(routing: AnyRouting, context: Context, salt: int = 7) -> AnyRouting:
 
 
 def draw(routing: AnyRouting, context: Context, num_experts: int) -> AnyRouting:
-    """Each token's true experts are replaced by as many, drawn uniformly; gates stay.
+    """Replaces each token's true experts by as many that are drawn uniformly; gates stay.
 
-    Null choices stay null. Of soft routes, each token's combine weights change their experts.
+    Null choices stay null. In soft routing, each token's combine weights are permuted over experts.
 
-    Raises ValueError: the context has no key.
+    Raises:
+      ValueError: the context has no key.
     """
     tokens = context.valid.shape[1]
-    drawn = jax.vmap(lambda key: jax.random.uniform(key, (tokens, num_experts)))(context.keys(8))
+    keys = context.keys(LayerStream.DRAW)
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (tokens, num_experts)))(keys)
     order = jnp.argsort(drawn, axis=-1).astype(jnp.int32)  # [G, T, E], one for each token
     new: dict[str, Any]
     if isinstance(routing, SoftRouting):
@@ -83,11 +90,11 @@ def draw(routing: AnyRouting, context: Context, num_experts: int) -> AnyRouting:
 
 
 def _permutation(keys: Array, valid: Array) -> Array:
-    """For each token the one whose route it gets, [G, T] int32; padding keeps its own."""
+    """For each token, the token whose route it gets, [G, T] int32. Padding keeps its own route."""
     t = valid.shape[1]
     drawn = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(keys)
     mixed = jnp.argsort(jnp.where(valid, drawn, 2.0), axis=-1)  # valid ones first
-    place = jnp.maximum(jnp.cumsum(valid, -1) - 1, 0)  # among the valid ones
+    place = jnp.maximum(jnp.cumsum(valid, -1) - 1, 0)  # of a token among the valid ones
     return jnp.where(valid, jnp.take_along_axis(mixed, place, -1), jnp.arange(t)).astype(jnp.int32)
 
 
@@ -103,7 +110,7 @@ def _take(values: Array, order: Array) -> Array:
 
 @jax.custom_vjp
 def _take_floats(values: Array, order: Array) -> Array:
-    """`_take` whose transpose is a gather, too: that of the inverse permutation."""
+    """`_take` whose gradient is a gather too, with the inverse permutation."""
     return _take(values, order)
 
 

@@ -1,4 +1,4 @@
-"""The product that linear routers have in common.
+"""The matrix product of all linear routers.
 
 Axes: G groups, T tokens, D width, N ids a router may choose.
 """
@@ -16,14 +16,15 @@ _product = functools.partial(jnp.einsum, precision='highest')
 def linear(features: Array, kernel: Array, factors: Array | None = None) -> Array:
     """Normalised features [G, T, D] times kernel [D, N], in float32: [G, T, N].
 
-    Features get zero mean and unit variance over D, without parameters.
+    Features are normalised to zero mean and unit variance over D, without learned parameters.
 
     Args:
-      factors: [G, T, D], on the normalised features.
+      factors: [G, T, D]; the normalised features are multiplied by them.
     """
     x, kernel = features.astype(jnp.float32), kernel.astype(jnp.float32)
     if factors is None:
-        # The zero lies where x does: inside a shard_map the kernel's gradient is then summed.
+        # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the
+        # gradient of the kernel over them.
         return _linear(x, kernel + jnp.zeros_like(x, shape=()))
     mean, scale = _moments(x)
     return _product('gtd,de->gte', factors * (scale * (x - mean)), kernel)
@@ -31,12 +32,12 @@ def linear(features: Array, kernel: Array, factors: Array | None = None) -> Arra
 
 @jax.custom_vjp
 def _linear(x: Array, kernel: Array) -> Array:
-    """`linear`, where normalised features are never written out.
+    """`linear` without ever writing normalised features to memory.
 
-    A kernel of centred columns takes the mean of the features away, and what comes out is divided
-    by their deviation. Rounding grows with mean over deviation: 1e-6 of the largest logit
-    where that is 10, 2e-4 where it is 1,000. Inference of no more tokens than ids normalises them:
-    they are less than the kernel.
+    A kernel with centred columns removes the mean of the features, and the product is then divided
+    by their standard deviation. Rounding errors grow with the ratio of mean to deviation: 1e-6 of
+    the largest logit at a ratio of 10, 2e-4 at 1,000. Inference on no more tokens than ids
+    normalises the features instead, because they are smaller than the kernel.
     """
     if x.size > kernel.size:
         return _linear_fwd(x, kernel)[0]
@@ -45,7 +46,7 @@ def _linear(x: Array, kernel: Array) -> Array:
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
-    """Mean, and one over the standard deviation, of x [..., D]: [..., 1]."""
+    """Mean and reciprocal standard deviation of x [..., D] over D, each [..., 1]."""
     mean = x.mean(-1, keepdims=True)
     return mean, jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-6)
 
@@ -62,7 +63,7 @@ def _linear_bwd(saved, d_logits):
     d_out = scale * d_logits
     # scale = (mean of (x - mean)^2 + 1e-6)^-1/2
     along = -scale**3 * (d_logits * out).sum(-1, keepdims=True) / x.shape[-1]
-    # Not along * (x - mean): for that XLA makes sums over D again, in a pass of its own.
+    # Not written as along * (x - mean), for which XLA would sum over D again in another pass.
     d_x = along * x + (_product('...e,de->...d', d_out, centred) - along * mean)
     d_kernel = _product('nd,ne->de', x.reshape(-1, x.shape[-1]),
                         d_out.reshape(-1, d_out.shape[-1]))

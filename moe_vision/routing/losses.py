@@ -1,7 +1,7 @@
-"""Auxiliary losses: functions of (routing, context), one value per group.
+"""Auxiliary losses: functions of (routing, context, num_experts) with one value per group.
 
-A balance loss sees the ids of all experts; null experts count as their group's mean each, so that
-they need not be balanced among themselves. Padding counts nowhere.
+Balance losses see all ids. Each null expert counts as the mean of the null experts, so that they
+need not be balanced among themselves. Padding does not count.
 
 Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null experts).
 """
@@ -19,11 +19,11 @@ def importance(routing: Routing | SoftRouting, context: Context, num_experts: in
 
 
 def load(routing: Routing, context: Context, num_experts: int) -> Array:
-    """CV^2 of the smoothed number of choices under the router's own noise (V-MoE), [G].
+    """CV^2 over experts of the smoothed number of choices under the router's noise (V-MoE), [G].
 
-    The probability that an id would be among the k largest, were its noise drawn anew:
-    Phi((logit - threshold) / std), the threshold being the k-th largest noisy logit of the others
-    (Shazeer 2017).
+    A choice is smoothed to the probability that the id would be among the k largest if its noise
+    were drawn again: Phi((logit - threshold) / std), where the threshold is the k-th largest noisy
+    logit of the other ids (Shazeer 2017).
 
     Raises:
       UserError: the router has no noise.
@@ -44,7 +44,7 @@ def load(routing: Routing, context: Context, num_experts: int) -> Array:
 
 
 def switch(routing: Routing, context: Context, num_experts: int) -> Array:
-    """N * sum_e f_e P_e: share of choices times mean probability (Switch), [G]; 1 at balance."""
+    """N * sum_e f_e P_e, share of choices times mean probability (Switch), [G]. 1 at balance."""
     n = routing.probs.shape[-1]
     chosen = jax.nn.one_hot(routing.expert_of_choice, n) * routing.active[..., None]
     f = chosen.sum((1, 2)) / jnp.maximum(routing.active.sum((1, 2)), 1)[:, None]
@@ -53,19 +53,19 @@ def switch(routing: Routing, context: Context, num_experts: int) -> Array:
 
 
 def z(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
-    """Mean squared logsumexp of the logits (ST-MoE), [G]: keeps them small."""
+    """Mean squared logsumexp of the logits (ST-MoE), [G]. It keeps logits small."""
     del num_experts
     squared = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
     return jnp.where(context.valid, squared, 0.0).sum(-1) / _count(context)
 
 
 def supervised(routing: Routing, context: Context, num_experts: int) -> Array:
-    """Mean cross-entropy of the router's belief to the superclass (Mobile V-MoE), [G].
+    """Mean cross-entropy between the router's probabilities and the superclass (Mobile V-MoE), [G].
 
-    Without labels it is zero in evaluation, where nothing learns from it.
+    It is zero in evaluation without labels, where nothing learns from it.
 
     Raises:
-      UserError: the router names no superclass, or training has no labels.
+      UserError: the router gives no superclass, or training has no labels.
     """
     del num_experts
     if routing.superclass is None:
@@ -86,7 +86,7 @@ def _count(context: Context) -> Array:
 
 
 def _per_id(values: Array, num_experts: int) -> Array:
-    """values [G, N] with every null expert's replaced by the mean of the null ones."""
+    """values [G, N] in which each null expert has the mean of all null experts."""
     if values.shape[-1] == num_experts:
         return values
     null = values[:, num_experts:]
@@ -95,6 +95,6 @@ def _per_id(values: Array, num_experts: int) -> Array:
 
 
 def _cv_squared(values: Array) -> Array:
-    """Variance over squared mean of the last axis, zero where the mean is zero."""
+    """Variance over squared mean of the last axis; zero if the mean is zero."""
     mean = values.mean(-1)
     return jnp.var(values, axis=-1) / jnp.maximum(jnp.square(mean), 1e-12)

@@ -1,8 +1,8 @@
 """Plans: which choice sits in which slot, and how outputs come back.
 
 The index plan moves tokens by gathers only, forward and backward: the transpose of the gather that
-fills the slots is the gather that reads them. Tables are built by one integer sort per group, so
-the cost does not grow with E or C.
+fills the slots is the gather that reads them. One integer sort per group builds the tables, so the
+cost does not grow with E or C.
 
 Axes: G groups, T tokens, K choices, E experts, C capacity, `*` payload (a vector [D] or a
 feature map [H, W, D]). Slot (e, g, c) is row (e * G + g) * C + c of the flat buffers.
@@ -25,7 +25,10 @@ Priority = Literal['token', 'gate', 'random']
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IndexPlan:
-    """A plan for token choice. A dropped choice still knows its expert."""
+    """A plan for token choice: tables from choices to slots and from slots to choices.
+
+    A dropped choice still knows its expert.
+    """
 
     expert_of_choice: Array  # [G, T, K] int32
     gate: Array  # [G, T, K] float32
@@ -41,7 +44,10 @@ class IndexPlan:
         return self.filled.shape[-1]
 
     def apply(self, x: Array, experts: Experts) -> Array:
-        """x [G, T, *] through its experts: [G, T, *out]. Dropped choices contribute zero."""
+        """Runs tokens x [G, T, *] through their experts: [G, T, *out].
+
+        A token's output is the sum of gate * output over its kept choices.
+        """
         g, t = x.shape[:2]
         e = self.filled.shape[0]
         buffers = _dispatch(x.reshape(g * t, *x.shape[2:]), self._tables())
@@ -51,13 +57,13 @@ class IndexPlan:
         return _combine(rows, self.gate, self._tables())
 
     def apply_each(self, x: Array, expert: Callable[[Array, Array], Array]) -> Array:
-        """`apply`, each choice by itself: for few choices, whose experts' weights come to them.
+        """`apply` for few choices: runs each choice by itself, without buffers.
 
-        Where an expert has room for all tokens no choice is dropped and no slot is looked up, which
-        would take a tenth of the time of a small network.
+        If experts have room for all tokens, no choice is dropped and the slots are never computed;
+        they would take a tenth of the time of a small network.
 
         Args:
-          expert: (id [], token [1, *]) to [1, *out].
+          expert: (id [], token [1, *]) -> [1, *out].
         """
         g, t, k = self.gate.shape
         ids = jnp.minimum(self.expert_of_choice, self.filled.shape[0] - 1).reshape(g * t, k)
@@ -68,16 +74,15 @@ class IndexPlan:
         kept = self.wants if self.capacity >= t else self.keep
         return masked(kept, gate * out).sum(2).astype(x.dtype)
 
-    def of_experts(self, first: Array, count: int) -> 'IndexPlan':
-        """The plan of `count` experts from `first` on alone: other choices are not kept."""
+    def for_experts(self, first: Array, count: int) -> 'IndexPlan':
+        """The plan of `count` experts from `first` on. Choices of other experts are not kept."""
         _, g, c = self.filled.shape
         ids = self.expert_of_choice
         keep = self.keep & (ids >= first) & (ids < first + count)
-        part = lambda a: jax.lax.dynamic_slice_in_dim(a, first, count)  # noqa: E731
-        return dataclasses.replace(
-            self, keep=keep, slot=jnp.where(keep, self.slot - first * g * c, 0),
-            src_token=part(self.src_token), src_choice=part(self.src_choice),
-            filled=part(self.filled))
+        slot = jnp.where(keep, self.slot - first * g * c, 0)
+        tables = {name: jax.lax.dynamic_slice_in_dim(getattr(self, name), first, count)
+                  for name in ('src_token', 'src_choice', 'filled')}
+        return dataclasses.replace(self, keep=keep, slot=slot, **tables)
 
     def _tables(self):
         return self.slot, self.keep, self.src_token, self.src_choice, self.filled
@@ -85,13 +90,14 @@ class IndexPlan:
 
 def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Priority = 'token',
                keys: Array | None = None) -> IndexPlan:
-    """Gives slots choice-major: all first choices before all second ones.
+    """Gives each choice a slot or drops it. All first choices come before all second choices.
 
     Args:
-      routing: its `active` already excludes padding.
+      routing: the choices; its `active` already excludes padding.
       num_experts: E; ids >= E take no slot.
       capacity: C, slots per expert and group.
-      priority: among equal choices, in token order, by largest gate first, or at random.
+      priority: the order among first choices, and among second choices: 'token' is the order of
+        tokens, 'gate' the largest gate first, 'random' a random order.
       keys: [G] random keys, for priority 'random'.
 
     Raises:
@@ -105,14 +111,15 @@ def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Prio
     wants = routing.active & (ids < e)
     rank, token_of_rank = _order(routing, priority, keys)
 
-    # One sort key per choice: expert, then choice, then the token's rank. Unwanted ones go last.
+    # One sort key per choice: expert, then first or second choice, then the token's rank. Choices
+    # that want no slot go last.
     place = jnp.arange(k) * t + (jnp.arange(t)[:, None] if rank is None else rank[..., None])
     sort_key = jnp.where(wants, ids, e) * (k * t) + place
     in_order = jnp.sort(sort_key.reshape(g, t * k), axis=-1)
     bounds = jnp.arange(e + 1) * (k * t)
     starts = _first_at_least(in_order, bounds)
 
-    # Slot -> choice: the c-th choice after its expert's start.
+    # From slots to choices: slot c of an expert has the c-th choice after the expert's start.
     wanted = starts[:, :-1, None] + jnp.arange(c)  # [G, E, C]
     filled = wanted < starts[:, 1:, None]
     entry = _rows(in_order, jnp.minimum(wanted, t * k - 1).reshape(g, e * c)).reshape(g, e, c)
@@ -121,7 +128,7 @@ def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Prio
         token_of_rank, src_rank.reshape(g, e * c)).reshape(g, e, c)
     src = jnp.where(filled, src + jnp.arange(g)[:, None, None] * t, 0)
 
-    # Choice -> slot: its place in the order, less its expert's start.
+    # From choices to slots: a choice has its place in the order, less the start of its expert.
     choice_major = in_order % (k * t)
     rank_in_order = jnp.zeros((g, t * k), jnp.int32).at[
         jnp.arange(g)[:, None], choice_major].set(
@@ -132,15 +139,16 @@ def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Prio
     position = position.reshape(g, t, k) - start_of
     keep = wants & (position < c)
     row = (ids * g + jnp.arange(g)[:, None, None]) * c + position
-    to_slots = lambda a: jnp.moveaxis(a, 1, 0).astype(jnp.int32)  # noqa: E731
     return IndexPlan(
         expert_of_choice=ids, gate=routing.gate, wants=wants, keep=keep,
-        slot=jnp.where(keep, row, 0).astype(jnp.int32), src_token=to_slots(src),
-        src_choice=to_slots(src_choice), filled=jnp.moveaxis(filled, 1, 0))
+        slot=jnp.where(keep, row, 0).astype(jnp.int32),
+        src_token=jnp.moveaxis(src, 1, 0).astype(jnp.int32),
+        src_choice=jnp.moveaxis(src_choice, 1, 0).astype(jnp.int32),
+        filled=jnp.moveaxis(filled, 1, 0))
 
 
 def _order(routing: Routing, priority: Priority, keys: Array | None):
-    """rank [G, T] of each token and its inverse, or (None, None) for token order."""
+    """The rank of each token, [G, T], and the token of each rank; None, None for token order."""
     g, t, _ = routing.expert_of_choice.shape
     if priority == 'token':
         return None, None
@@ -160,7 +168,8 @@ def _order(routing: Routing, priority: Priority, keys: Array | None):
 def _first_at_least(in_order: Array, bounds: Array) -> Array:
     """How many entries of each sorted row [G, N] are below each bound [M]: [G, M], by bisection.
 
-    (`jnp.searchsorted` is opaque to a walk over the traced program from jax 0.12 on.)
+    It replaces `jnp.searchsorted`, which from jax 0.12 on hides its operations from a walk over the
+    traced program.
     """
     g, n = in_order.shape
     below = jnp.zeros((g, bounds.shape[0]), jnp.int32)
@@ -181,14 +190,14 @@ def _take(rows: Array, index: Array) -> Array:
 
 
 def masked(mask: Array, values: Array) -> Array:
-    """Zero where the mask is False, also where values are not finite."""
+    """values, but zero where the mask is False, even if the value there is not finite."""
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
 
 @jax.custom_vjp
 def _dispatch(x: Array, tables) -> Array:
-    """x [G*T, *] to buffers [E, G, C, *]; empty slots are zero."""
+    """Moves x [G*T, *] to buffers [E, G, C, *]. Empty slots are zero."""
     _, _, src_token, _, filled = tables
     return masked(filled, _take(x, src_token))
 
@@ -210,7 +219,7 @@ _dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
 
 @jax.custom_vjp
 def _combine(rows: Array, gate: Array, tables) -> Array:
-    """rows [E*G*C, *] to tokens [G, T, *]: the gated sum over kept choices, in float32."""
+    """Moves rows [E*G*C, *] to tokens [G, T, *]: the gated sum over kept choices, in float32."""
     slot, keep, *_ = tables
     payload = (1,) * (rows.ndim - 1)
     parts = [masked(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
@@ -229,7 +238,7 @@ def _combine_bwd(saved, dy):
     gate_slot = _take(gate.reshape(-1), src_token * gate.shape[-1] + src_choice)
     gate_slot = gate_slot.reshape(e, g, c, *(1,) * (rows.ndim - 1))
     d_rows = masked(filled, gate_slot * dy_slot).astype(rows.dtype)
-    d_gate_slot = jnp.einsum(  # not a product and a sum: XLA sums rows slowly on a CPU
+    d_gate_slot = jnp.einsum(  # not a product and a sum, because XLA sums rows slowly on a CPU
         'sd,sd->s', dy_slot.reshape(e * g * c, -1), rows.reshape(e * g * c, -1),
         preferred_element_type=jnp.float32)
     d_gate = masked(keep, _take(d_gate_slot, slot)).astype(gate.dtype)

@@ -1,4 +1,4 @@
-"""The plan of soft routing: slots are mixtures of tokens, outputs mixtures of slots.
+"""The plan of soft routing: slots are mixtures of tokens, and outputs are mixtures of slots.
 
 Axes: G groups, T tokens, E experts, P slots of an expert, `*` payload of a token.
 """
@@ -15,14 +15,14 @@ from moe_vision.routing.types import Array, SoftRouting
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SoftPlan:
-    """A plan for soft routing: weights in, weights out, nothing dropped."""
+    """A plan for soft routing. It drops nothing."""
 
     combine: Array  # [G, T, E, P] float32
     dispatch: Array | None  # [G, T, E, P] float32, or None: every expert sees every token
     valid: Array  # [G, T] bool; padding is read as zero and receives zero
 
     def apply(self, x: Array, experts: Experts) -> Array:
-        """x [G, T, *] through all experts: [G, T, *out]."""
+        """Runs tokens x [G, T, *] through all experts: [G, T, *out]."""
         g, t, e, p = self.combine.shape
         x = masked(self.valid, x)
         if self.dispatch is None:
@@ -39,11 +39,11 @@ class SoftPlan:
         out = out.reshape(e, g, p, *out.shape[2:])
         return masked(self.valid, jnp.einsum('egp...,gtep->gt...', out, weights))
 
-    def of_experts(self, first: Array, count: int) -> 'SoftPlan':
-        """The plan of `count` experts from `first` on alone."""
-        part = lambda a: jax.lax.dynamic_slice_in_dim(a, first, count, axis=2)  # noqa: E731
-        dispatch = None if self.dispatch is None else part(self.dispatch)
-        return dataclasses.replace(self, combine=part(self.combine), dispatch=dispatch)
+    def for_experts(self, first: Array, count: int) -> 'SoftPlan':
+        """The plan of `count` experts from `first` on."""
+        weights = {name: jax.lax.dynamic_slice_in_dim(getattr(self, name), first, count, axis=2)
+                   for name in ('dispatch', 'combine') if getattr(self, name) is not None}
+        return dataclasses.replace(self, **weights)
 
 
 def soft_plan(routing: SoftRouting, valid: Array) -> SoftPlan:

@@ -1,7 +1,7 @@
-"""What is counted while routing, and what the counts say.
+"""What is counted while routing, and the rates that follow from the counts.
 
-`count` runs on the device and returns sums, which add up over groups, micro-batches, batches and
-devices; `summarize` turns sums into rates on the host.
+`count` runs on the device and returns sums, which may be added over groups, micro-batches, batches
+and devices. `summarize` turns sums into rates on the host.
 
 Axes: G groups, T tokens, K choices, N ids (null experts included), E experts, L classes.
 """
@@ -20,7 +20,7 @@ from moe_vision.routing.types import Array, Context, Routing, SoftRouting
 
 def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
           context: Context) -> dict[str, Array]:
-    """What happened in each group, [G, ...]; sums over anything keep their meaning."""
+    """Sums over the tokens of each group, [G, ...], float32. `summarize` says what they mean."""
     valid = context.valid
     temperature = jnp.asarray(routing.temperature, jnp.float32)
     sums = {
@@ -31,13 +31,13 @@ def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
     }
     if isinstance(routing, SoftRouting):
         weights = jnp.where(valid[..., None], routing.combine.sum(-1), 0.0).sum(1)
-        none = jnp.zeros_like(sums['entropy'])
-        sums |= {'chosen': weights, 'kept': weights, 'choices': sums['tokens'], 'dropped': none,
-                 'orphans': none, 'slots': sums['tokens']}
+        zero = jnp.zeros_like(sums['entropy'])
+        sums |= {'chosen': weights, 'kept': weights, 'choices': sums['tokens'], 'dropped': zero,
+                 'orphans': zero, 'slots': sums['tokens']}
     else:
         assert isinstance(plan, IndexPlan)
         dropped = plan.wants & ~plan.keep
-        lost = jnp.any(routing.active, -1) & jnp.all(dropped | ~routing.active, -1)
+        orphan = jnp.any(routing.active, -1) & jnp.all(dropped | ~routing.active, -1)
         ids = jax.nn.one_hot(routing.expert_of_choice, routing.probs.shape[-1])
         experts, _, slots = plan.filled.shape
         sums |= {
@@ -45,7 +45,7 @@ def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
             'kept': plan.filled.sum(2).T,
             'choices': plan.wants.sum((1, 2)),
             'dropped': dropped.sum((1, 2)),
-            'orphans': lost.sum(1),
+            'orphans': orphan.sum(1),
             'slots': jnp.where(valid.any(1), experts * slots, 0),
         }
     return {name: value.astype(jnp.float32) for name, value in sums.items()}
@@ -65,14 +65,16 @@ def by_class(routing: Routing | SoftRouting, labels: Array, context: Context,
 def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
     """Rates from sums of `count` (and `by_class`, [N, L], where given), as plain Python numbers.
 
-    load: share of true experts' choices before capacity, [E]; load_kept: share after, [E].
-    drop_rate: dropped choices over choices of true experts. orphan_rate: tokens all of whose
-    choices were dropped. effective_experts: 1 / sum q^2 of the load. max_over_mean: E max q.
-    dead_experts: load below 1 % of an equal share. gate_entropy: nats, mean over tokens.
-    router_information: H(mean p) - mean H(p), nats: zero where every token is told the same.
-    utilisation: filled share of the slots. null_rate: share of choices that cost nothing.
-    choices_per_token: of true experts. mutual_information: I(expert; class), nats, with the
-    Miller-Madow correction.
+    load: each true expert's share of the choices before capacity, [E]; load_kept: after, [E].
+    drop_rate: dropped choices over choices of true experts.
+    orphan_rate: share of tokens whose choices were all dropped.
+    effective_experts: 1 / sum q^2 of the load q. max_over_mean: E max q.
+    dead_experts: how many have a load below 1 % of an equal share.
+    gate_entropy: H(p) of the router's probabilities, mean over tokens, nats.
+    router_information: H(mean p) - mean H(p), nats; zero if all tokens have the same p.
+    utilisation: share of the slots that are filled.
+    null_rate: share of choices of null experts. choices_per_token: of true experts.
+    mutual_information: I(expert; class), nats, with the Miller-Madow correction.
     """
     s = {k: np.asarray(v, np.float64) for k, v in sums.items()}
     tokens = max(float(s['tokens']), 1.0)
@@ -81,7 +83,7 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
     q = chosen / total if total else np.full(num_experts, np.nan)
     kept = s['kept'] / s['kept'].sum() if s['kept'].sum() else np.full(num_experts, np.nan)
     mean_p = s['probs'] / tokens
-    every = s['chosen'].sum()
+    with_null = s['chosen'].sum()
     out = {
         'load': q.tolist(), 'load_kept': kept.tolist(),
         'drop_rate': float(s['dropped'] / max(float(s['choices']), 1.0)),
@@ -93,7 +95,7 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
         'router_information': float(entropy_of(mean_p) - s['entropy'] / tokens),
         'temperature': float(s['temperature'] / tokens),
         'utilisation': float(s['kept'].sum() / max(float(s['slots']), 1.0)),
-        'null_rate': float((every - total) / every) if every else 0.0,
+        'null_rate': float((with_null - total) / with_null) if with_null else 0.0,
         'choices_per_token': float(s['choices'] / tokens),
     }
     if 'by_class' in s:
@@ -104,15 +106,15 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
 def mutual_information(counts: np.ndarray) -> float:
     """I(expert; class) in nats of counts [E, L], less the bias (E-1)(L-1)/2N of Miller and Madow.
 
-    Rows and columns without any count are left out of the correction; never below zero.
+    The correction leaves out rows and columns without any count. The result is never below zero.
     """
     n = counts.sum()
     if n == 0:
         return float('nan')
     p = counts / n
-    plain = entropy_of(p.sum(0)) + entropy_of(p.sum(1)) - entropy_of(p.ravel())
+    uncorrected = entropy_of(p.sum(0)) + entropy_of(p.sum(1)) - entropy_of(p.ravel())
     rows, columns = (counts.sum(1) > 0).sum(), (counts.sum(0) > 0).sum()
-    return float(max(plain - (rows - 1) * (columns - 1) / (2 * n), 0.0))
+    return float(max(uncorrected - (rows - 1) * (columns - 1) / (2 * n), 0.0))
 
 
 def entropy_of(p: np.ndarray) -> float:

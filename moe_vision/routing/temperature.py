@@ -1,4 +1,4 @@
-"""Router temperature: logits are divided by it before the softmax."""
+"""The temperature of a router, by which logits are divided before the softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ def schedule(kind: str, start: float, end: float, fraction: Array | float) -> Ar
     """The temperature after this fraction of training (0 to 1), a float32 scalar.
 
     linear and cosine go from start to end. sigmoid is end + (start - end) / (1 + exp(7 (p - 1/2)))
-    (arXiv 2605.15484, second-hand): it starts just below `start` and ends just above `end`.
-    entropy_floor follows linear; `with_entropy_floor` then lifts it token by token.
+    (arXiv 2605.15484, quoted from another paper); it starts just below `start` and ends just above
+    `end`. entropy_floor is linear here, and `with_entropy_floor` then raises it for each token.
     """
     p = jnp.clip(jnp.asarray(fraction, jnp.float32), 0.0, 1.0)
     if kind == 'constant':
@@ -26,28 +26,31 @@ def schedule(kind: str, start: float, end: float, fraction: Array | float) -> Ar
 
 
 def entropy(probs: Array) -> Array:
-    """Shannon entropy in nats over the last axis; 0 ln 0 is 0, with a finite gradient."""
+    """Shannon entropy in nats over the last axis. 0 ln 0 is 0 and has a finite gradient."""
     return -jnp.sum(probs * jnp.log(jnp.maximum(probs, 1e-30)), axis=-1)
 
 
 def with_entropy_floor(logits: Array, tau: Array, floor: float, steps: int = 24) -> Array:
     """The least temperature >= tau at which each token's entropy is at least floor * ln N.
 
-    Per token, so that no image's route depends on another image. Found by bisection in log
-    temperature over [tau, 1024 tau], without gradient.
+    Each token has its own, so that no image's route depends on another image. A bisection finds it
+    in log temperature over [tau, 1024 tau], without gradient.
 
     Args:
       logits: [..., N].
       tau: scalar.
-      floor: 0 to below 1, as a share of ln N.
+      floor: the least entropy as a share of ln N, from 0 to below 1.
+      steps: of the bisection.
 
     Returns:
       temperature [...].
     """
     logits = jax.lax.stop_gradient(logits)
     target = floor * jnp.log(logits.shape[-1])
-    enough = lambda log_t: entropy(  # noqa: E731
-        jax.nn.softmax(logits * jnp.exp(-log_t)[..., None])) >= target
+
+    def enough(log_t):
+        return entropy(jax.nn.softmax(logits * jnp.exp(-log_t)[..., None])) >= target
+
     low = jnp.broadcast_to(jnp.log(tau), logits.shape[:-1])
     start_is_enough = enough(low)
     high = low + jnp.log(1024.0)
@@ -58,5 +61,5 @@ def with_entropy_floor(logits: Array, tau: Array, floor: float, steps: int = 24)
         ok = enough(mid)
         return (jnp.where(ok, lo, mid), jnp.where(ok, mid, hi)), None
 
-    (_, found), _ = jax.lax.scan(halve, (low, high), None, length=steps)
-    return jnp.exp(jnp.where(start_is_enough, low, found))
+    (_, least), _ = jax.lax.scan(halve, (low, high), None, length=steps)
+    return jnp.exp(jnp.where(start_is_enough, low, least))

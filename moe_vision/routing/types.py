@@ -1,4 +1,4 @@
-"""What a router reads and what it says.
+"""What a router reads, what it returns, and the base class of routers.
 
 Axes: G groups, T tokens of a group, K choices of a token, E experts, N ids a router may choose
 (E, or more where some ids are null experts), P slots per expert of a soft router, D width.
@@ -16,20 +16,20 @@ Array = jax.Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """Token choice: each token names up to K experts.
+    """Token choice: each token chooses up to K experts.
 
     Ids >= E are null experts: they take no slot, are never dropped and cost nothing.
     """
 
-    probs: Array  # [G, T, N] float32, rows sum to 1: the router's belief, without noise
+    probs: Array  # [G, T, N] float32, without noise; rows sum to 1
     logits: Array  # [G, T, N] float32, without noise
     expert_of_choice: Array  # [G, T, K] int32, first choice first
     gate: Array  # [G, T, K] float32, the weight of that choice's output
     active: Array  # [G, T, K] bool; False: this choice was not made (padding, fewer than K)
-    noisy_logits: Array | None = None  # [G, T, N], what was selected by
+    noisy_logits: Array | None = None  # [G, T, N]; the choices are its largest entries
     noise_std: Array | None = None  # scalar or [G, T, N], standard deviation of that noise
     temperature: Array | float = 1.0  # scalar or [G, T]
-    superclass: Array | None = None  # [G, T] int32, the id that a token's label asks for
+    superclass: Array | None = None  # [G, T] int32, the id that the token's label belongs to
     carry: Any = None  # what the next routed layer's router may read
     scored: int | None = dataclasses.field(  # leading choices that follow `noisy_logits`; None: K
         default=None, metadata={'static': True})
@@ -38,9 +38,9 @@ class Routing:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SoftRouting:
-    """Soft routing: slots are mixtures of tokens, tokens are mixtures of slots.
+    """Soft routing: slots are mixtures of tokens, and outputs are mixtures of slots.
 
-    `dispatch` is None where every expert sees every token unmixed (P = 1).
+    `dispatch` is None if every expert sees every token unmixed (P = 1).
     """
 
     probs: Array  # [G, T, E] float32, softmax over experts, summed over an expert's slots
@@ -56,36 +56,41 @@ class SoftRouting:
 class Context:
     """What a router may read besides the tokens."""
 
-    valid: Array  # [G, T] bool; False is padding: no slot, no loss, no statistic
+    valid: Array  # [G, T] bool; False is padding, which takes no slot and counts nowhere
     key: Array | None  # derives from (seed, step, layer); `keys` folds in the group
     group: Array  # [G] int32, global group index
     fraction: Array | float = 0.0  # of training done, 0 to 1
     carry: Any = None  # of the previous routed layer
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
-    labels: Array | None = None  # [G, T] int32, class of the token's image, where the step has it
+    labels: Array | None = None  # [G, T] int32, class of the token's image, if the step has labels
     train: bool = dataclasses.field(default=False, metadata={'static': True})
 
-    def keys(self, salt: int) -> Array:
-        """One key per group, [G]; `salt` tells apart the draws of one layer.
+    def keys(self, stream: int) -> Array:
+        """One random key per group, [G].
 
-        Raises ValueError: there is no key.
+        Args:
+          stream: number of a draw that no other draw of this layer has. A router of your own may
+            take 0 to 6; `common.streams` lists those in use.
+
+        Raises:
+          ValueError: there is no key.
         """
         if self.key is None:
             raise ValueError('this routing draws at random: give the step a key')
-        base = jax.random.fold_in(self.key, salt)
+        base = jax.random.fold_in(self.key, stream)
         return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
 
 
 class Router:
-    """Base of the routers that choose: arithmetic only, no state of its own.
+    """Base class of routers. A router is arithmetic alone and holds no arrays.
 
-    A subclass gives `choose`; `params` and `init_state` name what it learns and what it keeps.
-    Parameters and state come back in through the call, so that the same object serves a Linen
-    layer, a vmap over seeds and a plain function.
+    A subclass defines `choose`; `params` and `init_state` name what it learns and what it keeps.
+    Parameters and state are passed to the call, so that the same object serves a Linen layer, a
+    vmap over seeds and a function of one's own.
 
     Attributes:
-      needs: names the backbone must supply in `Context.extras`.
-      draws: whether routes are drawn at random in evaluation, too.
+      needs: names that the backbone must supply in `Context.extras`.
+      draws: whether routes are random in evaluation, too.
     """
 
     needs: tuple[str, ...] = ()
@@ -96,7 +101,7 @@ class Router:
 
     @property
     def num_ids(self) -> int:
-        """N: ids that may be chosen, null experts included."""
+        """N, the number of ids that may be chosen, null experts included."""
         return self.num_experts
 
     def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -105,30 +110,30 @@ class Router:
         return {'kernel': ((width, self.num_ids), init)}
 
     def init_state(self) -> dict[str, Array]:
-        """What is kept between steps: replicated, checkpointed, without gradient."""
+        """What is kept between steps. It is replicated, checkpointed and has no gradient."""
         return {}
 
     def choose(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
-        """Routes features [G, T, D]; those of padding are zero."""
+        """Routes features [G, T, D]. Those of padding are zero."""
         raise NotImplementedError
 
     def __call__(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
-        """Routes features [G, T, D], whatever padding holds, not-a-numbers too."""
+        """Routes features [G, T, D]. Padding may hold anything, NaN included."""
         features = jnp.where(context.valid[..., None], features, jnp.zeros((), features.dtype))
         return self.choose(params, state, features, context)
 
     def update_state(self, state, counts: Array):
-        """The state after an optimizer step in which the ids were chosen `counts` [N] times."""
+        """The state after an optimizer step in which id n was chosen `counts[n]` times."""
         del counts
         return state
 
 
 def top_k_ids(scores: Array, k: int) -> Array:
-    """The k largest of the last axis, int32, ties to the lowest index; carries no gradient."""
+    """Indices of the k largest of the last axis, int32, without gradient. The lowest wins a tie."""
     return jax.lax.top_k(jax.lax.stop_gradient(scores), k)[1].astype(jnp.int32)
 
 
 def pick(values: Array, ids: Array) -> Array:
-    """values [..., N] at ids [..., K]; its gradient is a sum, not a scatter."""
+    """values [..., N] at ids [..., K], with a gradient that is a sum instead of a scatter."""
     chosen = jax.nn.one_hot(ids, values.shape[-1], dtype=values.dtype)
     return jnp.sum(values[..., None, :] * chosen, axis=-1)

@@ -18,6 +18,7 @@ import numpy as np
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
+from moe_vision.common.streams import RunStream
 from moe_vision.config.schema import Config
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
@@ -27,7 +28,7 @@ from moe_vision.training.step import TrainState, eval_step_fn, images_per_group
 
 _SAMPLES = 24  # images shown in the report
 _PROBE = 256  # tokens whose first choices are kept at each validation
-STREAM = 2**32 - 1  # of the run's key: no step has this number
+STREAM = RunStream.EVALUATION  # of the run's key
 
 
 class Evaluator:

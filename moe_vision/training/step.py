@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from input_pipeline import mix
+from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step, platform
@@ -47,7 +48,8 @@ def init_variables_fn(model: nn.Module, image_shape: tuple[int, int, int],
     """`init(key)`: a network's variables before the first step. Traced once, however often it is
     called. Initial values derive from (seed's key, parameter path)."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
-    return jax.jit(lambda key: model.init(jax.random.fold_in(key, 0), images, Step()))
+    return jax.jit(lambda key: model.init(
+        jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step()))
 
 
 def init_state(variables: Tree, key: Array, tx: optax.GradientTransformation,
@@ -55,7 +57,8 @@ def init_state(variables: Tree, key: Array, tx: optax.GradientTransformation,
     """The state before the first step."""
     params = variables['params']
     return TrainState(
-        step=jnp.zeros((), jnp.int32), seed_key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        step=jnp.zeros((), jnp.int32),
+        seed_key=jax.random.key_data(jax.random.fold_in(key, SeedStream.STEPS)),
         params=params, batch_stats=variables.get('batch_stats', {}),
         router_state=variables.get('router_state', {}), opt_state=tx.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else {})
@@ -96,10 +99,11 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
             size = mixing_group(images_per_group, len(images))
             groups = start // size + jnp.arange(len(images) // size)
             images, targets = mix.mix(
-                jax.random.fold_in(key, 1), images, targets, valid, group_size=size,
+                jax.random.fold_in(key, StepStream.MIXING), images, targets, valid, group_size=size,
                 mixup=train.mixup, cutmix=train.cutmix, group_ids=groups)
         # Taught routers learn what an image is for the larger part.
-        step = Step(valid=valid, key=jax.random.fold_in(key, 2), fraction=fraction, start=start,
+        step = Step(valid=valid, key=jax.random.fold_in(key, StepStream.NETWORK),
+                    fraction=fraction, start=start,
                     labels=jnp.argmax(targets, -1) if taught else None, train=True)
         (logits, infos), updates = model.apply(
             {'params': params, 'batch_stats': batch_stats, 'router_state': router_state},

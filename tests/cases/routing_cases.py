@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry
 from moe_vision.routing import telemetry
 from moe_vision.routing.plan import index_plan
@@ -157,7 +158,7 @@ def _execute(parts, x, weights, ctx, priority):
             plan = soft_plan(SoftRouting(probs=None, logits=None, **parts), ctx.valid)
         else:
             routing = Routing(probs=None, logits=None, **parts)
-            plan = index_plan(routing, E, C, priority, ctx.keys(9))
+            plan = index_plan(routing, E, C, priority, ctx.keys(LayerStream.PRIORITY))
         y = plan.apply(x, experts(weights))
         return jnp.sum(jnp.where(ctx.valid[..., None], jnp.sin(y), 0.0)), (y, plan)
 

@@ -224,7 +224,7 @@ def test_the_parts_of_experts_add_up_to_the_plan():
 
         def parts(gate, x, w, b):
             plan = index_plan(routing_of(ids, gate, active), E, 2)
-            return sum(plan.of_experts(jnp.int32(first), E // 2).apply(
+            return sum(plan.for_experts(jnp.int32(first), E // 2).apply(
                 x, experts((w[first:first + E // 2], b[first:first + E // 2])))
                 for first in (0, E // 2))
 

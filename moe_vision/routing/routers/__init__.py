@@ -1,1 +1,1 @@
-"""Routers, one file each; their names stand in `moe_vision.config.registry.ROUTERS`."""
+"""Routers, a file for each family. `moe_vision.config.registry.ROUTERS` lists their names."""

@@ -1,7 +1,8 @@
-"""Balance by a bias on the selection, not by a loss (DeepSeek-V3, 2024).
+"""Balances experts by a bias on the selection instead of a loss (DeepSeek-V3, 2024).
 
-The k largest of score + b are chosen; the gate is the score alone. After each optimizer step
-b_e moves by +-rate towards the mean load. b is state: no gradient, one copy for all devices.
+The k largest of score + b are chosen, and the gate is the score alone. After each optimizer step
+b_e moves by +-rate towards the mean load. b is router state: it has no gradient, and all devices
+hold the same copy.
 """
 
 import jax
@@ -19,7 +20,7 @@ class BiasBalanced(Router):
         a = self.args
         logits = linear(features, params['kernel'])
         score = jax.nn.sigmoid(logits) if a.score == 'sigmoid' else jax.nn.softmax(logits)
-        # The shares of the scores, finite also where every score underflows.
+        # Each score's share of their sum, written so that it is finite even if all underflow.
         probs = jax.nn.softmax(jax.nn.log_sigmoid(logits)) if a.score == 'sigmoid' else score
         ids = top_k_ids(score + state['bias'], self.k)
         gate = pick(score, ids)

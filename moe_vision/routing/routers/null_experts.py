@@ -1,6 +1,6 @@
-"""A variable number of experts per token through null ones (AdaMoE, Zeng et al. 2024).
+"""Gives tokens a variable number of experts by offering null ones (AdaMoE, Zeng et al. 2024).
 
-Top-k runs over E true and m null experts; a null choice takes no slot and gives nothing. Gates are
+Top-k runs over E true and m null experts. A null choice takes no slot and gives nothing. Gates are
 renormalised over the true choices of a token.
 """
 

@@ -1,12 +1,16 @@
-"""The control without routes: k distinct experts at random, anew at each step.
+"""The control without learned routes: draws k distinct experts at random at each step.
 
-Cf. THOR, Zuo et al. 2021. In evaluation the draw is fixed by (seed, layer, group). With gate
-'softmax' the gates are those of a learned top-k router, at the experts drawn: only routes differ.
+Compare THOR, Zuo et al. 2021. In evaluation (seed, layer, group) decide the draw. With gate
+'softmax' the drawn experts get the gates that a learned top-k router would give them, so only the
+routes differ from that router.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import RandomStream
 from moe_vision.routing.linear import linear
 from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
@@ -19,9 +23,8 @@ class Random(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         g, t, _ = features.shape
-        draw = lambda key: jax.random.uniform(key, (t, self.num_experts))  # noqa: E731
-        drawn = jax.vmap(draw)(context.keys(0))
-        ids = top_k_ids(drawn, self.k)
+        draw = functools.partial(jax.random.uniform, shape=(t, self.num_experts))
+        ids = top_k_ids(jax.vmap(draw)(context.keys(RandomStream.EXPERTS)), self.k)
         if self.args.gate == 'softmax':
             logits = linear(features, params['kernel'])
             gate = pick(jax.nn.softmax(logits), ids)

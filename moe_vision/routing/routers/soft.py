@@ -1,9 +1,9 @@
 """Soft MoE (Puigcerver et al. 2023) and its per-sample form.
 
-Logits are the products of unit features and unit slot vectors times a learned scale. With axis
-`tokens` or `batch` a slot is a mixture of the group's tokens (patches of an image; images of a
-group) and every prediction depends on the whole group. With axis `none` every expert sees each
-token as it is and outputs are mixed by a softmax over experts: groups of one.
+Logits are products of unit features and unit slot vectors, times a learned scale. With axis
+`tokens` or `batch` a slot is a mixture of the tokens of a group (the patches of an image, or
+several images), and every prediction depends on the whole group. With axis `none` every expert sees
+each token as it is, and a softmax over experts mixes the outputs, as in groups of one token.
 
 Axes: G groups, T tokens, E experts, P slots per expert, D width.
 """

@@ -1,9 +1,9 @@
-"""Token choice by the k largest logits (V-MoE, Switch, GShard, Shazeer as settings).
+"""Token choice by the k largest logits. Settings make it the router of several papers.
 
 Learned noise: Shazeer et al. 2017. Jitter on the input: Switch, Fedus et al. 2021. Random second
 choice: GShard, Lepikhin et al. 2020. Noise of standard deviation 1/E on the logits, softmax before
-top-k, gates as they are: V-MoE, Riquelme et al. 2021. A router taught the superclass of an image:
-Mobile V-MoE, Daxberger et al. 2023.
+top-k, gates that are not renormalised: V-MoE, Riquelme et al. 2021. A router that is taught the
+superclass of an image: Mobile V-MoE, Daxberger et al. 2023.
 
 Axes: G groups, T tokens, E experts, K choices, D width.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.streams import TopKStream
 from moe_vision.routing.interventions import shuffle
 from moe_vision.routing.linear import linear
 from moe_vision.routing.temperature import schedule, with_entropy_floor
@@ -20,7 +21,7 @@ from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 
 class TopK(Router):
-    """Linear router, no bias, float32; features are normalised first."""
+    """A linear router without bias, in float32, on normalised features."""
 
     def params(self, width):
         shapes = super().params(width)
@@ -32,7 +33,7 @@ class TopK(Router):
         a, train = self.args, context.train
         jitter = None
         if a.noise == 'jitter' and train:
-            jitter = _per_group(context, 0, jax.random.uniform, features.shape[1:],
+            jitter = _per_group(context, TopKStream.JITTER, jax.random.uniform, features.shape[1:],
                                 minval=1 - 0.01 * a.noise_scale, maxval=1 + 0.01 * a.noise_scale)
         logits = linear(features, params['kernel'], jitter)
         tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
@@ -46,7 +47,8 @@ class TopK(Router):
         elif a.noise == 'learned':
             std = a.noise_scale * jax.nn.softplus(linear(features, params['noise_kernel']))
         if std is not None and train:
-            noisy = logits + std * _per_group(context, 1, jax.random.normal, logits.shape[1:])
+            noisy = logits + std * _per_group(
+                context, TopKStream.NOISE, jax.random.normal, logits.shape[1:])
 
         probs = jax.nn.softmax(logits)
         ids, scored = top_k_ids(noisy, self.k), None
@@ -63,7 +65,8 @@ class TopK(Router):
         active = jnp.broadcast_to(context.valid[..., None], ids.shape)
         if a.second_choice == 'random' and train and self.k == 2:
             share = gate[..., 1] / (gate.sum(-1) + 1e-9)
-            drawn = _per_group(context, 2, jax.random.uniform, share.shape[1:])
+            drawn = _per_group(context, TopKStream.SECOND_CHOICE_MADE, jax.random.uniform,
+                               share.shape[1:])
             active = active.at[..., 1].set(active[..., 1] & (drawn < 2 * share))
         return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
                        active=active, noisy_logits=noisy, noise_std=std, temperature=tau,
@@ -71,9 +74,9 @@ class TopK(Router):
 
 
 class FrozenRandom(TopK):
-    """The control: a router that never learns, so its routes follow the features alone.
+    """A control whose router never learns, so its routes follow the features alone.
 
-    The features do learn: losses and gates reach them through the frozen weights.
+    The features do learn, because gradients of losses and gates pass through the frozen weights.
     """
 
     def choose(self, params, state, features, context: Context) -> Routing:
@@ -81,19 +84,20 @@ class FrozenRandom(TopK):
 
 
 class Shuffled(TopK):
-    """The control: routes are learned, then permuted among the tokens of a group.
+    """A control that learns routes and then permutes them among the tokens of a group.
 
-    Loads, gates and what the router believes are those of a learned router; who goes where is not.
+    Loads, gates and probabilities are those of a learned router, but tokens go elsewhere.
     """
 
     draws = True
 
     def choose(self, params, state, features, context: Context) -> Routing:
-        return shuffle(super().choose(params, state, features, context), context, salt=4)
+        routing = super().choose(params, state, features, context)
+        return shuffle(routing, context, TopKStream.SHUFFLE)
 
 
 class Supervised(TopK):
-    """A router that loss `supervised` teaches the superclass of a token's image."""
+    """A router to which loss `supervised` teaches the superclass of a token's image."""
 
     def choose(self, params, state, features, context: Context) -> Routing:
         routing = super().choose(params, state, features, context)
@@ -106,11 +110,12 @@ class Supervised(TopK):
 
 
 def _with_random_second(first, num_ids: int, context: Context):
-    """first [G, T] and, drawn uniformly, one of the other ids: [G, T, 2]."""
-    step = _per_group(context, 3, jax.random.randint, first.shape[1:], minval=1, maxval=num_ids)
+    """first [G, T] and one of the other ids, drawn uniformly: [G, T, 2]."""
+    step = _per_group(context, TopKStream.SECOND_EXPERT, jax.random.randint, first.shape[1:],
+                      minval=1, maxval=num_ids)
     return jnp.stack([first, (first + step) % num_ids], -1)
 
 
-def _per_group(context: Context, salt: int, draw, shape, **kwargs):
-    """`draw` with one key per group: [G, *shape]."""
-    return jax.vmap(lambda key: draw(key, shape, **kwargs))(context.keys(salt))
+def _per_group(context: Context, stream: int, draw, shape, **kwargs):
+    """Calls `draw` with the key of each group: [G, *shape]."""
+    return jax.vmap(lambda key: draw(key, shape, **kwargs))(context.keys(stream))
