@@ -114,7 +114,7 @@ def test_the_data_layer_and_the_configs_stand_apart():
 
 def test_reports_of_studies_read_what_the_analysis_gives():
     allowed = ('moe_vision.study.report', 'moe_vision.study.types', 'moe_vision.study.analysis',
-               'moe_vision.report')
+               'moe_vision.report', 'moe_vision.common')
     for path in under('moe_vision.study.report'):
         ours = touches(imported(path), 'moe_vision') - {'moe_vision', 'moe_vision.study'}
         assert ours <= touches(ours, *allowed), path

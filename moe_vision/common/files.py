@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.json_values import finite
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,14 +58,3 @@ def _installed(module: str) -> bool:
 def absolute(path: Path) -> Path:
     """Orbax wants absolute paths; `resolve` would put a bucket into the working directory."""
     return path if in_bucket(path) else path.resolve()
-
-
-def finite(value: Any) -> Any:
-    """The value with every number that is not finite replaced by None (JSON has none such)."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

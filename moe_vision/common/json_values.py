@@ -1,4 +1,4 @@
-"""Values as strict JSON can hold them, and where two such values differ."""
+"""JSON values: reading those that may be damaged, making strict ones, and comparing two."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -7,13 +7,45 @@ from typing import Any
 MISSING = object()
 
 
-def plain(value: Any) -> Any:
-    """Tuples as lists; an unbounded number is the string 'inf'."""
+def plain(value: Any, not_finite: Callable[[float], Any] = str) -> Any:
+    """The value with tuples as lists and a number that is not finite as a string, such as 'inf'."""
     if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
+        return {k: plain(v, not_finite) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [plain(v, not_finite) for v in value]
+    return not_finite(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of every number that is not finite (JSON has none such)."""
+    return plain(value, lambda _: None)
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """The value if it is a dictionary, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def value_at(value: Any, *keys: str) -> Any:
+    """The value under nested keys of dictionaries; None where a key or a dictionary is missing."""
+    for key in keys:
+        value = as_dict(value).get(key)
+    return value
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any) -> float:
+    """The value as a float; NaN for null, infinities and whatever is not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def differences(old: Any, new: Any,
@@ -22,7 +54,7 @@ def differences(old: Any, new: Any,
     """'train.epochs 30.0 -> 60.0' for every leaf at which two plain values differ.
 
     Args:
-      default: of (path, the whole new value): what an absent key stands for, or MISSING.
+      default: (path, the whole new value) -> what an absent key stands for, or MISSING.
     """
     top = new if top is None else top
     if isinstance(old, Mapping) and isinstance(new, Mapping):

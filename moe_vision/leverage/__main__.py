@@ -18,7 +18,7 @@ from typing import Any
 import input_pipeline
 from input_pipeline import DataError
 from moe_vision.common.errors import UserError
-from moe_vision.common.files import finite
+from moe_vision.common.json_values import finite
 from moe_vision.config import source
 from moe_vision.config.command_line import exit_code
 from moe_vision.config.schema import Config

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from moe_vision.leverage import table
 from moe_vision.leverage.types import Leverage
-from moe_vision.report import figure, palette
+from moe_vision.report import figure, formats, palette
 
 Row = dict[str, Any]
 _TABLE = {'rho_place': '', 'rho_active': '', 'rho_executed': '', 'flops': 'FLOPs',
@@ -78,10 +78,10 @@ def write_svg(path: str, rows: Sequence[Row], rho: str) -> None:
             axes.set_xscale('log')
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks([place[v] for v in values], [str(v) for v in values])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.axis_percent(v)))
+        figure.write_ticks(axes.yaxis, formats.share)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(rows[0]['key'], loc='right', fontsize=10)
-        axes.set_ylabel(rho, fontsize=10)
+        axes.set_xlabel(rows[0]['key'], loc='right')
+        axes.set_ylabel(rho)
         axes.legend(frameon=False, fontsize=10, labelcolor='linecolor')
 
     label = f'{rho} against {rows[0]["key"]}: ' + '; '.join(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from moe_vision.report import figure, heatmaps, palette
+from moe_vision.report import figure, formats, heatmaps, palette
 from moe_vision.report.markup import Markup
 
 POINTS = 240  # at most so many points per curve; more are averaged in equal runs
@@ -47,7 +47,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
 def lines(
     series: Sequence[Series],
     title: str,
-    form: Callable[[float], str] = palette.plain,
+    form: Callable[[float], str] = formats.significant,
     *,
     reference: tuple[float, str] | None = None,
     low: float | None = None,
@@ -56,13 +56,13 @@ def lines(
 ) -> Markup:
     """Curves with their names at their ends, and a dashed reference line where one is given."""
     shown = [s for s in series if s]
-    names = [palette.tail(s.name) for s in shown] if len(shown) > 1 else []
+    names = [formats.tail(s.name) for s in shown] if len(shown) > 1 else []
     if reference:
         names.append(reference[1])
     ends = [
         f'{s.name or "the value"} from {form(s.y[np.isfinite(s.y)][0])} to '
         f'{form(s.y[np.isfinite(s.y)][-1])}' for s in shown
-    ]  # fmt: skip
+    ]
     shown = [dataclasses.replace(s, x=x, y=y) for s in shown for x, y in [thin(s.x, s.y)]]
 
     def paint(axes: Axes) -> None:
@@ -77,7 +77,7 @@ def lines(
         else:
             axes.set_ylim(*_limits(shown, reference, low, high))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: form(v)))
+        figure.write_ticks(axes.yaxis, form)
         _steps(axes)
         if names:
             _end_labels(axes, shown, reference)
@@ -107,8 +107,8 @@ def _limits(
 
 def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.tick(v)))
-    axes.set_xlabel('step', loc='right', fontsize=10)
+    figure.write_ticks(axes.xaxis, formats.tick)
+    axes.set_xlabel('step', loc='right')
 
 
 def _end_labels(
@@ -120,7 +120,7 @@ def _end_labels(
     for s in series:
         known = np.isfinite(s.y)
         end = to_axes.transform((s.x[known][-1], s.y[known][-1]))
-        wanted.append((end[1], palette.tail(s.name), s.colour))
+        wanted.append((end[1], formats.tail(s.name), s.colour))
     if len(series) == 1:
         wanted = []
     if reference:
@@ -194,15 +194,15 @@ def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
                     extent=(x[0], x[-1], experts - 0.5, -0.5))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylim(experts - 0.5, -0.5)
-        axes.set_ylabel('expert', fontsize=10)
+        axes.set_ylabel('expert')
         _steps(axes)
 
     return figure.draw(paint, label, left=42, height=230)
 
 
 def _extremes(load: np.ndarray) -> str:
-    return (f'expert {int(load.argmax())} takes most ({palette.percent(load.max())}) and expert '
-            f'{int(load.argmin())} least ({palette.percent(load.min())})')
+    return (f'expert {int(load.argmax())} takes most ({formats.percent(load.max())}) and expert '
+            f'{int(load.argmin())} least ({formats.percent(load.min())})')
 
 
 def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
@@ -224,7 +224,7 @@ def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
                   fontsize=10, color=palette.MUTED)
         axes.set(xlim=(-0.6, experts - 0.4), ylim=(0, 1.08 * max(np.nanmax(load), 1.5 / experts)))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{100 * v:g} %'))
-        axes.set_xlabel('expert', loc='right', fontsize=10)
+        figure.write_ticks(axes.yaxis, lambda share: f'{100 * share:g} %')
+        axes.set_xlabel('expert', loc='right')
 
     return figure.draw(paint, f'{title}: ' + _extremes(np.nan_to_num(load)) + '.', right=40)

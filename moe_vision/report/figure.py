@@ -1,8 +1,8 @@
-"""One Matplotlib figure as inline SVG: no files, no pyplot, no global state left behind.
+"""Draws a Matplotlib figure as SVG inside a page, without files, pyplot or global state.
 
-The SVG is rewritten so that it can live inside a page: text stays text in the page's font, stand-in
-colours become CSS variables (`palette.THEMED`), ids become unique, namespaces and metadata go, and
-the picture gets its alternative text.
+The SVG is rewritten for the page: text stays text in the page's font, stand-in colours become CSS
+variables (`palette.THEMED`), ids become unique, namespaces and metadata go, and the picture gets
+its alternative text.
 """
 
 import hashlib
@@ -14,8 +14,10 @@ from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from moe_vision.report import palette, style
 from moe_vision.report.markup import Markup
@@ -32,6 +34,9 @@ _STYLE = {
     'axes.facecolor': 'none',
     'axes.edgecolor': palette.GRID,
     'axes.labelcolor': palette.MUTED,
+    'axes.labelsize': 10,
+    'axes.titlelocation': 'left',
+    'axes.titlesize': 10.5,
     'axes.spines.top': False,
     'axes.spines.right': False,
     'axes.spines.left': False,
@@ -67,26 +72,39 @@ def draw(
     top: int = 10,
     bottom: int = 34,
 ) -> Markup:
-    """Paints one pair of axes and returns it as `<svg>`.
+    """One picture as `<svg>`.
 
     Args:
         paint: draws on the axes it is given.
         label: the alternative text.
         width, height, left, right, top, bottom: size and margins in CSS pixels.
     """
+
+    def one(figure: Figure) -> None:
+        paint(figure.add_axes((
+            left / width, bottom / height,
+            (width - left - right) / width, (height - top - bottom) / height,
+        )))
+
+    return compose(one, label, width=width, height=height)
+
+
+def compose(paint: Callable[[Figure], None], label: str, *, width: int, height: int) -> Markup:
+    """The same for a figure without axes, to which `paint` adds its own."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*[Gg]lyph.*')  # the reader's fonts have them
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        axes = figure.add_axes((
-            left / width, bottom / height,
-            (width - left - right) / width, (height - top - bottom) / height,
-        ))  # fmt: skip
-        paint(axes)
+        paint(figure)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
     return _inline(buffer.getvalue(), label)
+
+
+def write_ticks(axis: Axis, form: Callable[[float], str]) -> None:
+    """Writes the numbers at the ticks of an axis as `form` has them."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
 
 
 def alone(picture: Markup) -> str:

@@ -1,19 +1,20 @@
-"""Says in words whether routing is healthy, and which config key to look at if it is not."""
+"""Says in words whether routing is healthy, and which config key to look at where it is not."""
 
 import dataclasses
 import math
 from collections.abc import Callable
 
-from moe_vision.report.palette import count, percent, plain
-from moe_vision.report.read import Run, as_dict, number
+from moe_vision.common.json_values import as_dict, number
+from moe_vision.report.formats import count, percent, significant
+from moe_vision.report.read import Run
 
 DROPS = 0.10  # above this share of dropped choices, a layer is worth a look
-BLIND = 0.02  # nats; below this, the choice of expert says next to nothing about the class
+BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about the class
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`level` is good, warn, bad or none (nothing to judge); `points` are whole sentences."""
+    """`level` is good, warn, bad or none (there is nothing to judge); `points` are sentences."""
 
     level: str
     line: str
@@ -47,7 +48,8 @@ def judge(run: Run) -> Verdict:
         return Verdict('none', 'Too early to say: no numbers on routing yet.', points)
     points += _findings(run, layers)
     worst = min(layers, key=lambda x: x.effective if x.effective == x.effective else math.inf)
-    spread = f'{worst.name} spreads its load like {plain(worst.effective, 2)} of {worst.experts}'
+    spread = (f'{worst.name} spreads its load like {significant(worst.effective, 2)} of '
+              f'{worst.experts}')
     known = math.isfinite(worst.effective)
     if run.result.get('collapsed') is True or worst.effective < worst.experts / 4:
         why = f'{spread} experts.' if known else 'the result says so.'
@@ -67,7 +69,7 @@ def judge(run: Run) -> Verdict:
 
 
 def _findings(run: Run, layers: list[_Layer]) -> list[str]:
-    """One sentence per kind of trouble, over all layers that have it."""
+    """One sentence per kind of trouble, on all layers that have it."""
     balance = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
 
     def named(bad: list[_Layer], tell: Callable[[_Layer], str]) -> str:
@@ -75,17 +77,17 @@ def _findings(run: Run, layers: list[_Layer]) -> list[str]:
 
     points = []
     if thin := [x for x in layers if x.effective < x.experts / 2]:
-        told = named(thin, lambda x: f'like {plain(x.effective, 2)} of {x.experts}')
+        names = named(thin, lambda x: f'like {significant(x.effective, 2)} of {x.experts}')
         points.append(f'Load is spread over fewer than half of the experts {thin[0].where}: '
-                      f'{told}; {balance}.')  # fmt: skip
+                      f'{names}; {balance}.')
     if dead := [x for x in layers if x.dead > 0]:
-        told = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
-        points.append(f'Experts that receive nothing {dead[0].where}: {told}; {balance}.')
+        names = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
+        points.append(f'Experts that receive nothing {dead[0].where}: {names}; {balance}.')
     if full := [x for x in layers if x.drops > DROPS]:
-        told = named(full, lambda x: percent(x.drops) + (
+        names = named(full, lambda x: percent(x.drops) + (
             f', {percent(x.orphans)} of tokens lose all' if x.orphans > 0 else ''))
-        points.append(f'Choices dropped for lack of room {full[0].where}: {told}; '
-                      f'look at {_key(run, "model.moe.capacity_factor")}.')  # fmt: skip
+        points.append(f'Choices dropped for lack of room {full[0].where}: {names}; '
+                      f'look at {_key(run, "model.moe.capacity_factor")}.')
     return points
 
 
@@ -101,11 +103,11 @@ def _unspecialised(run: Run) -> list[str]:
     blind = [
         layer for layer, values in tested.items()
         if number(as_dict(values).get('mutual_information')) < BLIND
-    ]  # fmt: skip
+    ]
     if not blind:
         return []
     return [f'In {", ".join(blind)}, the choice of expert says next to nothing about the class '
-            f'(mutual information below {BLIND} nats); that need not hurt accuracy.']  # fmt: skip
+            f'(mutual information below {BLIND} nats); that need not hurt accuracy.']
 
 
 def _divergence(run: Run) -> list[str]:
@@ -115,5 +117,5 @@ def _divergence(run: Run) -> list[str]:
         if bad:
             return [f'The {name} loss is not a finite number in {len(bad)} of {len(rows)} rows, '
                     f'first at step {bad[0]["step"]:,}; look at train.learning_rate and '
-                    'train.clip_norm.']  # fmt: skip
+                    'train.clip_norm.']
     return []

@@ -1,6 +1,6 @@
-"""Heat maps: tables of coloured cells while they can be read, pictures above that.
+"""Heat maps: tables of coloured cells where these can be read, pictures of larger matrices.
 
-A cell's colour is one hue, as opaque as the value is high, so that it works on light and on dark.
+A cell has one hue, as opaque as its value is high, which works on a light and on a dark page.
 Axis letters: M rows, N columns.
 """
 
@@ -51,9 +51,9 @@ def cells(
     return table(head, rows, class_='heat', label=label)
 
 
-def scale(top: str, colour: str = 'heat') -> Markup:
+def scale(top: str) -> Markup:
     """The key of a heat map: from nothing to full colour."""
-    return tag('span', '0 ', tag('i', class_=f'ramp {colour}'), f' {top}', class_='scale')
+    return tag('span', '0 ', tag('i', class_='ramp heat'), f' {top}', class_='scale')
 
 
 def rgba(
@@ -85,7 +85,7 @@ def image(
                     extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel(across, fontsize=10)
-        axes.set_ylabel(down, fontsize=10)
+        axes.set_xlabel(across)
+        axes.set_ylabel(down)
 
     return figure.draw(paint, label, height=height, width=width, left=52)

@@ -1,11 +1,13 @@
-"""HTML that escapes by default: text is escaped unless it is already `Markup`.
+"""Makes HTML and escapes every text that is not `Markup` yet.
 
-Class names, file names and config values are other people's input; nothing but this module turns
-them into HTML, so there is no place where escaping can be forgotten.
+Class names, file names and config values are other people's input. Only this module turns them into
+HTML, so that escaping cannot be forgotten elsewhere.
 """
 
 import html
 from collections.abc import Iterable
+
+from moe_vision.report import style
 
 _VOID = frozenset({'br', 'hr', 'img', 'meta', 'col'})
 
@@ -20,7 +22,7 @@ Child = str | int | float | None | Iterable['Child']
 
 
 def text(child: Child) -> Markup:
-    """A child as HTML: `Markup` as it is, other text escaped, None nothing, iterables joined."""
+    """A child as HTML: `Markup` stays, other text is escaped, iterables are joined."""
     if child is None:
         return Markup('')
     if isinstance(child, Markup):
@@ -73,9 +75,9 @@ def _is_cell(child: Child) -> bool:
     return isinstance(child, Markup) and child.startswith('<th')
 
 
-def figure(picture: Child, how: Child, *, class_: str | None = None) -> Markup:
+def figure(picture: Child, how: Child) -> Markup:
     """A picture with the sentence that says how to read it."""
-    return tag('figure', picture, tag('figcaption', how), class_=class_)
+    return tag('figure', picture, tag('figcaption', how))
 
 
 def panel(title: Child, picture: Child, note: Child = None) -> Markup:
@@ -89,6 +91,56 @@ def grid(panels: Iterable[Child], how: Child, *, width: int = 330) -> Markup:
     return figure(tag('div', panels, class_='grid', style=f'--w:{width}px'), how)
 
 
+def missing(words: str) -> Markup:
+    """The sentence that stands where something is not there."""
+    return tag('p', words, class_='missing')
+
+
+def card(name: Child, value: Child, note: Child, *, big: bool = False) -> Markup:
+    """A number to remember, with its name above and a note below."""
+    return tag('div', tag('span', name, class_='name'), tag('span', value, class_='value'),
+               tag('span', note, class_='note'), class_='card big' if big else 'card')
+
+
 def section(anchor: str, title: str, *children: Child) -> Markup:
     """A part of the page that the navigation can jump to."""
     return tag('section', tag('h2', title), children, id=anchor)
+
+
+def page(
+    kind: str, name: str, facts: str, anchors: Iterable[tuple[str, str]], sections: Child, *,
+    source: str, command: str, verdict: Child = None, css: str = '', policy: str = '',
+) -> str:
+    """A whole HTML file that needs nothing else, from doctype to footer.
+
+    Args:
+        kind, name, facts: what stands above the title, the title, and what stands below it.
+        anchors: (anchor, title) of each section, for the links.
+        source: what the page is made from, for the footer.
+        command: the command that makes it again.
+        verdict: stands between facts and links.
+        css: rules beside those of `style`.
+        policy: what the page may load beside its own styles.
+    """
+    policy = "default-src 'none'; style-src 'unsafe-inline'" + policy
+    head = tag(
+        'head',
+        tag('meta', charset='utf-8'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
+        tag('meta', name='color-scheme', content='light dark'),
+        tag('title', f'{name} · {kind.lower()}'),
+        tag('style', Markup(style.CSS + css)),
+    )
+    links = (tag('a', title, href=f'#{anchor}') for anchor, title in anchors)
+    top = tag(
+        'header',
+        tag('p', kind, class_='eyebrow'),
+        tag('h1', name),
+        tag('p', facts, class_='facts'),
+        verdict,
+        tag('nav', links, aria_label='Parts of this page'),
+    )
+    footer = tag('footer', f'Made from {source}; write it anew with ', tag('code', command), '.')
+    body = tag('body', top, tag('main', sections), footer)
+    return '<!doctype html>\n' + tag('html', head, body, lang='en')

@@ -1,16 +1,17 @@
-"""Reads a run's folder without trusting it: missing, half-written or odd files become remarks.
+"""Reads a run's folder without trusting it: what is missing, half-written or odd becomes a remark.
 
-Numbers may be null or NaN (both read as NaN); text is cleaned of characters that no page may hold.
+Null and NaN are both read as NaN. Text loses the characters that no page may hold.
 """
 
 import dataclasses
 import json
-import math
 import unicodedata
 from typing import Any
 
 import numpy as np
 from etils import epath
+
+from moe_vision.common.json_values import as_dict, as_list, number, value_at
 
 _BIDI = frozenset('\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
 _LONGEST_NAME = 300
@@ -22,7 +23,7 @@ class NoRun(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's folder says. Missing files are empty dictionaries, listed in `missing`."""
+    """What a run's folder says. A missing file is an empty dictionary, and a line in `missing`."""
 
     path: epath.Path
     record: dict[str, Any]  # config.json
@@ -42,11 +43,8 @@ class Run:
         return as_dict(self.record.get(key))
 
     def setting(self, dotted: str) -> Any:
-        """A config value by its dotted key, or None."""
-        value: Any = self.section('config')
-        for part in dotted.split('.'):
-            value = as_dict(value).get(part)
-        return value
+        """The value of a dotted config key, or None."""
+        return value_at(self.record, 'config', *dotted.split('.'))
 
     def split(self, name: str) -> list[dict[str, Any]]:
         """The metric rows of `train` or `validation`, by step."""
@@ -66,23 +64,21 @@ class Run:
 
     def latest(self, layer: str) -> tuple[dict[str, Any], str]:
         """The newest numbers of a layer and where they come from: test, validation or training."""
-        tested = as_dict(as_dict(self.evaluation.get('layers')).get(layer))
-        if tested:
+        if tested := as_dict(value_at(self.evaluation, 'layers', layer)):
             return tested, f'on the {self.evaluation.get("split") or "test"} set'
         for name in ('validation', 'train'):
             for row in reversed(self.split(name)):
-                found = as_dict(as_dict(row.get('layers')).get(layer))
-                if found:
-                    return found, f'in {name} at step {row["step"]:,}'
+                if values := as_dict(value_at(row, 'layers', layer)):
+                    return values, f'in {name} at step {row["step"]:,}'
         return {}, 'nowhere yet'
 
     def num_experts(self, layer: str) -> int:
         """E of a layer (the length of its load), 0 if not known."""
-        loads = [as_dict(as_dict(r.get('layers')).get(layer)).get('load') for r in self.rows[-3:]]
+        loads = [value_at(row, 'layers', layer, 'load') for row in self.rows[-3:]]
         return max(vector(load).size for load in (self.latest(layer)[0].get('load'), *loads))
 
     def class_names(self) -> list[str]:
-        """The classes' names as far as they are known."""
+        """The names of the classes as far as they are known."""
         names = self.evaluation.get('class_names') or self.section('dataset').get('class_names')
         return [str(n) for n in names] if isinstance(names, list) else []
 
@@ -157,26 +153,6 @@ def _clean_tree(value: Any, key: str = '') -> Any:
     if isinstance(value, list):
         return [_clean_tree(v) for v in value]
     return clean(value) if isinstance(value, str) and key != 'image_png' else value
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """The value if it is a dictionary, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def number(value: Any) -> float:
-    """The value as a float; NaN for null, infinities and whatever is not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        return float(value) if math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
 
 
 def vector(value: Any) -> np.ndarray:

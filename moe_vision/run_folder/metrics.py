@@ -15,7 +15,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from moe_vision.common.files import finite, write
+from moe_vision.common.files import write
+from moe_vision.common.json_values import finite
 from moe_vision.routing import telemetry
 from moe_vision.run_folder import tensorboard
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from moe_vision.study.analysis.types import Analysis, ArmSummary, Estimate, Gap, Pattern
+from moe_vision.study.analysis.analyse import Analysis, Gap, Pattern
+from moe_vision.study.analysis.statistics import Estimate
+from moe_vision.study.analysis.summaries import ArmSummary
 
 NAN = math.nan
 WIDTHS = (8, 32, 128, 512, 2048)

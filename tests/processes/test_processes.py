@@ -18,7 +18,7 @@ import train_cases
 import two_processes
 from pair import finish, free_port, start
 
-from moe_vision.common.files import finite
+from moe_vision.common.json_values import finite
 from moe_vision.processes.watch import SILENT_SECONDS
 from moe_vision.run_folder import checkpoints
 from moe_vision.training import loop

@@ -56,7 +56,7 @@ class Maker:
             'rho_active': 0.553, 'rho_executed': 0.611, 'flops': 3.21e6,
             'flops_executed': 3.9e6, 'images_per_second': 18_234.5, 'drop_rate': 0.021,
             'orphan_rate': 0.001, 'effective_experts': 7.1, 'dead_experts': 0, 'collapsed': False,
-        }  # fmt: skip
+        }
 
     @staticmethod
     def _splits(i: int) -> list[str]:
@@ -75,7 +75,7 @@ class Maker:
             'max_over_mean': float(load.max() * self.experts), 'dead_experts': 0,
             'gate_entropy': math.log(self.experts) * (1 - 0.5 * progress),
             'mutual_information': 0.9 * progress, 'utilisation': 0.8,
-        }  # fmt: skip
+        }
 
     def _row(self, i: int, rows: int, split: str) -> dict[str, Any]:
         t = i / rows
@@ -86,7 +86,7 @@ class Maker:
             'losses': {'importance': 0.02 * (1 - t), 'load': 0.01 * (1 - t)},
             'layers': {name: self._layer(t) for name in self.layers},
             'timing': {'images_per_second': 18_000 + 900 * self.rng.normal(), 'seconds': 0.1},
-        }  # fmt: skip
+        }
         if split == 'train':
             row |= {'learning_rate': 1e-3 * math.sin(math.pi * t), 'grad_norm': 2 - t}
         else:
@@ -101,7 +101,7 @@ class Maker:
             {'name': n, 'kind': 'conv' if n.startswith('bl') else 'dense', 'params': 40_000,
              'flops': 5e5, 'flops_executed': 6e5 if n in self.layers else 5e5,
              'routed': n in self.layers} for n in names
-        ]  # fmt: skip
+        ]
         capacity = {n: {'group_size': 64, 'num_groups': 2, 'capacity': 20,
                         'effective_factor': 1.25} for n in self.layers}
         return {
@@ -113,7 +113,7 @@ class Maker:
             'preflight': {'params_total': 412_345, 'params_active': 143_210, 'rho_place': 0.421,
                           'rho_active': 0.553, 'rho_executed': 0.611, 'flops': 3.21e6,
                           'flops_executed': 3.9e6, 'blocks': blocks, 'capacity': capacity},
-        }  # fmt: skip
+        }
 
     def _evaluation(
         self, classes: int, grid: tuple[int, int] | None, side: int, samples: int
@@ -129,7 +129,7 @@ class Maker:
             'split': 'test', 'class_names': self.names, 'layers': layers,
             'confusion': confusion.tolist(),
             'samples': [self._sample(i, classes, grid, side) for i in range(samples)],
-        }  # fmt: skip
+        }
 
     def _sample(
         self, i: int, classes: int, grid: tuple[int, int] | None, side: int
@@ -142,12 +142,12 @@ class Maker:
             gates = [np.sort(self.rng.dirichlet(np.ones(k)))[::-1].tolist() for _ in range(tokens)]
             kept = [(self.rng.uniform(size=k) > 0.15).tolist() for _ in range(tokens)]
             return {'grid': list(grid) if grid else None, 'experts': ids, 'gates': gates,
-                    'kept': kept}  # fmt: skip
+                    'kept': kept}
 
         label = i % classes
         return {'image_png': png(side, i), 'label': label,
                 'prediction': (label + (i % 5 == 4)) % classes,
-                'layers': {name: route() for name in self.layers}}  # fmt: skip
+                'layers': {name: route() for name in self.layers}}
 
     def save(self, folder: pathlib.Path) -> pathlib.Path:
         """Writes the files; a part set to an empty dictionary is left out."""

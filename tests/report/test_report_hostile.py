@@ -113,7 +113,7 @@ def test_evaluations_of_the_wrong_shape_do_not_stop_the_report(junk, make, page)
     maker.evaluation['samples'][1] = {k: junk for k in maker.evaluation['samples'][1]}
     maker.evaluation['samples'][2]['layers'] = {
         'head': dict.fromkeys(['grid', 'experts', 'gates', 'kept'], junk), 'blocks_1': junk,
-    }  # fmt: skip
+    }
     maker.evaluation['class_names'] = junk
     maker.config['preflight'] = {k: junk for k in maker.config['preflight']}
     assert 'Training report' in page(maker)

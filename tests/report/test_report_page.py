@@ -160,7 +160,7 @@ def test_large_images_are_left_out_beyond_the_budget(make, page):
     (('evaluation',), 'No confusion matrix'),
     (('result', 'evaluation'), 'best so far'),
     (('config',), 'config.json is not there'),
-])  # fmt: skip
+])
 def test_partial_runs_say_what_is_missing(lost, told, make, page):
     maker = make(rows=12)
     for name in lost:

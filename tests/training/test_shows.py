@@ -5,8 +5,7 @@ import io
 import pytest
 import train_cases
 
-from moe_vision.common.files import finite
-from moe_vision.common.json_values import differences, plain
+from moe_vision.common.json_values import differences, finite, plain
 from moe_vision.run_folder.record import collapsed
 from moe_vision.run_folder.tensorboard import flat
 from moe_vision.training import loop, progress

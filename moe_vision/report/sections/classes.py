@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 
-from moe_vision.report import charts, heatmaps, palette
-from moe_vision.report.markup import Markup, figure, grid, panel, section, table, tag
-from moe_vision.report.read import Run, as_dict, matrix, number
+from moe_vision.common.json_values import as_dict, number, value_at
+from moe_vision.report import charts, formats, heatmaps, palette
+from moe_vision.report.markup import Markup, figure, grid, missing, panel, section, table, tag
+from moe_vision.report.read import Run, matrix
 
-CELLS = 50  # up to so many classes a map is a table whose every cell can be read
-FAINT = 0.05  # errors of this share of a class are full orange at the earliest
-PIXELS = 200  # the same for the confusion matrix, rows and columns
+CELLS = 50  # up to so many classes, a map is a table in which every cell can be read
+FAINT = 0.05  # full orange stands for at least this share of a class
+PIXELS = 200  # at most so many rows and columns in a picture of the confusion matrix
 SPREAD = 300  # at most so many rows in a picture; more classes are averaged in groups
 _TABLE = ('How to read: each row is a class and adds up to 100 %, each column an expert; a row of '
           'even colour is a class that every expert shares. Point at a cell for counts.')
@@ -19,7 +20,7 @@ _PICTURE = ('How to read: each row is a class, sorted by the expert it uses most
 
 
 def render(run: Run) -> Markup:
-    """Expert by class per layer, then the confusion matrix."""
+    """A map of experts by classes per layer, then the confusion matrix."""
     names = run.class_names()
     layers = as_dict(run.evaluation.get('layers'))
     maps = {layer: matrix(as_dict(v).get('expert_by_class')) for layer, v in layers.items()}
@@ -29,12 +30,10 @@ def render(run: Run) -> Markup:
     if known:
         parts += [tag('h3', 'Experts and classes'), _maps(run, known, names)]
     if lost:
-        words = f'No counts of experts by class for: {", ".join(lost)}.'
-        parts.append(tag('p', words, class_='missing'))
+        parts.append(missing(f'No counts of experts by class for: {", ".join(lost)}.'))
     confusion = matrix(run.evaluation.get('confusion'))
     if confusion is None or confusion.shape[0] != confusion.shape[1]:
-        parts.append(tag('p', 'No confusion matrix: nothing has been evaluated on the test set.',
-                         class_='missing'))
+        parts.append(missing('No confusion matrix: nothing has been evaluated on the test set.'))
     else:
         parts += [tag('h3', 'Confusion'), confusions(confusion, names)]
     return section('classes', 'Classes', parts)
@@ -54,7 +53,7 @@ def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
         small = share.shape[0] <= CELLS and share.shape[1] <= charts.MANY
         readable &= small
         draw = _as_table if small else _as_picture
-        values = as_dict(as_dict(run.evaluation.get('layers')).get(layer))
+        values = as_dict(value_at(run.evaluation, 'layers', layer))
         panels.append(panel(layer, draw(layer, share, counts.T, names, top),
                             _information(values, share.shape)))
     key = heatmaps.scale(f'{100 * top:.0f} % of a class’s choices')
@@ -75,8 +74,8 @@ def _information(values: dict, shape: tuple[int, ...]) -> str | None:
     known = number(values.get('mutual_information'))
     if math.isnan(known):
         return None
-    return (f'I(expert; class) = {palette.plain(known)} nats, of at most '
-            f'{palette.plain(math.log(max(min(shape), 1)))}')
+    return (f'I(expert; class) = {formats.significant(known)} nats, of at most '
+            f'{formats.significant(math.log(max(min(shape), 1)))}')
 
 
 def _as_table(
@@ -89,9 +88,9 @@ def _as_table(
     classes = [name_of(names, c) for c in range(len(share))]
 
     def title(c: int, e: int) -> str:
-        whole = palette.count(float(np.nansum(counts[c])))
-        return (f'expert {e}, class {classes[c]}: {palette.count(counts[c, e])} of {whole} '
-                f'choices, {palette.percent(share[c, e])}')
+        whole = formats.count(float(np.nansum(counts[c])))
+        return (f'expert {e}, class {classes[c]}: {formats.count(counts[c, e])} of {whole} '
+                f'choices, {formats.percent(share[c, e])}')
 
     def show(c: int, e: int) -> str:
         return f'{100 * share[c, e]:.0f}' if share[c, e] >= 0.005 else ''
@@ -112,20 +111,20 @@ def _as_picture(
         f'Share of each of {len(share)} classes that goes to each of {share.shape[1]} experts, '
         f'{layer}', across='expert', down='class, by its main expert',
         size=share.shape, height=max(220, min(560, 3 * len(rows) + 44)), width=352,
-    )  # fmt: skip
+    )
     lines = [
-        [name_of(names, c), palette.count(float(np.nansum(counts[c]))),
-         ', '.join(f'{e} ({palette.percent(float(share[c, e]), 0)})'
+        [name_of(names, c), formats.count(float(np.nansum(counts[c]))),
+         ', '.join(f'{e} ({formats.percent(float(share[c, e]), 0)})'
                    for e in np.argsort(-filled[c], kind='stable')[:3] if filled[c, e] > 0)]
         for c in order
-    ]  # fmt: skip
+    ]
     listing = tag('details', tag('summary', 'Classes and their main experts'),
                   table(('class', 'choices', 'main experts'), lines, class_='numbers'))
     return Markup(picture + listing)
 
 
 def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
-    """The confusion matrix `[N, N]` (row: truth) with its worst pairs in words."""
+    """The confusion matrix `[N, N]` (row: truth), with its worst pairs in a table."""
     total = np.nansum(confusion, 1, keepdims=True)
     share = confusion / np.where(total > 0, total, np.nan)
     wrong = np.nan_to_num(share * (1 - np.eye(len(share))))
@@ -136,7 +135,7 @@ def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
     else:
         picture, top = _large(confusion, share)
     how = ('How to read: rows are the truth, columns the prediction; blue on the diagonal is '
-           f'right, orange is wrong, full orange being {palette.percent(top)} of a row. ')
+           f'right, orange is wrong, full orange being {formats.percent(top)} of a row. ')
     if len(share) > PIXELS:
         how += f'Neighbouring classes share a cell, so that {PIXELS} rows remain.'
     return Markup(figure(tag('div', picture, pairs, class_='beside'), how))
@@ -148,22 +147,22 @@ def _small(
     count = len(share)
     classes = [name_of(names, c) for c in range(count)]
     heads = [tag('th', 'truth ↓ predicted →', class_='corner')] + [
-        tag('th', tag('span', palette.tail(c, 12)), scope='col', title=c, class_='up')
+        tag('th', tag('span', formats.tail(c, 12)), scope='col', title=c, class_='up')
         for c in classes
     ]
     values = np.where(np.eye(count) > 0, np.nan_to_num(share) * top, wrong)
 
     def title(i: int, j: int) -> str:
-        return (f'{classes[i]} taken for {classes[j]}: {palette.count(confusion[i, j])} '
-                f'({palette.percent(share[i, j])})')
+        return (f'{classes[i]} taken for {classes[j]}: {formats.count(confusion[i, j])} '
+                f'({formats.percent(share[i, j])})')
 
     return heatmaps.cells(values, heads, classes, top, title,
-                          lambda i, j: palette.count(confusion[i, j]) if confusion[i, j] else '',
+                          lambda i, j: formats.count(confusion[i, j]) if confusion[i, j] else '',
                           label='Confusion matrix, counts', warm=lambda i, j: i != j)
 
 
 def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
-    """The picture, in which neighbouring classes share a cell where there are very many."""
+    """The matrix as a picture; where there are very many classes, neighbours share a cell."""
     starts = np.unique(np.linspace(0, len(share), PIXELS, endpoint=False).astype(int))
     merged = np.nan_to_num(confusion)
     merged = np.add.reduceat(np.add.reduceat(merged, starts, 0), starts, 1)
@@ -173,7 +172,7 @@ def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
     blue, orange = heatmaps.rgba(merged), heatmaps.rgba(merged / top, palette.HEAT_WARM)
     picture = np.where(right[..., None], blue, orange)
     label = (f'Confusion matrix of {len(share)} classes; mean of the diagonal '
-             f'{palette.percent(float(np.nanmean(np.diag(share))))}')
+             f'{formats.percent(float(np.nanmean(np.diag(share))))}')
     return heatmaps.image(picture, label, across='predicted class', down='true class',
                           size=share.shape, height=520, width=540), top
 
@@ -184,8 +183,8 @@ def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup
         i, j = divmod(flat, len(wrong))
         if wrong[i, j] > 0:
             images, share = float(confusion[i, j]), float(wrong[i, j])
-            rows.append((name_of(names, i), name_of(names, j), palette.count(images),
-                         palette.percent(share)))
+            rows.append((name_of(names, i), name_of(names, j), formats.count(images),
+                         formats.percent(share)))
     if not rows:
         return None
     return table(('truth', 'taken for', 'images', 'of the class'), rows, class_='numbers',

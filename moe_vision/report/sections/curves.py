@@ -4,23 +4,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moe_vision.report import charts, palette
+from moe_vision.common.json_values import as_dict, number, value_at
+from moe_vision.report import charts, formats, palette
 from moe_vision.report.charts import Series
-from moe_vision.report.markup import Markup, grid, panel, section, tag
-from moe_vision.report.read import Run, as_dict, number
+from moe_vision.report.markup import Markup, grid, missing, panel, section, tag
+from moe_vision.report.read import Run
 
 _HOW = ('How to read: training steps run from left to right; blue is training, orange is '
         'validation, and a gap in a curve means that no finite value was recorded.')
 
 
 def column(rows: list[dict], *keys: str) -> np.ndarray:
-    """One number per row `[N]`, found under nested keys; NaN where it is missing."""
-    values = []
-    for row in rows:
-        for key in keys[:-1]:
-            row = as_dict(row.get(key))
-        values.append(number(row.get(keys[-1])))
-    return np.array(values, float)
+    """The number under nested keys of each row `[N]`; NaN where it is missing."""
+    return np.array([number(value_at(row, *keys)) for row in rows], float)
 
 
 def steps(rows: list[dict]) -> np.ndarray:
@@ -29,7 +25,7 @@ def steps(rows: list[dict]) -> np.ndarray:
 
 
 def thinned(rows: list[dict]) -> str:
-    """A remark where curves show averages."""
+    """The remark that curves show averages; '' where they do not."""
     if len(rows) <= charts.BANDS:
         return ''
     return ' With many rows, each point is the mean over a few neighbouring ones.'
@@ -38,17 +34,16 @@ def thinned(rows: list[dict]) -> str:
 def render(run: Run) -> Markup:
     """Loss, accuracy, learning rate, the routers' losses, gradient norm, speed."""
     if not run.rows:
-        empty = tag('p', 'No metrics have been written yet.', class_='missing')
-        return section('curves', 'Training', empty)
+        return section('curves', 'Training', missing('No metrics have been written yet.'))
     wanted: dict[str, Markup | None] = {
         'loss': _panel('Loss', _both(run, 'task_loss', 'loss'), log=True),
-        'accuracy': _panel('Accuracy', _both(run, 'accuracy'), palette.axis_percent, high=1.0),
+        'accuracy': _panel('Accuracy', _both(run, 'accuracy'), formats.share, high=1.0),
         'learning rate': _panel('Learning rate', _train(run, 'learning_rate'), low=0.0),
         'losses': _losses(run),
         'gradient norm': _panel('Gradient norm', _train(run, 'grad_norm'), low=0.0),
         'speed': _panel('Images per second, training', _train(run, 'timing', 'images_per_second'),
-                        palette.tick, low=0.0),
-    }  # fmt: skip
+                        formats.tick, low=0.0),
+    }
     shown = [picture for picture in wanted.values() if picture]
     gaps = [name for name, picture in wanted.items() if not picture and name != 'losses']
     note = tag('p', f'Not recorded: {", ".join(gaps)}.', class_='note') if gaps else None
@@ -60,7 +55,7 @@ def _both(run: Run, *keys: str) -> list[Series]:
     colours = {'train': palette.ACCENT, 'validation': palette.WARM}
     splits = {name: run.split(name) for name in colours}
     have = {name: next((k for k in keys if any(k in row for row in rows)), keys[0])
-            for name, rows in splits.items()}  # fmt: skip
+            for name, rows in splits.items()}
     return [
         Series(name, steps(rows), column(rows, have[name]), colours[name], name == 'validation')
         for name, rows in splits.items()
@@ -75,7 +70,7 @@ def _train(run: Run, *keys: str) -> list[Series]:
 def _panel(
     title: str,
     series: list[Series],
-    form: Callable[[float], str] = palette.plain,
+    form: Callable[[float], str] = formats.significant,
     *,
     log: bool = False,
     low: float | None = None,
@@ -88,7 +83,7 @@ def _panel(
     log = bool(log and finite.min() > 0 and finite.max() / finite.min() > 30)
     picture = charts.lines(shown, title, form, low=low, high=high, log=log)
     broken = [f'{np.isnan(s.y).sum()} {s.name} values are not finite numbers'
-              for s in shown if np.isnan(s.y).any()]  # fmt: skip
+              for s in shown if np.isnan(s.y).any()]
     return panel(f'{title} (log scale)' if log else title, picture, '; '.join(broken))
 
 
@@ -96,6 +91,6 @@ def _losses(run: Run) -> Markup | None:
     rows = run.split('train')
     names = list(dict.fromkeys(name for row in rows for name in as_dict(row.get('losses'))))
     series = [Series(name, steps(rows), column(rows, 'losses', name), palette.depth(i, len(names)))
-              for i, name in enumerate(names)]  # fmt: skip
+              for i, name in enumerate(names)]
     title = f'Added loss: {names[0]}' if len(names) == 1 else 'Added losses'
     return _panel(title, series)

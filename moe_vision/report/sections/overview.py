@@ -3,26 +3,27 @@
 import math
 from collections.abc import Callable
 
+from moe_vision.common.json_values import as_list, number, value_at
+from moe_vision.report.formats import count, percent, significant, size
 from moe_vision.report.health import Verdict
-from moe_vision.report.markup import Child, Markup, section, tag
-from moe_vision.report.palette import count, percent, plain, short
-from moe_vision.report.read import Run, as_list, number
+from moe_vision.report.markup import Markup, card, section, tag
+from moe_vision.report.read import Run
 
 _MARK = {'good': '✓', 'warn': '!', 'bad': '✕', 'none': '·'}
 
 
 def value(run: Run, key: str) -> float:
     """A number of the result or, while there is none, of the pre-flight."""
-    found = number(run.result.get(key))
-    return number(run.section('preflight').get(key)) if math.isnan(found) else found
+    final = number(run.result.get(key))
+    return number(run.section('preflight').get(key)) if math.isnan(final) else final
 
 
-def header(run: Run, verdict: Verdict, anchors: list[tuple[str, str]]) -> Markup:
-    """Title, one line of facts, the verdict, navigation."""
+def facts(run: Run) -> str:
+    """One line on what was run."""
     data = run.section('dataset')
     shape = ' × '.join(str(s) for s in as_list(data.get('image_shape')))
     seed = run.result.get('seed', run.setting('seed'))
-    facts = [
+    known = [
         data.get('name'),
         f'{data["num_classes"]} classes' if data.get('num_classes') else None,
         shape and f'images {shape}',
@@ -31,16 +32,13 @@ def header(run: Run, verdict: Verdict, anchors: list[tuple[str, str]]) -> Markup
         f'{run.rows[-1]["step"]:,} steps' if run.rows else None,
         run.record.get('git_commit') and f'commit {str(run.record["git_commit"])[:10]}',
     ]
-    mark = tag('span', _MARK[verdict.level], class_='mark', aria_hidden='true')
-    links = (tag('a', title, href=f'#{anchor}') for anchor, title in anchors)
-    return tag(
-        'header',
-        tag('p', 'Training report', class_='eyebrow'),
-        tag('h1', run.name),
-        tag('p', ' · '.join(str(f) for f in facts if f), class_='facts'),
-        tag('p', mark, verdict.line, class_=f'verdict {verdict.level}'),
-        tag('nav', links, aria_label='Parts of this page'),
-    )
+    return ' · '.join(str(fact) for fact in known if fact)
+
+
+def verdict(judged: Verdict) -> Markup:
+    """The verdict in one line, with its mark."""
+    mark = tag('span', _MARK[judged.level], class_='mark', aria_hidden='true')
+    return tag('p', mark, judged.line, class_=f'verdict {judged.level}')
 
 
 def cards(run: Run) -> Markup:
@@ -56,53 +54,48 @@ def cards(run: Run) -> Markup:
     flops, executed = value(run, 'flops'), value(run, 'flops_executed')
     total, active = value(run, 'params_total'), value(run, 'params_active')
     shown = [
-        _card('Test accuracy', percent(tested, 2), 'not evaluated yet' if math.isnan(tested) else
+        card('Test accuracy', percent(tested, 2), 'not evaluated yet' if math.isnan(tested) else
               f'{percent(open_, 2)} with unbounded capacity ({100 * gain:+.2f} points)'
               if math.isfinite(gain) else None, big=True),
-        _card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
+        card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
         _rho('ρ place', value(run, 'rho_place'), 'of the dense twin’s compute sits in the '
              'replaced blocks'),
         _rho('ρ active', value(run, 'rho_active'), 'of the compute is spent in chosen experts'),
         _rho('ρ executed', value(run, 'rho_executed'), 'of what runs is expert buffers, '
              'padding included'),
-        _card('Compute', f'{short(flops)}FLOP' if short(flops)[-1:].isalpha() else
-              f'{short(flops)} FLOP', f'per image; {short(executed)} executed, '
+        card('Compute', f'{size(flops)}FLOP' if size(flops)[-1:].isalpha() else
+              f'{size(flops)} FLOP', f'per image; {size(executed)} executed, '
               f'{100 * (executed / flops - 1):+.0f} %' if executed > 0 and flops > 0 else
               'per image'),
-        _card('Parameters', short(total), None if math.isnan(active) else
-              f'{short(active)} active per image'),
-        _card('Speed', _speed(run), 'images per second, training'),
-    ]  # fmt: skip
+        card('Parameters', size(total), None if math.isnan(active) else
+              f'{size(active)} active per image'),
+        card('Speed', _speed(run), 'images per second, training'),
+    ]
     if run.layers():
         effective, dead = _routed(run, 'effective_experts', min), _routed(run, 'dead_experts', max)
         drops, orphans = _routed(run, 'drop_rate', max), _routed(run, 'orphan_rate', max)
         experts = max(run.num_experts(layer) for layer in run.layers())
         shown += [
-            _card('Effective experts', plain(effective), f'of {experts}; {count(dead)} dead'),
-            _card('Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all'),
+            card('Effective experts', significant(effective), f'of {experts}; {count(dead)} dead'),
+            card('Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all'),
         ]
     return tag('div', shown, class_='cards')
 
 
 def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
-    """The result's number or, before there is one, the newest of the worst layer."""
-    found = number(run.result.get(key))
+    """The result's number or, before there is one, the newest number of the worst layer."""
+    final = number(run.result.get(key))
     newest = [number(run.latest(layer)[0].get(key)) for layer in run.layers()]
     known = [v for v in newest if math.isfinite(v)]
-    return worst(known, default=math.nan) if math.isnan(found) else found
-
-
-def _card(name: str, main: Child, note: Child, *, big: bool = False) -> Markup:
-    return tag('div', tag('span', name, class_='name'), tag('span', main, class_='value'),
-               tag('span', note, class_='note'), class_='card big' if big else 'card')
+    return worst(known, default=math.nan) if math.isnan(final) else final
 
 
 def _rho(name: str, share: float, note: str) -> Markup:
     if math.isnan(share):
-        return _card(name, '–', 'not known yet')
+        return card(name, '–', 'not known yet')
     width = f'width:{100 * min(max(share, 0), 1):.1f}%'
     meter = tag('span', tag('i', style=width), class_='meter', aria_hidden='true')
-    return _card(name, [percent(share), meter], note)
+    return card(name, [percent(share), meter], note)
 
 
 def _speed(run: Run) -> str:
@@ -110,22 +103,21 @@ def _speed(run: Run) -> str:
     for row in reversed(run.split('train')):
         if math.isfinite(speed):
             break
-        timing = row.get('timing')
-        speed = number(timing.get('images_per_second')) if isinstance(timing, dict) else math.nan
-    return short(speed)
+        speed = number(value_at(row, 'timing', 'images_per_second'))
+    return size(speed)
 
 
-def health(run: Run, verdict: Verdict) -> Markup:
+def health(run: Run, judged: Verdict) -> Markup:
     """The verdict's reasons in sentences, and what the folder does not hold yet."""
-    points = tag('ul', (tag('li', p) for p in verdict.points)) if verdict.points else None
+    points = tag('ul', (tag('li', p) for p in judged.points)) if judged.points else None
     fine = None
-    if not verdict.points and verdict.level == 'good':
+    if not judged.points and judged.level == 'good':
         fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and no '
                    'layer spreads its load like fewer than half of its experts.')
-    missing = None
+    lacking = None
     if run.missing:
-        missing = tag('div', tag('strong', 'Not in this folder (yet)'),
+        lacking = tag('div', tag('strong', 'Not in this folder (yet)'),
                       tag('ul', (tag('li', m) for m in run.missing)), class_='missing')
     if not (fine or points):
-        fine = tag('p', verdict.line)
-    return section('health', 'Health', fine, points, missing)
+        fine = tag('p', judged.line)
+    return section('health', 'Health', fine, points, lacking)

@@ -1,14 +1,15 @@
-"""Where tokens went: load per expert over time, drops, balance, entropy."""
+"""Where tokens went: load per expert over time, drops, balance and entropy."""
 
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from moe_vision.report import charts, palette
+from moe_vision.common.json_values import as_list, number, value_at
+from moe_vision.report import charts, formats, palette
 from moe_vision.report.charts import MANY, Series
-from moe_vision.report.markup import Markup, grid, panel, section, table, tag
-from moe_vision.report.read import Run, as_dict, as_list, number, vector
+from moe_vision.report.markup import Markup, grid, missing, panel, section, table, tag
+from moe_vision.report.read import Run, vector
 from moe_vision.report.sections.curves import column, steps, thinned
 
 _LOAD = ('How to read: each band is one expert’s share of the choices, before capacity; balanced '
@@ -23,24 +24,24 @@ _TIME = ('How to read: one curve per routed layer, from teal (first) to magenta 
 
 
 def render(run: Run) -> Markup:
-    """Everything about routing but classes and images."""
+    """Everything about routing except classes and images."""
     layers = run.layers()
     if not layers:
         words = ('Nothing is routed in this run: there is no routing to show.' if run.rows else
                  'No routing has been recorded yet.')
-        return section('routing', 'Routing', tag('p', words, class_='missing'))
+        return section('routing', 'Routing', missing(words))
     rows = run.routed_rows()
     return section(
         'routing', 'Routing',
         tag('h3', 'Load over training'), _loads(run, layers, rows),
         tag('h3', 'Balance over training'), _balance(run, layers, rows),
         tag('h3', 'Load and capacity, newest numbers'), _newest(run, layers),
-    )  # fmt: skip
+    )
 
 
 def load_over_time(rows: list[dict], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[N]` and loads `[N, E]` of a layer; a row with a gap is NaN throughout."""
-    loads = [vector(as_dict(as_dict(row.get('layers')).get(layer)).get('load')) for row in rows]
+    """Steps `[N]` and loads `[N, E]` of a layer; a row that lacks a load is NaN throughout."""
+    loads = [vector(value_at(row, 'layers', layer, 'load')) for row in rows]
     experts = max((load.size for load in loads), default=0)
     whole = np.full((len(rows), experts), math.nan)
     for i, load in enumerate(loads):
@@ -59,8 +60,8 @@ def _loads(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         many |= load.shape[1] > MANY
         note = None
         if load.shape[1] > MANY:
-            note = (f'full colour: {palette.percent(np.nanmax(load))} of choices; '
-                    f'even: {palette.percent(1 / load.shape[1])}')
+            note = (f'full colour: {formats.percent(np.nanmax(load))} of choices; '
+                    f'even: {formats.percent(1 / load.shape[1])}')
         panels.append(panel(layer, charts.shares(x, load, f'Load of {layer} over training'), note))
     return grid(panels, (_LOAD_MANY if many else _LOAD) + thinned(rows))
 
@@ -71,22 +72,22 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     even = (float(same), f'E = {same}') if same > 1 else None
     entropy = (math.log(same), 'ln E') if same > 1 else None
 
-    names = palette.apart(layers)
+    names = formats.apart(layers)
 
     def make(
-        key: str, title: str, form: Callable[[float], str] = palette.plain, *,
+        key: str, title: str, form: Callable[[float], str] = formats.significant, *,
         reference: tuple[float, str] | None = None, low: float | None = 0.0,
         when: Callable[[np.ndarray], bool] = lambda values: True,
-    ) -> Markup | None:  # fmt: skip
+    ) -> Markup | None:
         series = [Series(names[layer], steps(rows), column(rows, 'layers', layer, key),
                          palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT)
-                  for i, layer in enumerate(layers)]  # fmt: skip
+                  for i, layer in enumerate(layers)]
         shown = [s for s in series if s and when(s.y)]
         if not shown:
             return None
         return panel(title, charts.lines(shown, title, form, reference=reference, low=low))
 
-    percent = palette.axis_percent
+    percent = formats.share
     panels = [
         make('drop_rate', 'Dropped choices', percent, reference=(0.1, '10 %'), when=_positive),
         make('orphan_rate', 'Orphans: tokens that lose all choices', percent, when=_positive),
@@ -101,7 +102,7 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         make('null_rate', 'Choices of no expert', percent, when=_positive),
     ]
     quiet = [name for name, at in (('choices dropped', 0), ('orphans', 1), ('dead experts', 5))
-             if panels[at] is None]  # fmt: skip
+             if panels[at] is None]
     remark = f' Not drawn because never above zero, or not recorded: {", ".join(quiet)}.'
     return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
 
@@ -127,13 +128,13 @@ def _newest(run: Run, layers: list[str]) -> Markup:
             elif math.isfinite(drops):
                 kept = kept / np.nansum(kept) * (1 - drops)
             panels.append(panel(layer, charts.bars(load, kept, f'Load of {layer} {where}'), where))
-        form = (('effective_experts', palette.plain), ('dead_experts', palette.count),
-                ('max_over_mean', palette.plain), ('drop_rate', palette.percent),
-                ('orphan_rate', palette.percent), ('gate_entropy', palette.plain),
-                ('mutual_information', palette.plain))  # fmt: skip
+        form = (('effective_experts', formats.significant), ('dead_experts', formats.count),
+                ('max_over_mean', formats.significant), ('drop_rate', formats.percent),
+                ('orphan_rate', formats.percent), ('gate_entropy', formats.significant),
+                ('mutual_information', formats.significant))
         rows.append([tag('th', layer, scope='row'), str(len(as_list(values.get('load')))),
-                     *(show(number(values.get(key))) for key, show in form)])  # fmt: skip
+                     *(show(number(values.get(key))) for key, show in form)])
     head = ('layer', 'experts', 'effective', 'dead', 'fullest ÷ even', 'dropped', 'orphans',
-            'gate entropy', 'I(expert; class)')  # fmt: skip
+            'gate entropy', 'I(expert; class)')
     listing = table(head, rows, class_='numbers', label='Routing per layer in numbers')
     return Markup(grid(panels, _BARS) + listing)

@@ -6,12 +6,13 @@ import math
 import struct
 from typing import Any
 
-from moe_vision.report import palette
-from moe_vision.report.markup import Markup, figure, section, tag
-from moe_vision.report.read import Run, as_dict, as_list, number
+from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.report import formats, palette
+from moe_vision.report.markup import Markup, figure, missing, section, tag
+from moe_vision.report.read import Run
 from moe_vision.report.sections.classes import name_of
 
-BUDGET = 1_600_000  # bytes of images on the page; what exceeds it is left out and counted
+BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
 CHIPS = 4  # up to so many choices are chips; more (soft routing) are one bar of weights
 _PNG = b'\x89PNG\r\n\x1a\n'
 _CHIPS = ('a chip is an expert, its number and the gate it was given; a chip struck through found '
@@ -23,7 +24,7 @@ _PATCHES = ('coloured squares over an image are patches, in the colour of the ke
 
 
 def render(run: Run) -> Markup:
-    """A card per image."""
+    """A card for each image, as many as the budget allows."""
     samples = [as_dict(s) for s in as_list(run.evaluation.get('samples'))]
     shown, used = [], 0
     for sample in samples:
@@ -32,14 +33,14 @@ def render(run: Run) -> Markup:
             break
         shown.append(_card(run, sample))
     if not shown:
-        words = 'No sample images: nothing has been evaluated on the test set.'
-        return section('samples', 'Images and their experts', tag('p', words, class_='missing'))
+        return section('samples', 'Images and their experts', missing(
+            'No sample images: nothing has been evaluated on the test set.'))
     page = ''.join(shown)
     kinds = (('class="chip', _CHIPS), ('class="bar"', _SOFT), ('route patches', _PATCHES))
     wide = 'wide' if 'route patches' in page and len(run.layers()) > 2 else ''
-    found = [words for mark, words in kinds if mark in page]
-    wide = (wide or 'one' * (len(run.layers()) == 1)) if found else 'plain'
-    how = f'How to read: {"; ".join(found) or "each image with its true and predicted class"}.'
+    marks = [words for mark, words in kinds if mark in page]
+    wide = (wide or 'one' * (len(run.layers()) == 1)) if marks else 'plain'
+    how = f'How to read: {"; ".join(marks) or "each image with its true and predicted class"}.'
     if len(shown) < len(samples):
         how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'
     return section('samples', 'Images and their experts',
@@ -74,7 +75,7 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
     caption = (tag('strong', truth, title=truth),
                tag('span', outcome, title=outcome, class_='good' if right else 'bad'))
     routes = as_dict(sample.get('layers'))
-    short = palette.apart(list(routes))
+    short = formats.apart(list(routes))
     layers = [_layer(run, n, short[n], as_dict(r), kind, box) for n, r in routes.items()]
     return tag('div', tag('div', picture, tag('p', caption), class_='what'),
                tag('div', layers, class_='routes'), class_='sample', style=style)
@@ -103,12 +104,12 @@ def _at(values: list[Any], index: int) -> list[Any]:
 
 
 def _choices(experts: list, gates: list, kept: list) -> list[tuple[int, float, bool]]:
-    """(expert, gate, kept) of one token; gates unknown are NaN, kept unknown is kept."""
+    """(expert, gate, kept) of each choice of a token; NaN and True where not known."""
     return [
         (int(number(e)), number(gates[i]) if i < len(gates) else math.nan,
          bool(kept[i]) if i < len(kept) else True)
         for i, e in enumerate(experts) if math.isfinite(number(e))
-    ]  # fmt: skip
+    ]
 
 
 def _chip(expert: int, gate: float, kept: bool, experts: int) -> Markup:
@@ -131,7 +132,7 @@ def _bar(choices: list[tuple[int, float, bool]]) -> Markup:
         tag('i', title=f'expert {e}: {w:.3f}',
             style=f'width:{100 * w / whole:.2f}%;background:{palette.expert(e)}')
         for (e, _, _), w in zip(choices, weights, strict=True) if w / whole >= 0.001
-    ]  # fmt: skip
+    ]
     label = f'Weights over {len(choices)} experts; most to expert {best[0]}'
     return Markup(tag('span', parts, class_='bar', role='img', aria_label=label)
                   + tag('span', f'most: {best[0]} ({best[1]:.2f})', class_='note'))

@@ -3,9 +3,10 @@
 import json
 import math
 
-from moe_vision.report.markup import Child, Markup, figure, section, table, tag
-from moe_vision.report.palette import count, percent, plain, short
-from moe_vision.report.read import Run, as_dict, as_list, number
+from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.report.formats import count, percent, significant, size
+from moe_vision.report.markup import Child, Markup, figure, missing, section, table, tag
+from moe_vision.report.read import Run
 
 
 def compute(run: Run) -> Markup:
@@ -18,8 +19,7 @@ def compute(run: Run) -> Markup:
                             'image’s forward FLOPs (2 per multiply-add); orange blocks are routed, '
                             'and “executed” counts the padding of the experts’ buffers too.'))
     else:
-        parts.append(tag('p', 'The table of blocks is not known: config.json has no pre-flight.',
-                         class_='missing'))
+        parts.append(missing('The table of blocks is not known: config.json has no pre-flight.'))
     capacity = as_dict(preflight.get('capacity'))
     if capacity:
         parts += [tag('h3', 'Capacity'), figure(_capacity(capacity), 'How to read: every expert '
@@ -44,13 +44,13 @@ def _blocks(blocks: list[dict]) -> Markup:
             *([str(block.get('kind', ''))] if kinds else []),
             tag('span', 'routed', class_='routed-mark') if routed else '',
             tag('td', bar, percent(share), class_='withbar'),
-            short(flops), short(executed),
-            *([short(number(block.get('flops_twin')))] if twins else []),
-            short(number(block.get('params'))),
-        ]  # fmt: skip
+            size(flops), size(executed),
+            *([size(number(block.get('flops_twin')))] if twins else []),
+            size(number(block.get('params'))),
+        ]
 
     head = ['block', *(['kind'] if kinds else []), '', 'share of FLOPs', 'FLOPs', 'executed',
-            *(['in the dense twin'] if twins else []), 'parameters']  # fmt: skip
+            *(['in the dense twin'] if twins else []), 'parameters']
     return table(head, map(row, blocks), class_='numbers blocks', label='Blocks and their compute')
 
 
@@ -58,9 +58,9 @@ def _capacity(capacity: dict) -> Markup:
     rows = [
         [tag('th', layer, scope='row'), count(number(c.get('group_size'))),
          count(number(c.get('num_groups'))), count(number(c.get('capacity'))),
-         plain(number(c.get('effective_factor')))]
+         significant(number(c.get('effective_factor')))]
         for layer, c in ((layer, as_dict(c)) for layer, c in capacity.items())
-    ]  # fmt: skip
+    ]
     head = ('layer', 'tokens per group', 'groups', 'capacity C', 'effective factor')
     return table(head, rows, class_='numbers', label='Capacity of the routed layers')
 
@@ -77,10 +77,10 @@ def record(run: Run) -> Markup:
                            **({'git commit': str(run.record['git_commit'])}
                               if run.record.get('git_commit') else {})}),
         _fold('Result', _flat(run.result)),
-    ]  # fmt: skip
+    ]
     shown = [f for f in folds if f]
-    empty = tag('p', 'Neither config nor versions were recorded.', class_='missing')
-    return section('record', 'Record', shown or empty)
+    return section('record', 'Record',
+                   shown or missing('Neither config nor versions were recorded.'))
 
 
 def _fold(name: str, values: dict[str, str], note: str | None = None) -> Markup | None:

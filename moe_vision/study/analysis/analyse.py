@@ -1,24 +1,112 @@
-"""Rows and their pre-registration in, everything the report says out. Reads no files.
+"""Judges a study: rows and their pre-registration in, everything the report says out.
 
     >>> analysis = analyse(record, hash, {'k2': {0: row, 1: row}, 'dense': {0: row, 1: row}})
 
-`statistics` are the tests, `pairs` brings rows together by seed, `verdicts` judges all comparisons
-of the study at once, `summaries` describes an arm. Inference is over training seeds, for the test
-set at hand; what a finite test set adds is `image_error`. The same rows give the same analysis,
-in the order of the record.
+It reads no files. `statistics` holds the tests, `pairs` brings rows together by seed, `verdicts`
+judges all comparisons of the study at once, and `summaries` describes an arm. Inference is over
+training seeds, for the test set at hand; `image_error` is what a finite test set adds. The same
+rows give the same analysis, in the order of the record.
+
+Accuracies and gaps are percentage points (pp); NaN means "not defined".
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_vision.study.analysis import pairs as pairing
 from moe_vision.study.analysis import statistics, summaries, verdicts
-from moe_vision.study.analysis.pairs import Pairs, Row
-from moe_vision.study.analysis.types import Analysis, ArmSummary, Gap, Pattern
+from moe_vision.study.analysis.pairs import EXPLORATORY, Pairs, Row
+from moe_vision.study.analysis.statistics import Estimate
+from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.analysis.verdicts import Judgement
+from moe_vision.study.types import Verdict
 
-EXPLORATORY = 'exploratory: '  # begins the flag of a gap that confirms nothing
+_NOT_PRIMARY = f'{EXPLORATORY}not a primary comparison'
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """One comparison."""
+
+    name: str
+    arm: str
+    baseline: str
+    primary: bool
+    expected: str
+    seeds: tuple[int, ...]  # those that both arms have, in order
+    arm_values: tuple[float, ...]  # accuracy, pp; a diverged run scores chance
+    baseline_values: tuple[float, ...]
+    estimate: Estimate  # its interval has the adjusted level that the verdict rests on
+    effect_size: float  # d_z = mean / sd
+    p: float  # paired t-test, two-sided
+    p_holm: float  # over the primary comparisons; NaN for exploratory ones
+    p_sign_flip: float  # exact, two-sided, unadjusted
+    p_tost: float  # the larger of the two one-sided p, unadjusted
+    p_tost_holm: float
+    verdict: Verdict
+    note: str  # such as 'negligible: ...' or 'sd = 0: ...'; '' for none
+    mde: float  # smallest gap found with 80 % power at the adjusted level and this sd, pp
+    correlation: float  # of the two arms over seeds
+    image_error: float  # standard error that the finite test set adds to the mean gap, pp
+    selected: Estimate  # the same gap at the checkpoint chosen on validation
+    without_diverged: Estimate  # the same gap over pairs in which neither run diverged
+    diverged: int  # runs of either arm that diverged
+    cost: float  # FLOPs per image of k active experts, arm / baseline
+    cost_executed: float  # the same as executed
+    params: float  # parameters, arm / baseline
+    rho_place: float  # of the arm
+    flags: tuple[str, ...]  # why it is exploratory; other device, other version, ...
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the pre-registration covers it: primary, and no flag calls it exploratory."""
+        return self.primary and not any(flag.startswith(EXPLORATORY) for flag in self.flags)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Its flags, without the one that every comparison registered as exploratory has."""
+        return [f for f in self.flags if self.primary or not f.startswith(_NOT_PRIMARY)]
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """seed -> accuracy(arm) - accuracy(baseline), pp."""
+        values = zip(self.seeds, self.arm_values, self.baseline_values, strict=True)
+        return {seed: ours - theirs for seed, ours, theirs in values}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Comparisons that must all come out as expected; p is the largest of theirs."""
+
+    name: str
+    comparisons: tuple[str, ...]
+    verdicts: tuple[str, ...]
+    p: float
+    supported: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """Everything that the report of a study says."""
+
+    study: dict[str, Any]  # the pre-registration record
+    hash: str  # of the record
+    arms: dict[str, ArmSummary]
+    gaps: dict[str, Gap]
+    patterns: tuple[Pattern, ...]
+    problems: tuple[str, ...]  # one line each: missing, half-written, of another commit, ...
+    rows: dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row, as read
+
+    def cells(self) -> list[tuple[str, int, Row]]:
+        """(arm, seed, row) of the registered arms and seeds that have a row, in their order."""
+        return [(a.name, seed, self.rows[a.name][seed]) for a in self.arms.values()
+                if a.name in self.rows for seed in a.seeds]
+
+    def diverged(self, arm: str) -> tuple[int, ...]:
+        """Seeds of an arm whose run diverged."""
+        return self.arms[arm].diverged if arm in self.arms else ()
 
 
 def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
@@ -29,35 +117,36 @@ def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
       record: the pre-registration: `dataclasses.asdict` of the Study, as JSON gives it back.
       hash: of the record; rows that carry another one are used and flagged as exploratory.
       rows: arm -> seed -> row. Arms and seeds that the record does not name are left out.
-      problems: lines found while reading the rows (missing cells, diverged runs, ...), put before
-        those on pairs.
+      problems: lines found while reading the rows (missing cells, diverged runs, ...); they come
+        before those on pairs.
 
     Returns:
-      The analysis. Its primary gaps are the record's; one confirms something only if no flag of
-      it starts with 'exploratory: '.
+      The analysis, with a gap for every comparison of the record.
     """
     cells = {arm: {seed: rows[arm][seed] for seed in record['seeds'] if seed in rows.get(arm, {})}
              for arm in record['arms']}
-    told = list(problems)
-    told += [f'arm {arm}: not in the pre-registration, left out' for arm in rows
-             if arm not in cells]
-    for arm, of in cells.items():
-        extra = [seed for seed in rows.get(arm, {}) if seed not in of]
-        told += [f'arm {arm}: {pairing.listed(extra)} not in the pre-registration, left out'
-                 ] if extra else []
-        told += filter(None, [summaries.unused(arm, of)])
+    lines = [*problems, *(f'arm {arm}: not in the pre-registration, left out' for arm in rows
+                             if arm not in cells)]
+    for arm, seeds in cells.items():
+        extra = [seed for seed in rows.get(arm, {}) if seed not in seeds]
+        if extra:
+            lines.append(f'arm {arm}: {pairing.listed(extra)} not in the pre-registration, '
+                            'left out')
+        if unused := summaries.unused(arm, seeds):
+            lines.append(unused)
     compared = {}
     for name, comparison in record['comparisons'].items():
         pairs, lacking = pairing.pair(comparison['arm'], comparison['baseline'], cells)
         compared[name] = pairs, bool(comparison['primary'])
-        told += [f'comparison {name}: pairs only: {lacking}'] if lacking else []
+        if lacking:
+            lines.append(f'comparison {name}: pairs only: {lacking}')
     judged = verdicts.judge(compared, record['margin'], record['alpha'])
-    arms = {arm: summaries.summarise(arm, of) for arm, of in cells.items()}
+    arms = {arm: summaries.summarise(arm, seeds) for arm, seeds in cells.items()}
     gaps = {name: _gap(name, record, compared[name][0], judged[name], arms, hash)
             for name in compared}
     patterns = tuple(_pattern(name, members, gaps)
                      for name, members in record['patterns'].items())
-    return Analysis(record, hash, arms, gaps, patterns, tuple(told), rows)
+    return Analysis(record, hash, arms, gaps, patterns, tuple(lines), rows)
 
 
 def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
@@ -70,8 +159,7 @@ def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
         flags.insert(0, f'{EXPLORATORY}{len(pairs.seeds)} of {len(record["seeds"])} registered '
                         'seeds have both runs')
     if not primary:
-        flags.insert(0, f'{EXPLORATORY}not a primary comparison, judged at {record["alpha"]:g} '
-                        'without correction')
+        flags.insert(0, f'{_NOT_PRIMARY}, judged at {record["alpha"]:g} without correction')
     values = [pairs.accuracies(side) for side in (0, 1)]
     correct = pairs.correct()
     return Gap(
@@ -98,15 +186,16 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _pattern(name: str, members: Sequence[str], gaps: Mapping[str, Gap]) -> Pattern:
-    """All members as expected (an intersection-union test): p is the largest of theirs.
+    """Whether all members came out as expected (an intersection-union test).
 
-    p is 1 if a member came out otherwise, and NaN if one is equivalent without a test (sd = 0).
-    What was not tested, rows of another pre-registration and missing seeds support nothing.
+    p is the largest of theirs, 1 if a member came out otherwise, and NaN if one is equivalent
+    without a test (sd = 0). A pattern is not supported by what was not tested, by rows of another
+    pre-registration, or where seeds are missing.
     """
-    of = [gaps[member] for member in members]
-    met = all(gap.verdict == gap.expected != 'inconclusive' for gap in of)
-    p = [gap.p_tost_holm if gap.expected == 'equivalent' else gap.p_holm for gap in of]
-    confirming = not any(flag.startswith(EXPLORATORY) for gap in of for flag in gap.flags)
+    compared = [gaps[member] for member in members]
+    met = all(gap.verdict == gap.expected != 'inconclusive' for gap in compared)
+    p = [gap.p_tost_holm if gap.expected == 'equivalent' else gap.p_holm for gap in compared]
     largest = math.nan if any(map(math.isnan, p)) else max(p)
-    return Pattern(name, tuple(members), tuple(gap.verdict for gap in of),
-                   largest if met else 1.0, met and confirming and not math.isnan(largest))
+    supported = met and not math.isnan(largest) and all(gap.confirms for gap in compared)
+    return Pattern(name, tuple(members), tuple(gap.verdict for gap in compared),
+                   largest if met else 1.0, supported)

@@ -1,13 +1,14 @@
-"""Rows to pairs: what a cell scored, which seeds two arms share, and what sets a pair apart.
+"""Makes pairs of rows: what a cell scored, which seeds two arms share, how their runs differ.
 
-Accuracies are fractions of counted images, so that equal ones are equal. A row is
-`rows/ARM/seed_S.json` as read; nothing but `num_classes` is taken for granted.
+Accuracies are exact fractions of counted images, so that equal ones compare as equal. A row is
+`rows/ARM/seed_S.json` as read; only `num_classes` is taken for granted.
 
 Axis letters: S seeds, I test images.
 """
 
 import base64
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
@@ -15,17 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from moe_vision.common.json_values import number
+
 Row = dict[str, Any]
 Cells = Mapping[str, Mapping[int, Row]]  # arm -> seed -> row
 
+EXPLORATORY = 'exploratory: '  # begins the flag of a comparison that confirms nothing
 _SELECTED = 'test_accuracy_selected'
 _NEAR = 0.01  # images by which accuracy * images may miss a whole number (float32 shares do)
 _DECIMALS = 10**9  # of an accuracy that is no share of the images
-
-
-def number(value: Any) -> float:
-    """A finite number, or NaN for anything else."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
 
 
 def result(row: Row, key: str) -> float:
@@ -39,14 +38,14 @@ def diverged(row: Row) -> bool:
 
 
 def accuracy(row: Row) -> Fraction:
-    """Final test accuracy in pp, exactly; 100 / classes for a diverged run."""
+    """Final test accuracy in pp, as an exact fraction; 100 / classes for a diverged run."""
     if diverged(row):
         return Fraction(100, int(row['num_classes']))
     return _pp(row, 'test_accuracy')
 
 
 def selected(row: Row) -> Fraction | None:
-    """The same at the checkpoint chosen on validation; None where none was chosen."""
+    """Test accuracy at the checkpoint chosen on validation; None where none was chosen."""
     if diverged(row):
         return accuracy(row)
     return None if math.isnan(result(row, _SELECTED)) else _pp(row, _SELECTED)
@@ -66,7 +65,8 @@ def _images(row: Row) -> int:
 
 
 def bits(row: Row) -> np.ndarray | None:
-    """[I] bool, which test images were right; None where not written or not of this accuracy."""
+    """Which test images were right, bool [I]; None where the row has no list or one that does not
+    give its accuracy."""
     images = _images(row)
     try:
         packed = np.frombuffer(base64.b64decode(row.get('correct') or '', validate=True), np.uint8)
@@ -96,7 +96,7 @@ class Pairs:
         return [accuracy(a) - accuracy(b) for a, b in self.rows]
 
     def selected(self) -> list[Fraction]:
-        """The same at the checkpoints chosen on validation; [] where no run chose one."""
+        """Gaps at the checkpoints chosen on validation; [] where no run chose one."""
         if all(math.isnan(result(row, _SELECTED)) for rows in self.rows for row in rows):
             return []
         both = [(selected(a), selected(b)) for a, b in self.rows]
@@ -114,22 +114,22 @@ class Pairs:
 
     @property
     def void(self) -> bool:
-        """Every run of both arms diverged: the accuracies are equal, and say nothing."""
+        """Whether every run of both arms diverged, so that equal accuracies say nothing."""
         return len(self.lost()) == len(self.rows)
 
     def correct(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """[S, I] of the arm and of the baseline; None unless every run has them."""
+        """`bits` [S, I] of the arm and of the baseline; None unless every run has them."""
         sides = [[bits(rows[side]) for rows in self.rows] for side in (0, 1)]
-        found = [b for side in sides for b in side if b is not None]
-        if not found or len(found) < 2 * len(self.rows) or len({len(b) for b in found}) > 1:
+        known = [b for side in sides for b in side if b is not None]
+        if not known or len(known) < 2 * len(self.rows) or len({len(b) for b in known}) > 1:
             return None
-        return np.array(found[:len(self.rows)]), np.array(found[len(self.rows):])
+        return np.array(known[:len(self.rows)]), np.array(known[len(self.rows):])
 
 
 def listed(seeds: Iterable[int]) -> str:
     """'seed 3', 'seeds 1, 2'."""
-    all_of = [str(seed) for seed in seeds]
-    return f'seed{"s" * (len(all_of) > 1)} ' + ', '.join(all_of)
+    numbers = [str(seed) for seed in seeds]
+    return f'seed{"s" * (len(numbers) > 1)} ' + ', '.join(numbers)
 
 
 def pair(arm: str, baseline: str, cells: Cells) -> tuple[Pairs, str]:
@@ -147,36 +147,37 @@ def pair(arm: str, baseline: str, cells: Cells) -> tuple[Pairs, str]:
 
 
 def flags(pairs: Pairs, hash: str) -> list[str]:
-    """Why the pairs are not what was pre-registered, or their runs not each other's like.
+    """What sets the pairs apart, one line each.
 
-    One line each: rows of another pre-registration, and per kind of difference within pairs:
-    other device, version, commit, or number of test images.
+    Rows of another pre-registration, and pairs whose two runs differ in device, version, commit or
+    number of test images.
     """
     foreign = {name: [seed for seed, rows in zip(pairs.seeds, pairs.rows, strict=True)
                       if rows[side].get('preregistration') != hash]
                for side, name in enumerate((pairs.arm, pairs.baseline))}
-    told = [f'{name} {listed(seeds)}' for name, seeds in foreign.items() if seeds]
-    out = [f'exploratory: rows of another pre-registration ({"; ".join(told)})'] if told else []
+    named = '; '.join(f'{name} {listed(seeds)}' for name, seeds in foreign.items() if seeds)
+    out = [f'{EXPLORATORY}rows of another pre-registration ({named})'] if named else []
     out += _differing(pairs, 'device', lambda row: row.get('device'))
     packages = {p for rows in pairs.rows for row in rows for p in row.get('versions') or {}}
     for package in sorted(packages):
-        def version(row: Row, package: str = package) -> Any:
-            return (row.get('versions') or {}).get(package)
-
-        out += _differing(pairs, f'version of {package}', version)
+        out += _differing(pairs, f'version of {package}', functools.partial(_version, package))
     out += _differing(pairs, 'commit', lambda row: short_commit(row.get('git_commit')))
     out += _differing(pairs, 'number of test images', lambda row: row.get('images'))
     return out
 
 
+def _version(package: str, row: Row) -> Any:
+    return (row.get('versions') or {}).get(package)
+
+
 def short_commit(commit: str | None) -> str | None:
-    """'0123456789+changes' of a commit."""
+    """The first ten digits of a commit and its mark, '0123456789+changes'."""
     name, mark, _ = (commit or '').partition('+changes')
     return commit and name[:10] + mark
 
 
 def _differing(pairs: Pairs, what: str, read: Callable[[Row], Any]) -> list[str]:
-    """'other device: cpu against NVIDIA H200 (seeds 0, 1)', one line for each two values."""
+    """'other device: cpu against NVIDIA H200 (seeds 0, 1)': a line for each two values."""
     found: dict[tuple[Any, Any], list[int]] = {}
     for seed, (a, b) in zip(pairs.seeds, pairs.rows, strict=True):
         if read(a) != read(b):

@@ -1,9 +1,9 @@
-"""Paired statistics over few seeds: the t-test, its correction, equivalence, exact permutation.
+"""Paired statistics over few seeds: t-test, Holm's correction, equivalence, exact permutation.
 
 The replicated unit is a training seed: a value is accuracy(arm) - accuracy(baseline) of one seed,
-in percentage points (pp), and nothing is ever pooled over epochs. Values may be fractions or
-integers, which are kept exact, or floats, which are read to twelve decimals: equal gaps are then
-equal, so that ties and sd = 0 are seen and not missed by a rounding error. "Not defined" is NaN.
+in percentage points (pp), and nothing is ever pooled over epochs. Fractions and integers are kept
+exact and floats are read to twelve decimals, so that equal gaps compare as equal, and ties and
+sd = 0 are not missed because of a rounding error. NaN means "not defined".
 
 Axis letters: S seeds, I test images, L levels of a factor.
 """
@@ -18,8 +18,6 @@ from fractions import Fraction
 import numpy as np
 from scipy import optimize, stats
 
-from moe_vision.study.analysis.types import Estimate
-
 Values = Sequence[Fraction | int | float] | np.ndarray
 
 ENUMERATED = 20  # seeds up to which all 2^S sign patterns are counted
@@ -27,6 +25,19 @@ ORDERED = 8  # levels up to which all L! orders are counted
 DRAWS = 100_000  # random patterns or orders above that
 POWER = 0.8  # of the smallest detectable gap
 _DECIMALS = 10**12
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A paired difference over seeds: n values, mean, sd, t-interval at `level`."""
+
+    values: tuple[float, ...]
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    level: float  # such as 0.95
 
 
 def exact(values: Values) -> list[Fraction]:
@@ -41,25 +52,25 @@ def estimate(values: Values, level: float) -> Estimate:
     One value has no sd. Equal values have sd = 0 and no interval: that runs agree to the last
     image says nothing about how much they vary.
     """
-    of = exact(values)
-    n = len(of)
-    mean = sum(of, Fraction(0)) / n if n else math.nan
-    sd = math.sqrt(sum((v - mean) ** 2 for v in of) / (n - 1)) if n > 1 else math.nan
+    numbers = exact(values)
+    n = len(numbers)
+    mean = sum(numbers, Fraction(0)) / n if n else math.nan
+    sd = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (n - 1)) if n > 1 else math.nan
     half = stats.t.isf((1 - level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 and sd else math.nan
-    return Estimate(tuple(map(float, of)), n, float(mean), sd, float(mean - half),
+    return Estimate(tuple(map(float, numbers)), n, float(mean), sd, float(mean - half),
                     float(mean + half), level)
 
 
 def effect_size(values: Values) -> float:
     """d_z = mean / sd; NaN where sd is 0 or not defined."""
-    of = estimate(values, 0.95)
-    return of.mean / of.sd if of.sd else math.nan
+    e = estimate(values, 0.95)
+    return e.mean / e.sd if e.sd else math.nan
 
 
 def t_test(values: Values) -> float:
     """Two-sided p of the paired t-test: are the differences values[S] 0 on average?"""
-    of = estimate(values, 0.95)
-    return 2 * _upper(of, abs(of.mean))
+    e = estimate(values, 0.95)
+    return 2 * _upper(e, abs(e.mean))
 
 
 def tost(values: Values, margin: float) -> float:
@@ -67,15 +78,15 @@ def tost(values: Values, margin: float) -> float:
 
     p <= a exactly when the (1 - 2a) t-interval lies within [-margin, margin].
     """
-    of = estimate(values, 0.95)
-    return max(_upper(of, of.mean + margin), _upper(of, margin - of.mean))
+    e = estimate(values, 0.95)
+    return max(_upper(e, e.mean + margin), _upper(e, margin - e.mean))
 
 
-def _upper(of: Estimate, distance: float) -> float:
+def _upper(e: Estimate, distance: float) -> float:
     """P(T > distance / standard error)."""
-    if not of.sd > 0:
+    if not e.sd > 0:
         return math.nan
-    return float(stats.t.sf(distance / (of.sd / math.sqrt(of.n)), of.n - 1))
+    return float(stats.t.sf(distance / (e.sd / math.sqrt(e.n)), e.n - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +133,15 @@ def sign_flip(values: Values) -> float:
     The share of all 2^S sign patterns with a |sum| at least as large as the one seen, counted in
     whole numbers up to S = 20; above, estimated from random patterns of a fixed seed.
     """
-    of = exact(values)
-    if not of:
+    numbers = exact(values)
+    if not numbers:
         return math.nan
-    unit = math.lcm(*(v.denominator for v in of))
-    steps = [int(v * unit) for v in of]
+    unit = math.lcm(*(v.denominator for v in numbers))
+    steps = [int(v * unit) for v in numbers]
     small = sum(map(abs, steps)) < 2**62
     whole = np.array(steps, np.int64 if small else object)
-    if len(of) > ENUMERATED:
-        signs = np.random.default_rng(0).integers(0, 2, (DRAWS, len(of))) * 2 - 1
+    if len(numbers) > ENUMERATED:
+        signs = np.random.default_rng(0).integers(0, 2, (DRAWS, len(numbers))) * 2 - 1
         return (1 + int((abs(signs @ whole) >= abs(sum(steps))).sum())) / (1 + DRAWS)
     sums = whole[:1]  # the first sign stays: turning all signs leaves |sum|
     for step in whole[1:]:
@@ -142,7 +153,8 @@ def sign_flip(values: Values) -> float:
 def detectable(n: int, level: float) -> float:
     """The smallest mean, in sd, that the two-sided t-test at `level` finds with 80 % power.
 
-    From the non-central distribution of t (of its square, F: defined where `nct` gives NaN).
+    Computed from the non-central F distribution, that of the square of t, which is defined where
+    scipy's non-central t gives NaN.
     """
     if n < 2:
         return math.nan
@@ -171,9 +183,10 @@ def correlation(x: Values, y: Values) -> float:
 def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
     """Standard error (pp) of the mean gap that the finite test set adds, whatever the seeds.
 
-    The images are the same in every seed. Their differences, averaged over seeds, vary over images
-    by what images differ in and by 1/S of what seeds change; the latter is in the interval over
-    seeds already and is taken off (crossed random effects, by moments; below zero it is 0).
+    The images are the same in every seed. Their differences, averaged over seeds, have a variance
+    over images that is the images' own plus 1/S of what seeds change. The interval over seeds holds
+    the second part already, so it is taken off (crossed random effects, method of moments; a
+    negative result counts as 0).
 
     Args:
       arm, baseline: [S, I] bool, whether each test image was classified correctly.
@@ -211,7 +224,7 @@ def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:
 
 def family_difference(a: Mapping[int, float], b: Mapping[int, float], margin: float,
                       alpha: float) -> tuple[Estimate, float]:
-    """Is the gap of one family the other's, within the margin? At one level of rho.
+    """Whether two families have the same gap within the margin, at one level of rho.
 
     Args:
       a, b: seed -> gap (pp); seeds of both are paired.

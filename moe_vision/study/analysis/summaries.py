@@ -1,27 +1,50 @@
-"""One arm over its seeds."""
+"""Describes an arm over its seeds: accuracy, cost, size and collapse."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_vision.study.analysis.pairs import (
-    Row,
-    accuracy,
-    bits,
-    diverged,
-    listed,
-    number,
-    result,
-    selected,
-)
+from moe_vision.common.json_values import number
+from moe_vision.study.analysis import pairs
+from moe_vision.study.analysis.pairs import Row, diverged, result
 from moe_vision.study.analysis.statistics import estimate
-from moe_vision.study.analysis.types import ArmSummary
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmSummary:
+    """One arm over its seeds."""
+
+    name: str
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]  # final test accuracy, pp
+    mean: float
+    sd: float
+    validation: tuple[float, ...]  # accuracy on the validation split at the end of training, pp
+    selected: tuple[float, ...]  # test accuracy at the checkpoint chosen on validation, pp
+    unbounded: tuple[float, ...]  # test accuracy without capacity limit, pp
+    diverged: tuple[int, ...]  # seeds
+    flops: float
+    flops_executed: float
+    params_total: int
+    params_active: int
+    rho_place: float
+    rho_active: float
+    rho_executed: float
+    routed: bool
+    collapsed: int  # how many seeds
+    effective_experts: tuple[float, ...]  # per seed, the worst layer
+    dead_experts: tuple[float, ...]  # NaN, like the others, where the run diverged
+    drop_rate: tuple[float, ...]
+    orphan_rate: tuple[float, ...]
+    mechanism: dict[str, Any]  # means over seeds; {} where not probed
+    config: dict[str, Any]  # resolved, of the first seed
 
 
 def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
-    """The arm's numbers over the seeds it has rows for; NaN (or no parameters) without any."""
+    """The numbers of an arm over the seeds that have a row; NaN (0 parameters) without any."""
     rows = list(cells.values())
-    values = [accuracy(row) for row in rows]
+    values = [pairs.accuracy(row) for row in rows]
     over = estimate(values, 0.95)
 
     def first(key: str) -> float:
@@ -31,7 +54,7 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
         return tuple(result(row, key) for row in rows)
 
     rho_active = [v for v in each('rho_active') if not math.isnan(v)]
-    chosen = [selected(row) for row in rows]
+    chosen = [pairs.selected(row) for row in rows]
     probed = [row['mechanism'] for row in rows if row.get('mechanism')]
     return ArmSummary(
         name=name, seeds=tuple(cells), values=over.values, mean=over.mean, sd=over.sd,
@@ -47,7 +70,7 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
         rho_active=math.fsum(rho_active) / len(rho_active) if rho_active else math.nan,
         rho_executed=first('rho_executed'),
         routed=any(row.get('layers') for row in rows) or any(v > 0 for v in rho_active),
-        collapsed=sum(result(row, 'collapsed') == 1 for row in rows),
+        collapsed=sum((row.get('result') or {}).get('collapsed') == 1 for row in rows),
         effective_experts=each('effective_experts'),
         dead_experts=tuple(v if math.isnan(v) else int(v) for v in each('dead_experts')),
         drop_rate=each('drop_rate'), orphan_rate=each('orphan_rate'),
@@ -60,24 +83,24 @@ def _whole(value: float) -> int:
 
 
 def mean_leaves(trees: Sequence[Any]) -> Any:
-    """Means of the numbers at the same places; lists element by element where equally long.
+    """Means of the numbers at the same place of every tree; equally long lists place by place.
 
-    A place is left out where a tree has none or no number, or lists of another length.
+    A place is left out where a tree lacks it, holds no number there, or a list of another length.
     """
     if all(isinstance(tree, dict) for tree in trees):
         common = [key for key in trees[0] if all(key in tree for tree in trees)]
         named = {key: mean_leaves([tree[key] for tree in trees]) for key in common}
         return {key: value for key, value in named.items() if value is not None}
     if all(isinstance(tree, list) for tree in trees) and len({len(tree) for tree in trees}) == 1:
-        means = [mean_leaves(of) for of in zip(*trees, strict=True)]
+        means = [mean_leaves(leaves) for leaves in zip(*trees, strict=True)]
         return [math.nan if value is None else value for value in means]
     numbers = [number(tree) for tree in trees]
     return None if any(map(math.isnan, numbers)) else math.fsum(numbers) / len(numbers)
 
 
 def unused(name: str, cells: Mapping[int, Row]) -> str:
-    """A line on the lists of correct test images that were left out of `image_error`, or ''."""
+    """A line on the lists of correct images that `image_error` could not use; '' for none."""
     seeds = [seed for seed, row in cells.items()
-             if row.get('correct') and not diverged(row) and bits(row) is None]
-    return (f'arm {name}: {listed(seeds)}: the list of correct test images does not give the '
+             if row.get('correct') and not diverged(row) and pairs.bits(row) is None]
+    return (f'arm {name}: {pairs.listed(seeds)}: the list of correct test images does not give the '
             'accuracy; not used') if seeds else ''

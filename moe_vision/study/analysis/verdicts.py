@@ -1,12 +1,12 @@
-"""Equivalence first, then a difference, then nothing: one verdict per comparison.
+"""Judges every comparison: equivalence comes first, then a difference, then neither.
 
-Two families, each corrected by Holm over the primary comparisons at alpha (so that some verdict is
-false with a probability of at most 2 alpha): the two-sided t-tests (is there a gap?) and the
-equivalence tests (is it within the margin?). A comparison is
-`equivalent` by the second family; else `positive` or `negative` by the first; else `inconclusive`,
-whatever its p. The interval shown beside a verdict is at the level of the test that it rests on.
-Exploratory comparisons are judged one by one at alpha. The smallest detectable gap is told for the
-level that is certain before the results: alpha / m for the m primary comparisons (Bonferroni).
+There are two families of tests: two-sided t-tests (is there a gap?) and equivalence tests (is it
+within the margin?). Each is corrected by Holm over the primary comparisons at alpha, so that some
+verdict is false with a probability of at most 2 alpha. A comparison is `equivalent` by the second
+family; else `positive` or `negative` by the first; else `inconclusive`, whatever its p. The
+interval beside a verdict has the level of the test that the verdict rests on. Exploratory
+comparisons are judged one by one at alpha. The smallest detectable gap is that at the level which
+is certain before the results: alpha / m for m primary comparisons (Bonferroni).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from moe_vision.study.types import Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A verdict and what it rests on; the fields are those of `analysis_types.Gap`."""
+    """A verdict and what it rests on; the fields are those of `analyse.Gap`."""
 
     verdict: Verdict
     note: str
@@ -38,46 +38,49 @@ class Judgement:
 
 def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
           alpha: float) -> dict[str, Judgement]:
-    """Judges all comparisons of a study, name -> (pairs, primary).
+    """Judges all comparisons of a study.
 
     Args:
-      compared: all that the pre-registration names, those without rows too: they keep their place
-        in the family.
+      compared: name -> (pairs, primary) of all that the pre-registration names. Those without rows
+        are among them and keep their place in the family.
       margin: of equivalence, pp.
       alpha: of each family.
     """
     gaps = {name: pairs.gaps() for name, (pairs, _) in compared.items()}
-    p = {name: statistics.t_test(of) for name, of in gaps.items()}
+    p = {name: statistics.t_test(values) for name, values in gaps.items()}
     p_tost = {name: _tost(pairs, margin) for name, (pairs, _) in compared.items()}
     primary = [name for name, (_, is_primary) in compared.items() if is_primary]
     different, same = _family(p, primary, alpha), _family(p_tost, primary, alpha)
     out = {}
     for name, (pairs, is_primary) in compared.items():
-        of = gaps[name]
-        adjusted, found, level = different[name]
+        values = gaps[name]
+        adjusted, differs, level = different[name]
         adjusted_tost, equivalent, level_tost = same[name]
-        verdict, note = _equal(pairs, of) if len(set(of)) < 2 else _verdict(
-            of, found, equivalent, margin,
+        verdict, note = _equal(pairs, values) if len(set(values)) < 2 else _verdict(
+            values, differs, equivalent, margin,
             f'p = {adjusted:.2g} by Holm' if is_primary else f'p = {p[name]:.2g}, unadjusted')
         if pairs.lost() and not pairs.void:
             note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): the other '
                                          'pairs must bear out an equivalence, too')
-        if len(of) > statistics.ENUMERATED:
+        if len(values) > statistics.ENUMERATED:
             note += '; ' * bool(note) + (
                 f'sign-flip p from {statistics.DRAWS:,} random sign patterns')
-        sd = statistics.estimate(of, 1 - alpha).sd
+        sd = statistics.estimate(values, 1 - alpha).sd
         share = alpha / len(primary) if is_primary else alpha
         out[name] = Judgement(
             verdict, note, 1 - 2 * level_tost if equivalent else 1 - level, p[name],
-            adjusted if is_primary else math.nan, statistics.sign_flip(of), p_tost[name],
+            adjusted if is_primary else math.nan, statistics.sign_flip(values), p_tost[name],
             adjusted_tost if is_primary else math.nan,
-            statistics.detectable(len(of), share) * sd if sd else math.nan)
+            statistics.detectable(len(values), share) * sd if sd else math.nan)
     return out
 
 
 def _tost(pairs: Pairs, margin: float) -> float:
-    """p of the two one-sided tests. Chance against chance is no sign of equivalence: where a pair
-    diverged on both sides, the pairs that ended must bear it out, too."""
+    """p of the two one-sided tests.
+
+    Chance against chance is no sign of equivalence: where both runs of a pair diverged, the other
+    pairs must show it, too.
+    """
     p = statistics.tost(pairs.gaps(), margin)
     return float(np.maximum(p, statistics.tost(pairs.ended(), margin))) if pairs.lost() else p
 
@@ -93,23 +96,23 @@ def _family(p: Mapping[str, float], primary: list[str],
     return out
 
 
-def _verdict(of: list[Fraction], found: bool, equivalent: bool, margin: float,
-             said: str) -> tuple[Verdict, str]:
-    """Where both tests could be made."""
+def _verdict(gaps: list[Fraction], differs: bool, equivalent: bool, margin: float,
+             p: str) -> tuple[Verdict, str]:
+    """Verdict and note where both tests could be made; `p` in words."""
     if equivalent:
-        note = f'negligible: differs from 0 ({said}) but lies within ±{margin:g} pp'
-        return 'equivalent', note if found else ''
-    if found:
-        return 'positive' if sum(of) > 0 else 'negative', ''
+        note = f'negligible: differs from 0 ({p}) but lies within ±{margin:g} pp'
+        return 'equivalent', note if differs else ''
+    if differs:
+        return 'positive' if sum(gaps) > 0 else 'negative', ''
     return 'inconclusive', ''
 
 
-def _equal(pairs: Pairs, of: list[Fraction]) -> tuple[Verdict, str]:
-    """Where no t-test can be made: no pair, one pair, or the same gap in every seed."""
-    if len(of) < 2:
-        return 'inconclusive', ('one pair of seeds' if of else 'no pair of seeds') + ': no test'
-    if of[0]:
-        return 'inconclusive', (f'sd = 0: {float(of[0]):+.2f} pp in every seed, so no t-test; '
+def _equal(pairs: Pairs, gaps: list[Fraction]) -> tuple[Verdict, str]:
+    """The same where no t-test can be made: no pair, one pair, or one gap in every seed."""
+    if len(gaps) < 2:
+        return 'inconclusive', ('one pair of seeds' if gaps else 'no pair of seeds') + ': no test'
+    if gaps[0]:
+        return 'inconclusive', (f'sd = 0: {float(gaps[0]):+.2f} pp in every seed, so no t-test; '
                                 'see the sign-flip p')
     if pairs.void:
         return 'inconclusive', 'sd = 0: both arms diverged in every seed, so no test'

@@ -1,8 +1,9 @@
-"""An analysis in; `report.md`, `report.html`, tables and figures out. Reads no files, no models.
+"""Writes the report of a study: `report.md`, `report.html`, tables and figures of an analysis.
 
-The way through: `answer`, `registered`, `verdicts`, `arms` (what to say) and `*_figures` (what to
-draw) make one `document`, which is written as Markdown and by `page` as HTML; `files` are the
-tables. Everything but `timings.md` and `timings/` follows from the rows alone, byte for byte.
+`answer`, `registered`, `verdicts` and `arms` say what there is to say and `*_figures` draw it.
+Together they make one `document`, which becomes Markdown, and HTML by `page`; `tables` makes the
+CSV files. All but `timings.md` and `timings/` follows from the rows alone, byte for byte. Numbers,
+pages and figures look as in the report of a run, `moe_vision.report`.
 """
 
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from moe_vision.report.palette import count
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis
-from moe_vision.study.report import files
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.report.formats import count
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.report import tables
 from moe_vision.study.report.document import Document, Picture, Section, Text
 
 
@@ -28,6 +29,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     Returns:
       The paths written, sorted.
     """
+    from moe_vision.report import figure  # drawing takes a second to import
     from moe_vision.study.report import document, page, pictures, timing, trend
 
     drawn = list(pictures.every(analysis))
@@ -39,13 +41,17 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
         'report.md': document.markdown(whole, 'figures'),
         'report.html': page.render(whole),
         'timings.md': document.markdown(timing.document(analysis, timings, clock), 'timings'),
-        **{f'tables/{name}': text for name, text in files.tables(analysis).items()},
-        **({'tables/trend.csv': files.write(trend.HEAD, trend.lines(analysis, rho))} if along
-           else {}),
-        **{f'timings/{name}': files.write(head, rows)
-           for name, (head, rows) in timing.files(analysis, timings).items()},
-        **_drawn('figures', drawn), **_drawn('timings', clock),
-    }  # fmt: skip
+        **{f'tables/{name}': text for name, text in tables.every(analysis).items()},
+        **{f'timings/{name}': text for name, text in timing.tables(analysis, timings).items()},
+    }
+    if along:
+        made['tables/trend.csv'] = tables.csv_text(trend.HEAD, trend.lines(analysis, rho))
+    for name, blocks in (('figures', drawn), ('timings', clock)):
+        for picture in blocks:
+            if isinstance(picture, Picture):
+                path = f'{name}/{picture.name}'
+                made[f'{path}.svg'] = figure.alone(picture.svg)
+                made[f'{path}.csv'] = tables.csv_text(picture.head, picture.rows)
     folder = epath.Path(out)
     for part in ('tables', 'figures', 'timings'):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -54,35 +60,24 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     return sorted(str(folder / name) for name in made)
 
 
-def _drawn(folder: str, blocks: list[Picture | Text]) -> dict[str, str]:
-    from moe_vision.report import figure
-
-    made = {}
-    for picture in blocks:
-        if isinstance(picture, Picture):
-            made[f'{folder}/{picture.name}.svg'] = figure.alone(picture.svg)
-            made[f'{folder}/{picture.name}.csv'] = files.write(picture.head, picture.rows)
-    return made
-
-
 def _document(analysis: Analysis, drawn: list[Picture | Text],
               along: Section | None) -> Document:
     from moe_vision.study.report import answer, arms, limits, registered, verdicts
 
     agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
     study = analysis.study
-    primary = [g for g in analysis.gaps.values() if files.confirms(g)]
+    primary = sum(g.confirms for g in analysis.gaps.values())
     facts = [f'{len(as_dict(study.get("arms")))} arms', f'{len(as_list(study.get("seeds")))} seeds',
-             f'{len(primary)} primary and '
-             f'{len(analysis.gaps) - len(primary)} exploratory comparisons',
+             f'{primary} primary and {len(analysis.gaps) - primary} exploratory comparisons',
              *(f'{count(n)} test images' for n in limits.images_of(analysis)),
-             f'pre-registration {analysis.hash[:12]}']  # fmt: skip
-    figures = [p for p in drawn if p not in agreement]
+             f'pre-registration {analysis.hash[:12]}']
+    clock = Text('Accuracy against latency and throughput depends on a clock: see timings.md.',
+                 'note')
     return Document(str(study.get('name', 'study')), 'Study report', ' · '.join(facts), (
         answer.section(analysis),
         registered.section(analysis),
         verdicts.section(analysis),
-        Section('figures', 'Figures', [*figures, _clock()]),
+        Section('figures', 'Figures', [*(p for p in drawn if p not in agreement), clock]),
         *([along] if along else []),
         verdicts.per_seed(analysis),
         arms.section(analysis),
@@ -90,9 +85,4 @@ def _document(analysis: Analysis, drawn: list[Picture | Text],
         arms.mechanism(analysis, agreement[0] if agreement else None),
         registered.problems(analysis),
         registered.provenance(analysis),
-    ))  # fmt: skip
-
-
-def _clock() -> Text:
-    return Text('Accuracy against latency and throughput depends on a clock: see timings.md.',
-                'note')  # fmt: skip
+    ))

@@ -1,11 +1,16 @@
 """The first part: what was asked, and what the data support, do not support and leave open."""
 
 import math
+import typing
 from collections import Counter
 from collections.abc import Iterable
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis, Gap, Pattern
+from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.report import formats
+from moe_vision.report.formats import NONE, pp, several
+from moe_vision.study import types
+from moe_vision.study.analysis.analyse import Analysis, Gap, Pattern
+from moe_vision.study.analysis.pairs import EXPLORATORY
 from moe_vision.study.report import limits, numbers
 from moe_vision.study.report.document import (
     Block,
@@ -17,74 +22,69 @@ from moe_vision.study.report.document import (
     Text,
     Verdict,
     Words,
+    joined,
 )
-from moe_vision.study.report.files import confirms, rows_of
-from moe_vision.study.report.numbers import pp, several
 
-VERDICTS = ('positive', 'negative', 'equivalent', 'inconclusive')
+VERDICTS = typing.get_args(types.Verdict)
 
 
 def section(analysis: Analysis) -> Section:
     """Question, numbers to remember, one sentence per primary comparison, patterns, limits."""
-    primary = [g for g in analysis.gaps.values() if confirms(g)]
+    primary = [g for g in analysis.gaps.values() if g.confirms]
     question = str(analysis.study.get('question') or '')
     blocks: list[Block] = [Text(question)] if question else []
     blocks += [Text(_headline(primary), 'headline'), _cards(analysis, primary)]
     if primary:
         blocks += [Heading('What each primary comparison says'),
-                   Bullets([sentence(g, _margin(analysis)) for g in primary])]  # fmt: skip
+                   Bullets([sentence(g, number(analysis.study.get('margin'))) for g in primary])]
     blocks += _waiting(analysis) + _expected(analysis, primary)
     blocks += [Heading('What these data cannot say'),
-               Bullets(list(limits.sentences(analysis, primary)))]  # fmt: skip
+               Bullets(list(limits.sentences(analysis, primary)))]
     return Section('answer', 'Question and answer', blocks)
-
-
-def _margin(analysis: Analysis) -> float:
-    return next(iter(numbers.finite([analysis.study.get('margin')])), math.nan)
 
 
 def _headline(primary: list[Gap]) -> Words:
     if not primary:
         return ('No primary comparison was registered, or none has the rows of all its seeds yet: '
                 'everything below is exploratory.')
-    found: Counter[str] = Counter(g.verdict for g in primary)
+    counts: Counter[str] = Counter(g.verdict for g in primary)
     mde = numbers.finite(g.mde for g in primary)
-    if found['inconclusive'] == len(primary) and all(g.estimate.sd for g in primary):
+    if counts['inconclusive'] == len(primary) and all(g.estimate.sd for g in primary):
         least = f' a gap smaller than {pp(min(mde), sign=False)} pp' if mde else ' the gaps'
         return (f'Inconclusive: of {several(len(primary), "primary comparison")} none could be '
                 'decided. The data show neither a gap nor that gaps stay within the margin; this '
                 f'design was too small to find{least} reliably.')
-    parts = [f'{found[v]} came out {v}' for v in VERDICTS if found[v]]
+    parts = [f'{counts[v]} came out {v}' for v in VERDICTS if counts[v]]
     if len(primary) == 1:
         return f'The one primary comparison came out {primary[0].verdict}.'
-    return f'Of {len(primary)} primary comparisons, {numbers.listed(parts)}.'
+    return f'Of {len(primary)} primary comparisons, {formats.all_of(parts)}.'
 
 
 def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
     seeds = as_list(analysis.study.get('seeds'))
     planned = len(as_dict(analysis.study.get('arms'))) * len(seeds)
-    rows = [row for of_arm in rows_of(analysis).values() for row in of_arm.values()]
+    done = len(analysis.cells())
     lost = sum(len(a.diverged) for a in analysis.arms.values())
     note = f'{lost} diverged' if lost else 'none diverged'
-    if planned > len(rows):
-        note += f', {planned - len(rows)} missing'
+    if planned > done:
+        note += f', {planned - done} missing'
     images = limits.images_of(analysis)
     one = [f'{pp(100 / n, sign=False)} pp' for n in images]
     mde = numbers.finite(g.mde for g in primary)
     span = sorted({pp(min(mde), sign=False), pp(max(mde), sign=False)}, key=float) if mde else []
-    margin = _margin(analysis)
+    margin = number(analysis.study.get('margin'))
     return Cards([
-        ('Cells', f'{len(rows)} of {planned}' if planned else str(len(rows)), note),
-        ('Seeds', str(len(seeds)) if seeds else numbers.NONE,
+        ('Cells', f'{done} of {planned}' if planned else str(done), note),
+        ('Seeds', str(len(seeds)) if seeds else NONE,
          'the same for every arm without an offset'),
         ('Margin of equivalence', f'±{pp(margin, sign=False)} pp', 'set before the first run'),
-        ('Smallest gap that could be found', f'{" to ".join(span)} pp' if span else numbers.NONE,
+        ('Smallest gap that could be found', f'{" to ".join(span)} pp' if span else NONE,
          'with 80 % power, over the primary comparisons: each at its own sd and the strictest '
          'level of the correction'),
-        ('One test image', ', '.join(one) or numbers.NONE,
+        ('One test image', ', '.join(one) or NONE,
          f'of one run’s accuracy: {" or ".join(map(str, images))} images' if images else
          'the rows do not say how many there are'),
-    ])  # fmt: skip
+    ])
 
 
 def sentence(g: Gap, margin: float) -> list[str]:
@@ -93,13 +93,13 @@ def sentence(g: Gap, margin: float) -> list[str]:
     start: list[str] = [Name(g.name), ': ']
     if not e.n or not math.isfinite(e.mean):
         return [*start, 'no seed has been run in both arms, so nothing can be said.']
-    interval = numbers.between(e.low, e.high)
-    facts = f'gap {pp(e.mean)} pp, {several(e.n, "paired seed")}'
-    if interval != numbers.NONE:
-        facts = f'gap {pp(e.mean)} pp, {numbers.level(e.level)} interval {interval} pp, ' + facts[
-            facts.index(', ') + 2 :]  # fmt: skip
+    interval = formats.interval(e.low, e.high)
+    facts = [f'gap {pp(e.mean)} pp', f'{formats.share(e.level, 5)} interval {interval} pp',
+             several(e.n, 'paired seed')]
+    if interval == NONE:
+        del facts[1]
     within = f'±{pp(margin, sign=False)} pp'
-    end = f' ({facts}){_cost(g)}.'
+    end = f' ({", ".join(facts)}){_cost(g)}.'
     if g.verdict in ('positive', 'negative'):
         word = 'above' if g.verdict == 'positive' else 'below'
         body = ['the accuracy of ', Name(g.arm), f' lies {word} that of ', Name(g.baseline)]
@@ -110,7 +110,7 @@ def sentence(g: Gap, margin: float) -> list[str]:
                 ', so no t-test can be made']
     else:
         body = ['the data neither show a gap between ', Name(g.arm), ' and ', Name(g.baseline),
-                f' nor that it stays within {within}']  # fmt: skip
+                f' nor that it stays within {within}']
     out = [*start, Verdict(g.verdict), ', ', *body, end]
     if g.verdict == 'inconclusive' and math.isfinite(g.mde):
         out.append(f' The smallest gap found with 80 % power would have been '
@@ -123,17 +123,19 @@ def sentence(g: Gap, margin: float) -> list[str]:
 
 def _waiting(analysis: Analysis) -> list[Block]:
     """Registered primary comparisons that confirm nothing, and why."""
-    found = [[Name(g.name), ': ', '; '.join(f.removeprefix('exploratory: ') for f in g.flags
-                                            if f.startswith('exploratory: '))]
-             for g in analysis.gaps.values() if g.primary and not confirms(g)]
-    return [Heading('Registered as primary, not decided here'), Bullets(found)] if found else []
+    waiting = [[Name(g.name), ': ', '; '.join(f.removeprefix(EXPLORATORY) for f in g.flags
+                                              if f.startswith(EXPLORATORY))]
+               for g in analysis.gaps.values() if g.primary and not g.confirms]
+    if not waiting:
+        return []
+    return [Heading('Registered as primary, not decided here'), Bullets(waiting)]
 
 
 def _cost(g: Gap) -> str:
     if not math.isfinite(g.cost):
         return ''
-    executed = f' ({numbers.times(g.cost_executed)} as executed)'
-    return f', at {numbers.times(g.cost)} the FLOPs{executed if g.cost_executed > 0 else ""}'
+    executed = f' ({formats.times(g.cost_executed)} as executed)'
+    return f', at {formats.times(g.cost)} the FLOPs{executed if g.cost_executed > 0 else ""}'
 
 
 def standing(expected: str, verdict: str) -> str:
@@ -147,25 +149,21 @@ def standing(expected: str, verdict: str) -> str:
 
 def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
     blocks: list[Block] = [Heading('Expected before the first run, and found')]
-    told = [g for g in primary if g.expected not in ('', 'none')]
+    directed = [g for g in primary if g.expected not in ('', 'none')]
     for word in ('supported', 'not supported', 'undecided'):
-        names = [g for g in told if standing(g.expected, g.verdict) == word]
+        names = [g for g in directed if standing(g.expected, g.verdict) == word]
         if names:
-            blocks.append(Text([f'Directions {word}: ', *_names(names), '.']))
+            blocks.append(Text([f'Directions {word}: ', *joined(map(_outcome, names)), '.']))
     blocks += [Text(_pattern(p, analysis)) for p in analysis.patterns]
     if len(blocks) == 1:
         return [*blocks, Text('No direction and no pattern was registered.', 'missing')]
     return [*blocks, Text('Judged are the registered directions; the hypotheses in words stand '
-                          'under Pre-registration.', 'note')]  # fmt: skip
+                          'under Pre-registration.', 'note')]
 
 
-def _names(gaps: Iterable[Gap]) -> list[str]:
-    out: list[str] = []
-    for g in gaps:
-        known = g.verdict in (g.expected, 'inconclusive')
-        found = '' if known else f', found {g.verdict}'
-        out += [', ' if out else '', Name(g.name), f' (expected {g.expected}{found})']
-    return out
+def _outcome(g: Gap) -> list[str]:
+    other = '' if g.verdict in (g.expected, 'inconclusive') else f', found {g.verdict}'
+    return [Name(g.name), f' (expected {g.expected}{other})']
 
 
 def pattern_standing(p: Pattern, expected: Iterable[str]) -> str:
@@ -180,9 +178,9 @@ def pattern_standing(p: Pattern, expected: Iterable[str]) -> str:
 def _pattern(p: Pattern, analysis: Analysis) -> list[str]:
     gaps = [analysis.gaps.get(name) for name in p.comparisons]
     word = pattern_standing(p, [g.expected if g else 'none' for g in gaps])
-    out = ['Pattern ', Name(p.name), f': {word}. It asks that all come out as expected: ']
-    for i, (name, verdict) in enumerate(zip(p.comparisons, p.verdicts, strict=False)):
-        out += ['; ' if i else '', Name(name), f' {verdict}']
-    if p.supported and math.isfinite(p.p):
-        out.append(f'; the largest p of theirs is {numbers.p_value(p.p)}')
-    return [*out, '.']
+    members = ([Name(name), f' {verdict}']
+               for name, verdict in zip(p.comparisons, p.verdicts, strict=False))
+    tested = p.supported and math.isfinite(p.p)
+    return ['Pattern ', Name(p.name), f': {word}. It asks that all come out as expected: ',
+            *joined(members, '; '),
+            f'; the largest p of theirs is {formats.p_value(p.p)}' if tested else '', '.']

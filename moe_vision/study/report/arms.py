@@ -1,27 +1,37 @@
-"""What each arm is and did: accuracy and cost, collapse, and why it comes out as it does."""
+"""What each arm costs and reaches, whether its experts collapsed, and what the probes found."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from moe_vision.report.palette import count, plain, short
-from moe_vision.report.read import as_dict
-from moe_vision.study.analysis.types import Analysis, ArmSummary
+from moe_vision.common.json_values import number, value_at
+from moe_vision.report.formats import NONE, count, pp, share, significant, size
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
-from moe_vision.study.report.document import Block, Name, Picture, Section, Table, Text, Words
-from moe_vision.study.report.files import mechanism_rows
-from moe_vision.study.report.numbers import NONE, spread
-from moe_vision.study.report.verdicts import percent
+from moe_vision.study.report.document import (
+    Block,
+    Name,
+    Picture,
+    Section,
+    Table,
+    Text,
+    Words,
+    joined,
+)
+from moe_vision.study.report.numbers import spread
+from moe_vision.study.report.tables import mechanism_rows
 
 _HEAD = ('arm', 'seeds', 'accuracy, %', 'validation at the end, %',
          'selected on validation, %', 'unbounded capacity, %',
          'diverged', 'FLOPs per image', 'executed', 'ρ place', 'ρ active', 'ρ executed',
-         'parameters', 'active')  # fmt: skip
+         'parameters', 'active')
 _COLLAPSE = ('arm', 'collapsed', 'effective experts', 'fewest', 'of', 'dead experts, at most',
-             'drop rate, %', 'orphan rate, %')  # fmt: skip
+             'drop rate, %', 'orphan rate, %')
 _MECHANISM = ('arm', 'specialisation', 'agreement with the final routes, first; halfway',
               'shuffled routes cost, pp', 'random routes cost, pp', 'ablating an expert costs, pp',
               'the costliest, pp', 'router gradient, task', 'router gradient, balance',
-              'task / balance')  # fmt: skip
+              'task / balance')
 
 
 def section(analysis: Analysis) -> Section:
@@ -32,18 +42,18 @@ def section(analysis: Analysis) -> Section:
             'lies in the replaced blocks, ρ active the share of this arm’s FLOPs spent in the '
             'chosen experts, ρ executed the share of what runs that is expert buffers, padding '
             'included.')
-    return Section('arms', 'Arms', [Text(text), Table(_HEAD, [_arm(a) for a in
-                                                              analysis.arms.values()], 'arms')])
+    return Section('arms', 'Arms', [
+        Text(text), Table(_HEAD, [_arm(a) for a in analysis.arms.values()], 'arms')])
 
 
 def _arm(a: ArmSummary) -> list[Words]:
-    accuracy = numbers.pp(a.mean, sign=False)
+    accuracy = pp(a.mean, sign=False)
     if len(a.values) > 1:
-        accuracy += f' ± {numbers.pp(a.sd, sign=False)}'
+        accuracy += f' ± {pp(a.sd, sign=False)}'
     return [Name(a.name), str(len(a.seeds)), accuracy, spread(a.validation), spread(a.selected),
-            spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), short(a.flops),
-            short(a.flops_executed), *map(percent, (a.rho_place, a.rho_active, a.rho_executed)),
-            count(a.params_total), count(a.params_active)]  # fmt: skip
+            spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), size(a.flops),
+            size(a.flops_executed), *map(share, (a.rho_place, a.rho_active, a.rho_executed)),
+            count(a.params_total), count(a.params_active)]
 
 
 def collapse(analysis: Analysis) -> Section:
@@ -55,31 +65,22 @@ def collapse(analysis: Analysis) -> Section:
     text: list[str] = [
         'On the test set, the worst layer of each run; mean ± sd over seeds. Effective experts '
         'are 1/Σq² of the load q before capacity; an expert is dead below 1 % of an equal share; '
-        'an orphan is a token all of whose choices were dropped. ']  # fmt: skip
+        'an orphan is a token all of whose choices were dropped. ']
     if lost:
-        text.append('Collapsed in at least one seed: ')
-        for i, a in enumerate(lost):
-            text += [', ' if i else '', Name(a.name)]
-        text.append('.')
+        text += ['Collapsed in at least one seed: ', *joined(Name(a.name) for a in lost), '.']
     else:
         text.append('No run of these seeds collapsed.')
     return Section('collapse', 'Collapse', [
-        Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])  # fmt: skip
-
-
-def experts(a: ArmSummary) -> Any:
-    """E of an arm's config, None where it says none."""
-    return as_dict(as_dict(a.config.get('model')).get('moe')).get('num_experts')
+        Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])
 
 
 def _collapse(a: ArmSummary) -> list[Words]:
     effective = numbers.finite(a.effective_experts)
     dead = numbers.finite(a.dead_experts)
-    number = experts(a)
+    experts = value_at(a.config, 'model', 'moe', 'num_experts')
     return [Name(a.name), f'{a.collapsed} of {len(a.seeds)}', spread(effective, _two),
-            f'{min(effective):.2f}' if effective else NONE, str(number) if number else NONE,
-            str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)
-            ]  # fmt: skip
+            f'{min(effective):.2f}' if effective else NONE, str(experts) if experts else NONE,
+            str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)]
 
 
 def _rate(values: Iterable[float]) -> str:
@@ -94,12 +95,12 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
     """Specialisation, agreement, interventions, gradients; and how to read them."""
     probes: dict[str, dict[str, list[tuple[int, str, Any, float]]]] = {}
     for arm, seed, quantity, layer, at, value in mechanism_rows(analysis):
-        if numbers.finite([value]):
+        if math.isfinite(number(value)):
             probes.setdefault(arm, {}).setdefault(quantity, []).append((seed, layer, at, value))
     if not probes:
         return Section('mechanism', 'Mechanism', [
             Text('No trained cell was probed, or no routed one: nothing is said about why.',
-                 'missing')])  # fmt: skip
+                 'missing')])
     blocks: list[Block] = [
         Text('Mean ± sd over seeds, layers averaged within a seed. Specialisation is I(expert; '
              'class), corrected for its bias, over the most it could be: 0 is none, 1 is an expert '
@@ -115,32 +116,31 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
              'gradient far below the balance gradient means that the router learns to '
              'balance rather than to choose; at k = 1 with gates normalised over the chosen '
              'experts it is zero by construction.'),
-        Table(_MECHANISM, [_probed(name, of) for name, of in probes.items()], 'mechanism'),
+        Table(_MECHANISM, [_probed(name, arm) for name, arm in probes.items()], 'mechanism'),
     ]
     return Section('mechanism', 'Mechanism', [*blocks, agreement] if agreement else blocks)
 
 
-def _probed(name: str, of: dict[str, list[tuple[int, str, Any, float]]]) -> list[Words]:
+def _probed(name: str, probes: dict[str, list[tuple[int, str, Any, float]]]) -> list[Words]:
     def seeds(
         quantity: str, scale: float = 1.0, at: Any = None, worst: bool = False
     ) -> list[float]:
         by_seed: dict[int, list[float]] = {}
-        for seed, _, where, value in of.get(quantity, []):
+        for seed, _, where, value in probes.get(quantity, []):
             if at is None or where == at:
                 by_seed.setdefault(seed, []).append(scale * value)
         return [max(v) if worst else numbers.mean(v) for v in by_seed.values()]
 
-    epochs = [at for _, _, at, _ in of.get('agreement.with_final', []) if numbers.finite([at])]
-    halfway = sorted(set(epochs))[(len(set(epochs)) - 1) // 2] if epochs else None
-    first, last = (
-        numbers.mean(seeds('agreement.with_final', at=edge)) if epochs else float('nan')
-        for edge in (min(epochs, default=None), halfway))
+    final = probes.get('agreement.with_final', [])
+    epochs = sorted({epoch for _, _, epoch, _ in final if math.isfinite(number(epoch))})
+    first_and_halfway = (epochs[0], epochs[(len(epochs) - 1) // 2]) if epochs else ()
+    agreement = [numbers.mean(seeds('agreement.with_final', at=e)) for e in first_and_halfway]
     task, balance = seeds('router_gradient.task'), seeds('router_gradient.balance')
     ratios = [t / b for t, b in zip(task, balance, strict=False) if b]
     return [
         Name(name), spread(seeds('specialisation.normalised'), _two),
-        f'{percent(first)}; {percent(last)}' if epochs else NONE,
+        '; '.join(map(share, agreement)) or NONE,
         spread(seeds('shuffle_drop', 100)), spread(seeds('random_drop', 100)),
         spread(seeds('ablation', 100)), spread(seeds('ablation', 100, worst=True)),
-        spread(task, plain), spread(balance, plain), spread(ratios, plain),
-    ]  # fmt: skip
+        spread(task, significant), spread(balance, significant), spread(ratios, significant),
+    ]

@@ -1,30 +1,38 @@
-"""What all figures of a study share: size, legend, panels, intervals, and the file on its own.
+"""What all figures of a study share: size, legend, panels and intervals.
 
-Colour never stands alone: series differ in marker and line too, verdicts in marker and word.
+No reader needs to tell colours apart: series also differ in marker and line, verdicts in marker and
+word.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Affine2D
 
 from moe_vision.report import figure, palette
+from moe_vision.report.formats import MINUS, pp
 from moe_vision.report.markup import Markup
-from moe_vision.study.analysis.types import Gap
+from moe_vision.study.analysis.analyse import Gap
 from moe_vision.study.report.document import clean_all
-from moe_vision.study.report.numbers import MINUS, finite, pp
+from moe_vision.study.report.numbers import finite
 
 WIDTH = 760  # of a picture, CSS pixels
 LETTER = 6.4  # of the legend's text, CSS pixels, rather too wide than too narrow
-_COLOURS = (palette.ACCENT, palette.WARM, '#2a9d74', '#a35bd0', '#b8961e', '#d1477d', '#5f8f9b',
-            '#8a6d5a')  # fmt: skip
 _MARKERS = 'osD^vPX*'
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+
+
+Series = Mapping[str, Sequence[str]]  # name of a series -> its comparisons or arms
+
+
+class NoData(Exception):
+    """There is nothing to draw; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +45,12 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """Of the series with this number: eight colours and markers, then other dashes."""
-    return Look(_COLOURS[index % 8], _MARKERS[index % 8], _DASHES[index // 8 % 4])
+    """How series number `index` is drawn: eight colours and markers, then other dashes."""
+    return Look(palette.SERIES[index % 8], _MARKERS[index % 8], _DASHES[index // 8 % 4])
 
 
 def short(name: str, length: int = 30) -> str:
-    """A name that fits: its middle is left out where it is too long."""
+    """A name without its middle where it is too long."""
     name = clean_all(name)
     half = (length - 1) // 2
     return name if len(name) <= length else f'{name[: length - 1 - half]}…{name[-half:]}'
@@ -83,7 +91,7 @@ def picture(
         paint: draws on the axes, given row by row.
         label: the alternative text.
         rows, columns: of panels.
-        names: of the series in the legend, number i in `look(i)`.
+        names: of the series in the legend; number i is drawn as `look(i)` says.
         panel: height of the axes of a panel, CSS pixels.
         between: pixels between neighbouring panels, across and down.
     """
@@ -93,33 +101,31 @@ def picture(
     height = top + rows * panel + (rows - 1) * between[1] + bottom
     inner = (width - left - right - (columns - 1) * between[0]) / columns
 
-    def all_panels(axes: Axes) -> None:
-        whole = axes.figure
-        axes.remove()
-        made = [
+    def all_panels(whole: Figure) -> None:
+        panels = [
             whole.add_axes((
                 (left + c * (inner + between[0])) / width,
                 1 - (top + r * (panel + between[1]) + panel) / height,
                 inner / width, panel / height,
             ))
             for r in range(rows) for c in range(columns)
-        ]  # fmt: skip
+        ]
         _legend(whole, lines, width, height, left)
-        paint(made)
+        paint(panels)
 
-    return figure.draw(all_panels, clean_all(label), width=width, height=height)
+    return figure.compose(all_panels, clean_all(label), width=width, height=height)
 
 
-def _legend(whole: Any, lines: list[list[str]], width: int, height: int, left: int) -> None:
+def _legend(whole: Figure, lines: list[list[str]], width: int, height: int, left: int) -> None:
     number = 0
     for i, line in enumerate(lines):
         x, y = min(left, 20.0), 1 - (12 + 20 * i) / height
         for name in line:
-            style_ = look(number)
-            key = Line2D([x / width, (x + 20) / width], [y, y], color=style_.colour,
-                         marker=style_.marker, markersize=5, linewidth=1.6)  # fmt: skip
-            if style_.dashes:
-                key.set_dashes(style_.dashes)
+            style = look(number)
+            key = Line2D([x / width, (x + 20) / width], [y, y], color=style.colour,
+                         marker=style.marker, markersize=5, linewidth=1.6)
+            if style.dashes:
+                key.set_dashes(style.dashes)
             whole.add_artist(key)
             whole.text((x + 26) / width, y, name, va='center', fontsize=10.5, color=palette.INK)
             x += 26 + LETTER * len(name) + 16
@@ -127,9 +133,9 @@ def _legend(whole: Any, lines: list[list[str]], width: int, height: int, left: i
 
 
 def limits(gaps: Iterable[Gap], margin: float) -> tuple[float, float]:
-    """The range of gaps, pp, that a picture shows: intervals, zero and margin.
+    """The range of gaps (pp) that a picture shows: it holds intervals, zero and margin.
 
-    Gaps with a diverged run do not stretch it while there are others: they are marked at its edge.
+    Gaps with a diverged run do not stretch it while there are others; they are marked at its edge.
     """
     gaps = [g for g in gaps if math.isfinite(g.estimate.mean)]
     calm = [g for g in gaps if not g.diverged] or gaps
@@ -144,23 +150,23 @@ def ground(axes: Axes, margin: float, span: tuple[float, float], *, across: bool
     line = axes.axvline if across else axes.axhline
     if math.isfinite(margin):
         (axes.axvspan if across else axes.axhspan)(-margin, margin, color=palette.MUTED, alpha=0.13,
-                                                   linewidth=0, zorder=0)  # fmt: skip
+                                                   linewidth=0, zorder=0)
     line(0, color=palette.INK, linewidth=1, zorder=1)
     (axes.set_xlim if across else axes.set_ylim)(*span)
     axis = axes.xaxis if across else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:+.3g}'.replace('-', MINUS)
-                                           if abs(v) > 1e-9 else '0'))  # fmt: skip
+    figure.write_ticks(axis, lambda gap: f'{gap:+.3g}'.replace('-', MINUS) if abs(gap) > 1e-9
+                       else '0')
 
 
 def whisker(
     axes: Axes, at: float, gap: Gap, span: tuple[float, float], colour: str, marker: str,
     *, filled: bool = True, across: bool = False, shift: float = 0.0,
-) -> None:  # fmt: skip
-    """One gap with its interval; at the edge, with its number, where the picture ends before it.
+) -> None:
+    """One gap with its interval; outside the picture, an arrow at the edge with its number.
 
     Args:
         at: place on the other axis.
-        shift: moved by so many pixels along it.
+        shift: pixels by which it is moved along that axis.
     """
     e = gap.estimate
     if not math.isfinite(e.mean):
@@ -171,7 +177,7 @@ def whisker(
     def plot(values: list[float], **kind: Any) -> None:
         other = [at] * len(values)
         axes.plot(*((values, other) if across else (other, values)), transform=move,
-                  color=colour, **kind)  # fmt: skip
+                  color=colour, **kind)
 
     if math.isfinite(e.low) and math.isfinite(e.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
@@ -184,11 +190,11 @@ def whisker(
     edge = {(False, False): '^', (False, True): '>'}.get((e.mean < mean, across)) or (
         '<' if across else 'v')
     plot([mean], marker=marker if inside else edge, markersize=7, zorder=4, clip_on=inside,
-         markerfacecolor=colour if filled else palette.PAPER, markeredgewidth=1.5)  # fmt: skip
+         markerfacecolor=colour if filled else palette.PAPER, markeredgewidth=1.5)
     if not inside and not across:
         aside = (8 + shift, 6 if e.mean < mean else -6)
         axes.annotate(f'{pp(e.mean)} pp', (at, mean), xytext=aside, textcoords='offset pixels',
-                      fontsize=9, color=colour, va='center')  # fmt: skip
+                      fontsize=9, color=colour, va='center')
 
 
 def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
@@ -202,4 +208,4 @@ def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str])
     ticks = [s * 10.0**n for n in powers for s in steps]
     axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if left <= t <= right]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: form(v)))
+    figure.write_ticks(axes.xaxis, form)

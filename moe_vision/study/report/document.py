@@ -1,6 +1,6 @@
-"""What the report is made of, before it is Markdown or HTML; and its Markdown.
+"""What a report is made of before it is Markdown or HTML, and how it becomes Markdown.
 
-Words are text or `Name`s and `Verdict`s in it; a name is somebody else's input, and both forms of
+Words are text with `Name`s and `Verdict`s in it. A name is other people's input, and both forms of
 the report escape it like all other text.
 """
 
@@ -29,8 +29,10 @@ Words = str | Sequence[str]
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph. kind: plain; `headline`, what to remember; `missing`, what is not there; or
-    `note`, small."""
+    """A paragraph.
+
+    kind: `plain`; `headline`, what to remember; `missing`, what is not there; or `note`, small.
+    """
 
     words: Words
     kind: str = 'plain'
@@ -65,11 +67,11 @@ class Picture:
     """A figure and the numbers drawn in it.
 
     Attributes:
-      name: of its files, without ending.
-      title: above it; other people's input.
-      svg: to be set into a page.
+      name: the name of its files, without ending.
+      title: the line above it; other people's input.
+      svg: the drawing, for a page.
       how: how to read it.
-      head, rows: the numbers.
+      head, rows: the numbers, as its file has them.
     """
 
     name: str
@@ -105,6 +107,14 @@ _PLAIN_CODE = re.compile(r'[\w.:/=+,()@ -]+', re.ASCII)
 def spans(words: Words) -> Iterable[str]:
     """The pieces of words, each a plain `str`, a `Name` or a `Verdict`."""
     return [words] if isinstance(words, str) else words
+
+
+def joined(items: Iterable[Words], separator: str = ', ') -> list[str]:
+    """All items as one, with the separator between them."""
+    out: list[str] = []
+    for i, item in enumerate(items):
+        out += [separator] * (i > 0) + list(spans(item))
+    return out
 
 
 def escape(text: str) -> str:

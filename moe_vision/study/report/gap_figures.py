@@ -1,67 +1,59 @@
 """Pictures of gaps: all verdicts, against ρ, against the slots of a soft layer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from moe_vision.report import palette
-from moe_vision.report.read import as_dict
-from moe_vision.study.analysis.types import Analysis, Gap
-from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import look, short
+from moe_vision.common.json_values import as_dict, number, value_at
+from moe_vision.report import figure, formats, palette
+from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.report import chart
+from moe_vision.study.report.chart import NoData, Series, look, short
 from moe_vision.study.report.document import Picture
-from moe_vision.study.report.files import confirms, rows_of
 
 ORDER = ('gap_pp', 'low_pp', 'high_pp', 'level', 'seeds', 'verdict', 'primary', 'cost')
 _MARKS = {'positive': (palette.ACCENT, '^'), 'negative': (palette.WARM, 'v'),
-          'equivalent': (palette.INK, 's'), 'inconclusive': (palette.MUTED, 'o')}  # fmt: skip
+          'equivalent': (palette.INK, 's'), 'inconclusive': (palette.MUTED, 'o')}
 HOW = ('Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
         'equivalence. ')
 _FILLED = 'Filled: primary; hollow: exploratory. '
-Series = Mapping[str, Sequence[str]]
-
-
-class NoData(Exception):
-    """Nothing to draw; says why."""
 
 
 def row_of(g: Gap) -> list[Any]:
+    """The numbers of a gap in a figure's file, in the order of `ORDER`."""
     e = g.estimate
-    return [e.mean, e.low, e.high, e.level, e.n, g.verdict, confirms(g), g.cost]
+    return [e.mean, e.low, e.high, e.level, e.n, g.verdict, g.confirms, g.cost]
 
 
 def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
+    """The sentence on arrows at the edge, or '' where all gaps lie inside."""
     outside = any(not span[0] <= g.estimate.mean <= span[1] for g in gaps)
     return ('Arrows at the edge: gaps with a diverged run, which lie outside of the picture. '
             if outside else '')
 
 
-def found_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
+def gaps_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
     """The gaps of each series that have a mean."""
     known = {n: g for n, g in analysis.gaps.items() if math.isfinite(g.estimate.mean)}
-    found = {s: [known[n] for n in names if n in known] for s, names in series.items()}
-    if not any(found.values()):
+    gaps = {s: [known[n] for n in names if n in known] for s, names in series.items()}
+    if not any(gaps.values()):
         raise NoData('none of its comparisons has a pair of rows yet')
-    return {s: gaps for s, gaps in found.items() if gaps}
-
-
-def margin_of(analysis: Analysis) -> float:
-    return next(iter(numbers.finite([analysis.study.get('margin')])), math.nan)
+    return {s: members for s, members in gaps.items() if members}
 
 
 def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Every comparison with its interval, one line each, primary ones first."""
     del series
     known = [g for g in analysis.gaps.values() if math.isfinite(g.estimate.mean)]
-    gaps = sorted(known, key=lambda g: not confirms(g))
+    gaps = sorted(known, key=lambda g: not g.confirms)
     if not gaps:
         raise NoData('no comparison has a pair of rows yet')
-    margin = margin_of(analysis)
+    margin = number(analysis.study.get('margin'))
     span = chart.limits(gaps, margin)
-    split = sum(map(confirms, gaps))
+    split = sum(g.confirms for g in gaps)
     places = [i + (0.8 if i >= split > 0 else 0) for i in range(len(gaps))]
     longest = max(len(short(g.name, 34)) for g in gaps)
 
@@ -72,143 +64,138 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
         chart.ground(axes, margin, span, across=True)
         for place, g in zip(places, gaps, strict=True):
             colour, marker = _MARKS.get(g.verdict, (palette.MUTED, 'o'))
-            chart.whisker(axes, place, g, span, colour, marker, across=True, filled=confirms(g))
+            chart.whisker(axes, place, g, span, colour, marker, across=True, filled=g.confirms)
             e = g.estimate
-            text = numbers.pp(e.mean)
+            gap = formats.pp(e.mean)
             if math.isfinite(e.low):
-                text += f' [{numbers.pp(e.low)}, {numbers.pp(e.high)}]'
-            for x, words in ((10, g.verdict), (88, text), (236, numbers.times(g.cost))):
+                gap += f' [{formats.pp(e.low)}, {formats.pp(e.high)}]'
+            for x, words in ((10, g.verdict), (88, gap), (236, formats.times(g.cost))):
                 axes.annotate(words, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(x, 0),
                               textcoords='offset pixels', va='center', fontsize=10,
-                              color=palette.INK if confirms(g) else palette.MUTED)  # fmt: skip
+                              color=palette.INK if g.confirms else palette.MUTED)
         axes.set_ylim(places[-1] + 0.7, -0.7)
         axes.yaxis.set_major_locator(FixedLocator(places))
         axes.set_yticklabels([short(g.name, 34) for g in gaps])
         if 0 < split < len(gaps):
             axes.axhline(split - 0.1, color=palette.MUTED, linewidth=0.8, dashes=(2, 3))
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel('gap, pp', fontsize=10)
+        axes.set_xlabel('gap, pp')
 
     svg = chart.picture(paint, f'{title}: ' + '; '.join(
-        f'{g.name} {g.verdict} {numbers.pp(g.estimate.mean)} pp' for g in gaps),
+        f'{g.name} {g.verdict} {formats.pp(g.estimate.mean)} pp' for g in gaps),
         panel=max(60, round(24 * (places[-1] + 1.4))), left=24 + round(6.1 * longest), right=300,
-        width=960)  # fmt: skip
+        width=960)
     how = HOW + ('Primary comparisons stand above the dashed line and are filled; exploratory '
                   'ones are hollow. ' if 0 < split < len(gaps) else '') + (
         'At the right: verdict, gap with its interval, FLOPs over those of the baseline. '
         ) + edge(gaps, span)
     return Picture(name, title, svg, how.strip(), ('comparison', *ORDER),
-                   [[g.name, *row_of(g)] for g in gaps])  # fmt: skip
+                   [[g.name, *row_of(g)] for g in gaps])
 
 
 def _curves(
-    axes: Axes, found: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
+    axes: Axes, curves: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
 ) -> None:
     """One line and its whiskers per series, set a little apart sideways."""
-    for i, gaps in enumerate(found.values()):
-        style, shift = look(i), 5.0 * (i - (len(found) - 1) / 2)
+    for i, gaps in enumerate(curves.values()):
+        style, shift = look(i), 5.0 * (i - (len(curves) - 1) / 2)
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
         for a, b in zip(known, known[1:], strict=False):
             if all(span[0] <= g.estimate.mean <= span[1] for g in (a, b)):
                 axes.plot([x[a.name], x[b.name]], [a.estimate.mean, b.estimate.mean],
                           color=style.colour, linewidth=1.1, alpha=0.55, zorder=2,
-                          dashes=style.dashes or (None, None))  # fmt: skip
+                          dashes=style.dashes or (None, None))
         for g in known:
-            chart.whisker(axes, x[g.name], g, span, style.colour, style.marker, filled=confirms(g),
-                          shift=shift)  # fmt: skip
+            chart.whisker(axes, x[g.name], g, span, style.colour, style.marker, filled=g.confirms,
+                          shift=shift)
 
 
 def _against(
-    analysis: Analysis, name: str, title: str, found: dict[str, list[Gap]], x: dict[str, float],
-    column: str, finish: Any, how: str,
-) -> Picture:  # fmt: skip
-    """Gaps over a number of their arm: `x[comparison]`, told as `column`."""
-    margin = margin_of(analysis)
-    gaps = [g for of in found.values() for g in of if g.name in x]
+    analysis: Analysis, name: str, title: str, curves: dict[str, list[Gap]], x: dict[str, float],
+    column: str, finish: Callable[[Axes], None], how: str,
+) -> Picture:
+    """Gaps over a number of their arm, `x[comparison]`, which files and labels call `column`."""
+    margin = number(analysis.study.get('margin'))
+    gaps = [g for members in curves.values() for g in members if g.name in x]
     span = chart.limits(gaps, margin)
 
     def paint(panels: list[Axes]) -> None:
         axes = panels[0]
         chart.ground(axes, margin, span)
         finish(axes)
-        _curves(axes, found, x, span)
-        axes.set_ylabel('gap, pp', fontsize=10)
+        _curves(axes, curves, x, span)
+        axes.set_ylabel('gap, pp')
 
     label = f'{title}: ' + '; '.join(f'{g.name} at {column} {x[g.name]:.4g}: '
-                                     f'{numbers.pp(g.estimate.mean)} pp' for g in gaps)
-    svg = chart.picture(paint, label, names=list(found), panel=290)
-    apart = 'Series are set a few pixels apart sideways. ' if len(found) > 1 else ''
+                                     f'{formats.pp(g.estimate.mean)} pp' for g in gaps)
+    svg = chart.picture(paint, label, names=list(curves), panel=290)
+    apart = 'Series are set a few pixels apart sideways. ' if len(curves) > 1 else ''
     rows = [[s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
-            for s, of in found.items() for g in of if g.name in x]  # fmt: skip
+            for s, members in curves.items() for g in members if g.name in x]
     head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
     return Picture(name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(),
-                   head, rows)  # fmt: skip
+                   head, rows)
 
 
 def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Gap against rho_place of the arm, one curve per family."""
-    found = found_of(analysis, series)
-    x = {g.name: g.rho_place for of in found.values() for g in of if g.rho_place > 0}
+    curves = gaps_of(analysis, series)
+    x = {g.name: g.rho_place for members in curves.values() for g in members if g.rho_place > 0}
     if not x:
         raise NoData('none of its arms has a ρ above zero')
     log = max(x.values()) / min(x.values()) > 8
 
     def finish(axes: Axes) -> None:
         if log:
-            chart.log_ticks(axes, list(x.values()), palette.axis_percent)
+            chart.log_ticks(axes, list(x.values()), formats.share)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.axis_percent(v)))
+            figure.write_ticks(axes.xaxis, formats.share)
             axes.margins(x=0.08)
         scale = ' (logarithmic)' if log else ''
-        axes.set_xlabel(f'ρ: share of the dense twin’s FLOPs in the replaced blocks{scale}',
-                        fontsize=10)  # fmt: skip
+        axes.set_xlabel(f'ρ: share of the dense twin’s FLOPs in the replaced blocks{scale}')
 
-    return _against(analysis, name, title, found, x, 'rho_place', finish, '')
+    return _against(analysis, name, title, curves, x, 'rho_place', finish, '')
 
 
 def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Gap against E * slots per expert of the arm, one curve per axis; classes are marked."""
-    found = found_of(analysis, series)
-    x = {}
-    for gaps in found.values():
-        for g in gaps:
-            slots = _slots(analysis, g.arm)
-            if slots:
-                x[g.name] = slots
+    curves = gaps_of(analysis, series)
+    gaps = [g for members in curves.values() for g in members]
+    x = {g.name: slots for g in gaps if (slots := _slots(analysis, g.arm))}
     if not x:
         raise NoData('none of its arms says how many experts it has')
-    classes = sorted({int(row['num_classes']) for of in found.values() for g in of
-                      for row in rows_of(analysis).get(g.arm, {}).values()
-                      if numbers.finite([row.get('num_classes')])})  # fmt: skip
+    arms = {g.arm for g in gaps}
+    classes = sorted({int(row['num_classes']) for arm, _, row in analysis.cells()
+                      if arm in arms and math.isfinite(number(row.get('num_classes')))})
 
     def finish(axes: Axes) -> None:
         places = sorted({*x.values(), *classes})
         axes.set_xscale('log', base=2)
-        for number in classes:
-            axes.axvline(number, color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=1)
-            axes.annotate(f'{number} classes', (number, 1), xycoords=axes.get_xaxis_transform(),
+        for c in classes:
+            axes.axvline(c, color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+            axes.annotate(f'{c} classes', (c, 1), xycoords=axes.get_xaxis_transform(),
                           xytext=(6, -3), textcoords='offset pixels', fontsize=9.5,
-                          color=palette.MUTED, va='top')  # fmt: skip
+                          color=palette.MUTED, va='top')
         axes.set_xlim(places[0] / 1.35, places[-1] * 1.35)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(x.values()))))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
-        axes.set_xlabel('E · slots per expert (logarithmic)', fontsize=10)
+        figure.write_ticks(axes.xaxis, '{:g}'.format)
+        axes.set_xlabel('E · slots per expert (logarithmic)')
 
     how = 'Dashed line: the number of classes. ' if classes else ''
-    return _against(analysis, name, title, found, x, 'experts_times_slots', finish, how)
+    return _against(analysis, name, title, curves, x, 'experts_times_slots', finish, how)
 
 
 def moe_of(analysis: Analysis, arm: str) -> dict[str, Any]:
-    """The `model.moe` part of an arm's config; {} where it is not known."""
-    registered = as_dict(as_dict(analysis.study.get('arms')).get(arm)).get('config')
-    config = (analysis.arms[arm].config if arm in analysis.arms else {}) or as_dict(registered)
-    return as_dict(as_dict(config.get('model')).get('moe'))
+    """`model.moe` of an arm's config; {} where it is not known."""
+    config = analysis.arms[arm].config if arm in analysis.arms else {}
+    config = config or value_at(analysis.study, 'arms', arm, 'config')
+    return as_dict(value_at(config, 'model', 'moe'))
 
 
 def _slots(analysis: Analysis, arm: str) -> float:
     moe = moe_of(analysis, arm)
     per_expert = as_dict(moe.get('router_args')).get('slots_per_expert', 1)
-    found = numbers.finite([moe.get('num_experts'), per_expert])
-    return found[0] * found[1] if len(found) == 2 else 0.0
+    slots = number(moe.get('num_experts')) * number(per_expert)
+    return slots if math.isfinite(slots) else 0.0

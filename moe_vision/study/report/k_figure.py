@@ -6,53 +6,49 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from moe_vision.report import palette
-from moe_vision.study.analysis.types import Analysis, Gap
-from moe_vision.study.report import chart, gap_figures, numbers
-from moe_vision.study.report.chart import short
+from moe_vision.common.json_values import number
+from moe_vision.report import formats, palette
+from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.report import chart, gap_figures
+from moe_vision.study.report.chart import Series, short
 from moe_vision.study.report.document import Picture
-from moe_vision.study.report.files import diverged
 
 
-def k_ablation(analysis: Analysis, name: str, title: str, series: gap_figures.Series) -> Picture:
+def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Gaps in order of k: one thin line per seed, the mean with its interval; a panel each."""
-    found = gap_figures.found_of(analysis, series)
-    margin = gap_figures.margin_of(analysis)
-    every = [g for gaps in found.values() for g in gaps]
+    panels_of = gap_figures.gaps_of(analysis, series)
+    margin = number(analysis.study.get('margin'))
+    every = [g for gaps in panels_of.values() for g in gaps]
     span = chart.limits(every, margin)
-    calm = [v for g in every if not g.diverged for v in _values(g).values()]
+    calm = [v for g in every if not g.diverged for v in g.by_seed.values()]
     if calm:
         pad = 0.04 * (span[1] - span[0])
         span = min(span[0], min(calm) - pad), max(span[1], max(calm) + pad)
-    columns = min(3 if max(map(len, found.values())) < 5 else 2, len(found))
-    rows = -(-len(found) // columns)
+    columns = min(3 if max(map(len, panels_of.values())) < 5 else 2, len(panels_of))
+    rows = -(-len(panels_of) // columns)
 
     def paint(panels: list[Axes]) -> None:
-        for axes, (head, gaps) in zip(panels, found.items(), strict=False):
+        for axes, (head, gaps) in zip(panels, panels_of.items(), strict=False):
             _k_panel(analysis, axes, gaps, margin, span)
-            if len(found) > 1:
-                axes.set_title(short(head, 34), fontsize=10.5, loc='left', color=palette.INK)
-        for axes in panels[len(found) :]:
+            if len(panels_of) > 1:
+                axes.set_title(short(head, 34))
+        for axes in panels[len(panels_of) :]:
             axes.set_visible(False)
 
-    label = f'{title}: ' + '; '.join(f'{g.name} {numbers.pp(g.estimate.mean)} pp' for g in every)
-    low = max(_slope(analysis, gaps)[1] for gaps in found.values())
+    label = f'{title}: ' + '; '.join(f'{g.name} {formats.pp(g.estimate.mean)} pp' for g in every)
+    low = max(_slope(analysis, gaps)[1] for gaps in panels_of.values())
     svg = chart.picture(paint, label, rows=rows, columns=columns, between=(46, low + 30),
-                        bottom=low, top=30 if len(found) > 1 else 12)  # fmt: skip
+                        bottom=low, top=30 if len(panels_of) > 1 else 12)
     how = ('Thin lines: one seed each, dots its gaps, crosses those with a diverged run. Thick: '
            'mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
     return Picture(name, title, svg, how.strip(), (
         'series', 'comparison', 'label', 'seed', 'seed_gap_pp', *gap_figures.ORDER), [
             [s, g.name, _label(analysis, g, gaps), seed, value, *gap_figures.row_of(g)]
-            for s, gaps in found.items() for g in gaps for seed, value in _values(g).items()])
-
-
-def _values(g: Gap) -> dict[int, float]:
-    return {s: a - b for s, a, b in zip(g.seeds, g.arm_values, g.baseline_values, strict=True)}
+            for s, gaps in panels_of.items() for g in gaps for seed, value in g.by_seed.items()])
 
 
 def _label(analysis: Analysis, g: Gap, gaps: Sequence[Gap]) -> str:
-    """`k = 2` where that tells the gaps apart, else the arm."""
+    """`k = 2` where k differs between all of the gaps, else the name of the arm."""
     ks = [gap_figures.moe_of(analysis, other.arm).get('k') for other in gaps]
     k = gap_figures.moe_of(analysis, g.arm).get('k')
     return f'k = {k}' if None not in ks and len(set(map(str, ks))) == len(ks) else g.arm
@@ -63,13 +59,13 @@ def _k_panel(
 ) -> None:
     chart.ground(axes, margin, span)
     for seed in sorted({s for g in gaps for s in g.seeds}):
-        y = [_values(g).get(seed, math.nan) for g in gaps]
+        y = [g.by_seed.get(seed, math.nan) for g in gaps]
         axes.plot(range(len(gaps)), y, color=palette.ACCENT, linewidth=0.9, alpha=0.5, marker='o',
-                  markersize=2.6, zorder=2)  # fmt: skip
+                  markersize=2.6, zorder=2)
         for i, g in enumerate(gaps):
-            if seed in (*diverged(analysis, g.arm), *diverged(analysis, g.baseline)):
+            if seed in (*analysis.diverged(g.arm), *analysis.diverged(g.baseline)):
                 axes.plot([i], [min(max(y[i], span[0]), span[1])], marker='x', clip_on=False,
-                          color=palette.WARM, markersize=6, zorder=5)  # fmt: skip
+                          color=palette.WARM, markersize=6, zorder=5)
     known = [g.estimate.mean if span[0] <= g.estimate.mean <= span[1] else math.nan for g in gaps]
     axes.plot(range(len(gaps)), known, color=palette.INK, linewidth=1.8, zorder=3)
     for i, g in enumerate(gaps):
@@ -78,8 +74,8 @@ def _k_panel(
     axes.xaxis.set_major_locator(FixedLocator(range(len(gaps))))
     slope, _ = _slope(analysis, gaps)
     axes.set_xticklabels([short(_label(analysis, g, gaps), 22) for g in gaps], rotation=slope,
-                         ha='right' if slope else 'center', rotation_mode='anchor')  # fmt: skip
-    axes.set_ylabel('gap, pp', fontsize=10)
+                         ha='right' if slope else 'center', rotation_mode='anchor')
+    axes.set_ylabel('gap, pp')
 
 
 def _slope(analysis: Analysis, gaps: Sequence[Gap]) -> tuple[int, int]:

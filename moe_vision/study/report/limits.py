@@ -1,17 +1,20 @@
-"""What a study's data do not say, in sentences made from its numbers."""
+"""Sentences, made from a study's numbers, on what its data do not say."""
 
-import math
 from collections.abc import Iterator, Sequence
 
-from moe_vision.study.analysis.types import Analysis, Gap
+from moe_vision.common.json_values import number
+from moe_vision.report.formats import p_value, pp, several
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import numbers
-from moe_vision.study.report.document import Name, Words
-from moe_vision.study.report.files import rows_of
-from moe_vision.study.report.numbers import p_value, pp, several
+from moe_vision.study.report.document import Name, Words, joined
 
 
 def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
-    """One point each; `primary` are the comparisons that the pre-registration covers."""
+    """One point each.
+
+    Args:
+      primary: the comparisons that the pre-registration covers.
+    """
     undecided = sum(g.verdict == 'inconclusive' for g in primary)
     if undecided:
         yield (f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive: '
@@ -28,17 +31,16 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     if lost:
         yield [f'{several(len(lost), "run")} diverged and counted as chance: ', *joined(lost),
                '. A gap that rests on such a run says that training fails, not how accurate a '
-               'trained network is; it is shown with and without.']  # fmt: skip
+               'trained network is; it is shown with and without.']
     yield ('Only these networks, this data set and this length of training were compared: other '
            'sizes are not covered. Costs in FLOPs are counted; time depends on the machine and '
            'stands in timings.md.')
 
 
 def images_of(analysis: Analysis) -> list[int]:
-    """The sizes of test set that the rows name, without repeats."""
-    rows = (row for of_arm in rows_of(analysis).values() for row in of_arm.values())
-    found = {row.get('images') for row in rows}
-    return sorted(n for n in found if isinstance(n, int) and n > 0)
+    """The sizes of the test set that the rows name, smallest first."""
+    sizes = {row.get('images') for _, _, row in analysis.cells()}
+    return sorted(n for n in sizes if isinstance(n, int) and n > 0)
 
 
 def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
@@ -63,19 +65,10 @@ def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:
         yield ['At the checkpoint selected on validation the mean gap has the other sign: ',
-               *joined([Name(g.name) for g in turned]), '.']  # fmt: skip
-    alpha = numbers.finite([analysis.study.get('alpha')])
-    weak = [g for g in primary if g.verdict in ('positive', 'negative')
-            and alpha and math.isfinite(g.p_sign_flip) and g.p_sign_flip > alpha[0]]  # fmt: skip
+               *joined(Name(g.name) for g in turned), '.']
+    alpha = number(analysis.study.get('alpha'))
+    weak = [g for g in primary if g.verdict in ('positive', 'negative') and g.p_sign_flip > alpha]
     for g in weak:
         yield ['The exact sign-flip test does not bear out ', Name(g.name), ': its p is '
                f'{p_value(g.p_sign_flip)}, uncorrected; the verdict rests on the t-test and so on '
-               'gaps that are normally distributed.']  # fmt: skip
-
-
-def joined(names: Sequence[Name]) -> list[str]:
-    """Names with commas between them."""
-    out: list[str] = []
-    for i, name in enumerate(names):
-        out += [', ' if i else '', name]
-    return out
+               'gaps that are normally distributed.']

@@ -1,11 +1,13 @@
 """Which figures a study asks for, each drawn or with the line that says why it is not."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import gap_figures, k_figure, timing, training_figures
+from moe_vision.study.report.chart import NoData
 from moe_vision.study.report.document import Picture, Text
 
 _KINDS = {
@@ -24,16 +26,16 @@ def every(analysis: Analysis) -> Iterator[Picture | Text]:
             yield _draw(_KINDS[kind], analysis, name, title, series)
         elif kind != 'wall_clock':
             yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known are '
-                       f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')  # fmt: skip
+                       f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')
     try:
         yield training_figures.agreement(analysis, 'agreement', 'Agreement of routes')
-    except gap_figures.NoData:
+    except NoData:
         pass  # the section says that nothing was probed
 
 
 def series_of(analysis: Analysis, kind: str) -> list[dict[str, list[str]]]:
     """The series of every declared figure of a kind."""
-    return [series for of, _, _, series in _declared(analysis) if of == kind]
+    return [series for declared, _, _, series in _declared(analysis) if declared == kind]
 
 
 def clock(analysis: Analysis, latency: Mapping[str, Any]) -> Iterator[Picture | Text]:
@@ -41,8 +43,8 @@ def clock(analysis: Analysis, latency: Mapping[str, Any]) -> Iterator[Picture | 
     asked = [d for d in _declared(analysis) if d[0] == 'wall_clock']
     if not asked and latency:
         asked = [('wall_clock', 'wall_clock', 'Accuracy against latency and throughput', {})]
-    for _, name, title, series in asked:
-        yield timing.wall_clock(analysis, latency, name, title, series)
+    draw = functools.partial(timing.wall_clock, latency=latency)
+    yield from (_draw(draw, analysis, name, title, series) for _, name, title, series in asked)
 
 
 def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, list[str]]]]:
@@ -53,7 +55,7 @@ def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, lis
         seen[kind] = seen.get(kind, 0) + 1
         name = kind if seen[kind] == 1 else f'{kind}_{seen[kind]}'
         series = {str(label): [str(m) for m in members or ()]
-                  for label, members in as_dict(figure.get('series')).items()}  # fmt: skip
+                  for label, members in as_dict(figure.get('series')).items()}
         yield kind, name, str(figure.get('title') or kind), series
 
 
@@ -62,5 +64,5 @@ def _draw(
 ) -> Picture | Text:
     try:
         return draw(analysis, name, title, series)
-    except gap_figures.NoData as why:
+    except NoData as why:
         return Text(f'Figure “{title}” is left out: {why}.', 'missing')

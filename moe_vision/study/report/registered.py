@@ -1,11 +1,12 @@
 """What was fixed before the first run, what went wrong since, and what made the rows."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from moe_vision.report.read import as_dict, as_list
-from moe_vision.study.analysis.types import Analysis
-from moe_vision.study.report import numbers
+from moe_vision.common.json_values import as_dict, as_list, number
+from moe_vision.report import formats
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report.document import (
     Block,
     Bullets,
@@ -15,11 +16,11 @@ from moe_vision.study.report.document import (
     Table,
     Text,
     Words,
+    joined,
 )
-from moe_vision.study.report.files import flags, rows_of
 
 _MODES = {'one_by_one': 'one after another, with the same compiled program',
-          'together': 'together, as one program'}  # fmt: skip
+          'together': 'together, as one program'}
 
 
 def section(analysis: Analysis) -> Section:
@@ -30,16 +31,16 @@ def section(analysis: Analysis) -> Section:
     alpha, margin = study.get('alpha'), study.get('margin')
     for what, value in (
         ('metric', _metric(study.get('metric'))),
-        ('α', _number(alpha)),
+        ('α', formats.signed(number(alpha))),
         ('correction', f'{_correction(study)}, over the primary comparisons'),
-        ('margin of equivalence', f'±{_number(margin)} pp'),
+        ('margin of equivalence', f'±{formats.signed(number(margin))} pp'),
         ('seeds', ', '.join(map(str, as_list(study.get('seeds'))))),
         ('seeds are trained', _MODES.get(mode, mode)),
         ('tuning', study.get('tuning')),
         ('exclusion', study.get('exclusion')),
         ('stopping', study.get('stopping')),
     ):
-        rows.append([what, str(value or numbers.NONE)])
+        rows.append([what, str(value or formats.NONE)])
     blocks: list[Block] = [
         Text('As it was registered, under the hash of the whole record; Provenance counts the rows '
              'that carry this hash.'),
@@ -54,7 +55,7 @@ def section(analysis: Analysis) -> Section:
         rest = len(comparisons) - len(primary)
         blocks += [
             Heading('Comparisons'),
-            Text(f'Of {numbers.several(len(comparisons), "registered comparison")} these '
+            Text(f'Of {formats.several(len(comparisons), "registered comparison")} these '
                  f'{len(primary)} are primary; the other {rest} were registered as exploratory and '
                  'stand, with what was expected of them, in the table of verdicts.'),
             Table(('primary comparison', 'arm − baseline', 'expected'),
@@ -67,16 +68,12 @@ def section(analysis: Analysis) -> Section:
 
 
 def _correction(study: dict[str, Any]) -> str:
-    return str(study.get('correction', numbers.NONE)).capitalize()
+    return str(study.get('correction', formats.NONE)).capitalize()
 
 
 def _metric(metric: Any) -> Any:
     known = {'test_accuracy': 'test accuracy of the weights after the last step'}
     return known.get(str(metric), metric)
-
-
-def _number(value: Any) -> str:
-    return numbers.plain(value) if numbers.finite([value]) else numbers.NONE
 
 
 def _comparison(name: str, c: dict[str, Any]) -> list[Words]:
@@ -85,23 +82,21 @@ def _comparison(name: str, c: dict[str, Any]) -> list[Words]:
 
 
 def _pattern(name: str, comparisons: Any) -> list[str]:
-    out = [Name(name), ': ']
-    for i, member in enumerate(as_list(comparisons) or list(comparisons or ())):
-        out += [' and ' if i else '', Name(str(member))]
-    return [*out, ' as expected']
+    members = as_list(comparisons) or list(comparisons or ())
+    return [Name(name), ': ', *joined((Name(str(m)) for m in members), ' and '), ' as expected']
 
 
 def problems(analysis: Analysis) -> Section:
     """Everything that was missing, damaged or is flagged, one line each."""
     lines: list[Words] = [str(p) for p in analysis.problems]
-    lines += [[Name(g.name), f': {flag}'] for g in analysis.gaps.values() for flag in flags(g)]
+    lines += [[Name(g.name), f': {flag}'] for g in analysis.gaps.values() for flag in g.remarks]
     block: Block = Bullets(lines) if lines else Text('Nothing was missing, damaged or flagged.')
     return Section('problems', 'Problems and flags', [block])
 
 
 def provenance(analysis: Analysis) -> Section:
     """Devices, versions, commits and hashes of the rows, with how many rows each."""
-    rows = [row for of_arm in rows_of(analysis).values() for row in of_arm.values()]
+    rows = [row for _, _, row in analysis.cells()]
     if not rows:
         return Section('provenance', 'Provenance', [Text('There are no rows.', 'missing')])
     table: list[list[Words]] = []
@@ -111,19 +106,13 @@ def provenance(analysis: Analysis) -> Section:
         ('device', (row.get('device') for row in rows)),
         *((f'version of {name}', [as_dict(row.get('versions')).get(name) for row in rows])
           for name in sorted({str(n) for row in rows for n in as_dict(row.get('versions'))})),
-    ):  # fmt: skip
+    ):
         table.append([what, _counted(values)])
     return Section('provenance', 'Provenance', [
-        Text(f'Of {numbers.several(len(rows), "row")}.'),
-        Table(('what', 'found (rows)'), table, 'provenance')])  # fmt: skip
+        Text(f'Of {formats.several(len(rows), "row")}.'),
+        Table(('what', 'found (rows)'), table, 'provenance')])
 
 
 def _counted(values: Iterable[Any]) -> list[str]:
-    found: dict[str, int] = {}
-    for value in values:
-        text = str(value) if value not in (None, '') else 'not recorded'
-        found[text] = found.get(text, 0) + 1
-    out: list[str] = []
-    for text, number in sorted(found.items()):
-        out += [', ' if out else '', Name(text), f' ({number})']
-    return out
+    counts = Counter('not recorded' if v in (None, '') else str(v) for v in values)
+    return joined([Name(value), f' ({times})'] for value, times in sorted(counts.items()))

@@ -1,17 +1,18 @@
-"""All that depends on a clock, kept apart: how long cells took, latency, throughput."""
+"""The page of everything that depends on a clock: how long cells took, latency, throughput."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from moe_vision.report import palette
-from moe_vision.report.read import as_dict, as_list, number
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list, number, value_at
+from moe_vision.report import figure, formats
+from moe_vision.report.formats import NONE, signed
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import look
+from moe_vision.study.report.chart import NoData, Series, look
 from moe_vision.study.report.document import (
     Block,
     Document,
@@ -22,12 +23,33 @@ from moe_vision.study.report.document import (
     Text,
     Words,
 )
-from moe_vision.study.report.numbers import plain
+from moe_vision.study.report.tables import csv_text
 
 _CELLS = ('arm', 'cells', 'seconds per cell', 'shortest', 'longest', 'all, hours',
-          'images per second', 'device')  # fmt: skip
+          'images per second', 'device')
+_KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
 _LATENCY = ('arm', 'FLOPs per image', 'images at once', 'median, ms', 'low, ms', 'high, ms',
-            'images per second', 'accuracy, %')  # fmt: skip
+            'images per second', 'accuracy, %')
+
+
+class Latency(NamedTuple):
+    """What was measured of an arm at one batch size; the accuracy is mean and sd over seeds."""
+
+    arm: str
+    flops: Any
+    batch: int
+    median_ms: Any
+    low_ms: Any
+    high_ms: Any
+    images_per_second: Any
+    accuracy_pp: float
+    accuracy_sd_pp: float
+
+    @property
+    def whisker(self) -> tuple[float, float]:
+        """Mean accuracy less and plus one sd, where that is known."""
+        sd = self.accuracy_sd_pp if math.isfinite(self.accuracy_sd_pp) else 0.0
+        return self.accuracy_pp - sd, self.accuracy_pp + sd
 
 
 def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[Block]) -> Document:
@@ -35,133 +57,119 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
     cells, latency = as_dict(timings.get('cells')), as_dict(timings.get('latency'))
     name = str(analysis.study.get('name', 'study'))
     device = str(latency.get('device', ''))
-    rows = [_cell(arm, as_dict(of)) for arm, of in cells.items() if as_dict(of)]
+    rows = [_cell(arm, seeds) for arm, seeds in cells.items() if as_dict(seeds)]
     took: Block = Table(_CELLS, rows) if rows else Text('No cell was timed.', 'missing')
     parts: list[Block] = [Text('Not measured yet: `study time` writes it.', 'missing')]
     if latency:
         parts = [Text(['Inference, medians of interleaved runs, on ', Name(device or 'an unknown '
                        'device'), '; low and high are the first and third quartiles. They '
-                       'hold for this device and these batch sizes alone.'])]  # fmt: skip
+                       'hold for this device and these batch sizes alone.'])]
         parts.append(Table(_LATENCY, [
-            [Name(str(row[0])), palette.short(number(row[1])), str(row[2]),
-             *(plain(number(v)) for v in row[3:6]), _speed(number(row[6])),
-             numbers.pp(number(row[7]), sign=False)]
-            for row in latency_rows(analysis, latency)]))  # fmt: skip
+            [Name(row.arm), formats.size(number(row.flops)), str(row.batch),
+             *(signed(number(ms)) for ms in (row.median_ms, row.low_ms, row.high_ms)),
+             _speed(number(row.images_per_second)), formats.pp(row.accuracy_pp, sign=False)]
+            for row in latency_rows(analysis, latency)]))
     return Document(f'{name}: timings', 'Timings of a study', (
         'Whatever depends on a clock stands here and nowhere else in the report.'), (
             Section('training', 'Training', [took]),
-            Section('latency', 'Inference', [*parts, *pictures])))  # fmt: skip
+            Section('latency', 'Inference', [*parts, *pictures])))
 
 
 def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
-    every = [as_dict(of) for of in seeds.values()]
-    seconds = numbers.finite(of.get('seconds') for of in every)
-    speed = numbers.finite(of.get('images_per_second') for of in every)
-    devices = sorted({str(of['device']) for of in every if of.get('device')})
-    return [Name(arm), str(len(every)), numbers.spread(seconds, plain),
-            *(plain(f(seconds)) if seconds else numbers.NONE for f in (min, max)),
-            plain(sum(seconds) / 3600) if seconds else numbers.NONE,
-            numbers.spread(speed, _speed), ', '.join(devices)]  # fmt: skip
+    timed = [as_dict(cell) for cell in seeds.values()]
+    seconds = numbers.finite(cell.get('seconds') for cell in timed)
+    speed = numbers.finite(cell.get('images_per_second') for cell in timed)
+    devices = sorted({str(cell['device']) for cell in timed if cell.get('device')})
+    return [Name(arm), str(len(timed)), numbers.spread(seconds, signed),
+            *(signed(f(seconds)) if seconds else NONE for f in (min, max)),
+            signed(sum(seconds) / 3600) if seconds else NONE,
+            numbers.spread(speed, _speed), ', '.join(devices)]
 
 
-def files(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list]]:
-    """File name -> head and rows."""
-    cells = [[arm, seed, *(as_dict(of).get(key) for key in _KEYS)]
+def tables(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of timings, file name -> content."""
+    cells = [[arm, seed, *(value_at(cell, key) for key in _KEYS)]
              for arm, seeds in as_dict(timings.get('cells')).items()
-             for seed, of in as_dict(seeds).items()]  # fmt: skip
-    head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
-            'accuracy_pp', 'accuracy_sd_pp')  # fmt: skip
-    return {'cells.csv': (('arm', 'seed', *_KEYS), cells), 'latency.csv': (
-        head, latency_rows(analysis, as_dict(timings.get('latency'))))}  # fmt: skip
+             for seed, cell in as_dict(seeds).items()]
+    latency = latency_rows(analysis, as_dict(timings.get('latency')))
+    return {'cells.csv': csv_text(('arm', 'seed', *_KEYS), cells),
+            'latency.csv': csv_text(Latency._fields, latency)}
 
 
-_KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
-
-
-def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[list[Any]]:
-    """[arm, FLOPs, batch, median, low, high ms, images/s, accuracy mean, sd] by arm and batch."""
-    out = []
-    for arm, of in as_dict(latency.get('arms')).items():
+def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[Latency]:
+    """All that was measured, by arm and batch size."""
+    rows = []
+    for arm, measured in as_dict(latency.get('arms')).items():
         summary = analysis.arms.get(arm)
-        batches = as_dict(as_dict(of).get('batches'))
-        for batch, t in sorted(batches.items(), key=lambda b: _int(b[0])):
-            out.append([arm, as_dict(of).get('flops'), _int(batch), *(
-                as_dict(t).get(k) for k in ('median_ms', 'low_ms', 'high_ms', 'images_per_second')),
-                summary.mean if summary else math.nan, summary.sd if summary else math.nan])
-    return out
+        accuracy = (summary.mean, summary.sd) if summary else (math.nan, math.nan)
+        batches = as_dict(value_at(measured, 'batches'))
+        for batch, times in sorted(batches.items(), key=lambda b: _int(b[0])):
+            measures = (value_at(times, key) for key in Latency._fields[3:7])
+            rows.append(Latency._make([str(arm), value_at(measured, 'flops'), _int(batch),
+                                       *measures, *accuracy]))
+    return rows
 
 
 def _speed(value: float) -> str:
-    return f'{value:,.0f}' if value >= 100 else plain(value)
+    return f'{value:,.0f}' if value >= 100 else signed(value)
 
 
 def _int(batch: Any) -> int:
     return int(batch) if str(batch).isdecimal() else 0
 
 
-def wall_clock(
-    analysis: Analysis, latency: Mapping[str, Any], name: str, title: str,
-    series: Mapping[str, Sequence[str]],
-) -> Picture | Text:  # fmt: skip
+def wall_clock(analysis: Analysis, name: str, title: str, series: Series,
+               latency: Mapping[str, Any]) -> Picture:
     """Accuracy against latency (above) and throughput (below), a column per batch size."""
     wanted = [str(arm) for arms in series.values() for arm in as_list(list(arms))]
-    rows = [r for r in latency_rows(analysis, latency) if not wanted or r[0] in wanted]
-    rows = [r for r in rows if number(r[3]) > 0 and number(r[6]) > 0 and math.isfinite(r[7])]
+    rows = [r for r in latency_rows(analysis, latency) if not wanted or r.arm in wanted]
+    rows = [r for r in rows if number(r.median_ms) > 0 and number(r.images_per_second) > 0
+            and math.isfinite(r.accuracy_pp)]
     if not rows:
-        return Text(f'Figure “{title}” is left out: none of its arms has both a latency and an '
-                    'accuracy yet.', 'missing')  # fmt: skip
-    arms = list(dict.fromkeys(r[0] for r in rows))
-    batches = sorted({r[2] for r in rows})
+        raise NoData('none of its arms has both a latency and an accuracy yet')
+    arms = list(dict.fromkeys(r.arm for r in rows))
+    batches = sorted({r.batch for r in rows})
 
     def paint(panels: list[Axes]) -> None:
         for i, axes in enumerate(panels):
             batch, below = batches[i % len(batches)], i >= len(batches)
-            here = [r for r in rows if r[2] == batch]
-            _times(axes, here, arms, below)
+            _panel(axes, [r for r in rows if r.batch == batch], arms, below)
             if not below:
-                axes.set_title(numbers.several(batch, 'image') + ' at once', fontsize=10.5,
-                               loc='left', color=palette.INK)  # fmt: skip
+                axes.set_title(formats.several(batch, 'image') + ' at once')
             axes.tick_params(labelleft=i % len(batches) == 0)
-            axes.set_xlabel('images per second' if below else 'median latency, ms', fontsize=10)
+            axes.set_xlabel('images per second' if below else 'median latency, ms')
             if i % len(batches) == 0:
-                axes.set_ylabel('test accuracy, %', fontsize=10)
-            low = min(r[7] - _sd(r) for r in rows)
-            high = max(r[7] + _sd(r) for r in rows)
+                axes.set_ylabel('test accuracy, %')
+            low, high = min(r.whisker[0] for r in rows), max(r.whisker[1] for r in rows)
             pad = 0.08 * (high - low) or 0.5
             axes.set_ylim(low - pad, high + pad)
 
-    label = f'{title}: ' + '; '.join(f'{r[0]} {r[2]} at once {plain(r[3])} ms' for r in rows)
+    label = f'{title}: ' + '; '.join(
+        f'{r.arm} {r.batch} at once {signed(r.median_ms)} ms' for r in rows)
     svg = chart.picture(paint, label, rows=2, columns=len(batches), names=arms, panel=180,
                         width=max(chart.WIDTH, 62 + 190 * len(batches)), between=(30, 58),
-                        top=30)  # fmt: skip
+                        top=30)
     how = ('Up and left is better above, up and right below. Vertical bars: sd of accuracy over '
            'seeds; horizontal: quartiles of latency.')
-    head = ('arm', 'flops', 'batch', 'median_ms', 'low_ms', 'high_ms', 'images_per_second',
-            'accuracy_pp', 'accuracy_sd_pp')  # fmt: skip
-    return Picture(name, title, svg, how, head, rows)
+    return Picture(name, title, svg, how, Latency._fields, rows)
 
 
-def _sd(row: Sequence[Any]) -> float:
-    return row[8] if math.isfinite(row[8]) else 0.0
-
-
-def _times(axes: Axes, rows: list[list[Any]], arms: list[str], below: bool) -> None:
+def _panel(axes: Axes, rows: list[Latency], arms: list[str], below: bool) -> None:
     seen = []
     for row in rows:
-        style = look(arms.index(row[0]))
-        speed, t, low, high = row[6], *row[3:6]
-        x, ends = (speed, []) if below else (t, numbers.finite([low, high]))
-        axes.plot([x, x], [row[7] - _sd(row), row[7] + _sd(row)], color=style.colour,
-                  linewidth=1.2, alpha=0.7)  # fmt: skip
+        style, y = look(arms.index(row.arm)), row.accuracy_pp
+        x = row.images_per_second if below else row.median_ms
+        ends = [] if below else numbers.finite([row.low_ms, row.high_ms])
+        axes.plot([x, x], row.whisker, color=style.colour, linewidth=1.2, alpha=0.7)
         if len(ends) == 2:
-            axes.plot(ends, [row[7]] * 2, color=style.colour, linewidth=1.2, alpha=0.7)
-        axes.plot([x], [row[7]], color=style.colour, marker=style.marker, markersize=7, zorder=4)
+            axes.plot(ends, [y, y], color=style.colour, linewidth=1.2, alpha=0.7)
+        axes.plot([x], [y], color=style.colour, marker=style.marker, markersize=7, zorder=4)
         seen += [x, *ends]
     axes.grid(True, axis='x')
     if seen and max(seen) > 4 * min(seen):
-        chart.log_ticks(axes, seen, palette.tick)
+        chart.log_ticks(axes, seen, formats.tick)
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.15)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: palette.tick(v)))
+        figure.write_ticks(axes.xaxis, formats.tick)

@@ -1,70 +1,61 @@
-"""Pictures over training: temperature, entropy and accuracy; agreement of routes.
-
-Axis letters: N validations.
-"""
+"""Pictures over training: temperature, entropy and accuracy, and the agreement of routes."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from moe_vision.report import palette
-from moe_vision.report.read import as_dict, as_list, number
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.common.json_values import as_dict, as_list, number, value_at
+from moe_vision.report import figure, formats
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import look
+from moe_vision.study.report.chart import NoData, Series, look
 from moe_vision.study.report.document import Picture
-from moe_vision.study.report.files import rows_of
-from moe_vision.study.report.gap_figures import NoData
 
 Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
 _QUANTITIES = {'temperature': 'temperature', 'gate_entropy': 'gate entropy, nats',
-               'accuracy': 'validation accuracy, %'}  # fmt: skip
+               'accuracy': 'validation accuracy, %'}
 _HOW = 'Thin: one seed each; thick: mean over seeds; layers are averaged. '
 
 
-def traces(
-    analysis: Analysis, name: str, title: str, series: Mapping[str, Sequence[str]]
-) -> Picture:
+def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Temperature, gate entropy and validation accuracy over epochs, one colour per arm."""
     arms = {arm: label if len(names) == 1 else arm
-            for label, names in series.items() for arm in names}  # fmt: skip
-    rows = []
-    for arm in arms:
-        for seed, row in rows_of(analysis).get(arm, {}).items():
-            for at in as_list(row.get('curve')):
-                rows.append([arms[arm], arm, seed, *_point(as_dict(at))])
-    drawn = [q for i, q in enumerate(_QUANTITIES) if any(numbers.finite([r[5 + i]]) for r in rows)]
+            for label, names in series.items() for arm in names}
+    rows = [[arms[arm], arm, seed, *_point(as_dict(point))]
+            for arm in arms for known, seed, row in analysis.cells() if known == arm
+            for point in as_list(row.get('curve'))]
+    drawn = [q for i, q in enumerate(_QUANTITIES) if any(math.isfinite(r[5 + i]) for r in rows)]
     if not drawn:
         raise NoData('none of its arms has a row with a curve yet')
     curves: dict[str, Curves] = {q: {} for q in drawn}
     for label, _, seed, _, epoch, *values in rows:
         for q, value in zip(_QUANTITIES, values, strict=True):
-            if q in curves and numbers.finite([epoch]) and numbers.finite([value]):
+            if q in curves and math.isfinite(epoch) and math.isfinite(value):
                 curves[q].setdefault(label, {}).setdefault(seed, {})[epoch] = value
     names = [label for label in arms.values() if any(label in c for c in curves.values())]
 
     def paint(panels: list[Axes]) -> None:
         for axes, q in zip(panels, drawn, strict=True):
             _lines(axes, curves[q], names)
-            axes.set_ylabel(_QUANTITIES[q], fontsize=10)
+            axes.set_ylabel(_QUANTITIES[q])
             axes.tick_params(labelbottom=axes is panels[-1])
         if 'accuracy' in drawn:
             top = min(panels[-1].get_ylim()[1], 100.3)
             panels[-1].set_ylim(_late(curves['accuracy']), top)
-        panels[-1].set_xlabel('epoch', fontsize=10)
+        panels[-1].set_xlabel('epoch')
 
     svg = chart.picture(paint, f'{title}: ' + '; '.join(_ends(curves[q], q) for q in drawn),
-                        rows=len(drawn), names=names, panel=150, between=(0, 18))  # fmt: skip
+                        rows=len(drawn), names=names, panel=150, between=(0, 18))
     missing = [_QUANTITIES[q].split(',')[0] for q in _QUANTITIES if q not in drawn]
     how = _HOW
     if 'accuracy' in drawn:
         how += 'The axis of accuracy begins at the lowest value of the second half of training. '
     if missing:
-        how += f'No row tells the {numbers.listed(missing)}.'
+        how += f'No row tells the {formats.all_of(missing)}.'
     head = ('series', 'arm', 'seed', 'step', 'epoch', *(
         f'{q}_percent' if q == 'accuracy' else q for q in _QUANTITIES))
     return Picture(name, title, svg, how.strip(), head, rows)
@@ -74,21 +65,21 @@ def _point(at: dict[str, Any]) -> list[Any]:
     layers = [as_dict(values) for values in as_dict(at.get('layers')).values()]
     return [at.get('step'), number(at.get('epoch')),
             *(numbers.mean(layer.get(q) for layer in layers) for q in list(_QUANTITIES)[:2]),
-            100 * number(at.get('accuracy'))]  # fmt: skip
+            100 * number(at.get('accuracy'))]
 
 
 def mean_curve(seeds: Mapping[int, Points]) -> Points:
-    """Over the seeds that have a value, epoch by epoch; where all seeds that ever have one do."""
+    """epoch -> mean over the seeds that have a value there, where more than half of them do."""
     epochs = sorted({epoch for points in seeds.values() for epoch in points})
     return {e: numbers.mean(p[e] for p in seeds.values() if e in p)
-            for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}  # fmt: skip
+            for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}
 
 
 def _late(curves: Curves) -> float:
     """Just below the lowest value in the second half of the epochs."""
     last = max(e for seeds in curves.values() for points in seeds.values() for e in points)
     late = [v for seeds in curves.values() for points in seeds.values()
-            for e, v in points.items() if e > last / 2]  # fmt: skip
+            for e, v in points.items() if e > last / 2]
     return min(late) - 0.04 * (max(late) - min(late)) - 0.1
 
 
@@ -97,29 +88,27 @@ def _lines(axes: Axes, curves: Curves, names: Sequence[str]) -> None:
         style = look(names.index(label))
         for points in seeds.values():
             axes.plot(list(points), list(points.values()), color=style.colour, linewidth=0.7,
-                      alpha=0.3, zorder=2)  # fmt: skip
+                      alpha=0.3, zorder=2)
         mean = mean_curve(seeds)
         marked = max(1, len(mean) // 8)
         axes.plot(list(mean), list(mean.values()), color=style.colour, marker=style.marker,
                   markersize=4.5, markevery=marked, zorder=3,
-                  dashes=style.dashes or (None, None))  # fmt: skip
+                  dashes=style.dashes or (None, None))
     axes.margins(x=0.02, y=0.1)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:.4g}'))
+    figure.write_ticks(axes.yaxis, '{:.4g}'.format)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
 def _ends(curves: Curves, what: str) -> str:
-    said = []
-    for label, seeds in curves.items():
-        mean = list(mean_curve(seeds).values())
-        if mean:
-            said.append(f'{label} from {numbers.plain(mean[0])} to {numbers.plain(mean[-1])}')
-    return f'{what} ' + ', '.join(said)
+    means = {label: list(mean_curve(seeds).values()) for label, seeds in curves.items()}
+    return f'{what} ' + ', '.join(
+        f'{label} from {formats.signed(mean[0])} to {formats.signed(mean[-1])}'
+        for label, mean in means.items() if mean)
 
 
 def _few(analysis: Analysis, arms: list[str], most: int = 8) -> list[str]:
-    """At most so many arms, in their order, those of primary comparisons before others."""
+    """At most so many of the arms, in their order; those of primary comparisons come first."""
     primary = {arm for g in analysis.gaps.values() if g.primary for arm in (g.arm, g.baseline)}
     chosen = sorted(arms, key=lambda arm: arm not in primary)[:most]
     return [arm for arm in arms if arm in chosen]
@@ -129,18 +118,17 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     """Share of probe images with the same first choice as before, and as at the end."""
     rows: list[list[Any]] = []
     curves: dict[str, dict[str, dict[int, dict[float, list[float]]]]] = {
-        'with_previous': {}, 'with_final': {}}  # fmt: skip
-    for arm, seeds in rows_of(analysis).items():
-        for seed, row in seeds.items():
-            for layer, of in as_dict(as_dict(row.get('mechanism')).get('agreement')).items():
-                epochs, *values = (as_list(as_dict(of).get(key)) for key in ('epoch', *curves))
-                for i, epoch in enumerate(epochs):
-                    point = [number(v[i]) if i < len(v) else math.nan for v in values]
-                    rows.append([arm, seed, layer, epoch, *point])
-                    for key, value in zip(curves, point, strict=True):
-                        if math.isfinite(value):
-                            of_seed = curves[key].setdefault(arm, {}).setdefault(seed, {})
-                            of_seed.setdefault(epoch, []).append(100 * value)
+        'with_previous': {}, 'with_final': {}}
+    for arm, seed, row in analysis.cells():
+        for layer, probed in as_dict(value_at(row, 'mechanism', 'agreement')).items():
+            epochs, *values = (as_list(as_dict(probed).get(key)) for key in ('epoch', *curves))
+            for i, epoch in enumerate(epochs):
+                point = [number(v[i]) if i < len(v) else math.nan for v in values]
+                rows.append([arm, seed, layer, epoch, *point])
+                for key, value in zip(curves, point, strict=True):
+                    if math.isfinite(value):
+                        of_seed = curves[key].setdefault(arm, {}).setdefault(seed, {})
+                        of_seed.setdefault(epoch, []).append(100 * value)
     if not any(curves.values()):
         raise NoData('no cell was probed')
     known = [arm for arm in analysis.arms if any(arm in c for c in curves.values())]
@@ -151,20 +139,20 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
         for axes, key, head in zip(panels, curves, heads, strict=True):
             means = {arm: {seed: {e: numbers.mean(v) for e, v in points.items()}
                            for seed, points in seeds.items()}
-                     for arm, seeds in curves[key].items() if arm in names}  # fmt: skip
+                     for arm, seeds in curves[key].items() if arm in names}
             _lines(axes, means, names)
-            axes.set_title(head, fontsize=10.5, loc='left', color=palette.INK)
-            axes.set_ylabel('same first choice, %', fontsize=10)
+            axes.set_title(head)
+            axes.set_ylabel('same first choice, %')
             axes.set_ylim(top=min(axes.get_ylim()[1], 102))
-            axes.set_xlabel('epoch', fontsize=10)
+            axes.set_xlabel('epoch')
 
     svg = chart.picture(paint, f'{title}: arms {", ".join(names)}', columns=2, names=names,
-                        panel=210, top=30)  # fmt: skip
+                        panel=210, top=30)
     how = _HOW + 'Routes that settle late had little time to specialise. '
     if len(names) < len(known):
         how += (f'Drawn are {len(names)} of {len(known)} probed arms, those of primary comparisons '
                 'first; the file has all of them.')
     return Picture(name, title, svg, how.strip(), (
-        'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)  # fmt: skip
+        'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)
 
 

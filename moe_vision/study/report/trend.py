@@ -1,20 +1,20 @@
 """Whether gaps rise along ρ, and whether the backbone family makes a difference at equal ρ.
 
-Exploratory both: the verdicts on the ends of a sweep are what was registered.
+Both are exploratory: what was registered are the verdicts on the ends of a sweep.
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+from moe_vision.common.json_values import number
+from moe_vision.report.formats import interval, p_value, pp, share, signed
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.analysis.statistics import family_difference, spearman
-from moe_vision.study.analysis.types import Analysis, Gap
-from moe_vision.study.report import numbers
+from moe_vision.study.report.chart import Series
 from moe_vision.study.report.document import Block, Name, Section, Table, Text, Words
-from moe_vision.study.report.gap_figures import Series, margin_of
-from moe_vision.study.report.numbers import p_value, pp
 
-NEAR = 0.1  # two ρ are one level where they differ by less than this share
+NEAR = 0.1  # two ρ that differ by less than this share count as one level
 HEAD = ('what', 'series', 'levels of ρ', 'value', 'low', 'high', 'p')
 Line = tuple[str, str, str, float, float, float, float]
 
@@ -25,8 +25,8 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
     Args:
       figures: the series of every figure of gaps against ρ.
     """
-    found = list(lines(analysis, figures))
-    if not found:
+    trends = list(lines(analysis, figures))
+    if not trends:
         return None
     blocks: list[Block] = [
         Text('Exploratory. Trend: rank correlation (Spearman) of the mean gap with ρ over the '
@@ -34,33 +34,34 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
              'less that of the other at the same ρ, paired by seed, with its 90 % interval at '
              'α = 0.05; p is that of two one-sided tests against the margin, so a small p says '
              'that the family matters by less than the margin there; a large one says nothing.'),
-        Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_told(x) for x in found],
+        Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_row(x) for x in trends],
               'trend')]
     return Section('trend', 'Along ρ', blocks)
 
 
-def _told(line: Line) -> list[Words]:
+def _row(line: Line) -> list[Words]:
     what, series, levels, value, low, high, p = line
-    shown = numbers.plain(value) if what == 'trend' else f'{pp(value)} pp'
-    return [what, Name(series), levels, shown, numbers.between(low, high), p_value(p)]
+    shown = signed(value) if what == 'trend' else f'{pp(value)} pp'
+    return [what, Name(series), levels, shown, interval(low, high), p_value(p)]
 
 
 def lines(analysis: Analysis, figures: Sequence[Series]) -> Iterator[Line]:
     """Each (what, series, levels, value, low, high, p); value is a correlation, or pp."""
-    alpha = next(iter(numbers.finite([analysis.study.get('alpha')])), 0.05)
+    alpha = number(analysis.study.get('alpha', 0.05))
+    margin = number(analysis.study.get('margin'))
     for series in figures:
         families = {name: _levels(analysis, names) for name, names in series.items()}
         for name, gaps in families.items():
             if len(gaps) > 2:
                 value, p = spearman([g.rho_place for g in gaps], [g.estimate.mean for g in gaps])
-                span = f'{_percent(gaps[0].rho_place)} to {_percent(gaps[-1].rho_place)}'
+                span = f'{share(gaps[0].rho_place)} to {share(gaps[-1].rho_place)}'
                 yield 'trend', name, span, value, math.nan, math.nan, p
         for one, other in itertools.combinations(families, 2):
             for a, b in itertools.product(families[one], families[other]):
                 if abs(a.rho_place - b.rho_place) < NEAR * a.rho_place:
                     values = [dict(zip(g.seeds, g.estimate.values, strict=True)) for g in (a, b)]
-                    e, p = family_difference(values[0], values[1], margin_of(analysis), alpha)
-                    yield ('family', f'{one} - {other}', _percent(a.rho_place), e.mean, e.low,
+                    e, p = family_difference(values[0], values[1], margin, alpha)
+                    yield ('family', f'{one} - {other}', share(a.rho_place), e.mean, e.low,
                            e.high, p)
 
 
@@ -69,7 +70,3 @@ def _levels(analysis: Analysis, names: Sequence[str]) -> list[Gap]:
     gaps = [analysis.gaps[n] for n in names if n in analysis.gaps]
     return sorted((g for g in gaps if math.isfinite(g.estimate.mean) and g.rho_place > 0),
                   key=lambda g: g.rho_place)
-
-
-def _percent(share: float) -> str:
-    return f'{100 * share:.3g} %'

@@ -1,9 +1,10 @@
 """The tables of verdicts, of tests and of every value behind them."""
 
-import math
 from collections.abc import Sequence
 
-from moe_vision.study.analysis.types import Analysis, Gap
+from moe_vision.report import formats
+from moe_vision.report.formats import p_value, pp, share, times
+from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.answer import standing
 from moe_vision.study.report.document import (
@@ -16,28 +17,26 @@ from moe_vision.study.report.document import (
     Verdict,
     Words,
 )
-from moe_vision.study.report.files import confirms, diverged, flags
-from moe_vision.study.report.numbers import level, p_value, pp, times
 
 _HEAD = ('comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds', 'cost, FLOPs',
-         'cost, executed', 'expected', 'arm − baseline', 'note')  # fmt: skip
+         'cost, executed', 'expected', 'arm − baseline', 'note')
 _TESTS = ('comparison', 'sd, pp', 'effect size d_z', 'p (paired t)', 'p, Holm',
           'p (sign flip)', 'p (TOST)', 'p (TOST), Holm', 'smallest gap found, pp', 'correlation',
-          'error of the test set, pp')  # fmt: skip
+          'error of the test set, pp')
 _OTHER = ('comparison', 'final, pp', 'selected on validation, pp', 'without diverged runs, pp',
-          'cost, FLOPs', 'parameters', 'ρ of the arm')  # fmt: skip
+          'cost, FLOPs', 'parameters', 'ρ of the arm')
 
 
 def section(analysis: Analysis) -> Section:
     """Primary comparisons first; the exploratory ones under a heading that says so."""
-    primary = [g for g in analysis.gaps.values() if confirms(g)]
-    other = [g for g in analysis.gaps.values() if not confirms(g)]
+    primary = [g for g in analysis.gaps.values() if g.confirms]
+    other = [g for g in analysis.gaps.values() if not g.confirms]
     blocks: list[Block] = [Text(
         'Equivalence is tested first (two one-sided tests against the margin), then the gap '
         '(paired t-test). Gaps are accuracies of the arm less those of the baseline, after the '
         'last step, in percentage points; the interval is a t-interval over seeds at the level '
         'of the verdict it stands beside. Cost is FLOPs per image over those of the baseline: '
-        'what the active experts need, and what the padded buffers execute.')]  # fmt: skip
+        'what the active experts need, and what the padded buffers execute.')]
     if primary:
         blocks += [Heading('Primary comparisons'), _verdicts(primary)]
     if other:
@@ -78,59 +77,52 @@ def _verdict(g: Gap) -> list[Words]:
     e = g.estimate
     expected = '' if g.expected in ('', 'none') else f'{g.expected}: ' + (
         standing(g.expected, g.verdict))
-    notes = [note for note in (g.note, *flags(g)) if note]
+    notes = [note for note in (g.note, *g.remarks) if note]
     return [Name(g.name), Verdict(g.verdict), pp(e.mean),
-            numbers.between(e.low, e.high), level(e.level), str(e.n), times(g.cost),
-            times(g.cost_executed), expected or numbers.NONE,
-            [Name(g.arm), ' − ', Name(g.baseline)], '; '.join(notes)]  # fmt: skip
+            formats.interval(e.low, e.high), share(e.level, 5), str(e.n), times(g.cost),
+            times(g.cost_executed), expected or formats.NONE,
+            [Name(g.arm), ' − ', Name(g.baseline)], '; '.join(notes)]
 
 
 def _tests(g: Gap) -> list[Words]:
     return [Name(g.name), pp(g.estimate.sd, sign=False),
-            numbers.plain(g.effect_size), p_value(g.p), p_value(g.p_holm), p_value(g.p_sign_flip),
+            formats.signed(g.effect_size), p_value(g.p), p_value(g.p_holm), p_value(g.p_sign_flip),
             p_value(g.p_tost), p_value(g.p_tost_holm), pp(g.mde, sign=False),
-            numbers.plain(g.correlation, 2), pp(g.image_error, sign=False)]  # fmt: skip
+            formats.signed(g.correlation, 2), pp(g.image_error, sign=False)]
 
 
 def _otherwise(g: Gap) -> list[Words]:
     without = 'none diverged'
     if g.diverged:
-        runs = numbers.several(g.diverged, 'run')
+        runs = formats.several(g.diverged, 'run')
         without = f'{numbers.estimate(g.without_diverged)}, {runs} left out'
     return [Name(g.name), numbers.estimate(g.estimate), numbers.estimate(g.selected), without,
-            times(g.cost), times(g.params), percent(g.rho_place)]  # fmt: skip
-
-
-def percent(share: float) -> str:
-    """A share, `38.2 %`."""
-    return f'{100 * share:.3g} %' if math.isfinite(share) else numbers.NONE
+            times(g.cost), times(g.params), share(g.rho_place)]
 
 
 def per_seed(analysis: Analysis) -> Section:
     """Every gap and every accuracy, one column per seed; diverged runs are marked."""
     gaps, arms = analysis.gaps.values(), analysis.arms.values()
-    seeds = sorted({s for of in (*gaps, *arms) for s in of.seeds})
+    seeds = sorted({seed for either in (*gaps, *arms) for seed in either.seeds})
     if not seeds:
         nothing = Text('No seed has been run yet.', 'missing')
         return Section('seeds', 'Per seed', [nothing])
     head = [f'seed {s}' for s in seeds]
 
-    def row(found: dict[int, float], lost: Sequence[int], sign: bool) -> list[str]:
-        return [(pp(found[s], sign=sign) + (' †' if s in lost else '')) if s in found else ''
-                for s in seeds]  # fmt: skip
+    def row(values: dict[int, float], lost: Sequence[int], sign: bool) -> list[str]:
+        return [(pp(values[s], sign=sign) + (' †' if s in lost else '')) if s in values else ''
+                for s in seeds]
 
     of_gaps = [
-        [Name(g.name), *row(
-            {s: a - b for s, a, b in zip(g.seeds, g.arm_values, g.baseline_values, strict=True)},
-            [*diverged(analysis, g.arm), *diverged(analysis, g.baseline)], True),
-         pp(g.estimate.mean)]
+        [Name(g.name), *row(g.by_seed, analysis.diverged(g.arm) + analysis.diverged(g.baseline),
+                            True), pp(g.estimate.mean)]
         for g in gaps
-    ]  # fmt: skip
+    ]
     of_arms = [
         [Name(a.name), *row(dict(zip(a.seeds, a.values, strict=False)), a.diverged, False),
          pp(a.mean, sign=False)]
         for a in arms
-    ]  # fmt: skip
+    ]
     text = ('Accuracy after the last step. The seed is the unit of replication: pairs share their '
             'data order, augmentation and the first values of common parameters (an arm with a '
             'seed offset shares nothing: it is the same config with other seeds). An empty cell '
@@ -139,4 +131,4 @@ def per_seed(analysis: Analysis) -> Section:
         Text(text),
         Heading('Gaps, pp'), Table(['comparison', *head, 'mean'], of_gaps, 'gap per seed'),
         Heading('Accuracies, %'), Table(['arm', *head, 'mean'], of_arms, 'accuracy per seed'),
-    ])  # fmt: skip
+    ])

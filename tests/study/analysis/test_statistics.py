@@ -101,7 +101,7 @@ def test_one_value_and_none():
     ([0, 0, 5], 1),
     ([0.3, 0.1 + 0.2, -0.3, 0.6], 8 / 16),  # in units of 0.3, |sum| is 5 in 2 patterns, 3 in 6
     ([1] * 5, 0.0625), ([1] * 6, 0.03125), ([-1] * 8, 0.0078125), ([1] * 20, 2**-19),
-])  # fmt: skip
+])
 def test_sign_flip_by_counting(values, p):
     assert statistics.sign_flip(values) == p
 

@@ -19,7 +19,7 @@ from moe_vision.study.analysis import analyse
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 NEVER = ('no difference', 'no effect', 'no significant', 'not significant', 'proves', 'proven',
-         'same accuracy', 'nan', 'None', 'inf ')  # fmt: skip
+         'same accuracy', 'nan', 'None', 'inf ')
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +67,7 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
     assert {r[0] for r in primary[2:]} == {n for n, g in gaps.items() if g['primary'] == '1'}
     assert {r[0] for r in other[2:]} == {n for n, g in gaps.items() if g['primary'] == '0'}
     assert primary[0][:9] == ['comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds',
-                              'cost, FLOPs', 'cost, executed', 'expected']  # fmt: skip
+                              'cost, FLOPs', 'cost, executed', 'expected']
     for name, verdict, gap, interval, level, n, cost, executed, expected, *_ in (
         primary[2:] + other[2:]
     ):
@@ -84,7 +84,7 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
         assert float(effect) == pytest.approx(float(row['effect_size']), rel=6e-3, abs=1e-9)
         assert float(correlation) == pytest.approx(float(row['correlation']), rel=6e-2)
         for p, key in zip(ps, ('p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm'),
-                          strict=True):  # fmt: skip
+                          strict=True):
             assert (p == '–') == (row[key] == '')
             if p.startswith('<'):
                 assert float(row[key]) < float(p[1:])
@@ -207,5 +207,5 @@ def test_provenance_counts_rows(made, folder):
 def test_nothing_of_the_models_is_imported():
     code = ('import sys; from moe_vision.study.report import (pictures, page, answer, arms, timing,'
             'registered, verdicts); bad = {"jax", "flax", "optax", "configs", "ml_collections"}; '
-            'assert not bad & set(sys.modules), bad & set(sys.modules)')  # fmt: skip
+            'assert not bad & set(sys.modules), bad & set(sys.modules)')
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

@@ -47,7 +47,7 @@ def paths(root: ElementTree.Element) -> list[list[tuple[float, float]]]:
 def test_every_picture_has_its_numbers_and_every_file_its_picture(folder):
     names = {p.stem for p in (folder / 'figures').glob('*.svg')}
     assert names == {'verdicts', 'gap_against_rho', 'k_ablation', 'soft_axis', 'traces',
-                     'agreement'}  # fmt: skip
+                     'agreement'}
     assert names == {p.stem for p in (folder / 'figures').glob('*.csv')}
     text = (folder / 'report.md').read_text()
     for name in names:
@@ -69,7 +69,7 @@ def test_gaps_lie_where_their_numbers_say(folder):
     assert len(rows) == 10 and len(drawn) == 10
     shift = {'standard': -2.5, 'depthwise': 2.5}
     wanted = sorted((math.log(float(r['rho_place'])), shift[r['series']], -float(r['high_pp']),
-                     -float(r['low_pp'])) for r in rows)  # fmt: skip
+                     -float(r['low_pp'])) for r in rows)
     (x0, s0, top0, _), (x1, s1, *_) = wanted[0], wanted[-1]
     across = (drawn[-1][0] - s1 - drawn[0][0] + s0) / (x1 - x0)
     low, high = min(w[2] for w in wanted), max(w[3] for w in wanted)
@@ -135,10 +135,10 @@ def test_figures_without_data_say_why(maker):
 
 def test_wall_clock_tells_what_was_measured(maker, analysis):
     rows = timing.latency_rows(analysis, maker.timings()['latency'])
-    assert [r[2] for r in rows[:4]] == [1, 8, 64, 512]  # by number, not by name
-    assert rows[3][:4] == ['dense', 1e7, 512, pytest.approx(0.4 + 0.012 * 512)]
-    assert rows[3][6] == pytest.approx(512_000 / rows[3][3])
-    assert rows[3][7] == analysis.arms['dense'].mean
+    assert [r.batch for r in rows[:4]] == [1, 8, 64, 512]  # by number, not by name
+    assert rows[3][:4] == ('dense', 1e7, 512, pytest.approx(0.4 + 0.012 * 512))
+    assert rows[3].images_per_second == pytest.approx(512_000 / rows[3].median_ms)
+    assert rows[3].accuracy_pp == analysis.arms['dense'].mean
 
 
 @pytest.mark.parametrize('names', [[f'series_{i}' for i in range(20)], ['x' * 300, 'y'], []])

@@ -9,15 +9,15 @@ import pytest
 import study_report_cases as cases
 
 from moe_vision.study import report
-from moe_vision.study.analysis.types import Analysis
+from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import document
 
 HOSTILE = ('<script>alert(1)</script>', 'a|b', '`; rm', '"><img src=x onerror=alert(1)>',
            '</style>', '$\\frac{x}$', '[l](javascript:1)', ']]><svg onload=x>',
-           'bell\x07\u202enab', 'x' * 400, '日本語')  # fmt: skip
+           'bell\x07\u202enab', 'x' * 400, '日本語')
 TAGS = set('html head meta title style body header main footer section nav a p h1 h2 h3 ul li div '
            'span i code figure figcaption table thead tbody tr th td svg g defs path clippath use '
-           'text rect'.split())  # fmt: skip
+           'text rect'.split())
 VOID = {'meta'}
 
 
@@ -48,12 +48,12 @@ def hostile() -> cases.Maker:
     base = maker.arm(HOSTILE[0], 98, 0.0, routed=False)
     names = [maker.compare(maker.arm(name, 98.2, 0.1 * (i + 1)), base, 'positive', i == 0,
                            name=f'{name} vs {base}')
-             for i, name in enumerate(HOSTILE[1:])]  # fmt: skip
+             for i, name in enumerate(HOSTILE[1:])]
     for kind in ('gap_against_rho', 'k_ablation', 'soft_axis'):
         maker.figures.append({'kind': kind, 'title': HOSTILE[3], 'series': {
-            HOSTILE[0]: names[:5], HOSTILE[8]: names[5:]}})  # fmt: skip
+            HOSTILE[0]: names[:5], HOSTILE[8]: names[5:]}})
     maker.figures.append({'kind': 'traces', 'title': HOSTILE[4], 'series': {
-        HOSTILE[7]: list(HOSTILE)}})  # fmt: skip
+        HOSTILE[7]: list(HOSTILE)}})
     maker.question, maker.problems = HOSTILE[0], [HOSTILE[3], 'a\n\n# b\n- c | d']
     for rows in maker.rows.values():
         rows[1] |= {'device': HOSTILE[0], 'versions': {HOSTILE[3]: HOSTILE[7]}, 'git_commit': None}
@@ -90,7 +90,7 @@ def nothing() -> Analysis:
 def one_seed() -> Analysis:
     maker = cases.Maker(1)
     maker.compare(maker.arm('k2', 98, 0.3), maker.arm('dense', 97, 0.0, routed=False), 'positive',
-                  True)  # fmt: skip
+                  True)
     maker.figure('k_ablation', 'k', k=['k2_vs_dense'])
     maker.figure('gap_against_rho', 'rho', a=['k2_vs_dense'], b=['unknown'])
     return maker.analysis()
@@ -99,7 +99,7 @@ def one_seed() -> Analysis:
 def no_pair() -> Analysis:
     maker = cases.Maker(3)
     maker.compare(maker.arm('k2', 98, 0.3), maker.arm('dense', 97, 0.0, routed=False), 'positive',
-                  True)  # fmt: skip
+                  True)
     maker.figure('gap_against_rho', 'rho', a=['k2_vs_dense'])
     maker.rows['dense'] = {}
     return maker.analysis()
@@ -113,7 +113,7 @@ def damaged() -> Analysis:
         row['curve'] = [None, {'step': 'x', 'epoch': None, 'accuracy': 'high', 'layers': {'a': 3}}]
         row['mechanism'] = {'shuffle_drop': None, 'ablation': {'a': [math.nan, 'x']},
                             'agreement': {'a': {'epoch': [1, 2], 'with_final': [0.5]}},
-                            'router_gradient': 7}  # fmt: skip
+                            'router_gradient': 7}
         row['layers'], row['versions'], row['images'] = None, None, None
     return maker.analysis()
 
@@ -127,7 +127,7 @@ def test_little_or_damaged_data_is_still_a_report(build, tmp_path):
     assert not re.search(r'\b(nan|None|inf)\b', text.replace('None. A run', ''))
     for number, section in enumerate(('Question and answer', 'Pre-registration', 'Verdicts',
                                       'Figures', 'Per seed', 'Arms', 'Collapse', 'Mechanism',
-                                      'Problems and flags', 'Provenance')):  # fmt: skip
+                                      'Problems and flags', 'Provenance')):
         assert text.count(f'\n## {section}\n') == 1, number
 
 
