@@ -12,16 +12,15 @@ import argparse
 from collections.abc import Mapping
 
 import input_pipeline
-from configs.studies import sets
+from configs.studies import pilot
 from configs.studies.data_set import DataSet
-from configs.studies.experiments import pilot
 from moe_vision.config.schema import Config, routed_blocks
 from moe_vision.study import rows
 from moe_vision.study.load import load
 from moe_vision.study.types import Arm
 from moe_vision.training import probes as mechanism
 
-SETS = {d.name: d for d in sets.SETS}
+SETS = {d.name: d for d in pilot.SETS}
 
 
 def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
@@ -49,7 +48,7 @@ def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
 
     found = {}
     for kind in pilot.EXPERIMENTS:
-        loaded = load(f'configs/studies/{data.name}_{kind}.py')
+        loaded = load(f'configs/studies/{kind}.py:{data.name}')
         found[kind] = {name: of_arm(arm, loaded.configs[name], loaded.study.mechanism)
                        for name, arm in loaded.study.arms.items()}
     return found
@@ -83,7 +82,7 @@ def main() -> None:
         print('\n'.join(table(data, seconds(data, given.pilot))))
     except KeyError as e:
         parser.error(f'{given.pilot} has no timed cell {e}; run the pilot there: python -m '
-                     f'moe_vision.study run --study=configs/studies/{data.name}_pilot.py '
+                     f'moe_vision.study run --study=configs/studies/pilot.py:{data.name} '
                      f'--workdir={given.pilot}')
 
 

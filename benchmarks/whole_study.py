@@ -1,4 +1,4 @@
-"""A whole study to be timed: two arms of `digits_top_k`, its eight seeds, without probes.
+"""A whole study to be timed: two arms of `top_k.py:digits`, its eight seeds, without probes.
 
 Run: python -m moe_vision.study run --study=benchmarks/whole_study.py:together --workdir=W
 """
@@ -6,12 +6,12 @@ Run: python -m moe_vision.study run --study=benchmarks/whole_study.py:together -
 import dataclasses
 from typing import Literal
 
-from configs.studies import digits_top_k
+from configs.studies import top_k
 from moe_vision.study.types import Study
 
 
 def get_study(seed_mode: Literal['one_by_one', 'together']) -> Study:
-    whole = digits_top_k.get_study()
+    whole = top_k.get_study('digits')
     name = 'k2_minus_dense'
     return dataclasses.replace(
         whole, name=f'whole_{seed_mode}', seed_mode=seed_mode,

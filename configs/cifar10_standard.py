@@ -1,12 +1,14 @@
 """How does the gap move with the hidden size of a routed head on a standard backbone?
 
-The head adds a routed d -> h -> d to the pooled vector; h is `model.moe.hidden`, and with it the
-routed share of compute. Sweep it: --config.model.moe.hidden=64 and so on.
+Cost: 248M FLOPs per image (248M executed), 1,925,418 parameters, rho_place 0.0011.
+
+The head adds a routed d -> h -> d to the pooled vector; h is `model.moe.hidden`, and the routed
+share of compute grows with it. Try several: --config.model.moe.hidden=64 and so on.
 
 Command: python main.py --config=configs/cifar10_standard.py --workdir=W
 Measured: not yet.
 
-That the paper sweeps a hidden size on CIFAR-10 over standard and depthwise backbones is known; the
+Known of the paper: it sweeps a hidden size on CIFAR-10 over standard and depthwise backbones. The
 backbones, widths, E, placement, optimizer and schedule here are this project's own choice.
 """
 

@@ -1,5 +1,7 @@
 """Does routing two of eight experts help on 28x28 pictures of clothes?
 
+Cost: 217M FLOPs per image (232M executed), 2,939,114 parameters, rho_place 0.1535.
+
 The last of six blocks of a small convolutional network is routed.
 
 Command: python main.py --config=configs/fashion_mnist_k2.py --workdir=W

@@ -1,8 +1,9 @@
 """How accurate is the textbook ResNet-50 under the recipe that all ImageNet configs share?
 
-A reference arm: batch norm throughout, nothing routed; 25,557,032 parameters, 4.09 G multiply-adds.
-With it stands the recipe: random-resized-crop, RandAugment,
-mixup, CutMix, label smoothing, stochastic depth, a
+Cost: 8.18G FLOPs per image (8.18G executed), 25,557,032 parameters, rho_place 0.0000.
+
+A reference arm with batch norm throughout and nothing routed. Its recipe is that of all ImageNet
+configs: random-resized-crop, RandAugment, mixup, CutMix, label smoothing, stochastic depth, a
 moving average of the weights, AdamW, warm-up and cosine, bfloat16.
 
 Command: python main.py --config=configs/imagenet_resnet50.py --workdir=W

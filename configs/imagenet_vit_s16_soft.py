@@ -1,6 +1,9 @@
 """Does Soft MoE over the patches of an image gain? `imagenet_vit_s16_k2`, only the router changed.
 
-Eight experts of 25 slots, 200 in all, for the 197 tokens of each image: the compute of k = 1.
+Cost: 9.78G FLOPs per image (9.78G executed), 72,137,326 parameters, rho_place 0.3032.
+
+Eight experts have 25 slots each, 200 in all, for the 197 tokens of an image: the experts' compute
+is that of k = 1.
 
 Command: python main.py --config=configs/imagenet_vit_s16_soft.py --workdir=W
 Measured: not yet.

@@ -1,5 +1,7 @@
 """Does routing the last blocks help on 200 classes at 64x64?
 
+Cost: 6.51G FLOPs per image (7.11G executed), 80,293,128 parameters, rho_place 0.2280.
+
 Command: python main.py --config=configs/tiny_imagenet_k2.py --workdir=W
 Measured: not yet.
 

@@ -1,6 +1,18 @@
-"""Studies: one file per data set and question, `{data set}_{question}.py`, each with `get_study()`.
+"""Studies: one file per experiment; its argument is the data set: `top_k.py:digits`.
 
-`sets` holds the numbers of every data set, `experiments` the structure of each question once. What
-is said to be a claim of arXiv 2605.15484 is one; networks, E, capacity, widths, optimizer, epochs,
-batch and augmentation are this project's own choice.
+| file | experiment |
+|---|---|
+| `width.py` | E1: the routed share of compute |
+| `placement.py` | E2: where the network is routed |
+| `top_k.py` | E3 and E4: k = 1, 2 and 4, and the controls of that ablation |
+| `soft.py` | E5: Soft MoE over the batch or within an image |
+| `temperature.py` | E6: schedules of the router's temperature |
+| `wall_clock.py` | E7: accuracy against time |
+| `tuning.py` | learning rate and epochs, chosen on validation before any of these |
+| `pilot.py` | what a cell of each arm will take |
+
+`sets` holds the numbers of every data set, `data_set` describes their fields, and `common` holds
+what the experiments share. A study says which of its hypotheses are claims of arXiv 2605.15484;
+networks, E, capacity, widths, optimizer, epochs, batch and augmentation are this project's own
+choice.
 """

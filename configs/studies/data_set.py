@@ -1,4 +1,4 @@
-"""What a data set gives to the experiments: networks, lengths, margins. No structure."""
+"""What a data set gives to the experiments: networks, lengths of training, margins."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class DataSet:
     """The numbers of one data set.
 
     Attributes:
-      name: as in the names of study files and `input_pipeline.DATASETS`' table.
+      name: the argument of study files, and what the names of studies start with.
       config: the config file that every arm starts from.
       recipe: overrides of every arm: data, training, evaluation.
       learning_rate, epochs: of every arm; tuned on validation where `tuning` says so.

@@ -5,10 +5,11 @@ of a sweep were solved for a rho of about 0.5, 3, 12, 30 and 55 %:
 `python -m moe_vision.leverage --config=C --solve=model.moe.hidden --target_rho=0.12`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configs.studies.data_set import DataSet, Network, Overrides
+from moe_vision.config import source
 
 _TUNED = ('Learning rate and epochs: on one grid, {}, for the dense twin and for k2, the setting '
           'with the highest validation accuracy at the end of training, mean over both and over '
@@ -150,3 +151,12 @@ IMAGENET = DataSet(
     soft_group=1024, soft_batch=((8, 1), (8, 16), (8, 64), (8, 128)), soft_per_sample=(8, 16))
 
 SETS = (DIGITS, FASHION_MNIST, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGENET)
+
+
+def named(name: str, among: Iterable[DataSet] = SETS) -> DataSet:
+    """The data set that the argument of a study file names.
+
+    Raises:
+      UserError: no name was given, or it is not one of `among`.
+    """
+    return source.chosen('data set', name, {d.name: d for d in among})

@@ -9,19 +9,21 @@ judges types and names.
 import ast
 import glob
 import importlib.util
+import inspect
 import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from input_pipeline import DataError
-from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.errors import UserError, nearest, unknown
 from moe_vision.config import schema, typed
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+Entry = TypeVar('Entry')
 KEYS = typed.flatten(schema.Config)
 OPEN = tuple(k for k, kind in KEYS.items() if kind is Any or getattr(kind, '__origin__', 0) is dict)
 
@@ -137,7 +139,14 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
         if not hasattr(module, f'get_{what}'):
             near = nearest(f'get_{what}', dir(module))
             raise UserError(f"{what} file '{path}' has no get_{what}().{near}")
-        return getattr(module, f'get_{what}')(*argument)
+        make = getattr(module, f'get_{what}')
+        try:
+            inspect.signature(make).bind(*argument)
+        except TypeError as e:
+            fault = (f"takes no argument; leave ':{argument[0]}' out" if argument else
+                     f"needs an argument; write it after a colon, '{path}:ARGUMENT'")
+            raise UserError(f"{what} file '{path}' {fault}.") from e
+        return make(*argument)
     except (UserError, DataError):
         raise
     except Exception as e:  # whatever such a file does
@@ -145,6 +154,23 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
         raise UserError(f"{what} file '{path}', line {line}: {type(e).__name__}: "
                         f'{getattr(e, "msg", e)}') from e
+
+
+def chosen(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
+    """The entry that the argument of `FILE.py:NAME` names; for files that hold several variants.
+
+    Args:
+      name: the argument, '' where none was given.
+
+    Raises:
+      UserError: no name was given, or the table does not have it.
+    """
+    if not name:
+        raise UserError(f'no {kind} is named; write one after the file and a colon, such as '
+                        f"'FILE.py:{next(iter(table))}'. Allowed: {', '.join(sorted(table))}.")
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
 
 
 def nearest_key(key: str) -> str:

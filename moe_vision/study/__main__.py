@@ -1,10 +1,10 @@
 """Runs, times and reports a study.
 
-    python -m moe_vision.study run --study=configs/studies/NAME.py --workdir=W
-    python -m moe_vision.study time --study=configs/studies/NAME.py --workdir=W
+    python -m moe_vision.study run --study=configs/studies/top_k.py:digits --workdir=W
+    python -m moe_vision.study time --study=configs/studies/top_k.py:digits --workdir=W
     python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
     python -m moe_vision.study pack --workdir=W     # rows and timings into one file of each
-    python -m moe_vision.study register --study=configs/studies/NAME.py --workdir=W
+    python -m moe_vision.study register --study=configs/studies/top_k.py:digits --workdir=W
 
 To train over several processes as one mesh, start each of them with its number (on a TPU pod, run
 the command on every host without these flags):
@@ -71,7 +71,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OverridesParser('moe_vision.study', __doc__)
     parser.add_argument('command', help=', '.join(COMMANDS))
     parser.add_argument('--study', default='', metavar='FILE',
-                        help='a study file, such as configs/studies/NAME.py, or FILE.py:ARGUMENT')
+                        help='a study file, such as configs/studies/top_k.py:digits')
     parser.add_argument('--workdir', default='', metavar='W', help='folder of the study')
     parser.add_argument('--only', default='', metavar='ARMS',
                         help='run: only these arms, such as k1,soft_*')
@@ -101,7 +101,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
                             '--config.*.')
     elif not args.study:
         raise UserError('--study is missing; give a file, such as '
-                        '--study=configs/studies/digits.py.')
+                        '--study=configs/studies/top_k.py:digits.')
     for flag in ('only', 'list', 'dry_run', 'keep_runs'):
         if args.command != 'run' and getattr(args, flag):
             raise UserError(f'--{flag} is set but is not read: the command is {args.command}.')

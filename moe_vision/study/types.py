@@ -52,7 +52,7 @@ class Study:
     """A question, the arms that answer it, and what is fixed before the first run.
 
     Attributes:
-      name: of the study, as its file.
+      name: of the study, in its record and report: `digits_top_k`.
       question: one sentence.
       hypotheses: sentences, each with its direction; `patterns` makes them machine-readable.
       arms: name -> Arm; names are [a-z0-9_]+.

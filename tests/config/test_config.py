@@ -1,7 +1,6 @@
 """`config.check`: what is accepted is typed and complete, what is not is named in one line."""
 
 import dataclasses
-import importlib
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from config_cases import CONFIGS, made
 from ml_collections import ConfigDict
 
 from configs import base
@@ -27,7 +27,6 @@ from moe_vision.config import (
 )
 
 ROOT = Path(__file__).parents[2]
-NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')} - {'__init__', 'workdir'})
 VIT = {'model.name': 'vit', 'model.args': {'width': 12, 'depth': 2, 'heads': 2, 'patch_size': 4}}
 TAUGHT = {'model.moe.router': 'supervised', 'model.moe.router_args': {},
           'model.moe.losses': {'supervised': 0.1}}
@@ -56,9 +55,9 @@ def told(changes, *parts) -> str:
     return message
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_through_json_and_back_is_the_same(name):
-    c = config_lib.check(importlib.import_module(f'configs.{name}').get_config())
+    c = config_lib.check(made(name))
     stored = json.dumps(config_lib.to_dict(c), allow_nan=False)
     assert config_lib.from_dict(json.loads(stored)) == c
 

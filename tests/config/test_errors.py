@@ -104,6 +104,9 @@ def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
     (['--config=configs/digit_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
     (['--config=digits_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
     (['--config=configs', '--workdir=W'], ["'configs' does not exist"]),
+    (['--config=configs/digits_k2.py:k1', '--workdir=W'], ['takes no argument', "':k1'"]),
+    (['--config=configs/imagenet_ablation.py', '--workdir=W'], ['no arm is named', 'k1_same_c']),
+    (['--config=configs/imagenet_ablation.py:k1_same', '--workdir=W'], ["'k1_same_c'"]),
     (['--config=LICENCE.txt', '--workdir=W'], ["'LICENCE.txt'"]),
     (['--mode=eval', '--workdir={tmp}/gone'], ["/gone'", 'no such file', 'train there']),
     (['--mode=eval', CONFIG, '--workdir={tmp}/gone'], ["/gone'", 'does not exist']),
@@ -121,6 +124,7 @@ def test_what_is_missing_is_named(shadowed, tmp_path, args, parts):
     ('def get_config(:\n', ['line 1', 'SyntaxError']),
     ('def get_config():\n  return 1 / 0\n', ['line 2', 'ZeroDivisionError']),
     ('def get_config():\n  raise ValueError("two\\nlines")\n', ['ValueError: two lines']),
+    ('def get_config(name):\n  return name\n', ['needs an argument', "mine.py:ARGUMENT'"]),
     ('def get_config():\n  pass\n', ['NoneType', 'ConfigDict']),
     ('from configs import base\ndef get_config():\n  c = base.get_config()\n'
      '  c.train.epoch = 3\n  return c\n', ["'train.epoch'", "'epochs'"]),

@@ -1,11 +1,9 @@
 """Every shipped config builds and traces a training step, at reduced size."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import pytest
-from train_cases import ROOT
+from config_cases import CONFIGS, made
 
 import input_pipeline
 from moe_vision.config import check as config_lib
@@ -13,18 +11,13 @@ from moe_vision.training import loop
 
 SMALL = {'conv': {'depth': 1}, 'resnet': {'widths': (32,), 'depths': (2,)},
          'convnext': {'widths': (16,), 'depths': (1,)}, 'vit': {'depth': 2}}
-# Controls of ImageNet that differ from one of the others in a number alone
-ALIKE = {f'imagenet_{n}' for n in (
-    'k4', 'k1_same_c', 'k4_same_c', 'k1_unbounded', 'k2_unbounded', 'k1_scaled', 'k2_scaled',
-    'k2_half_width', 'k2_top_k_softmax', 'dense_drops_k1', 'vit_s16_k1', 'vit_b16_dense')}
-NAMES = sorted({p.stem for p in (ROOT / 'configs').glob('*.py')}
-               - {'__init__', 'base', 'workdir', *ALIKE})
+NAMES = [n for n in CONFIGS if n != 'base.py']
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_builds_and_traces(name, monkeypatch):
     monkeypatch.setattr(input_pipeline, 'require', lambda cfg: None)  # no data on disk
-    c = importlib.import_module(f'configs.{name}').get_config()
+    c = made(name)
     c.dataset.data_dir = '/nonexistent'
     if 'imagenet' in name:
         c.dataset.image_size = 32

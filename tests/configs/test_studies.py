@@ -6,34 +6,34 @@ times what stands in BLOCK; a head has 4 * d * h.
 
 import dataclasses
 import functools
-import importlib
 import re
 from pathlib import Path
 
+import config_cases
 import jax
 import jax.numpy as jnp
 import pytest
 
 import input_pipeline
-from configs.studies import sets
-from configs.studies.experiments import common, pilot, top_k
+from configs.studies import common, pilot, sets, top_k
 from moe_vision import leverage, models
+from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import schema, typed
 from moe_vision.layers import Step
 from moe_vision.study import load
 
-ROOT = Path(__file__).parent.parent.parent
+STUDIES = Path(__file__).parents[2] / 'configs/studies'
 KINDS = ('width', 'placement', 'top_k', 'soft', 'temperature', 'wall_clock')
 SETS = {d.name: d for d in sets.SETS}
 TUNED = [name for name, d in SETS.items() if d.rates]
 every_set = pytest.mark.parametrize('data', SETS.values(), ids=SETS)
-every_study = pytest.mark.parametrize('name', [f'{s}_{k}' for s in SETS for k in KINDS])
+every_study = pytest.mark.parametrize('kind, name', [(k, s) for s in SETS for k in KINDS])
 
 
 @functools.cache
-def loaded(name):
-    return load.load(str(ROOT / f'configs/studies/{name}.py'))
+def loaded(kind, data_set):
+    return load.load(f'{STUDIES}/{kind}.py:{data_set}')
 
 
 @functools.cache
@@ -54,21 +54,31 @@ def differing(ours, theirs):
     return {key for key in ours if ours[key] != theirs[key]}
 
 
-def test_each_question_has_a_file_for_each_data_set():
+def test_each_question_is_a_file_that_takes_the_data_sets():
     assert {'digits', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet',
             'imagenet'} == set(SETS)
-    found = {p.stem for p in (ROOT / 'configs/studies').glob('*_*.py')} - {'__init__', 'data_set'}
-    assert found == {f'{s}_{k}' for s in SETS for k in KINDS} | {
-        f'{s}_tuning' for s in TUNED} | {'fashion_mnist_pilot'}
+    files = {p.stem for p in STUDIES.glob('*.py') if 'def get_study(' in p.read_text()}
+    assert files == {*KINDS, 'tuning', 'pilot'}
+
+
+@pytest.mark.parametrize('kind, allowed', [
+    *((k, SETS) for k in KINDS), ('tuning', TUNED), ('pilot', ['fashion_mnist'])])
+def test_a_data_set_that_is_missing_or_unknown_is_refused_in_a_line(kind, allowed):
+    for argument, start in (('', 'no data set is named'), (':digit', "unknown data set 'digit'."),
+                            (':mnist', "unknown data set 'mnist'. Did you mean 'fashion_mnist'?")):
+        with pytest.raises(UserError) as e:
+            load.load(f'{STUDIES}/{kind}.py{argument}')
+        assert str(e.value).startswith(start) and '\n' not in str(e.value)
+        assert str(e.value).endswith(f'Allowed: {", ".join(sorted(allowed))}.')
 
 
 def test_the_pilot_times_every_arm_of_its_set():
-    found = loaded('fashion_mnist_pilot')
+    found = loaded('pilot', 'fashion_mnist')
     data = SETS['fashion_mnist']
     assert found.study.seeds == (100,) and 100 not in data.seeds
     assert data.recipe['eval.every_epochs'] * pilot.VALIDATIONS == data.epochs
     for kind in KINDS:
-        for name, config in loaded(f'fashion_mnist_{kind}').configs.items():
+        for name, config in loaded(kind, 'fashion_mnist').configs.items():
             alike = [c for c in found.configs.values()
                      if differing(c, config) <= {'train.epochs', 'train.warmup_epochs',
                                                  'eval.every_epochs', *data.before}]
@@ -77,7 +87,7 @@ def test_the_pilot_times_every_arm_of_its_set():
 
 @pytest.mark.parametrize('name', TUNED)
 def test_tuning_gives_the_twin_and_k2_one_grid_and_touches_no_reported_seed(name):
-    data, found = SETS[name], loaded(f'{name}_tuning')
+    data, found = SETS[name], loaded('tuning', name)
     assert set(found.study.seeds) == {100, 101, 102} and not found.study.hypotheses
     assert not any(c.primary for c in found.study.comparisons.values())
     grid = {(rate, epochs) for rate in data.rates for epochs in data.lengths}
@@ -87,19 +97,19 @@ def test_tuning_gives_the_twin_and_k2_one_grid_and_touches_no_reported_seed(name
     for setting in grid:
         pair = arms['dense'][setting], arms['k2'][setting]
         assert differing(*pair) == {'model.twin'}
-        reported = loaded(f'{name}_top_k').configs['k2']
+        reported = loaded('top_k', name).configs['k2']
         assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs',
                                                 *data.before}
     assert set(arms['dense']) == set(arms['k2']) == grid
 
 
 @every_study
-def test_a_study_says_what_it_asks_and_what_it_expects(name):
-    study, data = loaded(name).study, next(
-        d for d in SETS.values() if name in [f'{d.name}_{k}' for k in KINDS])
-    doc = (ROOT / f'configs/studies/{name}.py').read_text()
-    assert f'--study=configs/studies/{name}.py' in doc and '?' in doc.splitlines()[0]
-    assert study.name == name and study.question.endswith('?') and data.name in study.question
+def test_a_study_says_what_it_asks_and_what_it_expects(kind, name):
+    study, data = loaded(kind, name).study, SETS[name]
+    doc = (STUDIES / f'{kind}.py').read_text()
+    assert f'--study=configs/studies/{kind}.py:digits' in doc and '?' in doc.splitlines()[0]
+    assert study.name == f'{name}_{kind}' and study.question.endswith('?')
+    assert data.name in study.question
     assert study.seeds == data.seeds and study.margin == data.margin
     primary = {n: c for n, c in study.comparisons.items() if c.primary}
     assert 1 <= len(primary) <= 4
@@ -108,13 +118,13 @@ def test_a_study_says_what_it_asks_and_what_it_expects(name):
     assert {m for p in study.patterns.values() for m in p} <= set(primary)
     assert study.figures
     tuned_on = set(range(100, 103))
-    run = {loaded(name).run_seed(a, s) for a in study.arms for s in study.seeds}
+    run = {loaded(kind, name).run_seed(a, s) for a in study.arms for s in study.seeds}
     assert '100 to 102' in study.tuning and not tuned_on & run
 
 
 @every_study
-def test_every_study_has_the_four_controls(name):
-    study, configs = loaded(name).study, loaded(name).configs
+def test_every_study_has_the_four_controls(kind, name):
+    study, configs = loaded(kind, name).study, loaded(kind, name).configs
     twins = set()
     for control in ('random', 'frozen_random', 'shuffled'):
         compared = study.comparisons[f'{control}_minus_dense']
@@ -166,7 +176,7 @@ def trace(model, shape, images):
 @every_set
 def test_every_arm_traces(data):
     for kind in KINDS:
-        for config in loaded(f'{data.name}_{kind}').configs.values():
+        for config in loaded(kind, data.name).configs.values():
             config, shape = quick(config), info(config.dataset).image_shape
             if repr((config.model, shape)) not in traced():
                 trace(config.model, shape, config.model.moe.group_size)
@@ -210,7 +220,7 @@ def hand_rho(config):
 
 @every_set
 def test_rho_is_what_the_file_says(data):
-    width, place = (loaded(f'{data.name}_{k}').configs for k in ('width', 'placement'))
+    width, place = (loaded(k, data.name).configs for k in ('width', 'placement'))
     names = {'imagenet': {'standard': 'resnet', 'depthwise': 'convnext'}}.get(
         data.name, {'standard': 'conv', 'depthwise': 'depthwise'})
     said = {'backbone': (place['backbone'], data.backbone.rho),
@@ -229,29 +239,31 @@ def test_rho_is_what_the_file_says(data):
 @pytest.mark.parametrize('name', ['digits', 'imagenet'])
 def test_the_leverage_tool_says_the_same_of_the_backbone(name):
     data = SETS[name]
-    config = loaded(f'{data.name}_top_k').configs['k2']
+    config = loaded('top_k', data.name).configs['k2']
     measured = leverage.measure(config, info(config.dataset)).rho_place
     assert abs(measured - data.backbone.rho) <= 0.0006
     assert measured == pytest.approx(hand_rho(config), rel=1e-9)
 
 
-@pytest.mark.parametrize('name', ['imagenet_k2', 'imagenet_head_k2', 'imagenet_convnext_k2',
-                                  'imagenet_vit_s16_k2'])
-def test_a_config_states_its_rho(name):
-    module = importlib.import_module(f'configs.{name}')
-    checked = config_lib.check(module.get_config())
-    stated = float(re.search(r'rho_place is\s([0-9.]+[0-9])', module.__doc__).group(1))
+@pytest.mark.parametrize('file', ['imagenet_k2', 'imagenet_convnext_k2', 'imagenet_vit_s16_k2',
+                                  'imagenet_ablation'])
+def test_a_config_states_its_rho(file):
+    arm = ':head_k2' if file == 'imagenet_ablation' else ''
+    checked = config_lib.check(config_cases.made(f'{file}.py{arm}'))
+    doc = config_cases.module(f'{file}.py').__doc__
+    stated = re.search(r'rho_place (?:of )?([0-9.]+[0-9])', doc).group(1)
     n, d = 197, 384  # of ViT-S/16: tokens and width; of twelve blocks six are routed
     mlp, attention = 8 * n * d * d, 4 * n * d * d + 2 * n * n * d
     vit = 6 * mlp / (12 * (mlp + attention) + 196 * 768 * d + d * 1000)
-    assert stated == round(vit if 'vit' in name else hand_rho(checked), 3)
+    rho = vit if 'vit' in file else hand_rho(checked)
+    assert stated == f'{rho:.{len(stated) - 2}f}'
 
 
 def test_the_imagenet_configs_are_the_arms_of_its_studies():
-    arms = {**loaded('imagenet_top_k').configs,
-            'head_k2': loaded('imagenet_placement').configs['head']}
-    for arm in set(arms) - {'dense_again', 'dense_longer', 'dense_longest'}:
-        made = importlib.import_module(f'configs.imagenet_{arm}').get_config()
+    arms = {**loaded('top_k', 'imagenet').configs,
+            'head_k2': loaded('placement', 'imagenet').configs['head']}
+    for arm in set(arms) - {'dense_again'}:  # which differs by its seeds alone
+        made = config_cases.made(f'imagenet_ablation.py:{arm}')
         assert config_lib.check(made) == arms[arm], arm
 
 
@@ -273,7 +285,7 @@ TOP_K = {
 
 @every_set
 def test_arms_of_the_k_ablation_differ_in_what_their_names_say(data):
-    configs = loaded(f'{data.name}_top_k').configs
+    configs = loaded('top_k', data.name).configs
     for arm, (neighbour, keys) in TOP_K.items():
         assert differing(configs[arm], configs[neighbour]) == keys, arm
     controls = {'random', 'frozen_random', 'shuffled', 'dense_again'}
@@ -283,7 +295,7 @@ def test_arms_of_the_k_ablation_differ_in_what_their_names_say(data):
 
 @every_set
 def test_the_controls_of_the_k_ablation_are_what_they_claim(data):
-    configs = loaded(f'{data.name}_top_k').configs
+    configs = loaded('top_k', data.name).configs
     moe = {name: c.model.moe for name, c in configs.items()}
     slots = {n: (moe[n].capacity_factor * moe[n].k, moe[n].eval_capacity_factor * moe[n].k)
              for n in ('k1_same_c', 'k2', 'k4_same_c')}
@@ -305,7 +317,7 @@ def test_the_controls_of_the_k_ablation_are_what_they_claim(data):
 
 
 def test_longer_dense_training_spends_what_k2_spends():
-    configs = loaded('digits_top_k').configs
+    configs = loaded('top_k', 'digits').configs
     found = info(configs['k2'].dataset)
     k2, dense = (leverage.measure(configs[n], found) for n in ('k2', 'dense'))
     for arm, cost in (('dense_longer', k2.flops), ('dense_longest', k2.flops_executed)):
@@ -315,7 +327,7 @@ def test_longer_dense_training_spends_what_k2_spends():
 
 @every_set
 def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
-    configs = loaded(f'{data.name}_soft').configs
+    configs = loaded('soft', data.name).configs
     classes = info(configs['dense'].dataset).num_classes
     assert classes == data.classes
     slots = [e * p for e, p in data.soft_batch]
@@ -329,7 +341,7 @@ def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
     for e in data.soft_per_sample:
         moe = configs[f'per_sample_{e}'].model.moe
         assert (moe.num_experts, moe.router_args.axis) == (e, 'none')
-    study = loaded(f'{data.name}_soft').study
+    study = loaded('soft', data.name).study
     for name in ('axis', 'axis_with_many_slots'):
         ours, theirs = study.comparisons[name].arm, study.comparisons[name].baseline
         assert configs[ours].model.moe.num_experts == configs[theirs].model.moe.num_experts
@@ -338,7 +350,7 @@ def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
 
 @every_set
 def test_temperatures_and_batches(data):
-    configs = loaded(f'{data.name}_temperature').configs
+    configs = loaded('temperature', data.name).configs
     args = {n: c.model.moe.router_args for n, c in configs.items()}
     for arm, (kind, end) in {'linear_01': ('linear', 0.1), 'linear_03': ('linear', 0.3),
                              'sigmoid_01': ('sigmoid', 0.1), 'cosine_01': ('cosine', 0.1)}.items():
@@ -346,6 +358,6 @@ def test_temperatures_and_batches(data):
         assert differing(configs[arm], configs['constant']) == {ROUTER_ARGS}
         assert dataclasses.replace(args[arm], temperature='constant',
                                    temperature_end=0.1) == args['constant']
-    study = loaded(f'{data.name}_wall_clock').study
+    study = loaded('wall_clock', data.name).study
     assert (min(study.latency_batches), max(study.latency_batches)) == (1, 512)
     assert {'dense', 'dense_active', 'k1', 'k2', 'k4', 'head'} <= set(study.latency_arms)
