@@ -47,7 +47,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Routed:
-    """What `route_groups` returns. `info` makes the report of a layer of it."""
+    """What `route_groups` returns. `info` turns it into the report of a layer."""
 
     y: Any  # [B, *], what `on_groups` returned
     choices: dict[str, Array]  # [B, K] each, as in `choices_of`

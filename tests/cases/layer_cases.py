@@ -1,31 +1,16 @@
 """Small routed layers for the tests. Axes: B tokens, E experts, D width, F hidden width."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import routing_cases
 
 from moe_vision.config import registry
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.types import Router, Routing
 
-
-def _quick_to_compile():
-    options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options)()
-    except Exception:  # this version of XLA has no such option
-        return {}
-    return options
-
-
-jit = functools.partial(jax.jit, compiler_options=_quick_to_compile())
+jit, normal = routing_cases.jit, routing_cases.normal
 TRAIN = Step(train=True, key=jax.random.key(5))
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def tokens(expert, count=8, width=8):

@@ -1,28 +1,18 @@
 """Small backbones for the tests. Axes: B images, HW space."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import routing_cases
 
 from moe_vision import models
 from moe_vision.config import registry
 from moe_vision.config.schema import Model, Moe
 from moe_vision.layers import Step
 
-
-def _quick_to_compile():
-    options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options)()
-    except Exception:  # this version of XLA has no such option
-        return {}
-    return options
-
-
-jit = functools.partial(jax.jit, compiler_options=_quick_to_compile())
+jit = routing_cases.jit
 TRAIN = Step(train=True, key=jax.random.key(5), fraction=0.5)
 CLASSES, IMAGE, B = 5, (8, 8, 3), 4
 

@@ -35,7 +35,6 @@ CASES = [(name, tuple(args.items())) for name in registry.ROUTERS
          for args in [{}, *_MORE.get(name, [])]]
 
 
-
 def _quick_to_compile():
     options = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
     try:
@@ -122,16 +121,17 @@ class Pipeline:
 
     def _backward(self, params, features, state, ctx, d_routing):
         def loss(params, features):
-            routing, of = self._forward(params, features, state, ctx)
-            return sum(jnp.sum(v) for v in of.values()) + sum(
+            routing, losses = self._forward(params, features, state, ctx)
+            return sum(jnp.sum(v) for v in losses.values()) + sum(
                 jnp.sum(getattr(routing, n) * d) for n, d in d_routing.items())
         return jax.grad(loss, (0, 1))(params, features)
 
     def __call__(self, given):
         learned = given['params'], given['features'], given['state'], given['context']
-        routing, of = self.forward(*learned)
+        routing, losses = self.forward(*learned)
         soft = isinstance(routing, SoftRouting)
-        d_routing, out = {}, {'routing': routing, 'losses': of, 'y': {}, 'plans': {}, 'counts': {}}
+        d_routing: dict = {}
+        out: dict = {'routing': routing, 'losses': losses, 'y': {}, 'plans': {}, 'counts': {}}
         for priority in ['soft'] if soft else PRIORITIES:
             parts = ({n: getattr(routing, n) for n in ('combine', 'dispatch')} if soft else
                      {n: getattr(routing, n) for n in ('expert_of_choice', 'gate', 'active')})
@@ -142,9 +142,9 @@ class Pipeline:
             if not d_routing:
                 d_routing = {n: g for n, g in grads[0].items()
                              if n in ('combine', 'dispatch', 'gate') and g is not None}
-                found = {'x': grads[1], 'weights': grads[2]}
+                gradients = {'x': grads[1], 'weights': grads[2]}
         d_params, d_features = self.backward(*learned, d_routing)
-        return jax.device_get((found | {'params': d_params, 'features': d_features}, out))
+        return jax.device_get((gradients | {'params': d_params, 'features': d_features}, out))
 
 
 _count = jit(telemetry.count)

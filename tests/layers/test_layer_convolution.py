@@ -1,5 +1,6 @@
 """Our convolution is jax's, in value, gradient and FLOPs, also under vmap and in loops."""
 
+import functools
 import types
 
 import flax.linen as nn
@@ -76,14 +77,17 @@ def test_seeds_of_experts_and_loops():
     want = jax.vmap(jax.vmap(both(native, 1, 1)))(x, kernel)
     close(jax.jit(jax.vmap(jax.vmap(fn)))(x, kernel), want)
     close(jax.jit(lambda a, b: lax.map(lambda c: jax.vmap(fn)(*c), (a, b)))(x, kernel), want)
-    over = lambda a, b: jax.grad(lambda k: jnp.sum(jax.vmap(convolution)(a, k) ** 2))(b)  # noqa: E731
-    want = jax.grad(lambda k: jnp.sum(jax.vmap(native)(x[0], k) ** 2))(kernel[0])
-    close(over(x[0], kernel[0]), want)
+    got, want = (jax.grad(lambda k, fn=fn: jnp.sum(jax.vmap(fn)(x[0], k) ** 2))(kernel[0])
+                 for fn in (convolution, native))
+    close(got, want)
 
 
 def test_a_batch_of_kernels_is_no_grouped_convolution():
     x, kernel = drawn(SHAPES['3x3'], (3,))
-    compiled = lambda fn, *args: jax.jit(fn).lower(*args).compile().as_text()  # noqa: E731
+
+    def compiled(fn, *args):
+        return jax.jit(fn).lower(*args).compile().as_text()
+
     text = compiled(jax.vmap(both(convolution, 1, 1)), x, kernel)
     assert text.count(' convolution(') == 3 * 3 and '_group_count=' not in text
     assert '_group_count=3' in compiled(jax.vmap(both(native, 1, 1)), x, kernel)
@@ -97,7 +101,10 @@ def test_flops_are_those_of_jax(name):
     """Of the gradient, too: three times those of the value, holes left out."""
     stride, groups = SHAPES[name][2:]
     args = drawn(SHAPES[name])
-    count = lambda fn: flops.total(flops.count(fn, *args))  # noqa: E731
+
+    def count(fn):
+        return flops.total(flops.count(fn, *args))
+
     assert count(lambda x, k: convolution(x, k, stride, groups)) == count(
         lambda x, k: native(x, k, stride, groups))
     assert count(both(convolution, stride, groups)) == count(both(native, stride, groups))
@@ -111,12 +118,12 @@ def test_half_precision_stays():
 
 def test_in_flax():
     x = drawn(SHAPES['stride 2, odd'])[0]
-    of = lambda **k: nn.Conv(4, (3, 3), (2, 2), **k)  # noqa: E731
-    variables = of().init(jax.random.key(0), x)
-    np.testing.assert_array_equal(of(conv_general_dilated=in_flax).apply(variables, x),
-                                  of().apply(variables, x))
+    conv = functools.partial(nn.Conv, 4, (3, 3), (2, 2))
+    variables = conv().init(jax.random.key(0), x)
+    np.testing.assert_array_equal(conv(conv_general_dilated=in_flax).apply(variables, x),
+                                  conv().apply(variables, x))
     with pytest.raises(ValueError, match='VALID'):
-        of(conv_general_dilated=in_flax, padding='VALID').apply(variables, x)
+        conv(conv_general_dilated=in_flax, padding='VALID').apply(variables, x)
 
 
 @pytest.mark.parametrize('kind', ['cpu', 'tpu'])

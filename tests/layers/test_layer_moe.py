@@ -235,9 +235,12 @@ def test_what_draws_at_random_wants_a_key(kwargs):
 
 def test_every_layer_draws_its_own():
     x, key = normal(0, 32, D), jax.random.key(0)
-    run = lambda layer, key: moe(router='random', group_size=32, layer=layer).apply(  # noqa: E731
-        variables, x, Step(key=key, train=True))[1]['choices']['expert']
     variables = init(moe(router='random'), x)
+
+    def run(layer, key):
+        layer = moe(router='random', group_size=32, layer=layer)
+        return layer.apply(variables, x, Step(key=key, train=True))[1]['choices']['expert']
+
     a, b, c = jit(lambda key: (run(0, key), run(1, key), run(0, jax.random.fold_in(key, 1))))(key)
     assert (a != b).mean() > 0.4 and (a != c).mean() > 0.4
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_cases import TRAIN, expert_args, init, jit, moe, tokens
+from routing_cases import equations
 
 from moe_vision.common import flops
 from moe_vision.config import registry
@@ -18,15 +19,6 @@ CASES = [(name, {}) for name in registry.ROUTERS] + [
     ('top_k', {'noise': 'learned', 'gate': 'sigmoid', 'renormalize': True}),
     ('top_k', {'noise': 'gaussian', 'gate': 'top_k_softmax', 'second_choice': 'random'}),
     ('top_k', {'noise': 'jitter', 'temperature': 'entropy_floor'}), ('soft', {'axis': 'batch'})]
-
-
-def equations(jaxpr):
-    for eqn in jaxpr.eqns:
-        yield eqn
-        is_jaxpr = lambda v: hasattr(getattr(v, 'jaxpr', v), 'eqns')  # noqa: E731
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
-            if is_jaxpr(value):
-                yield from equations(getattr(value, 'jaxpr', value))
 
 
 def traced(layer, x, step=TRAIN):
@@ -90,8 +82,13 @@ def test_few_tokens_run_the_experts_that_they_chose_and_no_other(expert):
     layer = moe(num_experts=4, k=2, group_size=2, expert=expert, capacity_factor=2.0)
     x = tokens(expert, count=2)
     variables = init(layer, x)
-    run = lambda step: lambda v, x: layer.apply(v, x, step)[0]  # noqa: E731
-    chosen, buffers = run(Step()), run(Step(train=True, key=jax.random.key(5)))
+
+    def chosen(variables, x):
+        return layer.apply(variables, x, Step())[0]
+
+    def buffers(variables, x):
+        return layer.apply(variables, x, Step(train=True, key=jax.random.key(5)))[0]
+
     one = make_expert(expert, expert_args(expert), 8, 16)
     params = {n: w[0] for n, w in variables['params']['experts'].items()}
     of_one = flops.total(flops.count(one.apply, params, x[:1]))

@@ -63,8 +63,9 @@ def test_runs_and_learns_at_every_place(name, placement, layers):
 def test_places_are_those_of_the_spelling(name):
     trees = {p: abstract(build(name, p)) for p in ('last_1', 'every_2', '1', 'none', 'head')}
     chex.assert_trees_all_equal_shapes(trees['every_2'], trees['last_1'], trees['1'])
-    routed = lambda p: {q.split('/')[0] for q in paths(trees[p]['params']) if '/router/' in q}  # noqa: E731
-    assert routed('1') == {'block_1'} and routed('head') == {'head'} and not routed('none')
+    routed = {placement: {path.split('/')[0] for path in paths(tree['params'])
+                          if '/router/' in path} for placement, tree in trees.items()}
+    assert routed['1'] == {'block_1'} and routed['head'] == {'head'} and not routed['none']
     for placement in ('2', 'last_3', 'every_3'):
         with pytest.raises(UserError, match='2 blocks'):
             abstract(build(name, placement))
@@ -116,6 +117,11 @@ def test_groups_must_divide(name):
         abstract(build(name, group_size=7))
 
 
+def count(net):
+    """Its parameters."""
+    return sum(a.size for a in jax.tree.leaves(abstract(net)['params']))
+
+
 @pytest.mark.parametrize('pool', ['mean', 'token'])
 def test_vit_parameters_by_hand(pool):
     # width 16, patch 4, 8x8x3 images: 4 patches; 2 heads; hidden 64; 5 classes
@@ -126,7 +132,6 @@ def test_vit_parameters_by_hand(pool):
     block = attention + 2 * 16 + mlp  # 3,280
     head = 2 * 16 + 16 * 5 + 5  # final norm, classifier: 117
     dense = stem + position + 2 * block + head + 16 * (pool == 'token')
-    count = lambda net: sum(a.size for a in jax.tree.leaves(abstract(net)['params']))  # noqa: E731
     args, group = {'pool': pool}, 4 * (4 + (pool == 'token'))
     assert count(build('vit', 'none', args=args)) == dense
     # One block routed over 3 experts: two more MLPs and a router [16, 3].
@@ -138,9 +143,8 @@ def test_vit_parameters_by_hand(pool):
 def test_conv_parameters_by_hand():
     # widths 8, 16; one block each, norm-conv-norm-conv; batch norm has scale and bias
     stem, down = 9 * 3 * 8, 2 * 8 + 9 * 8 * 16
-    block = lambda d: 2 * d + 9 * d * d + 2 * d + 9 * d * d  # noqa: E731
+    first, second = (2 * d + 9 * d * d + 2 * d + 9 * d * d for d in (8, 16))
     end = 2 * 16 + 16 * 5 + 5
-    count = lambda net: sum(a.size for a in jax.tree.leaves(abstract(net)['params']))  # noqa: E731
-    dense = stem + down + block(8) + block(16) + end
+    dense = stem + down + first + second + end
     assert count(build('conv', 'none')) == dense
-    assert count(build('conv')) == dense + 2 * block(16) + 16 * 3
+    assert count(build('conv')) == dense + 2 * second + 16 * 3

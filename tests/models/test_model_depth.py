@@ -111,15 +111,15 @@ def test_little_is_kept_for_the_backward_pass(name):
         variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, TRAIN), x)
 
         def forward(params, rest, x):
-            run = lambda p: net.apply({'params': p, **rest}, x, TRAIN,  # noqa: E731
-                                      mutable=['batch_stats'])[0][0]
+            def run(params):
+                return net.apply({'params': params, **rest}, x, TRAIN,
+                                 mutable=['batch_stats'])[0][0]
             return jax.vjp(run, params)[1]
 
         rest = {n: v for n, v in variables.items() if n != 'params'}
         residuals = jax.eval_shape(forward, variables['params'], rest, x)
-        size = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree)  # noqa: E731
-                                if a.ndim > 1 and a.shape[0] >= 64)
-        return size(residuals)
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(residuals)
+                   if a.ndim > 1 and a.shape[0] >= 64)
 
     assert kept(True) < 0.5 * kept(False)
 

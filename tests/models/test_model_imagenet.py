@@ -154,6 +154,9 @@ def test_the_twin_of_convnext_is_the_textbook_network():
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     dense, twin = (models.build(dataclasses.replace(model, twin=t, moe=dataclasses.replace(
         model.moe, placement=p)), 5) for t, p in (('none', 'none'), ('same_width', 'last_7')))
-    program = lambda net: str(jax.make_jaxpr(  # noqa: E731
-        lambda x: net.init_with_output(jax.random.key(0), x, Step()))(x))
+
+    def program(net):
+        return str(jax.make_jaxpr(
+            lambda x: net.init_with_output(jax.random.key(0), x, Step()))(x))
+
     assert program(dense) == program(twin)

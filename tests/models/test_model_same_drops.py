@@ -65,7 +65,9 @@ def test_where_nothing_can_be_dropped_it_is_the_dense_block():
 
 
 def test_what_is_dropped_depends_on_the_key_and_on_nothing_in_the_tokens():
-    kept = lambda key, x: run(Step(key=jax.random.key(key)), x)[1]['choices']['kept']  # noqa: E731
+    def kept(key, x):
+        return run(Step(key=jax.random.key(key)), x)[1]['choices']['kept']
+
     np.testing.assert_array_equal(kept(0, X), kept(0, -X))
     assert (kept(0, X) != kept(1, X)).any()
     with pytest.raises(ValueError, match='give the step a key'):

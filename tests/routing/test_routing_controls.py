@@ -156,9 +156,9 @@ def test_load_counts_the_choices_that_follow_the_scores():
     one = route('top_k', noise, k=1, ctx=ctx)
     both = route('top_k', noise | {'second_choice': 'random_expert'}, ctx=ctx)
     two = route('top_k', noise, ctx=ctx)
-    load = lambda r: np.asarray(losses.load(r, ctx, E))  # noqa: E731
-    np.testing.assert_array_equal(load(both), load(one))
-    assert (load(two) < load(one)).all()
+    load = [np.asarray(losses.load(routing, ctx, E)) for routing in (one, both, two)]
+    np.testing.assert_array_equal(load[1], load[0])
+    assert (load[2] < load[0]).all()
 
 
 def test_supervised_superclasses_are_a_partition_of_the_classes():

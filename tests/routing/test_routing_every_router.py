@@ -148,7 +148,10 @@ def test_padding_takes_nobodys_place(case):
     given['context'] = context(VALID)
     grads, out = compiled(case)(given)
     order = np.argsort(~VALID, axis=1, kind='stable')  # valid ones first, in their order
-    move = lambda a: jnp.take_along_axis(a, order[..., None], 1)  # noqa: E731
+
+    def move(a):
+        return jnp.take_along_axis(a, order[..., None], 1)
+
     moved = given | {'features': move(given['features']), 'x': move(given['x']),
                      'context': dataclasses.replace(
                          context(np.take_along_axis(VALID, order, 1)),
@@ -169,9 +172,9 @@ def test_groups_do_not_see_each_other(case):
     changed = given | {'features': given['features'].at[1].set(normal(5, T, D)),
                        'x': given['x'].at[1].set(9.0)}
     _, out2 = compiled(case)(changed)
-    first = lambda tree: jax.tree.map(lambda a: a[0], tree)  # noqa: E731
     for name in ('y', 'losses', 'counts'):
-        chex.assert_trees_all_equal(first(out2[name]), first(out[name]))
+        chex.assert_trees_all_equal(*(jax.tree.map(lambda a: a[0], tree[name])
+                                      for tree in (out2, out)))
     # A group is the same wherever it lies: its number, not its place, says what is drawn.
     swapped = given | {'features': given['features'][::-1], 'x': given['x'][::-1],
                        'context': dataclasses.replace(

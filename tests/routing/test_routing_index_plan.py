@@ -228,9 +228,8 @@ def test_the_parts_of_experts_add_up_to_the_plan():
                 x, experts((w[first:first + E // 2], b[first:first + E // 2])))
                 for first in (0, E // 2))
 
-        of = lambda f: jax.value_and_grad(  # noqa: E731
-            lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2, 3))(gate, x, w, b)
-        return of(whole), of(parts)
+        return [jax.value_and_grad(lambda *args, run=run: jnp.sum(jnp.sin(run(*args))),
+                                   argnums=(0, 1, 2, 3))(gate, x, w, b) for run in (whole, parts)]
 
     want, found = both(gate, x, w, b)
     assert float(jnp.abs(want[1][1]).sum()) > 0
@@ -242,7 +241,9 @@ def test_choices_one_by_one_give_what_buffers_give(k, room):
     """With room for all no slot is looked up."""
     ids, active, gate, x, weights = drawn(k, k)
     kernel, bias = weights
-    each = lambda e, row: jnp.tanh(row @ kernel[e]) + bias[e]  # noqa: E731
+
+    def each(e, row):
+        return jnp.tanh(row @ kernel[e]) + bias[e]
 
     def plan(ids, active, gate):
         return index_plan(routing_of(ids, gate, active), E, room)

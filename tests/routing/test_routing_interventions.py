@@ -60,8 +60,8 @@ def test_every_router_can_be_intervened_upon(case):
     shuffled, drawn = change(SHUFFLE), change(DRAW)
     for g in range(G):  # each row of a group is found once
         old, new = weights(routing)[g][VALID[g]], weights(shuffled)[g][VALID[g]]
-        rows = lambda a: sorted(a.reshape(len(a), -1).tolist())  # noqa: E731
-        assert rows(new) == rows(old)
+        assert sorted(new.reshape(len(new), -1).tolist()) == sorted(
+            old.reshape(len(old), -1).tolist())
     if soft:
         np.testing.assert_allclose(np.sort(drawn.combine.sum(-1)), np.sort(routing.combine.sum(-1)),
                                    rtol=1e-6)
@@ -98,7 +98,10 @@ def test_a_shuffle_stays_within_its_group_and_draws_from_its_number():
     routing, _ = routed(('top_k', ()))
     shuffled = jit(lambda r, ctx: interventions.shuffle(r, ctx))
     both = shuffled(routing, CTX)
-    swap = lambda tree: jax.tree.map(lambda a: a[::-1] if jnp.ndim(a) else a, tree)  # noqa: E731
+
+    def swap(tree):
+        return jax.tree.map(lambda a: a[::-1] if jnp.ndim(a) else a, tree)
+
     ctx = dataclasses.replace(CTX, valid=CTX.valid[::-1], group=CTX.group[::-1])
     chex.assert_trees_all_equal(swap(shuffled(swap(routing), ctx)), both)
 
@@ -151,8 +154,10 @@ def test_only_the_layer_that_is_meant_is_changed(network):
 
 def test_without_an_intervention_the_program_is_what_it_was(network):
     """Nothing of it is left in the trace, and the bits are those of the neutral one."""
-    trace = lambda step: str(jax.make_jaxpr(  # noqa: E731
-        lambda x: network.layer.apply(network.variables, x, step))(X))
+    def trace(step):
+        return str(jax.make_jaxpr(
+            lambda x: network.layer.apply(network.variables, x, step))(X))
+
     assert 'cond' not in trace(Step(key=jax.random.key(1)))
     assert 'cond' in trace(Step(key=jax.random.key(1), intervention=of(NONE)))
     chex.assert_trees_all_equal(network.run(None), network.run(of(NONE)))

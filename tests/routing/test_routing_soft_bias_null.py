@@ -42,15 +42,16 @@ def test_groups_of_one_token_are_the_per_sample_form(axis):
 def test_soft_weights_against_numpy():
     params, x, weights = soft_inputs(2, 7, p=2)
     routing, y = soft(params, x, weights, 'tokens', p=2)
-    unit = lambda a, axis: a / np.linalg.norm(a, axis=axis, keepdims=True)  # noqa: E731
-    logits = 3 * unit(np.asarray(x), -1) @ unit(np.asarray(params['slots']), 0)
+    x, slots = np.asarray(x), np.asarray(params['slots'])
+    logits = 3 * (x / np.linalg.norm(x, axis=-1, keepdims=True)
+                  @ (slots / np.linalg.norm(slots, axis=0, keepdims=True)))
     np.testing.assert_allclose(routing.logits, logits, atol=1e-5)
     e = np.exp(logits)
     dispatch, combine = e / e.sum(1, keepdims=True), e / e.sum(2, keepdims=True)
     np.testing.assert_allclose(routing.dispatch.reshape(2, 7, -1), dispatch, atol=1e-6)
     np.testing.assert_allclose(routing.combine.reshape(2, 7, -1), combine, atol=1e-6)
     np.testing.assert_allclose(routing.probs, combine.reshape(2, 7, E, 2).sum(-1), atol=1e-6)
-    slots = np.einsum('gts,gtd->gsd', dispatch, np.asarray(x)).reshape(2, E, 2, D)
+    slots = np.einsum('gts,gtd->gsd', dispatch, x).reshape(2, E, 2, D)
     kernel, bias = map(np.asarray, weights)
     out = np.tanh(np.einsum('gepd,edf->gepf', slots, kernel)) + bias
     np.testing.assert_allclose(y, np.einsum('gts,gsf->gtf', combine, out.reshape(2, -1, F)),

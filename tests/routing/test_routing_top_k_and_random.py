@@ -31,8 +31,11 @@ def route(name='top_k', k=2, e=E, key=0, group=None, train=True, fraction=0.0, k
 def task_gradient(case, k):
     """Of some function of the gates, by the router's kernel."""
     ctx = context(groups=G, tokens=T)
-    task = lambda kernel: jnp.sum(jnp.sin(  # noqa: E731
-        make(case, E, k)({'kernel': kernel}, {}, normal(1, G, T, D), ctx).gate))
+
+    def task(kernel):
+        routing = make(case, E, k)({'kernel': kernel}, {}, normal(1, G, T, D), ctx)
+        return jnp.sum(jnp.sin(routing.gate))
+
     return np.asarray(jit(jax.grad(task))(normal(2, D, E)))
 
 
@@ -97,8 +100,10 @@ def noise_params(noise):
 @pytest.mark.parametrize('noise', NOISES, ids=lambda n: n['noise'])
 def test_noise_only_while_training(noise):
     params = noise_params(noise)
-    seen = lambda **kw: np.asarray(  # noqa: E731
-        route(**noise, params=params, **kw).noisy_logits)
+
+    def seen(**given):
+        return np.asarray(route(**noise, params=params, **given).noisy_logits)
+
     np.testing.assert_array_equal(seen(train=False), route().logits)
     np.testing.assert_array_equal(seen(train=False, key=3), seen(train=False))
     np.testing.assert_array_equal(seen(key=3), seen(key=3))
