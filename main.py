@@ -4,13 +4,13 @@
     python main.py --mode=eval --workdir=W --config.eval.split=validation
     python main.py --mode=summary --config=configs/digits_k2.py
 
-Where a run has several processes and no TPU pod starts them, start each of them with
+A TPU pod connects the processes of a run by itself. Elsewhere, start each process with
 
     python main.py ... --coordinator=HOST:PORT --processes=N --process=I
 
-SIGTERM saves the run and ends it with exit code 143; the same command continues it.
+SIGTERM saves the run and ends it with exit code 143. The same command continues it.
 
-The command line can set any key of a config, and any argument of a method:
+The command line can set any key of a config and any argument of a method:
 `--config.train.epochs=5`, `--config.model.moe.router_args.noise=gaussian`.
 """
 
@@ -33,14 +33,14 @@ from moe_vision.processes.stop import Stop
 MODES = ('train', 'eval', 'summary')
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('config', None, "A config file; eval and summary read the run's without it.")
+flags.DEFINE_string('config', None, "A config file; by default, eval and summary read the run's.")
 flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
 flags.DEFINE_string('mode', 'train', 'train, eval or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
-flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json names.")
+flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json may import.")
 flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; the port must be free.')
 flags.DEFINE_integer('processes', None, 'How many processes the run has.')
-flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
+flags.DEFINE_integer('process', None, 'The number of this process, from 0.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Request:
     mode: str
     config: Config
     config_file: str  # where the config came from
-    workdir: str  # '' where a summary needs none
+    workdir: str  # '' for a summary without one
     profile_steps: tuple[int, int] | None
     processes: peers.Given | None
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str]) -> None:
-    """What `main` does, with errors as exceptions."""
+    """Does what `main` does, but raises errors."""
     request = _parse(argv)
     config, workdir = request.config, request.workdir
     logs.to_stderr()
@@ -128,12 +128,13 @@ def _parse(argv: list[str]) -> Request:
 
 
 def _profile_steps() -> tuple[int, int] | None:
-    given = FLAGS.profile_steps
-    if given is None:
+    """The checked value of --profile_steps."""
+    steps = FLAGS.profile_steps
+    if steps is None:
         return None
-    first, _, last = given.partition(',')
+    first, _, last = steps.partition(',')
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-        raise UserError(f"--profile_steps is '{given}'; write the first and the last step, such as "
+        raise UserError(f"--profile_steps is '{steps}'; write the first and the last step, such as "
                         '10,20.')
     if FLAGS.mode != 'train':
         raise UserError(f"--profile_steps is set but is not read: --mode is '{FLAGS.mode}'.")

@@ -10,21 +10,24 @@ from moe_vision.common.json_values import finite
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value; NaN becomes null.
+    """Writes a value as JSON. Numbers that are not finite become null.
 
     Raises:
-      UserError: there is no room, or it is not allowed.
+      UserError: the file cannot be written.
     """
     try:
         write(path, (json.dumps(finite(value), indent=1) + '\n').encode())
     except OSError as e:
         raise UserError(f"'{path}' cannot be written: {e.strerror or e}; make room or give another "
-                        '--workdir, and start again to go on.') from e
+                        '--workdir, and start again to continue.') from e
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file in one go: to a neighbour first, then renamed. An object of a bucket appears
-    when it is whole, and is not renamed: that would copy it."""
+    """Writes a file so that it is never seen half written: to another name, which is then renamed.
+
+    In a bucket it is written directly: an object appears only when it is whole, and renaming would
+    copy it.
+    """
     if in_bucket(path):
         path.write_bytes(data)
         return
@@ -38,7 +41,7 @@ def in_bucket(path: Any) -> bool:
 
 
 def check_bucket(path: str) -> None:
-    """Raises UserError where `path` is a `gs://` path and packages that reach it are missing."""
+    """Raises UserError if `path` is a `gs://` path and a package that it needs is missing."""
     if not path.startswith('gs://'):
         return
     needs = {'gcsfs': ('gcsfs', 'tensorflow'), 'google-cloud-storage': ('google.cloud.storage',)}
@@ -51,10 +54,10 @@ def check_bucket(path: str) -> None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # the package that would contain it
         return False
 
 
 def absolute(path: Path) -> Path:
-    """Orbax wants absolute paths; `resolve` would put a bucket into the working directory."""
+    """The absolute path, as orbax wants it. `resolve` would turn a bucket's into a local one."""
     return path if in_bucket(path) else path.resolve()

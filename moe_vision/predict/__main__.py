@@ -3,10 +3,10 @@
     python -m moe_vision.predict --workdir=W image1.jpg folder/
     python -m moe_vision.predict --workdir=W --batch_size=64 --json folder/
 
-Prints the most probable classes of each image, and to which experts each routed layer sent it. A
-folder stands for all images below it. Files are transformed as in the run's own evaluation; a file
-that cannot be read is named and skipped. Every image is predicted as if it were alone (see
-`moe_vision.predict.model`), so the batch size changes the last digits at most.
+Prints the most probable classes of each image, and the experts to which each routed layer sent it.
+A folder stands for all images in it and below it. Files are transformed as in the run's own
+evaluation; a file that cannot be read is named and skipped. Every image is predicted as if it were
+alone (see `moe_vision.predict.model`), so the batch size changes the last digits at most.
 """
 
 import argparse
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from moe_vision.predict.model import Model, Prediction
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-_SHOWN = 4  # experts of a layer that are printed, where patches go to many
+_SHOWN = 4  # print at most this many experts of a layer; patches may go to many
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; returns the exit code, which is 2 where no image was read, too."""
+    """Runs the command; returns the exit code, which is 2 also where no image could be read."""
     return exit_code(lambda: _run(arguments))
 
 
@@ -92,7 +92,7 @@ def _skip(error: OSError) -> None:
 
 
 def _note(model: 'Model') -> None:
-    """Says where a prediction of one image alone differs from what the run trained and scored."""
+    """Prints a note if the network cannot treat an image alone as it did in training."""
     router, args = model.config.model.moe.router, model.config.model.moe.router_args
     if router == 'soft' and args.axis == 'batch' and model.config.model.twin == 'none':
         print('note: this network mixes the images of a group; here each image is a group of its '
@@ -105,11 +105,11 @@ def _read(model: 'Model', files: Iterable[str]) -> Iterator[tuple[str, 'np.ndarr
         try:
             with open(path, 'rb') as f:
                 image = model.image(f.read())
-            why = 'it cannot be decoded'
+            reason = 'it cannot be decoded'
         except OSError as e:
-            image, why = None, e.strerror or str(e)
+            image, reason = None, e.strerror or str(e)
         if image is None:
-            print(f"skipping '{path}': {why}", file=sys.stderr)
+            print(f"skipping '{path}': {reason}", file=sys.stderr)
         else:
             yield path, image
 
@@ -138,7 +138,7 @@ def _predict(model: 'Model', files: Sequence[str], args: argparse.Namespace) -> 
 
 
 def _row(model: 'Model', prediction: 'Prediction', i: int, top: int) -> dict[str, Any]:
-    """The prediction of image i, as JSON can hold it."""
+    """The prediction of image i, as values that JSON can hold."""
     p = prediction.probabilities[i]
     order = (-p).argsort(kind='stable')[:top]
     classes = [{'class': model.info.class_names[c], 'label': int(c), 'probability': float(p[c])}
@@ -163,12 +163,13 @@ def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
 
 
 def _lines(row: dict[str, Any]) -> str:
-    """The row for people, in several lines."""
+    """A row in several lines, for people."""
     lines = [row['file'], *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
     for name, experts in row['layers'].items():
-        of_patches = any(0 < r['tokens'] < 1 for r in experts)
+        routes_patches = any(0 < r['tokens'] < 1 for r in experts)
         each = [f'expert {r["expert"]} (gate {r["gate"]:.3f}'
-                + (f', {r["tokens"]:.0%} of the tokens)' if of_patches else ')') for r in experts]
+                + (f', {r["tokens"]:.0%} of the tokens)' if routes_patches else ')')
+                for r in experts]
         more = [f'{len(each) - _SHOWN} more'] if len(each) > _SHOWN else []
         lines.append(f'  {name}: ' + (', '.join(each[:_SHOWN] + more) or 'no expert'))
     return '\n'.join(lines)

@@ -1,13 +1,13 @@
-"""A trained run as a function of images.
+"""Loads a trained run as a function of images.
 
     >>> import moe_vision
     >>> model = moe_vision.load('runs/digits_k2')
-    >>> found = model(images)  # uint8 [B, H, W, C]; found.probabilities is [B, L]
+    >>> prediction = model(images)  # uint8 [B, H, W, C]; prediction.probabilities is [B, L]
 
-Every image is a routing group of its own with room for all its choices, on one device: what is
-said of an image depends on no other one, and nothing is dropped. (Soft MoE over the batch mixes the
-images of a group, so here it does not do what it was trained to do; routers that draw at random
-draw by the image's place.)
+Every image is a routing group of its own, with room for all its choices, on one device. So the
+prediction for an image does not depend on the others, and nothing is dropped. Two kinds of router
+are special: Soft MoE over the batch mixes the images of a group, so it cannot work here as it was
+trained to; and a router that draws at random draws by the image's place.
 
 Axes: B images, L classes, T tokens of an image (patches; 1 where images are routed), K choices,
 H and W height and width, C channels.
@@ -40,12 +40,12 @@ from moe_vision.training.step import normalize_images
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says of B images.
+    """What a network predicts for B images.
 
     Attributes:
       probabilities: float32 [B, L].
-      layers: routed layer -> {'expert': int32, 'gate': float32, 'kept': bool}, each [B, T, K].
-        With Soft MoE K is the number of experts.
+      layers: routed layer -> {'expert': int32, 'gate': float32, 'kept': bool}, each [B, T, K]. For
+        Soft MoE, K is the number of experts.
     """
 
     probabilities: np.ndarray
@@ -53,33 +53,33 @@ class Prediction:
 
 
 def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model':
-    """The network of a run with the weights it ended with; their moving average, if it kept one.
+    """The network of a run with its last weights, or their moving average if the run kept one.
 
     Args:
-      workdir: folder of the run; the data set need not be there.
-      best: the weights that were best on validation instead.
-      trust: modules of your own that the run's config names, such as ('my_project.routers',). A
-        run's folder is data: without this, nothing that its config names is imported.
+      workdir: folder of the run. The data set need not be on this machine.
+      best: take the weights that were best on validation instead.
+      trust: modules of your own that the run's config may import, such as
+        ('my_project.routers',). A run's folder is data, so nothing else of yours is imported.
 
     Raises:
-      UserError: no run there, no checkpoint that can be read, or the config names code that is not
+      UserError: there is no run, no checkpoint can be read, or the config names code that is not
         trusted.
     """
     config = config_lib.load(workdir, trust)
-    told = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
-    told |= {n: tuple(told[n]) for n in ('image_shape', 'class_names')}
+    info = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
+    info |= {n: tuple(info[n]) for n in ('image_shape', 'class_names')}
     state = checkpoints.load_raw(workdir, 'best' if best else 'latest')
-    return Model(config, DatasetInfo(**told), state)
+    return Model(config, DatasetInfo(**info), state)
 
 
 class Model:
-    """A function of images; see the module.
+    """A trained network as a function of images, as the module describes.
 
     Attributes:
-      config, info: of the run; `info.class_names` are the L classes.
+      config, info: the run's config and data set; `info.class_names` are the L classes.
       network: the Linen module.
-      variables: what `network.apply` takes first: 'params', 'batch_stats', 'router_state'.
-      step: optimizer steps that made them.
+      variables: the first argument of `network.apply`: 'params', 'batch_stats', 'router_state'.
+      step: how many optimizer steps they were trained for.
     """
 
     def __init__(self, config: Config, info: DatasetInfo, state: dict[str, Any]):
@@ -98,28 +98,30 @@ class Model:
             jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM)
 
     def image(self, encoded: bytes) -> np.ndarray | None:
-        """Pixels of an image file as an evaluation of the run would see them, uint8 [H, W, C];
-        None where it cannot be decoded."""
+        """The pixels of an image file, uint8 [H, W, C], transformed as in the run's evaluation.
+
+        None if it cannot be decoded.
+        """
         return input_pipeline.evaluation_image(
             self.config.dataset, self.info.image_shape, encoded)
 
     def __call__(self, images: np.ndarray, start: int = 0) -> Prediction:
-        """What the network says of uint8 images [B, H, W, C]; compiled once for each B.
+        """Predicts uint8 images [B, H, W, C]. Compiles once for each B.
 
         Args:
-          start: place of the first image in all that are predicted, read by random routers.
+          start: place of the first image among all that are predicted; random routers read it.
 
         Raises:
-          UserError: the images are not of the run's type and shape.
+          UserError: the images do not have the run's type and shape.
         """
         shape = self.info.image_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise UserError(f'images are {images.dtype} {list(images.shape)}; this network takes '
                             f'uint8 {["B", *shape]}: `Model.image` makes them from a file.')
-        out, layers = jax.device_get(self._forward(self.variables, images, start))
-        count = len(images)
-        return Prediction(out, {name: {n: x.reshape(count, -1, x.shape[-1]) for n, x in of.items()}
-                                for name, of in layers.items()})
+        probabilities, layers = jax.device_get(self._forward(self.variables, images, start))
+        return Prediction(probabilities, {
+            layer: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in choices.items()}
+            for layer, choices in layers.items()})
 
     @functools.cached_property
     def _forward(self):

@@ -1,4 +1,4 @@
-"""What commands log to stderr."""
+"""Sets up what commands log to stderr."""
 
 import logging as python_logging
 
@@ -6,7 +6,7 @@ from absl import logging
 
 
 def to_stderr() -> None:
-    """Our own messages from INFO, those of libraries from WARNING."""
+    """Shows our own messages from level INFO, those of libraries from WARNING."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
@@ -15,8 +15,8 @@ def to_stderr() -> None:
     handler.addFilter(lambda r: r.levelno >= 30 or 'site-packages' not in r.pathname)
 
 
-def of_process(process: int) -> None:
-    """Of processes other than 0 only warnings, which say who speaks."""
+def for_process(process: int) -> None:
+    """Makes processes other than 0 show warnings only, with their number."""
     if process:
         handler = logging.get_absl_handler()
         handler.setLevel(python_logging.WARNING)

@@ -1,12 +1,12 @@
-"""One run over several processes: starting them, agreeing, and what only the first one does.
+"""Joins the processes of one run, and lets them agree and end together.
 
-Every process runs the same program on its own devices. Process 0 writes the run's files and speaks;
-the others compute, and say what is wrong with them. Nothing here imports jax before `start`.
+Every process runs the same program on its own devices. Process 0 writes the run's files and prints;
+the others compute, and log only warnings and errors. Nothing here imports jax before `start`.
 
-How a run comes to its processes: `--coordinator=HOST:PORT --processes=N --process=I` says it. Where
-they are not given and this machine has TPU chips (`/dev/accel*` or `/dev/vfio/*`, libtpu installed,
-JAX_PLATFORMS not set to anything else), `jax.distributed.initialize()` asks the pod; a machine that
-belongs to none stays alone. Anywhere else a run is one process.
+The flags `--coordinator=HOST:PORT --processes=N --process=I` say who takes part. Without them, on a
+machine with TPU chips (`/dev/accel*` or `/dev/vfio/*`, libtpu installed, and no other platform in
+JAX_PLATFORMS), `jax.distributed.initialize()` asks the pod; a machine outside a pod runs alone. On
+any other machine a run is one process.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from moe_vision.common.errors import UserError
 from moe_vision.processes import logs
 from moe_vision.processes.watch import BEAT_SECONDS, Watch
 
-CONNECT_SECONDS = 60.0  # until all processes must have come, by flags
-POD_SECONDS = 300.0  # and the hosts of a pod
+CONNECT_SECONDS = 60.0  # within which all processes started with flags must connect
+POD_SECONDS = 300.0  # within which all hosts of a pod must connect
 _FLAGS = ('coordinator', 'processes', 'process')
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """Who takes part, as the command line says it."""
+    """The processes of a run, as the command line names them."""
 
     coordinator: str  # HOST:PORT of process 0
     processes: int
@@ -42,22 +42,22 @@ class Given:
 
 
 def check(coordinator: str | None, processes: int | None, process: int | None) -> Given | None:
-    """What the flags say; None where none is given.
+    """The checked values of the three flags; None if none is given.
 
     Raises:
-      UserError: one is missing or impossible.
+      UserError: a flag is missing, or its value is impossible.
     """
     values = dict(zip(_FLAGS, (coordinator, processes, process), strict=True))
     missing = [f'--{n}' for n, v in values.items() if v is None]
     if len(missing) == len(values):
         return None
     if coordinator is None or processes is None or process is None:
-        raise UserError(f'{" and ".join(missing)} missing; a run over several processes needs '
+        raise UserError(f'{" and ".join(missing)} missing; a run of several processes needs '
                         '--coordinator=HOST:PORT --processes=N --process=I, I from 0 to N-1.')
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--coordinator is '{coordinator}'; write the host and a free port of "
-                        'process 0, such as 10.0.0.1:8476.')
+        raise UserError(f"--coordinator is '{coordinator}'; give the host of process 0 and a free "
+                        'port there, such as 10.0.0.1:8476.')
     if processes < 1:
         raise UserError(f'--processes is {processes}; it must be positive.')
     if not 0 <= process < processes:
@@ -67,10 +67,10 @@ def check(coordinator: str | None, processes: int | None, process: int | None) -
 
 
 def start(given: Given | None) -> None:
-    """Joins the others before any device is touched. Returns at once where there are none.
+    """Joins the other processes, before any device is used. Returns at once if there are none.
 
-    Ends the process with a line and exit code 2 where they do not come in CONNECT_SECONDS (a pod's
-    hosts: POD_SECONDS): the runtime itself would end it with a stack trace.
+    Ends the process with a line and exit code 2 if they do not connect within CONNECT_SECONDS
+    (POD_SECONDS in a pod); the runtime itself would end it with a stack trace.
     """
     if not given and not _tpu():
         return
@@ -80,32 +80,33 @@ def start(given: Given | None) -> None:
     if given:
         waits = (f'process {given.process}: the coordinator {given.coordinator} (process 0) does '
                  'not answer' if given.process else
-                 f'process 0: not all of {given.processes} processes have come')
+                 f'process 0: not all of {given.processes} processes have connected')
         seconds, args = CONNECT_SECONDS, {
             'coordinator_address': given.coordinator, 'num_processes': given.processes,
             'process_id': given.process, 'cluster_detection_method': 'deactivate'}
     else:
         waits, seconds = 'the other hosts of the pod do not answer', POD_SECONDS
-    told = (f'{waits} after {seconds:.0f} s; start all processes at about the same time, with the '
-            'same --coordinator and --processes and each its own --process.')
+    error = (f'{waits} after {seconds:.0f} s; start all processes at about the same time, with the '
+             'same --coordinator and --processes and each its own --process.')
     try:
-        with _deadline(seconds, told):
+        with _deadline(seconds, error):
             jax.distributed.initialize(initialization_timeout=2 * int(seconds) + 60, **args)
     except ValueError:
         if given:
             raise
-        return  # chips, but no pod around them
+        return  # this machine has chips but is not part of a pod
     except Exception as e:  # a port that is taken, a name that does not resolve
         raise UserError(f'cannot join the run: {" ".join(str(e).split())[:200]}') from e
     if several():
-        logs.of_process(jax.process_index())
+        logs.for_process(jax.process_index())
         _watch(given.coordinator.rpartition(':')[0] if given else '')
 
 
-_watching: list[Watch] = []  # the one of this process
+_watching: list[Watch] = []  # this process's watch, if it has joined others
 
 
 def _watch(host: str) -> None:
+    """Starts to watch the other processes. `host` is process 0's address; '' looks it up."""
     import jax
 
     host = host or socket.gethostbyname(socket.gethostname())
@@ -114,41 +115,43 @@ def _watch(host: str) -> None:
 
 
 def done() -> None:
-    """The run is over in all processes; from here on each may end when it likes."""
+    """Waits until the run is over in all processes; after that each may end at any time."""
     for watch in _watching:
         barrier('done')
         watch.close()
 
 
 def give_up(code: int, error: str) -> None:
-    """Ends this process for an error, and with it the others. Returns where it is alone."""
+    """Ends this process and the others because of an error. Returns if there are no others."""
     for watch in _watching:
         watch.close(error)
         end(code)
 
 
 def failed(error: Exception) -> None:
-    """An error that nobody foresaw: where another process has died, the watch tells that instead.
+    """Ends this process and the others because of an unexpected error, with its stack trace.
 
-    Returns where it has not, and after having told the others.
+    If the cause is another process that has died, the watch reports that instead. Returns if there
+    are no others.
     """
     for watch in _watching:
-        time.sleep(3 * BEAT_SECONDS)  # a collective fails as soon as the watch notices
+        time.sleep(3 * BEAT_SECONDS)  # a collective may fail before the watch notices the cause
         watch.close(f'{type(error).__name__}: {" ".join(str(error).split())[:200]}')
         traceback.print_exception(error)
         end(1)
 
 
 def _tpu() -> bool:
-    wanted = os.environ.get('JAX_PLATFORMS', '')
-    return bool((not wanted or 'tpu' in wanted) and importlib.util.find_spec('libtpu')
+    """Whether this machine has TPU chips that jax will use."""
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    return bool((not platforms or 'tpu' in platforms) and importlib.util.find_spec('libtpu')
                 and (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')))
 
 
 @contextmanager
-def _deadline(seconds: float, told: str) -> Iterator[None]:
-    """Ends this process with a line where the block takes longer."""
-    timer = threading.Timer(seconds, end, (2, f'error: {told}'))
+def _deadline(seconds: float, error: str) -> Iterator[None]:
+    """Ends this process with an error if the block takes longer."""
+    timer = threading.Timer(seconds, end, (2, f'error: {error}'))
     timer.daemon = True
     timer.start()
     try:
@@ -158,34 +161,35 @@ def _deadline(seconds: float, told: str) -> Iterator[None]:
 
 
 def end(code: int, line: str = '') -> None:
-    """Ends this process now: nobody waits for processes that cannot answer any more."""
+    """Ends this process at once, without a shutdown that waits for processes that are gone."""
     if line:
-        sys.stderr.write(f'{line}\n')  # at once: the runtime's threads write there, too
+        sys.stderr.write(f'{line}\n')  # in one write: the runtime's threads also write there
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def joined() -> bool:
-    """Whether `start` joined others; does not touch jax."""
+    """Whether `start` joined other processes. Does not import jax."""
     return bool(_watching)
 
 
 def several() -> bool:
+    """Whether the run has more than one process."""
     import jax
 
     return jax.process_count() > 1
 
 
 def first() -> bool:
-    """Whether this process writes and speaks."""
+    """Whether this is process 0, which writes files and prints."""
     import jax
 
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes are here."""
+    """Returns when all processes have called it."""
     if several():
         from jax.experimental import multihost_utils
 
@@ -193,7 +197,7 @@ def barrier(name: str) -> None:
 
 
 def all_agree(ok: bool) -> bool:
-    """Whether `ok` is true in every process; each of them must ask."""
+    """Whether `ok` is true in every process. All of them must call this."""
     if not several():
         return ok
     import numpy as np
@@ -203,12 +207,12 @@ def all_agree(ok: bool) -> bool:
 
 
 def share(value: Any) -> Any:
-    """Process 0's value, one that JSON can hold, in every process; each of them must ask."""
+    """Process 0's value in every process. JSON must hold it, and all processes must call this."""
     return _share(value) if joined() else value
 
 
 def same(value: Any) -> bool:
-    """Whether every process asks with the same value, one that JSON can hold."""
+    """Whether every process passes the same value. As for `share`, JSON must hold it."""
     return all_agree(share(value) == value)
 
 
@@ -216,18 +220,23 @@ def _share(value: Any) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    text = np.frombuffer(json.dumps(value).encode() if first() else b'', np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-    padded = np.zeros(-(-size // 1024) * 1024, np.uint8)  # each length compiles a program
-    padded[:text.size] = text
+    data = np.frombuffer(json.dumps(value).encode() if first() else b'', np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    padded = np.zeros(-(-size // 1024) * 1024, np.uint8)  # few lengths, as each one compiles
+    padded[:data.size] = data
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded).tolist())[:size])
 
 
 def check_shared(folder: Any, digest: int | str, what: str = 'configs') -> None:
-    """Every process must see the same folder, and run the same config (or study).
+    """Checks that all processes see the same folder and run the same config or study.
+
+    Args:
+      folder: the workdir, as a path.
+      digest: hash of the config or study.
+      what: 'configs' or 'studies', for the error.
 
     Raises:
-      UserError: in all of them, where one does not.
+      UserError: in all processes, if one of them differs.
     """
     if not several():
         return
@@ -241,7 +250,7 @@ def check_shared(folder: Any, digest: int | str, what: str = 'configs') -> None:
         mark.unlink()
     if not all_agree(seen):
         raise UserError(f"workdir '{folder}' is not the same folder for every process; give one "
-                        'that all share: on a network file system, or gs://...')
+                        'that all of them share: on a network file system, or gs://...')
     if not same(digest):
         raise UserError(f'the processes run different {what}; start them with the same command, '
                         'each with its own --process.')

@@ -1,10 +1,10 @@
-"""SIGTERM: the run ends at the next step, saved.
+"""Lets SIGTERM end a run at the next step, after it is saved.
 
     with Stop() as stop:
         ... if stop.at(step): save; raise Stopped(...)
 
-In one process a handler of our own; over several jax's preemption service takes the signal and
-agrees on when, so that all stop at the same step.
+A single process handles the signal itself. In several, jax's preemption service receives it and
+makes them agree on the step, so that all stop at the same one.
 """
 
 import math
@@ -15,48 +15,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODE = 128 + signal.SIGTERM  # as of a process that SIGTERM ended: a scheduler starts it again
-
-
-_TOLD = 'stopped by SIGTERM; start again with the same command to go on.'
+EXIT_CODE = 128 + signal.SIGTERM  # what the shell reports for SIGTERM: schedulers start it again
+_STOPPED = 'stopped by SIGTERM; start again with the same command to continue.'
 
 
 class Stopped(BaseException):
-    """The run was told to end; the message is for the user, in one line.
+    """SIGTERM has ended the run. The message is one line for the user.
 
-    Like KeyboardInterrupt it is no Exception: it may come anywhere, and whoever goes on after an
-    error (a checkpoint that cannot be written) must not go on after it.
+    Like KeyboardInterrupt it is no Exception, because it may be raised anywhere: code that carries
+    on after an error, such as a checkpoint that cannot be written, must not catch it.
     """
 
 
 class Stop:
-    """Notices SIGTERM while it is open: at once, and within `later` when `at` is asked."""
+    """Handles SIGTERM while it is open: raises Stopped, but within `later` only makes `at` true."""
 
     def __init__(self) -> None:
-        self._asked = self._later = self._several = False
-        self._asked_before = 0  # how often `at` was asked
-        self._before: object = None
+        self._received = self._later = self._several = False
+        self._calls = 0  # of `at`
+        self._handler_before: object = None
 
     def __enter__(self) -> 'Stop':
         from moe_vision.processes import peers
 
         self._several = peers.joined()
         if not self._several and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+            self._handler_before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+        if self._handler_before is not None:
+            signal.signal(signal.SIGTERM, self._handler_before)  # type: ignore[arg-type]
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
         if not self._later:
-            raise Stopped(_TOLD)
+            raise Stopped(_STOPPED)
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Within it SIGTERM waits for the end of a step."""
+        """Within the block, SIGTERM waits for the next call of `at`."""
         self._later = True
         try:
             yield
@@ -64,25 +62,26 @@ class Stop:
             self._later = False
 
     def at(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask after every step.
+        """Whether to stop after this step. All processes must call it after every step.
 
-        They agree on how often they asked, not on a step: each run of a study begins at step 1.
+        The preemption service gets the number of calls, which only grows; steps begin at 1 again
+        with each run of a study.
         """
-        self._asked_before += 1
+        self._calls += 1
         if self._several:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(self._asked_before)
-        return self._asked
+            return multihost_utils.reached_preemption_sync_point(self._calls)
+        return self._received
 
     def sleep(self, seconds: float) -> None:
-        """Sleeps, between runs; every process must do so for as long.
+        """Sleeps between runs. All processes must call it with the same time.
 
         Raises:
-          Stopped: this process or another one was told to end.
+          Stopped: this process or another one received SIGTERM.
         """
-        looks = max(1, math.ceil(seconds))
-        for _ in range(looks):
-            time.sleep(seconds / looks)
+        checks = max(1, math.ceil(seconds))
+        for _ in range(checks):
+            time.sleep(seconds / checks)
             if self.at(0):
-                raise Stopped(_TOLD)
+                raise Stopped(_STOPPED)

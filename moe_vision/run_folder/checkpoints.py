@@ -1,13 +1,12 @@
-"""Checkpoints of a run, behind orbax: the newest few, and the best on validation.
+"""Saves and restores a run's checkpoints with orbax: the newest few, and the best on validation.
 
-`W/checkpoints/latest/STEP` and `W/checkpoints/best/STEP`. A save runs in the background and is
-atomic: a folder appears under its name when it is whole. If a save fails, the log says so and
-training goes on. The optimizer state is saved too, so that training can go on from the best
-checkpoint. A checksum is saved beside the arrays, because files whose bytes were changed can often
-still be read.
+They lie in `W/checkpoints/latest/STEP` and `W/checkpoints/best/STEP`. A save runs in the background
+and is atomic: a folder gets its name when it is complete. If a save fails, a warning is logged and
+training continues. A checkpoint includes the optimizer state, so that training can also continue
+from the best one, and a checksum, because orbax often reads damaged files without an error.
 
-Where a run has several processes, all of them call everything. Each reads what its devices hold,
-and a checkpoint is restored only if all processes can read it.
+In a run of several processes all of them call every function. Each reads what its devices hold, and
+a checkpoint is restored only if all processes can read it.
 """
 
 import contextlib
@@ -32,39 +31,47 @@ _CHECKSUM = 'checksum'
 
 
 class Checkpoints:
-    """Saves and restores train states. Close it, or use `with`: closing waits for saves."""
+    """Saves and restores train states. Use `with` or `close`, which wait for saves.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest checkpoints to keep.
+    """
 
     def __init__(self, workdir: str, keep: int):
         root = epath.Path(workdir) / 'checkpoints'
         self._latest, self._best = Folder(root / 'latest', keep), Folder(root / 'best', 1)
 
     def save(self, step: int, state: Any) -> None:
-        self._best.wait()  # a run that goes on from here will not make it again
+        """Saves the state of a step among the newest checkpoints."""
+        self._best.wait()  # a run continued from this checkpoint will not save that best one again
         self._latest.save(step, state)
 
     def save_best(self, step: int, state: Any) -> None:
+        """Saves the state of a step as the best one, in place of the one before."""
         self._best.save(step, state)
 
     def restore_newest(self, abstract: Any) -> tuple[int, Any] | None:
-        """(step, state) of the newest checkpoint that can be read, or None where there is none.
+        """(step, state) of the newest readable checkpoint; None if there are no checkpoints.
 
-        A damaged one is named in the log, set aside, and the one before is tried.
+        Checkpoints that cannot be read are named in the log. Those after the restored step, best
+        ones included, are deleted, because the run will save these steps again.
 
         Args:
-          abstract: arrays as `ShapeDtypeStruct` with shardings.
+          abstract: the state with a `ShapeDtypeStruct` with sharding for each array.
 
         Raises:
-          UserError: there are checkpoints, but none fits this config or can be read.
+          UserError: there are checkpoints, but none of them fits this config or can be read.
         """
         steps = self.steps()
         for folder in (self._latest, self._best):
-            folder.clear()  # of a run that was killed
+            folder.clear()  # what a killed run left
         for step in steps:
             try:
                 state = self._latest.restore(step, abstract)
-            except Exception as e:  # whatever a damaged file makes orbax say
-                logging.warning('checkpoint %d cannot be read (%s); trying the one before',
-                                step, why(e))
+            except Exception as e:  # damaged files make orbax raise errors of many types
+                logging.warning('checkpoint %d cannot be read (%s); trying the one before it',
+                                step, _summary(e))
                 continue
             self._latest.delete_after(step)
             self._best.delete_after(step)
@@ -77,39 +84,40 @@ class Checkpoints:
         return None
 
     def forget_after(self, step: int) -> None:
-        """Removes the newest checkpoints down to this step."""
+        """Deletes the newest checkpoints that come after this step."""
         self._latest.delete_after(step)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are whole, newest first. Waits for saves."""
+        """Steps of the complete checkpoints, newest first. Waits for saves."""
         self.wait()
         return self._latest.steps()
 
     def restore_best(self, abstract: Any) -> tuple[int, Any] | None:
-        """(step, state) of the best on validation; None where there is none that can be read."""
+        """(step, state) of the best checkpoint on validation; None if none can be read."""
         self.wait()
         for step in self._best.steps():
             try:
                 return step, self._best.restore(step, abstract)
             except Exception as e:
-                logging.warning('best checkpoint %d cannot be read (%s)', step, why(e))
+                logging.warning('best checkpoint %d cannot be read (%s)', step, _summary(e))
         return None
 
     def restore_for_evaluation(self, abstract: Any) -> tuple[int, Any]:
-        """The newest checkpoint, changing nothing on disk.
+        """(step, state) of the newest readable checkpoint. Changes nothing on disk.
 
         Raises:
-          UserError: there is none that can be read.
+          UserError: no checkpoint can be read.
         """
         for step in self.steps():
             try:
                 return step, self._latest.restore(step, abstract)
             except Exception as e:
-                logging.warning('checkpoint %d cannot be read (%s)', step, why(e))
+                logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
         raise UserError(f'no checkpoint in {self._latest.path} can be read with this config; '
-                        'train first (--mode=train), or give the config the run was made with.')
+                        'train first (--mode=train), or give the config of the run.')
 
     def wait(self) -> None:
+        """Returns when all saves are on disk, or have failed."""
         self._latest.wait()
         self._best.wait()
 
@@ -125,12 +133,12 @@ class Checkpoints:
 
 
 def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[str, Any]:
-    """A state as nested dicts of host arrays, without knowing its config or its devices.
+    """The state of the newest readable checkpoint, without knowing its config or its devices.
 
-    Keys as the fields of `TrainState`. The newest checkpoint that can be read.
+    Returns nested dicts of host arrays, whose keys are the fields of `TrainState`.
 
     Raises:
-      UserError: there is none.
+      UserError: no checkpoint can be read.
     """
     root = absolute(epath.Path(workdir) / 'checkpoints' / kind)
     steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
@@ -142,18 +150,18 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
                                        reader.metadata(path).tree)
                 return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
         except Exception as e:
-            logging.warning('checkpoint %d cannot be read (%s)', step, why(e))
+            logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
     raise UserError(f"there is no readable checkpoint in '{workdir}'; train there first.")
 
 
 def abstract(state: Any, shardings: Any) -> Any:
-    """Shapes, types and placement of a state, to restore onto."""
+    """The shapes, types and shardings of a state, as the functions that restore it need them."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                         state, shardings)
 
 
 class Folder:
-    """The checkpoints in one folder, at most `keep` of them."""
+    """The checkpoints in one folder. Keeps at most the newest `keep` of them."""
 
     def __init__(self, path: epath.Path, keep: int):
         self.path = absolute(path)
@@ -161,14 +169,15 @@ class Folder:
             self.path, item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True,
                                                  enable_async_checkpointing=True))
-        self._saving = 0  # the step of the last save
+        self._last_step = 0  # of the last save
 
     def save(self, step: int, state: Any) -> None:
+        """Begins to save a state, unless this step is there. Logs a failure instead of raising."""
         self.wait()
         if step in self._manager.all_steps():
             return
         values = _as_dict(state) | {_CHECKSUM: np.asarray(checksum(state))}
-        self._saving = step
+        self._last_step = step
         try:
             self._check_room(state)
             self._manager.save(step, args=ocp.args.StandardSave(values), force=True)
@@ -176,8 +185,10 @@ class Folder:
             self._give_up(e)
 
     def _check_room(self, state: Any) -> None:
-        """Raises in all processes where one cannot write, or sees no room for the state: orbax lets
-        the others wait for it for 20 minutes."""
+        """Raises OSError in all processes if one of them cannot write or lacks room for the state.
+
+        Otherwise orbax would make the others wait 20 minutes for that one.
+        """
         if not peers.several() or in_bucket(self.path):
             return
         probe, error = self.path / f'.process_{jax.process_index()}', None
@@ -192,97 +203,109 @@ class Folder:
             raise error or OSError('another process cannot write')
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, or given up."""
+        """Returns when the last save is on disk, or has failed."""
         try:
             self._manager.wait_until_finished()
-        except Exception as e:  # a full disk comes in many types
+        except Exception as e:  # a full disk raises errors of many types
             self._give_up(e)
 
     def _give_up(self, error: Exception) -> None:
-        logging.warning('checkpoint %d cannot be saved (%s); training goes on, and the checkpoints '
-                        'before it stay', self._saving, why(error))
-        std_logging.getLogger('asyncio').addFilter(_not_told)
-        self.clear(str(self._saving))
-        self._manager.reload()  # it has already forgotten the one that should have made room
+        """Logs a failed save and deletes what it left."""
+        logging.warning('checkpoint %d cannot be saved (%s); training continues, and the '
+                        'checkpoints before it are kept', self._last_step, _summary(error))
+        std_logging.getLogger('asyncio').addFilter(_is_not_of_a_failed_save)
+        self.clear(str(self._last_step))
+        self._manager.reload()  # it has already dropped the checkpoint that was to make room
 
     def clear(self, step: str = '*') -> None:
-        """Removes what was begun and not finished; the folder must be this run's alone."""
+        """Deletes unfinished saves. No other process may be saving in this folder."""
         if peers.first():
             for part in self.path.glob(f'{step}.orbax-checkpoint-tmp*'):
                 part.rmtree(missing_ok=True)
 
     def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def delete_after(self, step: int) -> None:
-        """The run will come to those again, and an old one would stand in the way."""
+        """Deletes the checkpoints after a step: `save` would not replace them."""
         for newer in self.steps():
             if newer > step:
                 self._manager.delete(newer)
 
     def restore(self, step: int, state: Any) -> Any:
-        """The state at a step; raises whatever is wrong with it, in every process."""
+        """The state saved at a step.
+
+        Args:
+          state: abstract, as `Checkpoints.restore_newest` takes it.
+
+        Raises:
+          Exception: in every process, if one cannot read the checkpoint.
+        """
         wanted = _as_dict(state) | {_CHECKSUM: np.zeros((), np.uint32)}
-        values = read(self.path / str(step), ocp.StandardCheckpointHandler,
-                      lambda _: ocp.args.StandardRestore(wanted))
+        values = _read(self.path / str(step), ocp.StandardCheckpointHandler,
+                       lambda _: ocp.args.StandardRestore(wanted))
         expected = int(values.pop(_CHECKSUM))
-        found = type(state)(**values)
-        if int(checksum(found)) != expected:
+        restored = type(state)(**values)
+        if int(checksum(restored)) != expected:
             raise ValueError('its checksum is wrong')
-        return found
+        return restored
 
     def close(self) -> None:
+        """Waits for the last save."""
         self.wait()
         self._manager.close()
 
 
-def read(path: epath.Path, handler: Any, args: Any) -> Any:
-    """What a checkpoint holds, in every process, or an error in all of them.
+def _read(path: epath.Path, handler: Any, args: Any) -> Any:
+    """Reads a checkpoint in every process, or raises in all of them.
 
-    Orbax would wait for all after reading: with one that failed the others would wait for ever.
+    Each process reads on its own: orbax waits for all of them after reading, which would be for
+    ever if one had failed.
 
     Args:
       handler: a handler's class.
-      args: makes the restore arguments, given the reader.
+      args: function of the reader that makes the arguments of its `restore`.
     """
-    me = jax.process_index()
+    this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process_{me}')
-    found, error = None, None
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'process_{this}')
+    values, error = None, None
     try:
         with ocp.Checkpointer(handler(multiprocessing_options=alone),
                               multiprocessing_options=alone) as reader:
-            found = reader.restore(path / 'default', args=args(reader))
+            values = reader.restore(path / 'default', args=args(reader))
     except Exception as e:
         error = e
     if not peers.all_agree(error is None):
         raise error or ValueError('another process cannot read it')
-    return found
+    return values
 
 
 @jax.jit
 def checksum(state: Any) -> jax.Array:
-    """A uint32 of all bits and where they stand, the same however the arrays are laid out."""
+    """A uint32 checksum of all bits and their places, independent of how arrays are sharded."""
     total = jnp.uint32(0)
     for x in jax.tree.leaves(state):
         unsigned = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
         bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-        place = jnp.uint32(0)  # in row-major order; a reshape would gather what is split
+        place = jnp.uint32(0)  # row-major, from iotas: a reshape would gather sharded arrays
         for axis, size in enumerate(x.shape):
             place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         total = total * jnp.uint32(31) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
     return total
 
 
-def _not_told(record: std_logging.LogRecord) -> bool:
-    """Orbax leaves the writes of a save that failed to the garbage collector, which tells each."""
+def _is_not_of_a_failed_save(record: std_logging.LogRecord) -> bool:
+    """False for what asyncio logs about each write that orbax abandons in a failed save."""
     return 'exception was never retrieved' not in record.getMessage()
 
 
-def why(error: Exception) -> str:
-    """The beginning of what orbax says, in one line."""
+def _summary(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
     return ' '.join(str(error).split()).split(' See full ')[0][:160]
 
 
 def _as_dict(state: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, not copied."""
     return dict(vars(state))

@@ -1,9 +1,9 @@
-"""Metrics of a run: rows as JSON lines and as TensorBoard events, in files never appended to.
+"""Collects a run's metrics in rows; writes them as JSON lines and as TensorBoard events.
 
-A row of training metrics is the mean over the steps since the row before ('bad_images', rows that
-were masked because their image cannot be decoded, is their sum); where rows end depends
-on the config alone, so that a continued run writes the rows of an uninterrupted one. What depends
-on the clock stands under 'timing'.
+A row of training metrics holds means over the steps since the row before it; only 'bad_images', the
+images masked because they cannot be decoded, is a sum. The config alone decides where rows end, so
+a continued run writes the same rows as an uninterrupted one. Whatever depends on the clock is under
+'timing'. No file is appended to, because a bucket cannot do that.
 """
 
 import json
@@ -22,37 +22,42 @@ from moe_vision.run_folder import tensorboard
 
 
 class Interval:
-    """Collects the metrics of steps, on the device until `row` fetches them.
+    """Collects the metrics of steps, which stay on the device until `row` fetches them.
 
     Args:
       num_experts: E.
-      may_skip: steps in a row whose loss or gradient may be not finite; their update was skipped.
+      may_skip: how many consecutive steps may have a loss or gradient that is not finite. The
+        training step has skipped their updates.
     """
 
     def __init__(self, num_experts: int, may_skip: int = 0):
         self._num_experts, self._may_skip = num_experts, may_skip
         self._pending: list[tuple[int, Any]] = []
-        self.in_a_row = 0  # steps skipped until now
+        self.in_a_row = 0  # consecutive steps skipped up to now
 
     def add(self, step: int, metrics: Any) -> None:
+        """Adds the metrics of a step, without waiting for them."""
         self._pending.append((step, metrics))
 
     def pending(self) -> list[tuple[int, Any]]:
-        """The steps since the last row, as JSON can hold them to the bit."""
+        """(step, metrics) for each step since the last row, as values that JSON holds exactly."""
         return [(s, jax.tree.map(lambda x: np.asarray(x).tolist(), jax.device_get(m)))
                 for s, m in self._pending]
 
     def put_back(self, pending: list[tuple[int, Any]]) -> None:
-        """What `pending` gave."""
-        as_arrays = lambda x: jax.tree.map(  # noqa: E731
-            np.asarray, x, is_leaf=lambda leaf: isinstance(leaf, list))
-        self._pending = [(s, as_arrays(m)) for s, m in pending]
+        """Restores the steps that `pending` returned."""
+        self._pending = [
+            (s, jax.tree.map(np.asarray, m, is_leaf=lambda leaf: isinstance(leaf, list)))
+            for s, m in pending]
 
     def row(self, per_epoch: float) -> dict[str, Any]:
-        """The row for the steps since the last one; means over those that were not skipped.
+        """The row for the steps since the last one. Its means leave out skipped steps.
+
+        Args:
+          per_epoch: steps of an epoch.
 
         Raises:
-          NonFiniteStep: a loss or gradient was not finite once too often; carries that step.
+          NonFiniteStep: more than `may_skip` consecutive steps were not finite.
         """
         steps = [s for s, _ in self._pending]
         fetched = jax.device_get([m for _, m in self._pending])
@@ -60,10 +65,8 @@ class Interval:
         values = [v for s, v in zip(steps, fetched, strict=True) if self._is_finite(s, v)]
         skipped = {'skipped': len(steps) - len(values), 'skipped_in_a_row': self.in_a_row}
         values = values or fetched
-        n = len(values)
-        mean = lambda *xs: float(sum(map(float, xs)) / n)  # noqa: E731
-        scalars = jax.tree.map(mean, *[{k: x for k, x in v.items() if k != 'layers'}
-                                       for v in values])
+        scalars = jax.tree.map(_mean, *[{k: x for k, x in v.items() if k != 'layers'}
+                                        for v in values])
         sums = jax.tree.map(lambda *xs: np.sum([np.float64(x) for x in xs], axis=0),
                             *[v['layers'] for v in values])
         scalars['learning_rate'] = float(fetched[-1]['learning_rate'])
@@ -73,6 +76,7 @@ class Interval:
                 'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()}}
 
     def _is_finite(self, step: int, values: Any) -> bool:
+        """Whether the step was not skipped; counts consecutive skipped ones."""
         for name in ('loss', 'grad_norm'):
             if not math.isfinite(float(values[name])):
                 self.in_a_row += 1
@@ -83,21 +87,27 @@ class Interval:
         return True
 
 
+def _mean(*values: Any) -> float:
+    return float(sum(map(float, values)) / len(values))
+
+
 class NonFiniteStep(Exception):
     """The loss or the gradient norm of `step` is not a finite number."""
 
-    def __init__(self, step: int, what: str, in_a_row: int = 1):
-        often = f', in {in_a_row} steps in a row' if in_a_row > 1 else ''
-        super().__init__(f'{what} is not finite at step {step}{often}')
+    def __init__(self, step: int, name: str, in_a_row: int = 1):
+        count = f', in {in_a_row} steps in a row' if in_a_row > 1 else ''
+        super().__init__(f'{name} is not finite at step {step}{count}')
 
 
 class Writer:
     """Writes rows to W/metrics/*.jsonl and W/events, from a step on.
 
-    What cannot be written is kept, and written with the rows that follow.
+    Rows that cannot be written are kept and written with the next ones.
 
     Args:
-      kept: rows until `start_step`; those of an earlier life of the run after it are dropped.
+      start_step: the step from which the run starts or continues.
+      kept: all rows up to it. The files of later rows, from before the run was stopped, are
+        deleted.
     """
 
     def __init__(self, workdir: str, start_step: int, kept: list[dict[str, Any]]):
@@ -118,38 +128,40 @@ class Writer:
                 path.unlink()
 
     def add(self, row: dict[str, Any]) -> None:
+        """Adds a row, to be written by the next `flush`."""
         self._waiting.append(row)
 
     def flush(self) -> None:
-        """Puts what was added into files of its own."""
+        """Writes the added rows to new files."""
         if not self._waiting:
             return
-        # The first rows may be of the step at which an earlier life ended: another name than its.
+        # Names both steps: the run may continue at the very step with which an older file ends.
         name = f'{self._start:09d}-until-{self._waiting[-1]["step"]:09d}'
         try:
             write(self._rows / f'{name}.jsonl', _lines(self._waiting))
             write(self._events / f'events.out.tfevents.{name}', tensorboard.encode(self._waiting))
         except OSError as e:
-            logging.warning('rows of metrics cannot be written (%s); %d are kept and tried again '
-                            'with the next', e.strerror or e, len(self._waiting))
+            logging.warning('rows of metrics cannot be written (%s); %d are kept and will be '
+                            'written with the next ones', e.strerror or e, len(self._waiting))
         else:
             self._waiting = []
 
     def leave_pending(self, step: int, pending: list[tuple[int, Any]]) -> None:
-        """Keeps the steps since the last row, for `read_pending` in the next life of the run."""
+        """Writes the steps since the last row, for `read_pending` when the run continues."""
         try:
             write(self._rows / _pending(step), json.dumps(pending).encode())
         except OSError as e:
-            logging.warning('the metrics of %d steps cannot be kept (%s)', len(pending), e.strerror)
+            logging.warning('the metrics of %d steps cannot be written (%s)', len(pending),
+                            e.strerror)
 
     def close(self) -> None:
-        """The run is over: nothing goes on from a step between two rows."""
+        """Deletes pending steps: the run is over."""
         for path in self._rows.glob('pending-*'):
             path.unlink()
 
 
 def read_pending(workdir: str, step: int) -> list[tuple[int, Any]]:
-    """What `leave_pending` kept at this step."""
+    """The steps that `leave_pending` wrote at this step; [] if there are none."""
     path = epath.Path(workdir) / 'metrics' / _pending(step)
     return json.loads(path.read_text()) if path.exists() else []
 
@@ -163,9 +175,9 @@ def _lines(rows: list[dict[str, Any]]) -> bytes:
 
 
 def read(workdir: str) -> list[dict[str, Any]]:
-    """All rows of a run, by step; a line that cannot be read is skipped and named in the log.
+    """All rows of a run by step. Skips lines that cannot be read and names them in the log.
 
-    A row found twice (a restart was interrupted while it rewrote the files) counts once.
+    A row that is there twice, because a restart was killed while it rewrote the files, counts once.
     """
     rows = {}
     for path in sorted((epath.Path(workdir) / 'metrics').glob('*.jsonl')):
@@ -174,5 +186,5 @@ def read(workdir: str) -> list[dict[str, Any]]:
                 row = json.loads(line)
                 rows[row['step'], row['split'] != 'train'] = row
             except (ValueError, KeyError, TypeError):
-                logging.warning('%s line %d is not JSON and is left out', path, number)
-    return [rows[at] for at in sorted(rows)]
+                logging.warning('%s line %d is not JSON and is skipped', path, number)
+    return [rows[key] for key in sorted(rows)]

@@ -1,4 +1,4 @@
-"""The files of a run's folder: what was asked (`config.json`), what came out (`result.json`)."""
+"""Records what a run was asked to do (`config.json`) and what came out (`result.json`)."""
 
 import dataclasses
 import functools
@@ -24,18 +24,18 @@ from moe_vision.models.places import choices_per_token
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'array-record', 'numpy', 'opencv-python-headless')
-_CODE = ('moe_vision', 'input_pipeline')  # what decides how a config trains
+_CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config trains
 
 
 def warn_if_changed(workdir: str, config: Config) -> list[str]:
-    """Logs and returns what this config asks otherwise than the folder's config.json."""
+    """Logs and returns the keys in which this config differs from the folder's config.json."""
     path = epath.Path(workdir) / 'config.json'
     if not path.exists():
         return []
     try:
         before = json.loads(path.read_text())['config']
     except (ValueError, KeyError, TypeError):
-        logging.warning('%s cannot be read and is written anew', path)
+        logging.warning('%s cannot be read and will be replaced', path)
         return []
     changed = list(differences(before, config_lib.to_dict(config)))
     if changed:
@@ -45,12 +45,12 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
 
 
 def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
-    """Logs where the folder's config.json tells of data with another digest."""
+    """Logs a warning if the folder's config.json records data with another digest."""
     try:
-        told = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
-        before = told.get('digest', '')
+        record = json.loads((epath.Path(workdir) / 'config.json').read_text())
+        before = record['dataset'].get('digest', '')
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # there is no run yet; `warn_if_changed` tells of one that cannot be read
+        return  # there is no run yet, or `warn_if_changed` warns that it cannot be read
     if before and info.digest and before != info.digest:
         logging.warning("the data differ from those this run was started with: digest of '%s' "
                         '%.16s -> %.16s; results of the two are not comparable',
@@ -58,13 +58,13 @@ def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
 
 
 def digest(config: Config) -> int:
-    """32 bits of a config, to tell two apart."""
+    """A 32-bit hash of a config, to notice when two of them differ."""
     return zlib.crc32(json.dumps(config_lib.to_dict(config), sort_keys=True).encode())
 
 
 def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,
                  leverage: Leverage) -> None:
-    """Writes config.json: the resolved config, versions, git commit, data set, pre-flight."""
+    """Writes config.json: resolved config, versions, git commit, data set and pre-flight."""
     write_json(epath.Path(workdir) / 'config.json', {
         'config': config_lib.to_dict(config), 'config_file': config_file, 'versions': versions(),
         'git_commit': git_commit(), 'device': jax.devices()[0].device_kind,
@@ -75,52 +75,58 @@ def write_config(workdir: str, config: Config, config_file: str, info: DatasetIn
                          for n, c in leverage.capacities.items()}}})
 
 
-def _groups(config: Config, of: Capacity) -> int:
-    """Routing groups of a micro-batch."""
+def _groups(config: Config, capacity: Capacity) -> int:
+    """The number of routing groups in a micro-batch."""
     images = config.train.batch_size // config.train.micro_batches
-    return images * of.tokens_per_image // of.group_size
+    return images * capacity.tokens_per_image // capacity.group_size
 
 
 def facts(leverage: Leverage) -> dict[str, float]:
-    """The numbers of a config that `result.json` repeats."""
+    """The numbers of the pre-flight that `result.json` repeats."""
     names = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
              'flops_executed')
     return {n: getattr(leverage, n) for n in names}
 
 
 def versions() -> dict[str, str]:
-    found = {'python': platform.python_version()}
+    """The versions of Python and of the installed packages that decide how a config trains."""
+    installed = {'python': platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """The last commit that changed this code, with '+changes' where files differ from it, or None.
+    """The last commit that changed this code, with '+changes' if files differ from it, or None.
 
-    Commits of anything else (rows of a study, documentation) leave it as it is. Asked once: what
-    is changed later is not what this process runs.
+    Commits that change only other folders, such as rows of a study, do not count. The result is
+    cached, because the process does not run what is changed later.
     """
     def git(*args: str) -> str:
         return subprocess.run(['git', '-C', str(ROOT), *args, '--', *_CODE], text=True,
                               capture_output=True, check=True, timeout=10).stdout.strip()
     try:
-        found = git('log', '-1', '--format=%H')
-        return found and found + ('+changes' if git('status', '--porcelain') else '') or None
+        commit = git('log', '-1', '--format=%H')
+        return commit and commit + ('+changes' if git('status', '--porcelain') else '') or None
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def result(config: Config, leverage: Leverage, test: dict[str, Any], best_validation: float | None,
            selected: float | None, steps: int, images_per_second: float) -> dict[str, Any]:
-    """`result.json`; every field is described in docs/run_folder.md.
+    """What `result.json` holds; docs/run_folder.md describes every field.
 
-    Rates over several routed layers are the worst of them: highest drop and orphan rate, fewest
-    effective experts, most dead ones.
+    Of several routed layers it takes the worst value: the highest drop and orphan rate, the fewest
+    effective experts, the most dead ones.
+
+    Args:
+      test: the score of the test split with the last weights.
+      selected: test accuracy of the checkpoint that was best on validation.
+      steps: optimizer steps done.
     """
     layers = list(test['layers'].values())
     out = {
@@ -136,12 +142,12 @@ def result(config: Config, leverage: Leverage, test: dict[str, Any], best_valida
         'collapsed': collapsed(test['layers'], config.model.moe.num_experts),
     }
     if layers and not soft(config.model):
-        taken = sum(x['choices_per_token'] for x in layers) / len(layers)
-        out['rho_active'] = leverage.rho_active_at(taken, choices_per_token(config.model.moe))
+        measured = sum(x['choices_per_token'] for x in layers) / len(layers)
+        out['rho_active'] = leverage.rho_active_at(measured, choices_per_token(config.model.moe))
     return out
 
 
 def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
-    """Fewer than E/2 effective experts, or a dead one, in any layer."""
+    """Whether any layer has fewer than E/2 effective experts, or a dead one."""
     return any(x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0
                for x in layers.values())

@@ -1,4 +1,4 @@
-"""Rows of metrics as a TensorBoard events file."""
+"""Encodes rows of metrics as a TensorBoard events file."""
 
 import math
 import struct
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def encode(rows: list[dict[str, Any]]) -> bytes:
-    """A whole file of events: every finite number of the rows as 'SPLIT/NAME'."""
+    """The bytes of an events file that holds every finite number of the rows as 'SPLIT/NAME'."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
@@ -21,7 +21,7 @@ def encode(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _record(data: bytes) -> bytes:
-    """TFRecord framing: length, its checksum, the bytes, theirs."""
+    """Frames data as a TFRecord: its length, a checksum of that, the data, a checksum of that."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack('<Q', len(data))
@@ -30,7 +30,7 @@ def _record(data: bytes) -> bytes:
 
 
 def flat(row: dict[str, Any], prefix: str = '') -> list[tuple[str, float]]:
-    """('layers/block_3/drop_rate', 0.1) for every number of a row, step and probe aside."""
+    """('layers/block_3/drop_rate', 0.1) for every number of a row, except for step and probe."""
     out: list[tuple[str, float]] = []
     for key, value in row.items():
         name = f'{prefix}{key}'

@@ -1,4 +1,4 @@
-"""From checkpoint to checkpoint: starting a run from another run's weights."""
+"""Starts a run from the weights of another run."""
 
 import dataclasses
 from typing import Any
@@ -17,40 +17,44 @@ _HEAD = 'classifier'
 def init_from(state: Any, workdir: str, shardings: Any) -> Any:
     """`state` with the weights and batch statistics of the newest checkpoint in `workdir`.
 
-    Optimizer and router state stay fresh. A classifier of another number of classes stays fresh,
-    too.
+    Optimizer and router state stay fresh, and so does the classifier if its shape differs because
+    the number of classes does.
+
+    Args:
+      state: the `TrainState` before the first step.
+      shardings: a sharding for each of its arrays.
 
     Raises:
-      UserError: no checkpoint there, or a parameter is missing or of another shape.
+      UserError: there is no checkpoint, or a parameter is missing, unknown or of another shape.
     """
-    raw = checkpoints.load_raw(workdir)
-    found = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(raw['params'])}
+    saved = checkpoints.load_raw(workdir)
+    weights = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(saved['params'])}
 
-    def weight(path, mine):
+    def weight(path, fresh):
         name = path_name(path)
-        if name not in found:
+        if name not in weights:
             raise UserError(f"init_from: '{workdir}' has no parameter '{name}'."
-                            f'{nearest(name, found)} The networks must be the same but for the '
-                            'classifier.')
-        if found[name].shape != mine.shape:
+                            f'{nearest(name, weights)} The networks must be the same except for '
+                            'the classifier.')
+        if weights[name].shape != fresh.shape:
             if name.startswith(_HEAD):
-                logging.info('init_from: %s stays fresh, %s there and %s here', name,
-                             found[name].shape, mine.shape)
-                return mine
-            raise UserError(f"init_from: parameter '{name}' is {tuple(found[name].shape)} in "
-                            f"'{workdir}' and {tuple(mine.shape)} here.")
-        return jnp.asarray(found[name])
+                logging.info('init_from: %s stays fresh, because it is %s there and %s here', name,
+                             weights[name].shape, fresh.shape)
+                return fresh
+            raise UserError(f"init_from: parameter '{name}' is {tuple(weights[name].shape)} in "
+                            f"'{workdir}' and {tuple(fresh.shape)} here.")
+        return jnp.asarray(weights[name])
 
-    mine = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)}
-    for name in found:
-        if name not in mine and not name.startswith(_HEAD):
+    known = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+    for name in weights:
+        if name not in known and not name.startswith(_HEAD):
             raise UserError(f"init_from: '{workdir}' has a parameter '{name}' that this network "
-                            'lacks. The networks must be the same but for the classifier.')
+                            'lacks. The networks must be the same except for the classifier.')
     params = jax.tree_util.tree_map_with_path(weight, state.params)
     params = jax.device_put(params, shardings.params)
     stats = state.batch_stats
-    theirs = raw.get('batch_stats') or {}
-    if jax.tree.structure(theirs) == jax.tree.structure(stats):  # type: ignore[operator]
-        stats = jax.device_put(jax.tree.map(jnp.asarray, theirs), shardings.batch_stats)
+    saved_stats = saved.get('batch_stats') or {}
+    if jax.tree.structure(saved_stats) == jax.tree.structure(stats):  # type: ignore[operator]
+        stats = jax.device_put(jax.tree.map(jnp.asarray, saved_stats), shardings.batch_stats)
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else state.ema
     return dataclasses.replace(state, params=params, batch_stats=stats, ema=ema)

@@ -1,7 +1,8 @@
-"""Exact evaluation: every image once, in a fixed order and fixed groups, whatever the batch size.
+"""Scores a trained state exactly: every image once, in a fixed order and in fixed routing groups.
 
-Group g is images [gS, (g+1)S) of the order, so neither batch size nor process count changes what
-shares capacity with what. Per-image losses are summed on the host in that order in float64.
+Routing group g holds images [gS, (g+1)S) of that order, S to a group. So neither the batch size nor
+the number of processes changes which images compete for capacity. The host averages the losses of
+the images in that order, in float64.
 
 Axes: B images of a batch, L classes, E experts.
 """
@@ -26,17 +27,17 @@ from moe_vision.routing.interventions import Intervention
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.step import TrainState, eval_step_fn, images_per_group
 
-_SAMPLES = 24  # images shown in the report
-_PROBE = 256  # tokens whose first choices are kept at each validation
-STREAM = RunStream.EVALUATION  # of the run's key
+_SAMPLES = 24  # images that the report shows
+_PROBE = 256  # tokens whose first choices each validation records
+STREAM = RunStream.EVALUATION  # what evaluation draws is derived from the run's key and this
 
 
 class Evaluator:
-    """Scores states on a split; compiled once per capacity factor, for every seed.
+    """Scores states on a split. Compiles once for each capacity factor; seeds share the programs.
 
     Args:
-      config, info, mesh: of the run.
-      tokens_per_image: patches of an image, 1 for image routing.
+      config, info, mesh: the run's.
+      tokens_per_image: patches of an image; 1 where whole images are routed.
     """
 
     def __init__(self, config: Config, info: DatasetInfo, mesh: jax.sharding.Mesh,
@@ -44,17 +45,17 @@ class Evaluator:
         self.config, self.info, self.mesh = config, info, mesh
         group = images_per_group(config, tokens_per_image)
         unit = group * mesh.size
-        if unit > config.eval.batch_size:  # a device needs not hold a whole group
+        if unit > config.eval.batch_size:  # then groups may span the devices of an expert axis
             unit = math.lcm(group * mesh.shape['data'], mesh.size)
         self._tokens, self._unit = tokens_per_image, unit
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._steps: dict[bool, Callable] = {}
-        self._kept: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
+        self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
         routed = model.moe.placement != 'none' and model.twin in ('none', 'same_drops')
-        self._limited = routed and not leverage.soft(model)  # a choice can be dropped
-        self._bounded = self._limited and math.isfinite(model.moe.eval_capacity_factor)
+        self._has_capacity = routed and not leverage.soft(model)  # soft routing drops no choice
+        self._can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
 
     def _step(self, unbounded: bool) -> Callable:
         if unbounded not in self._steps:
@@ -70,59 +71,61 @@ class Evaluator:
 
     def score(self, state: TrainState, split: str, fraction: float,
               details: bool = False) -> dict[str, Any]:
-        """Metrics of a split: 'loss', 'accuracy', 'accuracy_unbounded', 'images', 'layers'.
+        """Scores a split: 'loss', 'accuracy', 'accuracy_unbounded', 'images', 'layers'.
 
-        With `details` also 'correct' (bits of the images in order, packed, base64) and what the
-        report shows: 'confusion' [L, L], 'samples', and per layer 'expert_by_class' [E, L].
-        Without it 'probe': per layer the first choices of the first 256 tokens, in order.
+        With `details` there are also 'correct' (one bit per image in order, packed, base64) and
+        what the report shows: 'confusion' [L, L], 'samples', and in each layer 'expert_by_class'
+        [E, L]. Without it there is 'probe': each layer's first choices for the first 256 tokens.
+
+        Args:
+          fraction: of the training that is done, 0 to 1; routers with a schedule read it.
         """
-        return self._pass(state, split, fraction, self._bounded, details)
+        return self._pass(state, split, fraction, self._can_drop, details)
 
     def accuracy(self, state: TrainState, split: str, fraction: float) -> float:
-        """The accuracy of `score` alone."""
+        """The 'accuracy' that `score` returns, without the pass for unbounded capacity."""
         return self._pass(state, split, fraction, False, False)['accuracy']
 
     def sweep(self, state: TrainState, split: str, fraction: float) -> list[dict[str, Any]]:
-        """Scores at each of `eval.capacity_factors`; [] where no choice can be dropped.
+        """Scores a split at each of `eval.capacity_factors`; [] where no choice can be dropped.
 
-        Each has 'capacity_factor', 'effective_factor' (C E / (k T)), 'accuracy', 'loss', and by
-        routed layer 'drop_rate'.
+        Each row has 'capacity_factor', 'effective_factor' (C E / (k T)), 'accuracy', 'loss' and
+        'drop_rate' by routed layer.
         """
         rows = []
-        for factor in self.config.eval.capacity_factors if self._limited else ():
+        for factor in self.config.eval.capacity_factors if self._has_capacity else ():
             model = self.config.model
             moe = dataclasses.replace(model.moe, eval_capacity_factor=factor)
             slots = capacity(factor, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
-            found = self._with(model=dataclasses.replace(model, moe=moe))._pass(
+            scores = self._with(model=dataclasses.replace(model, moe=moe))._pass(
                 state, split, fraction, False, False)
             rows.append({
                 'capacity_factor': factor,
                 'effective_factor': slots * moe.num_experts / (moe.k * moe.group_size),
-                'accuracy': found['accuracy'], 'loss': found['loss'],
-                'drop_rate': {n: x['drop_rate'] for n, x in found['layers'].items()}})
+                'accuracy': scores['accuracy'], 'loss': scores['loss'],
+                'drop_rate': {n: x['drop_rate'] for n, x in scores['layers'].items()}})
         return rows
 
     def at_another_batch_size(self, state: TrainState, split: str, fraction: float,
                               scores: dict[str, Any]) -> dict[str, Any]:
-        """Whether a split is scored alike with half as many images in a batch (or, where that is
-        one group, twice as many).
+        """Scores a split again with half the batch size, or twice the smallest, and compares.
 
         Args:
-          scores: what `score` said with details.
+          scores: what `score` returned with details.
 
         Returns:
-          'batch_size', 'equal' (every prediction), 'images_that_differ' (right with one of the two
-          batch sizes only), 'loss_difference'.
+          'batch_size' of the second pass, 'equal' (whether all predictions are), the number of
+          'images_that_differ' (right in one of the two passes only), 'loss_difference'.
         """
         size = self.batch // 2 if self.batch > self._unit else 2 * self.batch
         other = self._with(eval=dataclasses.replace(self.config.eval, batch_size=size))
-        found = other._pass(state, split, fraction, False, True)
-        bits = [np.unpackbits(np.frombuffer(base64.b64decode(s['correct']), np.uint8))
-                for s in (scores, found)]
-        return {'batch_size': other.batch, 'equal': found['confusion'] == scores['confusion']
-                and found['correct'] == scores['correct'],
-                'images_that_differ': int((bits[0] != bits[1]).sum()),
-                'loss_difference': abs(found['loss'] - scores['loss'])}
+        again = other._pass(state, split, fraction, False, True)
+        ours, theirs = (np.unpackbits(np.frombuffer(base64.b64decode(s['correct']), np.uint8))
+                        for s in (scores, again))
+        return {'batch_size': other.batch,
+                'equal': all(again[n] == scores[n] for n in ('confusion', 'correct')),
+                'images_that_differ': int((ours != theirs).sum()),
+                'loss_difference': abs(again['loss'] - scores['loss'])}
 
     def _with(self, **changes: Any) -> 'Evaluator':
         config = dataclasses.replace(self.config, **changes)
@@ -130,34 +133,36 @@ class Evaluator:
 
     def _pass(self, state: TrainState, split: str, fraction: float, unbounded: bool,
               details: bool) -> dict[str, Any]:
-        """`score`; with `unbounded` batches in which a choice was dropped are run again with room
-        for all. In the others that changes nothing."""
-        losses, predictions, free, labels, samples = [], [], [], [], []
+        """`score`. With `unbounded`, batches with dropped choices run again at unbounded capacity,
+        which changes nothing in other batches."""
+        losses, predictions, predictions_unbounded, labels, samples = [], [], [], [], []
         sums: dict[str, Any] = {}
         probe: dict[str, list[int]] = {}
         soft = leverage.soft(self.config.model)
         for number, (batch, run) in enumerate(self.outputs(state, split, fraction)):
             out = jax.device_get(run())
-            real = out['valid']
-            losses.append(out['loss'][real].astype(np.float64))
-            predictions.append(out['prediction'][real])
+            valid = out['valid']
+            losses.append(out['loss'][valid].astype(np.float64))
+            predictions.append(out['prediction'][valid])
             dropped = unbounded and any(x['dropped'].any() for x in out['layers'].values())
-            free.append(jax.device_get(run(unbounded=True)['prediction'])[real] if dropped
-                        else predictions[-1])
-            labels.append(out['label'][real])
+            predictions_unbounded.append(
+                jax.device_get(run(unbounded=True)['prediction'])[valid] if dropped
+                else predictions[-1])
+            labels.append(out['label'][valid])
             sums = _add(sums, out['layers'])
             for name, choice in out['choices'].items():
                 first = choice['gate'].argmax(-1) if soft else choice['expert'][:, 0]
-                first = first.reshape(len(real), -1)[real].ravel()  # an image has many tokens
+                first = first.reshape(len(valid), -1)[valid].ravel()  # an image has many tokens
                 probe[name] = (probe.get(name, []) + first[:_PROBE].tolist())[:_PROBE]
             if details and number == 0:
                 samples = _samples(self._first_images(split, batch['image']), out)
-        truth, predicted = np.concatenate(labels), np.concatenate(predictions)
+        truth, predicted, predicted_unbounded = map(
+            np.concatenate, (labels, predictions, predictions_unbounded))
         experts = self.config.model.moe.num_experts
         layers = {n: telemetry.summarize(s, experts) for n, s in sums.items()}
         result = {'loss': float(np.concatenate(losses).mean()),
                   'accuracy': float((truth == predicted).mean()),
-                  'accuracy_unbounded': float((truth == np.concatenate(free)).mean()),
+                  'accuracy_unbounded': float((truth == predicted_unbounded).mean()),
                   'images': int(truth.size), 'layers': layers}
         if details:
             for name, s in sums.items():
@@ -171,11 +176,11 @@ class Evaluator:
         return result
 
     def _first_images(self, split: str, own: np.ndarray) -> np.ndarray:
-        """The first images of a split, uint8 [<= 24, H, W, C]; read again where other processes
-        have them.
+        """The first images of a split, uint8 [<= 24, H, W, C].
 
         Args:
-          own: what this process has of the first batch.
+          own: this process's rows of the first batch. Where they are not the whole batch, the
+            images are read again.
         """
         if len(self._rows) == self.batch:
             return own[:_SAMPLES]
@@ -186,8 +191,8 @@ class Evaluator:
 
     def outputs(self, state: TrainState, split: str, fraction: float
                 ) -> Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]:
-        """Each batch of a split, and `run(intervention=None, unbounded=False)`: what
-        `eval_step_fn` says of it, on the device."""
+        """Each batch of a split with a function `run(intervention=None, unbounded=False)`, which
+        returns what `eval_step_fn` computes for it, still on the device."""
         variables = state.variables(averaged=True)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
         for number, (batch, arrays) in enumerate(self.batches(split)):
@@ -198,13 +203,14 @@ class Evaluator:
             yield batch, run
 
     def batches(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
-        """Each batch of a split, in the fixed order: its rows, and its arrays [1, B, ...].
+        """Each batch of a split in the fixed order: this process's rows, and global arrays
+        [1, B, ...].
 
-        With `dataset.resident` they stay on the devices.
+        With `dataset.resident` the arrays stay on the devices for the next pass.
         """
-        if self.config.dataset.resident and split not in (*self._kept, 'train'):
-            self._kept[split] = list(self._read(split))
-        yield from self._kept[split] if split in self._kept else self._read(split)
+        if self.config.dataset.resident and split not in (*self._resident, 'train'):
+            self._resident[split] = list(self._read(split))
+        yield from self._resident[split] if split in self._resident else self._read(split)
 
     def _read(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
         with input_pipeline.evaluation_batches(self.config.dataset, split=split,
@@ -215,12 +221,13 @@ class Evaluator:
 
 
 def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """The sum in float64; an empty `total` counts as 0."""
     more = jax.tree.map(lambda x: x.astype(np.float64), more)
     return jax.tree.map(np.add, total, more) if total else more
 
 
 def _samples(images: np.ndarray, out: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first images with their predictions and the experts they went to."""
+    """The first images as PNG, with their predictions and the experts they went to."""
     import cv2
 
     samples = []
@@ -230,13 +237,13 @@ def _samples(images: np.ndarray, out: dict[str, Any]) -> list[dict[str, Any]]:
         layers = {}
         for name, choice in out['choices'].items():
             tokens = len(choice['expert']) // len(out['label'])
-            mine = slice(i * tokens, (i + 1) * tokens)
+            own = slice(i * tokens, (i + 1) * tokens)
             side = math.isqrt(tokens)
             layers[name] = {
                 'grid': None if tokens == 1 else [side, side] if side * side == tokens else None,
-                'experts': choice['expert'][mine].tolist(),
-                'gates': choice['gate'][mine].astype(float).round(4).tolist(),
-                'kept': choice['kept'][mine].tolist()}
+                'experts': choice['expert'][own].tolist(),
+                'gates': choice['gate'][own].astype(float).round(4).tolist(),
+                'kept': choice['kept'][own].tolist()}
         samples.append({'image_png': png, 'label': int(out['label'][i]),
                         'prediction': int(out['prediction'][i]), 'layers': layers})
     return samples

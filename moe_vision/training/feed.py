@@ -1,4 +1,4 @@
-"""Training batches for the devices: made on the host, or on the devices from the resident split.
+"""Feeds training batches to the devices, from the host or from a split resident on the devices.
 
 Axes: A micro-batches, R rows of the batch that this process loads, N images of the split.
 """
@@ -23,14 +23,14 @@ Arrays = dict[str, np.ndarray]
 @contextlib.contextmanager
 def on_host(config: Config, seed: int, rows: Sequence[int], start: int,
             stop: int) -> Iterator[Iterator[Arrays]]:
-    """What the host has to give for the steps start .. stop-1 of a seed, arrays [R, ...].
+    """Yields an iterator over what the host sends for steps start .. stop-1, arrays [R, ...].
 
-    Batches; with `dataset.resident` the integers that `Gather` makes them from.
+    These are batches; with `dataset.resident`, the integers from which `Gather` makes batches.
     """
     batch_size = config.train.batch_size
     if config.dataset.resident:
-        drawn = resident.Rows(config.dataset, seed, batch_size, rows)
-        yield ({'rows': drawn(step)} for step in range(start, stop))
+        draw_rows = resident.Rows(config.dataset, seed, batch_size, rows)
+        yield ({'rows': draw_rows(step)} for step in range(start, stop))
         return
     with input_pipeline.train_batches(
             config.dataset, seed=seed, batch_size=batch_size, rows=rows, start_step=start,
@@ -39,11 +39,11 @@ def on_host(config: Config, seed: int, rows: Sequence[int], start: int,
 
 
 class Gather:
-    """What `on_host` gave, as placed on the devices, to batches.
+    """Turns what `on_host` sent, once it is placed on the devices, into batches.
 
     Args:
-      config: of the run.
-      sharding: of the arrays, whatever their rank.
+      config: the run's.
+      sharding: of the arrays; the same at any rank.
     """
 
     def __init__(self, config: Config, sharding: NamedSharding):
@@ -56,7 +56,7 @@ class Gather:
 
     @functools.cached_property
     def _split(self) -> dict[str, jax.Array]:
-        """The decoded split, a copy on every device."""
+        """The decoded split of N images, a copy on every device."""
         whole = resident.load(self._config.dataset)
         everywhere = NamedSharding(self._sharding.mesh, P())
         return {n: jax.make_array_from_process_local_data(everywhere, x) for n, x in whole.items()}

@@ -1,4 +1,4 @@
-"""The training loop, and scoring a finished run: puts the other modules in order."""
+"""Trains a run, and scores a finished one."""
 
 from typing import Any
 
@@ -24,37 +24,37 @@ def train(config: Config, workdir: str, config_file: str = '',
           profile_steps: tuple[int, int] | None = None, setup: Setup | None = None,
           full_report: bool = True, probe: bool = False,
           stop: Stop | None = None) -> dict[str, Any]:
-    """Trains a config in a folder, continuing what is there. Returns what `result.json` holds.
+    """Trains a config in a folder, or continues the run there. Returns what `result.json` holds.
 
     Args:
       config: checked, also against its data set (`rules.check_data`).
       config_file: where the config came from, for the record.
       profile_steps: first and last step to profile.
-      setup: of a config that differs in the seed alone; using its compiled programs again
-        changes no bit.
+      setup: built for the same config with any seed. Reusing its compiled programs changes no
+        bit of the result.
       full_report: also write report.html.
       probe: also write mechanism.json.
-      stop: says when to end before the last step.
+      stop: decides after each step whether to end early.
 
     Raises:
-      Stopped: `stop` said so; the run is saved at a step.
-      Diverged: the loss or its gradient is not finite.
-      UserError: any other mistake that the user can mend.
+      Stopped: the run ended early and is saved.
+      Diverged: the loss or gradient was not finite in more steps in a row than allowed.
+      UserError: any other problem that the user can fix.
     """
     compile_cache.use()
     if setup is None:
         setup = Setup(config)
         _say(preflight.text(config, setup.info, setup.mesh.shape, setup.cost, setup.times))
     elif not setup.fits(config):
-        raise ValueError('the setup is of a config that differs in more than the seed')
+        raise ValueError('the setup was built for a config that differs in more than the seed')
     times, micro, stop = setup.times, config.train.micro_batches, stop or Stop()
     with Run(setup, config, workdir, config_file) as run:
         start, state = run.restore()
         run.begin(start)
         progress = Progress(times.total, start, config.train.batch_size, shown=peers.first(),
-                            at_peak=_seconds_at_peak(setup))
+                            seconds_at_peak=_seconds_at_peak(setup))
         profile = Profile(profile_steps, workdir, start, times.total)
-        _validate(run, progress, start, state)  # the run may have been stopped just before
+        _validate(run, progress, start, state)  # a stop may have come just before a validation
         source = feed.on_host(config, config.seed, _rows(setup), start, times.total)
         with stop.later(), source as batches:
             for step, arrays in enumerate(batches, start + 1):
@@ -72,7 +72,7 @@ def train(config: Config, workdir: str, config_file: str = '',
                 if stopping:
                     saved = run.save_now(step, state)
                     raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at '
-                                  f'step {saved}; start again with the same command to go on.')
+                                  f'step {saved}; start again with the same command to continue.')
                 if times.row_ends(step):
                     with progress.paused():
                         _validate(run, progress, step, state)
@@ -90,7 +90,7 @@ def train(config: Config, workdir: str, config_file: str = '',
 
 
 def _say(text: str) -> None:
-    """Prints to stdout, in the first process alone."""
+    """Prints to stdout, in the first process only."""
     if peers.first():
         print(text, flush=True)
 
@@ -104,16 +104,16 @@ def _rows(setup: Setup) -> list[int]:
 
 
 def _seconds_at_peak(setup: Setup) -> float | None:
-    """Seconds that training on one image takes at the bfloat16 peak of all devices.
+    """Seconds to train on one image if all devices ran at their bfloat16 peak.
 
-    Three forward passes as executed. None where the peak is not known.
+    Counts a training step as three forward passes, padding included. None for an unknown chip.
     """
     peak = chips.peak(setup.mesh.devices.flat[0].device_kind)
     return 3 * setup.cost.flops_executed / (peak * setup.mesh.size) if peak else None
 
 
 def _write_row(run: Run, progress: Progress, step: int) -> None:
-    """Closes the row of training metrics that ends at this step, writes and shows it."""
+    """Writes and shows the row of training metrics that ends at this step."""
     row = run.row() | {'timing': progress.timing(step)}
     progress.clear()
     run.add(row)
@@ -121,7 +121,7 @@ def _write_row(run: Run, progress: Progress, step: int) -> None:
 
 
 def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> None:
-    """Validates where a validation follows this step, and shows it as a line."""
+    """Validates and prints the scores where a validation is due after this step."""
     if run.validates(step):
         row = run.validate(step, state)
         progress.line(f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '
@@ -131,11 +131,11 @@ def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> Non
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     """Scores the newest checkpoint of a run on `eval.split`; writes evaluation-SPLIT.json.
 
-    Also scores at each of `eval.capacity_factors`, and at another batch size, which must change
-    nothing.
+    Also scores it at each of `eval.capacity_factors`, and with another batch size, which must not
+    change a prediction.
 
     Raises:
-      UserError: there is no checkpoint that fits the config.
+      UserError: the data set lacks the split, or no checkpoint fits the config.
     """
     compile_cache.use()
     setup = Setup(config, for_training=False)
@@ -161,7 +161,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
 
 
 def _scores_as_lines(split: str, step: int, scores: dict[str, Any]) -> list[str]:
-    """What `evaluate` prints."""
+    """The lines that `evaluate` prints."""
     lines = [f'{split} accuracy {scores["accuracy"]:.4f} '
              f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), '
              f'loss {scores["loss"]:.4f}, {scores["images"]:,} images, step {step}']
@@ -172,9 +172,9 @@ def _scores_as_lines(split: str, step: int, scores: dict[str, Any]) -> list[str]
     verdict = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
     lines.append(f'batch size {scores["batch_size"]} and {again["batch_size"]}: predictions are '
                  f'{verdict}, loss differs by {again["loss_difference"]:.1e}')
-    for at in scores['capacity_sweep']:
-        drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in at['drop_rate'].items())
-        lines.append(f'capacity factor {at["capacity_factor"]:g} (effective '
-                     f'{at["effective_factor"]:.2f}): accuracy {at["accuracy"]:.4f}, '
-                     f'loss {at["loss"]:.4f}, drop rate {drops}')
+    for row in scores['capacity_sweep']:
+        drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in row['drop_rate'].items())
+        lines.append(f'capacity factor {row["capacity_factor"]:g} (effective '
+                     f'{row["effective_factor"]:.2f}): accuracy {row["accuracy"]:.4f}, '
+                     f'loss {row["loss"]:.4f}, drop rate {drops}')
     return lines

@@ -1,4 +1,4 @@
-"""Devices as a ('data', 'expert') mesh, and how arrays lie on it."""
+"""Arranges devices as a ('data', 'expert') mesh, and says how arrays are split over it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,14 @@ from moe_vision.layers.exchange import param_spec
 
 
 def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices; `expert` of them, of one slice, share one copy of the experts.
+    """A mesh of all devices, of which each `expert` in one slice share one copy of the experts.
 
     Args:
-      expert: size of that axis.
-      devices: in place of all that this process knows.
+      expert: size of the 'expert' axis.
+      devices: devices to use instead of `jax.devices()`.
 
     Raises:
-      UserError: the device count, or that of a slice where there are several, is not divisible
-        by it.
+      UserError: `expert` does not divide the number of devices in a slice.
     """
     devices = jax.devices() if devices is None else devices
     slices = len({getattr(d, 'slice_index', 0) for d in devices})
@@ -38,10 +37,14 @@ def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> None:
-    """Devices that share one copy of the experts must hold whole groups together.
+    """Checks that the devices that share one copy of the experts hold whole groups together.
+
+    Args:
+      images: in a micro-batch.
+      what: the config key that decides `images`, for the error.
 
     Raises:
-      UserError: they cannot; says which group sizes fit.
+      UserError: they do not; names the group sizes that fit.
     """
     rows, expert = mesh.shape['data'], mesh.shape['expert']
     share = images / rows
@@ -56,31 +59,33 @@ def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> N
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """[micro-batches, rows, ...]: rows over all devices."""
+    """Splits the rows of arrays [micro-batches, rows, ...] over all devices."""
     return NamedSharding(mesh, P(None, ('data', 'expert')))
 
 
 def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> Any:
-    """A sharding for each array of a train state: expert banks and what the optimizer keeps of
-    them over 'expert', all else on every device.
+    """A sharding for each array of a train state.
+
+    Expert banks and their optimizer state are split over 'expert'; the rest is on every device.
 
     Args:
-      shard_optimizer: lay the rest of the optimizer's state over 'data', each array along the
-        longest axis that divides, the first of equals.
+      shard_optimizer: also split the rest of the optimizer state over 'data', each array along its
+        longest divisible axis (of equally long ones, the first).
     """
     def spec(path, leaf):
-        found = param_spec(path)
+        by_expert = param_spec(path)
         data = mesh.shape['data']
-        if not shard_optimizer or data == 1 or found != P() or path[0].name != 'opt_state':
-            return found
-        fits = [n if n % data == 0 else 0 for n in leaf.shape]
-        if not any(fits):
-            return found
-        axis = fits.index(max(fits))
+        if not shard_optimizer or data == 1 or by_expert != P() or path[0].name != 'opt_state':
+            return by_expert
+        divisible = [n if n % data == 0 else 0 for n in leaf.shape]
+        if not any(divisible):
+            return by_expert
+        axis = divisible.index(max(divisible))
         return P(*[None] * axis, 'data')
 
     return jax.tree_util.tree_map_with_path(
@@ -88,7 +93,7 @@ def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> An
 
 
 def rows_of_process(rows: int, mesh: Mesh) -> list[int]:
-    """Which of a batch's rows the devices of this process hold, in order."""
+    """The rows of a batch that the devices of this process hold, in ascending order."""
     index = NamedSharding(mesh, P(('data', 'expert'))).addressable_devices_indices_map((rows,))
     ranges = sorted({(s[0].start or 0, rows if s[0].stop is None else s[0].stop)
                      for s in index.values() if s is not None})
@@ -96,9 +101,9 @@ def rows_of_process(rows: int, mesh: Mesh) -> list[int]:
 
 
 def to_devices(batch: dict[str, Any], mesh: Mesh, micro_batches: int) -> dict[str, jax.Array]:
-    """Rows [R, ...] of this process to global arrays [micro-batches, rows, ...].
+    """Places this process's rows [R, ...] in global arrays [micro-batches, rows, ...].
 
-    R is ordered micro-batch by micro-batch.
+    The R rows of the first micro-batch come first, then those of the second, and so on.
     """
     sharding = batch_sharding(mesh)
 

@@ -1,4 +1,4 @@
-"""A table of what a config will do, shown before anything is compiled."""
+"""Describes what a config will train and what it costs, before anything is compiled."""
 
 import math
 from collections.abc import Mapping
@@ -14,24 +14,24 @@ from moe_vision.training.schedule import Durations, durations
 
 
 def summary(config: Config, info: DatasetInfo) -> None:
-    """Prints the pre-flight of a config; reads no data.
+    """Prints the pre-flight of a config. Reads no images.
 
     Args:
-      config, info: checked against each other, as `rules.check_data` does.
+      config, info: already checked against each other by `rules.check_data`.
     """
     expert = config.mesh.expert
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}
     if not fits:
-        print(f'mesh.expert {expert} does not divide the {jax.device_count()} of this machine: '
-              f'shown as on {expert} devices')
+        print(f'mesh.expert is {expert}, which does not fit the {jax.device_count()} device(s) of '
+              f'this machine; shown for {expert} devices')
     print(text(config, info, shape, measure(config, info),
                durations(config, info.split_sizes['train'])))
 
 
 def text(config: Config, info: DatasetInfo, mesh_shape: Mapping[str, int], leverage: Leverage,
          times: Durations) -> str:
-    """The pre-flight as lines."""
+    """The pre-flight of a config on a mesh, in several lines."""
     model, train = config.model, config.train
     device = jax.devices()[0]
     h, w, c = info.image_shape
@@ -50,7 +50,7 @@ def text(config: Config, info: DatasetInfo, mesh_shape: Mapping[str, int], lever
         '', *table.text(config, leverage)]
     if mesh_shape['expert'] > 1:
         try:
-            lines += traffic.text(traffic.of_layers(config, leverage, mesh_shape))
-        except ValueError as e:  # a summary shows what training would refuse
+            lines += traffic.lines(traffic.of_layers(config, leverage, mesh_shape))
+        except ValueError as e:  # groups that do not fit: training will refuse them
             lines.append(f'no training on this mesh: {e}')
     return '\n'.join(lines)

@@ -1,7 +1,7 @@
-"""Why a trained routed network scores what it scores: what its routes are worth, and to whom.
+"""Measures why a trained routed network scores as it does: what its routes and experts are worth.
 
-Everything is a function of the trained state: images come in their fixed order, keys from the
-state, or fixed.
+The results depend on the trained state alone: images come in a fixed order, and random keys come
+from the state or are fixed.
 
 Axes: B images of a batch, E experts, L classes.
 """
@@ -25,22 +25,23 @@ from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState, normalize_images
 
-IMAGES = 2_000  # of the test split, at most, are scored under every intervention
+IMAGES = 2_000  # score at most this many test images under each intervention
 
 
 def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]],
           test: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What `mechanism.json` holds; {} where nothing is routed.
+    """What `mechanism.json` holds; {} for a network without routing.
 
-    shuffle_drop, random_drop: test accuracy lost when routes are permuted among the images (or
-    patches) of a group, or drawn at random. ablation: layer -> lost when expert e gives nothing.
-    These are shares of 1, on the first 2,000 test images at most. specialisation, agreement: as
-    the functions below say, on the test split and on the validations' probe (no agreement where the
-    router draws its routes in evaluation: its draw is fixed); router_gradient, too.
+    shuffle_drop, random_drop: test accuracy lost when the routes are permuted among the images (or
+    patches) of a group, or drawn at random. ablation: layer -> accuracy lost when expert e outputs
+    zero, for each e. These are fractions, on at most the first 2,000 test images. specialisation:
+    on the test split. agreement: of the probe tokens of the validations; {} for routers that draw
+    their routes in evaluation, because their draw is fixed. router_gradient: by layer. The
+    functions of these names describe the last three.
 
     Args:
-      rows: of the run, as `metrics.read` gives them.
-      test: the layers of the test split's score, with 'expert_by_class'.
+      rows: all metrics rows of the run, as `metrics.read` returns them.
+      test: 'layers' of the score of the test split, with 'expert_by_class'.
     """
     model = setup.config.model
     if model.moe.placement == 'none' or model.twin != 'none':
@@ -63,58 +64,61 @@ def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]],
 
 
 def specialisation(counts: np.ndarray) -> dict[str, float]:
-    """How much an expert tells of the class, from choices by expert and class [E, L].
+    """How much the choice of expert reveals about the class, from counts of choices [E, L].
 
-    mutual_information: I(expert; class), nats, corrected as in `telemetry.mutual_information`.
-    normalised: over the smaller of the two entropies, the most that it can be; 0 where that is 0.
+    mutual_information: I(expert; class) in nats, bias-corrected by `telemetry.mutual_information`.
+    normalised: divided by its upper bound, the smaller of the two entropies; 0 where that is 0.
     """
     information = telemetry.mutual_information(counts)
     shares = counts / max(counts.sum(), 1)
-    most = min(telemetry.entropy_of(shares.sum(axis)) for axis in (0, 1))
+    bound = min(telemetry.entropy_of(shares.sum(axis)) for axis in (0, 1))
     return {'mutual_information': information,
-            'normalised': min(information / most, 1.0) if most else 0.0}
+            'normalised': min(information / bound, 1.0) if bound else 0.0}
 
 
 def agreement(rows: Sequence[dict[str, Any]], layer: str) -> dict[str, list[float | None]]:
-    """Shares of probe tokens with the same first choice, at each validation in `rows`.
+    """The share of probe tokens that keep their first choice, for each validation in `rows`.
 
-    'with_previous': as at the validation before (None at the first); 'with_final': as at the last;
-    'epoch': when.
+    'with_previous' compares with the validation before (None for the first one), 'with_final' with
+    the last one; 'epoch' is when the validation was.
     """
-    found = [(row['epoch'], np.asarray(row['probe'][layer])) for row in rows
-             if row['split'] == 'validation' and layer in (row.get('probe') or {})]
-    choices = [choice for _, choice in found]
-    same = lambda a, b: float((a == b).mean())  # noqa: E731
-    return {'epoch': [epoch for epoch, _ in found],
-            'with_previous': [same(a, b) if n else None for n, (a, b) in enumerate(
-                zip(choices, [*choices[:1], *choices[:-1]], strict=True))],
-            'with_final': [same(a, choices[-1]) for a in choices]}
+    validations = [row for row in rows
+                   if row['split'] == 'validation' and layer in (row.get('probe') or {})]
+    choices = [np.asarray(row['probe'][layer]) for row in validations]
+
+    def agreeing(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a == b).mean())
+
+    return {'epoch': [row['epoch'] for row in validations],
+            'with_previous': [agreeing(choices[n], choices[n - 1]) if n else None
+                              for n in range(len(choices))],
+            'with_final': [agreeing(choice, choices[-1]) for choice in choices]}
 
 
 def _test(setup: Setup, state: TrainState,
           interventions: list[Intervention]) -> list[float]:
-    """Accuracy under each intervention."""
-    right: list[list[np.ndarray]] = [[] for _ in interventions]
+    """Test accuracy under each intervention."""
+    correct: list[list[np.ndarray]] = [[] for _ in interventions]
     seen = 0
     for _, run in setup.evaluator.outputs(state, 'test', 1.0):
-        for into, intervention in zip(right, interventions, strict=True):
+        for batches, intervention in zip(correct, interventions, strict=True):
             out = run(intervention)
-            said = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid')})
-            into.append((said['prediction'] == said['label'])[said['valid']])
-        seen += len(right[0][-1])
+            out = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid')})
+            batches.append((out['prediction'] == out['label'])[out['valid']])
+        seen += len(correct[0][-1])
         if seen >= IMAGES:
             break
-    return [float(np.concatenate(r)[:IMAGES].mean()) for r in right]
+    return [float(np.concatenate(batches)[:IMAGES].mean()) for batches in correct]
 
 
 def _intervention(kind: int, layer: int = -1, expert: int = 0) -> Intervention:
-    """One whose fields are traced: a single program serves all."""
+    """An intervention with arrays as fields, so that one compiled program serves all of them."""
     return Intervention(jnp.int32(kind), jnp.int32(layer), jnp.int32(expert))
 
 
 @functools.lru_cache(maxsize=1)  # the seeds of an arm share one setup
 def _layers(setup: Setup) -> tuple[str, ...]:
-    """Names of the routed layers, in the order of their numbers."""
+    """Names of the routed layers in the order in which the network runs them."""
     names: list[str] = []
 
     def forward(variables, images, key):
@@ -127,10 +131,11 @@ def _layers(setup: Setup) -> tuple[str, ...]:
 
 def router_gradients(setup: Setup, state: TrainState,
                      layers: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Layer -> 'task', 'balance': norms of the two gradients at its router's parameters.
+    """Gradient norms at each layer's router parameters: layer -> {'task', 'balance'}.
 
-    Over the first batch of training images, as they are, in the order of evaluation; routed as in
-    training, with a fixed key.
+    'task' is the gradient of the classification loss, 'balance' that of the auxiliary losses. Both
+    are taken on the first batch of training images in evaluation order, without augmentation but
+    routed as in training, with a fixed key.
     """
     batches = setup.evaluator.batches('train')
     batch = next(batches)[1]
@@ -143,7 +148,10 @@ def router_gradients(setup: Setup, state: TrainState,
 
 @functools.lru_cache(maxsize=1)
 def _gradient_norms(setup: Setup, layers: tuple[str, ...]) -> Callable:
-    """`norms(state, batch, fraction)`: 'task' and 'balance', layer -> norm; batch [1, B, ...]."""
+    """The compiled `norms(state, batch, fraction)` -> {'task', 'balance'} -> layer -> norm.
+
+    The batch has arrays [1, B, ...].
+    """
     network, train = setup.network, setup.config.train
     classes, mean_std = setup.info.num_classes, input_pipeline.mean_std(setup.config.dataset)
 

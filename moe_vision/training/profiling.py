@@ -1,4 +1,4 @@
-"""A profile of chosen training steps, for TensorBoard."""
+"""Profiles chosen training steps for TensorBoard."""
 
 import os
 import tempfile
@@ -12,31 +12,33 @@ from moe_vision.common.files import in_bucket
 
 
 class Profile:
-    """Of the steps first to last into W/profile; of none where `steps` is None.
+    """Writes a profile of some steps to W/profile.
 
     Args:
-      steps: first and last.
-      workdir: of the run; the profiler writes files itself, so a bucket gets copies.
-      start, total: steps that are done, and that the run ends with.
+      steps: first and last step to profile; None profiles nothing.
+      workdir: the run's folder. The profiler can only write local files, which are then copied if
+        this is a bucket.
+      start, total: steps that are done, and the number of the run's last step.
     """
 
     def __init__(self, steps: tuple[int, int] | None, workdir: str, start: int, total: int):
         self._first, self._last = steps or (0, 0)
         self._last = min(self._last, total)
         self._target = epath.Path(workdir) / 'profile'
-        self._local = ''  # while one is being made
+        self._local = ''  # where the profiler writes; '' while it does not run
         if steps and not start < self._first <= total:
             logging.warning('no profile: --profile_steps starts at step %d, this run takes steps '
                             '%d to %d', self._first, start + 1, total)
 
     def before(self, step: int) -> None:
+        """Starts the profile before its first step."""
         if step == self._first:
             bucket = in_bucket(self._target)
             self._local = tempfile.mkdtemp() if bucket else str(self._target)
             jax.profiler.start_trace(self._local)
 
     def after(self, step: int, out: Any) -> None:
-        """Args: `out` is what the step gives."""
+        """Ends the profile after its last step, once that step's results `out` are there."""
         if self._local and step == self._last:
             jax.block_until_ready(out)
             jax.profiler.stop_trace()

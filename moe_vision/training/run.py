@@ -1,4 +1,4 @@
-"""One run's folder while it trains: rows, checkpoints, what was best, and the end.
+"""Keeps a run's folder while it trains: metrics rows, checkpoints, the best state, the result.
 
     with Run(setup, config, workdir) as run:
         start, state = run.restore()
@@ -8,6 +8,7 @@
 """
 
 import json
+import math
 from typing import Any
 
 import jax
@@ -26,9 +27,9 @@ from moe_vision.training.warnings import Health
 
 
 class Run:
-    """What a training loop writes, for one seed of a setup. Use `with`: leaving waits for saves.
+    """Writes what a training loop produces for one seed. Use `with`: leaving it waits for saves.
 
-    Over several processes all of them call everything, and the first one writes.
+    In a run of several processes all of them call every method; the first one writes.
     """
 
     def __init__(self, setup: Setup, config: Config, workdir: str, config_file: str = ''):
@@ -54,10 +55,10 @@ class Run:
         self._validated: set[int] = set()
 
     def restore(self, at_most: int | None = None) -> tuple[int, TrainState]:
-        """(steps done, state) to go on from: the newest checkpoint, or the fresh state.
+        """(steps done, state) to continue from: the newest checkpoint, or the fresh state.
 
         Args:
-          at_most: forget the checkpoints after this step first.
+          at_most: delete the checkpoints after this step first.
         """
         if at_most is not None:
             self.saved.forget_after(at_most)
@@ -65,14 +66,14 @@ class Run:
         return restored or (0, self.setup.fresh_state(self.config.seed))
 
     def begin(self, start: int) -> None:
-        """Writes config.json and opens the rows that follow step `start`."""
+        """Writes config.json and prepares to write the metrics rows after step `start`."""
         total = self.setup.times.total
         if start:
             logging.info('continuing at step %d of %d', start, total)
         kept = [r for r in metrics.read(self.workdir) if r['step'] <= start]
         self.interval.put_back(metrics.read_pending(self.workdir, start))
         for row in kept:
-            self._better(row)
+            self._is_best(row)
             if row['split'] == 'validation':
                 self._validated.add(row['step'])
             self.interval.in_a_row = row.get('skipped_in_a_row', self.interval.in_a_row)
@@ -83,10 +84,10 @@ class Run:
             self._writer = metrics.Writer(self.workdir, start, kept)
 
     def row(self) -> dict[str, Any]:
-        """The training row of the steps in `interval`.
+        """The row of training metrics for the steps in `interval`.
 
         Raises:
-          UserError: the loss was not finite.
+          Diverged: the loss or gradient was not finite in more steps in a row than allowed.
         """
         try:
             return self.interval.row(self.setup.times.per_epoch)
@@ -99,13 +100,13 @@ class Run:
                 'train.clip_norm=1 or model.dtype=float32, with a new --workdir.') from e
 
     def add(self, row: dict[str, Any]) -> None:
-        """Writes a training row, and warns of routing that goes wrong."""
+        """Writes a row of training metrics and logs warnings about its routing."""
         if self._writer:
             self._writer.add(row)
             self._health.check(row)
 
     def validates(self, step: int) -> bool:
-        """Whether a validation follows this step, and has not been made by an earlier life."""
+        """Whether a validation is due after this step that no earlier start of the run has done."""
         return (step in self.setup.times.evaluations - self._validated
                 and 'validation' in self.setup.info.split_sizes)
 
@@ -116,31 +117,32 @@ class Run:
         row = {'step': step, 'epoch': step / times.per_epoch, 'split': 'validation', **scores}
         if self._writer:
             self._writer.add(row)
-        if self._better(row):
+        if self._is_best(row):
             self.saved.save_best(step, _own(state))
         return row
 
-    def _better(self, row: dict[str, Any]) -> bool:
+    def _is_best(self, row: dict[str, Any]) -> bool:
+        """Whether this is the best validation so far, which it then records."""
         if row['split'] != 'validation' or self._best and row['accuracy'] <= self._best[0]:
             return False
         self._best = row['accuracy'], row['step']
         return True
 
     def saves(self, step: int) -> bool:
-        """Whether `save` has something to do after this step."""
+        """Whether `save` writes anything after this step."""
         return step in self.setup.times.evaluations | self.setup.times.checkpoints
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves rows and state where this step is one to save at."""
+        """Saves rows and state where they are due after this step."""
         if self.saves(step) and self._writer:
-            self._writer.flush()  # rows first: those before a checkpoint are not made again
+            self._writer.flush()  # first: a run continued from the checkpoint will not rewrite them
         if step in self.setup.times.checkpoints:
             self.saved.save(step, _own(state))
 
     def save_now(self, step: int, state: TrainState) -> int:
-        """Saves everything at any step, so that the run goes on from here to the bit.
+        """Saves everything at any step, so that the run can continue from here bit for bit.
 
-        Returns the step of the newest checkpoint, which is older where this one failed.
+        Returns the step of the newest checkpoint, an older one where this save failed.
         """
         if self._writer:
             self._writer.flush()
@@ -153,22 +155,23 @@ class Run:
         """Scores the test split; writes evaluation.json and result.json.
 
         Args:
-          rate: images per second; NaN where hardly anything was trained this time.
+          rate: images per second of the training; NaN where this process took no step to measure.
 
         Returns:
           What result.json holds, and the test split's telemetry by layer, which `probe` reads.
         """
         evaluator, total = self.setup.evaluator, self.setup.times.total
-        self.saved.wait()  # whatever ends the process from here on loses no step
+        self.saved.wait()  # a crash from here on loses no step
         test = evaluator.score(state, 'test', 1.0, details=True)
         selected, best = None, self._best
         if best and best[1] == int(state.step):
             selected = test['accuracy']
         elif best:
-            found = self.saved.restore_best(self.setup.abstract)
-            if found:
-                selected = evaluator.accuracy(found[1], 'test', found[0] / total)
-        if rate != rate:
+            restored = self.saved.restore_best(self.setup.abstract)
+            if restored:
+                step, best_state = restored
+                selected = evaluator.accuracy(best_state, 'test', step / total)
+        if math.isnan(rate):
             rate = _rate_before(self.workdir)
         result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
                                int(state.step), rate)
@@ -187,7 +190,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being written. May be called twice."""
+        """Waits for what is still being written. May be called more than once."""
         if self._closed:
             return
         self._closed = True
@@ -200,7 +203,7 @@ class Run:
         return str(report.write(self.workdir))
 
     def probe(self, state: TrainState, test_layers: dict[str, Any]) -> None:
-        """Writes mechanism.json: what the routes of the trained network mean.
+        """Writes mechanism.json: what the routes and experts of the trained network are worth.
 
         Args:
           test_layers: the test split's telemetry, as `finish` returns it.
@@ -214,11 +217,11 @@ class Run:
 
 
 class Diverged(UserError):
-    """The loss or the gradient of a run is not finite once too often."""
+    """The loss or gradient was not finite in more steps in a row than `train.skip_nonfinite`."""
 
 
 def _rate_before(workdir: str) -> float:
-    """Images per second as an earlier life of the run left them."""
+    """Images per second as an earlier start of the run recorded them; NaN where none did."""
     path = epath.Path(workdir) / 'result.json'
     rates = [(r.get('timing') or {}).get('images_per_second') for r in metrics.read(workdir)]
     if path.exists():
@@ -227,5 +230,5 @@ def _rate_before(workdir: str) -> float:
 
 
 def _own(state: TrainState) -> TrainState:
-    """A copy for the asynchronous save, which on CPU would read memory the next step reuses."""
+    """A copy for the asynchronous save: on a CPU the next step reuses the memory it reads."""
     return jax.tree.map(jax.numpy.copy, state) if jax.default_backend() == 'cpu' else state

@@ -1,4 +1,4 @@
-"""Epochs and steps of a config to step numbers."""
+"""Converts the epochs and steps of a config to numbers of optimizer steps."""
 
 import dataclasses
 
@@ -7,26 +7,38 @@ from moe_vision.config.schema import Config
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """Everything in optimizer steps."""
+    """When things happen in a run, counted in optimizer steps.
+
+    Attributes:
+      total: steps of the run.
+      warmup: steps of the learning rate's warm-up.
+      per_epoch: steps of an epoch, not rounded.
+      evaluations, checkpoints: the steps after which one is due.
+      logs: a row of metrics ends every `logs` steps, and before each evaluation and checkpoint.
+    """
 
     total: int
     warmup: int
     per_epoch: float
     evaluations: frozenset[int]
     checkpoints: frozenset[int]
-    logs: int  # a metrics row every so many, and wherever an evaluation or checkpoint falls
+    logs: int
 
     def row_ends(self, step: int) -> bool:
-        """True where a row of training metrics closes after this step."""
+        """Whether a row of training metrics ends with this step."""
         return (step % self.logs == 0 or step == self.total
                 or step in self.evaluations or step in self.checkpoints)
 
 
 def durations(config: Config, train_images: int) -> Durations:
-    """Steps of a run over so many training images; a `*_steps` that is not 0 wins."""
+    """The durations of a run on `train_images` images. A `*_steps` key that is not 0 overrides the
+    `*_epochs` key beside it."""
     train = config.train
     per_epoch = train_images / train.batch_size
-    steps = lambda n, epochs: n or max(round(epochs * per_epoch), 1 if epochs else 0)  # noqa: E731
+
+    def steps(n: int, epochs: float) -> int:
+        return n or max(round(epochs * per_epoch), 1 if epochs else 0)
+
     total = max(steps(train.steps, train.epochs), 1)
 
     def every(n: int, epochs: float) -> frozenset[int]:

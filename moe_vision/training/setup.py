@@ -1,4 +1,4 @@
-"""What training and scoring need of a config, built once and used for every seed of it."""
+"""Builds what training and scoring need of a config, once for all its seeds."""
 
 import dataclasses
 import functools
@@ -29,20 +29,19 @@ from moe_vision.training.step import (
 
 
 class Setup:
-    """Data set, mesh, network, optimizer, layout of the state, compiled programs.
+    """Data set, mesh, network, optimizer, layout of the state and compiled programs of a config.
 
-    The runs of an arm share one setup and compile once: nothing in it depends on the seed but the
-    default of `fresh_state`.
+    The runs of an arm share one setup and compile once: only the default of `fresh_state` depends
+    on the seed.
 
     Args:
       config: checked, also against its data set (`rules.check_data`).
       for_training: False skips the check that the devices hold whole routing groups.
-      devices: devices of another machine to compile for. Nothing can run then, and no data is
-        read.
+      devices: devices of another machine to compile for. Then nothing can run and no data is read.
 
     Attributes:
-      step: the jitted training step, `step(state, batch) -> (state, metrics)`; it uses up the
-        state it is given.
+      step: the jitted training step, `step(state, batch) -> (state, metrics)`. It donates the
+        state: the arrays passed in cannot be used afterwards.
       cost: FLOPs, parameters and leverages.
     """
 
@@ -83,7 +82,7 @@ class Setup:
         self.evaluator = Evaluator(config, self.info, self.mesh, tokens)
 
     def step_of(self, network: nn.Module) -> Callable:
-        """The training step of a network of this config, not jitted yet."""
+        """The training step for a network built from this config, not jitted."""
         step = train_step_fn(network, self.config, self.tx, self.learning_rate,
                              self.times.total, self.info.num_classes, self.images_per_group,
                              *input_pipeline.mean_std(self.config.dataset))
@@ -94,14 +93,14 @@ class Setup:
         return leverage.measure(self.config, self.info)
 
     def fits(self, config: Config) -> bool:
-        """Whether `config` differs from this setup's in the seed alone."""
+        """Whether `config` equals this setup's except for the seed."""
         return dataclasses.replace(config, seed=self.config.seed) == self.config
 
     def fresh_state(self, seed: int | None = None) -> TrainState:
-        """The state before the first step; with `init_from`, the weights found there.
+        """The state before the first step, with the weights of `init_from` if that is set.
 
         Args:
-          seed: of the run; None takes the config's.
+          seed: the run's; None takes the config's.
         """
         state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
         if self.config.init_from:

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step, as plain functions of pytrees.
+"""Defines one optimizer step and one evaluation step as pure functions of pytrees.
 
 Axes: A micro-batches, B images of a micro-batch, L classes.
 """
@@ -26,10 +26,10 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to go on."""
+    """Everything that a run needs to continue."""
 
     step: Array  # int32 scalar: optimizer steps done
-    seed_key: Array  # key data of the run's seed; every key derives from it and the step
+    seed_key: Array  # key data of the run's seed; each key of a step derives from it and the step
     params: Tree
     batch_stats: Tree
     router_state: Tree
@@ -37,7 +37,7 @@ class TrainState:
     ema: Tree  # like params, or {} without ema_decay
 
     def variables(self, averaged: bool = False) -> dict[str, Tree]:
-        """What `apply` takes; with `averaged` the moving average of the weights, if kept."""
+        """The variables for `apply`; `averaged` takes the moving average of the weights, if any."""
         params = self.ema if averaged and jax.tree.leaves(self.ema) else self.params
         return {'params': params, 'batch_stats': self.batch_stats,
                 'router_state': self.router_state}
@@ -45,8 +45,8 @@ class TrainState:
 
 def init_variables_fn(model: nn.Module, image_shape: tuple[int, int, int],
                       batch: int) -> Callable[[Array], Tree]:
-    """`init(key)`: a network's variables before the first step. Traced once, however often it is
-    called. Initial values derive from (seed's key, parameter path)."""
+    """`init(key)`: a network's variables before the first step, derived from the seed's key and
+    each parameter's path. It is jitted so that it is traced only once."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
     return jax.jit(lambda key: model.init(
         jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step()))
@@ -65,16 +65,17 @@ def init_state(variables: Tree, key: Array, tx: optax.GradientTransformation,
 
 
 def jit_once(fn: Callable, **options: Any) -> Callable:
-    """`jax.jit` of a function that draws initial values and is called a few times at most.
+    """`jax.jit` for a function that draws initial values and is called only a few times.
 
-    On a CPU, optimizing the code of random numbers takes many seconds; here that is left out.
+    It skips optimization on a CPU, where optimizing code for random numbers takes many seconds.
     """
     unoptimized = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     return jax.jit(fn, compiler_options=unoptimized, **options)
 
 
 def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """uint8 [B, H, W, C] to float32 of zero mean and unit variance per channel."""
+    """Turns uint8 [B, H, W, C] into float32: scales to [0, 1], then subtracts `mean` and divides by
+    `std`, [C] each."""
     scaled = images.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
@@ -85,11 +86,15 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
     """`step(state, batch) -> (state, metrics)`; batch arrays are [A, B, ...].
 
     The loss is the mean over all valid images of the A micro-batches. Gradients, losses and
-    telemetry are summed over micro-batches; router state moves once, from the sums.
+    telemetry are summed over the micro-batches; router state is updated once, from the sums.
+
+    Args:
+      images_per_group: images that share capacity, as the function of this name returns it.
+      mean, std: of the data set's channels, [C] each.
     """
     train, moe = config.train, config.model.moe
     routed = moe.placement != 'none' and config.model.twin == 'none'
-    taught = bool(moe.losses.get('supervised'))
+    supervised = bool(moe.losses.get('supervised'))
 
     def loss_fn(params, batch_stats, router_state, micro, key, start, fraction, total_valid, parts):
         valid, labels = micro['valid'], micro['label']
@@ -101,10 +106,10 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
             images, targets = mix.mix(
                 jax.random.fold_in(key, StepStream.MIXING), images, targets, valid, group_size=size,
                 mixup=train.mixup, cutmix=train.cutmix, group_ids=groups)
-        # Taught routers learn what an image is for the larger part.
+        # A supervised router learns the class that has the larger part in a mixed image.
         step = Step(valid=valid, key=jax.random.fold_in(key, StepStream.NETWORK),
                     fraction=fraction, start=start,
-                    labels=jnp.argmax(targets, -1) if taught else None, train=True)
+                    labels=jnp.argmax(targets, -1) if supervised else None, train=True)
         (logits, infos), updates = model.apply(
             {'params': params, 'batch_stats': batch_stats, 'router_state': router_state},
             images, step, mutable=['batch_stats'])
@@ -112,8 +117,8 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         task = jnp.sum(jnp.where(valid, each, 0.0)) / total_valid
         aux = {name: sum(i['losses'][name] for i in infos.values()) / parts
                for name in sorted({n for i in infos.values() for n in i['losses']})}
-        right = jnp.sum(valid & (jnp.argmax(logits, -1) == labels)) / total_valid
-        sums = {'task_loss': task, 'accuracy': right, 'losses': aux,
+        accuracy = jnp.sum(valid & (jnp.argmax(logits, -1) == labels)) / total_valid
+        sums = {'task_loss': task, 'accuracy': accuracy, 'losses': aux,
                 'layers': {layer: i['telemetry'] for layer, i in infos.items()}}
         return task + sum(aux.values()), (sums, updates.get('batch_stats', {}))
 
@@ -124,22 +129,23 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         total_valid = jnp.maximum(batch['valid'].sum(), 1).astype(jnp.float32)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def one(batch_stats, micro, part):
+        def one_part(batch_stats, micro, part):
             (loss, (sums, stats)), grads = gradient(
                 state.params, batch_stats, state.router_state, micro, key, part * rows, fraction,
                 total_valid, parts)
             return stats, (grads, {'loss': loss, **sums})
 
         first = jax.tree.map(lambda x: x[0], batch)
-        stats, total = one(state.batch_stats, first, 0)
+        stats, total = one_part(state.batch_stats, first, 0)
         if parts > 1:
-            def more(carry, xs):
+            def next_part(carry, xs):
                 stats, total = carry
-                stats, added = one(stats, *xs)
+                stats, added = one_part(stats, *xs)
                 return (stats, jax.tree.map(jnp.add, total, added)), None
             rest = jax.tree.map(lambda x: x[1:], batch)
-            # On a CPU, gradients of convolutions inside a loop are many times slower.
-            (stats, total), _ = jax.lax.scan(more, (stats, total), (rest, jnp.arange(1, parts)),
+            # Unrolled on a CPU, where gradients of convolutions in a loop are many times slower.
+            (stats, total), _ = jax.lax.scan(next_part, (stats, total),
+                                             (rest, jnp.arange(1, parts)),
                                              unroll=platform.target() == 'cpu')
         grads, metrics = total
 
@@ -167,35 +173,43 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
 
 
 def mixing_group(images_per_group: int, images: int) -> int:
-    """How many neighbours find partners for mixup and CutMix among each other.
+    """How many neighbouring images mixup and CutMix mix among each other.
 
-    They lie in one routing group, and few enough on one device, even where the group spans many:
-    the largest divisor up to 4 of the group, or of all images where nothing is routed (256 devices
-    have four each of a batch of 1,024).
+    They must lie in one routing group, and at most four of them so that they also lie on one device
+    when a group spans several (a batch of 1,024 leaves each of 256 devices four images). So this is
+    the largest divisor up to 4 of the group, or of all images where nothing is routed.
+
+    Args:
+      images: of a micro-batch.
     """
     whole = images_per_group if images_per_group > 1 else images
     return max((n for n in range(2, 5) if whole % n == 0), default=whole)
 
 
 def update_router_state(moe, state: Tree, layers: dict[str, dict[str, Array]]) -> Tree:
-    """Each routed layer's state after a step, from that step's telemetry."""
+    """The routers' state after a step, updated from the choices that the step counted.
+
+    Args:
+      state: nested by the layers' paths.
+      layers: each routed layer's telemetry, by path.
+    """
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
 
-    def at(tree, path, counts):
+    def update(tree, path, counts):
         if not path:
             return {**tree, 'router': router.update_state(tree['router'], counts)}
-        return {**tree, path[0]: at(tree[path[0]], path[1:], counts)}
+        return {**tree, path[0]: update(tree[path[0]], path[1:], counts)}
 
     for layer, sums in layers.items():
-        state = at(state, layer.split('/'), sums['chosen'])
+        state = update(state, layer.split('/'), sums['chosen'])
     return state
 
 
 def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
-    """`step(variables, batch, key, start, fraction)`: per-image results and telemetry of a batch.
+    """`step(variables, batch, key, start, fraction)`: results [B] and telemetry of a batch.
 
-    Batch arrays are [1, B, ...]. Losses are without label smoothing; padding has loss 0. With an
-    `intervention` routed layers change their routes by it.
+    Batch arrays are [1, B, ...]; `start` is the place of the first image in the split. Losses are
+    without label smoothing, and 0 for padding. An `intervention` changes the routes of the layers.
     """
     def step(variables, batch, key, start, fraction, intervention=None):
         batch = jax.tree.map(lambda x: x[0], batch)
@@ -215,7 +229,7 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
 
 
 def images_per_group(config: Config, tokens_per_image: int) -> int:
-    """Images of a whole number of routing groups: the least that can be evaluated alone."""
+    """The smallest number of images that makes a whole number of routing groups."""
     moe = config.model.moe
     if moe.placement == 'none':
         return 1

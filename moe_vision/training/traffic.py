@@ -1,7 +1,8 @@
-"""What routed layers send between devices in a training step, computed from shapes.
+"""Estimates from shapes what routed layers send between devices in a training step.
 
-Bytes are those that one device sends, and receives: of a buffer exchanged by all-to-all, or whole
-after an all-gather, by n devices: (n - 1) / n of it; of an all-reduce twice that.
+All bytes are what one device sends, which is also what it receives. Among n devices an all-to-all
+sends (n - 1) / n of the device's buffer, an all-gather (n - 1) / n of the gathered buffer, and an
+all-reduce twice that.
 """
 
 import dataclasses
@@ -16,15 +17,15 @@ from moe_vision.leverage import Leverage
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one routed layer on a mesh.
+    """What one routed layer sends on a mesh, in a training step.
 
     Attributes:
-      tokens: on one device, of a micro-batch.
-      across: groups have tokens on several devices of the expert axis.
-      exchanged: bytes that a device sends because experts are elsewhere: slots or features, and
-        outputs, forward and backward.
-      replicated: bytes that it would send more for gradients of the experts if it had them all
-        (`mesh.expert` = 1).
+      tokens: tokens of a micro-batch on one device.
+      across: whether groups have tokens on several devices of the expert axis.
+      exchanged: bytes that a device sends because experts are on other devices: slots or features,
+        and outputs, forward and backward.
+      replicated: additional bytes that it would send for the gradients of the experts if every
+        device had all experts (`mesh.expert` = 1).
       padding: share of the experts' slots that no choice can fill.
     """
 
@@ -36,39 +37,47 @@ class Traffic:
 
 
 def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> dict[str, Traffic]:
-    """Each routed layer's; none for soft routing or a dense network."""
-    found = {}
+    """The traffic of each routed layer; empty for soft routing and for dense networks.
+
+    Args:
+      mesh_shape: sizes of the axes 'data' and 'expert'.
+    """
+    traffic = {}
     shared, devices = mesh_shape['expert'], math.prod(mesh_shape.values())
     images = config.train.batch_size // config.train.micro_batches
     for block in cost.blocks:
-        at = cost.capacities.get(block.name)
-        if at is None:
+        capacity = cost.capacities.get(block.name)
+        if capacity is None:
             continue
-        tokens = images * at.tokens_per_image
-        across = spans(tokens, at.group_size, mesh_shape)
-        whole = Fraction(shared - 1, shared)
-        if across:  # features of a whole expert axis there, and outputs back; both again backward
+        tokens = images * capacity.tokens_per_image
+        across = spans(tokens, capacity.group_size, mesh_shape)
+        sent = Fraction(shared - 1, shared)
+        if across:  # features of the whole expert axis
             once = block.bytes_token * tokens // mesh_shape['data']
         else:
             once = block.bytes_buffers // 2 * images // devices
         kinds = expected(mesh_shape, 1, across, remat=config.model.remat)
         times = kinds.total() * config.train.micro_batches
-        # Gradients of all experts over all devices, less those of 1 / shared over 'data'.
+        # An all-reduce of all experts over all devices, minus that of 1 / shared over 'data'.
         data = mesh_shape['data']
         gradients = Fraction(devices - 1, devices) - Fraction(data - 1, data * shared)
-        found[block.name] = Traffic(
-            tokens=tokens // devices, across=across, exchanged=int(times * once * whole),
+        traffic[block.name] = Traffic(
+            tokens=tokens // devices, across=across, exchanged=int(times * once * sent),
             replicated=int(2 * block.bytes_experts * gradients),
-            padding=max(0.0, 1 - 1 / at.effective_factor) if at.capacity else 0.0)
-    return found
+            padding=max(0.0, 1 - 1 / capacity.effective_factor) if capacity.capacity else 0.0)
+    return traffic
 
 
-def text(found: Mapping[str, Traffic]) -> list[str]:
-    """One line per routed layer."""
-    size = lambda n: f'{n / 1e6:.3g} MB'  # noqa: E731
+def lines(traffic: Mapping[str, Traffic]) -> list[str]:
+    """One line per routed layer, for people."""
     return [
         f'{name}: {x.tokens} tokens on a device'
         + (', groups span the expert axis' if x.across else '')
-        + f'; padding {x.padding:.0%} of slots; a device sends {size(x.exchanged)} a step for '
-        f'experts elsewhere, {size(x.replicated)} of gradients if it had them all'
-        for name, x in found.items()]
+        + f'; {x.padding:.0%} of the slots are padding; per step a device sends '
+        f'{_megabytes(x.exchanged)} to reach experts on other devices, or would send '
+        f'{_megabytes(x.replicated)} more of gradients if it held all experts'
+        for name, x in traffic.items()]
+
+
+def _megabytes(count: int) -> str:
+    return f'{count / 1e6:.3g} MB'

@@ -1,5 +1,6 @@
-"""Says in words when routing goes wrong, and which config key to look at."""
+"""Warns when routing goes wrong, and names the config key to look at."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
@@ -8,29 +9,28 @@ from moe_vision.config.schema import Config
 
 
 class Health:
-    """Warns once when something sets in, and again only after it has passed."""
+    """Warns once when a problem begins, and again only if it has passed and comes back."""
 
     def __init__(self, config: Config):
         self._config = config
         self._known: set[tuple[str, str]] = set()
 
     def check(self, row: dict[str, Any]) -> list[str]:
-        """Logs and returns the warnings that a metrics row gives."""
-        now: dict[tuple[str, str], str] = {}
-        for layer, x in row['layers'].items():
-            for kind, text in self._layer(x):
-                now[layer, kind] = f'step {row["step"]}, {layer}: {text}'
-        new = [text for what, text in now.items() if what not in self._known]
-        self._known = set(now)
-        for text in new:
-            logging.warning('%s', text)
+        """Logs and returns the warnings that are new in a metrics row."""
+        problems = {(layer, kind): f'step {row["step"]}, {layer}: {message}'
+                    for layer, x in row['layers'].items() for kind, message in self._problems(x)}
+        new = [message for problem, message in problems.items() if problem not in self._known]
+        self._known = set(problems)
+        for message in new:
+            logging.warning('%s', message)
         return new
 
-    def _layer(self, x: dict[str, Any]):
+    def _problems(self, x: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """(kind, message) of each problem in the telemetry of a layer."""
         log, moe = self._config.log, self._config.model.moe
         e = moe.num_experts
         if x['dead_experts']:
-            yield 'dead', (f'{x["dead_experts"]} of {e} experts get next to nothing; look at '
+            yield 'dead', (f'{x["dead_experts"]} of {e} experts get almost no tokens; look at '
                            'model.moe.losses and model.moe.router_args.')
         if x['effective_experts'] < e / 2:
             yield 'collapse', (f'the load has collapsed to {x["effective_experts"]:.1f} effective '

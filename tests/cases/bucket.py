@@ -1,7 +1,7 @@
-"""A bucket in memory: `gs://` for epath (through fsspec), and for tensorstore (through HTTP).
+"""Fakes a bucket in memory: `gs://` for epath (through fsspec) and for tensorstore (through HTTP).
 
-As strict as Google Cloud Storage where it matters: nothing is appended to or renamed, an object
-appears when it is whole, and folders are only what objects' names say.
+It is as strict as Google Cloud Storage where it matters: objects are not appended to or renamed,
+they appear when they are whole, and folders exist only as parts of objects' names.
 """
 
 import json
@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 
 class Bucket(MemoryFileSystem):
-    """What gcsfs is for epath. `written` has the names of all objects as they were written."""
+    """Stands in for gcsfs. `written` lists the name of each object whenever it is written."""
 
     protocol = ('gs', 'gcs')
     store: dict = {}
@@ -71,7 +71,7 @@ class Upload(MemoryFile):
 
 
 class _Requests(BaseHTTPRequestHandler):
-    """Of the JSON API, what tensorstore asks for."""
+    """The part of the JSON API that tensorstore uses."""
 
     protocol_version = 'HTTP/1.1'
 
@@ -85,15 +85,15 @@ class _Requests(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _asked(self) -> tuple[str, str, dict[str, str]]:
-        """(bucket, object, options)"""
+    def _request(self) -> tuple[str, str, dict[str, str]]:
+        """(bucket, object, options) that the request names."""
         url = urlsplit(self.path)
         options = {k: v[0] for k, v in parse_qs(url.query).items()}
         bucket, _, name = url.path.partition('/b/')[2].partition('/o')
         return bucket, unquote(name.lstrip('/')) or options.get('name', ''), options
 
     def do_GET(self):
-        bucket, name, options = self._asked()
+        bucket, name, options = self._request()
         if not name:
             prefix = f'/{bucket}/'
             begin, end = options.get('startOffset', ''), options.get('endOffset')
@@ -116,14 +116,14 @@ class _Requests(BaseHTTPRequestHandler):
         elif 'Range' in self.headers:
             first, _, last = self.headers['Range'].removeprefix('bytes=').partition('-')
             part = data[int(first): int(last) + 1 if last else None] if first else data[-int(last):]
-            at = int(first) if first else len(data) - len(part)
+            begin = int(first) if first else len(data) - len(part)
             self._answer(206, part, x_goog_generation=generation,
-                         Content_Range=f'bytes {at}-{at + len(part) - 1}/{len(data)}')
+                         Content_Range=f'bytes {begin}-{begin + len(part) - 1}/{len(data)}')
         else:
             self._answer(200, data, x_goog_generation=generation)
 
     def do_POST(self):
-        bucket, name, options = self._asked()
+        bucket, name, options = self._request()
         data = self.rfile.read(int(self.headers['Content-Length']))
         path = f'/{bucket}/{name}'
         wanted = options.get('ifGenerationMatch')
@@ -134,13 +134,13 @@ class _Requests(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(_about(path, name)).encode())
 
     def do_DELETE(self):
-        bucket, name, _ = self._asked()
-        found = Bucket.store.pop(f'/{bucket}/{name}', None)
-        self._answer(204 if found else 404)
+        bucket, name, _ = self._request()
+        removed = Bucket.store.pop(f'/{bucket}/{name}', None)
+        self._answer(204 if removed else 404)
 
 
 def _generation(path: str) -> int:
-    """How often an object was written; 0 where there is none."""
+    """How often an object was written; 0 if it does not exist."""
     return Bucket.written.count(path) if path in Bucket.store else 0
 
 

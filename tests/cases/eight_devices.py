@@ -1,4 +1,4 @@
-"""Run as a script where eight virtual devices exist: trains on every mesh, prints what it saw.
+"""A script for eight virtual devices: trains on every mesh and prints what it measures as JSON.
 
     python eight_devices.py DATA_DIR FOLDER
 """
@@ -21,7 +21,7 @@ from moe_vision.training.setup import Setup
 SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1, 8)}
 COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,
           'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 0.1,
-          'train.optimizer': 'sgd',  # Adam makes steps of full size out of rounding errors
+          'train.optimizer': 'sgd',  # Adam would turn rounding errors into full steps
           'train.clip_norm': 0.0, 'train.ema_decay': 0.0, 'train.mixup': 0.0,
           'model.moe.router': 'bias_balanced',
           'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True}}
@@ -68,7 +68,10 @@ def compiled_step(setup: Setup):
 
 
 def on_mesh(case: str, shape: tuple[int, int], data_dir: str, first):
-    """(losses, state on the host, collectives of the compiled step, state); from `first`."""
+    """(losses, state on the host, collectives of the compiled step, state) after training.
+
+    Starts from `first`, or from a fresh state.
+    """
     setup = make_setup(CASES[case], shape, data_dir)
     state = jax.device_put(first, setup.shardings) if first else setup.fresh_state()
     losses, compiled, drops = [], compiled_step(setup), 0.0
@@ -76,7 +79,7 @@ def on_mesh(case: str, shape: tuple[int, int], data_dir: str, first):
         state, out = compiled(state, mesh_lib.to_devices(batch, setup.mesh, 1))
         losses.append(float(out['loss']))
         drops += sum(float(x['dropped']) for x in out['layers'].values())
-    assert drops > 0 or 'soft' in case, 'capacity is never reached: this shows too little'
+    assert drops > 0 or 'soft' in case, 'capacity is never reached, so this does not test drops'
     return losses, jax.device_get(state), COLLECTIVE.findall(compiled.as_text()), state
 
 
@@ -86,21 +89,24 @@ def shardings(state) -> dict[str, str]:
 
 
 def furthest(ours, theirs) -> float:
-    """Largest difference of any parameter, relative to the largest of its array or 0.1."""
-    far = lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 0.1))  # noqa: E731
-    return max(jax.tree.leaves(jax.tree.map(far, ours, theirs)))
+    """The largest difference of any array, relative to its largest value or to 0.1."""
+    def distance(a, b):
+        return float(np.abs(a - b).max() / max(np.abs(b).max(), 0.1))
+
+    return max(jax.tree.leaves(jax.tree.map(distance, ours, theirs)))
 
 
 def refusals(data_dir: str) -> dict[str, str]:
-    told = {}
+    """The errors of configs that do not fit the devices."""
+    errors = {}
     for name, changes in {'group': {'model.moe.group_size': 16}, 'batch': {'train.batch_size': 24},
                           'axis': {'mesh.expert': 4, 'model.moe.group_size': 64},
                           'micro': {'train.micro_batches': 4}}.items():
         try:
             Setup(train_cases.make(data_dir, CASES['conv'] | changes))
         except UserError as e:
-            told[name] = str(e)
-    return told
+            errors[name] = str(e)
+    return errors
 
 
 def main(data_dir: str, folder: str) -> None:
@@ -114,7 +120,7 @@ def main(data_dir: str, folder: str) -> None:
         first = jax.device_get(make_setup(CASES[case], (1, 1), data_dir).fresh_state())
         for name in MESHES[case]:
             shape = SHAPES[name]
-            own = name == '2x4'  # draws its initial values itself: each as one device draws it
+            own = name == '2x4'  # draws its own initial values, which must equal one device's
             losses, state, collectives, live = on_mesh(case, shape, data_dir,
                                                        None if own else first)
             if name == 'one':
@@ -138,8 +144,8 @@ def main(data_dir: str, folder: str) -> None:
                     saved.save(STEPS, live)
                 np.savez(f'{folder}/params.npz', **{
                     path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)})
-    text = compiled_step(make_setup(DEEP, (2, 4), data_dir)).as_text()
-    seen['deep'] = Counter(op for _, op in COLLECTIVE.findall(text))
+    program = compiled_step(make_setup(DEEP, (2, 4), data_dir)).as_text()
+    seen['deep'] = Counter(op for _, op in COLLECTIVE.findall(program))
     print(json.dumps(seen))
 
 

@@ -1,4 +1,4 @@
-"""Small files in the published layouts, and a data set of a user's own."""
+"""Makes small files in the published layouts, and data sets of a user's own."""
 
 import io
 import tarfile
@@ -62,9 +62,9 @@ WNIDS = ('n01440764', 'n01443537', 'n15075141')  # labels 0, 1 and 999
 
 
 def imagenet(folder, *, odd=(), inner_damage=False):
-    """Writes the two archives of ImageNet, small; returns the train images by class.
+    """Writes small versions of ImageNet's two archives; returns the training images by class.
 
-    Two train images of each class, CMYK and PNG members among them; three for validation.
+    There are two training images of each class, some as CMYK and PNG, and three for validation.
     """
     images = {w: [picture(10 * i + j) for j in range(2)] for i, w in enumerate(WNIDS)}
     outer = []
@@ -105,7 +105,7 @@ class Numbered(Builder):
 
 
 class Broken(Numbered):
-    """As `Numbered`, but image 3 of each split is no image."""
+    """Like `Numbered`, but image 3 of each split cannot be decoded."""
 
     name = 'broken'
 

@@ -14,7 +14,7 @@ TRAIN = Step(train=True, key=jax.random.key(5))
 
 
 def tokens(expert, count=8, width=8):
-    """Tokens such as this expert takes: vectors, or maps."""
+    """Tokens of the kind that this expert takes: vectors or maps."""
     is_map = 'map' in registry.entry('expert', registry.EXPERTS, expert).needs
     return normal(1, count, *((6, 5) if is_map else ()), width)
 
@@ -32,7 +32,7 @@ def moe(num_experts=4, k=2, group_size=4, hidden=16, **kwargs):
 
 
 def init(layer, x, step=TRAIN, seed=0):
-    """Variables with drawn values: quicker to make than to initialise."""
+    """Variables with drawn values, which are quicker to make than initial ones."""
     def draw(path, leaf):
         rng = np.random.default_rng((seed, len(str(path))))
         values = rng.normal(size=leaf.shape) * max(leaf.shape[-2:-1] + (1,)) ** -0.5
@@ -43,9 +43,9 @@ def init(layer, x, step=TRAIN, seed=0):
 
 
 class Counting(Router):
-    """A user's own router, named by its path: everybody to the expert that `carry` points at.
+    """A user's own router, named by its path: sends every token to the expert that `carry` names.
 
-    It hands one more than it was given to the next layer.
+    It passes the next number to the next layer.
     """
 
     def choose(self, params, state, features, context):

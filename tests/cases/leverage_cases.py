@@ -1,4 +1,4 @@
-"""A small network from configs/base.py, with keys set as on a command line; and mistakes."""
+"""A small network from configs/base.py with keys set as on a command line, and wrong commands."""
 
 from pathlib import Path
 
@@ -17,21 +17,22 @@ SMALL = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts':
 
 def make(**changes) -> Config:
     """The checked small config; `__` in a name is a dot."""
-    given = {**SMALL, **{k.replace('__', '.'): v for k, v in changes.items()}}
+    values = {**SMALL, **{k.replace('__', '.'): v for k, v in changes.items()}}
     common, opened, _ = source.take_overrides(
-        [f'--config.{key}={value}' for key, value in given.items()])
+        [f'--config.{key}={value}' for key, value in values.items()])
     return config_lib.check(source.load(str(ROOT / 'configs' / 'base.py'), common, opened))
 
 
 def found(**changes) -> Leverage:
-    made = make(**changes)
-    return measure(made, input_pipeline.info(made.dataset))
+    config = make(**changes)
+    return measure(config, input_pipeline.info(config.dataset))
 
 
 def block(leverage: Leverage, name: str):
     return next(b for b in leverage.blocks if b.name == name)
 
-WRONG = [  # arguments, and what the one line holds
+
+WRONG = [  # arguments, and parts of the error
     ([], ['--config is missing', 'configs/digits_k2.py']),
     (['--config=configs/digits_k3.py'], ['does not exist', 'configs/digits_k2.py']),
     (['--config=configs/base.py', '--swep=a=1'], ["unknown flag '--swep'", '--sweep']),

@@ -16,7 +16,7 @@ jit = routing_cases.jit
 TRAIN = Step(train=True, key=jax.random.key(5), fraction=0.5)
 CLASSES, IMAGE, B = 5, (8, 8, 3), 4
 
-# Two blocks each. A backbone that is new in the table runs with its defaults.
+# Two blocks each. A backbone that is missing here runs with its defaults.
 SMALL = {
     'conv': {'widths': (8, 16), 'depth': 1},
     'depthwise': {'widths': (8, 16), 'depth': 1, 'expansion': 2},
@@ -34,14 +34,14 @@ def config(name, placement='every_2', twin='none', dtype='float32', args=None, *
     if hasattr(expert_args, 'norm_groups'):
         expert_args = dataclasses.replace(expert_args, norm_groups=4)
     router = moe.get('router', 'top_k')
-    made = Moe(**{
+    routing = Moe(**{
         'placement': placement, 'router': router, 'num_experts': 3, 'k': 2,
         'router_args': registry.entry('router', registry.ROUTERS, router).args(),
         'capacity_factor': 1.25, 'eval_capacity_factor': 2.0, 'capacity_multiple': 1,
         'group_size': 2, 'priority': 'token', 'expert': expert, 'expert_args': expert_args,
         'hidden': 0, 'losses': {'importance': 0.1}} | moe)
     return Model(name=name, args=entry.args(**SMALL.get(name, {}) | (args or {})), dtype=dtype,
-                 remat=False, twin=twin, moe=made)
+                 remat=False, twin=twin, moe=routing)
 
 
 def build(*args, **kwargs):
@@ -58,7 +58,7 @@ def abstract(net):
 
 
 def filled(net):
-    """Variables with drawn values: quicker to make than to initialise."""
+    """Variables with drawn values, which are quicker to make than initial ones."""
     def draw(path, leaf):
         rng = np.random.default_rng(len(str(path)))
         values = rng.normal(size=leaf.shape) * max(np.prod(leaf.shape[:-1]), 1) ** -0.5

@@ -1,4 +1,4 @@
-"""Starts the same command as two processes, `{process}` in it replaced by 0 and 1."""
+"""Starts a command as two processes; `{process}` in it stands for 0 in one and 1 in the other."""
 
 import signal
 import socket
@@ -17,8 +17,10 @@ def free_port() -> int:
 
 def start(jax_environment, command: list[str], devices: int = 4,
           processes: int = 2) -> list[subprocess.Popen]:
-    """Each has so many virtual devices. They write to files: a pipe that nobody reads yet would
-    stop one of them when it is full."""
+    """Starts the processes with `devices` virtual devices each.
+
+    They write to files, because a full pipe that nobody reads yet would block one of them.
+    """
     flags = (f'{jax_environment.get("XLA_FLAGS", "")} '
              f'--xla_force_host_platform_device_count={devices}')
     environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
@@ -34,7 +36,7 @@ def start(jax_environment, command: list[str], devices: int = 4,
 
 
 def finish(started: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each. Where one does not end, each says where it stood."""
+    """(exit code, stdout, stderr) of each. If one does not end in time, all print their stacks."""
     until, late = time.monotonic() + seconds, False
     try:
         for p in started:

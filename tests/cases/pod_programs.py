@@ -1,6 +1,6 @@
-"""Run as a script where eight virtual devices exist: prints compiled programs as JSON of HLO text.
+"""A script for eight virtual devices: prints compiled programs as JSON of HLO text.
 
-The mesh is 2 x 4, axes ('data', 'expert'); x is float32 [8, 16], a row on each device.
+The mesh is 2 x 4 with axes ('data', 'expert'); x is float32 [8, 16], one row on each device.
 """
 
 import json
@@ -18,7 +18,7 @@ def mapped(fn, out_specs=BOTH):
     return jax.shard_map(fn, mesh=MESH, in_specs=BOTH, out_specs=out_specs, check_vma=False)
 
 
-def exchange(x):  # in a loop of three, [1, 16] as four pieces of 4
+def exchange(x):  # three times in a loop, [1, 16] as four pieces of 4
     def body(x, _):
         with jax.named_scope('block_1'):
             pieces = x.reshape(4, 4)

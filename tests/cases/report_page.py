@@ -1,4 +1,4 @@
-"""A page taken apart, for the tests that look at it."""
+"""Parses a report page for the tests that look at it."""
 
 import html.parser
 

@@ -1,4 +1,4 @@
-"""Every router of the table with its settings, run through every priority; shared by the tests.
+"""Runs every router of the table, with various settings, through every priority.
 
 Axes: G groups, T tokens, K choices, E experts, N ids, C capacity, D width, F output width.
 """
@@ -20,7 +20,7 @@ G, T, D, F, E, K, C = 2, 8, 5, 3, 4, 2, 3  # 16 choices for 12 slots: some are d
 CLASSES = 6
 PRIORITIES = ('token', 'gate', 'random')
 
-# Settings besides the defaults. A router that is new in the table runs with its defaults.
+# Settings besides the defaults. A router that is missing here runs with its defaults only.
 _MORE = {
     'top_k': [
         {'noise': 'gaussian', 'gate': 'top_k_softmax'}, {'noise': 'learned', 'gate': 'sigmoid'},
@@ -76,7 +76,7 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
 
 
 def inputs(case, seed=0, num_experts=E, k=K):
-    """Everything a pipeline takes, all values drawn, none at its initial value."""
+    """Everything that a pipeline takes, with drawn values in place of initial ones."""
     router = make(case, num_experts, k)
     return {
         'params': {n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
@@ -90,13 +90,13 @@ def inputs(case, seed=0, num_experts=E, k=K):
 
 
 def experts(weights):
-    """[E, S, D] to [E, S, F]; an empty slot gives something that is not zero."""
+    """[E, S, D] to [E, S, F]. The output for an empty slot is not zero."""
     kernel, bias = weights
     return lambda slots: jnp.tanh(jnp.einsum('esd,edf->esf', slots, kernel)) + bias
 
 
 def losses_of(routing, ctx, num_experts=E):
-    """The losses of the table that this routing can have, [G] each."""
+    """The losses of the table that suit this routing, [G] each."""
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
@@ -107,8 +107,8 @@ def losses_of(routing, ctx, num_experts=E):
 class Pipeline:
     """features -> routing -> plan of each priority -> output, losses, counts; and gradients.
 
-    In pieces that are compiled each: what follows the router is the same program for all of them.
-    `run(inputs) -> (gradients of sum(sin(y)) + losses, outputs)`, y by the first priority.
+    Its pieces are compiled one by one, because what follows the router is the same program for all
+    routers. `run(inputs) -> (gradients of sum(sin(y)) + losses, outputs)`, y by the first priority.
     """
 
     def __init__(self, case):
@@ -126,8 +126,8 @@ class Pipeline:
                 jnp.sum(getattr(routing, n) * d) for n, d in d_routing.items())
         return jax.grad(loss, (0, 1))(params, features)
 
-    def __call__(self, given):
-        learned = given['params'], given['features'], given['state'], given['context']
+    def __call__(self, inputs):
+        learned = inputs['params'], inputs['features'], inputs['state'], inputs['context']
         routing, losses = self.forward(*learned)
         soft = isinstance(routing, SoftRouting)
         d_routing: dict = {}
@@ -135,10 +135,10 @@ class Pipeline:
         for priority in ['soft'] if soft else PRIORITIES:
             parts = ({n: getattr(routing, n) for n in ('combine', 'dispatch')} if soft else
                      {n: getattr(routing, n) for n in ('expert_of_choice', 'gate', 'active')})
-            grads, (y, plan) = _execute(parts, given['x'], given['weights'], given['context'],
+            grads, (y, plan) = _execute(parts, inputs['x'], inputs['weights'], inputs['context'],
                                         priority)
             out['y'][priority], out['plans'][priority] = y, plan
-            out['counts'][priority] = _count(routing, plan, given['context'])
+            out['counts'][priority] = _count(routing, plan, inputs['context'])
             if not d_routing:
                 d_routing = {n: g for n, g in grads[0].items()
                              if n in ('combine', 'dispatch', 'gate') and g is not None}
@@ -169,9 +169,10 @@ compiled = functools.cache(Pipeline)
 
 
 def one_hot_oracle(x, weights, ids, gate, active, rank, capacity):
-    """The plan as einsums over [T, E, C], for one group; `rank` [T] says whose turn it is.
+    """The plan of one group as einsums over [T, E, C].
 
-    Choice by choice, tokens in the order of their rank, each takes its expert's next slot.
+    All first choices come before all second ones. Among the choices of one kind, tokens take the
+    next slot of their expert in the order of `rank` [T].
     """
     e = weights[0].shape[0]
     dispatch, combine, taken = 0.0, 0.0, jnp.zeros(e)

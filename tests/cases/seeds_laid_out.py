@@ -1,4 +1,4 @@
-"""Run as a script where eight virtual devices exist: seeds together against each alone.
+"""A script for eight virtual devices: compares seeds trained together with each trained alone.
 
     python seeds_laid_out.py DATA_DIR
 """
@@ -18,7 +18,7 @@ RESIDENT = {'dataset.resident': True, 'train.batch_size': 32}
 
 
 def alone(setup, seed):
-    """(losses, state on the host) of a seed by itself."""
+    """(losses, state on the host) of a seed trained alone."""
     config, state, losses = setup.config, setup.fresh_state(seed), []
     with feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS) as batches:
         for arrays in batches:
@@ -28,7 +28,7 @@ def alone(setup, seed):
 
 
 def together(setup, devices):
-    """The same of all seeds at once: (losses [steps, S], states, how the first array lies)."""
+    """(losses [steps, S], states, on how many devices the arrays lie) of all seeds together."""
     config, program = setup.config, Program(setup, len(SEEDS), devices)
     states = program.stack([setup.fresh_state(seed) for seed in SEEDS])
     sources = [feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS)
@@ -38,8 +38,8 @@ def together(setup, devices):
         states, out = program.step(states, program.batch(arrays))
         losses.append(np.asarray(out['loss']))
     laid = [len(x.sharding.device_set) for x in jax.tree.leaves(states)]
-    at = program.unstack(states)
-    return np.array(losses), [jax.device_get(at(i)) for i in range(len(SEEDS))], set(laid)
+    state_of = program.unstack(states)
+    return np.array(losses), [jax.device_get(state_of(i)) for i in range(len(SEEDS))], set(laid)
 
 
 def main(data_dir: str) -> None:
@@ -50,13 +50,13 @@ def main(data_dir: str) -> None:
             changes = changes | {'model.twin': 'same_width'}
         setup = make_setup(changes, (1, 1), data_dir)
         losses, states, laid = together(setup, devices)
-        found = [alone(setup, seed) for seed in SEEDS]
-        want = np.array([each for each, _ in found]).T
+        single = [alone(setup, seed) for seed in SEEDS]
+        want = np.array([each for each, _ in single]).T
         seen[f'{name} {devices}'] = {
             'laid': sorted(laid), 'loss_error': float(np.abs(losses / want - 1).max()),
             'apart': float(np.abs(want - want.mean(1, keepdims=True)).min()),
             'params_error': max(furthest(a.params, b.params)
-                                for a, (_, b) in zip(states, found, strict=True))}
+                                for a, (_, b) in zip(states, single, strict=True))}
     print(json.dumps(seen))
 
 

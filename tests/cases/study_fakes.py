@@ -1,7 +1,7 @@
-"""Small studies, and a trainer that only writes files: what the runner does shows in seconds.
+"""Small studies, and a trainer that only writes files, so that tests of the runner take seconds.
 
-As a program: `python study_fakes.py run --study=... --workdir=...`, the command with that trainer
-in place of the real one. It needs no jax.
+As a program, `python study_fakes.py run --study=... --workdir=...` is the study command with that
+trainer in place of the real one. It needs no jax.
 """
 
 import hashlib
@@ -40,19 +40,19 @@ def get_study():
 
 
 def write_study(folder: Path, *changes: tuple[str, str]) -> str:
-    """The study above, with texts replaced, as a file."""
-    text = STUDY
+    """Writes the study above with some strings replaced; returns the file."""
+    source = STUDY
     for old, new in changes:
-        assert text.count(old) >= 1, old
-        text = text.replace(old, new)
-    (folder / 'tiny.py').write_text(text)
+        assert source.count(old) >= 1, old
+        source = source.replace(old, new)
+    (folder / 'tiny.py').write_text(source)
     return str(folder / 'tiny.py')
 
 
 def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: True, stop=None):
-    """Steps that sleep, with a checkpoint at each; the result depends on the config alone.
+    """Sleeps in each step and then saves a checkpoint; the result depends on the config alone.
 
-    Environment: FAKE_SECONDS of a step; FAKE_DIVERGES, FAKE_FAILS: 'k:seed' of a run.
+    Environment variables: FAKE_SECONDS, of a step; FAKE_DIVERGES and FAKE_FAILS, 'k:seed' of a run.
     """
     for number, (config, folder) in enumerate(zip(configs, map(Path, folders), strict=True)):
         if mode == 'one_by_one' and not begin(number):
@@ -68,20 +68,20 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
             _write(folder / 'metrics' / f'until-{step:09d}.jsonl', json.dumps(row))
             (folder / 'checkpoints' / 'latest' / str(step)).mkdir(parents=True)
             _log(folder, f'{me} step {step}')
-        told = None
+        error = None
         if me == os.environ.get('FAKE_DIVERGES'):
-            told = 'loss is not finite at step 4; no checkpoint yet.'
+            error = 'loss is not finite at step 4; no checkpoint yet.'
         else:
             accuracy = _number(config, 0)
             _write(folder / 'evaluation.json', json.dumps(
                 {'correct': 'AA==', 'layers': {'head': {'drop_rate': 0.1, 'expert_by_class': []}}}))
             _write(folder / 'result.json', json.dumps(
                 {'test_accuracy': accuracy, 'flops': 10, 'images_per_second': time.time()}))
-        done(number, told)
+        done(number, error)
 
 
 def finished_study(folder: Path):
-    """(loaded study, its record, its hash) after every cell was trained in `folder`."""
+    """(loaded study, its record, its hash) after every cell has been trained in `folder`."""
     from moe_vision.study import registration, rows
     from moe_vision.study.load import load
 
@@ -113,8 +113,8 @@ def _newest(folder: Path) -> int:
 
 
 def _number(config, step: int) -> float:
-    text = f'{config.seed} {config.model.moe.k} {config.model.twin} {step}'
-    return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16 ** 6
+    name = f'{config.seed} {config.model.moe.k} {config.model.twin} {step}'
+    return int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) / 16 ** 6
 
 
 def _write(path: Path, text: str) -> None:
@@ -134,7 +134,7 @@ def read_metrics(folder: str) -> list[dict]:
 
 
 def pretend(modules=None) -> None:
-    """Puts the fake trainer, and what else needs jax, where the command looks for it."""
+    """Replaces the trainer, and whatever else needs jax, with fakes."""
     from moe_vision.study.run import plan, runner
 
     modules = sys.modules if modules is None else modules
@@ -150,7 +150,7 @@ def pretend(modules=None) -> None:
 
 
 def tables(workdir) -> dict[str, bytes]:
-    """Every file of W/rows by its path."""
+    """The contents of each file of W/rows, by path."""
     root = Path(workdir) / 'rows'
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob('*.json'))}
 

@@ -1,4 +1,4 @@
-"""A study made up for the report's tests: rows, analysis and timings, values as in real ones."""
+"""Makes up a study for the report's tests: rows, analysis and timings with realistic values."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ IMAGES = 360
 
 
 def estimate(values: Sequence[float], level: float) -> Estimate:
-    """The t-interval, as numpy and scipy have it."""
+    """The mean with its t-interval, computed with numpy and scipy."""
     d, n = np.array(values, float), len(values)
     sd = float(d.std(ddof=1)) if n > 1 else NAN
     half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 else NAN
@@ -28,7 +28,7 @@ def estimate(values: Sequence[float], level: float) -> Estimate:
 
 
 class Maker:
-    """Arms, rows and comparisons, to be changed before `analysis()`."""
+    """Makes arms, rows and comparisons, which a test may change before it calls `analysis`."""
 
     def __init__(self, seeds: int = 8, margin: float = 0.5):
         self.seeds, self.margin = tuple(range(seeds)), margin
@@ -42,27 +42,27 @@ class Maker:
         self.question = 'Does sparse routing pay on digits, and at what leverage?'
 
     def arm(self, name: str, mean: float, rho: float, *, sd: float = 0.35, routed: bool = True,
-            temperature: Any = lambda t: 1.0, **moe: Any) -> str:  # fmt: skip
+            temperature: Any = lambda t: 1.0, **moe: Any) -> str:
         moe = {'num_experts': 8, 'k': 2, 'router': 'top_k', 'router_args': {}} | moe
         flops = 1e7 * (1 + rho * (moe['k'] - 1)) if routed else 1e7
         self.arms[name] = {'rho': rho, 'flops': flops, 'routed': routed, 'moe': moe,
-                           'mean': mean}  # fmt: skip
+                           'mean': mean}
         self.rows[name] = {
             s: self._row(name, s, mean + self.level_of_seed[i] + self.rng.normal(0, sd),
                          temperature)
             for i, s in enumerate(self.seeds)
-        }  # fmt: skip
+        }
         return name
 
     def compare(self, arm: str, baseline: str, expected: str = 'none', primary: bool = False,
-                name: str = '') -> str:  # fmt: skip
+                name: str = '') -> str:
         name = name or f'{arm}_vs_{baseline}'
         self.comparisons[name] = (arm, baseline, expected, primary)
         return name
 
     def figure(self, kind: str, title: str, **series: Sequence[str]) -> None:
         self.figures.append({'kind': kind, 'title': title,
-                             'series': {k: list(v) for k, v in series.items()}})  # fmt: skip
+                             'series': {k: list(v) for k, v in series.items()}})
 
     def _row(self, arm: str, seed: int, accuracy: float, temperature: Any) -> dict[str, Any]:
         known = self.arms[arm]
@@ -80,7 +80,7 @@ class Maker:
                 'layers': {layer: {'effective_experts': 7.0, 'dead_experts': 0, 'drop_rate': 0.02,
                                    'orphan_rate': 0.0, 'gate_entropy': entropy + 0.03 * j,
                                    'temperature': temperature(t), 'max_over_mean': 1.4}
-                           for j, layer in enumerate(layers)}})  # fmt: skip
+                           for j, layer in enumerate(layers)}})
         return {
             'study': 'digits', 'arm': arm, 'seed': seed, 'run_seed': seed, 'status': 'done',
             'error': '', 'preregistration': 'ab' * 32, 'config': {}, 'images': IMAGES,
@@ -114,7 +114,7 @@ class Maker:
             } for layer in layers},
             'router_gradient': {layer: {'task': u(0.01, 0.03), 'balance': u(0.02, 0.05)}
                                 for layer in layers},
-        }  # fmt: skip
+        }
 
     def diverge(self, arm: str, seed: int) -> None:
         self.rows[arm][seed] |= {'status': 'diverged', 'error': 'loss is nan at step 40',
@@ -122,15 +122,15 @@ class Maker:
 
     def values(self, arm: str) -> dict[int, float]:
         return {s: 10.0 if row['status'] == 'diverged' else 100 * row['result']['test_accuracy']
-                for s, row in self.rows[arm].items()}  # fmt: skip
+                for s, row in self.rows[arm].items()}
 
     def gap(self, name: str) -> Gap:
         arm, baseline, expected, primary = self.comparisons[name]
         a, b = self.values(arm), self.values(baseline)
         seeds = tuple(s for s in a if s in b)
         d = [a[s] - b[s] for s in seeds]
-        lost = {s for of in (arm, baseline) for s in seeds
-                if self.rows[of][s]['status'] == 'diverged'}  # fmt: skip
+        lost = {s for side in (arm, baseline) for s in seeds
+                if self.rows[side][s]['status'] == 'diverged'}
         level = 1 - 0.05 / max(sum(c[3] for c in self.comparisons.values()), 1) if primary else 0.95
         e = estimate(d, level)
         tost = estimate(d, 0.9)
@@ -142,7 +142,7 @@ class Maker:
         p = float(stats.ttest_1samp(d, 0).pvalue) if e.n > 1 and e.sd else NAN
         ours, theirs = self.arms[arm], self.arms[baseline]
         note = 'negligible: significant, yet inside the margin' if verdict == 'equivalent' and (
-            e.low > 0 or e.high < 0) else ''  # fmt: skip
+            e.low > 0 or e.high < 0) else ''
         return Gap(
             name, arm, baseline, primary, expected, seeds, tuple(a[s] for s in seeds),
             tuple(b[s] for s in seeds), e, e.mean / e.sd if e.n > 1 and e.sd else NAN, p,
@@ -183,7 +183,7 @@ class Maker:
             'tuning': 'Learning rate on validation, seeds 100 to 102, the same grid for the twin.',
             'exclusion': 'None. A run whose loss is not finite scores chance.',
             'stopping': 'No seed is added after a result was seen.', 'figures': self.figures,
-        }  # fmt: skip
+        }
 
     def analysis(self) -> Analysis:
         gaps = {name: self.gap(name) for name in self.comparisons}
@@ -196,18 +196,18 @@ class Maker:
     def timings(self) -> dict[str, Any]:
         cells = {arm: {str(s): {'seconds': 61.0 + s, 'images_per_second': 4000.0 + s,
                                 'device': 'cpu', 'host_cores': 2} for s in rows}
-                 for arm, rows in self.rows.items()}  # fmt: skip
+                 for arm, rows in self.rows.items()}
         arms = {}
         for i, (name, known) in enumerate(list(self.arms.items())[:6]):
             arms[name] = {'flops': known['flops'], 'batches': {
                 str(b): {'median_ms': t, 'low_ms': 0.95 * t, 'high_ms': 1.08 * t,
                          'images_per_second': 1000 * b / t}
-                for b in (1, 8, 64, 512) for t in [(0.4 + 0.012 * b) * (1 + 0.3 * i)]}}  # fmt: skip
+                for b in (1, 8, 64, 512) for t in [(0.4 + 0.012 * b) * (1 + 0.3 * i)]}}
         return {'cells': cells, 'latency': {'device': 'cpu', 'arms': arms}}
 
 
 def full(seeds: int = 8) -> Maker:
-    """Two families of five widths, k, soft and temperature arms, one diverged, one missing."""
+    """Two families of five widths; k, soft and temperature arms; one row diverged, one missing."""
     m = Maker(seeds)
     m.arm('dense', 98.9, 0.0, routed=False)
     families: dict[str, list[str]] = {}
@@ -228,12 +228,12 @@ def full(seeds: int = 8) -> Maker:
         soft[f'axis {axis}'] = [
             m.compare(m.arm(f'soft_{axis}_s{s}', 98.8 - drop / s, 0.38, k=1, num_experts=4,
                             router='soft', router_args={'axis': axis, 'slots_per_expert': s}),
-                      'dense') for s in (1, 2, 4, 8)]  # fmt: skip
+                      'dense') for s in (1, 2, 4, 8)]
     m.figure('soft_axis', 'Soft MoE: slots that mix images', **soft)
     schedules = {'constant': lambda t: 1.0, 'cosine 2 to 0.5': lambda t: 1.25 + 0.75 * math.cos(
         math.pi * t), 'sigmoid': lambda t: 0.5 + 1.5 / (1 + math.exp(7 * (t - 0.5)))}
     traced = {label: [m.arm(f'temperature_{i}', 98.6 + 0.1 * i, 0.38, temperature=f)]
-              for i, (label, f) in enumerate(schedules.items())}  # fmt: skip
+              for i, (label, f) in enumerate(schedules.items())}
     for arms in traced.values():
         m.compare(arms[0], 'dense')
     m.figure('traces', 'Temperature, entropy, accuracy', **traced)

@@ -1,4 +1,4 @@
-"""A tiny run that has everything: router state, batch norm, moving average, mixing, two groups."""
+"""A tiny run with everything: router state, batch norm, moving average, mixing, two groups."""
 
 import json
 from pathlib import Path
@@ -30,28 +30,28 @@ VIT = {'model.name': 'vit', 'model.moe.group_size': 16,
 
 
 def make(data_dir: str, changes: dict | None = None, start: dict | None = None) -> Config:
-    """The checked tiny config with these keys changed, by dotted path."""
+    """The checked tiny config, with the keys in `changes` set by dotted path."""
     c = base.get_config()
     for path, value in {**(TINY if start is None else start), 'dataset.data_dir': data_dir,
                         **(changes or {})}.items():
         holder, *rest = path.split('.')
-        at = c
+        section = c
         for part in [holder, *rest][:-1]:
-            at = at[part]
-        with at.unlocked(), at.ignore_type():
-            at[path.split('.')[-1]] = value
+            section = section[part]
+        with section.unlocked(), section.ignore_type():
+            section[path.split('.')[-1]] = value
     return config_lib.check(c)
 
 
 def rows(workdir) -> list[dict]:
-    """The metric rows of a run, without what depends on the clock."""
+    """The metrics rows of a run, without what depends on the clock."""
     return [{k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(str(workdir))]
 
 
 def result(workdir) -> dict:
     """result.json, without what depends on the clock."""
-    found = json.loads((Path(workdir) / 'result.json').read_text())
-    return {k: v for k, v in found.items() if k != 'images_per_second'}
+    values = json.loads((Path(workdir) / 'result.json').read_text())
+    return {k: v for k, v in values.items() if k != 'images_per_second'}
 
 
 def steps(workdir, kind: str = 'latest') -> list[int]:
@@ -60,11 +60,11 @@ def steps(workdir, kind: str = 'latest') -> list[int]:
 
 
 def other_data(workdir) -> str:
-    """Makes a run one of other data; returns the digest of its own."""
+    """Makes a run's record name other data; returns the digest of its own."""
     file = Path(workdir) / 'config.json'
-    told = json.loads(file.read_text())
-    digest, told['dataset']['digest'] = told['dataset']['digest'], '0' * 64
-    file.write_text(json.dumps(told))
+    record = json.loads(file.read_text())
+    digest, record['dataset']['digest'] = record['dataset']['digest'], '0' * 64
+    file.write_text(json.dumps(record))
     return digest
 
 
@@ -78,7 +78,7 @@ def assert_same_bits(ours, theirs) -> None:
 
 
 def assert_same_runs(ours, theirs) -> None:
-    """Two folders tell of the same run: state, best, metric rows and result."""
+    """Two folders hold the same run: states, best state, metrics rows and result."""
     assert steps(ours) == steps(theirs)
     assert steps(ours, 'best') == steps(theirs, 'best')
     for kind in ('latest', 'best'):
@@ -89,7 +89,7 @@ def assert_same_runs(ours, theirs) -> None:
 
 
 class StopAt(Stop):
-    """SIGTERM that comes during a certain step."""
+    """Acts as if SIGTERM came during a certain step."""
 
     def __init__(self, step: int):
         super().__init__()

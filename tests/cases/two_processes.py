@@ -1,9 +1,9 @@
-"""Run as a script by each of two processes with four virtual devices: what one process cannot show.
+"""A script for two processes with four virtual devices each: does what one process cannot show.
 
     python two_processes.py PORT PROCESS DATA_DIR FOLDER
 
-FOLDER/one is a run of one device, FOLDER/half the same up to its first checkpoint. Prints a line of
-JSON.
+FOLDER/one holds a run on one device, FOLDER/half the same up to its first checkpoint. Prints a line
+of JSON.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from moe_vision.training import loop, mesh
 SAME = {
     'model.args': {'widths': (8,), 'depth': 1}, 'model.moe.num_experts': 4,
     'model.moe.group_size': 8, 'train.batch_size': 64, 'train.steps': 10, 'train.warmup_steps': 0,
-    'train.learning_rate': 0.1, 'train.optimizer': 'sgd',  # Adam makes steps out of rounding errors
+    'train.learning_rate': 0.1, 'train.optimizer': 'sgd',  # Adam would amplify rounding errors
     'train.clip_norm': 0.0, 'train.ema_decay': 0.0,
     'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True},
     'eval.every_steps': 5, 'eval.batch_size': 64, 'checkpoint.every_steps': 5, 'log.every_steps': 2,
@@ -38,7 +38,7 @@ SWEPT = ('images', 'accuracy', 'loss', 'at_another_batch_size', 'capacity_sweep'
 
 
 def indices(config) -> list[tuple[int, int]]:
-    """(place in the run, image) of an epoch's rows that this process loads."""
+    """(place in the run, image) for each row of an epoch that this process loads."""
     grid = mesh.make(config.mesh.expert)
     rows = mesh.rows_of_process(config.train.batch_size, grid)
     size = input_pipeline.info(config.dataset).split_sizes['train']
@@ -51,8 +51,11 @@ def indices(config) -> list[tuple[int, int]]:
 
 
 def without_room(setup, folder: str, full: bool) -> list[list[int]]:
-    """Steps that are there after saves 1 to 4; where the disk is `full` there is no room for the
-    second, and the third cannot even be begun. It is full for one process only."""
+    """The steps that are saved after each of saves 1 to 4.
+
+    If the disk is `full`, which it is for one process only, the second save finds no room and the
+    third cannot write at all.
+    """
     error = mock.Mock(side_effect=OSError(28, 'No space left on device'))
     state, steps = setup.fresh_state(0), []
     with checkpoints.Checkpoints(f'{folder}/full', 2) as saved:

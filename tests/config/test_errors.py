@@ -210,7 +210,7 @@ def test_evaluate_takes_the_config_of_the_run(shadowed, tmp_path):
 @pytest.mark.parametrize('effect, code, line', [
     ("UserError('no')", 2, 'error: no'),
     ("DataError('two\\nlines')", 2, 'error: two lines'),
-    ('KeyboardInterrupt()', 130, 'interrupted; start again with the same command to go on.'),
+    ('KeyboardInterrupt()', 130, 'interrupted; start again with the same command to continue.'),
 ])
 def test_what_goes_wrong_after_start_is_one_line_too(shadowed, tmp_path, effect, code, line):
     done = handed(shadowed, CONFIG, f'--workdir={tmp_path}', effect=effect)

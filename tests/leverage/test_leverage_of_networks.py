@@ -156,7 +156,7 @@ def test_a_summary_tells_of_a_mesh_that_this_machine_has_not(data_dir, capsys):
     config = train_cases.make(data_dir, CONV | changes)
     preflight.summary(config, input_pipeline.info(config.dataset))
     told = capsys.readouterr().out
-    assert 'mesh.expert 4 does not divide the 1 of this machine: shown as on 4 devices' in told
+    assert 'mesh.expert is 4, which does not fit the 1 device(s) of this machine' in told
     assert 'mesh data 1 × expert 4' in told
     assert 'block_1: 8 tokens on a device, groups span the expert axis' in told
     odd = {'model.moe.group_size': 17, 'train.batch_size': 34}

@@ -1,4 +1,4 @@
-"""What a run says of image files: as its evaluation with room for all, each image as if alone."""
+"""A run predicts image files as its evaluation does at unbounded capacity, each image alone."""
 
 import dataclasses
 import json
@@ -31,23 +31,24 @@ CASES = {
 
 
 def saved(config, folder, change=lambda state: state):
-    """A run's folder with its config and one checkpoint; nothing was trained."""
+    """Writes a run's folder with its config and one checkpoint, without training."""
     setup = Setup(config)
     record.write_config(str(folder), config, 'mine.py', setup.info, setup.cost)
     state = change(setup.fresh_state())
-    with checkpoints.Checkpoints(str(folder), 1) as made:
-        made.save(int(state.step), state)
+    with checkpoints.Checkpoints(str(folder), 1) as saves:
+        saves.save(int(state.step), state)
     return setup, state
 
 
 @pytest.fixture(scope='module', params=CASES)
 def run(request, data_dir, tmp_path_factory):
     """(folder, setup, state with a moving average that differs from the weights)."""
-    config = train_cases.make(data_dir, CASES[request.param])
+    def shift(state):
+        return dataclasses.replace(state, step=state.step + 6,
+                                   ema=jax.tree.map(lambda x: x + 0.05, state.params))
+
     folder = tmp_path_factory.mktemp('run')
-    shifted = lambda s: dataclasses.replace(  # noqa: E731
-        s, step=s.step + 6, ema=jax.tree.map(lambda x: x + 0.05, s.params))
-    return (folder, *saved(config, folder, shifted))
+    return (folder, *saved(train_cases.make(data_dir, CASES[request.param]), folder, shift))
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +66,7 @@ def digits(data_dir):
 
 @pytest.fixture(scope='module')
 def pictures(digits, tmp_path_factory):
-    """Ten test images as PNG files, in a folder and one below it, and what else lies there."""
+    """A folder with ten test images as PNG, some of them in a subfolder, and two other files."""
     folder = tmp_path_factory.mktemp('pictures')
     (folder / 'below').mkdir()
     for i in range(10):
@@ -76,16 +77,16 @@ def pictures(digits, tmp_path_factory):
     return folder
 
 
-def test_all_images_are_predicted_as_the_evaluation_does_with_room_for_all(run, model, digits):
+def test_images_are_predicted_as_the_evaluation_does_at_unbounded_capacity(run, model, digits):
     _, setup, state = run
-    found = model(digits['image'])
-    assert found.probabilities.shape == (360, 10) and model.step == 6
-    near(found.probabilities.sum(1), 1)
-    assert list(found.layers) == [*setup.cost.capacities]
+    prediction = model(digits['image'])
+    assert prediction.probabilities.shape == (360, 10) and model.step == 6
+    near(prediction.probabilities.sum(1), 1)
+    assert list(prediction.layers) == [*setup.cost.capacities]
     want = setup.evaluator.score(state, 'test', 0.5)['accuracy_unbounded']
-    right = found.probabilities.argmax(1) == digits['label']
+    right = prediction.probabilities.argmax(1) == digits['label']
     assert float(right.mean()) == want
-    layer, = found.layers.values()
+    layer, = prediction.layers.values()
     assert layer['kept'].all() and layer['expert'].shape[2] == 2
     assert len(np.unique(layer['expert'])) > 2
 
@@ -129,15 +130,15 @@ def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
     assert names == [r['file'] for r in rows[4]] == sorted(names) and len(names) == 10
     for one, other in zip(rows[1], rows[4], strict=True):
         i = int(one['file'].rsplit('/', 1)[1].removesuffix('.PNG'))
-        found = model(digits['image'][i:i + 1])
-        p = found.probabilities[0]
+        prediction = model(digits['image'][i:i + 1])
+        p = prediction.probabilities[0]
         assert [c['label'] for c in one['classes']] == [*(-p).argsort(kind='stable')[:5]]
         assert [c['class'] for c in one['classes']] == [
             setup.info.class_names[c['label']] for c in one['classes']]
         near([c['probability'] for c in one['classes']],
              [c['probability'] for c in other['classes']])
         for name, experts in one['layers'].items():
-            layer = found.layers[name]
+            layer = prediction.layers[name]
             want = sorted({*layer['expert'][0].ravel().tolist()})
             assert sorted(r['expert'] for r in experts) == want
             gates = [r['gate'] for r in experts]
@@ -146,14 +147,14 @@ def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
 
 
 @pytest.mark.parametrize('axis', ['batch', 'none'])
-def test_a_network_that_mixes_images_is_told(axis, data_dir, capsys):
+def test_a_network_that_mixes_images_prints_a_note(axis, data_dir, capsys):
     config = train_cases.make(data_dir, {'model.moe.router': 'soft', 'model.moe.losses': {},
                                          'model.moe.router_args': {'axis': axis}})
     predict._note(types.SimpleNamespace(config=config))
     assert ('mixes the images of a group' in capsys.readouterr().err) == (axis == 'batch')
 
 
-def test_what_cannot_be_read_is_named_and_counted(run, pictures, tmp_path, capsys):
+def test_files_that_cannot_be_read_are_named_and_counted(run, pictures, tmp_path, capsys):
     (tmp_path / 'text.jpg').write_text('no image')
     shutil.copy(pictures / '0.PNG', tmp_path / 'fine')
     args = f'--workdir={run[0]}', '--batch_size=2', '--top=3'
@@ -176,12 +177,12 @@ def test_the_best_weights(run, tmp_path):
     with pytest.raises(UserError, match='no readable checkpoint'):
         moe_vision.load(str(folder), best=True)
     shutil.copytree(folder, tmp_path / 'run')
-    with checkpoints.Checkpoints(str(tmp_path / 'run'), 1) as made:
-        made.save_best(3, dataclasses.replace(state, step=state.step - 3))
+    with checkpoints.Checkpoints(str(tmp_path / 'run'), 1) as saves:
+        saves.save_best(3, dataclasses.replace(state, step=state.step - 3))
     assert moe_vision.load(str(tmp_path / 'run'), best=True).step == 3
 
 
-@pytest.mark.parametrize('args, told', [
+@pytest.mark.parametrize('args, message', [
     (['x.png'], '--workdir'),
     (['--workdir={tmp}'], 'images'),
     (['--workdir={tmp}', 'x.png', '--batch_size=0'], '--batch_size is 0; it must be positive'),
@@ -189,10 +190,10 @@ def test_the_best_weights(run, tmp_path):
     (['--workdir={tmp}', '{tmp}'], "{tmp}' holds no images"),
     (['--workdir={tmp}/gone', 'x.png'], "no run to read in workdir '{tmp}/gone'"),
 ])
-def test_a_mistake_is_told_in_one_line(args, told, tmp_path, capsys):
+def test_a_mistake_is_an_error_of_one_line(args, message, tmp_path, capsys):
     code, out, error = command(capsys, *[a.replace('{tmp}', str(tmp_path)) for a in args])
     assert code == 2 and out == '' and error.startswith('error: ') and error.count('\n') == 1
-    assert told.replace('{tmp}', str(tmp_path)) in error
+    assert message.replace('{tmp}', str(tmp_path)) in error
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
@@ -210,7 +211,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
     assert f"skipping '{locked}': Permission denied" in capsys.readouterr().err
 
 
-def test_a_mistake_is_told_without_importing_jax(tmp_path):
+def test_a_mistake_is_an_error_without_importing_jax(tmp_path):
     code = ('import sys; from moe_vision.predict import __main__ as predict\n'
             f'assert predict.main(["--workdir={tmp_path}/gone", "x.png"]) == 2\n'
             'assert "jax" not in sys.modules')

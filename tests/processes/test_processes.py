@@ -1,5 +1,5 @@
-"""Two real processes of four virtual devices each: they train as one device does, write once, stop
-together, and neither waits for the other when it is gone."""
+"""Two real processes of four virtual devices each train as one device does, write once and stop
+together; and neither waits for the other when it is gone."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def config(data_dir):
 
 @pytest.fixture(scope='module')
 def one(folder, config):
-    """A run of one device, whole; beside it the same as it was after five steps."""
+    """A finished run on one device; the folder `half` beside it is the same after five steps."""
     loop.train(config, str(folder / 'one'))
     shutil.copytree(folder / 'one', folder / 'half')
     shutil.rmtree(folder / 'half' / 'checkpoints' / 'latest' / '10')
@@ -50,10 +50,10 @@ def ended(one, folder, data_dir, jax_environment):
     script = str(Path(__file__).parents[1] / 'cases' / 'two_processes.py')
     ended = finish(start(jax_environment, [script, str(free_port()), '{process}', data_dir,
                                            str(folder)]))
-    for code, _, told in ended:
-        assert code == 0, told[-3000:]
-    told = [out.count('test accuracy') for _, out, _ in ended]
-    assert told[0] > 0 == told[1]  # what is said is said once
+    for code, _, err in ended:
+        assert code == 0, err[-3000:]
+    printed = [out.count('test accuracy') for _, out, _ in ended]
+    assert printed[0] > 0 == printed[1]  # only the first process prints
     return ended
 
 
@@ -63,7 +63,7 @@ def seen(ended):
 
 
 @pytest.fixture(scope='module')
-def told(ended):
+def logged(ended):
     return [err for _, _, err in ended]
 
 
@@ -76,7 +76,7 @@ def trained(folder):
 
 @pytest.mark.parametrize('run', RUNS)
 def test_two_processes_train_as_one_device_does(seen, one, folder, run):
-    """`half` was begun on one device."""
+    """`half` began on one device."""
     assert seen[0]['devices'] == seen[1]['devices'] == [4, 8]
     ours, theirs = trained(folder / run), trained(one)
     assert [r['step'] for r in ours] == [r['step'] for r in theirs] == [2, 4, 5, 6, 8, 10]
@@ -109,31 +109,31 @@ def test_evaluation_is_exact_with_a_ragged_last_batch(seen, one, folder, run):
 
 
 def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one, config):
-    """At other capacity factors and with another batch size, too; and it is written once."""
+    """Also at other capacity factors and with another batch size; and only one of them writes."""
     written = one / 'evaluation-validation.json'
     ours = json.loads(written.read_text())
     theirs = finite(loop.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
         config.eval, **two_processes.SCORED)), str(one)))
     assert ours['images'] == 144 and ours['at_another_batch_size']['equal']
-    for found in map(finite, (seen[0]['validation'], seen[1]['validation'], ours)):
+    for scores in map(finite, (seen[0]['validation'], seen[1]['validation'], ours)):
         for name in ('images', 'accuracy'):
-            assert found[name] == theirs[name]
-        assert found['loss'] == pytest.approx(theirs['loss'], rel=1e-4)
-        assert len(found['capacity_sweep']) == 2
-        for a, b in zip(found['capacity_sweep'], theirs['capacity_sweep'], strict=True):
+            assert scores[name] == theirs[name]
+        assert scores['loss'] == pytest.approx(theirs['loss'], rel=1e-4)
+        assert len(scores['capacity_sweep']) == 2
+        for a, b in zip(scores['capacity_sweep'], theirs['capacity_sweep'], strict=True):
             assert a | {'loss': 0} == b | {'loss': 0}
             assert a['loss'] == pytest.approx(b['loss'], rel=1e-4)
 
 
 def test_each_image_is_seen_once_in_an_epoch(seen):
     places = dict(seen[0]['indices']) | dict(seen[1]['indices'])
-    assert len(places) == len(seen[0]['indices']) + len(seen[1]['indices'])  # none twice
+    assert len(places) == len(seen[0]['indices']) + len(seen[1]['indices'])  # no image twice
     assert sorted(places[p] for p in range(1293)) == list(range(1293))
     assert abs(len(seen[0]['indices']) - len(seen[1]['indices'])) == 0
 
 
-def test_a_run_goes_on_from_mesh_to_mesh_and_from_two_processes_to_one(seen, one, folder, config):
-    """8 x 1 until step 4, 4 x 2 until step 7, then one device; between two rows each time."""
+def test_a_run_continues_on_another_mesh_and_from_two_processes_on_one(seen, one, folder, config):
+    """8 x 1 up to step 4, 4 x 2 up to step 7, then one device; each time between two rows."""
     assert max(train_cases.steps(folder / 'moved')) == 7
     loop.train(config, str(folder / 'moved'))
     assert len(trained(one)) == 6
@@ -141,22 +141,22 @@ def test_a_run_goes_on_from_mesh_to_mesh_and_from_two_processes_to_one(seen, one
         assert abs(a['loss'] / b['loss'] - 1) < 1e-4
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_both(seen):
+def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_both(seen):
     assert [s['fallback'] for s in seen] == [5, 5]
 
 
-def test_a_disk_that_is_full_for_one_process_costs_all_that_checkpoint_only(seen, told):
+def test_a_disk_that_is_full_for_one_process_costs_all_only_that_checkpoint(seen, logged):
     assert [s['full'] for s in seen] == [[[1], [1], [1], [4, 1]]] * 2
     for step in (2, 3):
         lines = [[x for x in err.splitlines() if f'checkpoint {step} cannot be saved' in x]
-                 for err in told]
+                 for err in logged]
         assert [len(x) for x in lines] == [1, 1]
         assert 'another process cannot write' in lines[0][0] and 'No space left' in lines[1][0]
 
 
 def test_processes_that_differ_are_refused_in_both(seen):
-    for found in seen:
-        configs, folders = found['refused']
+    for each in seen:
+        configs, folders = each['refused']
         assert 'run different configs' in configs
         assert 'not the same folder for every process' in folders
 
@@ -171,7 +171,10 @@ ARGS = ['--config=configs/digits_k2.py', '--config.model.args.widths=8',
 
 @pytest.fixture(scope='module')
 def stopped(folder, data_dir, jax_environment):
-    """What both said and what the folder held, after SIGTERM to 1; then after SIGKILL to 0."""
+    """How both ended and what the folder held: after SIGTERM to 1, then after SIGKILL to 0.
+
+    ({signal: (exit code, stdout and stderr of each; seconds that it took)}, [newest step])
+    """
     command = ['main.py', *ARGS, f'--config.dataset.data_dir={data_dir}',
                f'--workdir={folder / "long"}', f'--coordinator=127.0.0.1:{free_port()}',
                '--processes=2', '--process={process}']
@@ -180,9 +183,9 @@ def stopped(folder, data_dir, jax_environment):
         return max(train_cases.steps(folder / 'long')) if (
             folder / 'long' / 'checkpoints' / 'latest').exists() else 0
 
-    told, at = {}, []
+    ends, newest = {}, []
     for number in (signal.SIGTERM, signal.SIGKILL):
-        pair, before = start(jax_environment, command), steps() if at else 0
+        pair, before = start(jax_environment, command), steps() if newest else 0
         until = time.monotonic() + 600
         while time.monotonic() < until and not (
                 (folder / 'long' / 'checkpoints' / 'latest').exists()
@@ -190,42 +193,41 @@ def stopped(folder, data_dir, jax_environment):
             time.sleep(0.1)
         pair[0 if number == signal.SIGKILL else 1].send_signal(number)
         sent = time.monotonic()
-        told[number] = finish(pair, 240), time.monotonic() - sent
-        at.append(max(train_cases.steps(folder / 'long')))
-    return told, at
+        ends[number] = finish(pair, 240), time.monotonic() - sent
+        newest.append(max(train_cases.steps(folder / 'long')))
+    return ends, newest
 
 
 def test_sigterm_to_one_stops_both_at_the_same_step_saved(stopped):
-    (told, took), at = stopped[0][signal.SIGTERM], stopped[1]
-    assert [code for code, _, _ in told] == [143, 143], told
-    for _, _, err in told:
+    (ends, took), newest = stopped[0][signal.SIGTERM], stopped[1]
+    assert [code for code, _, _ in ends] == [143, 143], ends
+    for _, _, err in ends:
         line = [x for x in err.splitlines() if 'stopped by SIGTERM' in x]
-        assert len(line) == 1 and f'saved at step {at[0]};' in line[0]
+        assert len(line) == 1 and f'saved at step {newest[0]};' in line[0]
     assert took < 30
 
 
-def test_it_goes_on_where_it_was_stopped(stopped):
-    told, at = stopped[0][signal.SIGKILL][0], stopped[1]
-    assert f'continuing at step {at[0]} of' in told[0][2]
+def test_it_continues_where_it_was_stopped(stopped):
+    (_, _, err), _ = stopped[0][signal.SIGKILL][0]
+    assert f'continuing at step {stopped[1][0]} of' in err
 
 
 def ends_alone(code: int, err: str, dead: int) -> None:
     line = [x for x in err.splitlines() if x.startswith('error: ')]
     assert (code, line) == (1, [
         f'error: process {dead} of 2 has died; start all processes again with the same command: '
-        'the run goes on at its newest checkpoint.'])
+        'the run continues from its newest checkpoint.'])
 
 
-def test_where_process_0_dies_the_other_ends_with_a_message(stopped):
-    """Or the runtime, which has lost its service, is faster, and aborts."""
-    told, took = stopped[0][signal.SIGKILL]
-    (killed, _, _), (code, _, err) = told
+def test_when_process_0_dies_the_other_ends_with_a_message(stopped):
+    """Unless the runtime, which has lost its service, aborts before."""
+    ((killed, _, _), (code, _, err)), took = stopped[0][signal.SIGKILL]
     assert killed == -signal.SIGKILL and took < SILENT_SECONDS
     if code != -signal.SIGABRT:
         ends_alone(code, err, dead=0)
 
 
-def test_where_another_process_dies_process_0_ends_with_a_message(jax_environment):
+def test_when_another_process_dies_process_0_ends_with_a_message(jax_environment):
     code = ('import os, signal, time; from moe_vision.processes import peers as p; '
             f'p.start(p.Given("127.0.0.1:{free_port()}", 2, {{process}})); '
             'os.kill(os.getpid(), signal.SIGKILL) if {process} else p.barrier("x")')
@@ -235,7 +237,7 @@ def test_where_another_process_dies_process_0_ends_with_a_message(jax_environmen
     ends_alone(code, err, dead=1)
 
 
-def test_a_coordinator_that_does_not_answer_is_told_in_one_line(jax_environment):
+def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line(jax_environment):
     code = ('from moe_vision.processes import peers as p; p.CONNECT_SECONDS = 3.0; '
             f'p.start(p.Given("127.0.0.1:{free_port()}", 2, 1))')
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Processes that watch each other: who dies, hangs or fails is named by all others."""
+"""Processes watch each other: when one dies, hangs or fails, all others name it."""
 
 import json
 import os
@@ -13,27 +13,29 @@ import pytest
 from moe_vision.processes import peers, watch
 from moe_vision.processes.watch import Watch
 
-NEXT = 'start all processes again with the same command: the run goes on at its newest checkpoint.'
+NEXT = ('start all processes again with the same command: the run continues from its newest '
+        'checkpoint.')
 
 
 @pytest.fixture
 def three(monkeypatch):
-    """Watches of processes 0 and 1; 2 is a bare connection. And what each was told."""
+    """The watches of processes 0 and 1, a bare connection as process 2, and the lines with which
+    each watch has ended."""
     monkeypatch.setattr(watch, 'BEAT_SECONDS', 0.05)
     monkeypatch.setattr(watch, 'SILENT_SECONDS', 1.0)
     monkeypatch.setattr(watch, 'GRACE_SECONDS', 0.0)
     addresses: queue.Queue[str] = queue.Queue()
-    told: list[list[str]] = [[], []]
-    made: dict[int, Watch] = {}
+    lines: list[list[str]] = [[], []]
+    watches: dict[int, Watch] = {}
 
-    def share(text: str) -> str:
-        for _ in range(2 if text else 0):
-            addresses.put(text)
-        return text or addresses.get(timeout=10)
+    def share(address: str) -> str:
+        for _ in range(2 if address else 0):
+            addresses.put(address)
+        return address or addresses.get(timeout=10)
 
     def make(process: int) -> None:
-        made[process] = Watch(process, 3, '127.0.0.1' if process == 0 else '', share,
-                              told[process].append)
+        watches[process] = Watch(process, 3, '127.0.0.1' if process == 0 else '', share,
+                              lines[process].append)
     threads = [threading.Thread(target=make, args=(i,)) for i in range(2)]
     for t in threads:
         t.start()
@@ -42,8 +44,8 @@ def three(monkeypatch):
     bare.sendall(json.dumps({'process': 2}).encode() + b'\n')
     for t in threads:
         t.join()
-    yield made, bare, told
-    for w in made.values():
+    yield watches, bare, lines
+    for w in watches.values():
         w.close()
     bare.close()
 
@@ -56,43 +58,43 @@ def until(condition, seconds: float = 10.0) -> bool:
 
 
 def test_a_process_that_dies_is_named_by_all_others_at_once(three):
-    _, bare, told = three
+    _, bare, lines = three
     bare.close()
-    assert until(lambda: told[1], 0.8)  # before anyone is taken for silent
-    assert until(lambda: told[0])
-    assert told == [[f'error: process 2 of 3 has died; {NEXT}']] * 2
+    assert until(lambda: lines[1], 0.8)  # before any process counts as silent
+    assert until(lambda: lines[0])
+    assert lines == [[f'error: process 2 of 3 has died; {NEXT}']] * 2
 
 
 def test_a_process_that_hangs_is_named_by_all_others(three):
     """Its connection stays open, but it sends nothing."""
-    _, _, told = three
-    assert until(lambda: told[0] and told[1])
-    assert told == [[f'error: process 2 of 3 has not been heard of for 1 s; {NEXT}']] * 2
+    _, _, lines = three
+    assert until(lambda: lines[0] and lines[1])
+    assert lines == [[f'error: process 2 of 3 has sent nothing for 1 s; {NEXT}']] * 2
 
 
-def test_the_error_of_a_process_is_told_by_all_others(three):
-    made, bare, told = three
-    made[1].close('the disk burns')
-    assert until(lambda: told[0])
-    assert told == [[f'error: process 1 of 3 has stopped: the disk burns; {NEXT}'], []]
-    said = next(line for line in bare.makefile() if line.strip())
-    assert json.loads(said)['ended'].startswith('process 1 of 3 has stopped')
+def test_the_error_of_a_process_is_reported_by_all_others(three):
+    watches, bare, lines = three
+    watches[1].close('the disk burns')
+    assert until(lambda: lines[0])
+    assert lines == [[f'error: process 1 of 3 has stopped: the disk burns; {NEXT}'], []]
+    message = next(line for line in bare.makefile() if line.strip())
+    assert json.loads(message)['ended'].startswith('process 1 of 3 has stopped')
 
 
 def test_a_process_that_is_done_ends_nobody(three):
-    made, bare, told = three
+    watches, bare, lines = three
     bare.sendall(b'{"done": true}\n')
     bare.close()
     time.sleep(1.5)
-    assert told == [[], []]
-    made[1].close()
-    made[0].close()
+    assert lines == [[], []]
+    watches[1].close()
+    watches[0].close()
     time.sleep(0.2)
-    assert told == [[], []]
+    assert lines == [[], []]
 
 
-def test_the_last_line_is_written_at_once(monkeypatch):
-    """The runtime's threads write to the same stream: a line and its end must not be parted."""
+def test_the_last_line_is_one_write(monkeypatch):
+    """The runtime's threads write to the same stream and could come between a line and its end."""
     class Stream:
         def __init__(self):
             self.writes = []

@@ -1,4 +1,4 @@
-"""A whole run in a bucket: trained, stopped, gone on with, scored and reported, as in a folder."""
+"""A run in a bucket trains, stops, continues, is scored and reported as one in a folder."""
 
 import sys
 import types
@@ -27,7 +27,7 @@ def bucket():
         patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'token')
         patch.setenv('EPATH_USE_TF', 'false')
         storage = types.SimpleNamespace(Client=lambda: types.SimpleNamespace(get_bucket=str))
-        patch.setitem(sys.modules, 'google.cloud.storage', storage)  # orbax asks it for folders
+        patch.setitem(sys.modules, 'google.cloud.storage', storage)  # for orbax
         fsspec.register_implementation('gcs', Bucket, clobber=True)
         yield Bucket
     server.shutdown()
@@ -41,7 +41,10 @@ def small(data_dir):
 
 @pytest.fixture(scope='module')
 def runs(bucket, small, tmp_path_factory):
-    """The same run in a folder and in the bucket, there stopped and gone on with."""
+    """The same run in a folder and in the bucket; the second one loses its end and continues.
+
+    (the folder, the objects that the first start wrote, those that the second wrote)
+    """
     folder = tmp_path_factory.mktemp('folder')
     setup = loop.Setup(small)
     loop.train(small, str(folder), setup=setup)
@@ -63,7 +66,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
                                      checkpoints.load_raw(str(folder), kind))
 
 
-def test_no_object_of_ours_is_written_twice_in_a_life_of_a_run(runs):
+def test_no_object_of_ours_is_written_twice_by_one_start_of_a_run(runs):
     for written in runs[1:]:
         ours = [p for p in written if '/checkpoints/' not in p]
         assert len(ours) == len(set(ours)) and any('/events/' in p for p in ours)
@@ -75,7 +78,7 @@ def test_nothing_lands_in_the_working_directory(runs):
     assert files.absolute(epath.Path(WORKDIR)) == epath.Path(WORKDIR)
 
 
-def test_it_is_scored_and_reported_there(runs, small, bucket):
+def test_a_run_is_scored_and_reported_there(runs, small, bucket):
     scores = loop.evaluate(small, WORKDIR)
     assert scores['images'] == 360
     assert config_lib.load(WORKDIR) == small
@@ -84,7 +87,7 @@ def test_it_is_scored_and_reported_there(runs, small, bucket):
     assert any('xplane' in p for p in bucket.store)
 
 
-def test_weights_of_a_run_in_a_bucket_are_taken_over(runs, data_dir):
+def test_a_run_starts_from_the_weights_of_one_in_a_bucket(runs, data_dir):
     other = train_cases.make(data_dir, {'init_from': WORKDIR, 'train.steps': 6})
     state = loop.Setup(other).fresh_state()
     train_cases.assert_same_bits(jax.device_get(state.params),

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is damaged is passed over by name, what is left is put back exactly."""
+"""Damaged checkpoints are skipped and named in the log; the others are restored exactly."""
 
 import dataclasses
 import logging
@@ -91,7 +91,7 @@ def restore(workdir, abstract=ABSTRACT):
 
 
 def warnings(caplog) -> list[str]:
-    """Our own; orbax and asyncio have theirs."""
+    """Our own warnings, without those of orbax and asyncio."""
     return [r.getMessage() for r in caplog.records
             if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname]
 
@@ -100,21 +100,21 @@ def warnings(caplog) -> list[str]:
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(workdir, caplog, damage):
     damage(workdir / 'checkpoints' / 'latest' / '30')
     caplog.clear()
-    step, found = restore(workdir)
+    step, restored = restore(workdir)
     assert step == 20
-    train_cases.assert_same_bits(found, state(20))
-    told = warnings(caplog)
-    if damage is not a_file:  # which is no checkpoint at all
-        assert len(told) == 1 and 'checkpoint 30 ' in told[0], told
-    with Checkpoints(str(workdir), keep=3) as saved:  # and the run may come to that step again
+    train_cases.assert_same_bits(restored, state(20))
+    messages = warnings(caplog)
+    if damage is not a_file:  # orbax does not take a file for a checkpoint
+        assert len(messages) == 1 and 'checkpoint 30 ' in messages[0], messages
+    with Checkpoints(str(workdir), keep=3) as saved:  # the run will reach that step again
         assert saved.steps() == [20, 10]
         saved.save(30, state(31))
-    step, found = restore(workdir)
+    step, restored = restore(workdir)
     assert step == 30
-    train_cases.assert_same_bits(found, state(31))
+    train_cases.assert_same_bits(restored, state(31))
 
 
-def test_a_best_checkpoint_after_the_restored_step_is_made_again(workdir):
+def test_a_best_checkpoint_after_the_restored_step_is_saved_again(workdir):
     truncate(workdir / 'checkpoints' / 'latest' / '30')
     restore(workdir)
     assert train_cases.steps(workdir, 'best') == []
@@ -123,7 +123,7 @@ def test_a_best_checkpoint_after_the_restored_step_is_made_again(workdir):
     train_cases.assert_same_bits(load_raw(str(workdir), 'best')['params'], state(26).params)
 
 
-def test_a_best_checkpoint_without_any_other_does_not_stand_in_the_way(workdir):
+def test_a_best_checkpoint_without_any_other_is_replaced(workdir):
     shutil.rmtree(workdir / 'checkpoints' / 'latest')
     assert restore(workdir) is None
     with Checkpoints(str(workdir), keep=3) as saved:
@@ -131,13 +131,13 @@ def test_a_best_checkpoint_without_any_other_does_not_stand_in_the_way(workdir):
     train_cases.assert_same_bits(load_raw(str(workdir), 'best')['params'], state(26).params)
 
 
-def test_when_all_are_damaged_the_user_is_told_in_one_line(workdir, caplog):
+def test_when_all_are_damaged_the_error_is_one_line(workdir, caplog):
     for step in (10, 20, 30):
         truncate(workdir / 'checkpoints' / 'latest' / str(step))
     with pytest.raises(UserError, match=r'none of the checkpoints \[30, 20, 10\]') as e:
         restore(workdir)
     assert '\n' not in str(e.value)
-    assert train_cases.steps(workdir) == [10, 20, 30]  # nothing was thrown away
+    assert train_cases.steps(workdir) == [10, 20, 30]  # nothing was deleted
     assert train_cases.steps(workdir, 'best') == [25]
 
 
@@ -160,7 +160,7 @@ def test_checkpoints_of_another_network_are_refused_and_kept(workdir, change):
     assert train_cases.steps(workdir) == [10, 20, 30]
 
 
-def test_leftovers_of_an_interrupted_save_do_not_disturb(workdir, caplog):
+def test_leftovers_of_an_interrupted_save_do_no_harm(workdir, caplog):
     latest = workdir / 'checkpoints' / 'latest'
     shutil.copytree(latest / '30', latest / '40.orbax-checkpoint-tmp')
     shutil.copytree(latest / '30', latest / '40.orbax-checkpoint-tmp-17')
@@ -185,14 +185,14 @@ def test_reading_for_evaluation_changes_nothing(workdir):
     truncate(workdir / 'checkpoints' / 'latest' / '30')
     before = sorted(p for p in workdir.rglob('*'))
     with Checkpoints(str(workdir), keep=1) as saved:
-        step, found = saved.restore_for_evaluation(ABSTRACT)
+        step, restored = saved.restore_for_evaluation(ABSTRACT)
     assert step == 20
-    train_cases.assert_same_bits(found, state(20))
+    train_cases.assert_same_bits(restored, state(20))
     assert sorted(p for p in workdir.rglob('*')) == before
 
 
-def test_a_save_is_not_touched_by_steps_that_reuse_its_memory(tmp_path):
-    """The next step is given the same buffers while the save is still being written."""
+def test_a_save_is_not_changed_by_steps_that_reuse_its_memory(tmp_path):
+    """The next steps get the same buffers while the save is still being written."""
     from moe_vision.training.run import _own
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     s = {f'w{i}': jnp.full((300, 300), 7.0) for i in range(8)}
@@ -205,8 +205,8 @@ def test_a_save_is_not_touched_by_steps_that_reuse_its_memory(tmp_path):
     train_cases.assert_same_bits(load_raw(str(tmp_path))['params'], want)
 
 
-def test_what_a_killed_run_left_is_removed_by_the_run_and_not_by_scoring(workdir, caplog):
-    """Who scores may stand beside a run that is saving."""
+def test_unfinished_saves_are_deleted_by_the_run_and_not_by_scoring(workdir, caplog):
+    """Because a run may be saving while another process scores it."""
     left = [workdir / 'checkpoints' / kind / '40.orbax-checkpoint-tmp' for kind in
             ('latest', 'best')]
     for folder in left:

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, what becomes of it afterwards, and how a bad one ends."""
+"""What a run writes to its folder, what can be done with it, and how a diverging run ends."""
 
 import dataclasses
 import json
@@ -44,31 +44,33 @@ def setup(config):
 
 
 def strictly(text):
+    """JSON without NaN and Infinity, which the standard does not know."""
     def refuse(name):
         raise ValueError(name)
     return json.loads(text, parse_constant=refuse)
 
 
 def test_the_result_has_exactly_its_keys(workdir):
-    found = strictly((workdir / 'result.json').read_text())
-    assert list(found) == KEYS
-    assert (found['seed'], found['steps']) == (7, 12)
-    assert found['images_per_second'] > 0 and found['rho_place'] > 0
+    result = strictly((workdir / 'result.json').read_text())
+    assert list(result) == KEYS
+    assert (result['seed'], result['steps']) == (7, 12)
+    assert result['images_per_second'] > 0 and result['rho_place'] > 0
     validation = [r for r in train_cases.rows(workdir) if r['split'] == 'validation']
-    assert found['best_validation_accuracy'] == max(r['accuracy'] for r in validation)
+    assert result['best_validation_accuracy'] == max(r['accuracy'] for r in validation)
     assert train_cases.steps(workdir, 'best') == [
-        next(r['step'] for r in validation if r['accuracy'] == found['best_validation_accuracy'])]
+        next(r['step'] for r in validation if r['accuracy'] == result['best_validation_accuracy'])]
 
 
-def test_the_config_is_kept_whole_with_what_made_it(config, workdir):
-    found = strictly((workdir / 'config.json').read_text())
-    assert set(found) == {'config', 'config_file', 'versions', 'git_commit', 'device',
+def test_the_config_is_kept_whole_with_versions_and_data(config, workdir):
+    record = strictly((workdir / 'config.json').read_text())
+    assert set(record) == {'config', 'config_file', 'versions', 'git_commit', 'device',
                           'dataset', 'preflight'}
     from moe_vision.config import check as config_lib
     assert config_lib.load(str(workdir)) == config
-    assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(found['versions'])
-    assert found['dataset']['split_sizes'] == {'train': 1293, 'validation': 144, 'test': 360}
-    assert found['preflight']['blocks'] and found['preflight']['capacity']['head']['capacity'] == 10
+    assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(record['versions'])
+    assert record['dataset']['split_sizes'] == {'train': 1293, 'validation': 144, 'test': 360}
+    preflight = record['preflight']
+    assert preflight['blocks'] and preflight['capacity']['head']['capacity'] == 10
 
 
 def test_metric_rows_are_json_by_step(workdir):
@@ -122,7 +124,7 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
     assert f'capacity factor inf (effective 2.00): accuracy {free:.4f}' in out
 
 
-def test_scoring_a_folder_without_checkpoints_or_a_split_that_is_not_there(
+def test_scoring_needs_a_checkpoint_and_a_split_that_exists(
         config, data_dir, tmp_path):
     with pytest.raises(UserError, match='train first'):
         loop.evaluate(config, str(tmp_path))
@@ -132,7 +134,7 @@ def test_scoring_a_folder_without_checkpoints_or_a_split_that_is_not_there(
         loop.evaluate(none, str(tmp_path))
 
 
-def test_weights_of_another_run_are_taken_over(setup, workdir):
+def test_a_run_starts_from_the_weights_of_another(setup, workdir):
     fresh = setup.fresh_state()
     state = init_from(fresh, str(workdir), setup.shardings)
     raw = checkpoints.load_raw(str(workdir))
@@ -158,17 +160,17 @@ def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
         train_cases.assert_same_bits(x, taken)
 
 
-@pytest.mark.parametrize('change, told', [
+@pytest.mark.parametrize('change, message', [
     (lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4))}},
      r"parameter 'stem/kernel' is \(3, 3, 1, 8\) in .* and \(3, 3, 1, 4\) here"),
     (lambda p: {**p, 'heat': p['head']}, "no parameter 'heat/experts/in_bias'. Did you mean "
                                          "'head/experts/in_bias'"),
     (lambda p: {n: x for n, x in p.items() if n != 'block_0'},
      "has a parameter 'block_0/.*' that this network lacks")])
-def test_another_network_is_refused_by_the_parameter(setup, workdir, change, told):
+def test_another_network_is_refused_by_the_parameter(setup, workdir, change, message):
     fresh = setup.fresh_state()
     fresh = dataclasses.replace(fresh, params=change(fresh.params))
-    with pytest.raises(UserError, match=told) as e:
+    with pytest.raises(UserError, match=message) as e:
         init_from(fresh, str(workdir), setup.shardings)
     assert '\n' not in str(e.value)
 
@@ -179,11 +181,11 @@ def test_weights_from_a_folder_without_a_checkpoint(setup, tmp_path):
 
 
 def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):
-    """Continued from the finished one: nothing is trained, only the end is done again."""
+    """Continues a finished run, so that nothing is trained and only the end is done again."""
     shutil.copytree(workdir, tmp_path / 'run')
     none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0})
     (tmp_path / 'run' / 'result.json').unlink()
-    loop.train(none, str(tmp_path / 'run'), profile_steps=(1, 2))  # which is over: a warning
+    loop.train(none, str(tmp_path / 'run'), profile_steps=(1, 2))  # these are over: a warning
     assert train_cases.result(tmp_path / 'run')['steps'] == 12
 
 

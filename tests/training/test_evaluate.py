@@ -1,4 +1,4 @@
-"""Evaluation is exact: every image once, the same result at any batch size and for every router."""
+"""Evaluation counts every image once and does not depend on the batch size, for every router."""
 
 import base64
 import dataclasses
@@ -22,16 +22,16 @@ from moe_vision.training.step import normalize_images
 
 HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
         'model.moe.eval_capacity_factor': 0.75, 'model.moe.num_experts': 8}
-PLAIN = {'model.moe.router_args': {}, 'model.moe.losses': {}}
-CASES = {name: HEAD | PLAIN | {'model.moe.router': name} for name in registry.ROUTERS}
+DEFAULTS = {'model.moe.router_args': {}, 'model.moe.losses': {}}
+CASES = {name: HEAD | DEFAULTS | {'model.moe.router': name} for name in registry.ROUTERS}
 for axis in ('none', 'batch'):
-    CASES[f'soft {axis}'] = HEAD | PLAIN | {
+    CASES[f'soft {axis}'] = HEAD | DEFAULTS | {
         'model.moe.router': 'soft', 'model.moe.router_args': {'axis': axis},
         'model.moe.eval_capacity_factor': 2.0}
 del CASES['soft']
 CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
 CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
-CASES['patches'] = train_cases.VIT | PLAIN | {
+CASES['patches'] = train_cases.VIT | DEFAULTS | {
     'model.moe.router': 'top_k', 'model.moe.eval_capacity_factor': 0.75,
     'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}}
 CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}
@@ -69,13 +69,13 @@ def test_the_batch_size_changes_nothing(name, data_dir):
     layer, = want['layers'].values()
     hard = 'soft' not in name
     if hard:
-        assert layer['drop_rate'] > 0.02  # else capacity, and what shares it, was not seen
-    found, _ = scores(config, state, 256)
-    assert found['accuracy'] == want['accuracy']
-    assert found['accuracy_unbounded'] == want['accuracy_unbounded']
-    assert found['confusion'] == want['confusion']
-    assert math.isclose(found['loss'], want['loss'], rel_tol=1e-6)
-    again, = found['layers'].values()
+        assert layer['drop_rate'] > 0.02  # otherwise this would not test capacity
+    result, _ = scores(config, state, 256)
+    assert result['accuracy'] == want['accuracy']
+    assert result['accuracy_unbounded'] == want['accuracy_unbounded']
+    assert result['confusion'] == want['confusion']
+    assert math.isclose(result['loss'], want['loss'], rel_tol=1e-6)
+    again, = result['layers'].values()
     for key, value in layer.items():
         np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
     if name in ('maps', 'patches'):
@@ -93,13 +93,13 @@ def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monke
         ran.append(unbounded), step(self, unbounded))[1])
     want, _ = scores(config, state, 16)
     batches = -(-360 // 16)
-    dropped = ran.count(True)  # some batches have drops, and some have none
+    dropped = ran.count(True)  # so some batches have drops and some have none
     assert ran.count(False) == batches and 0 < dropped < batches, dropped
     ran.clear()
     room = train_cases.make(data_dir, CASES['top_k'] | {'model.moe.eval_capacity_factor': 4.0})
-    found, _ = scores(room, state, 16)  # k = 2 of 8 experts: a slot for each at every expert
-    assert True not in ran and found['accuracy'] == found['accuracy_unbounded']
-    assert found['accuracy'] == want['accuracy_unbounded'] != want['accuracy']
+    result, _ = scores(room, state, 16)  # k = 2 of 8 experts: each has a slot for every image
+    assert True not in ran and result['accuracy'] == result['accuracy_unbounded']
+    assert result['accuracy'] == want['accuracy_unbounded'] != want['accuracy']
 
 
 def test_a_sweep_scores_at_each_capacity_factor(data_dir):
@@ -108,7 +108,7 @@ def test_a_sweep_scores_at_each_capacity_factor(data_dir):
     state, setup = trained(config)
     want, evaluator = scores(config, state, 64)
     rows = evaluator.sweep(state, 'test', 0.5)
-    # of 16 images to 8 experts, k = 2: ceil(0.8 * 4) = 4 slots, ceil(0.75 * 4) = 3, and 16
+    # 16 images, 8 experts, k = 2: ceil(0.8 * 4) = 4 slots, ceil(0.75 * 4) = 3, and 16
     assert [r['effective_factor'] for r in rows] == [1.0, 0.75, 4.0]
     assert [r['capacity_factor'] for r in rows] == [0.8, 0.75, float('inf')]
     drops = [r['drop_rate']['head'] for r in rows]
@@ -118,7 +118,7 @@ def test_a_sweep_scores_at_each_capacity_factor(data_dir):
     again = evaluator.at_another_batch_size(state, 'test', 0.5, want)
     assert again.pop('loss_difference') < 1e-6
     assert again == {'batch_size': 32, 'equal': True, 'images_that_differ': 0}
-    wrong = want | {'correct': base64.b64encode(bytes(45)).decode()}  # of 360 images none is right
+    wrong = want | {'correct': base64.b64encode(bytes(45)).decode()}  # all 360 wrong
     again = evaluator.at_another_batch_size(state, 'test', 0.5, wrong)
     assert again['equal'] is False
     assert again['images_that_differ'] == round(360 * want['accuracy'])
@@ -127,7 +127,7 @@ def test_a_sweep_scores_at_each_capacity_factor(data_dir):
 
 
 def by_hand(config, setup, variables) -> float:
-    """Accuracy over the whole split in one batch, with a slot for every token at every expert."""
+    """Accuracy on the whole split in one batch, with a slot for every token at every expert."""
     moe = dataclasses.replace(config.model.moe, eval_capacity_factor=1000.0)
     net = models.build(dataclasses.replace(config.model, moe=moe), 10)
     with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=384,
@@ -142,13 +142,13 @@ def by_hand(config, setup, variables) -> float:
 
 
 def test_labels_and_choices_are_counted_by_class(data_dir):
-    config = train_cases.make(data_dir, HEAD | PLAIN | {'model.moe.router': 'top_k'})
-    found, _ = scores(config, trained(config)[0], 256)
+    config = train_cases.make(data_dir, HEAD | DEFAULTS | {'model.moe.router': 'top_k'})
+    result, _ = scores(config, trained(config)[0], 256)
     with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=360,
                                            rows=range(360)) as batches:
         labels = np.bincount(next(iter(batches))['label'], minlength=10)
-    layer, = found['layers'].values()
-    assert np.sum(found['confusion'], 1).tolist() == labels.tolist()
+    layer, = result['layers'].values()
+    assert np.sum(result['confusion'], 1).tolist() == labels.tolist()
     assert np.sum(layer['expert_by_class'], 0).tolist() == (2 * labels).tolist()  # k = 2
     by_expert = np.sum(layer['expert_by_class'], 1)
     np.testing.assert_allclose(layer['load'], by_expert / by_expert.sum(), rtol=1e-6)
@@ -158,8 +158,8 @@ def test_labels_and_choices_are_counted_by_class(data_dir):
 
 
 def test_padding_is_no_image(data_dir, monkeypatch):
-    """Garbage in the padded rows of the last batch reaches no number."""
-    config = train_cases.make(data_dir, HEAD | PLAIN | {'model.moe.router': 'top_k'})
+    """Garbage in the padded rows of the last batch changes no number."""
+    config = train_cases.make(data_dir, HEAD | DEFAULTS | {'model.moe.router': 'top_k'})
     state, _ = trained(config)
     want, _ = scores(config, state, 256)
     real = input_pipeline.evaluation_batches

@@ -1,5 +1,7 @@
-"""Every mesh on which a group fits a device trains as one device does, and moves no more than it
-must. Eight virtual devices, in a process of their own."""
+"""A mesh trains as one device does and exchanges no more than it must.
+
+The runs use eight virtual devices in a process of their own.
+"""
 
 import json
 import math
@@ -45,44 +47,44 @@ def seen(folder, data_dir, jax_environment):
 
 @pytest.mark.parametrize('run', RUNS)
 def test_a_mesh_trains_as_one_device_does(seen, run):
-    found = seen[run]
-    assert found['losses'][-1] < 0.99 * found['losses'][0]  # something was learned
+    facts = seen[run]
+    assert facts['losses'][-1] < 0.99 * facts['losses'][0]  # something was learned
     for what in ('loss_error', 'params_error', 'stats_error', 'router_error'):
-        assert found[what] < 1e-4, what
+        assert facts[what] < 1e-4, what
 
 
 @pytest.mark.parametrize('run', [r for r in RUNS if r not in ACROSS and 'sharded' not in r])
 def test_the_compiled_step_exchanges_what_the_table_says_and_gathers_nothing(seen, run):
-    found = seen[run]
-    shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
-    counts = found['counts']
+    facts = seen[run]
+    shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
+    counts = facts['counts']
     assert counts.get('all-to-all', 0) == expected(shape, routed_layers=1)['all-to-all']
-    assert counts.get('all-gather', 0) == 0, found['gathers']
-    assert counts.get('collective-permute', 0) == 0, found['permutes']
+    assert counts.get('all-gather', 0) == 0, facts['gathers']
+    assert counts.get('collective-permute', 0) == 0, facts['permutes']
     assert counts['all-reduce'] >= 1  # the gradients
 
 
 @pytest.mark.parametrize('run', ACROSS)
 def test_groups_over_devices_gather_features_once_each_way(seen, run):
-    found = seen[run]
-    shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
+    facts = seen[run]
+    shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
     rows = 64 // shape['data']
-    maps = [s for s in found['gathers'] if s.startswith(f'f32[{rows},8,8,8]')]
+    maps = [s for s in facts['gathers'] if s.startswith(f'f32[{rows},8,8,8]')]
     want = expected(shape, routed_layers=1, across=True)
     assert len(maps) == want['all-gather'] == 2
-    assert found['counts']['all-to-all'] == want['all-to-all'] == 2
-    assert set(found['gathers']) - set(maps) <= {f'pred[{rows}]{{0}}', f'u8[{rows}]{{0}}'}
-    assert found['counts'].get('reduce-scatter', 0) == 0
-    assert found['counts'].get('collective-permute', 0) == 0, found['permutes']
+    assert facts['counts']['all-to-all'] == want['all-to-all'] == 2
+    assert set(facts['gathers']) - set(maps) <= {f'pred[{rows}]{{0}}', f'u8[{rows}]{{0}}'}
+    assert facts['counts'].get('reduce-scatter', 0) == 0
+    assert facts['counts'].get('collective-permute', 0) == 0, facts['permutes']
 
 
 def test_a_sharded_optimizer_gathers_parameters_and_nothing_else(seen):
-    found = seen['sharded 2x4']
-    shape = dict(zip(('data', 'expert'), found['shape'], strict=True))
-    assert found['counts']['all-to-all'] == expected(shape, routed_layers=1)['all-to-all']
-    shapes = {re.match(r'\w+\[([\d,]*)\]', s)[1] for s in found['gathers']}
-    assert shapes and shapes <= set(found['shapes'])
-    split = {n for n, spec in found['shardings'].items() if 'data' in spec}
+    facts = seen['sharded 2x4']
+    shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
+    assert facts['counts']['all-to-all'] == expected(shape, routed_layers=1)['all-to-all']
+    shapes = {re.match(r'\w+\[([\d,]*)\]', s)[1] for s in facts['gathers']}
+    assert shapes and shapes <= set(facts['shapes'])
+    split = {n for n, spec in facts['shardings'].items() if 'data' in spec}
     assert split and all(n.startswith('opt_state/') and '/experts/' not in n for n in split)
     assert any(n.endswith('stem/kernel') for n in split)
 
@@ -100,7 +102,7 @@ def test_the_table_of_exchanges():
     assert expected(mesh, 3, across=True) == {'all-gather': 6, 'all-to-all': 6}
     assert expected(mesh, 3, across=True, first_input_has_gradient=False) == {
         'all-gather': 6, 'all-to-all': 5}
-    # as counted in the traced step of two layers: 12; and 6 (10 with `valid`) and 4
+    # counted in the traced step of two layers: 12; and 6 (10 with `valid`) and 4
     assert expected(mesh, 2, remat=True) == {'all-to-all': 12}
     assert expected(mesh, 2, across=True, remat=True) == {'all-gather': 6, 'all-to-all': 4}
 
@@ -116,15 +118,15 @@ def test_groups_span_where_a_device_holds_no_whole_one():
 
 @pytest.mark.parametrize('run', [r for r in RUNS if 'sharded' not in r])
 def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing_else(seen, run):
-    found = seen[run]['shardings']
-    banks = {n for n in found if '/experts/' in n}
+    shardings = seen[run]['shardings']
+    banks = {n for n in shardings if '/experts/' in n}
     assert any(n.startswith('params/') for n in banks)
     assert any(n.startswith('opt_state/') for n in banks)
-    assert all(found[n] == ['expert'] for n in banks)
-    assert all(found[n] == [] for n in set(found) - banks)
+    assert all(shardings[n] == ['expert'] for n in banks)
+    assert all(shardings[n] == [] for n in set(shardings) - banks)
 
 
-@pytest.mark.parametrize('what, told', [
+@pytest.mark.parametrize('what, message', [
     ('group', 'train.batch_size gives each of 8 devices 8 images, which do not make whole routing '
               'groups of 16 images; groups that fit, in images: 1, 2, 4, 8.'),
     ('axis', 'train.batch_size gives the 4 devices of each of 2 expert axes 32 images, which do '
@@ -133,8 +135,8 @@ def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing
     ('batch', 'groups that fit, in images: 1, 3.'),
     ('micro', 'train.batch_size / micro_batches gives each of 8 devices 2 images'),
     ('mesh', 'mesh.expert is 3, but there are 8 devices; allowed: 1, 2, 4, 8.')])
-def test_what_does_not_fit_is_refused_with_the_sizes_that_fit(seen, what, told):
-    assert told in seen['refused'][what]
+def test_what_does_not_fit_is_refused_with_the_sizes_that_fit(seen, what, message):
+    assert message in seen['refused'][what]
     assert '\n' not in seen['refused'][what]
 
 
@@ -147,9 +149,9 @@ def test_a_checkpoint_of_eight_devices_is_read_on_one(seen, folder, data_dir):
     assert step == 10
     fresh = init_from(setup.fresh_state(), str(folder), setup.shardings)
     for params in (state.params, fresh.params):
-        found = {path_name(p): np.asarray(x)
-                 for p, x in jax.tree_util.tree_leaves_with_path(params)}
-        train_cases.assert_same_bits(found, want)
+        values = {path_name(p): np.asarray(x)
+                  for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        train_cases.assert_same_bits(values, want)
 
 
 def test_a_batch_that_no_group_can_fit_says_which_batch_would(monkeypatch):
@@ -172,7 +174,7 @@ def test_the_checksum_sees_every_bit_and_its_place():
 
 
 class Device:
-    """A chip at a place of its slice, as far as a mesh looks at it."""
+    """The attributes of a chip that making a mesh reads."""
 
     platform, device_kind, core_on_chip = 'tpu', 'TPU v5', 0
 
@@ -186,20 +188,20 @@ class Device:
     ((4, 4, 4), 8), ((4, 4, 4), 2), ((16, 16, 1), 8), ((16, 16, 1), 32), ((8, 8, 4), 8)])
 def test_an_expert_axis_may_be_part_of_an_axis_of_the_torus(shape, expert):
     devices = [Device(n, shape) for n in range(math.prod(shape))]
-    made = mesh.make(expert, devices)
-    assert made.shape['expert'] == expert and set(made.devices.flat) == set(devices)
-    for row in made.devices:  # neighbours: a box of the torus
+    grid = mesh.make(expert, devices)
+    assert grid.shape['expert'] == expert and set(grid.devices.flat) == set(devices)
+    for row in grid.devices:  # its devices are neighbours: a box of the torus
         sides = [len({d.coords[n] for d in row}) for n in range(3)]
         assert math.prod(sides) == expert
 
 
 def test_an_expert_axis_lies_within_a_slice():
     devices = [Device(n, (4, 2, 1)) for n in (*range(0, 16, 2), *range(1, 16, 2))]
-    made = mesh.make(4, devices)
-    assert dict(made.shape) == {'data': 4, 'expert': 4}
-    for row in made.devices:
+    grid = mesh.make(4, devices)
+    assert dict(grid.shape) == {'data': 4, 'expert': 4}
+    for row in grid.devices:
         assert len({d.slice_index for d in row}) == 1
-    assert len(set(made.devices.flat)) == 16
+    assert len(set(grid.devices.flat)) == 16
     with pytest.raises(UserError, match=r'mesh\.expert is 16, but there are 8 devices in a slice; '
                                         r'allowed: 1, 2, 4, 8\.'):
         mesh.make(16, devices)

@@ -1,4 +1,4 @@
-"""A step gives its state away, its metrics stay on the device, and nothing is compiled twice."""
+"""A step donates its state, its metrics stay on the device, and nothing is compiled twice."""
 
 import contextlib
 
@@ -17,7 +17,7 @@ LOOP = {'train.steps': 3 * EPOCH, 'eval.every_steps': EPOCH, 'checkpoint.every_s
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Grows when the value of an array on a device is asked for."""
+    """A list that grows whenever the value of an array on a device is fetched."""
     times = []
     value = jax._src.array.ArrayImpl._value.fget
 
@@ -30,7 +30,7 @@ def fetched(monkeypatch):
 
 @contextlib.contextmanager
 def compiling():
-    """Names of events of compiling, as they come."""
+    """A list of the compilations and traces, which grows as they happen."""
     events = []
 
     def listen(event: str, _: float, **__) -> None:
@@ -47,7 +47,7 @@ def compiling():
 def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
         data_dir, tmp_path, monkeypatch, fetched, changes):
     config = train_cases.make(data_dir, LOOP | changes)
-    seen = {}  # after how many steps: (fetched, compiled)
+    seen = {}  # steps -> numbers of fetches and compilations before that row, + 0.5: after it
     row = metrics.Interval.row
 
     def counted(self, *args):
@@ -60,12 +60,12 @@ def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
     with compiling() as events:
         loop.train(config, str(tmp_path), full_report=False)
     assert 0 < seen[EPOCH][1] and seen[EPOCH + 9][1] == seen[3 * EPOCH][1]
-    # between the end of a row and the beginning of the next there is no fetch, but for validations
+    # between two rows nothing is fetched, except by validations
     assert seen[60.5][0] == seen[70][0] and seen[100.5][0] == seen[110][0]
     assert seen[60][0] < seen[60.5][0]
 
 
-def test_a_step_uses_its_state_up(data_dir):
+def test_a_step_donates_its_state(data_dir):
     setup = Setup(train_cases.make(data_dir))
     state = setup.fresh_state(0)
     batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), {
@@ -74,5 +74,5 @@ def test_a_step_uses_its_state_up(data_dir):
         'valid': jax.ShapeDtypeStruct((1, 32), 'bool')})
     new, _ = setup.step(state, batch)
     jax.block_until_ready(new)
-    given = jax.tree_util.tree_leaves_with_path(state)
-    assert [jax.tree_util.keystr(p) for p, x in given if not x.is_deleted()] == []
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    assert [jax.tree_util.keystr(p) for p, x in leaves if not x.is_deleted()] == []

@@ -1,4 +1,4 @@
-"""What a probe says of networks built by hand. Axes: E experts, L classes, D width."""
+"""Probes of networks built by hand. Axes: E experts, L classes, D width."""
 
 import dataclasses
 import json
@@ -11,10 +11,7 @@ import pytest
 import train_cases
 
 from moe_vision.routing.types import Router, Routing
-from moe_vision.training import (
-    loop,
-    probes,
-)
+from moe_vision.training import loop, probes
 from moe_vision.training.setup import Setup
 
 E, L = 12, 10
@@ -25,7 +22,7 @@ HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 
 
 
 class ByClass(Router):
-    """A router that is told the class: everybody to the expert of that number."""
+    """A router that knows the class, and sends every image to the expert of that number."""
 
     def expert(self, context):
         return context.labels
@@ -39,7 +36,7 @@ class ByClass(Router):
 
 
 class ToOne(ByClass):
-    """Everybody to expert 3."""
+    """Sends every image to expert 3."""
 
     def expert(self, context):
         return jnp.full_like(context.labels, 3)
@@ -55,13 +52,13 @@ def setup_of(data_dir, changes):
 
 
 def state_of(setup, draw):
-    """A state with these values: quicker to make than the fresh one."""
+    """A state with drawn values, which is quicker to make than the fresh one."""
     state = jax.tree.map(lambda a: jnp.asarray(draw(a.shape), a.dtype), setup.shapes)
     return dataclasses.replace(state, seed_key=jax.random.key_data(jax.random.key(0)))
 
 
-def telling(setup):
-    """A state whose expert e says "class e", and which sees nothing of an image: all else is 0."""
+def expert_names_class(setup):
+    """A state whose expert e predicts class e, whatever the image: everything else is 0."""
     state = state_of(setup, np.zeros)
     params = state.params
     params['head']['experts']['out_bias'] = jnp.eye(E, 16)
@@ -70,7 +67,7 @@ def telling(setup):
 
 
 def probed(setup, state):
-    """As at the end of a run: the test split was scored before."""
+    """The probe as at the end of a run, after the test split is scored."""
     test = setup.evaluator.score(state, 'test', 1.0, details=True)['layers']
     return probes.probe(setup, state, [], test)
 
@@ -82,39 +79,40 @@ def labels(data_dir):
 
 
 def test_routes_by_class_are_worth_everything(data_dir, labels):
-    """Accuracy 1. Without expert e its images look like class 0; the two spare ones say nothing."""
-    setup = setup_of(data_dir, {'model.moe.router': 'test_study_mechanism:ByClass'})
-    state = telling(setup)
-    found = probed(setup, state)
-    assert set(found) == {'shuffle_drop', 'random_drop', 'ablation', 'specialisation', 'agreement',
+    """Accuracy is 1. Without expert e its images look like class 0; two experts get no image."""
+    setup = setup_of(data_dir, {'model.moe.router': 'test_probes:ByClass'})
+    state = expert_names_class(setup)
+    result = probed(setup, state)
+    assert set(result) == {'shuffle_drop', 'random_drop', 'ablation', 'specialisation', 'agreement',
                           'router_gradient'}
     share = np.bincount(labels, minlength=E) / len(labels)
-    want = [0.0, *share[1:]]  # class 0 is what a network that sees nothing says
-    np.testing.assert_allclose(found['ablation']['head'], want, atol=1e-12)
-    assert found['ablation']['head'][L:] == [0.0, 0.0]
-    assert found['shuffle_drop'] == pytest.approx(1 - (share**2).sum(), abs=0.06)  # sd 0.016
-    assert found['random_drop'] == pytest.approx(1 - 1 / E, abs=0.06)  # sd 0.015
-    of = found['specialisation']['head']
+    want = [0.0, *share[1:]]  # a network that sees nothing predicts class 0
+    np.testing.assert_allclose(result['ablation']['head'], want, atol=1e-12)
+    assert result['ablation']['head'][L:] == [0.0, 0.0]
+    assert result['shuffle_drop'] == pytest.approx(1 - (share**2).sum(), abs=0.06)  # sd 0.016
+    assert result['random_drop'] == pytest.approx(1 - 1 / E, abs=0.06)  # sd 0.015
+    specialisation = result['specialisation']['head']
     entropy = -(share[:L] * np.log(share[:L])).sum()
-    # Each class its expert: I = H, less (10 - 1) (10 - 1) / 2N.
-    assert of['mutual_information'] == pytest.approx(entropy - 81 / (2 * len(labels)))
-    assert of['normalised'] == pytest.approx(of['mutual_information'] / entropy)
-    assert of['normalised'] > 0.94
-    assert found['agreement'] == {'head': {'epoch': [], 'with_previous': [], 'with_final': []}}
-    assert found['router_gradient'] == {'head': {'task': 0.0, 'balance': 0.0}}
-    assert probed(setup, state) == found  # deterministic
-    json.dumps(found, allow_nan=False)
+    # Each class has its own expert: I = H, minus the bias (10 - 1) (10 - 1) / 2N.
+    assert specialisation['mutual_information'] == pytest.approx(entropy - 81 / (2 * len(labels)))
+    assert specialisation['normalised'] == pytest.approx(
+        specialisation['mutual_information'] / entropy)
+    assert specialisation['normalised'] > 0.94
+    assert result['agreement'] == {'head': {'epoch': [], 'with_previous': [], 'with_final': []}}
+    assert result['router_gradient'] == {'head': {'task': 0.0, 'balance': 0.0}}
+    assert probed(setup, state) == result  # deterministic
+    json.dumps(result, allow_nan=False)
 
 
-def test_what_all_share_is_worth_nothing_as_a_route(data_dir, labels):
-    setup = setup_of(data_dir, {'model.moe.router': 'test_study_mechanism:ToOne'})
-    found = probed(setup, telling(setup))
-    assert found['shuffle_drop'] == 0
+def test_a_route_that_all_images_share_is_worth_nothing(data_dir, labels):
+    setup = setup_of(data_dir, {'model.moe.router': 'test_probes:ToOne'})
+    result = probed(setup, expert_names_class(setup))
+    assert result['shuffle_drop'] == 0
     share = np.bincount(labels, minlength=E) / len(labels)
-    # All are told to be 3; without expert 3 all look like 0.
+    # All are predicted as 3; without expert 3, as 0.
     want = np.where(np.arange(E) == 3, share[3] - share[0], 0.0)
-    np.testing.assert_allclose(found['ablation']['head'], want, atol=1e-12)
-    assert found['specialisation']['head'] == {'mutual_information': 0.0, 'normalised': 0.0}
+    np.testing.assert_allclose(result['ablation']['head'], want, atol=1e-12)
+    assert result['specialisation']['head'] == {'mutual_information': 0.0, 'normalised': 0.0}
 
 
 def gradients(data_dir, **changes):
@@ -125,13 +123,15 @@ def gradients(data_dir, **changes):
 
 
 def test_the_order_of_softmax_and_top_k_decides_what_reaches_the_router(data_dir):
-    """With k = 1 a softmax over the chosen one is 1, whatever the router says."""
-    of = lambda gate, weight: gradients(  # noqa: E731
-        data_dir, router='top_k', router_args={'gate': gate}, losses={'importance': weight})
-    before, after = of('softmax_top_k', 1.0), of('top_k_softmax', 1.0)
+    """With k = 1, a softmax over the one chosen expert is 1 whatever the logits are."""
+    def with_gate(gate, weight):
+        return gradients(data_dir, router='top_k', router_args={'gate': gate},
+                         losses={'importance': weight})
+
+    before, after = with_gate('softmax_top_k', 1.0), with_gate('top_k_softmax', 1.0)
     assert after['task'] == 0 and before['task'] > 1e-6
     assert before['balance'] == pytest.approx(after['balance']) and after['balance'] > 1e-6
-    twice = of('top_k_softmax', 2.0)
+    twice = with_gate('top_k_softmax', 2.0)
     assert twice['balance'] == pytest.approx(2 * after['balance'], rel=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_nothing_reaches_a_router_that_is_frozen_or_has_no_parameters(data_dir):
 
 @pytest.mark.parametrize('changes', [{'model.twin': 'same_width'}, {'model.twin': 'same_drops'},
                                      {'model.moe.placement': 'none'}], ids=str)
-def test_of_dense_networks_nothing_is_said(changes, data_dir):
+def test_a_dense_network_has_no_probe(changes, data_dir):
     if 'model.moe.placement' in changes:
         changes = {k: v for k, v in HEAD.items() if not k.startswith('model.moe.')} | changes
         setup = Setup(train_cases.make(data_dir, changes, {}))
@@ -151,8 +151,8 @@ def test_of_dense_networks_nothing_is_said(changes, data_dir):
     assert probes.probe(setup, setup.shapes, [], {}) == {}
 
 
-def test_layers_are_numbered_as_they_follow_each_other(data_dir):
-    """block_10 after block_2, though sorted the other way."""
+def test_layers_are_numbered_in_the_order_of_the_network(data_dir):
+    """block_10 comes after block_2, although it sorts before it."""
     setup = setup_of(data_dir, {
         'model.moe.placement': '2,10', 'model.args': {'widths': (8,), 'depth': 11}})
     assert probes._layers(setup) == ('block_2', 'block_10')
@@ -176,25 +176,25 @@ def test_agreement_by_hand():
 def test_specialisation_by_hand():
     # Two experts, four classes: expert 0 takes classes 0 and 1. I = ln 2 = H(expert), the smaller.
     counts = 500.0 * np.array([[1, 1, 0, 0], [0, 0, 1, 1]])
-    of = probes.specialisation(counts)
-    assert of['mutual_information'] == pytest.approx(math.log(2) - 1 * 3 / 4000)
-    assert of['normalised'] == pytest.approx(1, abs=0.002)
+    result = probes.specialisation(counts)
+    assert result['mutual_information'] == pytest.approx(math.log(2) - 1 * 3 / 4000)
+    assert result['normalised'] == pytest.approx(1, abs=0.002)
     assert probes.specialisation(np.full((4, 5), 100.0))['normalised'] == 0
     assert probes.specialisation(np.array([[9.0, 3.0], [0, 0]]))['normalised'] == 0  # one expert
 
 
-def test_a_run_leaves_its_probe(data_dir, tmp_path):
-    """Trained for a few steps with everything on: the file is what `probe` says."""
+def test_a_run_writes_its_probe(data_dir, tmp_path):
+    """After a few steps with everything on, the file holds what `probe` returns."""
     config = train_cases.make(data_dir, HEAD | {
         'model.moe.router': 'top_k', 'model.moe.router_args': {'noise': 'gaussian'},
         'model.moe.num_experts': 4, 'model.moe.losses': {'importance': 0.01, 'load': 0.01},
         'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2})
     loop.train(config, str(tmp_path), full_report=False, probe=True)
-    found = json.loads((tmp_path / 'mechanism.json').read_text())
-    of = found['agreement']['head']
-    assert len(of['epoch']) == 2 and of['with_final'][-1] == 1.0
-    assert of['with_previous'] == [None, of['with_final'][0]]
-    assert found['router_gradient']['head']['balance'] > 0
+    result = json.loads((tmp_path / 'mechanism.json').read_text())
+    agreement = result['agreement']['head']
+    assert len(agreement['epoch']) == 2 and agreement['with_final'][-1] == 1.0
+    assert agreement['with_previous'] == [None, agreement['with_final'][0]]
+    assert result['router_gradient']['head']['balance'] > 0
     validations = [r for r in train_cases.rows(tmp_path) if r['split'] == 'validation']
     choices = validations[0]['probe']['head']
     assert 0 < len(choices) <= 256 and set(choices) <= set(range(4))

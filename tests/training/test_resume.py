@@ -1,4 +1,4 @@
-"""A run that was stopped and started again is the run that was not, to the bit (on a CPU)."""
+"""A run that was stopped and started again equals an uninterrupted one, bit for bit (on a CPU)."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from moe_vision.training import loop
 
 
 class Stop(Exception):
-    """The process ends here."""
+    """Ends a run at once, as if its process had died."""
 
 
 @pytest.fixture(scope='module')
@@ -28,12 +28,12 @@ def config(data_dir):
     return train_cases.make(data_dir)
 
 
-ON_DISK = []  # (step, last row, best) when the save of a newest checkpoint began
+ON_DISK = []  # (step, step of the last row, best steps) when the save of a checkpoint began
 
 
 @pytest.fixture(scope='module')
 def whole(config, tmp_path_factory):
-    """The folder of a run that nothing disturbed."""
+    """The folder of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp('whole')
     save = checkpoints.Folder.save
 
@@ -50,7 +50,7 @@ def whole(config, tmp_path_factory):
 
 
 def test_what_belongs_to_a_checkpoint_is_on_disk_before_it(whole):
-    """A run that goes on from it writes neither those rows nor that best one again."""
+    """A run continued from it writes neither those rows nor that best checkpoint again."""
     scores = {r['step']: r['accuracy'] for r in train_cases.rows(whole)
               if r['split'] == 'validation'}
     assert [step for step, _, _ in ON_DISK] == [5, 10, 12]
@@ -62,7 +62,7 @@ def test_what_belongs_to_a_checkpoint_is_on_disk_before_it(whole):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Makes the next run end after the arithmetic of a step, before anything is written of it."""
+    """Makes the next run end after it has computed a step, before it writes anything about it."""
     def arm(step):
         add = metrics.Interval.add
 
@@ -75,7 +75,7 @@ def stop_at(monkeypatch):
     return arm
 
 
-def test_stopped_again_and_again_it_ends_as_if_nothing_had_been(config, whole, stop_at, tmp_path):
+def test_a_run_stopped_twice_ends_as_an_uninterrupted_one(config, whole, stop_at, tmp_path):
     """Before any checkpoint and between two, each time with a best one and rows that are later."""
     for step in (5, 9):
         disarm = stop_at(step)
@@ -86,7 +86,7 @@ def test_stopped_again_and_again_it_ends_as_if_nothing_had_been(config, whole, s
     train_cases.assert_same_runs(tmp_path, whole)
 
 
-def test_the_state_holds_what_it_must(whole):
+def test_a_checkpoint_holds_the_whole_state(whole):
     raw = checkpoints.load_raw(str(whole))
     assert int(raw['step']) == 12
     assert abs(raw['router_state']['block_1']['router']['bias']).max() > 0
@@ -94,15 +94,15 @@ def test_the_state_holds_what_it_must(whole):
     assert raw['batch_stats'] and raw['ema'] and raw['opt_state']
 
 
-def test_killed_at_a_random_moment_it_ends_as_if_nothing_had_been(
+def test_a_run_killed_at_a_random_moment_ends_as_an_uninterrupted_one(
         config, whole, tmp_path, data_dir, jax_environment):
     code = ('import json, sys; from moe_vision.config import check; '
             'from moe_vision.training import loop; '
             'loop.train(check.from_dict(json.loads(sys.argv[1])), sys.argv[2])')
     from moe_vision.config import check as config_lib
-    asked = json.dumps(config_lib.to_dict(config))
+    encoded = json.dumps(config_lib.to_dict(config))
     process = subprocess.Popen(
-        [sys.executable, '-c', code, asked, str(tmp_path)], cwd=train_cases.ROOT,
+        [sys.executable, '-c', code, encoded, str(tmp_path)], cwd=train_cases.ROOT,
         env=jax_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seen = []
     for line in process.stderr:  # from the first steps on, anywhere
@@ -124,16 +124,16 @@ def damage(workdir: Path, step: int) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
 
 
-def test_after_a_damaged_checkpoint_it_goes_on_from_the_one_before(
+def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
         config, whole, tmp_path, caplog):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     damage(workdir, 12)
     with caplog.at_level(logging.INFO):
         loop.train(config, str(workdir))
-    told = [r.getMessage() for r in caplog.records if 'moe_vision' in r.pathname]
-    assert sum('checkpoint 12 cannot be read' in t for t in told) == 1
-    assert 'continuing at step 10 of 12' in told
+    messages = [r.getMessage() for r in caplog.records if 'moe_vision' in r.pathname]
+    assert sum('checkpoint 12 cannot be read' in m for m in messages) == 1
+    assert 'continuing at step 10 of 12' in messages
     train_cases.assert_same_runs(workdir, whole)
 
 
@@ -168,48 +168,49 @@ def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatc
     monkeypatch.setattr(loop.Setup, 'step_of', lambda self, network: pytest.fail)
     loop.train(config, str(workdir))
     train_cases.assert_same_runs(workdir, whole)
-    # the speed of the steps that were taken is still told
+    # the result still has the speed of the first training
     ours, theirs = (json.loads((p / 'result.json').read_text()) for p in (workdir, whole))
     assert ours == theirs and theirs['images_per_second'] > 0
 
 
-def test_a_config_that_changed_is_told_with_what_changed(config, whole, tmp_path, data_dir, caplog):
+def test_a_changed_config_is_reported_with_its_keys(config, whole, tmp_path, data_dir, caplog):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     digest = train_cases.other_data(workdir)
     other = train_cases.make(data_dir, {'log.every_steps': 4, 'train.weight_decay': 0.5})
     loop.train(other, str(workdir))
-    told = [r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage()]
-    assert len(told) == 1 and f"digest of 'digits' {'0' * 16} -> {digest[:16]};" in told[0]
-    told = [r.getMessage() for r in caplog.records if 'differs' in r.getMessage()]
-    assert len(told) == 1
-    assert 'log.every_steps 3 -> 4; ' in told[0] + '; '
-    assert 'train.weight_decay 0.0001 -> 0.5; ' in told[0] + '; '
-    assert told[0].count('->') == 2
+    message, = (r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage())
+    assert f"digest of 'digits' {'0' * 16} -> {digest[:16]};" in message
+    message, = (r.getMessage() for r in caplog.records if 'differs' in r.getMessage())
+    assert 'log.every_steps 3 -> 4; ' in message + '; '
+    assert 'train.weight_decay 0.0001 -> 0.5; ' in message + '; '
+    assert message.count('->') == 2
     assert json.loads((workdir / 'config.json').read_text())['config']['log']['every_steps'] == 4
 
 
-def test_a_shortened_run_says_how_many_steps_it_really_took(whole, tmp_path, data_dir):
+def test_a_shortened_run_records_how_many_steps_it_really_took(whole, tmp_path, data_dir):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     loop.train(train_cases.make(data_dir, {'train.steps': 8}), str(workdir))
     assert train_cases.result(workdir)['steps'] == 12
 
 
-def test_rows_that_stand_twice_count_once(whole, tmp_path, caplog):
-    """A restart was killed after it had put the kept rows together, before it removed the old."""
+def test_rows_that_are_there_twice_count_once(whole, tmp_path, caplog):
+    """A restart was killed after it wrote the kept rows to one file, before it deleted the old."""
     shutil.copytree(whole / 'metrics', tmp_path / 'metrics')
     want = metrics.read(str(whole))
     assert [r['step'] for r in want if r['split'] == 'validation'] == [4, 8, 12]
-    text = ''.join(json.dumps(r) + '\n' for r in want)
-    (tmp_path / 'metrics' / 'until-000000010.jsonl').write_text(text + '{"step": 3, "sp\n')
+    lines = ''.join(json.dumps(r) + '\n' for r in want)
+    (tmp_path / 'metrics' / 'until-000000010.jsonl').write_text(lines + '{"step": 3, "sp\n')
     with caplog.at_level(logging.WARNING):
         assert metrics.read(str(tmp_path)) == want
     assert 'until-000000010.jsonl line' in caplog.text
 
 
 def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path):
-    row = lambda step, split: {'step': step, 'split': split, 'loss': 1.0}  # noqa: E731
+    def row(step, split):
+        return {'step': step, 'split': split, 'loss': 1.0}
+
     first = [row(5, 'train'), row(10, 'train')]
     writer = metrics.Writer(str(tmp_path), 0, [])
     for r in first:
@@ -217,7 +218,7 @@ def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path)
     writer.flush()
     events = {p.name: p.read_bytes() for p in (tmp_path / 'events').iterdir()}
     again = metrics.Writer(str(tmp_path), 10, metrics.read(str(tmp_path)))
-    again.add(row(10, 'validation'))  # the last step of rows that are there
+    again.add(row(10, 'validation'))  # the same step as the last row there
     again.flush()
     assert metrics.read(str(tmp_path)) == [*first, row(10, 'validation')]
     assert all((tmp_path / 'events' / n).read_bytes() == data for n, data in events.items())

@@ -1,4 +1,4 @@
-"""A setup serves every seed of a config; a run does not tell whether it was used before."""
+"""One setup serves every seed of a config, and a run is the same whether it was used before."""
 
 import base64
 import dataclasses
@@ -39,8 +39,8 @@ def runs(config, tmp_path_factory):
 def test_the_second_seed_of_a_setup_is_the_run_of_that_seed_alone(runs):
     (first, second, alone), _ = runs
     train_cases.assert_same_runs(second, alone)
-    read = lambda folder: json.loads((folder / 'evaluation.json').read_text())  # noqa: E731
-    assert read(second) == read(alone)
+    evaluations = [json.loads((f / 'evaluation.json').read_text()) for f in (second, alone)]
+    assert evaluations[0] == evaluations[1]
     assert train_cases.result(first)['seed'] == 0 and train_cases.result(second)['seed'] == 1
     assert train_cases.rows(first)[0]['loss'] != train_cases.rows(second)[0]['loss']
 
@@ -63,10 +63,10 @@ def test_a_setup_of_another_config_is_refused(runs, data_dir, tmp_path):
 
 
 def test_the_selected_checkpoint_is_the_best_on_validation(runs, config):
-    """Scored by hand; without the best folder, that of the last weights where they were best."""
+    """Its accuracy equals that of the best checkpoint, restored and scored here."""
     (first, _, _), shared = runs
     best, = train_cases.steps(first, 'best')
-    with loop.checkpoint.Checkpoints(str(first), 2) as saved:
+    with loop.checkpoints.Checkpoints(str(first), 2) as saved:
         step, state = saved.restore_best(shared.abstract)
     assert step == best == int(state.step)
     want = shared.evaluator.score(state, 'test', best / 6)
@@ -75,10 +75,11 @@ def test_the_selected_checkpoint_is_the_best_on_validation(runs, config):
 
 def test_correct_holds_a_bit_per_image_in_order(runs, config):
     (first, _, _), shared = runs
-    found = json.loads((first / 'evaluation.json').read_text())
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(found['correct']), np.uint8), count=360)
-    assert bits.mean() == pytest.approx(found['accuracy'], rel=1e-12)
-    samples = [s['label'] == s['prediction'] for s in found['samples']]
+    evaluation = json.loads((first / 'evaluation.json').read_text())
+    packed = np.frombuffer(base64.b64decode(evaluation['correct']), np.uint8)
+    bits = np.unpackbits(packed, count=360)
+    assert bits.mean() == pytest.approx(evaluation['accuracy'], rel=1e-12)
+    samples = [s['label'] == s['prediction'] for s in evaluation['samples']]
     assert bits[:24].astype(bool).tolist() == samples
 
 
@@ -105,7 +106,6 @@ def test_a_resident_split_gives_the_same_run(runs, config, tmp_path):
 
 
 def test_micro_batches_of_a_resident_split_are_those_of_the_host(data_dir):
-
     seen = []
     for resident in (False, True):
         config = train_cases.make(data_dir, SMALL | {'train.micro_batches': 2,

@@ -1,4 +1,4 @@
-"""What a run says while it runs: warnings that name the key to look at, lines or a bar."""
+"""What a run shows while it trains: warnings that name the key to look at, and lines or a bar."""
 
 import io
 
@@ -14,7 +14,7 @@ from moe_vision.training.warnings import Health
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
 ILL = {
-    'dead': ({'dead_experts': 1}, '1 of 4 experts get next to nothing', 'model.moe.losses'),
+    'dead': ({'dead_experts': 1}, '1 of 4 experts get almost no tokens', 'model.moe.losses'),
     'collapse': ({'effective_experts': 1.5}, '1.5 effective experts of 4', 'model.moe.losses'),
     'drops': ({'drop_rate': 0.31}, '31% of the choices are dropped', 'model.moe.capacity_factor'),
     'load': ({'max_over_mean': 3.5}, '3.5 times the mean load', 'model.moe.losses'),
@@ -31,22 +31,22 @@ def row(step, **layers):
 
 
 @pytest.mark.parametrize('kind', ILL)
-def test_a_warning_comes_once_until_it_has_passed(health, kind, caplog):
+def test_a_warning_comes_once_until_the_problem_has_passed(health, kind, caplog):
     ill, says, key = ILL[kind]
     assert health.check(row(1, block_1={})) == []
-    told, = health.check(row(2, block_1=ill))
-    assert says in told and key in told and 'step 2, block_1' in told
-    assert caplog.messages == [told]
+    warning, = health.check(row(2, block_1=ill))
+    assert says in warning and key in warning and 'step 2, block_1' in warning
+    assert caplog.messages == [warning]
     assert health.check(row(3, block_1=ill)) == []
     assert health.check(row(4, block_1={})) == []
     assert len(health.check(row(5, block_1=ill))) == 1
 
 
-def test_layers_and_kinds_warn_for_themselves(health):
+def test_each_layer_and_kind_of_problem_warns_for_itself(health):
     assert len(health.check(row(1, block_1=ILL['dead'][0], block_2={}))) == 1
-    told = health.check(row(2, block_1=ILL['dead'][0] | ILL['drops'][0],
-                            block_2=ILL['dead'][0]))
-    assert [('drops' if 'dropped' in t else 'dead', t.split()[2]) for t in told] == [
+    warnings = health.check(row(2, block_1=ILL['dead'][0] | ILL['drops'][0],
+                                block_2=ILL['dead'][0]))
+    assert [('drops' if 'dropped' in w else 'dead', w.split()[2]) for w in warnings] == [
         ('drops', 'block_1:'), ('dead', 'block_2:')]
     assert health.check({'step': 3, 'layers': {}}) == []  # a dense network has nothing to warn of
 
@@ -67,7 +67,7 @@ class Stream(io.StringIO):
 
 
 def shown(stream, clock):
-    """Steps 1 to 10 of 20 in a second each, with a pause of five in between."""
+    """What a run of 20 steps shows at steps 5 and 10, after a second a step and a pause of five."""
     p = progress.Progress(20, 0, 32, stream)
     p.first_step_done(1)
     assert p.timing(1)['images_per_second'] != p.timing(1)['images_per_second']  # no step yet
@@ -95,14 +95,14 @@ def test_the_share_of_the_peak_where_the_chip_is_known(monkeypatch, data_dir):
     setup = Setup(train_cases.make(data_dir, {}))
     assert loop._seconds_at_peak(setup) is None  # a CPU
     monkeypatch.setattr(loop.chips, 'peak', lambda kind: 1e9)
-    at_peak = loop._seconds_at_peak(setup)
-    assert at_peak == 3 * setup.cost.flops_executed / 1e9  # on one device
+    seconds_at_peak = loop._seconds_at_peak(setup)
+    assert seconds_at_peak == 3 * setup.cost.flops_executed / 1e9  # on one device
     clock, stream = Clock(monkeypatch), Stream(False)
-    p = progress.Progress(20, 0, 32, stream, at_peak=at_peak)
+    p = progress.Progress(20, 0, 32, stream, seconds_at_peak=seconds_at_peak)
     p.first_step_done(1)
     clock.now += 2
     timing = p.timing(3)  # 32 images/s
-    assert timing['share_of_peak'] == pytest.approx(32 * at_peak)
+    assert timing['share_of_peak'] == pytest.approx(32 * seconds_at_peak)
     p.show({'step': 3, 'epoch': 1, 'loss': 1, 'accuracy': 1, 'layers': {},
             'timing': timing | {'share_of_peak': 0.415}})
     assert '32 img/s  41.5% of peak  ETA' in stream.getvalue()

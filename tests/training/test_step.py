@@ -1,4 +1,4 @@
-"""What one optimizer step does to numbers that are known."""
+"""One optimizer step against numbers computed by hand."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def batch(rows=32, invalid=(3, 4, 20)) -> dict[str, np.ndarray]:
 
 
 class Run:
-    """A config's steps, all on the same batch."""
+    """Trains a config for a few steps, all on the same batch."""
 
     def __init__(self, data_dir, changes=None, steps=1):
         self.config = train_cases.make(data_dir, {**SMALL, **(changes or {})})
@@ -48,10 +48,10 @@ class Run:
             self.states.append(state)
             self.out.append(out)
 
-    def take(self, given, state=None):
-        """(state, metrics) after one step from `state`, or from the first one."""
+    def take(self, rows, state=None):
+        """(state, metrics) after one step on a batch, from `state` or from the fresh state."""
         state = jax.device_put(state or self.states[0], self.setup.shardings)
-        arrays = mesh.to_devices(given, self.setup.mesh, self.config.train.micro_batches)
+        arrays = mesh.to_devices(rows, self.setup.mesh, self.config.train.micro_batches)
         return jax.device_get(self.step(state, arrays))
 
     def moved(self, step=1):
@@ -60,7 +60,7 @@ class Run:
 
 
 @pytest.fixture(scope='module')
-def plain(data_dir):
+def basic(data_dir):
     return Run(data_dir)
 
 
@@ -77,7 +77,7 @@ def close(ours, theirs, rtol=1e-5):
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(mixing, data_dir):
-    """Also where they hold different numbers of valid images, 6, 8, 7 and 8, and draw mixtures."""
+    """Also when they have different numbers of valid images (6, 8, 7 and 8) and mix images."""
     run = Run(data_dir, {'train.mixup': 1.0, 'train.micro_batches': 4})
     close(run.moved(), mixing.moved())
     for name in ('loss', 'task_loss', 'accuracy', 'grad_norm'):
@@ -103,30 +103,30 @@ def mean_std(run):
     return input_pipeline.mean_std(run.config.dataset)
 
 
-def test_the_loss_is_the_mean_over_valid_images_and_the_gradient_is_its_own(plain):
-    given = batch()
-    logits, infos = forward(plain, given['image'])
+def test_the_loss_is_the_mean_over_valid_images_and_the_gradient_is_its_own(basic):
+    rows = batch()
+    logits, infos = forward(basic, rows['image'])
     p = jax.nn.log_softmax(logits)
-    each = -np.take_along_axis(np.asarray(p), given['label'][:, None], 1)[:, 0]
-    np.testing.assert_allclose(plain.out[0]['task_loss'], each[given['valid']].mean(), rtol=1e-5)
-    right = (np.argmax(logits, -1) == given['label'])[given['valid']]
-    np.testing.assert_allclose(plain.out[0]['accuracy'], right.mean(), rtol=1e-6)
-    np.testing.assert_allclose(plain.out[0]['loss'], plain.out[0]['task_loss']
-                               + plain.out[0]['losses']['switch'], rtol=1e-6)
-    # sgd without momentum: what the parameters moved by is the gradient
-    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(plain.moved()))) / 0.5
-    np.testing.assert_allclose(plain.out[0]['grad_norm'], norm, rtol=1e-4)
+    each = -np.take_along_axis(np.asarray(p), rows['label'][:, None], 1)[:, 0]
+    np.testing.assert_allclose(basic.out[0]['task_loss'], each[rows['valid']].mean(), rtol=1e-5)
+    right = (np.argmax(logits, -1) == rows['label'])[rows['valid']]
+    np.testing.assert_allclose(basic.out[0]['accuracy'], right.mean(), rtol=1e-6)
+    np.testing.assert_allclose(basic.out[0]['loss'], basic.out[0]['task_loss']
+                               + basic.out[0]['losses']['switch'], rtol=1e-6)
+    # with SGD without momentum the parameters move by learning rate times gradient
+    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(basic.moved()))) / 0.5
+    np.testing.assert_allclose(basic.out[0]['grad_norm'], norm, rtol=1e-4)
 
 
-def test_smoothing_clipping_and_averaging(plain, data_dir):
+def test_smoothing_clipping_and_averaging(basic, data_dir):
     run = Run(data_dir, {'train.label_smoothing': 0.2, 'train.clip_norm': 0.01,
                          'train.ema_decay': 0.75}, steps=2)
-    given = batch()
-    p = np.asarray(jax.nn.log_softmax(forward(plain, given['image'])[0]))
-    # 0.2 of the weight spread over ten classes
-    targets = np.full((32, 10), 0.02) + 0.8 * np.eye(10)[given['label']]
+    rows = batch()
+    p = np.asarray(jax.nn.log_softmax(forward(basic, rows['image'])[0]))
+    # smoothing spreads a weight of 0.2 evenly over the ten classes
+    targets = np.full((32, 10), 0.02) + 0.8 * np.eye(10)[rows['label']]
     np.testing.assert_allclose(run.out[0]['task_loss'],
-                               -(p * targets).sum(1)[given['valid']].mean(), rtol=1e-5)
+                               -(p * targets).sum(1)[rows['valid']].mean(), rtol=1e-5)
     assert run.out[0]['grad_norm'] > 0.01
     norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(run.moved())))
     np.testing.assert_allclose(norm, 0.5 * 0.01, rtol=1e-3)
@@ -135,7 +135,7 @@ def test_smoothing_clipping_and_averaging(plain, data_dir):
         ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, state.params)
         close(state.ema, ema, 1e-6)
     assert run.states[2].variables(averaged=True)['params'] is run.states[2].ema
-    assert plain.states[1].variables(averaged=True)['params'] is plain.states[1].params
+    assert basic.states[1].variables(averaged=True)['params'] is basic.states[1].params
 
 
 def test_each_step_draws_anew_and_the_same_step_the_same(mixing):
@@ -146,19 +146,19 @@ def test_each_step_draws_anew_and_the_same_step_the_same(mixing):
 
 
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
-def test_partners_of_a_mixture_lie_in_the_same_group(plain, mixing, data_dir, kind):
-    """Where all images of a group are the same, nothing is there to be mixed."""
-    given = batch(invalid=())
+def test_partners_of_a_mixture_lie_in_the_same_group(basic, mixing, data_dir, kind):
+    """If all images of a group are the same, mixing changes nothing."""
+    rows = batch(invalid=())
     for name in ('image', 'label'):
-        given[name] = np.repeat(given[name][:4], 8, axis=0)
+        rows[name] = np.repeat(rows[name][:4], 8, axis=0)
     run = mixing if kind == 'mixup' else Run(data_dir, {'train.cutmix': 1.0})
-    mixed, same = (r.take(given)[1]['task_loss'] for r in (run, plain))
+    mixed, same = (r.take(rows)[1]['task_loss'] for r in (run, basic))
     np.testing.assert_allclose(mixed, same, rtol=1e-6)
-    # and where they differ, something is
-    assert abs(run.out[0]['task_loss'] / plain.out[0]['task_loss'] - 1) > 3e-5
+    # and if they differ, it does
+    assert abs(run.out[0]['task_loss'] / basic.out[0]['task_loss'] - 1) > 3e-5
 
 
-def test_what_is_not_trainable_keeps_its_bits(data_dir):
+def test_parameters_that_are_not_trainable_keep_their_bits(data_dir):
     run = Run(data_dir, {'train.trainable': 'head/router|classifier', 'train.optimizer': 'adamw',
                          'train.optimizer_args': {}, 'train.weight_decay': 0.1}, steps=2)
     first, last = run.states[0].params, run.states[2].params
@@ -172,22 +172,22 @@ def test_what_is_not_trainable_keeps_its_bits(data_dir):
     assert moments == {'head/router/kernel', 'classifier/kernel', 'classifier/bias'}
 
 
-def test_bfloat16_computes_in_it_and_keeps_parameters_and_router_in_float32(plain, data_dir):
+def test_bfloat16_keeps_parameters_and_router_in_float32(basic, data_dir):
     run = Run(data_dir, {'model.dtype': 'bfloat16'})
-    assert run.out[0]['task_loss'] != plain.out[0]['task_loss']
-    np.testing.assert_allclose(run.out[0]['task_loss'], plain.out[0]['task_loss'], rtol=0.03)
+    assert run.out[0]['task_loss'] != basic.out[0]['task_loss']
+    np.testing.assert_allclose(run.out[0]['task_loss'], basic.out[0]['task_loss'], rtol=0.03)
     assert {str(x.dtype) for x in jax.tree.leaves(run.states[1].params)} == {'float32'}
     assert run.out[0]['loss'].dtype == np.float32
     state = run.setup.shapes
     arrays = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for n, x in batch().items()}
-    text = str(jax.make_jaxpr(run.step)(state, arrays))
-    lines = [t for t in text.splitlines() if 'conv_general_dilated[' in t or 'dot_general[' in t]
-    kinds = {kind: sum(f':{kind}[' in t for t in lines) for kind in ('bf16', 'f32')}
-    # the router's three products, one of the gates' gradient
+    program = str(jax.make_jaxpr(run.step)(state, arrays))
+    lines = [x for x in program.splitlines() if 'conv_general_dilated[' in x or 'dot_general[' in x]
+    kinds = {kind: sum(f':{kind}[' in x for x in lines) for kind in ('bf16', 'f32')}
+    # three products of the router and one for the gradient of the gates
     assert kinds['f32'] == 4 and kinds['bf16'] >= 18, kinds
 
 
-def test_an_expression_that_matches_nothing_is_told_with_names(data_dir):
+def test_an_expression_that_matches_nothing_is_refused_with_names(data_dir):
     with pytest.raises(UserError, match="'heads' matches no parameter; there are block_0/") as e:
         Run(data_dir, {'train.trainable': 'heads'})
     assert '\n' not in str(e.value)
@@ -202,7 +202,7 @@ PARAMS = {
     'position': jnp.ones((1, 16, 4)), 'class_token': jnp.ones((1, 1, 4)),
 }
 DECAYED = {'block_0/conv1/kernel', 'block_0/query/kernel', 'block_1/experts/in_kernel',
-           'block_1/experts/conv1'}  # not the router: a frozen one must stay as it is
+           'block_1/experts/conv1'}  # not the router: a frozen one must not change
 
 
 @pytest.mark.parametrize('name', ['adamw', 'sgd'])
@@ -215,13 +215,13 @@ def test_only_matrices_and_filters_decay(data_dir, name):
     moved = {path_name(p): float(jnp.abs(x).max())
              for p, x in jax.tree_util.tree_leaves_with_path(updates)}
     assert {n for n, x in moved.items() if x} == DECAYED
-    # adamw: lr * wd * w; sgd with nesterov momentum 0.9: 1.9 times that in its first step
+    # adamw: lr * wd * w; sgd with Nesterov momentum 0.9: 1.9 times that in the first step
     want = 0.1 * 0.5 * (1.9 if name == 'sgd' else 1.0)
     np.testing.assert_allclose([moved[n] for n in DECAYED], want, rtol=1e-6)
 
 
 def test_the_first_step_of_each_optimizer(data_dir):
-    """adamw: lr g / (|g| + eps). sgd with nesterov momentum m: lr (1 + m) g."""
+    """adamw: lr g / (|g| + eps). sgd with Nesterov momentum m: lr (1 + m) g."""
     grads = {'kernel': jnp.array([[3.0, -0.5], [1e-3, 2.0]])}
     params = {'kernel': jnp.zeros((2, 2))}
     for name, args, want in [
@@ -265,9 +265,9 @@ def test_durations_count_epochs_unless_steps_are_given(data_dir):
     assert sorted(t.evaluations) == [10, 20, 25] and sorted(t.checkpoints) == [25]
 
 
-def test_durations_of_epochs_that_are_no_whole_steps_do_not_drift(data_dir):
+def test_durations_do_not_drift_when_an_epoch_is_no_whole_number_of_steps(data_dir):
     t = times(data_dir, images=96, train__epochs=10.0, eval__every_epochs=1.0,
-              checkpoint__every_epochs=0.25)  # 9.6 steps an epoch, a checkpoint each 2.4
+              checkpoint__every_epochs=0.25)  # every 9.6 and 2.4 steps
     assert t.total == 96
     assert sorted(t.evaluations) == [10, 19, 29, 38, 48, 58, 67, 77, 86, 96]
     assert len(t.checkpoints) == 40
@@ -275,7 +275,7 @@ def test_durations_of_epochs_that_are_no_whole_steps_do_not_drift(data_dir):
     assert (t.total, sorted(t.evaluations)) == (5, [5])  # shorter than an epoch: at the end
 
 
-def test_a_config_survives_the_way_to_json_and_back(data_dir):
+def test_a_config_is_the_same_after_json_and_back(data_dir):
     config = train_cases.make(data_dir, SMALL)
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
 

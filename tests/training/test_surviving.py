@@ -1,4 +1,4 @@
-"""What comes between a run and its end: a stop, a full disk, a number that is not finite."""
+"""A run survives what interrupts it: SIGTERM, a full disk, numbers that are not finite."""
 
 import contextlib
 import io
@@ -46,20 +46,20 @@ def warnings(caplog) -> list[str]:
 
 
 @pytest.mark.parametrize('stops', [(7,), (8, 10), (1, 2)], ids=str)
-def test_a_run_that_was_stopped_goes_on_to_the_bit(setup, config, whole, tmp_path, stops):
-    """Between two rows, at a validation, at a checkpoint, and before any of them."""
-    for at in stops:
-        with pytest.raises(Stopped, match=f'stopped by SIGTERM at step {at} of 12, saved at step '
-                                          f'{at}; start again') as e:
-            loop.train(config, str(tmp_path), setup=setup, stop=train_cases.StopAt(at))
+def test_a_stopped_run_continues_bit_for_bit(setup, config, whole, tmp_path, stops):
+    """Stopped between two rows, at a validation, at a checkpoint, and before any of them."""
+    for last in stops:
+        with pytest.raises(Stopped, match=f'stopped by SIGTERM at step {last} of 12, saved at step '
+                                          f'{last}; start again') as e:
+            loop.train(config, str(tmp_path), setup=setup, stop=train_cases.StopAt(last))
         assert '\n' not in str(e.value)
-        assert max(train_cases.steps(tmp_path)) == at
+        assert max(train_cases.steps(tmp_path)) == last
     loop.train(config, str(tmp_path), setup=setup, full_report=False)
     train_cases.assert_same_runs(tmp_path, whole)
     assert not list((tmp_path / 'metrics').glob('pending-*'))
 
 
-def test_sigterm_waits_for_a_step_and_else_stops_at_once():
+def test_sigterm_waits_for_the_end_of_a_step_and_otherwise_stops_at_once():
     before = signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
         with stop.later():
@@ -71,22 +71,22 @@ def test_sigterm_waits_for_a_step_and_else_stops_at_once():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_processes_agree_on_how_often_they_asked(monkeypatch):
-    """The runs of a study begin at step 1 again; jax's service counts on."""
+def test_processes_agree_on_the_number_of_calls(monkeypatch):
+    """It keeps growing, as jax's service needs it; each run of a study begins at step 1 again."""
     from jax.experimental import multihost_utils
-    asked = []
+    calls = []
     monkeypatch.setattr(peers, 'joined', lambda: True)
     monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point',
-                        lambda n: asked.append(n) or n == 6)
+                        lambda n: calls.append(n) or n == 6)
     with Stop() as stop:
         assert [stop.at(step) for step in (1, 2, 1, 2)] == [False] * 4
         with pytest.raises(Stopped, match='same command'):
             stop.sleep(0.0)
             stop.sleep(0.0)
-    assert asked == [1, 2, 3, 4, 5, 6]
+    assert calls == [1, 2, 3, 4, 5, 6]
 
 
-def test_sigterm_during_a_save_is_no_save_that_failed(tmp_path, monkeypatch):
+def test_sigterm_during_a_save_does_not_count_as_a_failed_save(tmp_path, monkeypatch):
     folder = checkpoints.Folder(tmp_path / 'latest', keep=1)
     with monkeypatch.context() as patch, Stop(), pytest.raises(Stopped):
         patch.setattr(folder._manager, 'wait_until_finished',
@@ -97,7 +97,7 @@ def test_sigterm_during_a_save_is_no_save_that_failed(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def no_room(size: int):
-    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
+    """Limits the files that this process writes to `size` bytes, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -106,18 +106,18 @@ def no_room(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_training_goes_on_while_the_disk_is_full(
+def test_training_continues_while_the_disk_is_full(
         setup, config, whole, tmp_path, monkeypatch, caplog):
     save, write = checkpoints.Folder.save, files.write
     full = []
 
-    def save_without_room(folder, at, state):
-        full[:] = [1] if at in (5, 8) else []
+    def save_without_room(folder, step, state):
+        full[:] = [1] if step in (5, 8) else []
         if not full:
-            save(folder, at, state)
+            save(folder, step, state)
             return
         with no_room(6000):
-            save(folder, at, state)
+            save(folder, step, state)
             folder.wait()
 
     def write_without_room(path, data):
@@ -128,11 +128,12 @@ def test_training_goes_on_while_the_disk_is_full(
     monkeypatch.setattr(checkpoints.Folder, 'save', save_without_room)
     monkeypatch.setattr(metrics, 'write', write_without_room)
     loop.train(config, str(tmp_path), setup=setup, full_report=False)
-    told = warnings(caplog)
-    assert sum('checkpoint 5 cannot be saved' in t and 'training goes on' in t for t in told) == 1
-    assert sum('rows of metrics cannot be written (No space left' in t for t in told) >= 1
-    for said in ('Task exception was never retrieved', 'another thing'):  # orbax leaves the first
-        logging.getLogger('asyncio').error(said)
+    messages = warnings(caplog)
+    assert sum('checkpoint 5 cannot be saved' in m and 'training continues' in m
+               for m in messages) == 1
+    assert sum('rows of metrics cannot be written (No space left' in m for m in messages) >= 1
+    for message in ('Task exception was never retrieved', 'another thing'):  # the first: by orbax
+        logging.getLogger('asyncio').error(message)
     assert [r.getMessage() for r in caplog.records if r.name == 'asyncio'] == ['another thing']
     assert train_cases.steps(tmp_path) == [10, 12]
     assert not list((tmp_path / 'checkpoints').rglob('*orbax-checkpoint-tmp*'))
@@ -159,7 +160,7 @@ def test_a_save_without_room_leaves_the_checkpoints_before_it(setup, tmp_path, c
 
 @pytest.fixture(scope='module')
 def poisoned():
-    """White images make the loss NaN, whatever the weights."""
+    """Makes the loss NaN for a batch of white images, whatever the weights."""
     normalize = step.normalize_images
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, 'normalize_images', lambda x, *args: jnp.where(
@@ -175,13 +176,14 @@ def skipping(poisoned, data_dir):
 
 
 def white(monkeypatch, *steps: int) -> None:
+    """Makes the images of these steps white."""
     on_host = feed.on_host
 
     @contextlib.contextmanager
     def some_white(config, seed, rows, start, stop):
         with on_host(config, seed, rows, start, stop) as batches:
-            yield ({n: np.full_like(x, 255) if n == 'image' and at in steps else x
-                    for n, x in batch.items()} for at, batch in enumerate(batches, start + 1))
+            yield ({n: np.full_like(x, 255) if n == 'image' and step in steps else x
+                    for n, x in batch.items()} for step, batch in enumerate(batches, start + 1))
     monkeypatch.setattr(feed, 'on_host', some_white)
 
 
@@ -198,11 +200,11 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
         return state, out
     monkeypatch.setattr(skipping, 'step', watched)
     loop.train(skipping.config, str(tmp_path), setup=skipping, full_report=False)
-    for at, (before, after) in states.items():
+    for number, (before, after) in states.items():
         moved = not all(np.array_equal(a, b) for a, b in zip(
             *map(jax.tree.leaves, (before.params, after.params)), strict=True))
-        assert moved == (at not in (1, 4, 6, 7))  # the first step of a warm-up does not move
-        if at in (4, 6, 7):
+        assert moved == (number not in (1, 4, 6, 7))  # a warm-up's first step moves nothing
+        if number in (4, 6, 7):
             for name in ('params', 'opt_state', 'batch_stats', 'router_state', 'ema'):
                 train_cases.assert_same_bits(getattr(before, name), getattr(after, name))
             assert after.step == before.step + 1
@@ -216,21 +218,21 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
 
 
 def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkeypatch):
-    """Over the end of a row, and over a checkpoint."""
+    """Although a row ends and a checkpoint is saved between them."""
     white(monkeypatch, 4, 5, 6)
     with pytest.raises(Diverged, match='loss is not finite at step 6, in 3 steps in a row') as e:
         loop.train(skipping.config, str(tmp_path), setup=skipping)
     assert '\n' not in str(e.value)
     shutil.rmtree(tmp_path / 'checkpoints' / 'best', ignore_errors=True)
-    with pytest.raises(Diverged, match='step 6, in 3 steps'):  # gone on with at step 5
+    with pytest.raises(Diverged, match='step 6, in 3 steps'):  # continued from step 5
         loop.train(skipping.config, str(tmp_path), setup=skipping)
 
 
-def test_a_run_that_skips_nothing_has_nothing_of_it_in_its_program(setup, skipping):
-    def program(of):
+def test_a_program_checks_for_finite_numbers_only_if_steps_may_be_skipped(setup, skipping):
+    def program(setup):
         micro = {'image': ((1, 32, 8, 8, 1), np.uint8), 'label': ((1, 32), np.int32),
                  'valid': ((1, 32), bool)}
         batch = {n: jax.ShapeDtypeStruct(*x) for n, x in micro.items()}
-        return str(jax.make_jaxpr(of.step_of(of.network))(of.shapes, batch))
+        return str(jax.make_jaxpr(setup.step_of(setup.network))(setup.shapes, batch))
     assert 'is_finite' not in program(setup)
     assert program(skipping).count('is_finite') == 2

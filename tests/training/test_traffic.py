@@ -1,4 +1,4 @@
-"""What routed layers send, against counts by hand."""
+"""What routed layers send, compared with counts by hand."""
 
 import dataclasses
 
@@ -16,40 +16,41 @@ NET = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 8
 TOKEN = 4 * 4 * 16 * 4  # bytes of a map at block_1: 4x4 of 16 channels, float32
 
 
-def of(data_dir, mesh_shape, changes=None):
+def measure(data_dir, mesh_shape, changes=None):
+    """(config, cost, traffic of its one routed layer)."""
     config = train_cases.make(data_dir, NET | (changes or {}))
     cost = leverage.measure(config, input_pipeline.info(config.dataset))
     return config, cost, traffic.of_layers(config, cost, mesh_shape)['block_1']
 
 
 def test_slots_travel_where_a_device_holds_whole_groups(data_dir):
-    """C = ceil(1.25 * 2 * 16 / 8) = 5: 40 slots for a device's one group; 7/8 leave, 4 times."""
-    _, cost, found = of(data_dir, {'data': 1, 'expert': 8})
-    assert found.tokens == 16 and not found.across
-    assert found.exchanged == 4 * 40 * TOKEN * 7 // 8
-    assert found.padding == pytest.approx(1 - 1 / 1.25)
+    """C = ceil(1.25 * 2 * 16 / 8) = 5: a device's one group has 40 slots; 7/8 leave it, 4 times."""
+    _, cost, layer = measure(data_dir, {'data': 1, 'expert': 8})
+    assert layer.tokens == 16 and not layer.across
+    assert layer.exchanged == 4 * 40 * TOKEN * 7 // 8
+    assert layer.padding == pytest.approx(1 - 1 / 1.25)
     experts = next(b.bytes_experts for b in cost.blocks if b.name == 'block_1')
-    assert found.replicated == 2 * experts * 7 // 8
+    assert layer.replicated == 2 * experts * 7 // 8
 
 
 def test_features_travel_where_groups_span_devices(data_dir):
-    """Each of 4 devices gathers the 64 maps of its expert axis, 3/4 of them from elsewhere."""
-    config, cost, found = of(data_dir, {'data': 2, 'expert': 4}, {'model.moe.group_size': 64})
-    assert found.tokens == 16 and found.across
-    assert found.exchanged == 4 * 64 * TOKEN * 3 // 4
-    (line,) = traffic.text({'block_1': found})
+    """Each of 4 devices gathers the 64 maps of its expert axis, 3/4 of them from the others."""
+    config, cost, layer = measure(data_dir, {'data': 2, 'expert': 4}, {'model.moe.group_size': 64})
+    assert layer.tokens == 16 and layer.across
+    assert layer.exchanged == 4 * 64 * TOKEN * 3 // 4
+    (line,) = traffic.lines({'block_1': layer})
     assert 'groups span the expert axis' in line and '16 tokens on a device' in line
     micro = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batches=2))
     half = traffic.of_layers(micro, cost, {'data': 1, 'expert': 4})['block_1']
-    assert half.exchanged == 2 * 4 * 64 * TOKEN * 3 // 4  # twice, in each of two parts
+    assert half.exchanged == 2 * 4 * 64 * TOKEN * 3 // 4  # 4 times in 2 micro-batches
 
 
 def test_experts_on_every_device_exchange_nothing(data_dir):
-    _, _, found = of(data_dir, {'data': 8, 'expert': 1})
-    assert found.exchanged == found.replicated == 0
+    _, _, layer = measure(data_dir, {'data': 8, 'expert': 1})
+    assert layer.exchanged == layer.replicated == 0
 
 
-def test_a_dense_network_has_no_layer_to_tell_of(data_dir):
+def test_a_dense_network_has_no_traffic(data_dir):
     config = train_cases.make(data_dir, NET | {'model.twin': 'same_width'})
     cost = leverage.measure(config, input_pipeline.info(config.dataset))
     assert traffic.of_layers(config, cost, {'data': 2, 'expert': 4}) == {}
