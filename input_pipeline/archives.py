@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,11 +18,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+from input_pipeline.files import irregular, read
 from input_pipeline.types import DataError
 
 MAX_MEMBER = 64 * 2**20  # bytes of one image file; published images are far smaller
 _NOT_REGULAR = 'a link, a device or another special file'
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+_MAX_TEXT = 2**24  # bytes of a list of labels
+_MAX_HEADER = 2**15  # bytes of all headers of one member of a tar; its path has at most 4,096
+_MAX_MEMBERS = 2**22  # of a tar; ImageNet's largest has 50,000
+_MAX_NAME = 200  # characters of a member's name in a message
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a limit
+_DAMAGE = (  # whatever these modules raise for bytes that make no sense
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(RuntimeError, ValueError, ArithmeticError, LookupError),
+)
 
 
 def pick(source: Path, names: Sequence[str], wants: str) -> Path:
@@ -31,27 +42,61 @@ def pick(source: Path, names: Sequence[str], wants: str) -> Path:
     """
     if source.is_dir():
         for name in names:
-            if (source / name).is_file():
+            if is_there(source / name):
                 return source / name
         raise DataError(f'{source} holds none of {", ".join(names)}; wanted: {wants}.')
-    if not source.is_file():
+    if not is_there(source):
         raise DataError(f'{source} does not exist; wanted: {wants}.')
     return source
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a regular file of this name.
+
+    Raises:
+        DataError: something else has the name, such as a FIFO, which would block its reader.
+    """
+    if not os.path.lexists(path):
+        return False
+    if reason := irregular(path):
+        raise DataError(f'{path} cannot be read: {reason}.')
+    return True
+
+
+def read_text(path: Path) -> str:
+    """Returns the content of a text file; bytes that are no UTF-8 become question marks.
+
+    Raises:
+        DataError: it is no regular file, it is too long, or it cannot be read.
+    """
+    try:
+        return read(path, _MAX_TEXT).decode('utf-8', 'replace')
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}.') from error
 
 
 def _refuse_unsafe(archive: Path, name: str, problem: str = '') -> None:
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     rooted = name.startswith(('/', '\\')) or PureWindowsPath(name).drive
-    problem = problem or ('a path outside the archive' if '..' in parts or rooted else '')
+    if not problem and ('..' in parts or rooted):
+        problem = 'a path outside the archive'
+    if not problem and any('\ud800' <= c <= '\udfff' for c in name):
+        problem = 'a name that is not UTF-8'
     if problem:
         raise DataError(
-            f'{archive} is refused: member {name!r} is {problem}; nothing was written from it.'
+            f'{archive} is refused: member {_shown(name)} is {problem}; nothing was written from '
+            'it.'
         )
 
 
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _MAX_NAME else f'{name[:_MAX_NAME]}...')
+
+
 def _damaged(archive: Path, name: str, error: object) -> DataError:
-    where = f'at member {name!r}' if name else 'at its start'
-    return DataError(f'{archive} is damaged {where} ({error}); download the file again.')
+    where = f'at member {_shown(name)}' if name else 'at its start'
+    reason = ' '.join(str(error).split())[:_MAX_NAME] or type(error).__name__
+    return DataError(f'{archive} is damaged {where} ({reason}); download the file again.')
 
 
 class _Window(io.RawIOBase):
@@ -86,6 +131,33 @@ class _Window(io.RawIOBase):
         super().close()
 
 
+class _Headers(io.RawIOBase):
+    """Hands `tarfile` the headers of a tar, but not more bytes of them than a member can need.
+
+    A header states its own length, and `tarfile` would read as much into memory.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._left = stream, _MAX_HEADER
+
+    def start(self, offset: int) -> None:
+        """Goes to the first header of a member."""
+        self._left = _MAX_HEADER
+        self._stream.seek(offset)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._left:
+            raise tarfile.ReadError(f'a header of more than {_MAX_HEADER:,} bytes')
+        self._left -= size
+        return self._stream.read(size)
+
+
 def open_tar(path: Path, start: int = 0, size: int = -1) -> BinaryIO:
     """Opens a tar file (gzipped or not), or one inside another tar file.
 
@@ -97,6 +169,8 @@ def open_tar(path: Path, start: int = 0, size: int = -1) -> BinaryIO:
     Raises:
         DataError: the file cannot be opened.
     """
+    if not is_there(path):
+        raise DataError(f'{path} does not exist.')
     try:
         file = path.open('rb')
     except OSError as error:
@@ -116,12 +190,13 @@ def tar_members(stream: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     Raises:
         DataError: a member is unsafe, or the archive is damaged; the message names the member.
     """
-    last = ''
+    last, count = '', 0
     try:
-        tar = tarfile.TarFile(fileobj=stream, mode='r')
+        headers = _Headers(stream)
+        tar = tarfile.TarFile(fileobj=headers, mode='r')  # type: ignore[arg-type]
         tar.offset = 0  # type: ignore[attr-defined]
         while True:
-            stream.seek(tar.offset)  # type: ignore[attr-defined]
+            headers.start(tar.offset)  # type: ignore[attr-defined]
             try:
                 member = tarfile.TarInfo.fromtarfile(tar)
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -131,6 +206,8 @@ def tar_members(stream: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
             if not (regular or member.isdir()) or member.size < 0:
                 _refuse_unsafe(path, last, _NOT_REGULAR)
             _refuse_unsafe(path, last)
+            if (count := count + 1) > _MAX_MEMBERS:
+                raise DataError(f'{path} is refused: it has over {_MAX_MEMBERS:,} members.')
             if regular:
                 yield member
     except _DAMAGE as error:
@@ -145,7 +222,7 @@ def read_at(stream: BinaryIO, path: Path, name: str, start: int, size: int) -> b
     """
     if size > MAX_MEMBER:
         raise DataError(
-            f'{path}: member {name!r} has {size} bytes; at most {MAX_MEMBER} are allowed.'
+            f'{path}: member {_shown(name)} has {size} bytes; at most {MAX_MEMBER} are allowed.'
         )
     try:
         stream.seek(start)
@@ -186,6 +263,8 @@ def zip_names(path: Path) -> list[str]:
     Raises:
         DataError: it is not a zip, it is damaged, or a member is unsafe.
     """
+    if not is_there(path):
+        raise DataError(f'{path} does not exist.')
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -200,12 +279,21 @@ def zip_names(path: Path) -> list[str]:
 
 def zip_read(path: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """Yields (name, bytes) of the members called `names`, holding one in memory at a time."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) as archive:  # `zip_names` has read it
         for name in names:
             try:
-                if archive.getinfo(name).file_size > MAX_MEMBER:
-                    raise DataError(f'{path}: member {name!r} is larger than an image can be.')
-                data = archive.read(name)
-            except (*_DAMAGE, NotImplementedError) as error:
+                member = archive.getinfo(name)
+                if member.file_size > MAX_MEMBER:
+                    raise DataError(
+                        f'{path}: member {_shown(name)} has {member.file_size} bytes; at most '
+                        f'{MAX_MEMBER} are allowed.'
+                    )
+                if member.compress_type not in _METHODS:
+                    raise _damaged(path, name, 'neither stored nor deflated')
+                with archive.open(member) as file:  # `archive.read` unpacks more than is declared
+                    data = file.read(member.file_size + 1)
+            except _DAMAGE as error:
                 raise _damaged(path, name, error) from error
+            if len(data) != member.file_size:
+                raise _damaged(path, name, 'it ends early')
             yield name, data

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+from input_pipeline.image_size import MAX_PIXELS
 from input_pipeline.order import mix64
 from input_pipeline.randaugment import randaugment
 
@@ -56,10 +57,22 @@ def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -
     return resized if resized.ndim == 3 else resized[..., None]
 
 
+def _without_far_ends(image: np.ndarray, ratio: int) -> np.ndarray:
+    """Returns the middle of an image whose longer side is over `ratio` times the shorter one.
+
+    A line of 1 x 65,535 pixels would take gigabytes once its shorter side is enlarged.
+    """
+    longest = max(1, ratio) * min(image.shape[:2])
+    top, left = (max(0, (side - longest) // 2) for side in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
+
+
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes the shorter side to size * 256/224 and returns the middle, uint8 [size, size, C]."""
+    shorter = max(size, round(size * _CROP_RATIO))
+    image = _without_far_ends(image, MAX_PIXELS // shorter**2)
     height, width = image.shape[:2]
-    scale = max(size, round(size * _CROP_RATIO)) / min(height, width)
+    scale = shorter / min(height, width)
     image = resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from input_pipeline.image_size import allowed
+
 
 def decode(encoded: bytes, channels: int) -> np.ndarray | None:
     """Returns uint8 [H, W, channels], or None if the bytes cannot be decoded.
 
-    Reads the formats of OpenCV: JPEG (also CMYK), PNG (a palette or alpha channel is flattened),
-    BMP, WebP and TIFF. Colour channels are in RGB order.
+    Reads JPEG (also CMYK), PNG (a palette or alpha channel is flattened), BMP, WebP and TIFF, of
+    at most `image_size.MAX_PIXELS` pixels. Colour channels are in RGB order.
     """
     import cv2
 
-    if not encoded:
+    if not allowed(encoded):
         return None
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
@@ -29,9 +31,11 @@ def readable(encoded: bytes) -> bool:
     """Whether `decode` can decode these bytes. Takes about half the time of decoding them."""
     import cv2
 
+    if not allowed(encoded):
+        return False
     try:
         flag = cv2.IMREAD_REDUCED_GRAYSCALE_8
-        return bool(encoded) and cv2.imdecode(np.frombuffer(encoded, np.uint8), flag) is not None
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), flag) is not None
     except cv2.error:
         return False
 

@@ -7,19 +7,21 @@ tfds, because importing tfds takes longer than checking a whole config.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import order
+from input_pipeline import files, json_data, order
 from input_pipeline.builder import Builder
+from input_pipeline.image_size import MAX_PIXELS
 from input_pipeline.registry import find
 from input_pipeline.types import SPLITS, DataError, DatasetConfig, DatasetInfo, check
 
 PREPARED = 'prepared.json'  # beside the records: digest, sources, images that cannot be decoded
+_MAX_CLASSES, _MAX_IMAGES = 10**6, 2**31 - 1  # of a set
+_MAX_NAMES = 2**26  # bytes of the file of class names
 _TFDS = 'tensorflow_datasets.core.features.'  # the one package whose classes may be named
 
 
@@ -74,8 +76,8 @@ def read(directory: Path) -> Facts:
             with labels, or a record file is missing.
     """
     try:
-        described = json.loads((directory / 'dataset_info.json').read_text())
-        features = json.loads((directory / 'features.json').read_text())
+        described = json_data.read(directory / 'dataset_info.json')
+        features = json_data.read(directory / 'features.json')
         foreign = next((c for c in _classes(features) if not c.startswith(_TFDS)), None)
         features = features['featuresDict']['features']
         dimensions = features['image']['image']['shape']['dimensions']
@@ -85,7 +87,8 @@ def read(directory: Path) -> Facts:
             s['name']: [int(n) for n in s.get('shardLengths', ())] for s in described['splits']
         }
         set_name, file_format = described['name'], described.get('fileFormat', 'tfrecord')
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check_ranges(classes, (height or 1, width or 1, channels or 3), splits)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f'{directory} does not describe images with labels ({type(error).__name__}: {error}); '
             'remove it and prepare the set again.'
@@ -101,15 +104,19 @@ def read(directory: Path) -> Facts:
             f'prepare it with `python -m input_pipeline.prepare --dataset={set_name}`.'
         )
     for split, lengths in splits.items():
-        for i, _ in enumerate(lengths):
+        for i, length in enumerate(lengths):
             file = record_file(set_name, split, i, len(lengths))
+            again = (
+                f'restore the file, or remove {directory} and run `python -m '
+                f'input_pipeline.prepare --dataset={set_name}`.'
+            )
             if not (directory / file).is_file():
+                raise DataError(f'{directory / file} is missing; {again}')
+            if (size := (directory / file).stat().st_size) < length:
                 raise DataError(
-                    f'{directory / file} is missing; restore the file, or remove {directory} and '
-                    f'run `python -m input_pipeline.prepare --dataset={set_name}`.'
+                    f'{directory / file} has {size:,} bytes, too few for {length:,} images; {again}'
                 )
-    names_file = directory / 'label.labels.txt'
-    names = tuple(names_file.read_text().splitlines()) if names_file.is_file() else ()
+    names = _class_names(directory / 'label.labels.txt')
     if len(names) != classes:
         names = tuple(f'class_{i}' for i in range(classes))
     sizes = {split: sum(lengths) for split, lengths in splits.items()}
@@ -134,11 +141,45 @@ def record_file(name: str, split: str, number: int, count: int) -> str:
     return f'{name}-{split}.array_record-{number:05d}-of-{count:05d}'
 
 
-def _prepared(directory: Path) -> dict[str, Any]:
+def _check_ranges(
+    classes: int, shape: tuple[int, int, int], splits: dict[str, list[int]]
+) -> None:
+    """Raises ValueError unless memory can hold what a description declares."""
+    if not 0 < classes <= _MAX_CLASSES:
+        raise ValueError(f'{classes} classes; allowed: 1 to {_MAX_CLASSES:,}')
+    height, width, channels = shape
+    if min(height, width) < 1 or height * width > MAX_PIXELS or channels not in (1, 3):
+        raise ValueError(
+            f'images of {height} x {width} x {channels}; allowed: up to {MAX_PIXELS:,} pixels of '
+            '1 or 3 channels'
+        )
+    for split, lengths in splits.items():
+        if min(lengths, default=0) < 0 or sum(lengths) > _MAX_IMAGES:
+            raise ValueError(f'{split} has {sum(lengths)} images; allowed: 0 to {_MAX_IMAGES:,}')
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """Returns the lines of a file of class names; () if there is none that can be read."""
     try:
-        return json.loads((directory / PREPARED).read_text())
+        return tuple(files.read(path, _MAX_NAMES).decode().splitlines())
     except (OSError, ValueError):
+        return ()
+
+
+def _prepared(directory: Path) -> dict[str, Any]:
+    path = directory / PREPARED
+    if not os.path.lexists(path):
         return {}
+    try:
+        prepared = json_data.read(path)
+        if not isinstance(prepared, dict) or not isinstance(prepared.get('digest', ''), str):
+            raise ValueError('it is no object with a digest')
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f'{path} cannot be read ({getattr(error, "strerror", None) or error}); remove '
+            f'{directory} and prepare the set again.'
+        ) from error
+    return prepared
 
 
 def facts(builder: Builder, data_dir: str) -> Facts:

@@ -18,6 +18,7 @@ import numpy as np
 
 from input_pipeline.cores import cores
 from input_pipeline.decode import decode
+from input_pipeline.image_size import named
 from input_pipeline.types import DataError
 
 _OPENING = threading.Lock()  # two threads must not resolve tfds' lazy imports at once
@@ -30,7 +31,7 @@ Image = np.ndarray | None  # uint8 [H, W, C]; None if the bytes cannot be decode
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A stored image, its label, and its name for messages."""
+    """A stored image, its label, and its name for messages (with its size if it is too large)."""
 
     image: Image
     label: int
@@ -105,12 +106,12 @@ class Reader:
 
         proto: Any = tf_example_pb2
         fields = proto.Example.FromString(record).features.feature
+        encoded = fields['image'].bytes_list.value[0]
         name = next((fields[n].bytes_list.value[0] for n in _NAME_FIELDS if n in fields), b'')
-        return Item(
-            decode(fields['image'].bytes_list.value[0], self.channels),
-            int(fields['label'].int64_list.value[0]),
-            name.decode('utf-8', 'replace') or f'record {position} of {self.split}',
-        )
+        key = name.decode('utf-8', 'replace') or f'record {position} of {self.split}'
+        image = decode(encoded, self.channels)
+        label = int(fields['label'].int64_list.value[0])
+        return Item(image, label, named(key, encoded) if image is None else key)
 
 
 def _records(directory: Path, split: str) -> Any:

@@ -17,9 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import json_data
 from input_pipeline.builder import Example
 from input_pipeline.cores import cores
 from input_pipeline.decode import readable
+from input_pipeline.image_size import named
 
 _NOTES = '.made'
 _LAYOUT = 1  # of the records; raise it when they change, so that older ones are written again
@@ -34,7 +36,8 @@ class Written:
         images: number of records.
         bytes: size of the file.
         digest: sha256 of the names, labels and encoded images, in order.
-        unreadable: names of the images that cannot be decoded.
+        unreadable: names of the images that cannot be decoded; with its size where
+            that is why.
     """
 
     images: int
@@ -68,17 +71,19 @@ class Unfinished:
     def noted(self, name: str) -> Any:
         """Returns the value saved under a name, or None."""
         try:
-            return json.loads((self._notes / f'{name}.json').read_text())
+            return json_data.read(self._notes / f'{name}.json')
         except (OSError, ValueError):
             return None
 
     def kept(self, file: str) -> Written | None:
         """Returns what an earlier preparation noted about a shard, or None if it is not whole."""
-        fields = self.noted(file)
         path = self.folder / file
-        if not fields or not path.is_file() or path.stat().st_size != fields['bytes']:
+        try:
+            written = Written(**self.noted(file))
+            written = dataclasses.replace(written, unreadable=tuple(written.unreadable))
+        except TypeError:  # there is no note, or not one of ours
             return None
-        return Written(**(fields | {'unreadable': tuple(fields['unreadable'])}))
+        return written if path.is_file() and path.stat().st_size == written.bytes else None
 
     def write(self, file: str, examples: Iterable[Example]) -> Written:
         """Writes one shard, holding one example in memory at a time.
@@ -137,7 +142,7 @@ def _write(path: Path, examples: Iterable[Example]) -> Written:
                 if not writer.ok():
                     break  # writer.close() raises the reason
                 images += 1
-                checks.append((key, pool.submit(readable, encoded)))
+                checks.append((named(key, encoded), pool.submit(readable, encoded)))
                 finish_checks(_MAX_PENDING)
             finish_checks(0)
     finally:

@@ -223,8 +223,19 @@ def require(cfg: DatasetConfig, prepare: bool = True) -> None:
 
 
 def records(directory: Path, split: str) -> Any:
-    """Returns a random-access sequence of serialised examples, one per image."""
+    """Returns a random-access sequence of serialised examples, one per image.
+
+    Raises:
+        DataError: tfds cannot read the description of the set.
+    """
     import tensorflow_datasets as tfds
 
-    opened: Any = tfds.builder_from_directory(builder_dir=directory)
-    return opened.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    try:
+        opened: Any = tfds.builder_from_directory(builder_dir=directory)
+        return opened.as_data_source(split, deserialize_method=raw)
+    except Exception as error:  # protobuf and tfds list none; odd values raise many kinds
+        reason = ' '.join(str(error).split())[:200]
+        raise DataError(
+            f'{directory} cannot be opened ({reason}); remove the folder and prepare the set again.'
+        ) from error

@@ -4,49 +4,71 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from input_pipeline import archives
 from input_pipeline.builder import Builder, Contents, Example
 from input_pipeline.decode import encode_png
+from input_pipeline.files import read
 from input_pipeline.types import DataError
 
 _FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
+_MAX_BYTES = 2**27  # of an idx file, unpacked; the largest published one has 47 million
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Returns the uint8 array of an idx file (gzipped or not), in the shape its header states.
 
     Raises:
-        DataError: it is not an idx file of bytes, or its length contradicts its header.
+        DataError: it is not an idx file of bytes, it is larger than such a file can be, or its
+            length contradicts its header.
     """
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
-    except (OSError, EOFError, zlib.error) as error:
+        raw = read(path, _MAX_BYTES)
+        stream: BinaryIO = io.BytesIO(raw)
+        if raw[:2] == b'\x1f\x8b':
+            stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
+        # a small gzip file can hold gigabytes
+        data = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f'{path} is damaged ({reason}); download the file again.') from error
+    except (EOFError, zlib.error) as error:
         raise DataError(f'{path} is damaged ({error}); download the file again.') from error
+    if len(data) > _MAX_BYTES:
+        raise DataError(
+            f'{path} holds more than {_MAX_BYTES:,} bytes, which no published idx file does; '
+            'download the file again.'
+        )
     rank = data[3] if len(data) > 3 else 0
     if data[:3] != b'\0\0\x08' or not 1 <= rank <= 4 or len(data) < 4 + 4 * rank:
         raise DataError(f'{path} is not an idx file of bytes (wrong header).')
     shape = tuple(np.frombuffer(data, '>u4', rank, 4).tolist())
-    expected = 4 + 4 * rank + int(np.prod(shape, dtype=object))
+    expected = 4 + 4 * rank + math.prod(shape)
     if len(data) != expected:
         raise DataError(
             f'{path} is damaged: its header gives the shape {shape}, which takes {expected} bytes, '
             f'but it has {len(data)}; download the file again.'
         )
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except ValueError as error:  # no byte at all, but sides that no array can have
+        raise DataError(f'{path} is damaged: its header gives the shape {shape}.') from error
 
 
 def _find(folder: Path, name: str, wants: str) -> Path:
     for path in (folder / f'{name}.gz', folder / name):
-        if path.is_file():
+        if archives.is_there(path):
             return path
     raise DataError(f'{folder} holds neither {name}.gz nor {name}; wanted: {wants}.')
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from input_pipeline.builder import Builder, Contents, Example, Shard
+from input_pipeline.files import MAX_IMAGE_FILE, irregular, read
 from input_pipeline.types import DataError
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
@@ -16,6 +17,14 @@ _SHARD = 4096  # images
 
 def _visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith('.'))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Returns the folders in a folder. A link that leads nowhere may have been one: an error."""
+    paths = _visible(folder)
+    if lost := [p for p in paths if p.is_symlink() and not p.exists()]:
+        raise DataError(f'{_printable(lost[0])}: {irregular(lost[0])}; repair it, or remove it.')
+    return [p for p in paths if p.is_dir()]
 
 
 def _printable(path: Path) -> str:
@@ -36,7 +45,7 @@ class ImageFolder(Builder):
         """
         if not (source / 'train').is_dir():
             raise DataError(f'{source} has no folder train/; wanted: {self.wants}.')
-        classes = [p.name for p in _visible(source / 'train') if p.is_dir()]
+        classes = [p.name for p in _folders(source / 'train')]
         if not classes:
             raise DataError(f'{source}/train has no class folders; wanted: {self.wants}.')
         if unprintable := [c for c in classes if not c.isprintable()]:
@@ -66,19 +75,21 @@ class ImageFolder(Builder):
         if not folder.is_dir():
             return []
         images = []
-        for path in _visible(folder):
-            if not path.is_dir():
-                continue
+        for path in _folders(folder):
             if path.name not in labels:
                 raise DataError(f'{_printable(path)}: train/ has no class of this name.')
-            files = [f for f in _visible(path) if f.suffix.lower() in _SUFFIXES and f.is_file()]
-            images += [(f, labels[path.name]) for f in files]
+            for file in _visible(path):
+                if file.suffix.lower() not in _SUFFIXES:
+                    continue
+                if reason := irregular(file):
+                    raise DataError(f'{_printable(file)}: {reason}; remove it, or rename it.')
+                images.append((file, labels[path.name]))
         return images
 
     def _shard(self, source: Path, images: list[tuple[Path, int]]) -> Iterator[Example]:
         for path, label in images:
             try:
-                data = path.read_bytes()
+                data = read(path, MAX_IMAGE_FILE)
             except OSError as error:
                 raise DataError(f'{_printable(path)} cannot be read: {error.strerror}.') from error
             yield _printable(path.relative_to(source)), data, label

@@ -15,6 +15,7 @@ from input_pipeline.types import DataError
 
 _TRAIN, _VAL = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 _DEVKIT, _LABELS = 'ILSVRC2012_devkit_t12.tar.gz', 'validation_labels.txt'
+_DEVKIT_FILES = 'meta.mat', 'ILSVRC2012_validation_ground_truth.txt'
 _TRAIN_SHARDS, _VAL_SHARDS = 256, 16
 
 
@@ -32,7 +33,7 @@ def _from_text(path: Path) -> dict[int, str]:
         Image number, from 1 -> WordNet id.
     """
     labels = {}
-    for i, line in enumerate(path.read_text().splitlines(), start=1):
+    for i, line in enumerate(archives.read_text(path).splitlines(), start=1):
         fields = line.replace(',', ' ').split()
         if not fields:
             continue
@@ -50,13 +51,16 @@ def _from_devkit(path: Path) -> dict[int, str]:
     """Reads the development kit: class numbers of the images, and the WordNet id of each class."""
     from scipy.io import loadmat
 
-    files = {PurePosixPath(name).name: data for name, data in archives.tar_files(path)}
+    files = {}
+    for name, data in archives.tar_files(path):
+        if (file := PurePosixPath(name).name) in _DEVKIT_FILES:
+            files[file] = data
     try:
-        table = loadmat(io.BytesIO(files['meta.mat']), squeeze_me=True)['synsets']
+        table = loadmat(io.BytesIO(files[_DEVKIT_FILES[0]]), squeeze_me=True)['synsets']
         wnids = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in table}
-        truth = files['ILSVRC2012_validation_ground_truth.txt'].split()
+        truth = files[_DEVKIT_FILES[1]].split()
         return {i: wnids[int(number)] for i, number in enumerate(truth, start=1)}
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # scipy lists none; strange bytes raise many kinds
         raise DataError(f'{path} is not the ILSVRC 2012 development kit ({error!r}).') from error
 
 
@@ -129,6 +133,7 @@ class Imagenet2012(Builder):
         if not images:
             raise DataError(f'{val} holds no *.JPEG; wanted: {self.wants}.')
         ordered = sorted(classes)
+        listed = source / _LABELS, source / _DEVKIT
         return Contents(
             tuple(wnids),
             {
@@ -139,13 +144,13 @@ class Imagenet2012(Builder):
                     functools.partial(val_shard, part) for part in _parts(images, _VAL_SHARDS)
                 ],
             },
-            [train, val, *(source / f for f in (_LABELS, _DEVKIT) if (source / f).is_file())],
+            [train, val, *(path for path in listed if archives.is_there(path))],
         )
 
     def _val_wnids(self, source: Path) -> dict[int, str]:
-        if (source / _LABELS).is_file():
+        if archives.is_there(source / _LABELS):
             return _from_text(source / _LABELS)
-        if (source / _DEVKIT).is_file():
+        if archives.is_there(source / _DEVKIT):
             return _from_devkit(source / _DEVKIT)
         listed = _published('validation_labels.txt')
         if not listed:

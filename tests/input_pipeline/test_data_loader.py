@@ -236,7 +236,8 @@ def test_damaged_record_file(tmp_path, size):
     ip.require(cfg)
     path = tmp_path / 'numbered/1.0.0/numbered-test.array_record-00000-of-00001'
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ip.DataError, match="split 'test' in .* damaged") as caught:
+    reason = "split 'test' in .* damaged|too few for 10 images"
+    with pytest.raises(ip.DataError, match=reason) as caught:
         evaluate(cfg)
     assert '\n' not in str(caught.value)
 
