@@ -5,8 +5,9 @@
 
 Prints the most probable classes of each image, and the experts to which each routed layer sent it.
 A folder stands for all images in it and below it. Files are transformed as in the run's own
-evaluation; a file that cannot be read is named and skipped. Every image is predicted as if it were
-alone (see `moe_vision.predict.model`), so the batch size changes the last digits at most.
+evaluation; a file that cannot be read, or is no regular file, is named and skipped. Every image is
+predicted as if it were alone (see `moe_vision.predict.model`), so the batch size changes the last
+digits at most.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from input_pipeline import files
+from input_pipeline.image_size import too_large
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
@@ -39,15 +42,15 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     args = _parse(arguments)
     trust.allow(args.trust)
-    files = list(_files(args.images))
+    paths = list(_files(args.images))
     config_lib.load(args.workdir)  # a folder without a run is refused before jax is imported
     from moe_vision.predict.model import load
 
     model = load(args.workdir, args.best)
     _note(model)
-    predicted = _predict(model, files, args)
-    if skipped := len(files) - predicted:
-        print(f'{skipped} of {len(files)} files skipped', file=sys.stderr)
+    predicted = _predict(model, paths, args)
+    if skipped := len(paths) - predicted:
+        print(f'{skipped} of {len(paths)} files skipped', file=sys.stderr)
     return 0 if predicted else 2
 
 
@@ -73,18 +76,25 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _files(paths: Iterable[str]) -> Iterator[str]:
-    """The paths as given, and for a folder the image files below it, in alphabetical order."""
+    """The paths as given, and for a folder the image files below it, in alphabetical order.
+
+    A folder below it that has the name of an image stands among them, so that it is named.
+    """
     for path in paths:
         if not os.path.isdir(path):
             yield path
             continue
         images = []
-        for folder, _, names in os.walk(path, onerror=_skip):
-            images += [os.path.join(folder, n) for n in names
-                       if n.lower().endswith(_SUFFIXES) and not n.startswith('.')]
+        for folder, below, names in os.walk(path, onerror=_skip):
+            images += [os.path.join(folder, n) for n in [*below, *names] if _is_image(n)]
+            below[:] = [n for n in below if not _is_image(n)]
         if not images:
             raise UserError(f"folder '{path}' holds no images ({', '.join(_SUFFIXES)}).")
         yield from sorted(images)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES) and not name.startswith('.')
 
 
 def _skip(error: OSError) -> None:
@@ -99,13 +109,13 @@ def _note(model: 'Model') -> None:
               'own, which is not how it was trained and scored', file=sys.stderr)
 
 
-def _read(model: 'Model', files: Iterable[str]) -> Iterator[tuple[str, 'np.ndarray']]:
+def _read(model: 'Model', paths: Iterable[str]) -> Iterator[tuple[str, 'np.ndarray']]:
     """Path and pixels of each file; a file that cannot be read is named on standard error."""
-    for path in files:
+    for path in paths:
         try:
-            with open(path, 'rb') as f:
-                image = model.image(f.read())
-            reason = 'it cannot be decoded'
+            data = files.read(path, files.MAX_IMAGE_FILE)
+            image = model.image(data)
+            reason = too_large(data) or 'it cannot be decoded'
         except OSError as e:
             image, reason = None, e.strerror or str(e)
         if image is None:
@@ -114,7 +124,7 @@ def _read(model: 'Model', files: Iterable[str]) -> Iterator[tuple[str, 'np.ndarr
             yield path, image
 
 
-def _predict(model: 'Model', files: Sequence[str], args: argparse.Namespace) -> int:
+def _predict(model: 'Model', paths: Sequence[str], args: argparse.Namespace) -> int:
     """Prints the prediction of each file; returns how many files could be read."""
     import numpy as np
 
@@ -129,7 +139,7 @@ def _predict(model: 'Model', files: Sequence[str], args: argparse.Namespace) -> 
             print(json.dumps(row) if args.json else _lines(row), flush=True)
         return len(waiting)
 
-    for path_and_pixels in _read(model, files):
+    for path_and_pixels in _read(model, paths):
         waiting.append(path_and_pixels)
         if len(waiting) == args.batch_size:
             predicted += print_batch()
@@ -164,7 +174,8 @@ def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
 
 def _lines(row: dict[str, Any]) -> str:
     """A row in several lines, for people."""
-    lines = [row['file'], *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
+    name = os.fsencode(row['file']).decode('utf-8', 'replace')  # it may be no UTF-8
+    lines = [name, *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
     for name, experts in row['layers'].items():
         routes_patches = any(0 < r['tokens'] < 1 for r in experts)
         each = [f'expert {r["expert"]} (gate {r["gate"]:.3f}'

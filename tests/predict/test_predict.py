@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import types
@@ -15,7 +17,8 @@ import train_cases
 
 import input_pipeline
 import moe_vision
-from input_pipeline.decode import encode_png
+from input_pipeline import files
+from input_pipeline.decode import decode, encode_png
 from moe_vision.common.errors import UserError
 from moe_vision.predict import __main__ as predict
 from moe_vision.run_folder import checkpoints, record
@@ -170,6 +173,61 @@ def test_files_that_cannot_be_read_are_named_and_counted(run, pictures, tmp_path
     assert 'expert' in lines[4] and 'gate' in lines[4]
     code, out, error = command(capsys, *args, tmp_path / 'text.jpg')
     assert code == 2 and out == '' and '1 of 1 files skipped' in error
+
+
+def bind_socket(path):
+    here = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket has at most 107 bytes
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def make_large(path):
+    with open(path, 'wb') as file:
+        file.truncate(files.MAX_IMAGE_FILE + 1)  # takes no room on the disk
+
+
+ODD = {
+    'FIFO': (os.mkfifo, 'it is a FIFO'),
+    'socket': (bind_socket, 'it is a socket'),
+    'device': (lambda path: path.symlink_to('/dev/zero'), 'it is a device'),
+    'dangling': (lambda path: path.symlink_to('gone'),
+                 'it is a link to a file that does not exist'),
+    'loop': (lambda path: path.symlink_to(path.name), 'Too many levels of symbolic links'),
+    'directory': (os.mkdir, 'it is a directory'),
+    'large': (make_large, 'it has 1,073,741,825 bytes; at most 1,073,741,824 are read'),
+    'pixels': (lambda path: path.write_bytes(
+        b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x7f\xff\0\0\x7f\xff\1' + bytes(99)),
+        '32,767 x 32,767 pixels, but at most 268,435,456 are decoded'),
+}
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_what_is_no_image_file_is_named_and_skipped(kind, tmp_path, capsys):
+    """In a folder and as an argument; the rest of the folder is read all the same."""
+    make, reason = ODD[kind]
+    (tmp_path / 'a.png').write_bytes(encode_png(np.zeros((8, 8, 1), np.uint8)))
+    make(tmp_path / 'odd.JPG')
+    model = types.SimpleNamespace(image=lambda data: decode(data, 1))
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail('something was opened that blocks'))
+    signal.alarm(60)
+    try:
+        for paths in ([str(tmp_path)], [str(tmp_path / 'a.png'), str(tmp_path / 'odd.JPG')]):
+            if kind == 'directory' and len(paths) == 2:
+                continue  # as an argument, it is a folder of images
+            read = list(predict._read(model, list(predict._files(paths))))
+            assert [path for path, _ in read] == [str(tmp_path / 'a.png')]
+            assert capsys.readouterr().err == f"skipping '{tmp_path}/odd.JPG': {reason}\n"
+    finally:
+        signal.alarm(0)
+
+
+def test_a_name_that_is_no_utf_8_is_printed(capsys):
+    name = os.fsdecode(b'\xff.png')
+    sys.stdout.write(predict._lines({'file': name, 'classes': [], 'layers': {}}))
+    assert capsys.readouterr().out == '\ufffd.png'
 
 
 def test_the_best_weights(run, tmp_path):
