@@ -66,7 +66,7 @@ def _sweep(request: Request) -> tuple[list[str], Any]:
     """A row for each config and swept value; writes sweep.csv and sweep.svg, too."""
     from moe_vision.leverage import measure, sweep
 
-    rows = [sweep.row(file, request.sweep, sweep.said(source.literal(value)),
+    rows = [sweep.row(file, request.sweep, sweep.row_value(source.literal(value)),
                       measure(config, _info(config)))
             for (file, value), config in request.configs.items()]
     paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]
