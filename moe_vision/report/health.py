@@ -1,4 +1,4 @@
-"""Says in words whether routing is healthy, and which config key to look at where it is not."""
+"""Says in words whether routing is healthy, and which config key to look at if it is not."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`level` is good, warn, bad or none (there is nothing to judge); `points` are sentences."""
+    """`level` is good, warn, bad or none (nothing to judge); `points` are sentences."""
 
     level: str
     line: str
@@ -69,11 +69,11 @@ def judge(run: Run) -> Verdict:
 
 
 def _findings(run: Run, layers: list[_Layer]) -> list[str]:
-    """One sentence per kind of trouble, on all layers that have it."""
+    """One sentence per kind of problem, about all layers that have it."""
     balance = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
 
-    def named(bad: list[_Layer], tell: Callable[[_Layer], str]) -> str:
-        return ', '.join(f'{x.name} ({tell(x)})' for x in bad)
+    def named(bad: list[_Layer], number_of: Callable[[_Layer], str]) -> str:
+        return ', '.join(f'{x.name} ({number_of(x)})' for x in bad)
 
     points = []
     if thin := [x for x in layers if x.effective < x.experts / 2]:

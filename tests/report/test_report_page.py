@@ -22,7 +22,7 @@ KINDS = {
 }
 @pytest.fixture(scope='module')
 def page_of(tmp_path_factory, make) -> Callable[[str], tuple[str, float]]:
-    """The page of each kind of run, written once, and the seconds of processor that it took."""
+    """The page of each kind of run, written once, and the processor seconds that it took."""
 
     @functools.cache
     def write(kind: str) -> tuple[str, float]:

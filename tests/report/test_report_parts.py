@@ -94,7 +94,7 @@ def test_drops_at_the_threshold_are_not_trouble(make, tmp_path):
     assert judged(maker, tmp_path).level == 'good'
 
 
-def test_collapse_is_said_first(make, tmp_path):
+def test_collapse_comes_first(make, tmp_path):
     maker = make()
     maker.evaluation['layers']['blocks_2']['effective_experts'] = 1.2
     verdict = judged(maker, tmp_path)

@@ -9,10 +9,10 @@ from moe_vision.report import charts, formats, heatmaps, palette
 from moe_vision.report.markup import Markup, figure, grid, missing, panel, section, table, tag
 from moe_vision.report.read import Run, matrix
 
-CELLS = 50  # up to so many classes, a map is a table in which every cell can be read
+CELLS = 50  # most classes for a table in which every cell can be read; more become a picture
 FAINT = 0.05  # full orange stands for at least this share of a class
-PIXELS = 200  # at most so many rows and columns in a picture of the confusion matrix
-SPREAD = 300  # at most so many rows in a picture; more classes are averaged in groups
+PIXELS = 200  # most rows and columns in a picture of the confusion matrix
+SPREAD = 300  # most rows in a picture of a map; more classes are averaged in groups
 _TABLE = ('How to read: each row is a class and adds up to 100 %, each column an expert; a row of '
           'even colour is a class that every expert shares. Point at a cell for counts.')
 _PICTURE = ('How to read: each row is a class, sorted by the expert it uses most, and each column '
@@ -162,7 +162,7 @@ def _small(
 
 
 def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
-    """The matrix as a picture; where there are very many classes, neighbours share a cell."""
+    """The matrix as a picture; if there are more than PIXELS classes, neighbours share a cell."""
     starts = np.unique(np.linspace(0, len(share), PIXELS, endpoint=False).astype(int))
     merged = np.nan_to_num(confusion)
     merged = np.add.reduceat(np.add.reduceat(merged, starts, 0), starts, 1)

@@ -15,7 +15,7 @@ _HOW = ('How to read: training steps run from left to right; blue is training, o
 
 
 def column(rows: list[dict], *keys: str) -> np.ndarray:
-    """The number under nested keys of each row `[N]`; NaN where it is missing."""
+    """The number under nested keys of each row `[N]`; NaN if it is missing."""
     return np.array([number(value_at(row, *keys)) for row in rows], float)
 
 
@@ -25,7 +25,7 @@ def steps(rows: list[dict]) -> np.ndarray:
 
 
 def thinned(rows: list[dict]) -> str:
-    """The remark that curves show averages; '' where they do not."""
+    """The remark that curves show averages; '' if they do not."""
     if len(rows) <= charts.BANDS:
         return ''
     return ' With many rows, each point is the mean over a few neighbouring ones.'
@@ -51,7 +51,7 @@ def render(run: Run) -> Markup:
 
 
 def _both(run: Run, *keys: str) -> list[Series]:
-    """Training and validation, each under the first of the keys that it has."""
+    """Training and validation, each by the first of the keys that it has."""
     colours = {'train': palette.ACCENT, 'validation': palette.WARM}
     splits = {name: run.split(name) for name in colours}
     have = {name: next((k for k in keys if any(k in row for row in rows)), keys[0])

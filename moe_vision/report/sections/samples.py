@@ -13,7 +13,7 @@ from moe_vision.report.read import Run
 from moe_vision.report.sections.classes import name_of
 
 BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
-CHIPS = 4  # up to so many choices are chips; more (soft routing) are one bar of weights
+CHIPS = 4  # most choices drawn as chips; more (soft routing) become one bar of weights
 _PNG = b'\x89PNG\r\n\x1a\n'
 _CHIPS = ('a chip is an expert, its number and the gate it was given; a chip struck through found '
           'no room and added nothing')

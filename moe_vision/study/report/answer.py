@@ -1,4 +1,4 @@
-"""The first part: what was asked, and what the data support, do not support and leave open."""
+"""Writes the first section: what was asked, and what the data support, refute and leave open."""
 
 import math
 import typing
@@ -122,7 +122,7 @@ def sentence(g: Gap, margin: float) -> list[str]:
 
 
 def _waiting(analysis: Analysis) -> list[Block]:
-    """Registered primary comparisons that confirm nothing, and why."""
+    """The registered primary comparisons that confirm nothing yet, and why."""
     waiting = [[Name(g.name), ': ', '; '.join(f.removeprefix(EXPLORATORY) for f in g.flags
                                               if f.startswith(EXPLORATORY))]
                for g in analysis.gaps.values() if g.primary and not g.confirms]
@@ -167,7 +167,7 @@ def _outcome(g: Gap) -> list[str]:
 
 
 def pattern_standing(p: Pattern, expected: Iterable[str]) -> str:
-    """supported; not supported, where a comparison was decided otherwise; or undecided."""
+    """supported; not supported, if a comparison was decided against it; or undecided."""
     if p.supported:
         return 'supported'
     against = any(standing(e, v) == 'not supported' for e, v in zip(expected, p.verdicts,

@@ -1,4 +1,4 @@
-"""What each arm costs and reaches, whether its experts collapsed, and what the probes found."""
+"""Writes what each arm costs and reaches, whether its experts collapsed, and what probes found."""
 
 import math
 from collections.abc import Iterable

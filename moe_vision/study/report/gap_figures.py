@@ -1,4 +1,4 @@
-"""Pictures of gaps: all verdicts, against ρ, against the slots of a soft layer."""
+"""Draws gaps: of all comparisons, against ρ, and against the slots of a soft layer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def row_of(g: Gap) -> list[Any]:
 
 
 def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
-    """The sentence on arrows at the edge, or '' where all gaps lie inside."""
+    """The sentence on arrows at the edge, or '' if all gaps lie inside."""
     outside = any(not span[0] <= g.estimate.mean <= span[1] for g in gaps)
     return ('Arrows at the edge: gaps with a diverged run, which lie outside of the picture. '
             if outside else '')
@@ -96,7 +96,7 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
 def _curves(
     axes: Axes, curves: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
 ) -> None:
-    """One line and its whiskers per series, set a little apart sideways."""
+    """One line with whiskers per series, shifted a little sideways."""
     for i, gaps in enumerate(curves.values()):
         style, shift = look(i), 5.0 * (i - (len(curves) - 1) / 2)
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
@@ -188,7 +188,7 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
 
 
 def moe_of(analysis: Analysis, arm: str) -> dict[str, Any]:
-    """`model.moe` of an arm's config; {} where it is not known."""
+    """`model.moe` of an arm's config; {} if it is not known."""
     config = analysis.arms[arm].config if arm in analysis.arms else {}
     config = config or value_at(analysis.study, 'arms', arm, 'config')
     return as_dict(value_at(config, 'model', 'moe'))

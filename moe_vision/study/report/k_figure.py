@@ -1,4 +1,4 @@
-"""The picture of an ablation over k: per-seed lines."""
+"""Draws an ablation over k, with one line per seed."""
 
 import math
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
 
 
 def _label(analysis: Analysis, g: Gap, gaps: Sequence[Gap]) -> str:
-    """`k = 2` where k differs between all of the gaps, else the name of the arm."""
+    """`k = 2` if every gap has another k, else the name of the arm."""
     ks = [gap_figures.moe_of(analysis, other.arm).get('k') for other in gaps]
     k = gap_figures.moe_of(analysis, g.arm).get('k')
     return f'k = {k}' if None not in ks and len(set(map(str, ks))) == len(ks) else g.arm

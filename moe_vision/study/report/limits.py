@@ -1,4 +1,4 @@
-"""Sentences, made from a study's numbers, on what its data do not say."""
+"""Writes sentences, from a study's numbers, about what its data do not say."""
 
 from collections.abc import Iterator, Sequence
 
@@ -61,7 +61,7 @@ def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
 
 
 def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
-    """Where the registered answer and the other ways of asking disagree."""
+    """Where the registered answer disagrees with other ways to measure or test it."""
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:
         yield ['At the checkpoint selected on validation the mean gap has the other sign: ',

@@ -1,4 +1,4 @@
-"""What was fixed before the first run, what went wrong since, and what made the rows."""
+"""Writes what was fixed before the first run, what went wrong since, and what made the rows."""
 
 from collections import Counter
 from collections.abc import Iterable

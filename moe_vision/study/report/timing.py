@@ -1,4 +1,4 @@
-"""The page of everything that depends on a clock: how long cells took, latency, throughput."""
+"""Writes the page of everything that depends on a clock: training time, latency, throughput."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class Latency(NamedTuple):
 
     @property
     def whisker(self) -> tuple[float, float]:
-        """Mean accuracy less and plus one sd, where that is known."""
+        """Mean accuracy minus and plus one sd (0 if it is not known)."""
         sd = self.accuracy_sd_pp if math.isfinite(self.accuracy_sd_pp) else 0.0
         return self.accuracy_pp - sd, self.accuracy_pp + sd
 

@@ -1,4 +1,4 @@
-"""Pictures over training: temperature, entropy and accuracy, and the agreement of routes."""
+"""Draws training: temperature, entropy and accuracy, and the agreement of routes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -61,15 +61,15 @@ def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture
     return Picture(name, title, svg, how.strip(), head, rows)
 
 
-def _point(at: dict[str, Any]) -> list[Any]:
-    layers = [as_dict(values) for values in as_dict(at.get('layers')).values()]
-    return [at.get('step'), number(at.get('epoch')),
+def _point(point: dict[str, Any]) -> list[Any]:
+    layers = [as_dict(values) for values in as_dict(point.get('layers')).values()]
+    return [point.get('step'), number(point.get('epoch')),
             *(numbers.mean(layer.get(q) for layer in layers) for q in list(_QUANTITIES)[:2]),
-            100 * number(at.get('accuracy'))]
+            100 * number(point.get('accuracy'))]
 
 
 def mean_curve(seeds: Mapping[int, Points]) -> Points:
-    """epoch -> mean over the seeds that have a value there, where more than half of them do."""
+    """epoch -> mean over the seeds with a value there, at epochs where more than half have one."""
     epochs = sorted({epoch for points in seeds.values() for epoch in points})
     return {e: numbers.mean(p[e] for p in seeds.values() if e in p)
             for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}
@@ -108,7 +108,7 @@ def _ends(curves: Curves, what: str) -> str:
 
 
 def _few(analysis: Analysis, arms: list[str], most: int = 8) -> list[str]:
-    """At most so many of the arms, in their order; those of primary comparisons come first."""
+    """At most `most` of the arms, in their order; arms of primary comparisons are preferred."""
     primary = {arm for g in analysis.gaps.values() if g.primary for arm in (g.arm, g.baseline)}
     chosen = sorted(arms, key=lambda arm: arm not in primary)[:most]
     return [arm for arm in arms if arm in chosen]

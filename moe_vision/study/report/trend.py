@@ -1,6 +1,6 @@
-"""Whether gaps rise along ρ, and whether the backbone family makes a difference at equal ρ.
+"""Tests whether gaps rise along ρ, and whether the backbone family matters at equal ρ.
 
-Both are exploratory: what was registered are the verdicts on the ends of a sweep.
+Both are exploratory: only the verdicts on the ends of a sweep were registered.
 """
 
 import itertools
@@ -20,7 +20,7 @@ Line = tuple[str, str, str, float, float, float, float]
 
 
 def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
-    """The trend of each family along ρ and families against each other; None without such a figure.
+    """The trend of each family along ρ, and family against family; None without such a figure.
 
     Args:
       figures: the series of every figure of gaps against ρ.

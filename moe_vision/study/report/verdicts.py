@@ -1,4 +1,4 @@
-"""The tables of verdicts, of tests and of every value behind them."""
+"""Writes the tables of verdicts, of tests and of every value behind them."""
 
 from collections.abc import Sequence
 
