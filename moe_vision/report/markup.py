@@ -141,6 +141,6 @@ def page(
         verdict,
         tag('nav', links, aria_label='Parts of this page'),
     )
-    footer = tag('footer', f'Made from {source}; write it anew with ', tag('code', command), '.')
+    footer = tag('footer', f'Made from {source}. To make it again: ', tag('code', command), '.')
     body = tag('body', top, tag('main', sections), footer)
     return '<!doctype html>\n' + tag('html', head, body, lang='en')

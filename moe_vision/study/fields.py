@@ -48,8 +48,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'git_commit': ('a line of text or null', lambda v: v is None or _line(v)),
     'versions': ('an object of lines of text', lambda v: isinstance(v, dict) and all(
         _line(version) for version in v.values())),
-    'num_classes': ('a whole number from 2 on', lambda v: _whole(v, 2)),
-    'images': ('a whole number from 1 on', lambda v: _whole(v, 1)),
+    'num_classes': ('a whole number, 2 or more', lambda v: _whole(v, 2)),
+    'images': ('a whole number, 1 or more', lambda v: _whole(v, 1)),
     'result': ('an object of numbers', lambda v: isinstance(v, dict) and all(
         _number(n) for k, n in v.items() if k != 'test_accuracy')),  # no number there: it diverged
     'layers': ('an object of objects', _tables),
@@ -63,7 +63,7 @@ KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
 def wrong(row: Any) -> str:
     """The first thing that is missing or of the wrong kind in a row; '' if nothing is."""
     if not isinstance(row, Mapping):
-        return 'it is no object'
+        return 'it is not an object'
     lacking = [k for k in KEYS if k not in row]
     if lacking:
         return f'it lacks {", ".join(lacking)}'

@@ -126,11 +126,11 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
     for arm, seed, row in ((a, s, row) for a, seeds in by_arm.items() for s, row in seeds.items()):
         key = arm, f'seed_{seed}.json'
         if row['preregistration'] != digest:
-            notes.append((key, f'{arm} seed {seed}: of another pre-registration '
-                          f'({str(row["preregistration"])[:16]}, here {digest[:16]}); what it '
-                          'takes part in is exploratory.'))
+            notes.append((key, f'{arm} seed {seed}: registered under another hash '
+                          f'({str(row["preregistration"])[:16]}, not {digest[:16]}); its '
+                          'comparisons are exploratory.'))
         if row['status'] == 'diverged':
-            why = row.get('error') or 'no reason told'
+            why = row.get('error') or 'no reason given'
             notes.append((key, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
     notes.sort(key=lambda note: note[0])  # the order of the files, packed or not
     rows = {arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}
@@ -259,11 +259,12 @@ def _add_lines(by_arm: Rows, workdir: str, record: Mapping[str, Any]) -> Iterato
         arm, seed = cell = row['arm'], row['seed']
         before = first.setdefault(cell, line.number)
         if before != line.number:
-            yield f'{name}: {arm} seed {seed} stands on line {before}, too; it is left out.'
+            yield f'{name}: {arm} seed {seed} is already on line {before}; it is left out.'
         elif cell not in own:
             by_arm[arm][seed] = row
         elif json.dumps(row) != json.dumps(by_arm[arm][seed]):  # as text, where NaN equals NaN
-            yield f'{name}: rows/{arm}/seed_{seed}.json has another row and counts; it is left out.'
+            yield (f'{name}: rows/{arm}/seed_{seed}.json differs and takes precedence; it is left '
+                   'out.')
 
 
 def _known(arm: str, seed: Any, record: Mapping[str, Any]) -> Cell:
@@ -312,11 +313,11 @@ def _commits(rows: Rows) -> Iterator[str]:
             cells_of.setdefault(str(row.get('git_commit')), []).append(f'{arm} seed {seed}')
     usual, *others = sorted(cells_of, key=lambda c: (-len(cells_of[c]), c)) or ['']
     for commit in others:
-        yield (f'of another commit of the code ({short_commit(commit)}, most rows have '
+        yield (f'made by another commit of the code ({short_commit(commit)}, most rows by '
                f'{short_commit(usual)}): {", ".join(cells_of[commit])}.')
     changed = sum(len(cells) for commit, cells in cells_of.items() if commit.endswith('+changes'))
     if changed:
-        yield f'{changed} of the rows were made by code with changes that are in no commit.'
+        yield f'{changed} row{"s" * (changed != 1)} made by code with uncommitted changes.'
 
 
 def _missing(rows: Rows, record: Mapping[str, Any]) -> Iterator[str]:

@@ -154,7 +154,7 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
     (lambda line: b'<<<<<<< HEAD', 'half-written or damaged, not JSON'),
     (lambda line: b'[' * 100_000, 'half-written or damaged, not JSON'),
     (lambda line: b'1' * 10_000, 'half-written or damaged, not JSON'),
-    (lambda line: b'[1]', 'it is no object'),
+    (lambda line: b'[1]', 'it is not an object'),
     (lambda line: b'{}', 'it lacks arm, seed'),
     (lambda line: line.replace(b'"images":360', b'"images":0'), 'images is not a whole number'),
     (lambda line: line.replace(b'"run_seed":1', b'"run_seed":7'), "its run's seed is 7, not 1"),
@@ -194,7 +194,7 @@ def test_the_first_of_two_lines_of_a_cell_counts(study, workdir):
     replace(workdir, 5, first + b'\n' + other + b'\n' + first)
     found, problems = read(study, workdir)
     assert found['k1'][1]['correct'] == 'AA=='
-    assert problems == [f'rows.jsonl line {n}: k1 seed 1 stands on line 5, too; it is left out.'
+    assert problems == [f'rows.jsonl line {n}: k1 seed 1 is already on line 5; it is left out.'
                         for n in (6, 7)]
     assert rows.usable(str(workdir), study[1], 'k1', 1)['correct'] == 'AA=='
     pack(str(workdir))
@@ -211,8 +211,8 @@ def test_the_file_of_a_cell_takes_precedence_over_its_line(study, workdir):
     found, problems = read(study, workdir)
     assert found['k1'][1]['correct'] == 'BB=='
     assert rows.usable(str(workdir), study[1], 'k1', 1)['correct'] == 'BB=='
-    assert problems == ['rows.jsonl line 5: rows/k1/seed_1.json has another row and counts; it is '
-                        'left out.']
+    assert problems == ['rows.jsonl line 5: rows/k1/seed_1.json differs and takes precedence; it '
+                        'is left out.']
     pack(str(workdir))
     assert b'"correct":"BB=="' in lines(workdir)[4] and len(lines(workdir)) == 12
     assert (workdir / 'rows.jsonl.set_aside_1').read_bytes() == line + b'\n'

@@ -119,8 +119,8 @@ HUGE = 10 ** 400
     ('error', [None, 3, 'a\nb'], 'a line of text'),
     ('preregistration', [None, 3], 'a line of text'),
     ('correct', [None, 3, ['AA==']], 'a line of text'),
-    ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number from 1 on'),
-    ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number from 2 on'),
+    ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number, 1 or more'),
+    ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number, 2 or more'),
     ('result', [None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}],
      'an object of numbers'),
     ('layers', [None, [], {'head': 1}, {'head': {'load': [HUGE]}}], 'an object of objects'),
@@ -181,7 +181,7 @@ def test_a_row_of_another_registration_is_kept_and_named(study, workdir):
     change(workdir, 'k2/seed_0.json', preregistration='f' * 64)
     found, problems = read(study, workdir)
     assert 0 in found['k2'] and len(problems) == 1
-    assert problems[0].startswith('k2 seed 0: of another pre-registration (ffffffffffffffff, here '
+    assert problems[0].startswith('k2 seed 0: registered under another hash (ffffffffffffffff, not '
                                   + study[3][:16])
 
 
@@ -190,15 +190,15 @@ def test_rows_of_another_commit_are_named(study, workdir):
     change(workdir, 'k1/seed_2.json', git_commit='def')
     found, problems = read(study, workdir)
     assert sum(map(len, found.values())) == 12
-    assert problems == ['of another commit of the code (def, most rows have abc): '
+    assert problems == ['made by another commit of the code (def, most rows by abc): '
                         'k1 seed 2, k2 seed 0.']
 
 
 def test_code_that_was_never_committed_is_noted(study, workdir):
     change(workdir, 'k2/seed_0.json', git_commit='abc+changes')
     assert read(study, workdir)[1] == [
-        'of another commit of the code (abc+changes, most rows have abc): k2 seed 0.',
-        '1 of the rows were made by code with changes that are in no commit.']
+        'made by another commit of the code (abc+changes, most rows by abc): k2 seed 0.',
+        '1 row made by code with uncommitted changes.']
 
 
 @pytest.mark.parametrize('accuracy', [None, float('nan'), 1.5, '0.9', HUGE, [1]])

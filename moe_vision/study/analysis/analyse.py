@@ -57,7 +57,7 @@ class Gap:
     cost_executed: float  # the same, with padded buffers
     params: float  # parameters, arm / baseline
     rho_place: float  # of the arm
-    flags: tuple[str, ...]  # why it is exploratory; other device, other version, ...
+    flags: tuple[str, ...]  # why it is exploratory; device differs, version differs, ...
 
     @property
     def confirms(self) -> bool:
@@ -139,7 +139,7 @@ def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
         pairs, lacking = pairing.pair(comparison['arm'], comparison['baseline'], cells)
         compared[name] = pairs, bool(comparison['primary'])
         if lacking:
-            lines.append(f'comparison {name}: pairs only: {lacking}')
+            lines.append(f'comparison {name}: incomplete: {lacking}')
     judged = verdicts.judge(compared, record['margin'], record['alpha'])
     arms = {arm: summaries.summarise(arm, seeds) for arm, seeds in cells.items()}
     gaps = {name: _gap(name, record, compared[name][0], judged[name], arms, hash)
@@ -156,8 +156,8 @@ def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
     arm, baseline = arms[pairs.arm], arms[pairs.baseline]
     flags = pairing.flags(pairs, hash)
     if primary and len(pairs.seeds) < len(record['seeds']):
-        flags.insert(0, f'{EXPLORATORY}{len(pairs.seeds)} of {len(record["seeds"])} registered '
-                        'seeds have both runs')
+        flags.insert(0, f'{EXPLORATORY}only {len(pairs.seeds)} of {len(record["seeds"])} '
+                        'registered seeds have both runs')
     if not primary:
         flags.insert(0, f'{_NOT_PRIMARY}, judged at {record["alpha"]:g} without correction')
     values = [pairs.accuracies(side) for side in (0, 1)]

@@ -179,12 +179,12 @@ def short_commit(commit: str | None) -> str | None:
 
 
 def _differing(pairs: Pairs, what: str, read: Callable[[Row], Any]) -> list[str]:
-    """'other device: cpu against NVIDIA H200 (seeds 0, 1)': a line for each pair of values."""
+    """'device differs: cpu and NVIDIA H200 (seeds 0, 1)': a line for each pair of values."""
     seeds_of: dict[tuple[Any, Any], list[int]] = {}
     for seed, (a, b) in zip(pairs.seeds, pairs.rows, strict=True):
         if read(a) != read(b):
             seeds_of.setdefault((read(a), read(b)), []).append(seed)
-    return [f'other {what}: {_shown(a)} against {_shown(b)} ({listed(seeds)})'
+    return [f'{what} differs: {_shown(a)} and {_shown(b)} ({listed(seeds)})'
             for (a, b), seeds in seeds_of.items()]
 
 

@@ -102,5 +102,5 @@ def unused(name: str, cells: Mapping[int, Row]) -> str:
     """A line about lists of correct images that `image_error` cannot use; '' if there are none."""
     seeds = [seed for seed, row in cells.items()
              if row.get('correct') and not diverged(row) and pairs.bits(row) is None]
-    return (f'arm {name}: {pairs.listed(seeds)}: the list of correct test images does not give the '
-            'accuracy; not used') if seeds else ''
+    return (f'arm {name}: {pairs.listed(seeds)}: the list of correct test images contradicts the '
+            'accuracy and is not used') if seeds else ''

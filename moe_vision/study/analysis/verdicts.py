@@ -60,8 +60,8 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
             values, differs, equivalent, margin,
             f'p = {adjusted:.2g} by Holm' if is_primary else f'p = {p[name]:.2g}, unadjusted')
         if pairs.lost() and not pairs.void:
-            note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): the other '
-                                         'pairs must bear out an equivalence, too')
+            note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): an '
+                                         'equivalence must also hold without these pairs')
         if len(values) > statistics.ENUMERATED:
             note += '; ' * bool(note) + (
                 f'sign-flip p from {statistics.DRAWS:,} random sign patterns')

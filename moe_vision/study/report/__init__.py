@@ -71,8 +71,8 @@ def _document(analysis: Analysis, drawn: list[Picture | Text],
              f'{primary} primary and {len(analysis.gaps) - primary} exploratory comparisons',
              *(f'{count(n)} test images' for n in limits.images_of(analysis)),
              f'pre-registration {analysis.hash[:12]}']
-    clock = Text('Accuracy against latency and throughput depends on a clock: see timings.md.',
-                 'note')
+    clock = Text('Accuracy against latency and throughput depends on the machine, so it is in '
+                 'timings.md.', 'note')
     return Document(str(study.get('name', 'study')), 'Study report', ' · '.join(facts), (
         answer.section(analysis),
         registered.section(analysis),

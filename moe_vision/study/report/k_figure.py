@@ -39,8 +39,8 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
     low = max(_slope(analysis, gaps)[1] for gaps in panels_of.values())
     svg = chart.picture(paint, label, rows=rows, columns=columns, between=(46, low + 30),
                         bottom=low, top=30 if len(panels_of) > 1 else 12)
-    how = ('Thin lines: one seed each, dots its gaps, crosses those with a diverged run. Thick: '
-           'mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
+    how = ('Thin lines: one per seed; a dot is a gap, a cross a gap with a diverged run. Thick '
+           'line: mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
     return Picture(name, title, svg, how.strip(), (
         'series', 'comparison', 'label', 'seed', 'seed_gap_pp', *gap_figures.ORDER), [
             [s, g.name, _label(analysis, g, gaps), seed, value, *gap_figures.row_of(g)]

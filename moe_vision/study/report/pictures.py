@@ -25,7 +25,7 @@ def every(analysis: Analysis) -> Iterator[Picture | Text]:
         if kind in _KINDS:
             yield _draw(_KINDS[kind], analysis, name, title, series)
         elif kind != 'wall_clock':
-            yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known are '
+            yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known kinds are '
                        f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')
     try:
         yield training_figures.agreement(analysis, 'agreement', 'Agreement of routes')

@@ -18,7 +18,7 @@ Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
 _QUANTITIES = {'temperature': 'temperature', 'gate_entropy': 'gate entropy, nats',
                'accuracy': 'validation accuracy, %'}
-_HOW = 'Thin: one seed each; thick: mean over seeds; layers are averaged. '
+_HOW = 'Thin lines: one per seed; thick lines: mean over seeds; layers are averaged. '
 
 
 def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -53,9 +53,9 @@ def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture
     missing = [_QUANTITIES[q].split(',')[0] for q in _QUANTITIES if q not in drawn]
     how = _HOW
     if 'accuracy' in drawn:
-        how += 'The axis of accuracy begins at the lowest value of the second half of training. '
+        how += 'The accuracy axis starts below the lowest value of the second half of training. '
     if missing:
-        how += f'No row tells the {formats.all_of(missing)}.'
+        how += f'Not recorded: {formats.all_of(missing)}.'
     head = ('series', 'arm', 'seed', 'step', 'epoch', *(
         f'{q}_percent' if q == 'accuracy' else q for q in _QUANTITIES))
     return Picture(name, title, svg, how.strip(), head, rows)
@@ -135,7 +135,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     names = _few(analysis, known)
 
     def paint(panels: list[Axes]) -> None:
-        heads = ('with the validation before', 'with the final routes')
+        heads = ('compared with the previous validation', 'compared with the final routes')
         for axes, key, head in zip(panels, curves, heads, strict=True):
             means = {arm: {seed: {e: numbers.mean(v) for e, v in points.items()}
                            for seed, points in seeds.items()}
@@ -150,8 +150,8 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
                         panel=210, top=30)
     how = _HOW + 'Routes that settle late had little time to specialise. '
     if len(names) < len(known):
-        how += (f'Drawn are {len(names)} of {len(known)} probed arms, those of primary comparisons '
-                'first; the file has all of them.')
+        how += (f'The picture shows {len(names)} of {len(known)} probed arms, those of primary '
+                'comparisons first; the file has all of them.')
     return Picture(name, title, svg, how.strip(), (
         'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)
 

@@ -104,8 +104,8 @@ def test_chance_against_chance_is_no_sign_of_equivalence():
     lost = [diverged()] * 7
     gap = judged([901, *lost], [900, *lost])
     assert gap.verdict == 'inconclusive' and math.isnan(gap.p_tost)
-    assert gap.note == ('both arms diverged (seeds 1, 2, 3, 4, 5, 6, 7): the other pairs must bear '
-                        'out an equivalence, too')
+    assert gap.note == ('both arms diverged (seeds 1, 2, 3, 4, 5, 6, 7): an equivalence must also '
+                        'hold without these pairs')
     near, base = [901, 899, 900, 902, 898], [900] * 5
     whole, one_lost = judged(near, base), judged([*near, diverged()], [*base, diverged()])
     assert one_lost.verdict == 'equivalent' and one_lost.p_tost == whole.p_tost
@@ -119,7 +119,7 @@ def test_a_part_of_the_registered_seeds_confirms_nothing():
     analysis = analyse.analyse(record, HASH, cells(moe=moe, dense=dense))
     gap = analysis.gaps['gap']
     assert gap.verdict == 'positive' and gap.primary
-    assert gap.flags == ('exploratory: 5 of 8 registered seeds have both runs',)
+    assert gap.flags == ('exploratory: only 5 of 8 registered seeds have both runs',)
     assert not analysis.patterns[0].supported and math.isfinite(analysis.patterns[0].p)
 
 
@@ -261,8 +261,8 @@ def test_pairs_only_and_listed():
         'rows/x: half-written',
         'arm typo: not in the pre-registration, left out',
         'arm moe: seed 7 not in the pre-registration, left out',
-        'comparison gap: pairs only: moe has no row for seeds 3, 2; dense has no row for seed 0',
-        'comparison none: pairs only: no pair of seeds: lost has no rows')
+        'comparison gap: incomplete: moe has no row for seeds 3, 2; dense has no row for seed 0',
+        'comparison none: incomplete: no pair of seeds: lost has no rows')
     assert analysis.gaps['gap'].seeds == (1,) and analysis.arms['moe'].seeds == (1, 0)
     none = analysis.gaps['none']
     assert (none.estimate.n, none.verdict, none.note) == (
@@ -291,13 +291,13 @@ def test_unlike_pairs_are_flagged():
     rows['dense'][2] |= {'versions': {'jax': '0.10.2'}, 'git_commit': None}
     gap = analyse.analyse(study(PRIMARY), HASH, rows).gaps['gap']
     assert gap.flags == (
-        'other device: NVIDIA H200 against cpu (seeds 0, 2)',
-        'other version of jax: 0.11.0 against 0.10.2 (seed 2)',
-        'other version of numpy: 2.4.6 against unknown (seed 2)',
-        'other commit: dddddddddd+changes against cccccccccc (seed 0)',
-        'other commit: cccccccccc against unknown (seed 2)')
+        'device differs: NVIDIA H200 and cpu (seeds 0, 2)',
+        'version of jax differs: 0.11.0 and 0.10.2 (seed 2)',
+        'version of numpy differs: 2.4.6 and unknown (seed 2)',
+        'commit differs: dddddddddd+changes and cccccccccc (seed 0)',
+        'commit differs: cccccccccc and unknown (seed 2)')
     rows['moe'][0]['images'] = 500
-    assert 'other number of test images: 500 against 1000 (seed 0)' in analyse.analyse(
+    assert 'number of test images differs: 500 and 1000 (seed 0)' in analyse.analyse(
         study(PRIMARY), HASH, rows).gaps['gap'].flags
 
 
@@ -342,8 +342,8 @@ def test_lists_of_correct_images_that_are_wrong_are_not_used(correct):
     rows = cells(moe=[910, row(920, correct=correct)], dense=[900, 900])
     analysis = analyse.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
     assert math.isnan(analysis.gaps['gap'].image_error)
-    assert analysis.problems == ('arm moe: seed 1: the list of correct test images does not give '
-                                 'the accuracy; not used',)
+    assert analysis.problems == ('arm moe: seed 1: the list of correct test images contradicts '
+                                 'the accuracy and is not used',)
 
 
 def test_arm_over_its_seeds():

@@ -67,7 +67,7 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
     assert {r[0] for r in primary[2:]} == {n for n, g in gaps.items() if g['primary'] == '1'}
     assert {r[0] for r in other[2:]} == {n for n, g in gaps.items() if g['primary'] == '0'}
     assert primary[0][:9] == ['comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds',
-                              'cost, FLOPs', 'cost, executed', 'expected']
+                              'FLOPs ÷ baseline', 'executed FLOPs ÷ baseline', 'expected']
     for name, verdict, gap, interval, level, n, cost, executed, expected, *_ in (
         primary[2:] + other[2:]
     ):
@@ -150,10 +150,10 @@ def test_undecided_comparisons_are_called_undecided(made):
         if gap.primary:
             analysis = cases.with_gap(analysis, name, verdict='inconclusive', p=0.9, mde=0.734)
     text = document.markdown(document.Document('t', 'k', 'f', [answer.section(analysis)]), 'f')
-    assert '> Inconclusive: of 4 primary comparisons none could be decided.' in text
+    assert '> Inconclusive: none of the 4 primary comparisons could be decided.' in text
     assert 'smaller than 0.73 pp reliably' in text
     assert 'Directions undecided' in text and 'Directions supported' not in text
-    assert 'a large p is no sign that two arms are alike' in text
+    assert 'A large p does not show that two arms are alike' in text
     assert 'Pattern `reversal`: undecided' in text
     turned = cases.with_gap(analysis, 'standard_h8_vs_dense_standard', verdict='positive')
     turned = dataclasses.replace(turned, patterns=(dataclasses.replace(

@@ -61,11 +61,11 @@ def test_the_section_and_its_file_exist_only_with_such_a_figure(analysis, tmp_pa
     report.write(analysis, {}, str(tmp_path / 'with'))
     rows = list(csv.DictReader((tmp_path / 'with/tables/trend.csv').open()))
     text = (tmp_path / 'with/report.md').read_text()
-    assert '## Along ρ' in text and 'Exploratory.' in text
-    assert text.split('## Along ρ')[1].split('\n## ')[0].count('| trend |') == sum(
+    assert '## Gaps along ρ' in text and 'Exploratory.' in text
+    assert text.split('## Gaps along ρ')[1].split('\n## ')[0].count('| trend |') == sum(
         row['what'] == 'trend' for row in rows) == len(series(analysis))
     analysis.study['figures'][:] = [f for f in analysis.study['figures']
                                     if f['kind'] != 'gap_against_rho']
     report.write(analysis, {}, str(tmp_path / 'without'))
-    assert '## Along ρ' not in (tmp_path / 'without/report.md').read_text()
+    assert '## Gaps along ρ' not in (tmp_path / 'without/report.md').read_text()
     assert not (tmp_path / 'without/tables/trend.csv').exists()
