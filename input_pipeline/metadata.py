@@ -141,9 +141,7 @@ def record_file(name: str, split: str, number: int, count: int) -> str:
     return f'{name}-{split}.array_record-{number:05d}-of-{count:05d}'
 
 
-def _check_ranges(
-    classes: int, shape: tuple[int, int, int], splits: dict[str, list[int]]
-) -> None:
+def _check_ranges(classes: int, shape: tuple[int, int, int], splits: dict[str, list[int]]) -> None:
     """Raises ValueError unless memory can hold what a description declares."""
     if not 0 < classes <= _MAX_CLASSES:
         raise ValueError(f'{classes} classes; allowed: 1 to {_MAX_CLASSES:,}')

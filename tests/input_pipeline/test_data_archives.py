@@ -146,8 +146,9 @@ def header(name, kind=tarfile.REGTYPE, size=0, change=None):
     member = tarfile.TarInfo(name)
     member.type = kind
     block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
-    block[124:136] = (b'%011o\0' % size) if size < 8**11 else (
-        b'\x80' + size.to_bytes(11, 'big'))  # GNU writes large numbers so
+    block[124:136] = (
+        (b'%011o\0' % size) if size < 8**11 else (b'\x80' + size.to_bytes(11, 'big'))
+    )  # GNU writes large numbers so
     for at, data in (change or {}).items():
         block[at : at + len(data)] = data
     block[148:156] = b' ' * 8
@@ -185,8 +186,13 @@ LIES = {
     'a sparse map in pax': pax(SPARSE) + header('odd') + b'no map',
     'a sparse map with a count of 26 digits': pax(SPARSE) + header('odd') + b'9' * 26 + b'\n' + END,
 }
-REPEATS = {'a sparse map without end': 512, 'a name of 2 GiB': 1, 'a link name of 2 GiB': 1,
-           'a pax header of 2 GiB': 1, 'a global pax header of 2 GiB': 1}
+REPEATS = {
+    'a sparse map without end': 512,
+    'a name of 2 GiB': 1,
+    'a link name of 2 GiB': 1,
+    'a pax header of 2 GiB': 1,
+    'a global pax header of 2 GiB': 1,
+}
 
 
 class Endless(gzip.GzipFile):
@@ -215,8 +221,9 @@ def memory(call):
 
 @pytest.mark.parametrize('lie', LIES)
 def test_a_tar_header_that_lies_is_one_line_and_no_memory(tmp_path, monkeypatch, lie):
-    path = rewrite(tmp_path / 'x.tar', gzip.compress(
-        tar_bytes([('first', b'1')])[:1024] + LIES[lie]))
+    path = rewrite(
+        tmp_path / 'x.tar', gzip.compress(tar_bytes([('first', b'1')])[:1024] + LIES[lie])
+    )
     if lie in REPEATS:
         repeat = LIES[lie][-512:] if REPEATS[lie] == 512 else bytes(2**20)
         monkeypatch.setattr(archives, 'open_tar', lambda path: Endless(path, repeat))
@@ -247,16 +254,30 @@ def zip_that_lies(path, packing=zipfile.ZIP_DEFLATED, **claims):
     data = bytearray(path.read_bytes())
     central = data.rindex(b'PK\1\2')
     for field, value in claims.items():
-        at, form = {'method': (10, '<H'), 'crc': (16, '<I'), 'packed': (20, '<I'),
-                    'size': (24, '<I'), 'offset': (42, '<I')}[field]
+        at, form = {
+            'method': (10, '<H'),
+            'crc': (16, '<I'),
+            'packed': (20, '<I'),
+            'size': (24, '<I'),
+            'offset': (42, '<I'),
+        }[field]
         struct.pack_into(form, data, central + at, value)
     path.write_bytes(data)
     return path
 
 
-@pytest.mark.parametrize('claims', [
-    {'size': 10}, {'size': 10, 'crc': zlib.crc32(bytes(10))}, {'size': 2**26 + 1},
-    {'size': 2**32 - 2}, {'packed': 3}, {'offset': 2**31}, {'method': 99}])
+@pytest.mark.parametrize(
+    'claims',
+    [
+        {'size': 10},
+        {'size': 10, 'crc': zlib.crc32(bytes(10))},
+        {'size': 2**26 + 1},
+        {'size': 2**32 - 2},
+        {'packed': 3},
+        {'offset': 2**31},
+        {'method': 99},
+    ],
+)
 def test_a_zip_entry_that_lies_about_itself(tmp_path, claims):
     path = zip_that_lies(tmp_path / 'x.zip', **claims)
 

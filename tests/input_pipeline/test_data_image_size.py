@@ -28,8 +28,9 @@ def png(width, height):
     row = bytes(1 + (width + 7) // 8)
     pixels = b''.join([*(packer.compress(row) for _ in range(height)), packer.flush()])
     header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels)
-            + chunk(b'IEND', b''))
+    return (
+        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
+    )
 
 
 def tiff(order, big=False, kind=4):
@@ -37,10 +38,13 @@ def tiff(order, big=False, kind=4):
     form = {3: 'H', 4: 'I', 16: 'Q'}[kind]
     entry = ('HHQ' if big else 'HHI') + form
     room = 8 if big else 4
-    tags = [struct.pack(order + entry, tag, kind, 1, value).ljust((12 if big else 8) + room, b'\0')
-            for tag, value in ((256, SIDE), (257, SIDE), (259, 1))]
-    start = struct.pack(order + ('HHHQQ' if big else 'HIH'), *((43, 8, 0, 16, 3) if big else
-                                                              (42, 8, 3)))
+    tags = [
+        struct.pack(order + entry, tag, kind, 1, value).ljust((12 if big else 8) + room, b'\0')
+        for tag, value in ((256, SIDE), (257, SIDE), (259, 1))
+    ]
+    start = struct.pack(
+        order + ('HHHQQ' if big else 'HIH'), *((43, 8, 0, 16, 3) if big else (42, 8, 3))
+    )
     return {'<': b'II', '>': b'MM'}[order] + start + b''.join(tags)
 
 
@@ -66,16 +70,27 @@ def test_too_large_by_the_header_alone(kind, monkeypatch):
     monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('it was decoded'))
     assert decode.decode(data, 3) is None and not decode.readable(data)
     assert image_size.named('a.x', data) == (
-        'a.x (32,767 x 32,767 pixels, but at most 268,435,456 are decoded)')
+        'a.x (32,767 x 32,767 pixels, but at most 268,435,456 are decoded)'
+    )
     for cut in range(len(data)):
         image_size.image_size(data[:cut])  # raises nothing
 
 
-@pytest.mark.parametrize(('kind', 'options'), [
-    ('JPEG', {}), ('JPEG', {'progressive': True, 'exif': b'Exif\0\0' + b'\xff\xc0' * 50}),
-    ('PNG', {}), ('BMP', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'}),
-    ('TIFF', {'big_tiff': True}), ('WEBP', {}), ('WEBP', {'lossless': True}),
-    ('WEBP', {'exif': b'Exif\0\0'})])
+@pytest.mark.parametrize(
+    ('kind', 'options'),
+    [
+        ('JPEG', {}),
+        ('JPEG', {'progressive': True, 'exif': b'Exif\0\0' + b'\xff\xc0' * 50}),
+        ('PNG', {}),
+        ('BMP', {}),
+        ('TIFF', {}),
+        ('TIFF', {'compression': 'tiff_lzw'}),
+        ('TIFF', {'big_tiff': True}),
+        ('WEBP', {}),
+        ('WEBP', {'lossless': True}),
+        ('WEBP', {'exif': b'Exif\0\0'}),
+    ],
+)
 def test_the_size_that_is_read_is_that_of_the_pixels(kind, options):
     file = io.BytesIO()
     Image.fromarray(picture(3, height=37, width=53)).save(file, kind, **options)
@@ -85,8 +100,11 @@ def test_the_size_that_is_read_is_that_of_the_pixels(kind, options):
 
 def test_a_tile_counts_that_is_larger_than_its_image():
     tags = [(256, 10), (257, 10), (322, SIDE), (323, SIDE)]
-    data = b'II*\0' + struct.pack('<IH', 8, 4) + b''.join(
-        struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags)
+    data = (
+        b'II*\0'
+        + struct.pack('<IH', 8, 4)
+        + b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags)
+    )
     assert image_size.image_size(data) == (SIDE, SIDE)
 
 
@@ -114,8 +132,9 @@ def test_preparation_and_loaders_name_the_image_with_its_size(tmp_path, caplog):
     line = prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
     assert f'1 of train cannot be decoded (train/{named})' in line and '\n' not in line
     cfg = config('image_folder', tmp_path, image_size=8)
-    with ip.train_batches(cfg, seed=0, batch_size=2, rows=[0, 1], start_step=0,
-                          num_steps=1) as batches:
+    with ip.train_batches(
+        cfg, seed=0, batch_size=2, rows=[0, 1], start_step=0, num_steps=1
+    ) as batches:
         batch = next(batches)
         assert sorted(batch['valid']) == [False, True] and batches.bad_images == 1
     assert f"cannot decode image 'train/{named}'" in caplog.text
@@ -129,12 +148,15 @@ def test_a_line_of_pixels_is_not_enlarged_whole(monkeypatch):
     """Its far ends are cut off before its shorter side is enlarged, as they would be after."""
     sizes = []
     resize = augment.resize
-    monkeypatch.setattr(augment, 'resize', lambda image, height, width: sizes.append(
-        height * width) or resize(image, height, width))
+    monkeypatch.setattr(
+        augment,
+        'resize',
+        lambda image, height, width: sizes.append(height * width) or resize(image, height, width),
+    )
     line = picture(1, height=1, width=9001)
     for image in (line, line.transpose(1, 0, 2)):
         assert augment.centre_crop(image, 224).shape == (224, 224, 3)
     assert max(sizes) <= image_size.MAX_PIXELS
-    monkeypatch.setattr(augment, 'MAX_PIXELS', 16 ** 2 * 30)  # 14 * 256 / 224 = 16
+    monkeypatch.setattr(augment, 'MAX_PIXELS', 16**2 * 30)  # 14 * 256 / 224 = 16
     middle = line[:, 4485:4515]  # (9001 - 30) // 2 = 4485
     np.testing.assert_array_equal(augment.centre_crop(line, 14), augment.centre_crop(middle, 14))

@@ -78,38 +78,49 @@ def test_regular_files_and_links_to_them_are_read_up_to_a_limit(tmp_path):
 def test_an_image_that_is_no_regular_file_is_named(tmp_path, capsys, kind):
     rewrite(tmp_path / 'in/train/cat/a.jpg', encoded(picture(1)))
     ODD[kind][0](tmp_path / 'in/train/cat/b.jpg')
-    error = refused(capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out',
-                    f'--source={tmp_path}/in')
+    error = refused(
+        capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out', f'--source={tmp_path}/in'
+    )
     assert f'{tmp_path}/in/train/cat/b.jpg: {ODD[kind][1]}' in error
 
 
 def test_a_class_folder_that_is_a_dangling_link_is_named(tmp_path, capsys):
     rewrite(tmp_path / 'in/train/cat/a.jpg', encoded(picture(1)))
     (tmp_path / 'in/train/dog').symlink_to('gone')
-    error = refused(capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out',
-                    f'--source={tmp_path}/in')
+    error = refused(
+        capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out', f'--source={tmp_path}/in'
+    )
     assert f'{tmp_path}/in/train/dog: it is a link to a file that does not exist' in error
 
 
 def test_a_file_too_large_to_be_an_image_is_named(tmp_path, capsys):
     with rewrite(tmp_path / 'in/train/cat/a.jpg', b'').open('wb') as file:
         file.truncate(files.MAX_IMAGE_FILE + 1)  # takes no room on the disk
-    error = refused(capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out',
-                    f'--source={tmp_path}/in')
+    error = refused(
+        capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out', f'--source={tmp_path}/in'
+    )
     assert 'a.jpg cannot be read: it has 1,073,741,825 bytes; at most 1,073,741,824' in error
 
 
 @pytest.mark.parametrize('kind', [k for k in ODD if k != 'directory'])
-@pytest.mark.parametrize(('name', 'file'), [
-    ('cifar10', 'cifar-10-binary.tar.gz'), ('cifar100', 'cifar-100-binary.tar.gz'),
-    ('tiny_imagenet', 'tiny-imagenet-200.zip'), ('imagenet2012', 'ILSVRC2012_img_train.tar'),
-    ('fashion_mnist', f'{_FILES["train"][0]}.gz')])
+@pytest.mark.parametrize(
+    ('name', 'file'),
+    [
+        ('cifar10', 'cifar-10-binary.tar.gz'),
+        ('cifar100', 'cifar-100-binary.tar.gz'),
+        ('tiny_imagenet', 'tiny-imagenet-200.zip'),
+        ('imagenet2012', 'ILSVRC2012_img_train.tar'),
+        ('fashion_mnist', f'{_FILES["train"][0]}.gz'),
+    ],
+)
 def test_an_archive_that_is_no_regular_file_is_named(tmp_path, capsys, name, file, kind):
     (tmp_path / 'in').mkdir()
     ODD[kind][0](tmp_path / 'in' / file)
     args = f'--dataset={name}', f'--data_dir={tmp_path}/out'
     assert f'{file} cannot be read: {ODD[kind][1]}' in refused(
-        capsys, *args, f'--source={tmp_path}/in')
+        capsys, *args, f'--source={tmp_path}/in'
+    )
     if name in ('cifar10', 'tiny_imagenet') and kind in ('FIFO', 'socket', 'device'):
         assert f'{file} cannot be read: {ODD[kind][1]}' in refused(
-            capsys, *args, f'--source={tmp_path}/in/{file}')
+            capsys, *args, f'--source={tmp_path}/in/{file}'
+        )
