@@ -5,13 +5,18 @@ a command with a config needs.
 """
 
 import argparse
+import errno
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.errors import NotWritten, UserError, nearest
+
+MISTAKE, UNWRITTEN, INTERRUPTED, NOBODY_READS = 2, 3, 130, 141  # exit codes; 1 is a bug
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,15 +65,67 @@ class Parser(argparse.ArgumentParser):
 
 def exit_code(command: Callable[[], int],
               mistakes: tuple[type[Exception], ...] = (UserError,)) -> int:
-    """Calls the command; returns what it returns, 2 after a mistake, or 130 after Ctrl-C.
+    """Calls the command; returns what it returns, or the exit code of what it raises.
 
-    A mistake is printed as one line on standard error. All other exceptions are raised.
+    That is 2 after a mistake, 3 where what was done cannot be written, 130 after Ctrl-C; one line
+    on standard error says what it was. It is 141, without a line, where nobody reads the output any
+    more (`| head`). All other exceptions are raised.
     """
     try:
-        return command()
-    except mistakes as e:
-        print('error:', ' '.join(str(e).split()), file=sys.stderr)
-        return 2
+        code = command()
+        sys.stdout.flush()
+        return code
+    except Exception as e:
+        known = ending(e, mistakes)
+        if known is None:
+            raise
+        code, line = known
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
+        code, line = INTERRUPTED, 'interrupted'
+    say(line)
+    return code
+
+
+def ending(error: Exception, mistakes: tuple[type[Exception], ...] = (UserError,),
+           ) -> tuple[int, str] | None:
+    """The exit code and the line of an error that the user can mend; None for any other error."""
+    line = 'error: ' + ' '.join(str(error).split())
+    if isinstance(error, NotWritten):
+        return UNWRITTEN, line
+    if isinstance(error, mistakes):
+        return MISTAKE, line
+    if isinstance(error, BrokenPipeError):  # of the output, or of another pipe
+        return (NOBODY_READS, '') if _drop_output() else None
+    if isinstance(error, OSError) and error.errno in _FULL:  # wherever it is noticed
+        _drop_output()
+        what = f"'{error.filename}'" if error.filename else 'the output'
+        return UNWRITTEN, (f'error: {what} cannot be written: {error.strerror}; make room, and '
+                           'start again.')
+    return None
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error, if there is one and somebody reads it."""
+    try:
+        if line:
+            sys.stderr.write(f'{line}\n')  # in one write: other threads also write there
+            sys.stderr.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> bool:
+    """Whether standard output or standard error cannot be written; if so, drops what they hold.
+
+    Otherwise Python would print a traceback about it when it ends.
+    """
+    dropped = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            dropped = True
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+    return dropped

@@ -7,7 +7,6 @@ Nothing here imports jax, so that a misspelt key is reported at once.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from input_pipeline import DATASETS
 from input_pipeline.registry import is_path
 from input_pipeline.types import check as check_dataset
 from moe_vision.common.errors import UserError, unknown
+from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
 from moe_vision.config import registry, rules, schema, trust, typed
 from moe_vision.config.rules import (
@@ -101,13 +101,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
     """
     path = f'{workdir.rstrip("/")}/config.json'
     try:
-        if '://' in path:
-            from etils import epath  # slower to import, and only needed for buckets
-            text = epath.Path(path).read_text()
-        else:
-            with open(path, encoding='utf-8') as f:
-                text = f.read()
-        values = _completed(json.loads(text)['config'])
+        values = _completed(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         why = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
         raise UserError(f"no run to read in workdir '{workdir}': '{path}': {why}; train there "

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 import zlib
@@ -14,28 +15,31 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import DatasetInfo
-from moe_vision.common.files import write_json
-from moe_vision.common.json_values import differences
+from moe_vision.common.errors import UserError
+from moe_vision.common.files import read_json, write_json
+from moe_vision.common.json_values import clean, differences
 from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
+from moe_vision.config import typed
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Capacity, Leverage, soft
 from moe_vision.models.places import choices_per_token
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'array-record', 'numpy', 'opencv-python-headless')
+_PIXELS = 2 ** 28  # values of one image; no data set comes near
 _CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config trains
 
 
 def warn_if_changed(workdir: str, config: Config) -> list[str]:
     """Logs and returns the keys in which this config differs from the folder's config.json."""
     path = epath.Path(workdir) / 'config.json'
-    if not path.exists():
-        return []
     try:
-        before = json.loads(path.read_text())['config']
-    except (ValueError, KeyError, TypeError):
-        logging.warning('%s cannot be read and will be replaced', path)
+        before = read_json(path)['config']
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as e:
+        logging.warning('%s cannot be read (%s) and will be replaced', path, e)
         return []
     changed = list(differences(before, config_lib.to_dict(config)))
     if changed:
@@ -47,14 +51,34 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
 def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
     """Logs a warning if the folder's config.json records data with another digest."""
     try:
-        record = json.loads((epath.Path(workdir) / 'config.json').read_text())
-        before = record['dataset'].get('digest', '')
+        before = read_json(epath.Path(workdir) / 'config.json')['dataset'].get('digest', '')
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # there is no run yet, or `warn_if_changed` warns that it cannot be read
     if before and info.digest and before != info.digest:
         logging.warning("the data differ from those this run was started with: digest of '%s' "
                         '%.16s -> %.16s; results of the two are not comparable',
                         info.name, before, info.digest)
+
+
+def dataset_info(workdir: str) -> DatasetInfo:
+    """What config.json says of the run's data set.
+
+    Raises:
+      UserError: it cannot be read, or what it says cannot be.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    try:
+        info = typed.build(DatasetInfo, read_json(path)['dataset'], 'dataset')
+    except (OSError, ValueError, KeyError, TypeError, UserError) as e:
+        raise UserError(f"'{path}' is damaged: {type(e).__name__}: {e}; restore it.") from e
+    for name, fits in {
+            'num_classes': info.num_classes == len(info.class_names) > 0,
+            'image_shape': min(info.image_shape) > 0 and math.prod(info.image_shape) < _PIXELS,
+            'split_sizes': 0 < info.split_sizes.get('train', 0) < 2 ** 63}.items():
+        if not fits:
+            raise UserError(f"'{path}' is damaged: its dataset.{name} cannot be "
+                            f'{str(getattr(info, name))[:80]}; restore it.')
+    return dataclasses.replace(info, class_names=tuple(map(clean, info.class_names)))
 
 
 def digest(config: Config) -> int:
@@ -64,7 +88,11 @@ def digest(config: Config) -> int:
 
 def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,
                  leverage: Leverage) -> None:
-    """Writes config.json: resolved config, versions, git commit, data set and pre-flight."""
+    """Writes config.json: resolved config, versions, git commit, data set and pre-flight.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     write_json(epath.Path(workdir) / 'config.json', {
         'config': config_lib.to_dict(config), 'config_file': config_file, 'versions': versions(),
         'git_commit': git_commit(), 'device': jax.devices()[0].device_kind,
@@ -72,7 +100,7 @@ def write_config(workdir: str, config: Config, config_file: str, info: DatasetIn
         'preflight': facts(leverage) | {
             'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
             'capacity': {n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
-                         for n, c in leverage.capacities.items()}}})
+                         for n, c in leverage.capacities.items()}}}, UserError)
 
 
 def _groups(config: Config, capacity: Capacity) -> int:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_vision.common.errors import nearest
-from moe_vision.common.files import write_json
+from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.files import read_json, write_json
 from moe_vision.study import fields, packed, registration
 from moe_vision.study.analysis.pairs import listed, short_commit
 from moe_vision.study.packed import Cell
@@ -41,11 +41,22 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
       folder: of the run.
       digest: the pre-registration's hash.
       error: what made the loss not finite, or None.
+
+    Raises:
+      UserError: a file of the run cannot be read.
     """
+    try:
+        return _collect(Path(folder), study, arm, seed, digest, error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"a file of the run in '{folder}' is damaged ({type(e).__name__}: {e}); "
+                        'run again: that writes it anew.') from e
+
+
+def _collect(run: Path, study: str, arm: str, seed: int, digest: str,
+             error: str | None) -> dict[str, Any]:
     from moe_vision.run_folder import metrics
 
-    run = Path(folder)
-    about = json.loads((run / 'config.json').read_text())
+    about = read_json(run / 'config.json')
     row = {
         'study': study, 'arm': arm, 'seed': seed, 'run_seed': about['config']['seed'],
         'preregistration': digest,
@@ -56,8 +67,7 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
         'images': about['dataset']['split_sizes']['test'],
         'result': {k: about['preflight'][k] for k in _FACTS}, 'correct': '', 'layers': {}}
     if not error:
-        result = json.loads((run / 'result.json').read_text())
-        test = json.loads((run / 'evaluation.json').read_text())
+        result, test = (read_json(run / f'{name}.json') for name in ('result', 'evaluation'))
         row['result'] = {k: v for k, v in result.items() if k != 'images_per_second'}
         row['correct'] = test.get('correct', '')
         row['layers'] = {name: {k: v for k, v in layer.items() if k != 'expert_by_class'}
@@ -65,15 +75,15 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
     row['curve'] = [
         {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
         | {'layers': {n: {k: x[k] for k in _OF_LAYER} for n, x in r['layers'].items()}}
-        for r in metrics.read(folder) if r['split'] == 'validation']
+        for r in metrics.read(str(run)) if r['split'] == 'validation']
     probed = run / 'mechanism.json'
-    row['mechanism'] = json.loads(probed.read_text()) if probed.exists() and not error else None
+    row['mechanism'] = read_json(probed) if probed.exists() and not error else None
     return row
 
 
 def images_per_second(folder: str) -> float | None:
     """Of a run that ended: while training, compiling and evaluations left out."""
-    return json.loads((Path(folder) / 'result.json').read_text())['images_per_second']
+    return read_json(Path(folder) / 'result.json')['images_per_second']
 
 
 def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ def train(config: Config, workdir: str, config_file: str = '',
     Raises:
       Stopped: the run ended early and is saved.
       Diverged: the loss or gradient was not finite in more steps in a row than allowed.
+      NotWritten: the run is over, but not all of it could be written.
       UserError: any other problem that the user can fix.
     """
     compile_cache.use()
@@ -70,9 +71,9 @@ def train(config: Config, workdir: str, config_file: str = '',
                 if times.row_ends(step):
                     _write_row(run, progress, step)
                 if stopping:
-                    saved = run.save_now(step, state)
+                    run.save_now(step, state)
                     raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at '
-                                  f'step {saved}; start again with the same command to continue.')
+                                  f'step {step}; start again with the same command to continue.')
                 if times.row_ends(step):
                     with progress.paused():
                         _validate(run, progress, step, state)
@@ -136,6 +137,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
 
     Raises:
       UserError: the data set lacks the split, or no checkpoint fits the config.
+      NotWritten: the file cannot be written; the scores are printed all the same.
     """
     compile_cache.use()
     setup = Setup(config, for_training=False)
@@ -154,9 +156,9 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         'at_another_batch_size': evaluator.at_another_batch_size(state, split, fraction, scores),
         'capacity_sweep': evaluator.sweep(state, split, fraction)}
     if peers.first():
+        print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
         write_json(epath.Path(workdir) / f'evaluation-{split}.json', {
             'split': split, 'step': step, 'class_names': setup.info.class_names, **scores})
-        print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
     return scores
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_vision.common.errors import UserError
+from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop
 from moe_vision.study import registration, rows
@@ -164,7 +164,10 @@ class _Runner:
                       self._loaded.study.seed_mode, self._loaded.study.mechanism, done,
                       lambda i: peers.share(begin(i)))
         except UserError as e:
-            raise UserError(f'cell {arm} seed {at}: {e}') from e
+            kind = NotWritten if isinstance(e, NotWritten) else UserError  # they end differently
+            raise kind(f'cell {arm} seed {at}: {e}') from e
+        except BrokenPipeError:  # nobody reads the output any more
+            raise
         except Exception as e:
             log = Path(folders[seeds.index(at)]) / 'error.txt'
             log.parent.mkdir(parents=True, exist_ok=True)
