@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -95,9 +96,8 @@ def ending(error: Exception, mistakes: tuple[type[Exception], ...] = (UserError,
     if isinstance(error, mistakes):
         return MISTAKE, line
     if isinstance(error, BrokenPipeError):  # of the output, or of another pipe
-        return (NOBODY_READS, '') if _drop_output() else None
+        return (NOBODY_READS, '') if _nobody_reads() else None
     if isinstance(error, OSError) and error.errno in _FULL:  # wherever it is noticed
-        _drop_output()
         what = f"'{error.filename}'" if error.filename else 'the output'
         return UNWRITTEN, (f'error: {what} cannot be written: {error.strerror}; make room, and '
                            'start again.')
@@ -111,21 +111,22 @@ def say(line: str) -> None:
             sys.stderr.write(f'{line}\n')  # in one write: other threads also write there
             sys.stderr.flush()
     except OSError:
-        _drop_output()
+        _nobody_reads()
 
 
-def _drop_output() -> bool:
-    """Whether standard output or standard error cannot be written; if so, drops what they hold.
+def _nobody_reads() -> bool:
+    """Whether standard output or standard error is a pipe that nobody reads any more.
 
-    Otherwise Python would print a traceback about it when it ends.
+    Such a stream gets the null device instead: Python would print a traceback about what is left
+    in it when the process ends.
     """
-    dropped = False
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            dropped = True
+    closed = False
+    for number in (1, 2):
+        watched = select.poll()
+        watched.register(number, 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0)):
+            closed = True
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
+            os.dup2(null, number)
             os.close(null)
-    return dropped
+    return closed

@@ -9,10 +9,13 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import sys
 import types
 import warnings
 from typing import Any
+
+from absl import logging as absl_logging
 
 
 @functools.cache
@@ -20,6 +23,8 @@ def hide() -> None:
     """Hides it for the rest of the process, because it comes at any time, from other threads."""
     logging.getLogger('asyncio').addFilter(
         lambda record: 'exception was never retrieved' not in record.getMessage())
+    absl_logging.get_absl_logger().addFilter(
+        lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname))
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
     show = sys.unraisablehook
 

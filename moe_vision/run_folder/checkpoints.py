@@ -24,7 +24,7 @@ from absl import logging
 from etils import epath
 
 from moe_vision.common.errors import UserError
-from moe_vision.common.files import absolute, in_bucket, reason
+from moe_vision.common.files import absolute, in_bucket, read_json, reason
 from moe_vision.processes import peers
 from moe_vision.run_folder import abandoned, checksum
 
@@ -154,10 +154,11 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
 def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     abandoned.hide()
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(path).tree
-        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                               reader.metadata(path).tree)
         state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
-    _compare(step, int(state['step']), int(state[_CHECKSUM]), checksum.of_raw(tree, state))
+    own = checksum.of_raw(read_json(path / '_METADATA'), state)
+    _compare(step, int(state['step']), int(state[_CHECKSUM]), own)
     return state
 
 

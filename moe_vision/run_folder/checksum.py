@@ -3,7 +3,7 @@
 The number is saved with every checkpoint, so neither function may change.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,27 +29,24 @@ def of_state(state: Any) -> jax.Array:
     return total
 
 
-def of_raw(tree: Mapping[str, Any], state: Mapping[str, Any]) -> int:
+def of_raw(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> int:
     """The checksum of a state that was read without knowing its types, by `load_raw`.
 
     Args:
-      tree: the same nested dictionaries and lists as the checkpoint's metadata describe them.
-        Their dictionaries are in the order in which jax flattened the state; for a NamedTuple,
-        which is read as a dictionary, that is the order of its fields.
+      metadata: what the checkpoint's `_METADATA` holds. Its entries are in the order in which jax
+        flattened the state. The state's dictionaries are not: a NamedTuple is read as one, but jax
+        goes through its fields in their order.
     """
-    return of_arrays(x for name in FIELDS for x in _in_order(tree.get(name), state.get(name)))
+    paths = [[part['key'] for part in entry['key_metadata']]
+             for entry in metadata['tree_metadata'].values()]
+    leaves = [_at(state, path) for field in FIELDS for path in paths if path[0] == field]
+    return of_arrays(x for x in leaves if isinstance(x, np.ndarray))  # others are empty
 
 
-def _in_order(tree: Any, values: Any) -> Iterator[np.ndarray]:
-    """The arrays in `values`, in the order of `tree`."""
-    if isinstance(tree, dict):
-        for name, inner in tree.items():
-            yield from _in_order(inner, values[name])
-    elif isinstance(tree, list | tuple):
-        for inner, value in zip(tree, values, strict=True):
-            yield from _in_order(inner, value)
-    elif tree is not None:
-        yield np.asarray(values)
+def _at(value: Any, path: Iterable[str]) -> Any:
+    for key in path:
+        value = value[key] if isinstance(value, Mapping) else value[int(key)]
+    return value
 
 
 def of_arrays(leaves: Iterable[np.ndarray]) -> int:

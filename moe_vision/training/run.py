@@ -272,8 +272,9 @@ class Run:
             newest = max(checkpoints.steps_in(self._folder / 'checkpoints' / 'latest'), default=0)
             go_on = f'continues at step {newest}' if newest else 'begins anew'
             raise NotWritten(
-                f"{what}, but these are not in '{self.workdir}': {', '.join(lost)}. Make room, or "
-                'see why the folder cannot be written; the same command then ' + go_on + '.')
+                f"{what}, but these could not be written to '{self.workdir}', or are gone: "
+                f'{", ".join(lost)}. Make room, or see what happened to the folder; the same '
+                f'command then {go_on}.')
 
     def report(self) -> str:
         """Writes report.html; returns its path."""
