@@ -79,9 +79,9 @@ def read_json(path: Path | str) -> Any:
     return json_values.parse(read(path))
 
 
-def reason(error: OSError) -> str:
+def reason(error: BaseException | None) -> str:
     """Why a file cannot be read or written, such as 'No space left on device'."""
-    return error.strerror or ' '.join(str(error).split())
+    return getattr(error, 'strerror', None) or ' '.join(str(error).split())
 
 
 def in_bucket(path: Any) -> bool:

@@ -5,6 +5,7 @@ A row is a JSON object in a line of its own. `check` says what it must be; nothi
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _is_numeric(value: Any, depth: int = 0) -> bool:
         type(value) is int and -_LARGEST < value < _LARGEST)
 
 
-def in_words(damaged: list[Damage]) -> list[str]:
+def in_words(damaged: Sequence[Damage]) -> list[str]:
     """One line for each damaged file: what cannot be read, and why."""
     told = []
     for name in dict.fromkeys(d.file for d in damaged):

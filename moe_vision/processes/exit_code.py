@@ -33,6 +33,7 @@ def exit_code(run: Callable[[], None]) -> int:
         if known is None:
             peers.failed(e)
             raise
+    assert known is not None
     code, line = known
     command_line.say(line)
     peers.give_up(code, line.removeprefix('error: ') or 'nobody reads its output any more')

@@ -151,7 +151,7 @@ class Run:
         return step in self.setup.times.evaluations | self.setup.times.checkpoints
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves rows and state where they are due after this step."""
+        """Saves rows and state if they are due after this step."""
         if step in self.setup.times.checkpoints:
             self._save(step, state)
         elif self.saves(step) and self._writer:
@@ -186,7 +186,7 @@ class Run:
         What cannot be written is an error when the run is closed.
 
         Args:
-          rate: images per second of the training; NaN where this process took no step to measure.
+          rate: images per second of the training; NaN if this process took no step to measure.
 
         Returns:
           What result.json holds, and the test split's telemetry by layer, which `probe` reads.
@@ -298,7 +298,7 @@ class Diverged(UserError):
 
 
 def _rate_before(workdir: str) -> float:
-    """Images per second as an earlier start of the run recorded them; NaN where none did."""
+    """Images per second as an earlier start of the run recorded them; NaN if none did."""
     rates = [value_at(r, 'timing', 'images_per_second') for r in metrics.read(workdir)]
     try:
         rates.append(as_dict(read_json(epath.Path(workdir) / 'result.json'))
