@@ -29,8 +29,12 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, module: str, description: str | None) -> None:
-        super().__init__(prog=f'python -m {module}', description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            prog=f'python -m {module}',
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The flags' values.
@@ -43,12 +47,15 @@ class Parser(argparse.ArgumentParser):
         for argument in itertools.takewhile(lambda a: a != '--', arguments):
             name = argument.partition('=')[0]
             if re.match('--.|-[A-Za-z]', name) and name not in self._option_string_actions:
-                raise UserError(f"unknown flag '{name}'.{self.nearest_flag(name)} Allowed: "
-                                f'{", ".join(self.allowed_flags())}.')
+                raise UserError(
+                    f"unknown flag '{name}'.{self.nearest_flag(name)} Allowed: "
+                    f'{", ".join(self.allowed_flags())}.'
+                )
         namespace, unexpected = self.parse_known_args(arguments)
         if unexpected:
-            raise UserError(f"unexpected argument '{unexpected[0]}'; flags are written "
-                            '--name=value.')
+            raise UserError(
+                f"unexpected argument '{unexpected[0]}'; flags are written --name=value."
+            )
         return namespace
 
     def allowed_flags(self) -> list[str]:
@@ -64,8 +71,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f'{message}; {self.prog} --help shows the flags.')
 
 
-def exit_code(command: Callable[[], int],
-              mistakes: tuple[type[Exception], ...] = (UserError,)) -> int:
+def exit_code(
+    command: Callable[[], int], mistakes: tuple[type[Exception], ...] = (UserError,)
+) -> int:
     """Calls the command; returns what it returns, or the exit code of what it raises.
 
     That is 2 after a mistake, 3 where what was done cannot be written, 130 after Ctrl-C; one line
@@ -87,8 +95,10 @@ def exit_code(command: Callable[[], int],
     return code
 
 
-def ending(error: Exception, mistakes: tuple[type[Exception], ...] = (UserError,),
-           ) -> tuple[int, str] | None:
+def ending(
+    error: Exception,
+    mistakes: tuple[type[Exception], ...] = (UserError,),
+) -> tuple[int, str] | None:
     """The exit code and the line of an error that the user can mend; None for any other error."""
     line = 'error: ' + ' '.join(str(error).split())
     if isinstance(error, NotWritten):
@@ -99,8 +109,9 @@ def ending(error: Exception, mistakes: tuple[type[Exception], ...] = (UserError,
         return (NOBODY_READS, '') if _nobody_reads() else None
     if isinstance(error, OSError) and error.errno in _FULL:  # wherever it is noticed
         what = f"'{error.filename}'" if error.filename else 'the output'
-        return UNWRITTEN, (f'error: {what} cannot be written: {error.strerror}; make room, and '
-                           'start again.')
+        return UNWRITTEN, (
+            f'error: {what} cannot be written: {error.strerror}; make room, and start again.'
+        )
     return None
 
 

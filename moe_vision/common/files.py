@@ -23,8 +23,10 @@ def write_json(path: Path, value: Any, error: type[UserError] = NotWritten) -> N
     try:
         write(path, (json.dumps(json_values.finite(value), indent=1) + '\n').encode())
     except OSError as e:
-        raise error(f"'{path}' cannot be written: {reason(e)}; make room or give another "
-                    '--workdir, and start again to continue.') from e
+        raise error(
+            f"'{path}' cannot be written: {reason(e)}; make room or give another "
+            '--workdir, and start again to continue.'
+        ) from e
 
 
 def write(path: Path, data: bytes) -> None:
@@ -59,6 +61,7 @@ def read(path: Path | str) -> bytes:
     try:
         if in_bucket(path):
             from etils import epath  # slower to import, and only needed for buckets
+
             return epath.Path(path).read_bytes()
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError('not a file')
@@ -95,8 +98,9 @@ def check_bucket(path: str) -> None:
     needs = {'gcsfs': ('gcsfs', 'tensorflow'), 'google-cloud-storage': ('google.cloud.storage',)}
     missing = [name for name, modules in needs.items() if not any(map(_installed, modules))]
     if missing:
-        raise UserError(f"workdir '{path}' needs {' and '.join(missing)}; run "
-                        f'pip install {" ".join(missing)}.')
+        raise UserError(
+            f"workdir '{path}' needs {' and '.join(missing)}; run pip install {' '.join(missing)}."
+        )
 
 
 def _installed(module: str) -> bool:

@@ -35,8 +35,9 @@ def parse(data: bytes) -> Any:
 def _depth_exceeds(value: Any, most: int) -> bool:
     level = [value]
     for _ in range(most + 1):
-        inner = (v.values() if isinstance(v, dict) else v for v in level
-                 if isinstance(v, dict | list))
+        inner = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        )
         level = [x for values in inner for x in values if isinstance(x, dict | list)]
         if not level:
             return False
@@ -97,9 +98,13 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def differences(old: Any, new: Any,
-                default: Callable[[tuple[Any, ...], Any], Any] = lambda path, new: MISSING,
-                path: tuple[Any, ...] = (), top: Any = None) -> Iterator[str]:
+def differences(
+    old: Any,
+    new: Any,
+    default: Callable[[tuple[Any, ...], Any], Any] = lambda path, new: MISSING,
+    path: tuple[Any, ...] = (),
+    top: Any = None,
+) -> Iterator[str]:
     """'train.epochs 30.0 -> 60.0' for every leaf at which two plain values differ.
 
     Args:

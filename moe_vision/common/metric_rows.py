@@ -13,7 +13,7 @@ from moe_vision.common import files
 
 SPLITS = ('train', 'validation')
 _TABLES = ('losses', 'layers', 'timing', 'probe')
-_LARGEST = 2 ** 63  # whole numbers below it; a float holds any of them
+_LARGEST = 2**63  # whole numbers below it; a float holds any of them
 _DEEPEST = 8
 
 
@@ -82,11 +82,13 @@ def check(row: Any) -> None:
             if not isinstance(value, dict) or not _is_numeric(value):
                 raise ValueError(f"its '{key}' is not a table of numbers")
         elif key != 'split' and (isinstance(value, list | dict) or not _is_numeric(value)):
-            raise ValueError(f"its {key[:40]!r} is not a number")
+            raise ValueError(f'its {key[:40]!r} is not a number')
     if not all(isinstance(x, dict) for x in row.get('layers', {}).values()):
         raise ValueError("its 'layers' are not tables of numbers")
-    if not all(isinstance(x, list) and all(type(i) is int for i in x)
-               for x in row.get('probe', {}).values()):
+    if not all(
+        isinstance(x, list) and all(type(i) is int for i in x)
+        for x in row.get('probe', {}).values()
+    ):
         raise ValueError("its 'probe' is not lists of whole numbers")
     if not _is_count(row.get('skipped_in_a_row', 0)):
         raise ValueError("its 'skipped_in_a_row' is not a whole number")
@@ -108,8 +110,11 @@ def _is_numeric(value: Any, depth: int = 0) -> bool:
         if kinds <= {float, type(None)}:  # the most frequent case, and the longest lists
             return True
         return depth < _DEEPEST and all(_is_numeric(x, depth + 1) for x in value)
-    return value is None or type(value) is float or (
-        type(value) is int and -_LARGEST < value < _LARGEST)
+    return (
+        value is None
+        or type(value) is float
+        or (type(value) is int and -_LARGEST < value < _LARGEST)
+    )
 
 
 def in_words(damaged: Sequence[Damage]) -> list[str]:
@@ -117,7 +122,8 @@ def in_words(damaged: Sequence[Damage]) -> list[str]:
     told = []
     for name in dict.fromkeys(d.file for d in damaged):
         first, *more = [d for d in damaged if d.file == name]
-        told.append(f'{name}, line {first.line}: {first.why}' if first.line else
-                    f'{name}: {first.why}')
+        told.append(
+            f'{name}, line {first.line}: {first.why}' if first.line else f'{name}: {first.why}'
+        )
         told[-1] += f', and {len(more)} more lines' if more else ''
     return told

@@ -70,8 +70,10 @@ def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model'
         return Model(config, info, state)
     except Exception as e:  # a config of impossible numbers makes jax raise errors of many types
         why = ' '.join(str(e).split())[:160]
-        raise UserError(f"the config.json of '{workdir}' does not fit its checkpoint ({why}); "
-                        'restore that file.') from e
+        raise UserError(
+            f"the config.json of '{workdir}' does not fit its checkpoint ({why}); "
+            'restore that file.'
+        ) from e
 
 
 class Model:
@@ -88,25 +90,28 @@ class Model:
         self.config, self.info, self.step = config, info, int(state['step'])
         tokens = leverage.tokens_per_image(config, info)
         moe = dataclasses.replace(
-            config.model.moe, eval_capacity_factor=math.inf,
-            group_size=1 if config.model.moe.placement == 'head' else tokens)
+            config.model.moe,
+            eval_capacity_factor=math.inf,
+            group_size=1 if config.model.moe.placement == 'head' else tokens,
+        )
         self.network = models.build(dataclasses.replace(config.model, moe=moe), info.num_classes)
         self.variables = {
             'params': jax.device_put(state.get('ema') or state['params']),
             'batch_stats': jax.device_put(state.get('batch_stats') or {}),
-            'router_state': jax.device_put(state.get('router_state') or {})}
+            'router_state': jax.device_put(state.get('router_state') or {}),
+        }
         _check_fit(self.network, info, self.variables)
         self._fraction = self.step / durations(config, info.split_sizes['train']).total
         self._key = jax.random.fold_in(
-            jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM)
+            jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM
+        )
 
     def image(self, encoded: bytes) -> np.ndarray | None:
         """The pixels of an image file, uint8 [H, W, C], transformed as in the run's evaluation.
 
         None if it cannot be decoded.
         """
-        return input_pipeline.evaluation_image(
-            self.config.dataset, self.info.image_shape, encoded)
+        return input_pipeline.evaluation_image(self.config.dataset, self.info.image_shape, encoded)
 
     def __call__(self, images: np.ndarray, start: int = 0) -> Prediction:
         """Predicts uint8 images [B, H, W, C]. Compiles once for each B.
@@ -119,12 +124,18 @@ class Model:
         """
         shape = self.info.image_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
-            raise UserError(f'images are {images.dtype} {list(images.shape)}; this network takes '
-                            f'uint8 {["B", *shape]}: `Model.image` makes them from a file.')
+            raise UserError(
+                f'images are {images.dtype} {list(images.shape)}; this network takes '
+                f'uint8 {["B", *shape]}: `Model.image` makes them from a file.'
+            )
         probabilities, layers = jax.device_get(self._forward(self.variables, images, start))
-        return Prediction(probabilities, {
-            layer: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in choices.items()}
-            for layer, choices in layers.items()})
+        return Prediction(
+            probabilities,
+            {
+                layer: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in choices.items()}
+                for layer, choices in layers.items()
+            },
+        )
 
     @functools.cached_property
     def _forward(self):
@@ -132,10 +143,11 @@ class Model:
 
         def forward(variables, images, start):
             step = Step(key=self._key, fraction=self._fraction, start=start)
-            logits, infos = self.network.apply(
-                variables, normalize_images(images, *mean_std), step)
-            return (jax.nn.softmax(logits.astype(jnp.float32)),
-                    {name: i['choices'] for name, i in infos.items()})
+            logits, infos = self.network.apply(variables, normalize_images(images, *mean_std), step)
+            return (
+                jax.nn.softmax(logits.astype(jnp.float32)),
+                {name: i['choices'] for name, i in infos.items()},
+            )
 
         return jax.jit(forward)
 
@@ -145,10 +157,16 @@ def _check_fit(network: Any, info: DatasetInfo, variables: dict[str, Any]) -> No
     init = init_variables_fn(network, info.image_shape, 1)
     own = jax.eval_shape(init, jax.random.key(0))
     for kind, arrays in variables.items():
-        ours, theirs = ({path_name(p): (x.shape, str(x.dtype))
-                         for p, x in jax.tree_util.tree_leaves_with_path(tree)}
-                        for tree in (own.get(kind, {}), arrays))
+        ours, theirs = (
+            {
+                path_name(p): (x.shape, str(x.dtype))
+                for p, x in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (own.get(kind, {}), arrays)
+        )
         for name in sorted({*ours, *theirs}):
             if ours.get(name) != theirs.get(name):
-                raise UserError(f'{kind}/{name}: {theirs.get(name, "nothing")} there, '
-                                f'{ours.get(name, "nothing")} in the network of the config')
+                raise UserError(
+                    f'{kind}/{name}: {theirs.get(name, "nothing")} there, '
+                    f'{ours.get(name, "nothing")} in the network of the config'
+                )

@@ -27,7 +27,8 @@ def exit_code(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         known: tuple[int, str] | None = (
             command_line.INTERRUPTED,
-            'interrupted; start again with the same command to continue.')
+            'interrupted; start again with the same command to continue.',
+        )
     except Exception as e:
         known = command_line.ending(e, (UserError, DataError))
         if known is None:

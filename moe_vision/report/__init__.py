@@ -36,6 +36,8 @@ def write(workdir: epath.PathLike) -> epath.Path:
     try:
         files.write(path, page.render(run).encode())
     except OSError as e:
-        raise NotWritten(f"'{path}' cannot be written: {files.reason(e)}; make room, then run "
-                         f'python -m moe_vision.report --workdir={workdir}.') from e
+        raise NotWritten(
+            f"'{path}' cannot be written: {files.reason(e)}; make room, then run "
+            f'python -m moe_vision.report --workdir={workdir}.'
+        ) from e
     return path

@@ -22,9 +22,11 @@ from absl import logging as absl_logging
 def hide() -> None:
     """Hides it for the rest of the process, because it comes at any time, from other threads."""
     logging.getLogger('asyncio').addFilter(
-        lambda record: 'exception was never retrieved' not in record.getMessage())
+        lambda record: 'exception was never retrieved' not in record.getMessage()
+    )
     absl_logging.get_absl_logger().addFilter(
-        lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname))
+        lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+    )
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
     show = sys.unraisablehook
 

@@ -47,8 +47,9 @@ class Checkpoints:
         try:
             self._latest, self._best = Folder(root / 'latest', keep), Folder(root / 'best', 1)
         except OSError as e:
-            raise UserError(f"'{root}' cannot be used ({reason(e)}); make room, or give another "
-                            '--workdir.') from e
+            raise UserError(
+                f"'{root}' cannot be used ({reason(e)}); make room, or give another --workdir."
+            ) from e
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state of a step among the newest checkpoints."""
@@ -81,7 +82,8 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f'none of the checkpoints {steps} in {self._latest.path} can be read with '
-                'this config; if the network changed, use another --workdir.')
+                'this config; if the network changed, use another --workdir.'
+            )
         self._best.delete_after(0)
         return None
 
@@ -108,8 +110,10 @@ class Checkpoints:
         self.wait()
         if restored := self._latest.restore_newest(abstract):
             return restored
-        raise UserError(f'no checkpoint in {self._latest.path} can be read with this config; '
-                        'train first (--mode=train), or give the config of the run.')
+        raise UserError(
+            f'no checkpoint in {self._latest.path} can be read with this config; '
+            'train first (--mode=train), or give the config of the run.'
+        )
 
     def wait(self) -> None:
         """Returns when all saves are on disk, or have failed."""
@@ -154,8 +158,9 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
 def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     abandoned.hide()
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                               reader.metadata(path).tree)
+        on_host = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree
+        )
         state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
     own = checksum.of_raw(read_json(path / '_METADATA'), state)
     _compare(step, int(state['step']), int(state[_CHECKSUM]), own)
@@ -181,8 +186,9 @@ def steps_in(folder: epath.Path) -> list[int]:
 
 def abstract(state: Any, shardings: Any) -> Any:
     """The shapes, types and shardings of a state, as the functions that restore it need them."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                        state, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
 
 
 class Folder:
@@ -192,9 +198,12 @@ class Folder:
         abandoned.hide()
         self.path = absolute(path)
         self._manager = ocp.CheckpointManager(
-            self.path, item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True,
-                                                 enable_async_checkpointing=True))
+            self.path,
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+        )
         self._last_step = 0  # of the last save
         self._saving = False  # whether it is under way
         self._failing = False  # whether the last one that ended has failed
@@ -245,8 +254,12 @@ class Folder:
     def _give_up(self, error: Exception) -> None:
         """Logs a failed save, unless the one before failed too, and deletes what it left."""
         if not self._failing:
-            logging.warning('checkpoint %d cannot be saved (%s); training continues, and the '
-                            'checkpoints before it are kept', self._last_step, _summary(error))
+            logging.warning(
+                'checkpoint %d cannot be saved (%s); training continues, and the '
+                'checkpoints before it are kept',
+                self._last_step,
+                _summary(error),
+            )
         self._saving, self._failing = False, True
         try:
             self.clear(str(self._last_step))
@@ -289,8 +302,11 @@ class Folder:
           Exception: in every process, if one cannot read the checkpoint.
         """
         wanted = _as_dict(state) | {_CHECKSUM: np.zeros((), np.uint32)}
-        values = _read(self.path / str(step), ocp.StandardCheckpointHandler,
-                       lambda _: ocp.args.StandardRestore(wanted))
+        values = _read(
+            self.path / str(step),
+            ocp.StandardCheckpointHandler,
+            lambda _: ocp.args.StandardRestore(wanted),
+        )
         expected = int(values.pop(_CHECKSUM))
         restored = type(state)(**values)
         _compare(step, int(restored.step), expected, int(checksum.of_state(restored)))
@@ -318,11 +334,13 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     """
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'process_{this}')
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'process_{this}'
+    )
     values, error = None, None
     try:
-        with ocp.Checkpointer(handler(multiprocessing_options=alone),
-                              multiprocessing_options=alone) as reader:
+        with ocp.Checkpointer(
+            handler(multiprocessing_options=alone), multiprocessing_options=alone
+        ) as reader:
             values = reader.restore(path / 'default', args=args(reader))
     except Exception as e:
         error = e
@@ -332,8 +350,12 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
 
 
 def _warn_of_damage(folder: epath.Path, step: int, error: Exception) -> None:
-    logging.warning('%scheckpoint %d cannot be read (%s); trying the one before it',
-                    'best ' if folder.name == 'best' else '', step, _summary(error))
+    logging.warning(
+        '%scheckpoint %d cannot be read (%s); trying the one before it',
+        'best ' if folder.name == 'best' else '',
+        step,
+        _summary(error),
+    )
 
 
 def _summary(error: Exception) -> str:

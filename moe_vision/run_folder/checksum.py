@@ -37,8 +37,10 @@ def of_raw(metadata: Mapping[str, Any], state: Mapping[str, Any]) -> int:
         flattened the state. The state's dictionaries are not: a NamedTuple is read as one, but jax
         goes through its fields in their order.
     """
-    paths = [[part['key'] for part in entry['key_metadata']]
-             for entry in metadata['tree_metadata'].values()]
+    paths = [
+        [part['key'] for part in entry['key_metadata']]
+        for entry in metadata['tree_metadata'].values()
+    ]
     leaves = [_at(state, path) for field in FIELDS for path in paths if path[0] == field]
     return of_arrays(x for x in leaves if isinstance(x, np.ndarray))  # others are empty
 
@@ -56,8 +58,8 @@ def of_arrays(leaves: Iterable[np.ndarray]) -> int:
         bits = np.ascontiguousarray(x).reshape(-1).view(f'uint{8 * x.dtype.itemsize}')
         part = 0
         for start in range(0, bits.size, _CHUNK):
-            some = bits[start: start + _CHUNK].astype(np.uint32)
+            some = bits[start : start + _CHUNK].astype(np.uint32)
             place = np.arange(start, start + some.size, dtype=np.uint64).astype(np.uint32)
             part += int((some * (2 * place + 1)).sum(dtype=np.uint32))
-        total = (total * 31 + part) % 2 ** 32
+        total = (total * 31 + part) % 2**32
     return total

@@ -46,15 +46,18 @@ class Interval:
 
     def pending(self) -> list[tuple[int, Any]]:
         """(step, metrics) for each step since the last row, as values that JSON holds exactly."""
-        return [(s, jax.tree.map(lambda x: np.asarray(x).tolist(), jax.device_get(m)))
-                for s, m in self._pending]
+        return [
+            (s, jax.tree.map(lambda x: np.asarray(x).tolist(), jax.device_get(m)))
+            for s, m in self._pending
+        ]
 
     def put_back(self, pending: list[tuple[int, Any]]) -> None:
         """Restores the steps that `pending` returned."""
         self._put_back = len(pending)
         self._pending = [
             (s, jax.tree.map(np.asarray, m, is_leaf=lambda leaf: isinstance(leaf, list)))
-            for s, m in pending]
+            for s, m in pending
+        ]
 
     def row(self, per_epoch: float) -> dict[str, Any]:
         """The row for the steps since the last one. Its means leave out skipped steps.
@@ -72,25 +75,37 @@ class Interval:
         values = [v for s, v in zip(steps, fetched, strict=True) if self._is_finite(s, v)]
         skipped = {'skipped': len(steps) - len(values), 'skipped_in_a_row': self.in_a_row}
         values = values or fetched
-        scalars = jax.tree.map(_mean, *[{k: x for k, x in v.items() if k != 'layers'}
-                                        for v in values])
-        sums = jax.tree.map(lambda *xs: np.sum([np.float64(x) for x in xs], axis=0),
-                            *[v['layers'] for v in values])
+        scalars = jax.tree.map(
+            _mean, *[{k: x for k, x in v.items() if k != 'layers'} for v in values]
+        )
+        sums = jax.tree.map(
+            lambda *xs: np.sum([np.float64(x) for x in xs], axis=0), *[v['layers'] for v in values]
+        )
         scalars['learning_rate'] = float(fetched[-1]['learning_rate'])
         scalars['bad_images'] = sum(int(v['bad_images']) for v in fetched)
-        return {'step': steps[-1], 'epoch': steps[-1] / per_epoch, 'split': 'train', **scalars,
-                **(skipped if self._may_skip else {}),
-                'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()}}
+        return {
+            'step': steps[-1],
+            'epoch': steps[-1] / per_epoch,
+            'split': 'train',
+            **scalars,
+            **(skipped if self._may_skip else {}),
+            'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()},
+        }
 
     def _drop_misfits(self) -> None:
         """Drops the steps that were put back if their metrics are not those of this run."""
         last = jax.tree.map(np.shape, self._pending[-1][1])
-        misfits = [s for s, m in self._pending[:self._put_back]
-                   if jax.tree.map(np.shape, m) != last]
+        misfits = [
+            s for s, m in self._pending[: self._put_back] if jax.tree.map(np.shape, m) != last
+        ]
         if misfits:
-            logging.warning('the metrics that the last start of the run kept of steps %d to %d are '
-                            'not those of this config; the row of step %d is without them',
-                            misfits[0], misfits[-1], self._pending[-1][0])
+            logging.warning(
+                'the metrics that the last start of the run kept of steps %d to %d are '
+                'not those of this config; the row of step %d is without them',
+                misfits[0],
+                misfits[-1],
+                self._pending[-1][0],
+            )
             self._pending = [(s, m) for s, m in self._pending if s not in misfits]
 
     def _is_finite(self, step: int, values: Any) -> bool:
@@ -134,8 +149,13 @@ class Writer:
       OSError: the folder cannot be changed.
     """
 
-    def __init__(self, workdir: str, start_step: int, kept: list[dict[str, Any]],
-                 damaged: Sequence[Damage] = ()):
+    def __init__(
+        self,
+        workdir: str,
+        start_step: int,
+        kept: list[dict[str, Any]],
+        damaged: Sequence[Damage] = (),
+    ):
         self._rows, self._events = (epath.Path(workdir) / n for n in ('metrics', 'events'))
         for folder in (self._rows, self._events):
             folder.mkdir(parents=True, exist_ok=True)
@@ -176,9 +196,11 @@ class Writer:
             write(self._events / f'events.out.tfevents.{name}', tensorboard.encode(self._waiting))
         except OSError as e:
             if not self._failing:
-                logging.warning('rows of metrics cannot be written (%s); they are kept and tried '
-                                'again with the next ones, without another warning',
-                                files.reason(e))
+                logging.warning(
+                    'rows of metrics cannot be written (%s); they are kept and tried '
+                    'again with the next ones, without another warning',
+                    files.reason(e),
+                )
             self._failing = files.reason(e)
             return False
         if self._failing:
@@ -198,8 +220,9 @@ class Writer:
         try:
             write(self._rows / _pending(step), json.dumps(pending).encode())
         except OSError as e:
-            logging.warning('the metrics of %d steps cannot be written (%s)', len(pending),
-                            files.reason(e))
+            logging.warning(
+                'the metrics of %d steps cannot be written (%s)', len(pending), files.reason(e)
+            )
             return False
         return True
 
@@ -227,8 +250,9 @@ def _set_aside(folder: epath.Path, damaged: Sequence[Damage]) -> set[str]:
     Returns the names of files that cannot be read at all; they stay as they are.
     """
     left = {d.file for d in damaged if not d.data}
-    for name, said in zip(dict.fromkeys(d.file for d in damaged), metric_rows.in_words(damaged),
-                          strict=True):
+    for name, said in zip(
+        dict.fromkeys(d.file for d in damaged), metric_rows.in_words(damaged), strict=True
+    ):
         if name in left:
             logging.warning("%s: it is left out, and stays in '%s'", said, folder)
             continue
@@ -258,7 +282,8 @@ def read_pending(workdir: str, step: int) -> tuple[list[tuple[int, Any]], list[D
 def _check_pending(pending: Any, step: int) -> None:
     """Raises ValueError unless these are metrics of consecutive steps that end with `step`."""
     if not isinstance(pending, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 for pair in pending):
+        isinstance(pair, list) and len(pair) == 2 for pair in pending
+    ):
         raise ValueError('not a list of steps with their metrics')
     steps = [s for s, _ in pending]
     if steps != list(range(step - len(steps) + 1, step + 1)):

@@ -36,22 +36,32 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
     def weight(path, fresh):
         name = path_name(path)
         if name not in weights:
-            raise UserError(f"init_from: '{workdir}' has no parameter '{name}'."
-                            f'{nearest(name, weights)} The networks must be the same except for '
-                            'the classifier.')
+            raise UserError(
+                f"init_from: '{workdir}' has no parameter '{name}'."
+                f'{nearest(name, weights)} The networks must be the same except for '
+                'the classifier.'
+            )
         if name.startswith(_HEAD) and fresh_head:
-            logging.info('init_from: %s stays fresh, because it is %s there and %s here', name,
-                         weights[name].shape, fresh.shape)
+            logging.info(
+                'init_from: %s stays fresh, because it is %s there and %s here',
+                name,
+                weights[name].shape,
+                fresh.shape,
+            )
             return fresh
         if weights[name].shape != fresh.shape or weights[name].dtype != fresh.dtype:
-            raise UserError(f"init_from: parameter '{name}' is {_form(weights[name])} in "
-                            f"'{workdir}' and {_form(fresh)} here.")
+            raise UserError(
+                f"init_from: parameter '{name}' is {_form(weights[name])} in "
+                f"'{workdir}' and {_form(fresh)} here."
+            )
         return jnp.asarray(weights[name])
 
     for name in weights:
         if name not in own and not name.startswith(_HEAD):
-            raise UserError(f"init_from: '{workdir}' has a parameter '{name}' that this network "
-                            'lacks. The networks must be the same except for the classifier.')
+            raise UserError(
+                f"init_from: '{workdir}' has a parameter '{name}' that this network "
+                'lacks. The networks must be the same except for the classifier.'
+            )
     params = jax.tree_util.tree_map_with_path(weight, state.params)
     params = jax.device_put(params, shardings.params)
     stats = state.batch_stats
@@ -64,12 +74,13 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
 
 def _another_number_of_classes(weights: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Whether the classifiers differ in the last axis, the classes, in the same way everywhere."""
-    shapes = [(weights[n].shape, own[n].shape) for n in own
-              if n.startswith(_HEAD) and n in weights]
-    return (bool(shapes) and all(ours and theirs and ours[:-1] == theirs[:-1]
-                                 for theirs, ours in shapes)
-            and len({theirs[-1] for theirs, _ in shapes}) == 1
-            and all(ours[-1] != theirs[-1] for theirs, ours in shapes))
+    shapes = [(weights[n].shape, own[n].shape) for n in own if n.startswith(_HEAD) and n in weights]
+    return (
+        bool(shapes)
+        and all(ours and theirs and ours[:-1] == theirs[:-1] for theirs, ours in shapes)
+        and len({theirs[-1] for theirs, _ in shapes}) == 1
+        and all(ours[-1] != theirs[-1] for theirs, ours in shapes)
+    )
 
 
 def _form(array: Any) -> str:

@@ -1,10 +1,10 @@
 """Keeps a run's folder while it trains: metrics rows, checkpoints, the best state, the result.
 
-    with Run(setup, config, workdir) as run:
-        start, state = run.restore()
-        run.begin(start)
-        ... run.row, run.add, run.validate, run.save ...
-        result, layers = run.finish(state, rate)
+with Run(setup, config, workdir) as run:
+    start, state = run.restore()
+    run.begin(start)
+    ... run.row, run.add, run.validate, run.save ...
+    result, layers = run.finish(state, rate)
 """
 
 import math
@@ -51,11 +51,12 @@ class Run:
             record.warn_if_other_data(workdir, setup.info)
         peers.check_shared(self._folder, record.digest(config))
         if not peers.same(setup.info.digest):
-            raise UserError(f"the processes read different data as '{setup.info.name}'; prepare "
-                            'the set once and give every process a copy of it.')
+            raise UserError(
+                f"the processes read different data as '{setup.info.name}'; prepare "
+                'the set once and give every process a copy of it.'
+            )
         self.saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-        self.interval = metrics.Interval(config.model.moe.num_experts,
-                                         config.train.skip_nonfinite)
+        self.interval = metrics.Interval(config.model.moe.num_experts, config.train.skip_nonfinite)
         self._health = Health(config)
         self._writer: Any = None  # metrics.Writer
         self._closed = self._skipped = False  # whether the last checkpoint due was left out
@@ -94,8 +95,9 @@ class Run:
             self.interval.in_a_row = row.get('skipped_in_a_row', self.interval.in_a_row)
         peers.barrier('rows are read')
         if self._writes:
-            record.write_config(self.workdir, self.config, self._config_file, self.setup.info,
-                                self.setup.cost)
+            record.write_config(
+                self.workdir, self.config, self._config_file, self.setup.info, self.setup.cost
+            )
             try:
                 self._writer = metrics.Writer(self.workdir, start, kept, damaged + damaged_pending)
             except OSError as e:
@@ -111,11 +113,13 @@ class Run:
             return self.interval.row(self.setup.times.per_epoch)
         except metrics.NonFiniteStep as e:
             steps = self.saved.steps()
-            last = (f'the last finite checkpoint is step {steps[0]}' if steps
-                    else 'no checkpoint yet')
+            last = (
+                f'the last finite checkpoint is step {steps[0]}' if steps else 'no checkpoint yet'
+            )
             raise Diverged(
                 f'{e}; {last}. Try a lower train.learning_rate, a longer train.warmup_epochs, '
-                'train.clip_norm=1 or model.dtype=float32, with a new --workdir.') from e
+                'train.clip_norm=1 or model.dtype=float32, with a new --workdir.'
+            ) from e
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a row of training metrics and logs warnings about its routing."""
@@ -125,8 +129,10 @@ class Run:
 
     def validates(self, step: int) -> bool:
         """Whether a validation is due after this step that no earlier start of the run has done."""
-        return (step in self.setup.times.evaluations - self._validated
-                and 'validation' in self.setup.info.split_sizes)
+        return (
+            step in self.setup.times.evaluations - self._validated
+            and 'validation' in self.setup.info.split_sizes
+        )
 
     def validate(self, step: int, state: TrainState) -> dict[str, Any]:
         """Scores the validation split, writes its row, and saves the state if it is the best."""
@@ -205,14 +211,19 @@ class Run:
                 step, best_state = restored
                 selected = evaluator.accuracy(best_state, 'test', step / total)
             else:
-                logging.warning('the best checkpoint, of step %d, cannot be read; result.json is '
-                                'without test_accuracy_selected', best[1])
+                logging.warning(
+                    'the best checkpoint, of step %d, cannot be read; result.json is '
+                    'without test_accuracy_selected',
+                    best[1],
+                )
         if math.isnan(rate):
             rate = _rate_before(self.workdir)
-        result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
-                               int(state.step), rate)
-        if self._write('evaluation.json', {
-                'split': 'test', 'class_names': self.setup.info.class_names, **test}):
+        result = record.result(
+            self.config, self.setup.cost, test, best and best[0], selected, int(state.step), rate
+        )
+        if self._write(
+            'evaluation.json', {'split': 'test', 'class_names': self.setup.info.class_names, **test}
+        ):
             self._write('result.json', result)  # where it is, evaluation.json is, too
         if self._writer:
             self._writer.close()
@@ -274,7 +285,8 @@ class Run:
             raise NotWritten(
                 f"{what}, but these could not be written to '{self.workdir}', or are gone: "
                 f'{", ".join(lost)}. Make room, or see what happened to the folder; the same '
-                f'command then {go_on}.')
+                f'command then {go_on}.'
+            )
 
     def report(self) -> str:
         """Writes report.html; returns its path."""
@@ -301,8 +313,9 @@ def _rate_before(workdir: str) -> float:
     """Images per second as an earlier start of the run recorded them; NaN if none did."""
     rates = [value_at(r, 'timing', 'images_per_second') for r in metrics.read(workdir)]
     try:
-        rates.append(as_dict(read_json(epath.Path(workdir) / 'result.json'))
-                     .get('images_per_second'))
+        rates.append(
+            as_dict(read_json(epath.Path(workdir) / 'result.json')).get('images_per_second')
+        )
     except FileNotFoundError:
         pass
     except ValueError as e:
@@ -311,8 +324,10 @@ def _rate_before(workdir: str) -> float:
 
 
 def _cannot_begin(workdir: str, error: OSError) -> UserError:
-    return UserError(f"workdir '{workdir}' cannot be written: {reason(error)}; make room, or give "
-                     'another --workdir.')
+    return UserError(
+        f"workdir '{workdir}' cannot be written: {reason(error)}; make room, or give "
+        'another --workdir.'
+    )
 
 
 def _own(state: TrainState) -> TrainState:

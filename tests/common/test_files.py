@@ -40,8 +40,12 @@ def test_json_that_cannot_be_written_is_an_error_of_one_line(error, full, tmp_pa
 
 
 DAMAGED = {
-    'empty': b'', 'half': b'{"a": [1, 2', 'byte': b'{"a": "\xff"}', 'zeros': bytes(20),
-    'deep': b'[' * 10_000 + b']' * 10_000, 'quite deep': b'[' * 200 + b']' * 200,
+    'empty': b'',
+    'half': b'{"a": [1, 2',
+    'byte': b'{"a": "\xff"}',
+    'zeros': bytes(20),
+    'deep': b'[' * 10_000 + b']' * 10_000,
+    'quite deep': b'[' * 200 + b']' * 200,
     'digits': b'1' * 5_000,
 }
 

@@ -7,14 +7,34 @@ import pytest
 
 from moe_vision.common import metric_rows
 
-TRAIN = {'step': 3, 'epoch': 0.1, 'split': 'train', 'loss': None, 'accuracy': 0.5, 'bad_images': 0,
-         'losses': {'switch': 0.1}, 'timing': {'images_per_second': 10.0},
-         'layers': {'head': {'load': [0.5, None], 'dead_experts': 1}}}
-VALIDATION = {'step': 4, 'epoch': 0.2, 'split': 'validation', 'loss': 2.0, 'accuracy': 0.25,
-              'images': 7, 'layers': {}, 'probe': {'head': [0, 3, -1]}}
+TRAIN = {
+    'step': 3,
+    'epoch': 0.1,
+    'split': 'train',
+    'loss': None,
+    'accuracy': 0.5,
+    'bad_images': 0,
+    'losses': {'switch': 0.1},
+    'timing': {'images_per_second': 10.0},
+    'layers': {'head': {'load': [0.5, None], 'dead_experts': 1}},
+}
+VALIDATION = {
+    'step': 4,
+    'epoch': 0.2,
+    'split': 'validation',
+    'loss': 2.0,
+    'accuracy': 0.25,
+    'images': 7,
+    'layers': {},
+    'probe': {'head': [0, 3, -1]},
+}
 LINES = {
-    'a byte': b'{"step": 5, "split": "train\xff"}', 'half': b'{"step": 5, "spl', 'a list': b'[]',
-    'null': b'null', 'zeros': bytes(9), 'deep': b'{"step": ' + b'[' * 10_000 + b']' * 10_000 + b'}',
+    'a byte': b'{"step": 5, "split": "train\xff"}',
+    'half': b'{"step": 5, "spl',
+    'a list': b'[]',
+    'null': b'null',
+    'zeros': bytes(9),
+    'deep': b'{"step": ' + b'[' * 10_000 + b']' * 10_000 + b'}',
 }
 CHANGES = {
     'step': [{}, '3', None, -1, 3.0, True, 10**400, [3], float('nan')],
@@ -27,11 +47,21 @@ CHANGES = {
     'skipped_in_a_row': [None, 0.5, -1],
     'anything': ['text', ['text'], {'text': 'text'}],
 }
-WRONG = [json.dumps(TRAIN | {key: value}).encode() for key, values in CHANGES.items()
-         for value in values]
-WRONG += [json.dumps(VALIDATION | change).encode() for change in (
-    {'accuracy': None}, {'accuracy': float('nan')}, {'accuracy': 1.5}, {'accuracy': -0.1},
-    {'probe': {'head': [0.5]}}, {'probe': {'head': 3}}, {'probe': [1]})]
+WRONG = [
+    json.dumps(TRAIN | {key: value}).encode() for key, values in CHANGES.items() for value in values
+]
+WRONG += [
+    json.dumps(VALIDATION | change).encode()
+    for change in (
+        {'accuracy': None},
+        {'accuracy': float('nan')},
+        {'accuracy': 1.5},
+        {'accuracy': -0.1},
+        {'probe': {'head': [0.5]}},
+        {'probe': {'head': 3}},
+        {'probe': [1]},
+    )
+]
 DEEP = json.dumps(TRAIN | {'layers': {'head': {'load': json.loads('[' * 50 + ']' * 50)}}}).encode()
 
 
@@ -39,15 +69,16 @@ def wanted():
     return [TRAIN, VALIDATION]
 
 
-@pytest.mark.parametrize('line', [*LINES.values(), *WRONG, DEEP],
-                         ids=lambda line: line[:60].decode(errors='replace'))
+@pytest.mark.parametrize(
+    'line', [*LINES.values(), *WRONG, DEEP], ids=lambda line: line[:60].decode(errors='replace')
+)
 def test_a_line_that_is_no_row_is_left_out_and_named(line, tmp_path):
     rows = [json.dumps(row).encode() for row in wanted()]
     (tmp_path / 'a.jsonl').write_bytes(b'\n'.join([rows[0], line, b'', rows[1]]) + b'\n')
     found, (damaged,) = metric_rows.read(tmp_path)
     assert found == wanted()
     assert (damaged.file, damaged.line, damaged.data) == ('a.jsonl', 2, line)
-    said, = metric_rows.in_words([damaged])
+    (said,) = metric_rows.in_words([damaged])
     assert said.startswith('a.jsonl, line 2: ') and '\n' not in said and len(said) < 200
 
 
@@ -71,5 +102,4 @@ def test_many_damaged_lines_of_a_file_are_one_line_of_words(tmp_path):
     (tmp_path / 'a.jsonl').write_text('[]\n' * 4_000)
     _, damaged = metric_rows.read(tmp_path)
     assert len(damaged) == 4_000
-    assert metric_rows.in_words(damaged) == [
-        'a.jsonl, line 1: not an object, and 3999 more lines']
+    assert metric_rows.in_words(damaged) == ['a.jsonl, line 1: not an object, and 3999 more lines']

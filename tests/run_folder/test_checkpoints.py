@@ -33,9 +33,11 @@ def state(n: int, seed: int = 0) -> State:
 
 
 ABSTRACT = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
-                                   sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-    jax.eval_shape(lambda: state(0)))
+    lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ),
+    jax.eval_shape(lambda: state(0)),
+)
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def garble(folder):
     file = biggest(folder)
     data = bytearray(file.read_bytes())
     middle = len(data) // 2
-    data[middle: middle + 64] = bytes(255 - b for b in data[middle: middle + 64])
+    data[middle : middle + 64] = bytes(255 - b for b in data[middle : middle + 64])
     file.write_bytes(bytes(data))
 
 
@@ -97,8 +99,11 @@ def restore(workdir, abstract=ABSTRACT):
 
 def warnings(caplog) -> list[str]:
     """Our own warnings, without those of orbax and asyncio."""
-    return [r.getMessage() for r in caplog.records
-            if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname
+    ]
 
 
 @pytest.mark.parametrize('damage', DAMAGES, ids=lambda f: f.__name__)
@@ -151,8 +156,9 @@ def test_checkpoints_of_another_network_are_refused_and_kept(workdir, change):
     params = dict(ABSTRACT.params)
     if change == 'shape':
         leaf = params['dense']['kernel']
-        params = {'dense': {'kernel': jax.ShapeDtypeStruct((41, 50), leaf.dtype,
-                                                           sharding=leaf.sharding)}}
+        params = {
+            'dense': {'kernel': jax.ShapeDtypeStruct((41, 50), leaf.dtype, sharding=leaf.sharding)}
+        }
     if change == 'name':
         params = {'other': params['dense']}
     if change == 'more':
@@ -199,6 +205,7 @@ def test_reading_for_evaluation_changes_nothing(workdir):
 def test_a_save_is_not_changed_by_steps_that_reuse_its_memory(tmp_path):
     """The next steps get the same buffers while the save is still being written."""
     from moe_vision.training.run import _own
+
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     s = {f'w{i}': jnp.full((300, 300), 7.0) for i in range(8)}
     s = State(jnp.int32(1), s, (), {})
@@ -212,8 +219,9 @@ def test_a_save_is_not_changed_by_steps_that_reuse_its_memory(tmp_path):
 
 def test_unfinished_saves_are_deleted_by_the_run_and_not_by_scoring(workdir, caplog):
     """Because a run may be saving while another process scores it."""
-    left = [workdir / 'checkpoints' / kind / '40.orbax-checkpoint-tmp' for kind in
-            ('latest', 'best')]
+    left = [
+        workdir / 'checkpoints' / kind / '40.orbax-checkpoint-tmp' for kind in ('latest', 'best')
+    ]
     for folder in left:
         shutil.copytree(workdir / 'checkpoints' / 'latest' / '30', folder)
     with Checkpoints(str(workdir), keep=3) as saved:
@@ -234,22 +242,36 @@ def restored_for(function, workdir, abstract=ABSTRACT):
 
 def raw(workdir, abstract=ABSTRACT):
     state = load_raw(str(workdir))
-    return int(state['step']), State(**{f.name: state.get(f.name) for f in
-                                        dataclasses.fields(State)})
+    return int(state['step']), State(
+        **{f.name: state.get(f.name) for f in dataclasses.fields(State)}
+    )
 
 
-READERS = {'raw': raw, **{name: lambda workdir, name=name: restored_for(name, workdir)
-                          for name in ('restore_newest', 'restore_for_evaluation',
-                                       'restore_best')}}
-KINDS = {'_CHECKPOINT_METADATA': 2, 'default/_METADATA': 6, 'default/_sharding': 4,
-         'default/array_metadatas/process_0': 3, 'default/manifest.ocdbt': 4, 'default/d/': 4,
-         'default/ocdbt.process_0/d/': 12, 'default/ocdbt.process_0/manifest.ocdbt': 3}
+READERS = {
+    'raw': raw,
+    **{
+        name: lambda workdir, name=name: restored_for(name, workdir)
+        for name in ('restore_newest', 'restore_for_evaluation', 'restore_best')
+    },
+}
+KINDS = {
+    '_CHECKPOINT_METADATA': 2,
+    'default/_METADATA': 6,
+    'default/_sharding': 4,
+    'default/array_metadatas/process_0': 3,
+    'default/manifest.ocdbt': 4,
+    'default/d/': 4,
+    'default/ocdbt.process_0/d/': 12,
+    'default/ocdbt.process_0/manifest.ocdbt': 3,
+}
 
 
 def bits(read) -> list[bytes]:
     step, state = read
-    return [np.int32(step).tobytes(), *(np.asarray(x).tobytes() for x in jax.tree.leaves(state)
-                                        if x is not None)]
+    return [
+        np.int32(step).tobytes(),
+        *(np.asarray(x).tobytes() for x in jax.tree.leaves(state) if x is not None),
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -268,8 +290,9 @@ def test_a_flipped_bit_never_changes_what_is_read(kind, name, one, tmp_path, cap
     """Either the checkpoint is refused and named, or the byte does not matter."""
     shutil.copytree(one, tmp_path, dirs_exist_ok=True)
     root = tmp_path / 'checkpoints' / ('best' if name == 'restore_best' else 'latest') / '10'
-    files = [p for p in root.rglob('*') if p.is_file()
-             and str(p.relative_to(root)).startswith(kind)]
+    files = [
+        p for p in root.rglob('*') if p.is_file() and str(p.relative_to(root)).startswith(kind)
+    ]
     rng, want = random.Random(kind), bits((10, state(10)))
     assert files
     for _ in range(KINDS[kind]):
@@ -323,8 +346,11 @@ def test_the_state_of_another_step_is_refused(name, workdir, caplog):
     shutil.copytree(folder / str(step), folder / '40')
     read = READERS[name](workdir)
     assert read[0] == (25 if name == 'restore_best' else 30)
-    assert [m for m in warnings(caplog) if f'it holds the state of step {step}' in m
-            and 'checkpoint 40 cannot be read' in m]
+    assert [
+        m
+        for m in warnings(caplog)
+        if f'it holds the state of step {step}' in m and 'checkpoint 40 cannot be read' in m
+    ]
 
 
 class Moments(NamedTuple):
@@ -344,18 +370,31 @@ def test_the_host_computes_the_checksum_of_the_devices(tmp_path):
         return (jax.random.normal(next(keys), shape) * 1000).astype(dtype)
 
     tree = {'b': array(3, 4), 'a': {'z': array(), 'c': array(2, 3, 5, dtype=jnp.bfloat16)}}
-    optimizer = (Moments(tree, {'x': array(7)}, jnp.int32(5)), None, (),
-                 tuple(array(2) for _ in range(12)),
-                 {'kept': {}, 'trained': [array(3, dtype=jnp.int32)]})
-    s = TrainState(step=jnp.int32(3), seed_key=jnp.arange(2, dtype=jnp.uint32), params=tree,
-                   batch_stats={}, router_state={'l': array(4, dtype=jnp.int8)},
-                   opt_state=optimizer, ema={})
+    optimizer = (
+        Moments(tree, {'x': array(7)}, jnp.int32(5)),
+        None,
+        (),
+        tuple(array(2) for _ in range(12)),
+        {'kept': {}, 'trained': [array(3, dtype=jnp.int32)]},
+    )
+    s = TrainState(
+        step=jnp.int32(3),
+        seed_key=jnp.arange(2, dtype=jnp.uint32),
+        params=tree,
+        batch_stats={},
+        router_state={'l': array(4, dtype=jnp.int8)},
+        opt_state=optimizer,
+        ema={},
+    )
     with Checkpoints(str(tmp_path), keep=1) as saved:
         saved.save(3, s)
     read = load_raw(str(tmp_path))
     train_cases.assert_same_bits(read['params'], tree)
-    assert int(read['checksum']) == int(checksum.of_state(s)) == checksum.of_arrays(
-        np.asarray(x) for x in jax.tree.leaves(s))
+    assert (
+        int(read['checksum'])
+        == int(checksum.of_state(s))
+        == checksum.of_arrays(np.asarray(x) for x in jax.tree.leaves(s))
+    )
 
 
 def test_the_checksum_goes_through_the_fields_of_the_state_in_their_order():
