@@ -14,7 +14,6 @@ import glob
 import importlib.util
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from moe_vision.common.errors import UserError
-from moe_vision.processes import logs
+from moe_vision.processes import address, logs
 from moe_vision.processes.watch import BEAT_SECONDS, Watch
 
 CONNECT_SECONDS = 60.0  # within which all processes started with flags must connect
@@ -54,10 +53,7 @@ def check(coordinator: str | None, processes: int | None, process: int | None) -
     if coordinator is None or processes is None or process is None:
         raise UserError(f'{" and ".join(missing)} missing; a run of several processes needs '
                         '--coordinator=HOST:PORT --processes=N --process=I, I from 0 to N-1.')
-    host, _, port = coordinator.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--coordinator is '{coordinator}'; give the host of process 0 and a free "
-                        'port there, such as 10.0.0.1:8476.')
+    address.split(coordinator)
     if processes < 1:
         raise UserError(f'--processes is {processes}; it must be positive.')
     if not 0 <= process < processes:
@@ -71,15 +67,20 @@ def start(given: Given | None) -> None:
 
     Ends the process with a line and exit code 2 if they do not connect within CONNECT_SECONDS
     (POD_SECONDS in a pod); the runtime itself would end it with a stack trace.
+
+    Raises:
+      UserError: this is process 0, and it cannot listen where the others look for it.
     """
     if not given and not _tpu():
         return
+    if given and given.process == 0:
+        address.check_coordinator(given.coordinator)
     import jax
 
     args: dict[str, Any] = {}
     if given:
         waits = (f'process {given.process}: the coordinator {given.coordinator} (process 0) does '
-                 'not answer' if given.process else
+                 'not answer, or another program does,' if given.process else
                  f'process 0: not all of {given.processes} processes have connected')
         seconds, args = CONNECT_SECONDS, {
             'coordinator_address': given.coordinator, 'num_processes': given.processes,
@@ -95,21 +96,20 @@ def start(given: Given | None) -> None:
         if given:
             raise
         return  # this machine has chips but is not part of a pod
-    except Exception as e:  # a port that is taken, a name that does not resolve
+    except Exception as e:  # such as a port that was taken since it was checked
         raise UserError(f'cannot join the run: {" ".join(str(e).split())[:200]}') from e
     if several():
         logs.for_process(jax.process_index())
-        _watch(given.coordinator.rpartition(':')[0] if given else '')
+        _watch(address.split(given.coordinator)[0] if given else '')
 
 
 _watching: list[Watch] = []  # this process's watch, if it has joined others
 
 
 def _watch(host: str) -> None:
-    """Starts to watch the other processes. `host` is process 0's address; '' looks it up."""
+    """Starts to watch the other processes. `host` is the coordinator's; '' in a pod."""
     import jax
 
-    host = host or socket.gethostbyname(socket.gethostname())
     _watching.append(Watch(jax.process_index(), jax.process_count(), host, _share,
                            lambda line: end(1, line)))
 
