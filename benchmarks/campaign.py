@@ -1,11 +1,11 @@
-"""What the whole campaign of a data set takes, from the cells timed in its pilot.
+"""Estimates what the whole campaign of a data set takes, from the cells timed in its pilot.
 
     python -m benchmarks.campaign [--set=fashion_mnist] [--pilot=results/fashion_mnist/pilot]
 
-Of an arm: compiling once, and for each seed the training steps at the pilot's images/s and whatever
-else the pilot's cell did (evaluations). Where a study probes its routed networks, as many test
-images more as the probes run, at the evaluations' speed. Seconds are those of one process; the
-pilot ran one on each core, so they are core-seconds.
+An arm compiles once. Each of its seeds trains at the pilot's images/s, and evaluates for as long as
+the pilot's cell did. If a study probes its routed networks, it also runs the test images of the
+probes, at the speed of the evaluations. Seconds are those of one process; the pilot ran one process
+on each core, so they are core-seconds.
 """
 
 import argparse
@@ -32,26 +32,26 @@ def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
     timed = rows.timings(workdir)
     places = {repr(arm): name for name, arm in pilot.study_of(data).arms.items()}
 
-    def of_arm(arm: Arm, config: Config, probes: bool) -> float:
+    def arm_seconds(arm: Arm, config: Config, probes: bool) -> float:
         short = pilot.short(data, arm)
-        of = timed[places[repr(short)]][pilot.SEED]
+        times = timed[places[repr(short)]][pilot.SEED]
         images = {n: o['train.epochs'] * o['dataset.train_images'] for n, o in
                   (('short', short.overrides), ('whole', arm.overrides))}
-        beside = (of['seconds'] - of['compile_seconds']
-                  - images['short'] / of['images_per_second'])
+        evaluating = (times['seconds'] - times['compile_seconds']
+                      - images['short'] / times['images_per_second'])
         if probes:
             sizes = input_pipeline.info(config.dataset).split_sizes
-            beside *= 1 + _probed(config) / (pilot.VALIDATIONS * sizes['validation']
-                                             + sizes['test'])
-        return (of['compile_seconds']
-                + len(data.seeds) * (images['whole'] / of['images_per_second'] + beside))
+            evaluating *= 1 + _probed(config) / (pilot.VALIDATIONS * sizes['validation']
+                                                 + sizes['test'])
+        training = images['whole'] / times['images_per_second']
+        return times['compile_seconds'] + len(data.seeds) * (training + evaluating)
 
-    found = {}
+    result = {}
     for kind in pilot.EXPERIMENTS:
         loaded = load(f'configs/studies/{kind}.py:{data.name}')
-        found[kind] = {name: of_arm(arm, loaded.configs[name], loaded.study.mechanism)
-                       for name, arm in loaded.study.arms.items()}
-    return found
+        result[kind] = {name: arm_seconds(arm, loaded.configs[name], loaded.study.mechanism)
+                        for name, arm in loaded.study.arms.items()}
+    return result
 
 
 def _probed(config: Config) -> int:
@@ -63,27 +63,27 @@ def _probed(config: Config) -> int:
     return mechanism.IMAGES * (3 + moe.num_experts * max(len(blocks), 1))
 
 
-def table(data: DataSet, found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Markdown: a line for each study, and one for all."""
+def table(data: DataSet, seconds_of: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A table in Markdown, with a line for each study and one for all."""
     lines = ['| study | arms | cells | core-hours |', '|---|---|---|---|']
-    whole = {f'`{data.name}_{kind}`': [*of.values()] for kind, of in found.items()}
-    whole['all'] = [s for of in found.values() for s in of.values()]
-    return lines + [f'| {name} | {len(of)} | {len(of) * len(data.seeds)} | {sum(of) / 3600:.1f} |'
-                    for name, of in whole.items()]
+    arms = {f'`{data.name}_{kind}`': [*by_arm.values()] for kind, by_arm in seconds_of.items()}
+    arms['all'] = [s for by_arm in seconds_of.values() for s in by_arm.values()]
+    return lines + [f'| {name} | {len(s)} | {len(s) * len(data.seeds)} | {sum(s) / 3600:.1f} |'
+                    for name, s in arms.items()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--set', choices=SETS, default='fashion_mnist')
     parser.add_argument('--pilot', default='results/fashion_mnist/pilot')
-    given = parser.parse_args()
-    data = SETS[given.set]
+    args = parser.parse_args()
+    data = SETS[args.set]
     try:
-        print('\n'.join(table(data, seconds(data, given.pilot))))
+        print('\n'.join(table(data, seconds(data, args.pilot))))
     except KeyError as e:
-        parser.error(f'{given.pilot} has no timed cell {e}; run the pilot there: python -m '
+        parser.error(f'{args.pilot} has no timed cell {e}; run the pilot there: python -m '
                      f'moe_vision.study run --study=configs/studies/pilot.py:{data.name} '
-                     f'--workdir={given.pilot}')
+                     f'--workdir={args.pilot}')
 
 
 if __name__ == '__main__':

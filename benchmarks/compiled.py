@@ -1,19 +1,20 @@
-"""Routed layers compiled for an H100 where there is none: kernels, and the bytes they move.
+"""Compiles routed layers for an H100 without one, and counts their kernels and the bytes they move.
 
     pip install 'jax[cuda12]'
     python -m benchmarks.compiled           # layers
     python -m benchmarks.compiled --steps --out=benchmarks/results/h100-compiled.md
 
-With --steps come the training steps of the ImageNet configs, which take minutes.
+--steps adds the training steps of the ImageNet configs, which take minutes.
 
-XLA's compiler for GPUs needs none, but it cannot try kernels there: products of layers are its own
-(Triton's), those of whole steps cuBLAS'. Nothing is timed.
+XLA's compiler for GPUs needs no GPU, but without one it cannot try out kernels: it uses its own
+(Triton) for products in layers, and cuBLAS for products in whole steps. Nothing is timed.
 
-A kernel moves its operands and its results, once each. The time is that of a roofline: a kernel
-takes as long as its bytes at the memory's bandwidth, a product or a convolution at least as long as
-its FLOPs at the chip's peak; that of float32, which the router asks for, is a fifteenth.
-Nothing overlaps, and starting a kernel is free.
-Names as in `benchmarks.layer`, their temporaries in MB; 'twin' as in `benchmarks.step`.
+Times are those of a roofline. A kernel moves its operands and its results once each, at the
+bandwidth of the memory. A product or a convolution takes at least as long as its FLOPs at the peak
+of the chip; that of float32, in which routers compute, is a fifteenth of that of bfloat16. Nothing
+overlaps, and starting a kernel is free.
+
+Names are those of `benchmarks.layer`, their temporaries in MB; 'twin' is that of `benchmarks.step`.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from moe_vision.pod import hlo  # noqa: E402
 from moe_vision.pod.compiled import trace_step  # noqa: E402
 from moe_vision.training.setup import Setup  # noqa: E402
 
-BANDWIDTH = 3.35e12  # bytes/s, as `chips` has the peak: NVIDIA's data sheet of the H100 SXM
+BANDWIDTH = 3.35e12  # bytes/s; NVIDIA's data sheet of the H100 SXM, like the peak in `chips`
 PEAK, FLOAT32_PEAK = chips.peak('NVIDIA H100') or math.inf, 67e12  # FLOP/s
 TARGET = """
 platform_name: "CUDA"
@@ -61,7 +62,7 @@ gpu_device_info {
 }
 """
 PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
-_CUBLAS = {'xla_gpu_enable_triton_gemm': False}  # its own products fit no step of 50,432 tokens
+_CUBLAS = {'xla_gpu_enable_triton_gemm': False}  # Triton's fit no step of 50,432 tokens
 _PRODUCT = 'custom_call_target="__cublas'
 _CONVOLUTION = re.compile(r'dim_labels=\w+?_(\w+)->.*custom_call_target="__cudnn\$conv(\w+)"')
 _NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'partition-id'}
@@ -69,11 +70,11 @@ _NO_KERNEL = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One instruction of the program, as often as it stands there."""
+    """One instruction of the program."""
 
     name: str
     bytes: int
-    busy: float  # seconds of its products and convolutions at their peak
+    busy: float  # seconds of its products and convolutions at peak FLOP/s
 
     @property
     def seconds(self) -> float:
@@ -94,27 +95,27 @@ class Program:
         return sum(k.bytes for k in self.kernels) / 1e9
 
 
-def kernels(text: str) -> Iterator[Kernel]:
-    """Of a program's text, bodies of loops once."""
-    computations, entry = hlo.parsed(text)
+def kernels(program: str) -> Iterator[Kernel]:
+    """Kernels in a program's HLO text; the body of a loop counts once."""
+    computations, entry = hlo.parsed(program)
 
-    def of(name: str) -> Iterator[Kernel]:
+    def kernels_in(name: str) -> Iterator[Kernel]:
         own = computations[name]
         for i in own.values():
             if i.opcode in ('call', 'while', 'conditional'):
                 for called in i.called:
-                    yield from of(called)
+                    yield from kernels_in(called)
             elif i.opcode not in _NO_KERNEL:
                 moved = [s for o in i.operands if o in own for s in own[o].shapes]
                 library = _PRODUCT in i.attributes or _CONVOLUTION.search(i.attributes)
-                moved += i.shapes[:1] if library else i.shapes  # not its workspace
+                moved += i.shapes[:1] if library else i.shapes  # leaves out its workspace
                 yield Kernel(i.name, sum(map(hlo.size, moved)), _busy(i, own, computations))
-    return of(entry)
+    return kernels_in(entry)
 
 
 def _busy(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
           computations: Mapping[str, Mapping[str, hlo.Instruction]]) -> float:
-    """Seconds of a product, a convolution, or of those inside a fusion, at their peak."""
+    """Seconds at peak FLOP/s of a product or convolution, or of those inside a fusion."""
     convolution = _CONVOLUTION.search(i.attributes)
     if not (convolution or i.opcode == 'dot' or _PRODUCT in i.attributes):
         inside = [computations[c] for c in i.called if c in computations]
@@ -122,20 +123,21 @@ def _busy(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
     shapes = (*(own[o].shapes[0] for o in i.operands[:2]), i.shapes[0])
     dims = [[int(d) for d in re.findall(r'\d+', s.partition('[')[2])] for s in shapes]
     if convolution:
-        flops = _of_convolution(dims, convolution[1], convolution[2])
-    else:  # [B, M, K] x [B, K, N]: twice B M K N
+        flops = _convolution_flops(dims, convolution[1], convolution[2])
+    else:  # [B, M, K] x [B, K, N] takes 2 B M K N
         axes = re.search(r'lhs_batch_dim(?:ension)?s\W*([\d,"]+)', i.attributes)
         batch = math.prod(dims[0][int(d)] for d in re.findall(r'\d+', axes[1])) if axes else 1
         flops = 2 * math.sqrt(math.prod(map(math.prod, dims)) / batch)
     return flops / (FLOAT32_PEAK if shapes[0].startswith('f32') else PEAK)
 
 
-def _of_convolution(dims: list[list[int]], labels: str, kind: str) -> float:
-    """FLOPs: two for each output y and each weight of its channel, at the edges, too.
+def _convolution_flops(dims: list[list[int]], labels: str, kind: str) -> float:
+    """Two FLOPs for each output and each weight of its channel, also at the edges.
 
     Args:
-      dims: of two operands and the result.
-      labels: of the kernel's dimensions, 'o' for channels out.
+      dims: shapes of the two operands and the result.
+      labels: names of the kernel's dimensions, 'o' for output channels.
+      kind: as in cuDNN's name, such as 'Forward' or 'BackwardFilter'.
     """
     first, second, result = dims
     y, kernel = {'BackwardFilter': (second, result), 'BackwardInput': (first, second)}.get(
@@ -150,31 +152,31 @@ def h100() -> jax.Device:
 
 def layers(device: jax.Device,
            forms: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
-    """Forward and backward of each form of the layer."""
-    where = SingleDeviceSharding(device)
-    found = {}
+    """Compiles forward and backward of each form of the layer."""
+    sharding = SingleDeviceSharding(device)
+    programs = {}
     with platform.made_for(Mesh([device], 'data')):
         for name, (fn, args) in forms.items():
             args = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), args)
-            found[name] = _program(jax.jit(layer.with_gradient(fn)).lower(*args), {})
-    return found
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
+            programs[name] = _program(jax.jit(layer.with_gradient(fn)).lower(*args), {})
+    return programs
 
 
 def forms_of(shape: layer.Shape) -> dict[str, tuple[Callable, Any]]:
-    """name -> (function, shapes of its arguments)."""
+    """Forms of the layer: name -> (function, shapes of its arguments)."""
     args = params, bank, x = jax.eval_shape(lambda: layer.drawn(shape))
     buffers = jax.ShapeDtypeStruct((shape.e, shape.g * shape.slots, *shape.payload), x.dtype)
-    found = {'layer': (layer.routed(shape), args),
+    forms = {'layer': (layer.routed(shape), args),
              'floor': (shape.expert.apply_stacked, (bank, buffers)),
              'einsum': (layer.by_einsum(shape), args)}
     if shape.e <= 8:  # it multiplies every token with every expert
-        found['ragged'] = (layer.by_ragged_products(shape), args)
-    return found
+        forms['ragged'] = (layer.by_ragged_products(shape), args)
+    return forms
 
 
 def beside_twin(device: jax.Device, name: str) -> Row:
-    """The training step of a config of `benchmarks.step`, and that of its same-width twin."""
+    """Compares a training step of `benchmarks.step` with that of its same-width twin."""
     config = config_lib.check(step.GPU[name]())
     setups = {n: Setup(c, devices=[device])
               for n, c in (('routed', config), ('twin', step.twin_of(config)))}
@@ -184,13 +186,14 @@ def beside_twin(device: jax.Device, name: str) -> Row:
 
 
 def _program(lowered: Any, options: Mapping[str, Any]) -> Program:
-    made = lowered.compile({'xla_gpu_autotune_level': 0, **options})
-    return Program(tuple(kernels(made.as_text())), made.memory_analysis().temp_size_in_bytes / 1e6)
+    program = lowered.compile({'xla_gpu_autotune_level': 0, **options})
+    return Program(tuple(kernels(program.as_text())),
+                   program.memory_analysis().temp_size_in_bytes / 1e6)
 
 
 def row(case: str, programs: Mapping[str, Program],
         facts: Mapping[str, float] | None = None) -> Row:
-    """The first program beside the others, by the times of the roofline."""
+    """Compares the first program with the others, by their roofline times."""
     first = next(iter(programs.values()))
     return Row(case, {n: [p.milliseconds / 1e3] for n, p in programs.items()}, facts={
         'kernels': len(first.kernels), 'GB': first.gigabytes,
@@ -200,25 +203,25 @@ def row(case: str, programs: Mapping[str, Program],
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', action='store_true', help='training steps, too')
+    parser.add_argument('--steps', action='store_true', help='also compile training steps')
     parser.add_argument('--out', type=Path, default=None, help='file for the table')
-    given = parser.parse_args()
+    args = parser.parse_args()
     if not any(map(importlib.util.find_spec, PLUGINS)):
         parser.error("the GPU compiler is not installed; `pip install 'jax[cuda12]'` installs it, "
-                     'without a GPU, too')
+                     'also without a GPU')
     device = h100()
     rows = [row(str(shape), layers(device, forms_of(shape))) for shape in layer.GPU]
-    names = [n for n in step.GPU if n not in step.CPU] if given.steps else []
+    names = [n for n in step.GPU if n not in step.CPU] if args.steps else []
     rows += [beside_twin(device, name) for name in names]
-    about = run.setting()
+    setting = run.setting()
     lines = ['# Compiled for an H100, not run', '', __doc__.split('\n')[0], '',
-             f'`python -m benchmarks.compiled{" --steps" if given.steps else ""}` at commit '
-             f'{about["commit"]}, ' + ', '.join(f'{n} {v}' for n, v in about['versions'].items())
-             + '. Milliseconds are those of a roofline; see the docstring.', '',
-             *markdown([r.plain() for r in rows])]
+             f'`python -m benchmarks.compiled{" --steps" if args.steps else ""}` at commit '
+             f'{setting["commit"]}, {run.versions(setting)}. Milliseconds are those of a '
+             'roofline; see the docstring.', '',
+             *markdown([r.record() for r in rows])]
     print('\n'.join(lines))
-    if given.out:
-        given.out.write_text('\n'.join(lines) + '\n')
+    if args.out:
+        args.out.write_text('\n'.join(lines) + '\n')
     return 0
 
 

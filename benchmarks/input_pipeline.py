@@ -1,18 +1,18 @@
-"""Reading training images on one core: JPEG bytes to a random crop of 224x224.
+"""Reading training images on one core: from JPEG bytes to a random crop of 224x224.
 
-All take turns in one process on one core, 256 images in a round. Times are of the processor, all
-threads of the process, so that other load on the machine disturbs them little. Images are parts of
-scikit-learn's two photographs, 500x375 pixels and about as large as the files of ImageNet's train
-archive.
+All competitors take turns in one process on one core, with 256 images in a round. Times are
+processor times of all threads of the process, which other load on the machine disturbs little.
+Images are parts of scikit-learn's two photographs, 500x375 pixels; their files are about as large
+as those of ImageNet's train archive.
 
-    ours         decode, random-resized-crop, flip: what `input_pipeline` does with a row
-    randaugment  the same, and two operations of RandAugment
-    loader       `train_batches` from records on disk, threads of this process
-    its loop     what those threads do, called in turn: reading records, `ours`, filling batches
-    pil          Pillow, the same crops: open, resize from the box, flip, to an array
-    tf.data      where TensorFlow is installed: decode_and_crop_jpeg, resize (bilinear), flip, in a
-                 sequential map, batched; it decodes no more of an image than the crop
-    tf.data whole  the same, but decoding whole images, as all the others have to
+    ours           decode, random-resized-crop, flip: what `input_pipeline` does with a row
+    randaugment    the same, and two operations of RandAugment
+    loader         `train_batches` from records on disk, with threads of this process
+    its loop       the work of those threads without them: read records, `ours`, fill batches
+    pil            Pillow, with the same crops: open, resize from the box, flip, convert to an array
+    tf.data        if TensorFlow is installed: decode_and_crop_jpeg, resize (bilinear), flip, in a
+                   sequential map, batched; decodes only the crop of an image
+    tf.data whole  the same, but decodes whole images, as all others must
 """
 
 import importlib.util
@@ -31,22 +31,23 @@ import numpy as np
 import input_pipeline
 from benchmarks.table import Row
 from input_pipeline import Builder, Contents, DatasetConfig, augment
+from input_pipeline.builder import Example
 from input_pipeline.decode import decode
 from input_pipeline.loader import build_steps
 
 SHAPE = (224, 224, 3)
 WIDTH, HEIGHT, QUALITY = 500, 375, 98
 IMAGES, BATCH = 256, 64
-Competitors = Mapping[str, Callable[[int], object]]  # name -> handles the images of a round
+Competitors = Mapping[str, Callable[[int], object]]  # name -> reads the images of a round
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEG files of `count` parts of two photographs, mirrored or not, darker and lighter."""
+    """`count` JPEG files: random parts of two photographs, some mirrored, darker or lighter."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     whole = load_sample_images().images
-    rng, found = np.random.default_rng(0), []
+    rng, files = np.random.default_rng(0), []
     for i in range(count):
         image = whole[i % 2]
         top = int(rng.integers(0, image.shape[0] - HEIGHT + 1))
@@ -56,12 +57,12 @@ def photographs(count: int) -> list[bytes]:
         file = io.BytesIO()
         Image.fromarray(part[:, ::-1] if rng.integers(2) else part).save(
             file, 'JPEG', quality=QUALITY)
-        found.append(file.getvalue())
-    return found
+        files.append(file.getvalue())
+    return files
 
 
 def by_rows(files: list[bytes], layers: int) -> Callable[[int], object]:
-    """Decodes and augments as many of the files as there are, one by one."""
+    """Decodes and augments the files one by one, as `input_pipeline` does."""
     def handle(step: int) -> list[np.ndarray | None]:
         out: list[np.ndarray | None] = []
         for row, encoded in enumerate(files):
@@ -75,7 +76,7 @@ def by_rows(files: list[bytes], layers: int) -> Callable[[int], object]:
 
 
 def by_pillow(files: list[bytes]) -> Callable[[int], object]:
-    """The crops of `by_rows`, as a plain loop of Pillow makes them."""
+    """Makes the crops of `by_rows` in a loop with Pillow."""
     from PIL import Image, ImageOps
 
     def handle(step: int) -> list[np.ndarray]:
@@ -92,13 +93,12 @@ def by_pillow(files: list[bytes]) -> Callable[[int], object]:
 
 
 def by_tensorflow(files: list[bytes], whole: bool) -> Callable[[int], object]:
-    """The usual tf.data pipeline of ImageNet, crops of the same distribution.
+    """Makes crops of the same distribution in the usual tf.data pipeline for ImageNet.
 
     Args:
-      whole: decode the whole image and cut, as the others do, not the crop alone.
+      whole: decode the whole image and then crop it, as the others do.
     """
     import tensorflow as tf
-
 
     def crop(encoded: Any) -> Any:
         begin, size, _ = tf.image.sample_distorted_bounding_box(
@@ -117,7 +117,7 @@ def by_tensorflow(files: list[bytes], whole: bool) -> Callable[[int], object]:
     options.threading.private_threadpool_size = 1
     batches = tf.data.Dataset.from_tensor_slices(files).map(crop).batch(BATCH)
     batches = batches.with_options(options)
-    return lambda step: list(batches.as_numpy_iterator())  # to its end: nothing is read ahead
+    return lambda step: list(batches.as_numpy_iterator())  # the whole set: nothing is read ahead
 
 
 class Photographs(Builder):
@@ -126,12 +126,14 @@ class Photographs(Builder):
     name, num_classes, encoding, embedded = 'photographs', 2, 'jpeg', True
 
     def open(self, source: Path) -> Contents:
-        shard = lambda: ((str(i), f, i % 2) for i, f in enumerate(photographs(IMAGES)))  # noqa: E731
+        def shard() -> Iterator[Example]:
+            return ((str(i), f, i % 2) for i, f in enumerate(photographs(IMAGES)))
+
         return Contents(('china', 'flower'), {'train': [shard]})
 
 
 def by_loader(folder: str) -> Competitors:
-    """Whole batches from records: read ahead by threads, and by no thread at all."""
+    """Reads whole batches from records, with threads that read ahead and without threads."""
     config = DatasetConfig(
         name='benchmarks.input_pipeline:Photographs', data_dir=folder, validation_fraction=0.0,
         image_size=SHAPE[0], augment='random_resized_crop', workers=0, cache=False,
@@ -139,19 +141,22 @@ def by_loader(folder: str) -> Competitors:
     input_pipeline.require(config)
     steps = IMAGES // BATCH
 
-    def handle(step: int) -> list[Any]:
+    def with_threads(step: int) -> list[Any]:
         with input_pipeline.train_batches(
                 config, seed=0, batch_size=BATCH, rows=range(BATCH), start_step=step * steps,
                 num_steps=(step + 1) * steps) as batches:
             return list(batches)
 
     load = build_steps(config, 'train', BATCH, range(BATCH), 0)
-    loop = lambda step: [load(step * steps + i) for i in range(steps)]  # noqa: E731
-    return {'loader': handle, 'its loop': loop}
+
+    def loop(step: int) -> list[Any]:
+        return [load(step * steps + i) for i in range(steps)]
+
+    return {'loader': with_threads, 'its loop': loop}
 
 
 def measure(competitors: Competitors, rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time in each round, after one round to warm up."""
+    """Processor seconds of each competitor in each round, after a round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in competitors}
     for step in range(rounds + 1):
         for name, handle in competitors.items():
@@ -179,8 +184,11 @@ def rows(rounds: int) -> Iterator[Row]:
         os.sched_setaffinity(0, cores)
     own = 'ours', 'randaugment', 'loader', 'its loop'
     others = {n: t for n, t in times.items() if n not in own}
-    rate = lambda n: {'images/s': IMAGES / statistics.median(times[n])}  # noqa: E731
     aim = {'tf.data': 1.0} if 'tf.data' in others else {}
+
+    def rate(name: str) -> dict[str, float]:
+        return {'images/s': IMAGES / statistics.median(times[name])}
+
     yield Row('decode, crop, flip', {'ours': times['ours'], **others}, aim, rate('ours'))
     named = {n: times[n] for n in ('loader', 'its loop', 'ours')}
     yield Row('loader', named | others, {'ours': 1 / 0.95}, rate('loader'))

@@ -1,7 +1,8 @@
 """Inference of one batch: routed networks beside dense ones, and routed layers beside their floor.
 
-Image-routed networks stand beside the dense network of their active FLOPs; patch-routed layers
-beside the experts alone on the same buffers, at the capacity factor of evaluation.
+A network that routes images is compared with the dense network of its active FLOPs. A layer that
+routes patches is compared with its experts alone on the same buffers, at the capacity factor of
+evaluation.
 """
 
 import dataclasses
@@ -40,8 +41,8 @@ def layers(rounds: int) -> Iterator[Row]:
     dtype = 'float32' if layer.on_cpu() else 'bfloat16'
     for batch in BATCHES[:2] if layer.on_cpu() else BATCHES:
         shape = layer.Shape(TOKENS, 384, 1536, 8, 2, 2.0, g=batch, dtype=dtype)
-        found = layer.competitors(shape)
-        calls, programs = layer.calls_of({n: found[n] for n in ('layer', 'floor', 'dense')})
+        fns = layer.competitors(shape)
+        calls, programs = layer.calls_of({n: fns[n] for n in ('layer', 'floor', 'dense')})
         yield row(f'{shape}', calls, 3 * rounds, {'floor': 1.15},
                   {'compiling s': programs['layer'].seconds})
 

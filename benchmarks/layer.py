@@ -2,10 +2,10 @@
 
 Names in the table:
     layer    router, plan, dispatch, experts, combine
-    floor    the experts alone on buffers of the same padded size
-    dense    a dense block of the FLOPs of k experts (MLP), or k dense blocks (convolution)
-    einsum   the same layer with dispatch and combine by one-hot products
-    ragged   the same experts without capacity: choices sorted, products by `lax.ragged_dot`
+    floor    only the experts, on buffers of the same padded size
+    dense    one dense block with the FLOPs of k experts (MLP), or k dense blocks (convolution)
+    einsum   the same layer, with dispatch and combine by one-hot products
+    ragged   the same experts without capacity: sorts choices, multiplies by `lax.ragged_dot`
     all      every token through every expert
 
 Axes: G groups of T tokens, D width, F hidden, E experts, k choices, cf capacity factor, S seeds.
@@ -34,7 +34,7 @@ EINSUM_LIMIT = 2**28  # elements of a one-hot mask
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a layer. `side` 0: tokens are vectors."""
+    """Sizes of a layer. Tokens are vectors [D], or maps [side, side, D] where `side` is above 0."""
 
     t: int
     d: int
@@ -96,7 +96,7 @@ def choices(shape: Shape, params: Any, features: Array) -> Routing:
 
 
 def routed(shape: Shape) -> Callable:
-    """(router params, bank, x [G, T, *]) -> y, as the MoE layer does it."""
+    """The MoE layer as a function (router params, bank, x [G, T, *]) -> y."""
     return lambda params, bank, x: planned(shape, params, x).apply(
         x, functools.partial(shape.expert.apply_stacked, bank))
 
@@ -106,7 +106,7 @@ def by_einsum(shape: Shape) -> Callable:
     def layer(params, bank, x):
         plan = planned(shape, params, x)
         g, e, c = shape.g, shape.e, shape.slots
-        in_group = plan.slot // (g * c) * c + plan.slot % c  # of rows (e, g, c)
+        in_group = plan.slot // (g * c) * c + plan.slot % c  # undoes the order (e, g, c) of slots
         hot = jax.nn.one_hot(jnp.where(plan.keep, in_group, e * c), e * c, dtype=x.dtype)
         buffers = jnp.einsum('gtks,gtd->sgd', hot, x).reshape(e, c, g, -1)
         out = shape.expert.apply_stacked(bank, buffers.swapaxes(1, 2).reshape(e, g * c, -1))
@@ -116,7 +116,7 @@ def by_einsum(shape: Shape) -> Callable:
 
 
 def by_ragged_products(shape: Shape) -> Callable:
-    """Nothing dropped and nothing padded: choices in the order of their experts; vectors only."""
+    """Sorts choices by expert, so that nothing is dropped or padded; vectors only."""
     def layer(params, bank, x):
         routing = choices(shape, params, x.astype(jnp.float32))
         ids = routing.expert_of_choice.reshape(-1)
@@ -124,9 +124,10 @@ def by_ragged_products(shape: Shape) -> Callable:
         sizes = jnp.bincount(ids, length=shape.e).astype(jnp.int32)
         tokens = x.reshape(-1, shape.d)[order // shape.k]
         w = {n: p.astype(x.dtype) for n, p in bank.items()}
-        of = ids[order]
-        hidden = jax.nn.gelu(jax.lax.ragged_dot(tokens, w['in_kernel'], sizes) + w['in_bias'][of])
-        out = jax.lax.ragged_dot(hidden, w['out_kernel'], sizes) + w['out_bias'][of]
+        expert = ids[order]
+        hidden = jax.lax.ragged_dot(tokens, w['in_kernel'], sizes) + w['in_bias'][expert]
+        hidden = jax.nn.gelu(hidden)
+        out = jax.lax.ragged_dot(hidden, w['out_kernel'], sizes) + w['out_bias'][expert]
         back = out[jnp.argsort(order)].reshape(*x.shape[:2], shape.k, -1)
         return (routing.gate[..., None] * back).sum(2).astype(x.dtype)
     return layer
@@ -144,7 +145,7 @@ def everything(shape: Shape) -> Callable:
 
 
 def drawn(shape: Shape) -> tuple[Any, Any, Array]:
-    """(router params, bank, x)."""
+    """Random arguments of `routed`: (router params, bank, x)."""
     keys = iter(jax.random.split(jax.random.key(0), 20))
     params = {'kernel': jax.random.normal(next(keys), (shape.d, shape.e)) * shape.d**-0.5}
     return params, _bank(shape.expert, (shape.e,)), jax.random.normal(
@@ -158,7 +159,7 @@ def _bank(expert: Expert, lead: tuple[int, ...]) -> dict[str, Array]:
 
 
 def competitors(shape: Shape) -> dict[str, tuple[Callable, tuple]]:
-    """name -> (function, its arguments); the layer first."""
+    """The layer, and then what it is compared with: name -> (function, its arguments)."""
     params, bank, x = drawn(shape)
     tokens = shape.g * shape.t
     buffers = jax.random.normal(jax.random.key(2), (shape.e, shape.g * shape.slots, *shape.payload),
@@ -168,21 +169,21 @@ def competitors(shape: Shape) -> dict[str, tuple[Callable, tuple]]:
     else:
         dense, rows = Mlp(registry.MlpArgs(), shape.d, shape.k * shape.f), tokens
     many = jax.random.normal(jax.random.key(3), (rows, *shape.payload), shape.dtype)
-    found: dict[str, tuple[Callable, tuple]] = {
+    fns: dict[str, tuple[Callable, tuple]] = {
         'layer': (routed(shape), (params, bank, x)),
         'floor': (shape.expert.apply_stacked, (bank, buffers)),
         'dense': (dense.apply, (_bank(dense, ()), many))}
     if not shape.side:
         if tokens * shape.k * shape.e * shape.slots <= EINSUM_LIMIT * (1 if on_cpu() else 16):
-            found['einsum'] = by_einsum(shape), (params, bank, x)
-        if not on_cpu() or tokens <= 1024:  # on CPU both compute E products
-            found['ragged'] = by_ragged_products(shape), (params, bank, x)
-            found['all'] = everything(shape), (params, bank, x)
-    return found
+            fns['einsum'] = by_einsum(shape), (params, bank, x)
+        if not on_cpu() or tokens <= 1024:  # on a CPU both compute E products
+            fns['ragged'] = by_ragged_products(shape), (params, bank, x)
+            fns['all'] = everything(shape), (params, bank, x)
+    return fns
 
 
 def with_gradient(fn: Callable) -> Callable:
-    """The gradient with respect to everything that learns, and the input."""
+    """The gradient with respect to all arguments, of the sum of squares."""
     def loss(*args):
         return jnp.sum(jnp.square(fn(*args).astype(jnp.float32)))
     return lambda *args: jax.grad(loss, argnums=tuple(range(len(args))))(*args)
@@ -190,13 +191,13 @@ def with_gradient(fn: Callable) -> Callable:
 
 def calls_of(
         fns: Mapping[str, tuple[Callable, tuple]]) -> tuple[dict[str, Any], dict[str, Compiled]]:
-    """(calls without arguments, compiled programs) by name."""
+    """Compiles; returns, by name, calls without arguments and the compiled programs."""
     programs = {n: compiled(fn, *args) for n, (fn, args) in fns.items()}
     return {n: functools.partial(p, *fns[n][1]) for n, p in programs.items()}, programs
 
 
 def beside_floor(shape: Shape, rounds: int) -> Row:
-    """Forward and backward of the layer, and of everything it is compared with."""
+    """Times forward and backward of the layer beside everything it is compared with."""
     fns = {n: (with_gradient(fn), args) for n, (fn, args) in competitors(shape).items()}
     calls, programs = calls_of(fns)
     aims = {'floor': 1.10 if on_cpu() else 1.15}
@@ -206,42 +207,42 @@ def beside_floor(shape: Shape, rounds: int) -> Row:
         aims['dense'] = 1.15
     if 'einsum' in calls and not on_cpu():
         aims['einsum'] = 0.5
-    found = row(str(shape), calls, rounds, aims, {
+    result = row(str(shape), calls, rounds, aims, {
         'MB of layer': programs['layer'].temporary_mb,
         'MB of floor': programs['floor'].temporary_mb,
         'compiling s': programs['layer'].seconds})
     if peak := chips.peak(jax.devices()[0].device_kind):
         executed = flops.total(flops.count(fns['layer'][0], *fns['layer'][1]))
-        share = executed / peak / (found.milliseconds['layer'] / 1e3)
-        found = dataclasses.replace(found, facts={**found.facts, 'share of peak': share})
-    return found
+        share = executed / peak / (result.milliseconds['layer'] / 1e3)
+        result = dataclasses.replace(result, facts={**result.facts, 'share of peak': share})
+    return result
 
 
 def growth(rounds: int) -> Iterator[Row]:
-    """Sixteen times the tokens: at most sixteen times the time and the memory.
+    """Sixteen times the tokens should take at most sixteen times the time and the memory.
 
-    The temporaries of few tokens lie in the results, gradients of weights that do not grow with T,
-    so temporaries alone seem to grow faster: results are counted, too.
+    With few tokens, temporaries reuse the memory of the results, which are gradients of weights and
+    do not grow with T. Temporaries alone therefore seem to grow faster, so results count as well.
     """
     small, large = (Shape(t, 256, 1024, 8, 2, 1.25) for t in (1024, 16384))
     calls, programs = calls_of({f'T={s.t}': (with_gradient(routed(s)), drawn(s))
                                 for s in (large, small)})
-    of = programs['T=16384'], programs['T=1024']
+    many, few = programs['T=16384'], programs['T=1024']
     yield row('growth of the layer in T, D=256 E=8 k=2', calls, rounds, {'T=1024': 16.0},
-              {'times the memory': of[0].total_mb / of[1].total_mb,
-               'times the temporaries': of[0].temporary_mb / of[1].temporary_mb})
+              {'times the memory': many.total_mb / few.total_mb,
+               'times the temporaries': many.temporary_mb / few.temporary_mb})
 
 
 def plans(rounds: int) -> Iterator[Row]:
-    """The plan alone, from chosen ids: flat in E, and a small part of the layer."""
+    """The plan alone, from chosen ids: should not depend on E, and be a small part of the layer."""
     def plan_of(shape: Shape) -> tuple[Callable, tuple]:
         ids = jax.random.randint(jax.random.key(0), (shape.g, shape.t, shape.k), 0, shape.e)
         gate = jnp.ones(ids.shape)
 
         def plan(ids, gate):
-            made = index_plan(Routing(probs=gate, logits=gate, expert_of_choice=ids, gate=gate,
-                                      active=ids >= 0), shape.e, shape.slots)
-            return made.slot, made.keep, made.src_token, made.src_choice, made.filled
+            result = index_plan(Routing(probs=gate, logits=gate, expert_of_choice=ids, gate=gate,
+                                        active=ids >= 0), shape.e, shape.slots)
+            return result.slot, result.keep, result.src_token, result.src_choice, result.filled
         return plan, (ids, gate)
 
     shape = Shape(8192, 256, 1024, 8, 2, 1.25)
@@ -257,23 +258,23 @@ def seeds_and_scan(rounds: int) -> Iterator[Row]:
     """Maps under vmap over S=4 seeds beside dense blocks, and in a scan beside a loop."""
     shape = Shape(128, 64, 64, 8, 2, 1.25, side=8)
     fns = competitors(shape)
-    stacked = lambda args: jax.tree.map(lambda a: jnp.stack([a] * 4), args)  # noqa: E731
-    calls, _ = calls_of({n: (jax.vmap(with_gradient(fn)), stacked(args))
-                         for n, (fn, args) in fns.items()})
+    calls, _ = calls_of({
+        n: (jax.vmap(with_gradient(fn)), jax.tree.map(lambda a: jnp.stack([a] * 4), args))
+        for n, (fn, args) in fns.items()})
     yield row(f'vmap over S=4; {shape}', calls, rounds, {'dense': 1.20})
 
     params, bank, x = fns['layer'][1]
     gradient, steps = with_gradient(routed(shape)), 4
 
-    def one(bank: Any) -> Any:
+    def step(bank: Any) -> Any:
         return jax.tree.map(lambda w, d: w - 1e-3 * d, bank, gradient(params, bank, x)[1])
 
     def scan(bank: Any) -> Any:
-        return jax.lax.scan(lambda b, _: (one(b), None), bank, length=steps)[0]
+        return jax.lax.scan(lambda b, _: (step(b), None), bank, length=steps)[0]
 
     def loop(bank: Any) -> Any:
         for _ in range(steps):
-            bank = one(bank)
+            bank = step(bank)
         return bank
 
     calls, _ = calls_of({'scan': (scan, (bank,)), 'loop': (loop, (bank,))})

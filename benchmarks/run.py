@@ -1,12 +1,12 @@
-"""All measurements of speed, as a table.
+"""Runs the measurements of speed, and prints them as tables.
 
     python -m benchmarks.run                          # every suite
     python -m benchmarks.run --suite=layer,latency    # some
     python -m benchmarks.run --out=benchmarks/results # into DEVICE.md and DEVICE.json there
 
-What a suite compares says the docstring of its module. Times are medians over rounds in which the
-subject and its baselines take turns, ratios medians over rounds of the ratio within a round: on a
-machine with other load read the ratios. In brackets stands what is aimed at; bold misses it.
+The docstring of a suite's module says what it compares. The subject and its baselines take turns in
+rounds. A time is the median over rounds; a ratio is the median over rounds of the ratio within a
+round, so on a machine with other load read the ratios. Brackets hold the aim; bold ratios miss it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,92 +29,95 @@ SUITES = {'layer': 'benchmarks.layer', 'step': 'benchmarks.step', 'latency': 'be
           'seeds': 'benchmarks.seeds', 'input': 'benchmarks.input_pipeline',
           'startup': 'benchmarks.startup'}
 
-VARIABLES = ('XLA_FLAGS', 'GLIBC_TUNABLES')  # that change speed
+VARIABLES = ('XLA_FLAGS', 'GLIBC_TUNABLES')  # variables of the environment that change speed
 
 
 def device() -> str:
-    """A name for files: the accelerator, or the number of processor cores."""
+    """The device as the name of a file: the accelerator, or the number of processor cores."""
     import jax
 
-    found = jax.devices()[0]
-    if found.platform == 'cpu':
+    first = jax.devices()[0]
+    if first.platform == 'cpu':
         return f'cpu-{len(os.sched_getaffinity(0))}-cores'
-    name = re.sub(r'[^a-z0-9]+', '-', found.device_kind.lower()).strip('-')
+    name = re.sub(r'[^a-z0-9]+', '-', first.device_kind.lower()).strip('-')
     return f'{name}-x{jax.device_count()}'
 
 
 def setting() -> dict[str, Any]:
-    """What the numbers belong to."""
+    """Device, versions, commit and environment of the measurements."""
     import jax
 
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'opencv-python-headless')
-    versions = {}
+    installed = {}
     for name in packages:
         try:
-            versions[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
                             check=False, cwd=ROOT).stdout.strip()
     return {'device': jax.devices()[0].device_kind, 'count': jax.device_count(),
-            'python': '.'.join(map(str, sys.version_info[:3])), 'versions': versions,
+            'python': '.'.join(map(str, sys.version_info[:3])), 'versions': installed,
             'commit': commit, 'environment': {n: os.environ[n] for n in VARIABLES
                                               if n in os.environ}}
+
+
+def versions(setting: Mapping[str, Any]) -> str:
+    return ', '.join(f'{name} {version}' for name, version in setting['versions'].items())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--suite', default=','.join(SUITES), help='of ' + ', '.join(SUITES))
+    parser.add_argument('--suite', default=','.join(SUITES), help='some of ' + ','.join(SUITES))
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--out', type=Path, default=None, help='folder for DEVICE.md and .json')
-    given = parser.parse_args()
-    names = given.suite.split(',')
+    args = parser.parse_args()
+    names = args.suite.split(',')
     if unknown := [n for n in names if n not in SUITES]:
         parser.error(f"unknown suite '{unknown[0]}'; allowed: {', '.join(SUITES)}")
-    found: dict[str, dict[str, Any]] = {}
+    suites: dict[str, dict[str, Any]] = {}
     for name in names:
         began = time.monotonic()
         module, rows = importlib.import_module(SUITES[name]), []
-        for row in module.rows(given.rounds):
+        for row in module.rows(args.rounds):
             print(f'{name}: {_line(row)}', file=sys.stderr, flush=True)
             rows.append(row)
-        found[name] = {'about': (module.__doc__ or '').strip().split('\n')[0],
-                       'rows': [r.plain() for r in rows],
-                       'seconds': time.monotonic() - began}
-    print('\n'.join(_text(found)))
-    if given.out:
-        _write(given.out, found)
+        suites[name] = {'about': (module.__doc__ or '').strip().split('\n')[0],
+                        'rows': [r.record() for r in rows],
+                        'seconds': time.monotonic() - began}
+    print('\n'.join(_text(suites)))
+    if args.out:
+        _write(args.out, suites)
     return 0
 
 
 def _line(row: Row) -> str:
-    told = ', '.join(f'{r:.3g} of {n}' for n, r in row.ratios.items())
-    return f'{row.case}: {row.milliseconds[row.subject]:.3g} ms; {told}'
+    ratios = ', '.join(f'{r:.3g} of {n}' for n, r in row.ratios.items())
+    return f'{row.case}: {row.milliseconds[row.subject]:.3g} ms; {ratios}'
 
 
-def _text(found: dict[str, dict[str, Any]]) -> list[str]:
-    return [line for name, suite in found.items()
+def _text(suites: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [line for name, suite in suites.items()
             for line in ('', f'## {name}', '', suite['about'], '', *markdown(suite['rows']))]
 
 
-def _write(folder: Path, found: dict[str, dict[str, Any]]) -> None:
-    """Suites that were not run now keep the numbers that stand there."""
+def _write(folder: Path, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the suites measured now, and keeps the others that the files hold."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{device()}.json'
     suites = json.loads(path.read_text())['suites'] if path.exists() else {}
-    suites |= {n: suite | {'setting': setting()} for n, suite in found.items()}
+    suites |= {n: {**suite, 'setting': setting()} for n, suite in measured.items()}
     path.write_text(json.dumps({'suites': suites}, indent=1) + '\n')
-    lines = [f'# {device()}', '', 'Made by `python -m benchmarks.run`; ratios are medians within '
-             'interleaved rounds, in brackets what is aimed at, bold what misses it.']
+    lines = [f'# {device()}', '', 'Made by `python -m benchmarks.run`; ratios are medians over '
+             'interleaved rounds, with the aim in brackets; bold ratios miss it.']
     for name in SUITES:
         if name in suites:
             s = suites[name]['setting']
             lines += ['', f'## {name}', '', suites[name]['about'], '',
                       '`' + ''.join(f'{n}={v} ' for n, v in s['environment'].items())
                       + f'python -m benchmarks.run --suite={name}` at commit {s["commit"]}, '
-                      f'{s["device"]}, python {s["python"]}, '
-                      + ', '.join(f'{n} {v}' for n, v in s['versions'].items()) + '.', '',
+                      f'{s["device"]}, python {s["python"]}, {versions(s)}.', '',
                       *markdown(suites[name]['rows'])]
     path.with_suffix('.md').write_text('\n'.join(lines) + '\n')
 

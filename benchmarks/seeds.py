@@ -1,9 +1,9 @@
-"""Seeds of an arm as one program beside the same seeds one after another.
+"""Seeds of an arm as one program, beside the same seeds one after another.
 
-A step of S seeds beside S steps of one seed, batches made on the device; then a whole study of two
-arms and eight seeds, from its command to its last row with nothing compiled before, which decides
-what a study file should name (`seed_mode`): seeds together also compile for longer, and one process
-does it all.
+Times one step of S seeds beside S steps of one seed, with batches made on the device. Then times a
+whole study of two arms and eight seeds, from its command to its last row, with nothing compiled
+before. The latter decides the `seed_mode` of a study file: seeds together also take longer to
+compile, and all run in one process.
 
 Axes: S seeds.
 """
@@ -19,11 +19,12 @@ from typing import Any
 
 import jax
 
-from benchmarks.startup import ROOT, environment
+from benchmarks.startup import environment
 from benchmarks.table import Row
 from benchmarks.timing import compiled
 from configs import base, digits_dense, digits_k2
 from moe_vision.common import timing
+from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
 from moe_vision.study.run.together import Program
@@ -44,7 +45,7 @@ ARMS = {'digits_k2': digits_k2.get_config, 'digits_dense': digits_dense.get_conf
 
 
 def arm(name: str, data_dir: str) -> Config:
-    """The checked config of an arm, its batches made on the device."""
+    """The checked config of an arm, with batches made on the device."""
     c = ARMS[name]()
     c.dataset.data_dir, c.dataset.resident = data_dir, True
     return config_lib.check(c)
@@ -52,8 +53,10 @@ def arm(name: str, data_dir: str) -> Config:
 
 def measure(config: Config, seeds: list[int],
             rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """(seconds of a step of S seeds in each round, seconds of compiling), by S; 'alone' is one seed
-    by itself."""
+    """Seconds of a step of S seeds in each round, and of compiling it, both by S.
+
+    'alone' stands for one seed without a seed axis.
+    """
     setup = Setup(config)
     rows = range(config.train.batch_size)
 
@@ -67,26 +70,26 @@ def measure(config: Config, seeds: list[int],
     for n in [0, *seeds]:
         name = str(n or 'alone')
         if n:
-            program = Program(setup, n)
-            args = (program.stack([setup.fresh_state(s) for s in range(n)]),
-                    program.batch([arrays(s) for s in range(n)]))
-            step = program.step.__wrapped__
+            together = Program(setup, n)
+            args = (together.stack([setup.fresh_state(s) for s in range(n)]),
+                    together.batch([arrays(s) for s in range(n)]))
+            step = together.step.__wrapped__
         else:
             args, step = (setup.fresh_state(0), one), setup.step.__wrapped__
-        made = compiled(step, *args)  # gives nothing away: it runs again and again
-        compiling[name] = made.seconds
-        calls[name] = functools.partial(made, *args)
+        program = compiled(step, *args)  # donates no buffers, so that it can run repeatedly
+        compiling[name] = program.seconds
+        calls[name] = functools.partial(program, *args)
     return timing.rounds(calls, rounds), compiling
 
 
 def study_seconds(seed_mode: str, processes: int) -> float:
-    """Of `benchmarks/whole_study.py`, shared by so many processes."""
+    """Seconds of `benchmarks/whole_study.py`, shared by this number of processes."""
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, '-m', 'moe_vision.study', 'run', f'--workdir={home}/study',
                    f'--study=benchmarks/whole_study.py:{seed_mode}',
                    f'--config.dataset.data_dir={home}/data']
-        told = Path(home, 'told')
-        with told.open('w') as err:
+        errors = Path(home, 'errors')
+        with errors.open('w') as err:
             began = time.monotonic()
             runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err,
                                      env=environment(f'{home}/cache'))
@@ -94,7 +97,7 @@ def study_seconds(seed_mode: str, processes: int) -> float:
             failed = any([run.wait() for run in runs])
             took = time.monotonic() - began
         if failed:
-            raise RuntimeError(f'{" ".join(command)} failed: {told.read_text()[-500:]}')
+            raise RuntimeError(f'{" ".join(command)} failed: {errors.read_text()[-500:]}')
         return took
 
 

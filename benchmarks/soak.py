@@ -1,11 +1,11 @@
-"""Kills a run again and again at random moments, and compares it with one that nobody touched.
+"""Kills a run again and again at random moments, and compares it with a run left alone.
 
     python -m benchmarks.soak --workdir=W --kills=20 --config=configs/digits_k2.py --config.KEY=...
 
-W/whole is the run that is left alone, W/killed the other; every third signal is SIGTERM, the rest
-are SIGKILL. A life that comes to the end is compared, and the next begins a new run. Prints the
-checkpoints that each killed life left, and whether state, rows and result are the same at each end.
-Exit code 1 where they are not.
+W/whole is the run left alone, W/killed the other. Every third signal is SIGTERM, the others are
+SIGKILL. When the killed run reaches its end, its state, rows and result are compared, and the next
+start begins a new run. Prints the checkpoints that each kill left, and the comparisons. The exit
+code is 1 if any differ.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', type=Path, required=True, help='a folder for both runs')
     parser.add_argument('--kills', type=int, default=20)
-    parser.add_argument('--seed', type=int, default=0, help='of the moments')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the moments')
     args, config = parser.parse_known_args(argv)
     rng = random.Random(args.seed)
     whole, killed = args.workdir / 'whole', args.workdir / 'killed'
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _ended(run: subprocess.Popen, whole: Path, killed: Path) -> bool:
-    """Waits for a run that nobody kills, compares it and puts it away."""
+    """Waits for a run to end and compares it; removes it if it is the same as the whole one."""
     if code := run.wait():
         print(f'exit code {code}: see {killed / "log.txt"}')
         return False
@@ -79,12 +79,9 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _same(whole: Path, killed: Path) -> bool:
-    import jax
+    import jax  # only now: jax takes memory from the runs
 
-    from moe_vision.run_folder import (
-        checkpoints,  # after the runs: jax takes memory
-        metrics,
-    )
+    from moe_vision.run_folder import checkpoints, metrics
 
     def bits(folder: Path) -> list[bytes]:
         return [np.asarray(x).tobytes()
@@ -94,14 +91,14 @@ def _same(whole: Path, killed: Path) -> bool:
         return [{k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(str(folder))]
 
     def result(folder: Path) -> dict:
-        found = json.loads((folder / 'result.json').read_text())
-        return {k: v for k, v in found.items() if k != 'images_per_second'}
+        numbers = json.loads((folder / 'result.json').read_text())
+        return {k: v for k, v in numbers.items() if k != 'images_per_second'}
 
     all_same = True
-    for what in (bits, rows, result):
-        same = what(whole) == what(killed)
+    for read in (bits, rows, result):
+        same = read(whole) == read(killed)
         all_same &= same
-        print(f'{what.__name__}: {"the same" if same else "NOT the same"}')
+        print(f'{read.__name__}: {"the same" if same else "NOT the same"}')
     return all_same
 
 

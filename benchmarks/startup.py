@@ -1,7 +1,7 @@
 """Seconds until a command answers, each beside its limit: a mistake, a summary, a first step.
 
-Commands run in processes of their own; the first step of the embedded default with an empty folder
-for data and for compiled programs (cold), and again with both (warm).
+Each command runs in its own process. The first step of the embedded default is timed with empty
+folders for data and compiled programs (cold), and again with what that left in them (warm).
 """
 
 import os
@@ -18,13 +18,13 @@ DEFAULT = '--config=configs/digits_k2.py'
 
 
 def environment(home: str) -> dict[str, str]:
-    """Of a command that keeps its compiled programs under this folder alone."""
+    """The environment of a command that keeps its compiled programs in the folder `home`."""
     return {n: v for n, v in os.environ.items() if n != 'JAX_COMPILATION_CACHE_DIR'} | {
         'XDG_CACHE_HOME': home}
 
 
 def seconds(arguments: list[str], home: str, until: str = '') -> float:
-    """Of `main.py`, to its end or to the first line on stderr with these words."""
+    """Seconds of `main.py` to its end, or to the first line on stderr that starts with `until`."""
     began = time.monotonic()
     run = subprocess.Popen([sys.executable, 'main.py', *arguments], cwd=ROOT, text=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

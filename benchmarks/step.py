@@ -1,7 +1,7 @@
 """Whole training steps of routed networks beside their same-width twins.
 
-The aim is 1.15 times the ratio of the FLOPs that both execute. Batches are random and on the
-device; the last row is a step with its feed from a device-resident set beside the step alone.
+The aim is 1.15 times the ratio of the FLOPs that the two execute. Batches are random and on the
+device. The last row compares a step and its feed from a data set on the device with the step alone.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from configs import base, digits_k2, imagenet_k2, imagenet_vit_s16_k2
 from moe_vision.common import chips
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
-from moe_vision.pod.compiled import batch_of
+from moe_vision.pod.compiled import batch_shapes
 from moe_vision.training import feed, mesh
 from moe_vision.training.setup import Setup
 
@@ -50,16 +50,17 @@ def twin_of(config: Config) -> Config:
 
 
 def batch(setup: Setup) -> dict[str, jax.Array]:
-    """A random batch where a training has its own."""
+    """A random batch, placed on the devices as in training."""
     rng = np.random.default_rng(0)
-    of = {'image': lambda shape: rng.integers(0, 256, shape, np.uint8),
-          'label': lambda shape: rng.integers(0, setup.info.num_classes, shape).astype(np.int32),
-          'valid': lambda shape: np.ones(shape, bool)}
-    return {n: jax.device_put(of[n](x.shape), x.sharding) for n, x in batch_of(setup).items()}
+    draw = {'image': lambda shape: rng.integers(0, 256, shape, np.uint8),
+            'label': lambda shape: rng.integers(0, setup.info.num_classes, shape).astype(np.int32),
+            'valid': lambda shape: np.ones(shape, bool)}
+    return {n: jax.device_put(draw[n](x.shape), x.sharding)
+            for n, x in batch_shapes(setup).items()}
 
 
 def stepping(setup: Setup, step: Callable, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
-    """A call that makes one step, from the state that the last one left."""
+    """A function that makes one step from the state that its last call left."""
     state = setup.fresh_state()
 
     def call() -> Any:
@@ -77,30 +78,29 @@ def beside_twin(name: str, config: Config, rounds: int) -> Row:
     calls = {n: stepping(s, steps[n], batches[n]) for n, s in setups.items()}
     executed = {n: setup.cost.flops_executed for n, setup in setups.items()}
     ratio = executed['routed'] / executed['twin']
-    found = row(name, calls, rounds, {'twin': 1.15 * ratio}, {
+    result = row(name, calls, rounds, {'twin': 1.15 * ratio}, {
         'times the FLOPs': ratio, 'MB': steps['routed'].temporary_mb,
         'MB of twin': steps['twin'].temporary_mb, 'compiling s': steps['routed'].seconds,
         'compiling twin s': steps['twin'].seconds})
     if peak := chips.peak(jax.devices()[0].device_kind):
         at_peak = 3 * executed['routed'] * config.train.batch_size / peak / jax.device_count()
-        found = dataclasses.replace(found, facts={
-            **found.facts, 'share of peak': at_peak / found.milliseconds['routed'] * 1e3})
-    return found
+        result = dataclasses.replace(result, facts={
+            **result.facts, 'share of peak': at_peak / result.milliseconds['routed'] * 1e3})
+    return result
 
 
 def with_feed(config: Config, rounds: int) -> Row:
-    """A step with what brings its batch, a set that lies on the device, beside the step alone."""
+    """Times a step and its feed, from a data set on the device, beside the step alone."""
     setup = Setup(config)
     micro, state = config.train.micro_batches, setup.fresh_state()
-    batches = feed.on_host(config, 0, range(config.train.batch_size), 0, 10 * rounds + 10)
-    with batches as found:
-        arrays = setup.gather(mesh.to_devices(next(found), setup.mesh, micro))
+    with feed.on_host(config, 0, range(config.train.batch_size), 0, 10 * rounds + 10) as batches:
+        arrays = setup.gather(mesh.to_devices(next(batches), setup.mesh, micro))
         alone = stepping(setup, setup.step, arrays)
 
         def fed() -> Any:
             nonlocal state
             state, out = setup.step(
-                state, setup.gather(mesh.to_devices(next(found), setup.mesh, micro)))
+                state, setup.gather(mesh.to_devices(next(batches), setup.mesh, micro)))
             return out
         return row('digits_k2, a resident set', {'step with its feed': fed, 'step': alone},
                    3 * rounds, {'step': 1.03})

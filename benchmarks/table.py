@@ -1,4 +1,4 @@
-"""Rows of measurements, and how they are written."""
+"""Rows of measurements, and tables of them in Markdown."""
 
 import dataclasses
 import statistics
@@ -14,9 +14,9 @@ class Row:
 
     Attributes:
       case: what was measured.
-      seconds: by name, of each round; the first name is the subject.
-      aims: baseline -> the largest ratio subject / baseline that is aimed at.
-      facts: further numbers, by name and unit.
+      seconds: name -> seconds in each round; the first name is the subject.
+      aims: baseline -> the largest ratio subject / baseline to aim at.
+      facts: name and unit -> a further number.
     """
 
     case: str
@@ -35,17 +35,18 @@ class Row:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Medians over rounds of subject / baseline, each within its round."""
+        """For each baseline, the median over rounds of subject / baseline within a round."""
         ours = self.seconds[self.subject]
         return {n: statistics.median(a / b for a, b in zip(ours, s, strict=True))
                 for n, s in self.seconds.items() if n != self.subject}
 
     @property
     def missed(self) -> list[str]:
-        """Baselines whose aim is not reached."""
+        """Baselines whose aim is missed."""
         return [n for n, aim in self.aims.items() if self.ratios[n] > aim]
 
-    def plain(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """The row as JSON can hold it."""
         return {'case': self.case, 'milliseconds': self.milliseconds, 'ratios': self.ratios,
                 'aims': dict(self.aims), 'facts': dict(self.facts),
                 'rounds': len(self.seconds[self.subject])}
@@ -53,15 +54,15 @@ class Row:
 
 def row(case: str, calls: Mapping[str, Any], rounds: int, aims: Mapping[str, float] | None = None,
         facts: Mapping[str, float] | None = None) -> Row:
-    """Times the calls, functions without arguments, taking turns; two rounds to warm up."""
+    """Times functions without arguments, which take turns; two rounds warm up."""
     return Row(case, timing.rounds(calls, rounds), aims or {}, facts or {})
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tables of rows as `Row.plain` gives them: the subject's time, its ratio to each baseline (the
-    aim in brackets; bold what misses it), facts.
+    """Writes rows from `Row.record` as tables: the subject's time, ratios to baselines, and facts.
 
-    A row that has no baseline in common with those above it begins a new table.
+    The aim of a ratio is in brackets; a ratio that misses it is bold. A row that has no baseline in
+    common with those above it begins a new table.
     """
     tables: list[list[Mapping[str, Any]]] = []
     for r in rows:
@@ -79,11 +80,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for r in rows:
         cells = [r['case'], number(next(iter(r['milliseconds'].values())))]
         for n in names:
-            told = f'{r["ratios"][n]:.3g}' if n in r['ratios'] else ''
+            cell = f'{r["ratios"][n]:.3g}' if n in r['ratios'] else ''
             aim = r['aims'].get(n)
             if aim is not None:
-                told = f'**{told}** ({aim:.3g})' if r['ratios'][n] > aim else f'{told} ({aim:.3g})'
-            cells.append(told)
+                cell = f'**{cell}** ({aim:.3g})' if r['ratios'][n] > aim else f'{cell} ({aim:.3g})'
+            cells.append(cell)
         cells += [number(r['facts'][n]) if n in r['facts'] else '' for n in facts]
         lines.append(f'| {" | ".join(cells)} |')
     return lines

@@ -1,4 +1,4 @@
-"""Programs to be timed, and what the compiler says of them."""
+"""Compiles programs to be timed; reports compile times and memory."""
 
 import dataclasses
 import time
@@ -10,10 +10,10 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program and its price before it first runs.
+    """A compiled program.
 
     Attributes:
-      seconds: of tracing and compiling.
+      seconds: time it took to trace and compile.
     """
 
     program: Any
@@ -24,12 +24,12 @@ class Compiled:
 
     @property
     def temporary_mb(self) -> float:
-        """Temporary memory in MB, from the compiler's own analysis."""
+        """Temporary memory in MB, as the compiler reports it."""
         return self._bytes('temp_size_in_bytes') / 1e6
 
     @property
     def total_mb(self) -> float:
-        """Temporaries and results in MB: where results have room, temporaries lie in them."""
+        """Temporaries and results in MB; temporaries may reuse the memory of results."""
         return self.temporary_mb + self._bytes('output_size_in_bytes') / 1e6
 
     def _bytes(self, name: str) -> float:
@@ -37,7 +37,7 @@ class Compiled:
 
 
 def compiled(fn: Callable, *args: Any) -> Compiled:
-    """The function compiled for these arguments; what is jitted already stays as it is."""
+    """Compiles a function for these arguments; jits it first unless it is jitted already."""
     begin = time.perf_counter()
     program = (fn if hasattr(fn, 'lower') else jax.jit(fn)).lower(*args).compile()
     return Compiled(program, time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""A whole study to be timed: two arms of `top_k.py:digits`, its eight seeds, without probes.
+"""A whole study to time: two arms of `top_k.py:digits` with its eight seeds, without probes.
 
 Run: python -m moe_vision.study run --study=benchmarks/whole_study.py:together --workdir=W
 """

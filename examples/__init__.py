@@ -1,1 +1,1 @@
-"""What it takes to add something: one file each, and one line in a table or a config."""
+"""Shows how to add a router, a backbone or a data set: one file, and its name in a config."""

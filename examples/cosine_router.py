@@ -21,7 +21,7 @@ from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """What `model.moe.router_args` takes."""
+    """Fields of `model.moe.router_args`."""
 
     project: int = 64  # Q
 
@@ -38,12 +38,15 @@ class Cosine(Router):
         }
 
     def choose(self, params, state, features, context: Context) -> Routing:
-        unit = lambda v, axis: v * jax.lax.rsqrt(  # noqa: E731
-            jnp.sum(jnp.square(v), axis, keepdims=True) + 1e-12)
-        x = unit(features.astype(jnp.float32) @ params['project'], -1)
+        x = _unit(features.astype(jnp.float32) @ params['project'], -1)
         scale = jnp.exp(jnp.minimum(params['log_scale'], math.log(100.0)))
-        logits = scale * (x @ unit(params['experts_at'], 0))
+        logits = scale * (x @ _unit(params['experts_at'], 0))
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
         return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=pick(probs, ids),
                        active=jnp.broadcast_to(context.valid[..., None], ids.shape))
+
+
+def _unit(v: jax.Array, axis: int) -> jax.Array:
+    """v, scaled to length 1 along the axis."""
+    return v * jax.lax.rsqrt(jnp.sum(jnp.square(v), axis, keepdims=True) + 1e-12)

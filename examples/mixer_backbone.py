@@ -22,7 +22,7 @@ from moe_vision.models.branch import Infos, make_branch, per_patch, run_branch
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """What `model.args` takes; `blocks` and `tokens` are what a config check asks."""
+    """Fields of `model.args`; the check of a config reads `blocks` and `tokens`."""
 
     width: int = 64
     depth: int = 3

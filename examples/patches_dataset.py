@@ -1,6 +1,7 @@
 """A data set of your own: patches of the two photographs that come with scikit-learn.
 
-Which photograph is a 16x16 patch from? Left half for training, right half for the test.
+The task is to say which photograph a 16x16 patch comes from. The left half of each is for training,
+the right half for the test.
 
     python -m input_pipeline.prepare --dataset=examples.patches_dataset:Patches --data_dir=D
     python main.py --config=configs/digits_k2.py --workdir=W --config.dataset.data_dir=D \

@@ -1,7 +1,7 @@
 """Image data sets for training and exact evaluation, without TensorFlow.
 
-What a caller uses is listed in `__all__`. Importing this package imports neither
-jax, tfds nor grain: what needs them is loaded when it is first used.
+`__all__` lists the public names. Importing this package does not import jax, tfds or grain:
+the modules that need them load on first use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     'train_batches',
 ]
 
-_HOME = {
+_MODULES = {
     'Batches': 'loader',
     'Builder': 'builder',
     'Contents': 'builder',
@@ -48,8 +48,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
+    value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
     globals()[name] = value
     return value

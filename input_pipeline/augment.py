@@ -1,8 +1,8 @@
-"""Pixels in, pixels out, on one image at a time, with OpenCV.
+"""Resizes, crops and augments one image at a time, with OpenCV.
 
-Axes: H height, W width, C channels. All images are uint8 [H, W, C]. Shrinking averages
-over areas (no aliasing), growing interpolates linearly; so does a random crop that shrinks to more
-than half (which still reads every pixel, in a third of the time).
+Axes: H height, W width, C channels. All images are uint8 [H, W, C]. Shrinking averages over areas,
+which avoids aliasing; enlarging interpolates linearly. A random crop that shrinks to more than
+half interpolates linearly, too: that still reads every pixel and takes a third of the time.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+from input_pipeline.order import mix64
 from input_pipeline.randaugment import randaugment
 
-_CROP_RATIO = 256 / 224  # shorter side before the centre crop, over the side after it
+_CROP_RATIO = 256 / 224  # shorter side before the centre crop / side after it
 
 
 class _Key(ISeedSequence):
-    """Is Philox's key. `Philox(key=...)` does the same, and asks the system for entropy, too."""
+    """Hands Philox its key. `Philox(key=...)` would also ask the system for unused entropy."""
 
     def __init__(self, *words: int) -> None:
         self._words = np.array(words, np.uint64)
@@ -29,15 +30,19 @@ class _Key(ISeedSequence):
 
 
 def generator(seed: int, step: int, row: int) -> np.random.Generator:
-    """Returns the random numbers of one training row, keyed by (seed, step, row) alone."""
-    from input_pipeline.order import mix64
-
-    key: Any = _Key(mix64(seed), (step << 32) | row)  # numpy's types know its own sequences alone
+    """Returns the random generator of one training row, keyed only by (seed, step, row)."""
+    key: Any = _Key(mix64(seed), (step << 32) | row)  # Any: numpy's types say SeedSequence
     return np.random.Generator(np.random.Philox(key))
 
 
 def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -> np.ndarray:
-    """Returns uint8 [height, width, C]; with `quick` linear down to half of each side."""
+    """Returns uint8 [height, width, C].
+
+    Args:
+        image: uint8 [H, W, C].
+        height, width: size to return, in pixels.
+        quick: average over areas only when a side shrinks to less than half.
+    """
     import cv2
 
     if image.shape[:2] == (height, width):
@@ -52,7 +57,7 @@ def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns uint8 [size, size, C]: shorter side to size * 256/224, then the middle."""
+    """Resizes the shorter side to size * 256/224 and returns the middle, uint8 [size, size, C]."""
     height, width = image.shape[:2]
     scale = max(size, round(size * _CROP_RATIO)) / min(height, width)
     image = resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
@@ -61,9 +66,9 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def mirrored(image: np.ndarray) -> np.ndarray:
-    """Returns uint8 [H, W, C], left and right swapped.
+    """Returns uint8 [H, W, C] with left and right swapped.
 
-    As an array of its own: copying a view that runs backwards takes twenty times as long.
+    This is a new array: copying a reversed view later takes twenty times as long.
     """
     import cv2
 
@@ -72,16 +77,16 @@ def mirrored(image: np.ndarray) -> np.ndarray:
 
 
 def padding(height: int) -> int:
-    """Pixels that `pad_crop` pads on each side of an image so high."""
+    """Returns how many pixels `pad_crop` adds on each side of an image of this height."""
     return max(1, height // 8)
 
 
 def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.ndarray:
-    """Pads with zeros by H/8 (at least 1), crops at a random place, flips half of them.
+    """Pads with H // 8 zeros on each side (at least 1) and crops at a random place.
 
     Args:
-        image: uint8 [H, W, C]; 4 pixels are padded at 32x32, 1 at 8x8.
-        rng: random numbers of this row.
+        image: uint8 [H, W, C].
+        rng: random generator of this row.
         flip: whether to mirror left and right with probability 1/2.
 
     Returns:
@@ -99,12 +104,13 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.n
 def crop_box(
     height: int, width: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int, bool]:
-    """Draws a box of 8 to 100 % of the area at a ratio of 3/4 to 4/3, and whether to mirror it.
+    """Draws a crop box and whether to mirror it.
 
-    After ten boxes that do not fit, takes the largest centred box of an allowed ratio.
+    The box covers 8 to 100 % of the area, with width / height in [3/4, 4/3]. If ten boxes in a
+    row do not fit, it is the largest centred box with an allowed ratio.
 
     Returns:
-        Top, left, height, width of the box in pixels; mirrored or not.
+        Top, left, height and width of the box in pixels; whether to mirror.
     """
     mirror = bool(rng.integers(0, 2))
     low, high = math.log(3 / 4), math.log(4 / 3)
@@ -123,7 +129,9 @@ def crop_box(
 def random_resized_crop(
     image: np.ndarray, rng: np.random.Generator, shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Cuts `crop_box` out, resizes it, mirrors half of them.
+    """Crops a random box and resizes it to `shape`; mirrors it with probability 1/2.
+
+    Source: Szegedy et al., Going deeper with convolutions (arXiv 1409.4842).
 
     Returns:
         uint8 `shape`, (H, W, C).
@@ -134,12 +142,14 @@ def random_resized_crop(
 
 
 def fit(image: np.ndarray, shape: tuple[int, int, int], varies: bool) -> np.ndarray:
-    """Brings an image to `shape` as evaluation does: photographs are centre-cropped.
+    """Brings an image to `shape` as an evaluation does.
+
+    Images of a set with varying sizes are cropped at the centre, others only resized.
 
     Args:
         image: uint8 [H, W, C].
         shape: (H, W, C) to return.
-        varies: whether the set's images vary in size (photographs).
+        varies: whether the set's images vary in size.
     """
     if image.shape == shape:
         return image
@@ -158,7 +168,14 @@ def augment(
 ) -> np.ndarray:
     """Returns a training image, uint8 `shape`.
 
-    `kind` is one of `types.AUGMENTS`; then `layers` operations of RandAugment follow.
+    Args:
+        image: uint8 [H, W, C].
+        rng: random generator of this row.
+        kind: one of `types.AUGMENTS`.
+        shape: (H, W, C) to return.
+        varies: whether the set's images vary in size.
+        layers: RandAugment operations to apply afterwards.
+        magnitude: of RandAugment, in [0, 10].
     """
     if kind == 'random_resized_crop':
         image = random_resized_crop(image, rng, shape)

@@ -1,6 +1,6 @@
-"""What a data set must say about itself: its published facts, and how to read its files.
+"""Defines `Builder`: the published facts of a data set, and how to read its files.
 
-Nothing here or in `datasets/` needs tfds: `storage.py` turns a builder into records.
+Nothing here or in `datasets/` needs tfds; `storage.py` turns the examples into records.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a source holds, found without decoding it.
+    """The contents of a source, listed without decoding an image.
 
     Attributes:
         class_names: one per label, in label order.
-        splits: stored split name -> shards. A shard is a function without arguments
-            whose iterator yields (name, encoded image, label); shards are written one
-            after another, so memory holds one example at a time.
-        files: what the shards read. Where it is given, a preparation that was interrupted goes on
-            where it stopped, as long as these files stay as they are.
+        splits: stored split name -> shards. A shard is a function without arguments that
+            returns an iterator of (name, encoded image, label). Shards are written one after
+            another, so memory holds one example at a time.
+        files: the files that the shards read. If they are listed, an interrupted preparation
+            continues where it stopped, unless one of them has changed.
     """
 
     class_names: tuple[str, ...]
@@ -34,22 +34,22 @@ class Contents:
 
 
 class Builder:
-    """One data set. Subclass it, fill in the attributes, write `open`.
+    """One data set. Subclass it, fill in the attributes and write `open`.
 
     Attributes:
-        name: lower_case name; the folder below data_dir.
-        version: version of what this builder writes.
-        num_classes: number of labels; 0 where only the files can tell.
-        image_shape: (H, W, C); H and W are None where images vary in size.
-        sizes: published number of images per stored split; {} where files must tell.
-        class_names: one per label, or () where only the files can tell.
-        stored: split as callers ask for it -> split as it is stored.
+        name: lower_case name; also the name of its folder in data_dir.
+        version: version of the records that this builder writes.
+        num_classes: number of labels; 0 if only the files show it.
+        image_shape: (H, W, C); H and W are None if images vary in size.
+        sizes: published number of images per stored split; {} if only the files show it.
+        class_names: one per label; () if only the files show them.
+        stored: split that a caller asks for -> stored split that holds it.
         mean, std: per-channel normalisation of images scaled to [0, 1].
-        encoding: 'png' or 'jpeg', as the stored metadata names it.
-        embedded: the set needs no source and prepares itself on first use.
-        wants: what `--source` must be and where that is published.
-        places: paths looked at where no `--source` is given.
-        published: name of a file of the source -> its published size and MD5.
+        encoding: 'png' or 'jpeg', for the stored metadata.
+        embedded: whether the set needs no source and is prepared on first use.
+        wants: what `--source` must be, and where to get it.
+        places: paths to try if `--source` is not given.
+        published: name of a source file -> its published (bytes, MD5).
     """
 
     name: str = ''
@@ -68,7 +68,7 @@ class Builder:
     published: dict[str, tuple[int, str]] = {}
 
     def open(self, source: Path) -> Contents:
-        """Looks into `source` and returns what it holds; decodes nothing yet.
+        """Lists what `source` holds, without decoding an image.
 
         Raises:
             DataError: the source is of the wrong kind, damaged or unsafe.
@@ -76,5 +76,5 @@ class Builder:
         raise NotImplementedError
 
     def names(self) -> tuple[str, ...]:
-        """Class names as far as they are known before the set is prepared."""
+        """Returns the class names; 'class_7' and so on if only the files show them."""
         return self.class_names or tuple(f'class_{i}' for i in range(self.num_classes))

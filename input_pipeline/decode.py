@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels and back. Images are uint8 [H, W, C], RGB or one gray channel."""
+"""Decodes and encodes images: uint8 [H, W, C], where C is 3 (RGB) or 1 (gray)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def decode(encoded: bytes, channels: int) -> np.ndarray | None:
-    """Returns uint8 [H, W, channels], or None where the bytes cannot be decoded.
+    """Returns uint8 [H, W, channels], or None if the bytes cannot be decoded.
 
-    Reads what OpenCV reads: JPEG (CMYK too), PNG (palette and alpha are flattened), BMP,
-    WebP, TIFF. Channels come in RGB order.
+    Reads the formats of OpenCV: JPEG (also CMYK), PNG (a palette or alpha channel is flattened),
+    BMP, WebP and TIFF. Colour channels are in RGB order.
     """
     import cv2
 
@@ -26,7 +26,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray | None:
 
 
 def readable(encoded: bytes) -> bool:
-    """Whether `decode` can decode these bytes, in about half of its time."""
+    """Whether `decode` can decode these bytes. Takes about half the time of decoding them."""
     import cv2
 
     try:
@@ -41,7 +41,7 @@ def encode_png(image: np.ndarray) -> bytes:
     import cv2
 
     pixels = image if image.shape[-1] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode('.png', pixels)
-    if not done:
+    success, encoded = cv2.imencode('.png', pixels)
+    if not success:
         raise ValueError(f'cannot encode an image of shape {image.shape} as PNG')
     return encoded.tobytes()

@@ -1,4 +1,4 @@
-"""Training batches without end, evaluation batches exactly once, read ahead.
+"""Yields endless training batches and exact evaluation batches, read ahead in the background.
 
 Axes: R rows of the batch that this process loads, H height, W width, C channels. A batch is
 {'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R], 'index': int32 [R]}.
@@ -21,14 +21,14 @@ from input_pipeline.registry import find
 from input_pipeline.steps import Batch, Steps
 from input_pipeline.types import DataError, DatasetConfig
 
-_BUFFER_BYTES = 2**30  # decoded batches waiting to be used
+_BUFFER_BYTES = 2**30  # limit for decoded batches that wait to be used
 
 
 class Batches:
-    """An iterator over batches, read ahead in the background. Close it, or use `with`.
+    """An iterator over batches that reads ahead in the background. Close it, or use `with`.
 
     Attributes:
-        bad_images: undecodable images met so far (each time one is met).
+        bad_images: undecodable images so far, counted each time they come up.
     """
 
     def __init__(self, steps: Steps, start: int, stop: int, workers: int, strict: bool) -> None:
@@ -36,20 +36,19 @@ class Batches:
 
         self.bad_images = 0
         self._strict, self._shared = strict, workers > 0
-        self._named: set[str] = set()
+        self._logged: set[str] = set()
         self._closed = False
         batch_bytes = len(steps.rows) * int(np.prod(steps.shape))
         ahead = int(np.clip(_BUFFER_BYTES // max(batch_bytes, 1), 2, 16))
+        source = grain.MapDataset.range(start, max(start, stop)).map(steps)
         if workers:
             _parse_flags()
             per_worker = max(1, ahead // workers)
-            source = grain.MapDataset.range(start, max(start, stop)).map(steps)
             batches = source.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
                 grain.MultiprocessingOptions(workers, per_worker)
             )
         else:
             threads = min(ahead, cores())
-            source = grain.MapDataset.range(start, max(start, stop)).map(steps)
             batches = source.to_iter_dataset(grain.ReadOptions(threads, ahead))
         self._iterator: Any = iter(batches) if stop > start else iter(())
 
@@ -62,7 +61,7 @@ class Batches:
         batch, bad = next(self._iterator)
         if bad:
             self._report(bad)
-        if self._shared:  # memory of a worker process, which may end before the batch does
+        if self._shared:  # copy: a worker owns this memory and may end before the batch is used
             batch = {name: np.array(values) for name, values in batch.items()}
         return batch
 
@@ -76,16 +75,16 @@ class Batches:
             )
         self.bad_images += len(bad)
         for key in bad:
-            if key not in self._named:
-                self._named.add(key)
+            if key not in self._logged:
+                self._logged.add(key)
                 logging.warning("cannot decode image '%s'; its row is masked out", key)
 
     def close(self) -> None:
-        """Stops reading ahead; later calls yield nothing. May be called twice."""
+        """Stops reading ahead; the iterator then yields nothing more. May be called twice."""
         if not self._closed and hasattr(self._iterator, 'close'):
             self._iterator.close()
             self._iterator = iter(())
-            if self._shared:  # what was read last lies in cycles, in memory that someone must free
+            if self._shared:  # reference cycles hold the last batches in shared memory: free it
                 gc.collect()
         self._closed = True
 
@@ -102,7 +101,7 @@ class Batches:
 
 
 def _parse_flags() -> None:
-    """grain's worker processes read absl flags, which a library user never parsed."""
+    """Marks absl flags as parsed: grain's workers read them, but a library user has not."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -112,7 +111,11 @@ def _parse_flags() -> None:
 def build_steps(
     cfg: DatasetConfig, split: str, batch_size: int, rows: Sequence[int], seed: int | None
 ) -> Steps:
-    """Puts together what loads a split; `seed` None means an evaluation."""
+    """Returns the `Steps` of a split; a `seed` of None means an evaluation.
+
+    Raises:
+        DataError: as `train_batches` and `evaluation_batches` raise it.
+    """
     storage.require(cfg)
     builder = find(cfg.name)
     known = metadata.facts(builder, cfg.data_dir)
@@ -130,16 +133,16 @@ def build_steps(
             )
     if batch_size < 1 or any(not 0 <= row < batch_size for row in rows):
         raise DataError(f'rows must lie in [0, batch_size={batch_size}); got {list(rows)[:8]}.')
-    own = known.sizes.get(builder.stored.get(split, ''), 0)
+    stored_size = known.sizes.get(builder.stored.get(split, ''), 0)
     members = None
-    if whole[split] != own:  # a part of the stored train split
+    if whole[split] != stored_size:  # a part of the stored train split
         members = order.members(
             known.sizes[builder.stored['train']], cfg.validation_fraction, split
         )
     if sizes[split] != whole[split]:
-        few = order.subset(whole[split], sizes[split])
-        members = few if members is None else members[few]
-    stored = builder.stored[split if own else 'train']
+        subset = order.subset(whole[split], sizes[split])
+        members = subset if members is None else members[subset]
+    stored = builder.stored[split if stored_size else 'train']
     return Steps(
         reader=Reader(known.directory, stored, shape[2], cfg.cache),
         members=members,
@@ -159,10 +162,11 @@ def build_steps(
 def evaluation_image(
     cfg: DatasetConfig, shape: tuple[int, int, int], encoded: bytes
 ) -> np.ndarray | None:
-    """Returns uint8 `shape`, what an evaluation makes of an encoded image (JPEG, PNG, ...).
+    """Prepares one encoded image (JPEG, PNG, ...) as an evaluation does; does not read the set.
 
-    None where it cannot be decoded. Transparency is left out, gray and CMYK become RGB (or all
-    becomes gray, where the set is). The set itself is not read.
+    Returns:
+        uint8 `shape`, RGB or gray as the set is; transparency is dropped. None if the image
+        cannot be decoded.
     """
     image = decode(encoded, shape[2])
     varies = None in find(cfg.name).image_shape
@@ -180,27 +184,27 @@ def train_batches(
 ) -> Batches:
     """Yields the training batches of steps start_step .. num_steps-1.
 
-    Row r of step s holds image number s * batch_size + r of an endless order that is
-    shuffled anew each epoch; its augmentation is keyed by (seed, s, r). Worker count, start
-    step and the choice of rows change nothing, and no state needs saving. A batch may
-    straddle two epochs. An image that cannot be decoded keeps its row: zeros, its label,
-    valid=False; it is named in the log and counted in `bad_images`.
+    Row r of step s holds image s * batch_size + r of an endless order that is reshuffled each
+    epoch; (seed, s, r) keys its augmentation. The number of workers, the start step and the
+    choice of rows do not change a row, so no state needs saving. A batch may span two epochs.
+    An image that cannot be decoded keeps its row, with zeros, its label and valid=False; the
+    log names it and `bad_images` counts it.
 
     Args:
-        cfg: the set.
+        cfg: the set and its augmentation.
         seed: the run's seed.
         batch_size: images of the whole batch, over all processes.
         rows: rows of the batch to load here, each in [0, batch_size).
         start_step: first step to yield.
-        num_steps: step to stop before.
+        num_steps: total number of steps; the last one yielded is num_steps-1.
 
     Returns:
         An iterator of {'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R],
-        'index': int32 [R]}, R = len(rows); `index` counts images of the split in storage
-        order.
+        'index': int32 [R]}, R = len(rows); `index` is the image's place in the split, in
+        storage order.
 
     Raises:
-        DataError: the data is missing or the config is wrong.
+        DataError: the data is missing or damaged, or the config is wrong.
     """
     steps = build_steps(cfg, 'train', batch_size, rows, seed)
     return Batches(steps, start_step, num_steps, 0 if cfg.cache else cfg.workers, strict=False)
@@ -209,14 +213,14 @@ def train_batches(
 def evaluation_batches(
     cfg: DatasetConfig, *, split: str, batch_size: int, rows: Sequence[int]
 ) -> Batches:
-    """Yields one pass over a split: every image once, in an order that never changes.
+    """Yields every image of a split once, in an order that never changes.
 
-    The order is pseudo-random with a constant seed, so position n holds the same image
-    whatever the batch size, run, arm or training seed. The last batch is padded: zeros,
-    label 0, valid=False, index -1.
+    The order is pseudo-random with a constant seed, so position n holds the same image for
+    every batch size, run, arm and training seed. The last batch is padded with zeros, label 0,
+    valid=False and index -1.
 
     Args:
-        cfg: the set; its augmentation is not used.
+        cfg: the set; its augmentation is ignored.
         split: 'train', 'validation' or 'test'.
         batch_size: images of the whole batch, over all processes.
         rows: rows of the batch to load here, each in [0, batch_size).
@@ -225,8 +229,8 @@ def evaluation_batches(
         An iterator of batches as `train_batches` yields them.
 
     Raises:
-        DataError: as above, or the split does not exist; while iterating, an image cannot
-            be decoded (the message names it).
+        DataError: as `train_batches`, or the split does not exist. While iterating: an image
+            cannot be decoded; the message names it.
     """
     steps = build_steps(cfg, split, batch_size, rows, None)
     stop = -(-steps.size // batch_size)

@@ -1,7 +1,7 @@
-"""What is known of a set without decoding an image: declared facts, or those on disk.
+"""Reports what is known about a set without decoding an image: declared facts, or those on disk.
 
-Prepared sets describe themselves in the two JSON files tfds writes beside the records;
-they are read directly because a configuration is checked in less time than tfds imports.
+tfds describes a prepared set in two JSON files beside the records. They are parsed here, without
+tfds, because importing tfds takes longer than checking a whole config.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from input_pipeline.registry import find
 from input_pipeline.types import SPLITS, DataError, DatasetConfig, DatasetInfo, check
 
 PREPARED = 'prepared.json'  # beside the records: digest, sources, images that cannot be decoded
-_TFDS = 'tensorflow_datasets.core.features.'  # where the classes of features stand
+_TFDS = 'tensorflow_datasets.core.features.'  # the one package whose classes may be named
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """A set as stored (or as declared, where `directory` is None).
+    """A set as stored, or as its builder declares it if it is not prepared.
 
     Attributes:
-        directory: folder of the records.
+        directory: folder of the records; None if the set is not prepared.
         num_classes: number of labels.
-        image_shape: (H, W, C) as stored; None where it varies.
+        image_shape: (H, W, C) as stored; H and W are None if images vary in size.
         sizes: stored split -> images.
         class_names: one per label.
-        keyed: whether records carry the name of their file.
-        prepared: what its preparation noted in `prepared.json`; {} where something else made it.
+        keyed: whether each record carries the name of its image.
+        prepared: content of `prepared.json`; {} if another program prepared the set.
     """
 
     directory: Path | None
@@ -47,12 +47,15 @@ class Facts:
 
 
 def root(data_dir: str) -> Path:
-    """Returns the folder of prepared sets; '' means tfds' default, $TFDS_DATA_DIR if set."""
+    """Returns the folder of prepared sets; '' means tfds' default, or $TFDS_DATA_DIR if set."""
     return Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
 
 
 def locate(builder: Builder, data_dir: str) -> Path | None:
-    """Returns the folder of the prepared set, ours before a stock one, or None."""
+    """Returns the folder of the prepared set, or None.
+
+    Prefers the builder's version, which we write; otherwise takes the newest, written by tfds.
+    """
     parent = root(data_dir) / builder.name
     if (parent / builder.version / 'dataset_info.json').is_file():
         return parent / builder.version
@@ -64,11 +67,11 @@ def locate(builder: Builder, data_dir: str) -> Path | None:
 
 
 def read(directory: Path) -> Facts:
-    """Reads a prepared set's own description.
+    """Reads the description of a prepared set.
 
     Raises:
-        DataError: it is unreadable, not array_record, not an image classification set, or
-            a record file is missing.
+        DataError: it cannot be read, the format is not array_record, the set does not hold images
+            with labels, or a record file is missing.
     """
     try:
         described = json.loads((directory / 'dataset_info.json').read_text())
@@ -90,12 +93,12 @@ def read(directory: Path) -> Facts:
     if foreign:
         raise DataError(
             f"{directory / 'features.json'} names the class '{foreign}', which tfds would import; "
-            'a folder of data may not name code: remove it and prepare the set again.'
+            'data may not name code to run: remove the folder and prepare the set again.'
         )
     if file_format != 'array_record':
         raise DataError(
-            f"{directory} is stored as '{file_format}'; only 'array_record' is read here: prepare "
-            f'it with `python -m input_pipeline.prepare --dataset={set_name}`.'
+            f"{directory} is stored as '{file_format}', but only 'array_record' can be read; "
+            f'prepare it with `python -m input_pipeline.prepare --dataset={set_name}`.'
         )
     for split, lengths in splits.items():
         for i, _ in enumerate(lengths):
@@ -105,17 +108,17 @@ def read(directory: Path) -> Facts:
                     f'{directory / file} is missing; restore the file, or remove {directory} and '
                     f'run `python -m input_pipeline.prepare --dataset={set_name}`.'
                 )
-    names = directory / 'label.labels.txt'
-    listed = tuple(names.read_text().splitlines()) if names.is_file() else ()
-    if len(listed) != classes:
-        listed = tuple(f'class_{i}' for i in range(classes))
+    names_file = directory / 'label.labels.txt'
+    names = tuple(names_file.read_text().splitlines()) if names_file.is_file() else ()
+    if len(names) != classes:
+        names = tuple(f'class_{i}' for i in range(classes))
     sizes = {split: sum(lengths) for split, lengths in splits.items()}
     shape, keyed = (height, width, channels or 3), 'key' in features
-    return Facts(directory, classes, shape, sizes, listed, keyed, _prepared(directory))
+    return Facts(directory, classes, shape, sizes, names, keyed, _prepared(directory))
 
 
 def _classes(features: Any) -> Iterator[str]:
-    """Every class that tfds imports as it reads a description of features."""
+    """Yields each class that tfds would import to read a description of features."""
     if isinstance(features, dict):
         for key, value in features.items():
             if key in ('pythonClassName', 'python_class_name', 'type') and isinstance(value, str):
@@ -127,7 +130,7 @@ def _classes(features: Any) -> Iterator[str]:
 
 
 def record_file(name: str, split: str, number: int, count: int) -> str:
-    """Returns the name of a file of records, as tfds names it."""
+    """Returns the name that tfds gives to a file of records."""
     return f'{name}-{split}.array_record-{number:05d}-of-{count:05d}'
 
 
@@ -139,10 +142,10 @@ def _prepared(directory: Path) -> dict[str, Any]:
 
 
 def facts(builder: Builder, data_dir: str) -> Facts:
-    """Returns what is on disk if the set is prepared, else what the builder declares.
+    """Returns what is on disk if the set is prepared, else what its builder declares.
 
     Raises:
-        DataError: neither is there, or the two contradict each other.
+        DataError: there is neither, or they contradict each other.
     """
     directory = locate(builder, data_dir)
     if directory is None:
@@ -154,19 +157,19 @@ def facts(builder: Builder, data_dir: str) -> Facts:
         return Facts(
             None, builder.num_classes, builder.image_shape, dict(builder.sizes), builder.names()
         )
-    found = read(directory)
-    if builder.num_classes and found.num_classes != builder.num_classes:
+    stored = read(directory)
+    if builder.num_classes and stored.num_classes != builder.num_classes:
         raise DataError(
-            f"{directory} holds {found.num_classes} classes, but '{builder.name}' has "
+            f"{directory} holds {stored.num_classes} classes, but '{builder.name}' has "
             f'{builder.num_classes}; remove the folder and prepare the set again.'
         )
-    fixed = zip(found.image_shape, builder.image_shape, strict=True)
-    if any(f != d for f, d in fixed if f is not None and d is not None):
+    pairs = zip(stored.image_shape, builder.image_shape, strict=True)
+    if any(s != d for s, d in pairs if s is not None and d is not None):
         raise DataError(
-            f"{directory} holds images of shape {found.image_shape}, but '{builder.name}' has "
+            f"{directory} holds images of shape {stored.image_shape}, but '{builder.name}' has "
             f'{builder.image_shape}; remove the folder and prepare the set again.'
         )
-    return found
+    return stored
 
 
 def prepare_command(builder: Builder, data_dir: str) -> str:
@@ -179,33 +182,39 @@ def prepare_command(builder: Builder, data_dir: str) -> str:
 def split_sizes(
     builder: Builder, known: Facts, fraction: float, train_images: int = 0
 ) -> dict[str, int]:
-    """Returns images per split as callers see them; absent splits are absent.
+    """Returns images per split as callers see them, without empty splits.
+
+    Args:
+        builder: the set.
+        known: its facts.
+        fraction: share of train held out if the set has no validation split.
+        train_images: images of train to use; 0 uses all.
 
     Raises:
-        DataError: `train_images` are wanted and train has fewer.
+        DataError: train has fewer than `train_images`.
     """
-    stored = {ours: known.sizes.get(builder.stored.get(ours, ''), 0) for ours in SPLITS}
-    if not stored['validation']:
-        stored['validation'] = order.held_out_size(stored['train'], fraction)
-        stored['train'] -= stored['validation']
-    if train_images > stored['train']:
+    sizes = {split: known.sizes.get(builder.stored.get(split, ''), 0) for split in SPLITS}
+    if not sizes['validation']:
+        sizes['validation'] = order.held_out_size(sizes['train'], fraction)
+        sizes['train'] -= sizes['validation']
+    if train_images > sizes['train']:
         raise DataError(
-            f"train_images is {train_images}, but '{builder.name}' has {stored['train']} training "
-            'images; give at most so many, or 0 for all.'
+            f"train_images is {train_images}, but '{builder.name}' has {sizes['train']} training "
+            'images; give at most that many, or 0 for all.'
         )
-    stored['train'] = train_images or stored['train']
-    return {split: size for split, size in stored.items() if size}
+    sizes['train'] = train_images or sizes['train']
+    return {split: size for split, size in sizes.items() if size}
 
 
 def check_split(cfg: DatasetConfig, sizes: dict[str, int], split: str) -> None:
-    """Raises DataError where a split does not exist, saying which do and why."""
+    """Raises DataError if a split does not exist; the message lists those that do."""
     if split in sizes:
         return
-    why = ''
+    hint = ''
     if split == 'validation' and not cfg.validation_fraction:
-        why = ' Set validation_fraction above 0 to hold out a part of train.'
+        hint = ' Set validation_fraction above 0 to hold out a part of train.'
     raise DataError(
-        f"'{cfg.name}' has no split '{split}'; it has: {', '.join(sizes) or 'none'}.{why}"
+        f"'{cfg.name}' has no split '{split}'; it has: {', '.join(sizes) or 'none'}.{hint}"
     )
 
 
@@ -213,7 +222,7 @@ def image_shape(cfg: DatasetConfig, known: Facts) -> tuple[int, int, int]:
     """Returns (H, W, C) as the loaders yield it.
 
     Raises:
-        DataError: the set's images vary in size and no image_size is given.
+        DataError: the set's images vary in size and image_size is 0.
     """
     height, width, channels = known.image_shape
     if cfg.image_size:
@@ -226,13 +235,14 @@ def image_shape(cfg: DatasetConfig, known: Facts) -> tuple[int, int, int]:
 
 
 def info(cfg: DatasetConfig) -> DatasetInfo:
-    """Returns class count, image shape and split sizes; decodes nothing.
+    """Returns class count, image shape and split sizes without decoding an image.
 
-    Works before the set is prepared, from what its builder declares, except for sets whose
-    facts only their files hold (`image_folder`). Once prepared, what is on disk counts.
+    If the set is prepared, it reads them from disk. Otherwise it takes what the builder declares;
+    that fails for sets that only their files describe (`image_folder`).
 
     Raises:
-        DataError: unknown set or setting, or the set on disk contradicts its builder.
+        DataError: unknown set, wrong config, a set known only once it is prepared, or a set on
+            disk that contradicts its builder.
     """
     builder = find(cfg.name)
     check(cfg)

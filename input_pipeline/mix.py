@@ -1,4 +1,6 @@
-"""Mixup and CutMix on the device, with partners inside one routing group.
+"""Applies Mixup and CutMix on the device, with partners from the same routing group.
+
+Sources: Zhang et al., mixup (arXiv 1710.09412); Yun et al., CutMix (arXiv 1905.04899).
 
 Axes: B images, G groups, S images of a group (B = G * S), H height, W width, C channels,
 N classes.
@@ -13,11 +15,11 @@ import jax.numpy as jnp
 def _own_weight(
     key: jax.Array, group_id: jax.Array, height: int, width: int, mixup: float, cutmix: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws one group's mixture.
+    """Draws the mixture of one group.
 
     Returns:
-        float32 [H, W], the share of its own image at each pixel, and int32 [], a random
-        number from which the rotation of the group is made.
+        float32 [H, W], the weight of an image's own pixel (the partner gets the rest), and
+        int32 [], a random number that sets the rotation of the group.
     """
     keys = jax.random.split(jax.random.fold_in(key, group_id), 6)
     rotation = jax.random.randint(keys[0], (), 0, jnp.iinfo(jnp.int32).max)
@@ -28,11 +30,11 @@ def _own_weight(
     if cutmix:
         side = jnp.sqrt(1 - jax.random.beta(keys[2], cutmix, cutmix, dtype=jnp.float32))
         inside = []
-        for size, place in ((height, keys[3]), (width, keys[4])):
+        for size, axis_key in ((height, keys[3]), (width, keys[4])):
             cut = jnp.floor(size * side).astype(jnp.int32)
-            first = jax.random.randint(place, (), 0, size) - cut // 2
-            at = jnp.arange(size)
-            inside.append((at >= first) & (at < first + cut))
+            first = jax.random.randint(axis_key, (), 0, size) - cut // 2
+            pixel = jnp.arange(size)
+            inside.append((pixel >= first) & (pixel < first + cut))
         pasted = 1.0 - (inside[0][:, None] & inside[1][None, :]).astype(jnp.float32)
     if mixup and cutmix:
         return jnp.where(jax.random.bernoulli(keys[5]), blended, pasted), rotation
@@ -50,26 +52,26 @@ def mix(
     cutmix: float,
     group_ids: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image with another of its group.
+    """Mixes each image with another image of its group.
 
-    Each group draws its own mixture (and box, and, with both kinds on, the kind) from `key`
-    folded with its id, so the result does not depend on how groups are spread over batches
-    or devices. Partners are found by rotating the group: nobody is its own partner. A row
-    stays as it is where it or its partner is invalid. The targets' share is that of the
-    pixels really kept: for CutMix the box is clipped at the border.
+    Each group draws its mixture from `key` folded with its id, so the result does not depend
+    on how groups are spread over batches or devices. With both kinds on, it also draws one of
+    the two. Rotating the group pairs the images, so no image is its own partner. A row does
+    not change if it or its partner is invalid. Targets are mixed in the ratio of the pixels
+    that are really kept: the box of CutMix is clipped at the border.
 
     Args:
         key: random key of the step.
         images: float [B, H, W, C].
         targets: float [B, N], one-hot or smoothed.
         valid: bool [B].
-        group_size: S; consecutive images form a group.
+        group_size: S; each S consecutive images form a group.
         mixup: alpha of Mixup's Beta(alpha, alpha); 0 switches it off.
         cutmix: alpha of CutMix's Beta(alpha, alpha); 0 switches it off.
         group_ids: int32 [B // S], global ids of the groups.
 
     Returns:
-        Mixed (images [B, H, W, C], targets [B, N]), of the dtypes given.
+        Mixed (images [B, H, W, C], targets [B, N]), in the dtypes of the inputs.
 
     Raises:
         ValueError: group_size does not divide B, or group_ids has another length.
@@ -77,7 +79,8 @@ def mix(
     batch, height, width = images.shape[:3]
     if group_size < 1 or batch % group_size or group_ids.shape != (batch // group_size,):
         raise ValueError(
-            f'{batch} images do not make {group_ids.shape} groups of {group_size} images.'
+            f'{batch} images cannot form groups of {group_size} with ids of shape '
+            f'{group_ids.shape}; group_size must divide the batch, with one id per group.'
         )
     if not (mixup or cutmix) or group_size == 1:
         return images, targets
@@ -86,8 +89,8 @@ def mix(
         group_ids
     )  # [G, H, W], [G]
     shift = 1 + rotation % (group_size - 1)
-    itself = jnp.arange(group_size)
-    partner = (itself + shift[:, None]) % group_size  # [G, S]
+    own_index = jnp.arange(group_size)
+    partner = (own_index + shift[:, None]) % group_size  # [G, S]
 
     def grouped(x: jax.Array) -> jax.Array:
         return x.reshape(-1, group_size, *x.shape[1:])
@@ -95,14 +98,14 @@ def mix(
     def pick(x: jax.Array, index: jax.Array) -> jax.Array:
         return jax.vmap(lambda rows, i: rows[i])(x, index)
 
-    there = grouped(valid) & pick(grouped(valid), partner)  # [G, S]
-    partner = jnp.where(there, partner, itself)
-    weight = jnp.where(there[..., None, None], own[:, None], 1.0)  # [G, S, H, W]
+    both_valid = grouped(valid) & pick(grouped(valid), partner)  # [G, S]
+    partner = jnp.where(both_valid, partner, own_index)
+    weight = jnp.where(both_valid[..., None, None], own[:, None], 1.0)  # [G, S, H, W]
     share = weight.mean((2, 3))
 
     def blend(x: jax.Array, weight: jax.Array) -> jax.Array:
-        mine = grouped(x)
-        other = pick(mine, partner)
-        return (mine * weight + other * (1 - weight)).astype(x.dtype).reshape(x.shape)
+        rows = grouped(x)
+        other = pick(rows, partner)
+        return (rows * weight + other * (1 - weight)).astype(x.dtype).reshape(x.shape)
 
     return blend(images, weight[..., None]), blend(targets, share[..., None])

@@ -1,6 +1,6 @@
-"""Orders of examples, each a pure function of integers: nothing is stored, nothing drifts.
+"""Computes the orders of examples. Each is a pure function of integers, so none is stored.
 
-Axes: N examples of a split, R rows of a batch that this process loads.
+Axes: R rows of a batch that this process loads.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import functools
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_HOLD_OUT, _EVALUATION, _SUBSET = 1, 2, 3  # fixed streams, the same for every run, arm and seed
+_HOLD_OUT, _EVALUATION, _SUBSET = 1, 2, 3  # streams: the same for every run, arm and seed
 _MASK = 2**64 - 1
 
 
 def mix64(*words: int) -> int:
-    """Returns a 64-bit hash of integers (splitmix64, chained)."""
+    """Returns a 64-bit hash of integers.
+
+    Source: splitmix64 (Steele, Lea and Flood, OOPSLA 2014), chained over the words.
+    """
     state = 0
     for word in words:
         state = ((state ^ (word & _MASK)) + int(_GOLDEN)) & _MASK
@@ -26,7 +29,7 @@ def mix64(*words: int) -> int:
 
 
 def fixed_permutation(size: int, stream: int) -> np.ndarray:
-    """Returns int64 [size], a permutation that depends on `size` and `stream` only."""
+    """Returns int64 [size], a permutation that depends only on `size` and `stream`."""
     with np.errstate(over='ignore'):
         keys = np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN + np.uint64(mix64(stream))
         keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -36,16 +39,16 @@ def fixed_permutation(size: int, stream: int) -> np.ndarray:
 
 
 def held_out_size(size: int, fraction: float) -> int:
-    """Returns how many of `size` training images the fraction holds out."""
+    """Returns how many of `size` training images are held out for validation."""
     return round(size * fraction)
 
 
 def members(size: int, fraction: float, part: str) -> np.ndarray:
-    """Returns int32 [n], the stored positions of `part` of a stored train split, ascending.
+    """Returns int32 [n], the positions of one part of a stored train split, ascending.
 
     Args:
         size: images in the stored split.
-        fraction: share held out; the same images for every seed.
+        fraction: share held out for validation; the same images for every seed.
         part: 'train' or 'validation'.
     """
     shuffled = fixed_permutation(size, _HOLD_OUT)
@@ -55,8 +58,10 @@ def members(size: int, fraction: float, part: str) -> np.ndarray:
 
 
 def subset(size: int, count: int) -> np.ndarray:
-    """Returns int32 [count], indices in a split of `size`, ascending; a smaller choice lies in a
-    larger one."""
+    """Returns int32 [count], indices in a split of `size` images, ascending.
+
+    A larger subset contains every smaller one.
+    """
     return np.sort(fixed_permutation(size, _SUBSET)[:count]).astype(np.int32)
 
 
@@ -71,19 +76,19 @@ def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def train_indices(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
-    """Returns int32 [R]: index in the split of each global training position.
+    """Returns int32 [R], the index in the split of each global training position.
 
-    Every epoch, positions [e * size, (e + 1) * size), is a permutation of its own; epochs
-    of one seed share nothing with those of another.
+    Epoch e covers positions [e * size, (e + 1) * size). Each epoch of each seed has its own
+    permutation.
 
     Args:
         seed: the run's seed.
         positions: int64 [R], step * batch_size + row.
         size: images in the split.
     """
-    epochs, places = np.divmod(positions, size)
+    epochs, offsets = np.divmod(positions, size)
     indices = np.empty(len(positions), np.int32)
     for epoch in np.unique(epochs).tolist():
-        now = epochs == epoch
-        indices[now] = _epoch_order(seed, epoch, size)[places[now]]
+        chosen = epochs == epoch
+        indices[chosen] = _epoch_order(seed, epoch, size)[offsets[chosen]]
     return indices

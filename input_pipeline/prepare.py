@@ -1,8 +1,8 @@
 """Prepares a data set: python -m input_pipeline.prepare --dataset=NAME --data_dir=D [--source=PATH]
 
-Reads the published files from a local path (nothing is fetched), writes array_records into
-a folder `unfinished_*`, and renames it at the end. After an interruption the same command goes on
-with the record files that were done, where the set is large (`Contents.files`), or starts again.
+Reads the published files from a local path (it downloads nothing), writes array_records into a
+folder `unfinished_*` and renames it at the end. After an interruption, the same command keeps the
+finished record files if the builder lists its source files (`Contents.files`), or starts again.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from input_pipeline.published import Source
 from input_pipeline.registry import DATASETS, find
 from input_pipeline.types import DataError, Report
 
-_NAMED = 5  # images that cannot be decoded; all are in prepared.json
+_MAX_NAMES = 5  # of images that cannot be decoded; prepared.json lists all
 
 
 class _Progress(Report):
-    """Says how much is done, how fast, and how long the rest will take, on standard error."""
+    """Prints how much is done, how fast, and the time left, on standard error."""
 
     def __init__(self, sizes: dict[str, int]) -> None:
         self._total = sum(sizes.values())
         self._written = self._kept = 0
         self._start = self._last = time.monotonic()
         self._terminal = sys.stderr.isatty()
-        self._open = False  # whether a line of a terminal is to be ended
+        self._open = False  # whether the cursor of a terminal stands in a line of progress
 
     def images(self, split: str, more: int) -> None:
         self._written += more
@@ -40,15 +40,15 @@ class _Progress(Report):
         if self._due(now):
             rate = self._written / max(now - self._start, 1e-9)
             count = self._written + self._kept
-            text = f'{split}: {count:,} images, {rate:,.0f}/s'
+            line = f'{split}: {count:,} images, {rate:,.0f}/s'
             if self._total > count:
                 left = int((self._total - count) / max(rate, 1e-9))
-                text += f', {100 * count / self._total:.1f} %, {left // 60}:{left % 60:02d} left'
-            self._show(text)
+                line += f', {100 * count / self._total:.1f} %, {left // 60}:{left % 60:02d} left'
+            self._show(line)
 
     def kept(self, split: str, images: int) -> None:
         if not self._kept:
-            self.warn('going on where an earlier preparation stopped')
+            self.warn('continuing where an earlier preparation stopped')
         self._kept += images
         self._start = time.monotonic()
 
@@ -57,11 +57,11 @@ class _Progress(Report):
         if self._due(now) and done < size:
             self._show(f'comparing {name} with the published file: {100 * done / size:.1f} %')
         if done == size:
-            self._start = now  # of the images' rate
+            self._start = now  # images/s must not count this time
 
-    def warn(self, text: str) -> None:
+    def warn(self, message: str) -> None:
         self.clear()
-        print(text, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
     def _due(self, now: float) -> bool:
         if now - self._last < (0.2 if self._terminal else 5.0):
@@ -69,89 +69,89 @@ class _Progress(Report):
         self._last = now
         return True
 
-    def _show(self, text: str) -> None:
+    def _show(self, line: str) -> None:
         self._open = self._terminal
         end = '' if self._terminal else '\n'
-        print(f'\r{text}   ' if self._terminal else text, end=end, file=sys.stderr, flush=True)
+        print(f'\r{line}   ' if self._terminal else line, end=end, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Ends the line of a terminal."""
+        """Ends the line of progress on a terminal."""
         if self._open:
             print(file=sys.stderr)
         self._open = False
 
 
-def _source(builder: Builder, given: str) -> Path:
-    """Returns the path to read.
+def _find_source(builder: Builder, source: str) -> Path:
+    """Returns the path to read: `source`, or else the first of the builder's usual places.
 
     Raises:
-        DataError: none was given and none is found; says what is wanted and from where.
+        DataError: there is no such path; the message says what the builder wants.
     """
-    if given:
-        path = Path(given).expanduser()
+    if source:
+        path = Path(source).expanduser()
         if not path.exists():
-            raise DataError(f'--source={given} does not exist; wanted: {builder.wants}.')
+            raise DataError(f'--source={source} does not exist; wanted: {builder.wants}.')
         return path
     if builder.embedded:
         return Path()
     for place in builder.places:
         if Path(place).exists():
             return Path(place)
-    looked = f' Looked in {", ".join(builder.places)}.' if builder.places else ''
-    raise DataError(f"'{builder.name}' needs --source=PATH: {builder.wants}.{looked}")
+    tried = f' Looked in {", ".join(builder.places)}.' if builder.places else ''
+    raise DataError(f"'{builder.name}' needs --source=PATH: {builder.wants}.{tried}")
 
 
-def _stop(number: int, frame: Any) -> None:
+def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
 def prepare(dataset: str, data_dir: str, source: str = '', *, overwrite: bool = False) -> str:
-    """Prepares a set and returns a line that says what is there now.
+    """Prepares a set and returns one line that describes it.
 
     Args:
         dataset: a key of DATASETS or 'package.module:Builder'.
         data_dir: where prepared sets live; '' is tfds' default.
-        source: local path of the published files; '' looks in the builder's usual places.
+        source: local path of the published files; '' tries the builder's usual places.
         overwrite: replace a set that is already prepared.
 
     Raises:
-        DataError: unknown set, unfit source, or data_dir cannot be written.
+        DataError: unknown set, a source that cannot be used, or data_dir cannot be written.
     """
     builder = find(dataset)
-    if not overwrite and (there := metadata.locate(builder, data_dir)):
+    if not overwrite and (path := metadata.locate(builder, data_dir)):
         known = metadata.facts(builder, data_dir)
         return (
-            f'{there} is already prepared: {_sizes(known)}, digest {_short(known)} (--overwrite '
-            'makes it anew).'
+            f'{path} is already prepared: {_sizes(known)}, digest {_short(known)} (--overwrite '
+            'prepares it again).'
         )
     from input_pipeline import storage
 
     progress = _Progress(builder.sizes)
     try:
         path = storage.write(
-            builder, _source(builder, source), data_dir, report=progress, overwrite=overwrite
+            builder, _find_source(builder, source), data_dir, report=progress, overwrite=overwrite
         )
     finally:
         progress.clear()
     known = metadata.facts(builder, data_dir)
     line = f'{path}: {_sizes(known)}, {known.num_classes} classes, digest {_short(known)}.'
-    return ' '.join([line, *(f'WARNING: {text}.' for text in _warnings(builder, known))])
+    return ' '.join([line, *(f'WARNING: {w}.' for w in _warnings(builder, known))])
 
 
 def _warnings(builder: Builder, known: metadata.Facts) -> Iterator[str]:
-    """What is not as it should be with a set that was just prepared."""
+    """Yields what is wrong with a set that was just prepared."""
     if builder.sizes and known.sizes != builder.sizes:
         published = ', '.join(f'{k} {v:,}' for k, v in builder.sizes.items())
         yield f'the published set has {published}'
-    for about in known.prepared['sources']:
-        if text := Source(**about).warning():
-            yield text
+    for source in known.prepared['sources']:
+        if warning := Source(**source).warning():
+            yield warning
     for split, names in known.prepared['unreadable'].items():
         if names:
-            listed = ', '.join(names[:_NAMED]) + (', ...' if len(names) > _NAMED else '')
+            listed = ', '.join(names[:_MAX_NAMES]) + (', ...' if len(names) > _MAX_NAMES else '')
             yield (
                 f'{len(names)} of {split} cannot be decoded ({listed}): training masks such '
-                'images, an evaluation stops at them'
+                'images, and an evaluation stops at them'
             )
 
 
@@ -164,27 +164,27 @@ def _sizes(known: metadata.Facts) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (2 where the user can mend it)."""
+    """Runs the command line and returns the exit code: 2 for a mistake the user can fix."""
     parser = argparse.ArgumentParser(
         prog='python -m input_pipeline.prepare',
         description='Prepares a data set from local files.',
         epilog='Data sets: '
         + ', '.join(DATASETS)
-        + ", or 'package.module:Builder' of your own. Without --source, says what it wants.",
+        + ", or 'package.module:Builder' of your own. Without --source, says which files it needs.",
     )
     parser.add_argument('--dataset', required=True, help='name of the data set')
-    parser.add_argument('--data_dir', default='', help='where to; default ~/tensorflow_datasets')
+    parser.add_argument('--data_dir', default='', help='output; default ~/tensorflow_datasets')
     parser.add_argument('--source', default='', help='local path of the published files')
-    parser.add_argument('--overwrite', action='store_true', help='replace what is prepared')
+    parser.add_argument('--overwrite', action='store_true', help='replace a prepared set')
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         print(prepare(args.dataset, args.data_dir, args.source, overwrite=args.overwrite))
     except DataError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('interrupted; run the command again to go on.', file=sys.stderr)
+        print('interrupted; run the command again to continue.', file=sys.stderr)
         return 130
     return 0
 

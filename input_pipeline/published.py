@@ -1,4 +1,4 @@
-"""Whether the files of a source are the ones that were published."""
+"""Checks whether the files of a source are the published ones, by size and MD5."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _CHUNK = 16 * 2**20  # bytes read at once
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file that a set is made from.
+    """A file that a set is prepared from.
 
     Attributes:
-        name: of the file.
-        bytes: its size.
-        md5: None where its size already tells.
-        published: whether it is the published file.
+        name: file name.
+        bytes: file size.
+        md5: MD5 of the content; None if the size already differs from the published one.
+        published: whether size and MD5 are the published ones.
     """
 
     name: str
@@ -29,39 +29,39 @@ class Source:
     published: bool
 
     def warning(self) -> str:
-        """What to tell the user; '' where it is the published file."""
+        """Returns a warning for the user; '' if this is the published file."""
         if self.published:
             return ''
-        told = f'has MD5 {self.md5}' if self.md5 else f'has {self.bytes:,} bytes'
-        return f'{self.name} is not the published file: it {told}'
+        difference = f'MD5 {self.md5}' if self.md5 else f'{self.bytes:,} bytes'
+        return f'{self.name} is not the published file: it has {difference}'
 
 
 def compare(
     files: Sequence[Path], known: Mapping[str, tuple[int, str]], report: Report
 ) -> list[Source]:
-    """Says of each file with a known name whether it is the published one.
+    """Compares each file whose name is known with the published file.
 
     Args:
-        files: of a source.
-        known: name -> (bytes, MD5). A file of that size is read to its end; of another it is not.
-        report: is told how much was read.
+        files: files of a source.
+        known: name -> published (bytes, MD5). A file is read only if its size matches.
+        report: receives the progress of reading.
     """
-    found = []
+    sources = []
     for path in files:
         if path.name not in known:
             continue
-        size, wanted = known[path.name]
-        actual = path.stat().st_size
-        md5 = _md5(path, report) if actual == size else None
-        found.append(Source(path.name, actual, md5, md5 == wanted))
-    return found
+        published_size, published_md5 = known[path.name]
+        size = path.stat().st_size
+        md5 = _md5(path, report) if size == published_size else None
+        sources.append(Source(path.name, size, md5, md5 == published_md5))
+    return sources
 
 
 def _md5(path: Path, report: Report) -> str:
-    of, done, size = hashlib.md5(usedforsecurity=False), 0, path.stat().st_size
+    md5, done, size = hashlib.md5(usedforsecurity=False), 0, path.stat().st_size
     with path.open('rb') as file:
         while data := file.read(_CHUNK):
-            of.update(data)
+            md5.update(data)
             done += len(data)
             report.bytes(path.name, done, size)
-    return of.hexdigest()
+    return md5.hexdigest()

@@ -1,16 +1,16 @@
-"""RandAugment: a few operations drawn at random for each training image, at one strength.
+"""RandAugment: applies a few randomly drawn operations to each training image, at one strength.
 
 The fourteen operations, their ranges and directions are those of torchvision's `RandAugment`. The
-magnitude M is of 10, as timm counts it: torchvision's bin b of 0 to 30 is M = b / 3, so that its
-default, 9, is M = 3. (timm's own operations are others: no identity, but invert and solarize_add; a
-posterize that keeps 4 bits fewer; each is left out half of the time.) Shear and rotation
-interpolate linearly; what comes from outside is black. Magnitude 0 changes nothing, but for the two
-operations that have no strength (autocontrast, equalize).
+magnitude M runs from 0 to 10, as in timm. torchvision counts bins from 0 to 30; its bin b is
+M = b / 3, so its default of 9 is M = 3. (timm's operations differ: it has invert and solarize_add
+but no identity, its posterize keeps 4 bits fewer, and it skips each operation half of the time.)
+Shear and rotation interpolate linearly and fill with black. Magnitude 0 changes an image only
+through the two operations without a strength, autocontrast and equalize.
 
 Source: Cubuk et al., RandAugment (arXiv 1909.13719).
 
-Axes: H height, W width, C channels (3, or 1 gray). All images are uint8 [H, W, C], RGB. `strength`
-is M / 10; an operation that has two directions takes the negative one as a negative strength.
+Axes: H height, W width, C channels (3 for RGB, 1 for gray). All images are uint8 [H, W, C].
+`strength` is M / 10; a negative strength applies an operation in its other direction.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 def randaugment(
     image: np.ndarray, rng: np.random.Generator, layers: int, magnitude: float
 ) -> np.ndarray:
-    """Applies `layers` operations, drawn with replacement, one after another.
+    """Applies `layers` operations in turn, drawn with replacement.
 
     Args:
         image: uint8 [H, W, C].
-        rng: random numbers of this row; two integers are drawn for each operation.
-        layers: how many operations.
+        rng: random generator of this row; each operation draws two integers.
+        layers: number of operations.
         magnitude: M in [0, 10].
 
     Returns:
         uint8 [H, W, C].
     """
-    for place, negative in rng.integers(0, [len(_ORDER), 2], (layers, 2)).tolist():
-        operation = _ORDER[place]
-        sign = -1 if negative and operation in SIGNED else 1
-        image = OPERATIONS[operation](image, sign * magnitude / 10)
+    names = list(OPERATIONS)
+    for choice, negative in rng.integers(0, [len(names), 2], (layers, 2)).tolist():
+        sign = -1 if negative and names[choice] in SIGNED else 1
+        image = OPERATIONS[names[choice]](image, sign * magnitude / 10)
     return image
 
 
 def identity(image: np.ndarray, strength: float) -> np.ndarray:
+    """Returns the image unchanged."""
     return image
 
 
@@ -60,10 +61,10 @@ def autocontrast(image: np.ndarray, strength: float) -> np.ndarray:
 
 
 def equalize(image: np.ndarray, strength: float) -> np.ndarray:
-    """Maps each channel so that its values are spread evenly.
+    """Maps the values of each channel so that they spread evenly.
 
-    With n(v) pixels of value v, and s = (all - n(largest)) // 255: v becomes
-    (s // 2 + sum of n below v) // s; a channel with s = 0 stays.
+    Let n(v) be the number of pixels with value v, and s = (pixels - n(largest value)) // 255.
+    Value v becomes (s // 2 + sum of n below v) // s. A channel with s = 0 does not change.
     """
     tables = []
     for channel in _histograms(image):
@@ -74,58 +75,58 @@ def equalize(image: np.ndarray, strength: float) -> np.ndarray:
 
 
 def rotate(image: np.ndarray, strength: float) -> np.ndarray:
-    """Turns by 30 degrees times strength about the middle, anticlockwise."""
+    """Rotates anticlockwise about the centre, by 30 degrees times strength."""
     angle = math.radians(30 * strength)
     cos, sin = math.cos(angle), math.sin(angle)
     return _affine(image, [[cos, -sin], [sin, cos]], (image.shape[1] / 2, image.shape[0] / 2))
 
 
 def shear_x(image: np.ndarray, strength: float) -> np.ndarray:
-    """Row y shows what lies 0.3 y times strength to the right of it."""
+    """Shifts row y to the left by 0.3 y times strength."""
     return _affine(image, [[1, 0.3 * strength], [0, 1]], (0, 0))
 
 
 def shear_y(image: np.ndarray, strength: float) -> np.ndarray:
-    """Column x shows what lies 0.3 x times strength below it."""
+    """Shifts column x up by 0.3 x times strength."""
     return _affine(image, [[1, 0], [0.3 * strength, 1]], (0, 0))
 
 
 def translate_x(image: np.ndarray, strength: float) -> np.ndarray:
-    """Moves to the right by whole pixels, 150/331 of the width times strength."""
+    """Shifts right by whole pixels: 150/331 of the width times strength."""
     width = image.shape[1]
-    by = int(width * 150 / 331 * strength)
+    shift = int(width * 150 / 331 * strength)
     out = np.zeros_like(image)
-    out[:, max(by, 0) : width + min(by, 0)] = image[:, max(-by, 0) : width - max(by, 0)]
+    out[:, max(shift, 0) : width + min(shift, 0)] = image[:, max(-shift, 0) : width - max(shift, 0)]
     return out
 
 
 def translate_y(image: np.ndarray, strength: float) -> np.ndarray:
-    """Moves down by whole pixels, 150/331 of the height times strength."""
+    """Shifts down by whole pixels: 150/331 of the height times strength."""
     return translate_x(image.swapaxes(0, 1), strength).swapaxes(0, 1)
 
 
 def posterize(image: np.ndarray, strength: float) -> np.ndarray:
-    """Keeps the highest 8 - 4 strength bits of each value."""
+    """Keeps the highest 8 - 4 * strength bits of each value."""
     return image & np.uint8(256 - (1 << round(4 * strength)))
 
 
 def solarize(image: np.ndarray, strength: float) -> np.ndarray:
-    """Inverts the values from 256 (1 - strength) on."""
+    """Inverts the values from 256 * (1 - strength) upwards."""
     return _look_up(image, np.where(_LEVELS >= 256 * (1 - strength), 255 - _LEVELS, _LEVELS))
 
 
 def brightness(image: np.ndarray, strength: float) -> np.ndarray:
-    """Away from black: values times 1 + 0.9 strength."""
+    """Multiplies all values by 1 + 0.9 * strength."""
     return _look_up(image, _away(_LEVELS, 0, strength))
 
 
 def contrast(image: np.ndarray, strength: float) -> np.ndarray:
-    """Away from the mean of the image in gray."""
+    """Moves all values away from the mean of the gray image, by a factor of 1 + 0.9 * strength."""
     return _look_up(image, _away(_LEVELS, int(_gray(image).mean() + 0.5), strength))
 
 
 def color(image: np.ndarray, strength: float) -> np.ndarray:
-    """Away from the image in gray."""
+    """Moves each pixel away from its gray value, by a factor of 1 + 0.9 * strength."""
     import cv2
 
     if image.shape[-1] == 1:
@@ -134,8 +135,11 @@ def color(image: np.ndarray, strength: float) -> np.ndarray:
 
 
 def sharpness(image: np.ndarray, strength: float) -> np.ndarray:
-    """Away from the smoothed image: 5 parts a pixel, 1 part each of its neighbours; not at
-    the border."""
+    """Moves each pixel away from the smoothed image, by a factor of 1 + 0.9 * strength.
+
+    Smoothing weights a pixel by 5/13 and each of its 8 neighbours by 1/13. The pixels at the
+    border do not change.
+    """
     import cv2
 
     smooth = cv2.filter2D(image, -1, _SMOOTH).reshape(image.shape)
@@ -146,20 +150,28 @@ def sharpness(image: np.ndarray, strength: float) -> np.ndarray:
     return out
 
 
-OPERATIONS = {
-    f.__name__: f
-    for f in (
-        identity, autocontrast, equalize, rotate, solarize, color, posterize, contrast,
-        brightness, sharpness, shear_x, shear_y, translate_x, translate_y,
-    )
-}  # fmt: skip
-SIGNED = {'rotate', 'color', 'contrast', 'brightness', 'sharpness', 'shear_x', 'shear_y',
-          'translate_x', 'translate_y'}  # fmt: skip
-_ORDER = tuple(OPERATIONS)
+OPERATIONS = {  # in the order that random integers index
+    'identity': identity,
+    'autocontrast': autocontrast,
+    'equalize': equalize,
+    'rotate': rotate,
+    'solarize': solarize,
+    'color': color,
+    'posterize': posterize,
+    'contrast': contrast,
+    'brightness': brightness,
+    'sharpness': sharpness,
+    'shear_x': shear_x,
+    'shear_y': shear_y,
+    'translate_x': translate_x,
+    'translate_y': translate_y,
+}
+# those with two directions
+SIGNED = set(OPERATIONS) - {'identity', 'autocontrast', 'equalize', 'solarize', 'posterize'}
 
 
 def _histograms(image: np.ndarray) -> list[np.ndarray]:
-    """int64 [256] of each channel."""
+    """Returns int64 [256] for each channel, the number of pixels of each value."""
     import cv2
 
     count = functools.partial(cv2.calcHist, [image], mask=None, histSize=[256], ranges=[0, 256])
@@ -168,7 +180,7 @@ def _histograms(image: np.ndarray) -> list[np.ndarray]:
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Each value through a table, [256] or one for each channel, [C, 256]; rounded, clipped."""
+    """Replaces each value by its rounded and clipped entry in a table, [256] or [C, 256]."""
     import cv2
 
     table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
@@ -178,11 +190,12 @@ def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _away(values: np.ndarray, origin: int, strength: float) -> np.ndarray:
+    """Scales the distances from `origin` by 1 + 0.9 * strength."""
     return origin + (values - origin) * (1 + 0.9 * strength)
 
 
 def _blend(image: np.ndarray, origin: np.ndarray, strength: float) -> np.ndarray:
-    """Away from `origin` [H, W, C], pixel by pixel; strength -1 leaves a tenth of the way."""
+    """Like `_away`, but each pixel has its own origin, [H, W, C]."""
     import cv2
 
     factor = 1 + 0.9 * strength
@@ -191,7 +204,7 @@ def _blend(image: np.ndarray, origin: np.ndarray, strength: float) -> np.ndarray
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 1], ITU-R 601 luma."""
+    """Returns the ITU-R 601 luma, uint8 [H, W, 1]."""
     import cv2
 
     return image if image.shape[-1] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
@@ -200,13 +213,15 @@ def _gray(image: np.ndarray) -> np.ndarray:
 def _affine(
     image: np.ndarray, matrix: list[list[float]], fixed: tuple[float, float]
 ) -> np.ndarray:
-    """Shows at place p what lies at `fixed` + matrix (p - `fixed`); places are (x, y), and the
-    middle of the first pixel is (0.5, 0.5)."""
+    """Fills point p of the result from point `fixed` + matrix (p - `fixed`) of the image.
+
+    Points are (x, y); the centre of the first pixel is (0.5, 0.5).
+    """
     import cv2
 
-    a, at = np.asarray(matrix), np.asarray(fixed) - 0.5
-    where = np.concatenate([a, (at - a @ at)[:, None]], axis=1)
+    linear, origin = np.asarray(matrix), np.asarray(fixed) - 0.5
+    transform = np.concatenate([linear, (origin - linear @ origin)[:, None]], axis=1)
     height, width = image.shape[:2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(np.ascontiguousarray(image), where, (width, height), flags=flags)
+    moved = cv2.warpAffine(np.ascontiguousarray(image), transform, (width, height), flags=flags)
     return moved.reshape(image.shape)

@@ -1,6 +1,6 @@
-"""Random access to the decoded images of one stored split.
+"""Reads and decodes images of one stored split, in any order.
 
-Axes: N images of the stored split, H height, W width, C channels.
+Axes: H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from input_pipeline.cores import cores
 from input_pipeline.decode import decode
 from input_pipeline.types import DataError
 
-_OPENING = threading.Lock()  # tfds' lazy imports must not be resolved by two threads at once
-_SLOW_SECONDS = 1e-3  # a record in memory takes a tenth of it
-_NAMES = ('key', 'file_name', 'id')  # ours, and those of stock sets
+_OPENING = threading.Lock()  # two threads must not resolve tfds' lazy imports at once
+_SLOW_SECONDS = 1e-3  # ten times what a record in memory takes
+_NAME_FIELDS = ('key', 'file_name', 'id')  # ours, then those of sets that tfds prepares
+_CHUNK = 256  # images that a thread of `read_all` takes at a time
 
-Image = np.ndarray | None  # uint8 [H, W, C]; None where the bytes cannot be decoded
+Image = np.ndarray | None  # uint8 [H, W, C]; None if the bytes cannot be decoded
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One image as stored: pixels (None if undecodable), label, and a name for messages."""
+    """A stored image, its label, and its name for messages."""
 
     image: Image
     label: int
@@ -38,13 +39,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A stored split. Holds no open file, so it can be sent to another process.
+    """A stored split. It holds no open file, so it can be sent to another process.
 
     Attributes:
         directory: folder of the prepared set.
-        split: stored split.
+        split: name of the stored split.
         channels: 1 or 3.
-        cache: keep all images decoded in memory, shared by all readers of this process.
+        cache: decode the whole split once and share it among the readers of this process.
     """
 
     directory: Path
@@ -53,9 +54,10 @@ class Reader:
     cache: bool
 
     def read(self, positions: Sequence[int]) -> Iterator[Item]:
-        """Yields the items at stored positions, in that order, each decoded when it is asked for.
+        """Yields the items at stored positions, in that order.
 
-        A photograph is still in the processor's cache when it is cropped.
+        Each is decoded only when it is taken, so that it is still in the processor's cache when
+        it is cropped.
 
         Raises:
             DataError: the record files are damaged.
@@ -74,28 +76,36 @@ class Reader:
                 'remove the folder and prepare the set again.'
             ) from error
 
-    def _raw(self, positions: Sequence[int]) -> Iterator[bytes]:
-        """One by one, for less of the processor, until two in a row wait; then the rest at once.
+    def read_all(self, positions: Sequence[int]) -> Iterator[Item]:
+        """Yields what `read` yields, read ahead by one thread per processor."""
+        chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
+        with ThreadPoolExecutor(cores()) as pool:
+            for items in pool.map(lambda chunk: list(self.read(chunk)), chunks):
+                yield from items
 
-        Two: one alone may have waited for another thread of this process, not for storage.
+    def _raw(self, positions: Sequence[int]) -> Iterator[bytes]:
+        """Yields records one by one until storage is slow, then reads all the rest at once.
+
+        Reading one by one costs less processor time. Storage counts as slow after two slow
+        reads in a row: a single one may have waited for another thread of this process.
         """
-        records, waits = _records(self.directory, self.split), 0
-        for done, position in enumerate(positions, 1):
-            began = time.perf_counter()
+        records, slow_reads = _records(self.directory, self.split), 0
+        for count, position in enumerate(positions, 1):
+            start = time.perf_counter()
             record = records[position]
-            waits = waits + 1 if time.perf_counter() - began > _SLOW_SECONDS else 0
+            slow_reads = slow_reads + 1 if time.perf_counter() - start > _SLOW_SECONDS else 0
             yield record
-            if waits == 2 and done < len(positions):
-                yield from records.__getitems__(list(positions[done:]))
+            if slow_reads == 2 and count < len(positions):
+                yield from records.__getitems__(list(positions[count:]))
                 return
 
     def _item(self, record: bytes, position: int) -> Item:
-        # tfds' own parser also casts, checks and nests every field: several times the work
+        # tfds' own parser also casts, checks and nests every field: it takes several times longer
         from tensorflow_datasets.proto import tf_example_pb2
 
         proto: Any = tf_example_pb2
         fields = proto.Example.FromString(record).features.feature
-        name = next((fields[n].bytes_list.value[0] for n in _NAMES if n in fields), b'')
+        name = next((fields[n].bytes_list.value[0] for n in _NAME_FIELDS if n in fields), b'')
         return Item(
             decode(fields['image'].bytes_list.value[0], self.channels),
             int(fields['label'].int64_list.value[0]),
@@ -114,16 +124,11 @@ def _opened(directory: Path, split: str) -> Any:
 
     from input_pipeline.storage import records
 
-    cv2.setNumThreads(0)  # images are decoded in parallel already
+    cv2.setNumThreads(0)  # we already decode images in parallel
     return records(directory, split)
 
 
 @functools.lru_cache(maxsize=4)
 def _decoded(directory: Path, split: str, channels: int) -> list[Item]:
-    """Decodes a whole stored split, in parallel, and keeps it."""
-    source = Reader(directory, split, channels, cache=False)
-    size = len(_records(directory, split))
-    chunks = [range(i, min(i + 256, size)) for i in range(0, size, 256)]
-    with ThreadPoolExecutor(cores()) as pool:
-        parts = pool.map(lambda chunk: list(source.read(chunk)), chunks)
-        return [item for part in parts for item in part]
+    positions = range(len(_records(directory, split)))
+    return list(Reader(directory, split, channels, cache=False).read_all(positions))

@@ -1,4 +1,4 @@
-"""The table of data sets. Adding one is a file in `datasets/` and a line here."""
+"""Lists the data sets. To add one, write a file in `datasets/` and add a line here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ DATASETS: dict[str, str] = {
     'image_folder': 'input_pipeline.datasets.image_folder:ImageFolder',
 }
 
-
 _PATH = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
 
 
 def is_path(name: str) -> bool:
-    """Whether a name is written 'package.module:Class'. Nothing else is ever imported."""
+    """Whether a name has the form 'package.module:Class'. No other name is ever imported."""
     return _PATH.fullmatch(name) is not None
 
 
@@ -36,7 +35,7 @@ def find(name: str) -> Builder:
     """Returns the builder called `name`: a key of DATASETS or 'package.module:Builder'.
 
     Raises:
-        DataError: no such name, module or class, or the class is not a `Builder`.
+        DataError: there is no such name, module or class, or the class is not a `Builder`.
     """
     from input_pipeline.builder import Builder
 

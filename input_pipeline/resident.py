@@ -1,21 +1,19 @@
-"""The training split on the device: the host sends integers, the device gathers and crops.
+"""Keeps the training split on the device: the host sends integers, the device crops images.
 
-The batches are those of `loader.train_batches`, bit for bit.
+The batches equal those of `loader.train_batches` bit for bit.
 
 Axes: N images of the split, R rows of the batch that this process loads, H height, W width,
-C channels. A row is four integers: index in the split, top and left of the crop, mirrored or not.
+C channels. A row is four integers: index in the split, top, left, mirror (0 or 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from input_pipeline import augment, order
-from input_pipeline.cores import cores
 from input_pipeline.loader import build_steps
 from input_pipeline.types import DatasetConfig
 
@@ -27,8 +25,8 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
     """Decodes the whole training split.
 
     Returns:
-        {'image': uint8 [N, H, W, C], 'label': int32 [N], 'valid': bool [N]}; an image that cannot
-        be decoded is zeros, not valid, and named in the log.
+        {'image': uint8 [N, H, W, C], 'label': int32 [N], 'valid': bool [N]}. An image that cannot
+        be decoded becomes zeros with valid=False, and the log names it.
 
     Raises:
         DataError: the data is missing or damaged, or the config is wrong.
@@ -42,21 +40,18 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
         'label': np.zeros(steps.size, np.int32),
         'valid': np.ones(steps.size, np.bool_),
     }
-    chunks = [range(i, min(i + 256, steps.size)) for i in range(0, steps.size, 256)]
-    with ThreadPoolExecutor(cores()) as pool:
-        parts = pool.map(lambda chunk: list(steps.reader.read(stored[chunk].tolist())), chunks)
-        for i, item in enumerate(item for part in parts for item in part):
-            out['label'][i] = item.label
-            if item.image is None:
-                out['valid'][i] = False
-                logging.warning("cannot decode image '%s'; its row is masked out", item.key)
-            else:
-                out['image'][i] = augment.fit(item.image, steps.shape, steps.varies)
+    for i, item in enumerate(steps.reader.read_all(stored.tolist())):
+        out['label'][i] = item.label
+        if item.image is None:
+            out['valid'][i] = False
+            logging.warning("cannot decode image '%s'; its row is masked out", item.key)
+        else:
+            out['image'][i] = augment.fit(item.image, steps.shape, steps.varies)
     return out
 
 
 class Rows:
-    """What each step reads, as integers: `rows(step)` is int32 [R, 4].
+    """The integers from which `gather` builds a step's batch: `rows(step)` is int32 [R, 4].
 
     Args:
         cfg, seed, batch_size, rows: as for `train_batches`.
@@ -86,12 +81,17 @@ class Rows:
 
 
 def padding(cfg: DatasetConfig, shape: tuple[int, int, int]) -> int:
-    """Pixels that the augmentation pads on each side of an image (H, W, C)."""
+    """Returns how many pixels the augmentation adds on each side of an image of shape (H, W, C)."""
     return 0 if cfg.augment == 'none' else augment.padding(shape[0])
 
 
 def gather(split: dict[str, Any], rows: Any, pad: int) -> dict[str, Any]:
-    """The batch of `rows`, int32 [*, R, 4], from `load`'s arrays on the device.
+    """Builds a batch on the device.
+
+    Args:
+        split: the arrays of `load`.
+        rows: int32 [*, R, 4], from `Rows`.
+        pad: pixels added on each side before cropping, from `padding`.
 
     Returns:
         {'image': uint8 [*, R, H, W, C], 'label': int32 [*, R], 'valid': bool [*, R]}.
@@ -100,46 +100,46 @@ def gather(split: dict[str, Any], rows: Any, pad: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     flat = rows.reshape(-1, 4)
-    take = lambda x: jnp.take(x, flat[:, 0], axis=0, mode='clip')  # noqa: E731
-    image = take(split['image'])
+    batch = {name: jnp.take(x, flat[:, 0], axis=0, mode='clip') for name, x in split.items()}
     if pad:
-        around = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        cut = lambda x, r: jax.lax.dynamic_slice(x, (r[1], r[2], 0), image.shape[1:])  # noqa: E731
-        image = jax.vmap(cut)(around, flat)
-        image = jnp.where(flat[:, 3, None, None, None] > 0, image[:, :, ::-1], image)
-    lead = lambda x: x.reshape(*rows.shape[:-1], *x.shape[1:])  # noqa: E731
-    return {
-        'image': lead(image),
-        'label': lead(take(split['label'])),
-        'valid': lead(take(split['valid'])),
-    }
+        shape = split['image'].shape[1:]
+
+        def crop(padded: jax.Array, row: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(padded, (row[1], row[2], 0), shape)
+
+        padded = jnp.pad(batch['image'], ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        image = jax.vmap(crop)(padded, flat)
+        batch['image'] = jnp.where(flat[:, 3, None, None, None] > 0, image[:, :, ::-1], image)
+    return {name: x.reshape(*rows.shape[:-1], *x.shape[1:]) for name, x in batch.items()}
 
 
 def integers(
     seed: int, steps: np.ndarray, rows: np.ndarray, high: tuple[int, int, int]
 ) -> np.ndarray:
-    """`augment.generator(seed, step, row).integers(0, high)` for every step and row.
+    """Returns `augment.generator(seed, step, row).integers(0, high)` for every step and row.
 
-    A generator per row takes a hundred times as long. Here is what numpy does: Philox 4x64-10 of
-    which three 32-bit words are used, and Lemire's multiplication; its rare second tries are left
-    to numpy.
+    A generator per row takes a hundred times as long. This repeats what numpy computes: three
+    32-bit words of Philox 4x64-10, brought into range by Lemire's multiplication. The rare draws
+    that Lemire's method rejects are left to numpy.
 
     Returns:
         int64 [steps, rows, 3].
+
+    Source: Lemire, Fast random integer generation in an interval (ACM TOMACS 2019).
     """
     keys = (steps.astype(np.uint64)[:, None] << _HALF) | rows.astype(np.uint64)
     first, second = _philox(np.uint64(order.mix64(seed)), keys)
     words = np.stack([first & _LOW, first >> _HALF, second & _LOW], -1)
     products = words * np.asarray(high, np.uint64)
     out = (products >> _HALF).astype(np.int64)
-    again = ((products & _LOW) < np.asarray(high, np.uint64)).any(-1)
-    for s, r in np.argwhere(again).tolist():
+    maybe_rejected = ((products & _LOW) < np.asarray(high, np.uint64)).any(-1)
+    for s, r in np.argwhere(maybe_rejected).tolist():
         out[s, r] = augment.generator(seed, int(steps[s]), int(rows[r])).integers(0, high)
     return out
 
 
 def _philox(key: np.uint64, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two words of Philox 4x64-10 under the keys (key, keys), at counter 1.
+    """Returns the first two words of Philox 4x64-10 under the keys (key, keys), at counter 1.
 
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
@@ -149,18 +149,13 @@ def _philox(key: np.uint64, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     c0, c1, c2, c3 = np.ones_like(keys), *(np.zeros_like(keys) for _ in range(3))
     with np.errstate(over='ignore'):
         for _ in range(10):
-            c0, c1, c2, c3 = (
-                _high(b, c2) ^ c1 ^ k0,
-                b * c2,
-                _high(a, c0) ^ c3 ^ k1,
-                a * c0,
-            )
+            c0, c1, c2, c3 = _high(b, c2) ^ c1 ^ k0, b * c2, _high(a, c0) ^ c3 ^ k1, a * c0
             k0, k1 = k0 + w0, k1 + w1
     return c0, c1
 
 
 def _high(x: np.uint64, y: np.ndarray) -> np.ndarray:
-    """The upper 64 bits of a product of 64-bit numbers."""
+    """Returns the upper 64 bits of the product of two 64-bit numbers."""
     x0, x1, y0, y1 = x & _LOW, x >> _HALF, y & _LOW, y >> _HALF
     middle = x1 * y0 + (x0 * y0 >> _HALF)
     return x1 * y1 + (middle >> _HALF) + ((middle & _LOW) + x0 * y1 >> _HALF)

@@ -1,7 +1,7 @@
-"""Shards of records on their way: each is whole or not there, has a digest, and is kept.
+"""Writes the record files (shards) of a set that is not finished, so that it can be resumed.
 
-The folder of an unfinished set holds its record files and, in `.made`, what is known of each one
-that is done. A later preparation from the same files goes on from there.
+The folder of an unfinished set holds its record files. Its subfolder `.made` notes each finished
+one. A later preparation from the same source files keeps the finished ones and writes the rest.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from input_pipeline.builder import Example
 from input_pipeline.cores import cores
 from input_pipeline.decode import readable
 
-_MADE = '.made'
-_LAYOUT = 1  # of the records; another one makes them anew
-_CHECKED_AT_ONCE = 64  # images that wait to be decoded
+_NOTES = '.made'
+_LAYOUT = 1  # of the records; raise it when they change, so that older ones are written again
+_MAX_PENDING = 64  # images that wait to be checked
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What is known of a shard that is done.
+    """What is known about a finished shard.
 
     Attributes:
-        images: records in it.
+        images: number of records.
         bytes: size of the file.
         digest: sha256 of the names, labels and encoded images, in order.
         unreadable: names of the images that cannot be decoded.
@@ -44,72 +44,72 @@ class Written:
 
 
 class Unfinished:
-    """The folder of a set on its way.
+    """The folder of a set that is being prepared.
 
     Args:
-        folder: where; what is there of another `identity` is removed.
-        identity: of what the records are made from.
+        folder: its path. A folder left there with another `identity` is removed.
+        identity: hash of the source and of the layout of the records, from `identity()`.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        self.folder, self._made = folder, folder / _MADE
-        told = self._made / 'identity'
-        if not (told.is_file() and told.read_text() == identity):
+        self.folder, self._notes = folder, folder / _NOTES
+        path = self._notes / 'identity'
+        if not (path.is_file() and path.read_text() == identity):
             shutil.rmtree(folder, ignore_errors=True)
-            self._made.mkdir(parents=True)
-            told.write_text(identity)
+            self._notes.mkdir(parents=True)
+            path.write_text(identity)
 
     def note(self, name: str, value: Any) -> None:
-        """Keeps a JSON value under a name; whole or not at all."""
-        part = self._made / f'{name}.part'
+        """Saves a JSON value under a name. An interruption leaves no partial file."""
+        part = self._notes / f'{name}.part'
         part.write_text(json.dumps(value))
-        part.rename(self._made / f'{name}.json')
+        part.rename(self._notes / f'{name}.json')
 
     def noted(self, name: str) -> Any:
-        """What was kept under the name, or None."""
+        """Returns the value saved under a name, or None."""
         try:
-            return json.loads((self._made / f'{name}.json').read_text())
+            return json.loads((self._notes / f'{name}.json').read_text())
         except (OSError, ValueError):
             return None
 
     def kept(self, file: str) -> Written | None:
-        """What an earlier preparation wrote under this name, if it is whole."""
-        found = self.noted(file)
+        """Returns what an earlier preparation noted about a shard, or None if it is not whole."""
+        fields = self.noted(file)
         path = self.folder / file
-        if not found or not path.is_file() or path.stat().st_size != found['bytes']:
+        if not fields or not path.is_file() or path.stat().st_size != fields['bytes']:
             return None
-        return Written(**(found | {'unreadable': tuple(found['unreadable'])}))
+        return Written(**(fields | {'unreadable': tuple(fields['unreadable'])}))
 
     def write(self, file: str, examples: Iterable[Example]) -> Written:
-        """Writes one shard, one example in memory at a time.
+        """Writes one shard, holding one example in memory at a time.
 
         Raises:
             OSError: it cannot be written, for instance because the disk is full.
         """
-        done = _write(self.folder / file, examples)
-        self.note(file, dataclasses.asdict(done))
-        return done
+        written = _write(self.folder / file, examples)
+        self.note(file, dataclasses.asdict(written))
+        return written
 
     def finish(self, final: Path) -> None:
-        """Gives the folder its name; nothing is unfinished in it."""
+        """Renames the folder to `final` and removes the notes."""
         self.folder.rename(final)
-        shutil.rmtree(final / _MADE, ignore_errors=True)
+        shutil.rmtree(final / _NOTES, ignore_errors=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def identity(files: Sequence[Path], *facts: Any) -> str:
-    """Changes when one of the files, or of the facts, does. Files are not read."""
-    of = hashlib.sha256(repr((_LAYOUT, facts)).encode())
+    """Returns a hash of the facts and of each file's path, size and time; reads no file."""
+    sha256 = hashlib.sha256(repr((_LAYOUT, facts)).encode())
     for path in files:
-        about = path.stat()
-        of.update(repr((str(path), about.st_size, about.st_mtime_ns)).encode())
-    return of.hexdigest()
+        stat = path.stat()
+        sha256.update(repr((str(path), stat.st_size, stat.st_mtime_ns)).encode())
+    return sha256.hexdigest()
 
 
 def digest(class_names: Sequence[str], splits: dict[str, list[Written]]) -> str:
-    """sha256 of a set: its class names, and the digests of the shards of each split, in order."""
+    """Returns the sha256 of a set: of its class names and the digests of its shards, in order."""
     parts = {split: [w.digest for w in shards] for split, shards in splits.items()}
     return hashlib.sha256(json.dumps([list(class_names), parts]).encode()).hexdigest()
 
@@ -117,12 +117,12 @@ def digest(class_names: Sequence[str], splits: dict[str, list[Written]]) -> str:
 def _write(path: Path, examples: Iterable[Example]) -> Written:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-    images, of = 0, hashlib.sha256()
+    images, sha256 = 0, hashlib.sha256()
     unreadable: list[str] = []
     checks: collections.deque[tuple[str, Future[bool]]] = collections.deque()
 
-    def settle(most: int) -> None:
-        while len(checks) > most:
+    def finish_checks(pending: int) -> None:
+        while len(checks) > pending:
             name, check = checks.popleft()
             if not check.result():
                 unreadable.append(name)
@@ -132,28 +132,28 @@ def _write(path: Path, examples: Iterable[Example]) -> Written:
         with ThreadPoolExecutor(cores()) as pool:
             for key, encoded, label in examples:
                 for part in (key.encode(), str(label).encode(), encoded):
-                    of.update(len(part).to_bytes(8, 'big') + part)
+                    sha256.update(len(part).to_bytes(8, 'big') + part)
                 writer.write(_record(key, encoded, label))
                 if not writer.ok():
-                    break  # closing says why
+                    break  # writer.close() raises the reason
                 images += 1
                 checks.append((key, pool.submit(readable, encoded)))
-                settle(_CHECKED_AT_ONCE)
-            settle(0)
+                finish_checks(_MAX_PENDING)
+            finish_checks(0)
     finally:
         try:
             writer.close()
-        except RuntimeError as error:  # array_record has no other
+        except RuntimeError as error:  # array_record raises no other kind
             raise OSError(' '.join(str(error).split())) from error
     with path.open('rb') as file:
         os.fsync(file.fileno())
     if ArrayRecordReader(str(path)).num_records() != images:
         raise OSError(f'{path.name} does not hold the {images} records written to it')
-    return Written(images, path.stat().st_size, of.hexdigest(), tuple(unreadable))
+    return Written(images, path.stat().st_size, sha256.hexdigest(), tuple(unreadable))
 
 
 def _record(key: str, encoded: bytes, label: int) -> bytes:
-    """One tf.Example, as tfds reads it."""
+    """Serialises one tf.Example in the layout that tfds reads."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     proto: Any = tf_example_pb2

@@ -1,4 +1,4 @@
-"""Loads one step: row r of step s is a pure function of (seed, s, r), whoever loads it.
+"""Loads one step. Row r of step s is a pure function of (seed, s, r), in every process.
 
 Axes: N images of the split, R rows of the batch that this process loads, H height, W width,
 C channels.
@@ -19,23 +19,23 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Loads whole steps; is sent to worker processes, so it holds plain values only."""
+    """Loads the batch of any step. Holds only values that can be sent to worker processes."""
 
     reader: Reader
     members: np.ndarray | None  # int32 [N], index in the split -> stored position
-    fixed: np.ndarray | None  # int32 [N], the fixed order of an evaluation; None: train
+    fixed: np.ndarray | None  # int32 [N], the order of an evaluation; None for training
     size: int  # N
     shape: tuple[int, int, int]  # (H, W, C)
-    varies: bool  # photographs of many sizes
+    varies: bool  # whether the set's images vary in size
     batch_size: int
     rows: np.ndarray  # int64 [R]
     seed: int
-    kind: str  # augmentation
-    layers: int  # of RandAugment
-    magnitude: float
+    kind: str  # of augmentation, one of types.AUGMENTS
+    layers: int  # operations of RandAugment
+    magnitude: float  # of RandAugment
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
-        """Returns the batch of a step and the names of the images it could not decode."""
+        """Returns the batch of a step, and the names of the images that cannot be decoded."""
         positions = step * self.batch_size + self.rows
         if self.fixed is None:
             index = order.train_indices(self.seed, positions, self.size)
@@ -54,13 +54,13 @@ class Steps:
             'index': index.astype(np.int32),
         }
         bad = []
-        for place, item in zip(present.tolist(), items, strict=True):
-            batch['label'][place] = item.label
-            image = self._pixels(item, step, int(self.rows[place]))
+        for slot, item in zip(present.tolist(), items, strict=True):
+            batch['label'][slot] = item.label
+            image = self._pixels(item, step, int(self.rows[slot]))
             if image is None:
                 bad.append(item.key)
             else:
-                batch['image'][place], batch['valid'][place] = image, True
+                batch['image'][slot], batch['valid'][slot] = image, True
         batch['image'][~batch['valid']] = 0
         return batch, tuple(bad)
 

@@ -1,4 +1,4 @@
-"""Builders to array_records and back, through tfds."""
+"""Writes data sets as array_records that tfds can read, and opens them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INFO = 'dataset_info.json'
 def _alone(parent: Path, report: Report) -> Iterator[bool]:
     """Holds a lock file so that two processes do not prepare one set at once.
 
-    Yields whether there is such a lock here.
+    Yields whether it holds the lock: some systems and file systems have none.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / '.lock').open('w') as file:
@@ -35,7 +35,7 @@ def _alone(parent: Path, report: Report) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report.warn(f'another process prepares {parent}; waiting for it')
+                report.warn(f'another process is preparing {parent}; waiting for it')
                 fcntl.flock(file, fcntl.LOCK_EX)
         except (ImportError, OSError):
             yield False
@@ -51,25 +51,25 @@ def write(
     report: Report | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Prepares a set: writes into a folder of another name, then renames it.
+    """Prepares a set: writes a folder under a temporary name, then renames it.
 
     Args:
         builder: the set.
-        source: what `builder.open` reads.
+        source: the path that `builder.open` reads.
         data_dir: where prepared sets live; '' is tfds' default.
-        report: is told of the progress.
-        overwrite: replace what is there; otherwise a prepared set is left as it is.
+        report: receives the progress.
+        overwrite: replace a prepared set; otherwise it is left as it is.
 
     Returns:
         The folder of the prepared set.
 
     Raises:
-        DataError: the source is unfit, or data_dir cannot be written.
+        DataError: the source cannot be used, or data_dir cannot be written.
     """
     report = report or Report()
-    place = root(data_dir)
-    final = place / builder.name / builder.version
-    kept = ''
+    sets = root(data_dir)
+    final = sets / builder.name / builder.version
+    hint = ''
     try:
         with _alone(final.parent, report) as locked:
             if (final / _INFO).is_file() and not overwrite:
@@ -82,48 +82,49 @@ def write(
                     f"{source} lists {len(contents.class_names)} classes, but '{builder.name}' has "
                     f'{builder.num_classes}.'
                 )
-            own = 'unfinished' if locked else f'incomplete.{os.getpid()}'
+            prefix = 'unfinished' if locked else f'incomplete.{os.getpid()}'
             unfinished = Unfinished(
-                final.with_name(f'{own}_{builder.version}'), _identity(builder, contents)
+                final.with_name(f'{prefix}_{builder.version}'), _identity(builder, contents)
             )
             try:
                 _fill(unfinished, builder, contents, report)
-                _put(unfinished, final)
+                _replace(final, unfinished)
             except BaseException as error:
                 if isinstance(error, DataError) or not (contents.files and locked):
                     unfinished.remove()
                 else:
-                    kept = f' (what is done is kept in {unfinished.folder}: run the command again)'
+                    hint = f' (finished files stay in {unfinished.folder}: run the command again)'
                 raise
     except OSError as error:
         raise DataError(
-            f"'{builder.name}' cannot be written to {place}: {error}{kept}; give a data_dir that "
-            'can be written and has room.'
+            f"'{builder.name}' cannot be written to {sets}: {error}{hint}; give a data_dir that "
+            'is writable and has room.'
         ) from error
     return final
 
 
 def _identity(builder: Builder, contents: Contents) -> str:
     shards = {split: len(parts) for split, parts in contents.splits.items()}
-    told = builder.name, builder.version, builder.encoding, contents.class_names, shards
-    return identity(contents.files, *told)
+    layout = builder.name, builder.version, builder.encoding, contents.class_names, shards
+    return identity(contents.files, *layout)
 
 
 def _fill(unfinished: Unfinished, builder: Builder, contents: Contents, report: Report) -> None:
-    """Writes what is not there yet: records, what tfds wants to know of them, `prepared.json`."""
+    """Writes what is still missing: the records, the metadata of tfds and `prepared.json`."""
     sources = unfinished.noted('sources')
     if sources is None:
         sources = [
             dataclasses.asdict(s) for s in compare(contents.files, builder.published, report)
         ]
         unfinished.note('sources', sources)
-    for about in sources:
-        if about['md5'] and (text := Source(**about).warning()):  # of its size, but damaged
-            report.warn(text)
-    wanted = sum(path.stat().st_size for path in contents.files)
-    there = sum(path.stat().st_size for path in unfinished.folder.glob('*.array_record-*'))
-    if (free := shutil.disk_usage(unfinished.folder).free) < wanted - there:
-        report.warn(f'{free:,} bytes are free; {wanted - there:,} are likely to be needed')
+    for source in sources:
+        # a file of the published size with another MD5 is probably damaged
+        if source['md5'] and (warning := Source(**source).warning()):
+            report.warn(warning)
+    needed = sum(path.stat().st_size for path in contents.files)
+    needed -= sum(path.stat().st_size for path in unfinished.folder.glob('*.array_record-*'))
+    if (free := shutil.disk_usage(unfinished.folder).free) < needed:
+        report.warn(f'{free:,} bytes are free, but about {needed:,} will be needed')
     splits: dict[str, list[Written]] = {}
     for split, shards in contents.splits.items():
         files = [record_file(builder.name, split, i, len(shards)) for i in range(len(shards))]
@@ -146,9 +147,9 @@ def _fill(unfinished: Unfinished, builder: Builder, contents: Contents, report: 
 def _shard(
     unfinished: Unfinished, file: str, shard: Shard, split: str, report: Report
 ) -> Written:
-    if found := unfinished.kept(file):
-        report.kept(split, found.images)
-        return found
+    if written := unfinished.kept(file):
+        report.kept(split, written.images)
+        return written
 
     def counted() -> Iterator[Example]:
         for example in shard():
@@ -161,7 +162,7 @@ def _shard(
 def _describe(
     folder: Path, builder: Builder, contents: Contents, splits: dict[str, list[Written]]
 ) -> None:
-    """Writes the files by which tfds, and `metadata`, know a set."""
+    """Writes the metadata files that tfds and `metadata.read` look for."""
     import tensorflow_datasets as tfds
 
     image = tfds.features.Image(shape=builder.image_shape, encoding_format=builder.encoding)
@@ -176,14 +177,14 @@ def _describe(
             for split, shards in splits.items()
         ],
         version=builder.version,
-        check_data=False,  # by reading them with TensorFlow
+        check_data=False,  # the check would read the records with TensorFlow
         description=builder.__doc__,
         supervised_keys=('image', 'label'),
     )
 
 
-def _put(unfinished: Unfinished, final: Path) -> None:
-    """Gives a finished set its name; an earlier version makes way only now."""
+def _replace(final: Path, unfinished: Unfinished) -> None:
+    """Renames a finished folder to `final`; only then removes a set that was already there."""
     aside = final.with_name(f'incomplete.old_{final.name}')
     if final.exists():
         final.rename(aside)
@@ -197,13 +198,13 @@ def _put(unfinished: Unfinished, final: Path) -> None:
 
 
 def require(cfg: DatasetConfig, prepare: bool = True) -> None:
-    """Makes sure that the data is on disk; an embedded set is prepared now.
+    """Checks that the data is on disk. An embedded set is prepared if it is missing.
 
-    With `prepare` False nothing is written, and an embedded set need not be there yet.
+    If `prepare` is False, nothing is written and an embedded set may be missing.
 
     Raises:
-        DataError: it is not there (says where it was looked for and what to run), a record
-            file is missing, or the config is wrong.
+        DataError: the set is missing (the message says where it should be and what to run), a
+            record file is missing, or the config is wrong.
     """
     builder = find(cfg.name)
     check(cfg)
@@ -222,7 +223,7 @@ def require(cfg: DatasetConfig, prepare: bool = True) -> None:
 
 
 def records(directory: Path, split: str) -> Any:
-    """Returns a random-access sequence of serialised examples, one for each image."""
+    """Returns a random-access sequence of serialised examples, one per image."""
     import tensorflow_datasets as tfds
 
     opened: Any = tfds.builder_from_directory(builder_dir=directory)

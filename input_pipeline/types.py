@@ -1,4 +1,7 @@
-"""What the data layer and its callers pass to each other: plain Python types only."""
+"""Defines the types that the data layer and its callers exchange, and checks a config.
+
+They hold plain Python values only, so that importing them is cheap.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,23 @@ _T = TypeVar('_T')
 
 
 class DataError(Exception):
-    """A mistake the user can mend, told in one line: what was given, what is allowed."""
+    """A mistake the user can fix. One line says what was given and what is allowed."""
 
 
 class Report:
-    """What a preparation tells while it works. This one is silent."""
+    """Receives the progress of a preparation. This base class ignores it."""
 
     def images(self, split: str, more: int) -> None:
-        """So many more images of a stored split are written."""
+        """`more` further images of a stored split were written."""
 
     def kept(self, split: str, images: int) -> None:
-        """So many images of a split were written by an earlier preparation."""
+        """An earlier preparation already wrote `images` images of a stored split."""
 
     def bytes(self, name: str, done: int, size: int) -> None:
-        """So much of a file was compared with the published one."""
+        """`done` of the `size` bytes of a file were compared with the published file."""
 
-    def warn(self, text: str) -> None:
-        """Something the user should know now."""
+    def warn(self, message: str) -> None:
+        """The user should see this message now."""
 
 
 def _key(default: _T, meaning: str) -> _T:
@@ -38,10 +41,7 @@ def _key(default: _T, meaning: str) -> _T:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Which images a run reads, and what happens to them on the way.
-
-    `check` holds the ranges.
-    """
+    """Which images a run reads, and how it augments them. `check` checks the ranges."""
 
     name: str = _key('digits', 'a name in input_pipeline.DATASETS, or package.module:Builder')
     data_dir: str = _key('', "where prepared sets live; '' is tfds' ~/tensorflow_datasets")
@@ -69,17 +69,17 @@ class DatasetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a set before any image is decoded.
+    """What is known about a set before any image is decoded.
 
     Attributes:
         name: the builder's name.
         num_classes: number of labels; labels are 0 .. num_classes-1.
-        image_shape: (H, W, C) as the loaders yield it, after `image_size`.
-        split_sizes: images per split after the validation fraction was taken, and of train no
-            more than `train_images`; a split that does not exist is absent.
-        class_names: one per label; 'class_7' where names are only known once prepared.
-        digest: sha256 of the stored images, names and labels, in order; '' before the set is
-            prepared, and where something else prepared it.
+        image_shape: (H, W, C) as the loaders yield it, after resizing to `image_size`.
+        split_sizes: images per split, after validation is held out of train and train is cut
+            to `train_images`; a split that does not exist is absent.
+        class_names: one per label; 'class_7' and so on until the real names are known.
+        digest: sha256 of the stored images, names and labels, in order; '' if the set is not
+            prepared, or if another program prepared it.
     """
 
     name: str
@@ -90,14 +90,14 @@ class DatasetInfo:
     digest: str = ''
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Returns ' Did you mean ...?' or '' where nothing is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ''
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns " Did you mean '...'?" with the closest allowed name, or '' if none is close."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ''
 
 
 def check(cfg: DatasetConfig) -> None:
-    """Raises DataError where a value of the config is wrong in itself."""
+    """Raises DataError if a value is out of range or two values contradict each other."""
     if cfg.augment not in AUGMENTS:
         raise DataError(
             f"unknown augment '{cfg.augment}'; allowed: {', '.join(AUGMENTS)}."
@@ -137,6 +137,6 @@ def _check_randaugment(cfg: DatasetConfig) -> None:
         )
     if layers and cfg.resident:
         raise DataError(
-            'resident is set, but randaugment_layers works on the host; set resident to False, or '
-            'randaugment_layers to 0.'
+            f'resident is set, but randaugment_layers is {layers}, and RandAugment runs on the '
+            'host; set resident to False, or randaugment_layers to 0.'
         )

@@ -1,1 +1,1 @@
-"""One module per data set; none imports tfds, jax or grain."""
+"""Holds one module per data set. None of them imports tfds, jax or grain."""

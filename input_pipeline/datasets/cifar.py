@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their published binary archives (never the pickled ones)."""
+"""Reads CIFAR-10 and CIFAR-100 from their published binary archives, never the pickled ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RECORDS_AT_ONCE = 1000
 
 
 class _Cifar(Builder):
-    """What the two share: records of label bytes, then 3,072 bytes red, green, blue."""
+    """Reads the format of both: label bytes, then 1,024 bytes each of red, green and blue."""
 
     image_shape = (32, 32, 3)
     sizes = {'train': 50000, 'test': 10000}
@@ -28,34 +28,37 @@ class _Cifar(Builder):
     label_bytes = 1  # the last one is the label
 
     def open(self, source: Path) -> Contents:
-        """Checks that the tar.gz `source` (or the one in that folder) holds the files."""
+        """Checks that the archive `source`, or the one in that folder, holds all files."""
         path = archives.pick(source, (self.archive,), self.wants)
-        found = {}
+        places = {}
         for name, start, size in archives.tar_places(path):
             pure = PurePosixPath(name)
             if pure.parent.name == self.folder:
-                found[pure.name] = (name, start, size)
-        wanted = [f for files in self.files.values() for f in files]
-        if missing := [f for f in wanted if f not in found]:
+                places[pure.name] = (name, start, size)
+        required = [f for files in self.files.values() for f in files]
+        if missing := [f for f in required if f not in places]:
             raise DataError(
                 f'{path} lacks {self.folder}/{missing[0]}: this is not the binary version (the '
-                f'Python version holds pickles, and nothing here unpickles); wanted: {self.wants}.'
+                f'Python version holds pickles, which are never read); wanted: {self.wants}.'
             )
-        record = self.label_bytes + _PIXELS
-        for file in wanted:
-            if found[file][2] % record:
+        record_bytes = self.label_bytes + _PIXELS
+        for file in required:
+            name, _, size = places[file]
+            if size % record_bytes:
                 raise DataError(
-                    f'{path}: member {found[file][0]!r} is not whole {record}-byte records.'
+                    f'{path}: member {name!r} has {size} bytes, which is not a whole number of '
+                    f'{record_bytes}-byte records.'
                 )
 
         def shard(file: str) -> Iterator[Example]:
-            name, start, size = found[file]
+            name, start, size = places[file]
+            chunk = record_bytes * _RECORDS_AT_ONCE
             with archives.open_tar(path) as stream:
-                for first in range(0, size, record * _RECORDS_AT_ONCE):
-                    count = min(record * _RECORDS_AT_ONCE, size - first)
+                for first in range(0, size, chunk):
+                    count = min(chunk, size - first)
                     data = archives.read_at(stream, path, name, start + first, count)
-                    rows = np.frombuffer(data, np.uint8).reshape(-1, record)
-                    yield from self._examples(file, first // record, rows)
+                    rows = np.frombuffer(data, np.uint8).reshape(-1, record_bytes)
+                    yield from self._examples(file, first // record_bytes, rows)
 
         return Contents(
             self.class_names,
@@ -66,12 +69,15 @@ class _Cifar(Builder):
         images = rows[:, self.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         for i, (image, label) in enumerate(zip(images, rows[:, self.label_bytes - 1], strict=True)):
             if label >= self.num_classes:
-                raise DataError(f'{file}: record {first + i} has label {label}.')
+                raise DataError(
+                    f'{file}: record {first + i} has label {label}; labels are 0 to '
+                    f'{self.num_classes - 1}.'
+                )
             yield f'{file} record {first + i}', encode_png(image), int(label)
 
 
 class Cifar10(_Cifar):
-    """32x32 photographs of ten kinds of things; 50,000 to train, 10,000 to test."""
+    """32x32 photographs of 10 classes; 50,000 for training, 10,000 for the test."""
 
     name = 'cifar10'
     num_classes = 10
@@ -90,7 +96,7 @@ class Cifar10(_Cifar):
 
 
 class Cifar100(_Cifar):
-    """32x32 photographs of a hundred kinds of things; 50,000 to train, 10,000 to test."""
+    """32x32 photographs of 100 classes; 50,000 for training, 10,000 for the test."""
 
     name = 'cifar100'
     num_classes = 100

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten 8x8 digits that come with scikit-learn (UCI optical digits)."""
+"""Reads the 1,797 handwritten 8x8 digits that come with scikit-learn (UCI optical digits)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _TEST_SIZE, _SPLIT_SEED = 360, 0
 def arrays() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Returns split -> (images uint8 [N, 8, 8, 1], labels int64 [N], rows int64 [N]).
 
-    Pixels 0..16 become round(v * 255 / 16). The split is stratified with a fixed seed;
-    `rows` are the images' places in scikit-learn's own array.
+    A pixel v in 0..16 becomes round(v * 255 / 16). The split is stratified with a fixed seed.
+    `rows` are the indices of the images in scikit-learn's own array.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -33,7 +33,7 @@ def arrays() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 
 class Digits(Builder):
-    """8x8 gray digits, embedded in scikit-learn: prepares itself on first use."""
+    """8x8 gray digits that come with scikit-learn; prepared on first use."""
 
     name = 'digits'
     num_classes = 10

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 gray 28x28 pictures of clothes, from its four idx files."""
+"""Reads Fashion-MNIST, 70,000 gray 28x28 pictures of clothes, from its four idx files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _FILES = {
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Returns the uint8 array of an idx file (gzipped or not), of the shape its header gives.
+    """Returns the uint8 array of an idx file (gzipped or not), in the shape its header states.
 
     Raises:
-        DataError: not an idx file of bytes, or its length does not fit its header.
+        DataError: it is not an idx file of bytes, or its length contradicts its header.
     """
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f'{path} is damaged ({error}); fetch the file again.') from error
+        raise DataError(f'{path} is damaged ({error}); download the file again.') from error
     rank = data[3] if len(data) > 3 else 0
     if data[:3] != b'\0\0\x08' or not 1 <= rank <= 4 or len(data) < 4 + 4 * rank:
         raise DataError(f'{path} is not an idx file of bytes (wrong header).')
@@ -38,7 +38,8 @@ def read_idx(path: Path) -> np.ndarray:
     expected = 4 + 4 * rank + int(np.prod(shape, dtype=object))
     if len(data) != expected:
         raise DataError(
-            f'{path} is damaged: its header says {shape}, {expected} bytes, but it has {len(data)}.'
+            f'{path} is damaged: its header gives the shape {shape}, which takes {expected} bytes, '
+            f'but it has {len(data)}; download the file again.'
         )
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
@@ -51,7 +52,7 @@ def _find(folder: Path, name: str, wants: str) -> Path:
 
 
 class FashionMnist(Builder):
-    """28x28 gray pictures of ten kinds of clothes; 60,000 to train, 10,000 to test."""
+    """28x28 gray pictures of 10 kinds of clothes; 60,000 for training, 10,000 for the test."""
 
     name = 'fashion_mnist'
     num_classes = 10
@@ -94,7 +95,7 @@ class FashionMnist(Builder):
                     'expected (N, 28, 28) and (N,).'
                 )
             if labels.size and labels.max() > 9:
-                raise DataError(f'{files[split][1]} holds label {labels.max()}; 0 to 9 are known.')
+                raise DataError(f'{files[split][1]} holds label {labels.max()}; labels are 0 to 9.')
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield f'{files[split][0].name} image {i}', encode_png(image[..., None]), int(label)
 

@@ -1,4 +1,4 @@
-"""A user's own images: train/<class>/*.jpg, and test/<class>/ or val/<class>/ beside it."""
+"""Reads a user's own images: train/<class>/*.jpg, with test/<class>/ or val/<class>/ beside it."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith('.'))
 
 
-def _text(path: Path) -> str:
+def _printable(path: Path) -> str:
     return os.fsencode(path).decode('utf-8', 'replace')
 
 
 class ImageFolder(Builder):
-    """Images of a user's own, one folder for each class."""
+    """A user's own images, one folder per class."""
 
     name = 'image_folder'
     encoding = 'jpeg'
     wants = 'a folder with train/<class>/*.jpg (or png, webp, bmp, tif) and test/ or val/ beside'
 
     def open(self, source: Path) -> Contents:
-        """Lists the folders; classes are the folders of train/ in alphabetical order.
+        """Lists the images; the classes are the folders of train/ in alphabetical order.
 
-        A folder val/ serves as test where there is no test/.
+        If there is no folder test/, val/ serves as the test split.
         """
         if not (source / 'train').is_dir():
             raise DataError(f'{source} has no folder train/; wanted: {self.wants}.')
         classes = [p.name for p in _visible(source / 'train') if p.is_dir()]
         if not classes:
             raise DataError(f'{source}/train has no class folders; wanted: {self.wants}.')
-        if odd := [c for c in classes if not c.isprintable()]:
-            raise DataError(f'class folder {odd[0]!r} of {source}/train has no printable name.')
+        if unprintable := [c for c in classes if not c.isprintable()]:
+            raise DataError(
+                f'{source}/train: the name of class folder {unprintable[0]!r} is not printable; '
+                'rename it.'
+            )
         labels = {name: i for i, name in enumerate(classes)}
         folders = {'train': 'train', 'test': 'test', 'validation': 'val'}
         if not (source / 'test').is_dir():
@@ -49,8 +52,9 @@ class ImageFolder(Builder):
         files: list[Path] = []
         for split, folder in folders.items():
             images = self._images(source / folder, labels)
-            if folder == 'train' and len({label for _, label in images}) < len(classes):
-                empty = next(c for c in classes if labels[c] not in {lab for _, lab in images})
+            used = {label for _, label in images}
+            if folder == 'train' and len(used) < len(classes):
+                empty = next(c for c in classes if labels[c] not in used)
                 raise DataError(f'{source}/train/{empty} holds no images ({", ".join(_SUFFIXES)}).')
             parts = [images[i : i + _SHARD] for i in range(0, len(images), _SHARD)]
             files += [path for path, _ in images]
@@ -66,7 +70,7 @@ class ImageFolder(Builder):
             if not path.is_dir():
                 continue
             if path.name not in labels:
-                raise DataError(f'{_text(path)}: train/ has no class of that name.')
+                raise DataError(f'{_printable(path)}: train/ has no class of this name.')
             files = [f for f in _visible(path) if f.suffix.lower() in _SUFFIXES and f.is_file()]
             images += [(f, labels[path.name]) for f in files]
         return images
@@ -76,5 +80,5 @@ class ImageFolder(Builder):
             try:
                 data = path.read_bytes()
             except OSError as error:
-                raise DataError(f'{_text(path)} cannot be read: {error.strerror}.') from error
-            yield _text(path.relative_to(source)), data, label
+                raise DataError(f'{_printable(path)} cannot be read: {error.strerror}.') from error
+            yield _printable(path.relative_to(source)), data, label

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) from its two published tar files, streamed; JPEG bytes are kept."""
+"""Streams ImageNet (ILSVRC 2012) from its two published tar files; keeps the JPEG bytes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ _TRAIN_SHARDS, _VAL_SHARDS = 256, 16
 
 
 def _published(file: str) -> list[str]:
-    """Returns the lines of a list that tfds ships beside its own imagenet2012."""
+    """Returns the entries of a list that tfds ships with its imagenet2012; [] if it ships none."""
     spec = importlib.util.find_spec('tensorflow_datasets')
     path = Path(spec.origin if spec and spec.origin else '').parent / 'datasets/imagenet2012' / file
     return path.read_text().split() if path.is_file() else []
 
 
 def _from_text(path: Path) -> dict[int, str]:
-    """Reads 'wnid' lines in image order, or 'ILSVRC2012_val_00000001.JPEG wnid' lines."""
+    """Reads lines 'wnid' in the order of the images, or 'ILSVRC2012_val_00000001.JPEG wnid'.
+
+    Returns:
+        Image number, from 1 -> WordNet id.
+    """
     labels = {}
     for i, line in enumerate(path.read_text().splitlines(), start=1):
         fields = line.replace(',', ' ').split()
@@ -43,7 +47,7 @@ def _from_text(path: Path) -> dict[int, str]:
 
 
 def _from_devkit(path: Path) -> dict[int, str]:
-    """Reads the development kit: numbers of classes, and the table that names them."""
+    """Reads the development kit: class numbers of the images, and the WordNet id of each class."""
     from scipy.io import loadmat
 
     files = {PurePosixPath(name).name: data for name, data in archives.tar_files(path)}
@@ -57,12 +61,12 @@ def _from_devkit(path: Path) -> dict[int, str]:
 
 
 def _number(name: str) -> int:
-    found = re.search(r'_(\d{8})\.JPEG$', name)
-    return int(found[1]) if found else 0
+    match = re.search(r'_(\d{8})\.JPEG$', name)
+    return int(match[1]) if match else 0
 
 
 class Imagenet2012(Builder):
-    """1.28 million photographs of 1,000 classes; the 50,000 for validation serve as test."""
+    """1.28 million photographs of 1,000 classes; the 50,000 validation images serve as test."""
 
     name = 'imagenet2012'
     num_classes = 1000
@@ -74,12 +78,12 @@ class Imagenet2012(Builder):
         _VAL: (6744924160, '29b22e2961454d5413ddabcf34fc5622'),
     }
     wants = (
-        f'the folder of {_TRAIN} and {_VAL}, published at image-net.org (labels of the latter: '
-        f'{_LABELS} or {_DEVKIT} beside them, else the list that tfds ships)'
+        f'the folder with {_TRAIN} and {_VAL}, published at image-net.org (validation labels come '
+        f'from {_LABELS} or {_DEVKIT} in that folder, else from the list that tfds ships)'
     )
 
     def names(self) -> tuple[str, ...]:
-        """Returns the 1,000 WordNet ids, in label order, where tfds ships them."""
+        """Returns the 1,000 WordNet ids in label order if tfds ships them."""
         listed = tuple(_published('labels.txt'))
         return listed if len(listed) == self.num_classes else super().names()
 
@@ -89,15 +93,16 @@ class Imagenet2012(Builder):
             raise DataError(f'{source} is not a folder; wanted: {self.wants}.')
         train = archives.pick(source, (_TRAIN,), self.wants)
         val = archives.pick(source, (_VAL,), self.wants)
-        inner = _once(train, [p for p in archives.tar_places(train) if p[0].endswith('.tar')])
+        inner = [p for p in archives.tar_places(train) if p[0].endswith('.tar')]
+        _check_unique(train, inner)
         classes = {PurePosixPath(place[0]).stem: place for place in inner}
         if not classes:
             raise DataError(f'{train} holds no archives n########.tar; wanted: {self.wants}.')
         wnids = _published('labels.txt') or sorted(classes)
         labels = {wnid: i for i, wnid in enumerate(wnids)}
         if unknown := sorted(set(classes) - set(labels)):
-            raise DataError(f"{train}: member '{unknown[0]}.tar' is none of the 1,000 classes.")
-        of_val = self._val_labels(source)
+            raise DataError(f"{train}: member '{unknown[0]}.tar' is not one of the 1,000 classes.")
+        val_wnids = self._val_wnids(source)
 
         def train_shard(members: list[str]) -> Iterator[Example]:
             for wnid in members:
@@ -106,7 +111,7 @@ class Imagenet2012(Builder):
                 try:
                     for image, data in archives.tar_files(train, start, size):
                         if image in seen:
-                            raise _twice(train, image)
+                            raise _duplicate(train, image)
                         seen.add(image)
                         yield image, data, labels[wnid]
                 except DataError as error:
@@ -114,13 +119,13 @@ class Imagenet2012(Builder):
 
         def val_shard(members: list[archives.Place]) -> Iterator[Example]:
             for name, data in archives.tar_read(val, members):
-                wnid = of_val.get(_number(name), '')
+                wnid = val_wnids.get(_number(name), '')
                 if wnid not in labels:
                     raise DataError(f'{val}: no label is known for member {name!r}.')
                 yield name, data, labels[wnid]
 
-        images = [p for p in archives.tar_places(val) if p[0].endswith('.JPEG')]
-        images = sorted(_once(val, images))
+        images = sorted(p for p in archives.tar_places(val) if p[0].endswith('.JPEG'))
+        _check_unique(val, images)
         if not images:
             raise DataError(f'{val} holds no *.JPEG; wanted: {self.wants}.')
         ordered = sorted(classes)
@@ -137,7 +142,7 @@ class Imagenet2012(Builder):
             [train, val, *(source / f for f in (_LABELS, _DEVKIT) if (source / f).is_file())],
         )
 
-    def _val_labels(self, source: Path) -> dict[int, str]:
+    def _val_wnids(self, source: Path) -> dict[int, str]:
         if (source / _LABELS).is_file():
             return _from_text(source / _LABELS)
         if (source / _DEVKIT).is_file():
@@ -150,21 +155,21 @@ class Imagenet2012(Builder):
         return dict(enumerate(listed, start=1))
 
 
-def _once(path: Path, places: list[archives.Place]) -> list[archives.Place]:
-    """The places, if no two have the same name, whatever folder they are in."""
+def _check_unique(path: Path, places: list[archives.Place]) -> None:
+    """Raises DataError if two members have the same file name, even in different folders."""
     seen = set()
     for name, _, _ in places:
-        if (own := PurePosixPath(name).name) in seen:
-            raise _twice(path, name)
-        seen.add(own)
-    return places
+        file_name = PurePosixPath(name).name
+        if file_name in seen:
+            raise _duplicate(path, name)
+        seen.add(file_name)
 
 
-def _twice(path: Path, name: str) -> DataError:
-    return DataError(f'{path} holds member {name!r} twice; fetch the file again.')
+def _duplicate(path: Path, name: str) -> DataError:
+    return DataError(f'{path} holds member {name!r} twice; download the file again.')
 
 
 def _parts(items: list, count: int) -> list[list]:
-    """Cuts a list into at most `count` parts of nearly equal length, none empty."""
+    """Cuts a list into at most `count` parts of nearly equal length; none is empty."""
     count = min(count, len(items))
     return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Tiny ImageNet: 200 classes of 64x64 photographs, from its published zip."""
+"""Reads Tiny ImageNet, 64x64 photographs of 200 classes, from its published zip."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class TinyImagenet(Builder):
     wants = 'tiny-imagenet-200.zip, published at cs231n.stanford.edu'
 
     def open(self, source: Path) -> Contents:
-        """Reads the lists in the zip `source`, or in the folder that holds it."""
+        """Lists the images in the zip `source`, or in the one in that folder."""
         path = archives.pick(source, ('tiny-imagenet-200.zip',), self.wants)
         names = sorted(archives.zip_names(path))
         lists = {f'{_TOP}/wnids.txt', f'{_TOP}/val/val_annotations.txt'}
         if missing := lists - set(names):
             raise DataError(f'{path} lacks {min(missing)}; wanted: {self.wants}.')
-        text = {n: data.decode('utf-8', 'replace') for n, data in archives.zip_read(path, lists)}
-        classes = sorted(text[f'{_TOP}/wnids.txt'].split())
+        content = {n: data.decode('utf-8', 'replace') for n, data in archives.zip_read(path, lists)}
+        classes = sorted(content[f'{_TOP}/wnids.txt'].split())
         labels = {wnid: i for i, wnid in enumerate(classes)}
-        annotated = {}
-        for line in text[f'{_TOP}/val/val_annotations.txt'].splitlines():
+        val_wnids = {}
+        for line in content[f'{_TOP}/val/val_annotations.txt'].splitlines():
             if fields := line.split():
-                annotated[fields[0]] = fields[1] if len(fields) > 1 else ''
+                val_wnids[fields[0]] = fields[1] if len(fields) > 1 else ''
 
         def label(name: str) -> int:
             pure = PurePosixPath(name)
-            wnid = annotated.get(pure.name) if pure.parts[1] == 'val' else pure.parts[2]
+            wnid = val_wnids.get(pure.name) if pure.parts[1] == 'val' else pure.parts[2]
             if wnid not in labels:
-                raise DataError(f'{path}: member {name!r} has no class that wnids.txt lists.')
+                raise DataError(f'{path}: the class of member {name!r} is not listed in wnids.txt.')
             return labels[wnid]
 
         def shard(members: list[str]) -> Iterator[Example]:

@@ -1,11 +1,12 @@
-"""Published numbers of accelerator chips.
+"""Published figures of accelerator chips.
 
-Sources: of TPUs, Google Cloud's documentation, its pages v4, v5e, v5p, v6e and tpu7x as of 2026:
-peak bfloat16 compute, capacity and bandwidth of the memory, and half of the "bidirectional
-inter-chip interconnect bandwidth", which is what a chip can send over all its links together. For
-v4, whose page does not give the latter: six links of 50 GB/s in each direction (Jouppi et al.,
-"TPU v4", ISCA 2023). Where the page says GB of a memory, GiB is meant. Of GPUs, NVIDIA's data
-sheets: bfloat16 tensor cores without sparsity.
+TPUs: Google Cloud's documentation, pages v4, v5e, v5p, v6e and tpu7x as of 2026, gives the peak of
+bfloat16 compute, memory capacity and bandwidth, and the "bidirectional inter-chip interconnect
+bandwidth". Half of the latter is what a chip can send over all its links together. The page of v4
+lacks it; the table takes six links of 50 GB/s in each direction (Jouppi et al., "TPU v4", ISCA
+2023). Memory sizes in GB on these pages mean GiB.
+
+GPUs: NVIDIA's data sheets, bfloat16 tensor cores without sparsity.
 """
 
 import dataclasses
@@ -15,15 +16,15 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one chip; `per_device` gives the share of each device that jax sees in it."""
+    """Published figures for one chip; `per_device()` divides them among its JAX devices."""
 
-    flops: float  # bfloat16 FLOP/s at its peak
+    flops: float  # peak bfloat16 FLOP/s
     hbm: int  # bytes
     hbm_bandwidth: float  # bytes/s
-    ici_bandwidth: float  # bytes/s it sends, over all links
-    axes: int  # of its torus
-    most: int  # chips of the largest slice
-    devices: int = 1
+    ici_bandwidth: float  # bytes/s sent over all links together
+    axes: int  # of the torus of chips
+    most: int  # chips in the largest slice
+    devices: int = 1  # JAX devices in one chip
 
     def per_device(self) -> 'Chip':
         n = self.devices
@@ -43,11 +44,11 @@ TPUS = {
 _TPU_KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p', 'TPU v6 lite': 'v6e',
               'TPU7x': 'tpu7x'}
 _GPUS = {'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'H200': 989e12,
-         'A100': 312e12}  # the first whose name is in a device's kind
+         'A100': 312e12}  # the first name that is part of a device's kind counts
 
 
 def peak(device_kind: str) -> float | None:
-    """bfloat16 FLOP/s of a device, by jax's name of its kind; None: not in these tables."""
+    """Peak bfloat16 FLOP/s of a device, by jax's `device_kind`; None if no table has it."""
     if device_kind in _TPU_KINDS:
         return TPUS[_TPU_KINDS[device_kind]].per_device().flops
     return next((flops for name, flops in _GPUS.items() if name in device_kind), None)

@@ -1,10 +1,9 @@
-"""Compiled programs are kept in the user's cache folder and used again.
+"""Keeps compiled programs in the user's cache folder, so that later processes need not compile.
 
-A program is found again by what it computes, by the versions of jax and XLA, by its options and by
-the kind of device (jax's key). Programs for a CPU are made for one processor's instructions, so
-each kind of processor has a folder of its own: a home directory may be shared by different
-machines. Several processes may read and write at once; of an entry that is not whole jax warns, and
-compiles.
+jax finds a program by what it computes, the versions of jax and XLA, its options and the kind of
+device. A program for a CPU uses the instructions of one kind of processor, so each kind has its own
+folder: different machines may share a home directory. Several processes may read and write at
+once; if an entry is damaged, jax warns and compiles again.
 """
 
 import hashlib
@@ -12,18 +11,20 @@ import os
 import platform
 from pathlib import Path
 
-LEAST_SECONDS = 0.2  # of compiling, for a program to be kept
+LEAST_SECONDS = 0.2  # programs that compile faster are not kept
 
 
 def folder() -> Path:
-    """Of this kind of machine, in $XDG_CACHE_HOME or ~/.cache."""
+    """The folder for this kind of machine, in $XDG_CACHE_HOME or ~/.cache."""
     root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     return root / 'moe_vision' / f'{platform.machine()}-{_instructions()}'
 
 
 def use() -> None:
-    """Turns the cache on, where the user has not said where it is or that there is none
-    (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE)."""
+    """Turns the cache on, unless the user has set its folder (JAX_COMPILATION_CACHE_DIR).
+
+    jax itself obeys JAX_ENABLE_COMPILATION_CACHE.
+    """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
@@ -32,10 +33,10 @@ def use() -> None:
 
 
 def _instructions() -> str:
-    """A short hash of what the processor can do."""
+    """A short hash of the processor's instruction set."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
-        found = next(line for line in lines if line.startswith(('flags', 'Features')))
+        features = next(line for line in lines if line.startswith(('flags', 'Features')))
     except (OSError, StopIteration):
-        found = platform.processor()
-    return hashlib.sha256(found.encode()).hexdigest()[:8]
+        features = platform.processor()
+    return hashlib.sha256(features.encode()).hexdigest()[:8]

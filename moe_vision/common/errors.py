@@ -1,4 +1,4 @@
-"""The one error a user is meant to see, the hint for a misspelt name, and checks of arguments."""
+"""Defines the error for users' mistakes, the hint for a misspelt name, and checks of arguments."""
 
 import dataclasses
 import difflib
@@ -7,24 +7,25 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can mend: one line saying what was given, what is allowed, what to do."""
+    """A mistake that the user can fix. One line: what was given, what is allowed, what to do."""
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
+def nearest(name: str, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest allowed name, or the empty string."""
-    found = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean '{found[0]}'?" if found else ''
+    matches = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ''
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not in a table."""
     allowed = sorted(allowed)
-    hint = nearest(given, allowed)
-    return UserError(f"unknown {kind} '{given}'.{hint} Allowed: {', '.join(allowed)}.")
+    hint = nearest(name, allowed)
+    return UserError(f"unknown {kind} '{name}'.{hint} Allowed: {', '.join(allowed)}.")
 
 
 def positive(args: Any, *names: str) -> None:
-    """Raises UserError unless these fields are above 0, and lists of them not empty."""
+    """Raises UserError unless these fields are above 0. A tuple must hold such numbers only, and at
+    least one."""
     for name in names:
         value = getattr(args, name)
         items = value if isinstance(value, tuple) else (value,)
@@ -40,7 +41,7 @@ def below_one(args: Any, *names: str) -> None:
 
 
 def unread(args: Any, name: str, read: bool, because: str) -> None:
-    """Raises UserError where a field differs from its default though nothing reads it."""
+    """Raises UserError if a field that nothing reads differs from its default."""
     default = next(f.default for f in dataclasses.fields(args) if f.name == name)
     if not read and getattr(args, name) != default:
         raise UserError(f'{name} is set to {getattr(args, name)} but is not read: {because}.')

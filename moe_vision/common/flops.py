@@ -1,12 +1,15 @@
-"""FLOPs of a traced program, by name scope: a walk over its jaxpr.
+"""Counts the FLOPs of a traced program by name scope, in a walk over its jaxpr.
 
 Units: 2 FLOPs per multiply-accumulate; only dot_general, ragged_dot and convolutions count.
-The program counts as traced: padded buffers in full, code that a compiler would drop too, and
-nothing of foreign kernels (ffi_call).
+The program counts as it was traced: padded buffers count in full, and so does code that a compiler
+would drop. Foreign kernels (ffi_call) count nothing.
 
-    loops × trip count · cond its largest branch · shard_map × devices along its manual axes
-    conv  every kernel position of every output element, also where it reads padding, but not
-          the holes of lhs dilation (transposed convolutions, input gradients of strided ones)
+    loop         FLOPs of the body × trip count
+    cond         FLOPs of the largest branch
+    shard_map    FLOPs of a device × devices along the manual axes
+    convolution  every kernel position of every output element, also where it reads padding, but
+                 not the holes of lhs dilation (transposed convolutions, and input gradients of
+                 strided ones)
 """
 
 import math
@@ -22,7 +25,7 @@ from moe_vision.common.errors import UserError
 Scope = tuple[str, ...]
 Counts = dict[Scope, int]
 
-# Primitives that run the program among their parameters once (scan: `length` times).
+# Primitives that run the program in their parameters once (scan: `length` times).
 _CALLS = {'jit', 'pjit', 'closed_call', 'core_call', 'remat2', 'checkpoint',
           'custom_jvp_call', 'custom_vjp_call', 'custom_vmap_call', 'scan'}
 
@@ -33,17 +36,17 @@ def count(fn: Callable, *args, **kwargs) -> Counts:
     Args:
       fn: any traceable function: forward, gradient, jitted, vmapped, sharded.
       *args, **kwargs: pytrees. Leaves with a shape and a dtype (arrays, `jax.ShapeDtypeStruct`)
-        are traced; all others (`train=True`, `mutable=['state']`) reach `fn` as they are.
+        are traced; other leaves (`train=True`, `mutable=['state']`) reach `fn` as they are.
 
     Returns:
       `{scope: FLOPs}`, exact ints whose sum is the total. A scope is the path of Linen module
-      names and `jax.named_scope`s from the outside in, e.g. `('ViT', 'block_0', 'mlp', 'Dense_1')`:
-      without transformations (`jvp(...)`), the marker of rematerialised code and the method of a
-      Linen scope (`mlp.encode` is `mlp`), so a gradient adds to the scopes of its forward pass.
+      names and `jax.named_scope`s from the outside in, e.g. `('ViT', 'block_0', 'mlp', 'Dense_1')`.
+      It leaves out transformations (`jvp(...)`), the marker of rematerialised code and the method
+      in a Linen scope (`mlp.encode` is `mlp`), so a gradient adds to its forward pass's scopes.
 
     Raises:
-      UserError: FLOPs lie inside a `while` loop of unknown trip count, or inside a primitive
-        whose repetitions are unknown; names its scope.
+      UserError: there are FLOPs inside a `while` loop of unknown trip count, or inside a
+        primitive that repeats an unknown number of times; names the scope.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
     traced = {i: x for i, x in enumerate(leaves) if hasattr(x, 'shape') and hasattr(x, 'dtype')}
@@ -58,12 +61,12 @@ def count(fn: Callable, *args, **kwargs) -> Counts:
 
 
 def of_program(jaxpr: Jaxpr) -> Counts:
-    """`count` of a program that is already traced."""
+    """The same as `count`, for a program that is already traced."""
     return _walk(jaxpr, ())
 
 
 def total(counts: Counts) -> int:
-    """All FLOPs of `count`'s result."""
+    """Sums the result of `count`."""
     return sum(counts.values())
 
 
@@ -80,7 +83,7 @@ def _sum(parts: Iterable[Counts], times: int = 1) -> Counts:
 
 def _equation(eqn: JaxprEqn, outer: Scope) -> Counts:
     name, params = eqn.primitive.name, eqn.params
-    scope = outer + _names(eqn)  # an inner program's name stack is relative to its call
+    scope = outer + _names(eqn)  # an inner program's names start at its call
     if name in ('dot_general', 'ragged_dot_general', 'conv_general_dilated'):
         return {scope: _conv(eqn) if name == 'conv_general_dilated' else _dot(eqn)}
     inner = [_walk(jaxpr, scope) for jaxpr in jaxprs_in_params(params)]
@@ -97,7 +100,7 @@ def _equation(eqn: JaxprEqn, outer: Scope) -> Counts:
 
 
 def _names(eqn: JaxprEqn) -> Scope:
-    """The scope names of one equation, relative to the program it stands in."""
+    """The scope names of one equation, relative to its program."""
     names: list[str] = []
     backward = eqn.params.get('differentiated', False)
     for item in eqn.source_info.name_stack.stack:
@@ -107,9 +110,9 @@ def _names(eqn: JaxprEqn) -> Scope:
             module, dot, method = item.name.partition('.')
             if not (dot and module.isidentifier() and method.isidentifier()):
                 names.append(item.name)
-            elif names[-1:] != [module]:  # else a module calls its own method
+            elif names[-1:] != [module]:  # otherwise a module calls its own method
                 names.append(module)
-    if backward:  # of remat and custom_jvp: jax repeats the outer names, a/b/a/b/c is a/b/c
+    if backward:  # under remat and custom_jvp jax repeats outer names: a/b/a/b/c means a/b/c
         n = len(names) // 2
         while n:
             repeats = names[:n] == names[n:2 * n]

@@ -1,4 +1,4 @@
-"""Timing on a noisy machine: functions take turns, so that a slow minute slows all alike."""
+"""Measures time: of compiling, and of functions that take turns on a noisy machine."""
 
 import functools
 import time
@@ -9,17 +9,17 @@ import jax
 
 
 class Compiling:
-    """Seconds spent making programs (tracing, lowering, compiling), of the whole process.
+    """Adds up the seconds that this process spends on tracing, lowering and compiling programs.
 
     Attributes:
-      spans: (begin, end) on the monotonic clock, none inside another.
+      spans: (begin, end) on the monotonic clock, without overlap.
     """
 
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []
 
     def __call__(self, event: str, duration_secs: float, **_: str | int) -> None:
-        """An event of `jax.monitoring`, as it ends; those it contains have ended before."""
+        """Receives an event of `jax.monitoring` when it ends, after the events inside it."""
         if not event.startswith('/jax/core/compile/'):
             return
         end = time.monotonic()
@@ -37,21 +37,25 @@ class Compiling:
 
 @functools.cache
 def compiling() -> Compiling:
-    """The one of this process; it counts from the first call on."""
-    found = Compiling()
-    jax.monitoring.register_event_duration_secs_listener(found)
-    return found
+    """This process's `Compiling`; it counts from the first call on."""
+    listener = Compiling()
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    return listener
 
 
 def rounds(fns: Mapping[str, Callable[[], Any]], number: int, budget_s: float = float('inf'),
            least: int = 1, warm_up: int = 2,
            clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
-    """Seconds of each call: one call of each function per round, in the order given.
+    """Times calls in rounds; returns the seconds of each function's calls.
+
+    A round calls each function once, in the given order, so that a slow minute of the machine slows
+    all of them alike.
 
     Args:
-      fns: functions without arguments; their results are waited for.
-      number: of rounds, after the warm-up.
-      budget_s: no round begins after so many seconds of rounds, the first `least` apart.
+      fns: functions without arguments; a call ends when its result is ready.
+      number: rounds after the warm-up.
+      budget_s: no further round begins after this many seconds.
+      least: rounds to do regardless of the budget.
       warm_up: rounds that are not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in fns}

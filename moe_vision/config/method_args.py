@@ -1,7 +1,7 @@
-"""The arguments that routers, experts, backbones and optimizers take: dataclasses without jax.
+"""The arguments of routers, experts, backbones and optimizers, as dataclasses without jax.
 
-Each checks its own values; what depends on other keys stands in `rules` and `routing_rules`. The
-names that take them stand in `registry`.
+Each dataclass checks its own values. `rules` and `routing_rules` check what depends on other keys.
+`registry` says which method takes which arguments.
 """
 
 import dataclasses
@@ -24,13 +24,15 @@ class TopKArgs:
     renormalize: bool = False  # divide the gates of a token by their sum
     gate_scale: float = 1.0
     noise: Literal['none', 'gaussian', 'learned', 'jitter'] = 'none'
-    noise_scale: float = 1.0  # times 1/E (gaussian), softplus(x W_n) (learned), 0.01 (jitter)
-    # random: kept in training with p = 2 g2 / (g1 + g2); random_expert: any other expert, always
+    # factor of the standard deviation: 1/E (gaussian), softplus(x W_n) (learned), 0.01 (jitter)
+    noise_scale: float = 1.0
+    # random keeps the second choice in training with probability 2 g2 / (g1 + g2); random_expert
+    # always takes another expert, drawn at random
     second_choice: Literal['always', 'random', 'random_expert'] = 'always'
     temperature: Temperature = 'constant'
     temperature_start: float = 1.0
-    temperature_end: float = 0.1  # of the schedules that move
-    entropy_floor: float = 0.5  # least entropy of a token, as a share of ln E (entropy_floor)
+    temperature_end: float = 0.1  # where the schedules that change the temperature end
+    entropy_floor: float = 0.5  # lowest entropy of a token's probabilities, as a share of ln E
 
     def __post_init__(self) -> None:
         positive(self, 'gate_scale', 'noise_scale', 'temperature_start', 'temperature_end')
@@ -44,7 +46,7 @@ class TopKArgs:
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedArgs(TopKArgs):
-    superclasses: tuple[int, ...] = ()  # expert of each class, class 0 first; (): class modulo E
+    superclasses: tuple[int, ...] = ()  # each class's expert, class 0 first; (): class modulo E
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class BiasBalancedArgs:
     score: Literal['sigmoid', 'softmax'] = 'sigmoid'
     renormalize: bool = True
     gate_scale: float = 1.0
-    bias_rate: float = 0.001  # gamma: how far a bias moves in one optimizer step
+    bias_rate: float = 0.001  # gamma: by how much a bias changes in one optimizer step
 
     def __post_init__(self) -> None:
         positive(self, 'gate_scale', 'bias_rate')
@@ -60,8 +62,8 @@ class BiasBalancedArgs:
 
 @dataclasses.dataclass(frozen=True)
 class NullExpertsArgs:
-    null_experts: int = 8  # choices that cost nothing and give nothing
-    renormalize: bool = True  # over a token's true experts
+    null_experts: int = 8  # choosing one of these costs nothing and adds nothing
+    renormalize: bool = True  # divide the gates by their sum over a token's true experts
     gate_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class NullExpertsArgs:
 
 @dataclasses.dataclass(frozen=True)
 class RandomArgs:
-    gate: Literal['even', 'softmax'] = 'even'  # 1/k each, or as softmax before top-k: learned
+    gate: Literal['even', 'softmax'] = 'even'  # 1/k each, or learned: softmax before top-k
     gate_scale: float = 1.0
 
 
@@ -93,7 +95,7 @@ class MlpArgs:
 @dataclasses.dataclass(frozen=True)
 class ConvArgs:
     kernel: int = 3
-    norm_groups: int = 8  # of the per-image group norm; must divide the widths
+    norm_groups: int = 8  # groups of the per-image group norm; must divide the widths
 
     def __post_init__(self) -> None:
         positive(self, 'kernel', 'norm_groups')
@@ -101,8 +103,8 @@ class ConvArgs:
 
 @dataclasses.dataclass(frozen=True)
 class ConvNextArgs:
-    kernel: int = 7  # of the depthwise convolution
-    layer_scale: float = 1e-6  # initial factor of the branch, learned for each channel
+    kernel: int = 7  # size of the depthwise convolution
+    layer_scale: float = 1e-6  # initial factor of the branch; learned per channel
 
     def __post_init__(self) -> None:
         positive(self, 'kernel', 'layer_scale')
@@ -110,10 +112,10 @@ class ConvNextArgs:
 
 @dataclasses.dataclass(frozen=True)
 class ConvNetArgs:
-    widths: tuple[int, ...] = (32, 64, 128)  # channels of each stage; between stages stride 2
-    depth: int = 2  # shape-preserving residual blocks in each stage
-    norm: Literal['batch', 'group'] = 'batch'  # at places that are not routed
-    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+    widths: tuple[int, ...] = (32, 64, 128)  # channels of each stage; stride 2 between stages
+    depth: int = 2  # residual blocks per stage that keep the shape
+    norm: Literal['batch', 'group'] = 'batch'  # of blocks that are not routed
+    drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depth')
@@ -122,20 +124,20 @@ class ConvNetArgs:
             raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
 
     @property
-    def block_widths(self) -> tuple[int, ...]:  # of each block that `placement` counts
+    def block_widths(self) -> tuple[int, ...]:  # channels of the blocks that `placement` counts
         return tuple(w for w in self.widths for _ in range(self.depth))
 
     @property
-    def blocks(self) -> int:  # what `model.moe.placement` counts
+    def blocks(self) -> int:  # how many `model.moe.placement` counts
         return len(self.block_widths)
 
-    def hidden(self, width: int) -> int:  # of a block of this width
+    def hidden(self, width: int) -> int:  # hidden width of a block with this many channels
         return width
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseNetArgs(ConvNetArgs):
-    expansion: int = 4  # hidden width of a block over its width
+    expansion: int = 4  # hidden width of a block divided by its width
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +153,7 @@ class ConvNextNetArgs:
 
     widths: tuple[int, ...] = (96, 192, 384, 768)  # channels of each stage
     depths: tuple[int, ...] = (3, 3, 9, 3)  # residual blocks of each stage
-    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+    drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depths')
@@ -161,14 +163,14 @@ class ConvNextNetArgs:
                             'each for every stage.')
 
     @property
-    def block_widths(self) -> tuple[int, ...]:  # of each block that `placement` counts
+    def block_widths(self) -> tuple[int, ...]:  # channels of the blocks that `placement` counts
         return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n))
 
     @property
-    def blocks(self) -> int:  # what `model.moe.placement` counts
+    def blocks(self) -> int:  # how many `model.moe.placement` counts
         return len(self.block_widths)
 
-    def hidden(self, width: int) -> int:  # of a block of this width
+    def hidden(self, width: int) -> int:  # hidden width of a block with this many channels
         return 4 * width
 
 
@@ -177,8 +179,8 @@ class ResNetArgs(ConvNextNetArgs):
     """ResNet-50 by default."""
 
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
-    depths: tuple[int, ...] = (3, 4, 6, 3)  # of each the first block projects: it has no number
-    norm: Literal['batch', 'group'] = 'batch'  # at places that are not routed
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # a stage's first block projects; it has no number
+    norm: Literal['batch', 'group'] = 'batch'  # of blocks that are not routed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,9 +203,9 @@ class VitArgs:
     depth: int = 12
     heads: int = 3
     patch_size: int = 4
-    hidden: int = 0  # of the MLP blocks; 0 is four times the width
+    hidden: int = 0  # hidden width of the MLP blocks; 0 is four times the width
     pool: Literal['mean', 'token'] = 'mean'
-    drop_path: float = 0.0  # stochastic depth: how often the last branch is left out of an image
+    drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
 
     def __post_init__(self) -> None:
         positive(self, 'width', 'depth', 'heads', 'patch_size')
@@ -214,7 +216,7 @@ class VitArgs:
             raise UserError(f'hidden is {self.hidden}; it must not be negative.')
 
     @property
-    def blocks(self) -> int:  # what `model.moe.placement` counts
+    def blocks(self) -> int:  # how many `model.moe.placement` counts
         return self.depth
 
     def tokens(self, height: int, width: int) -> int:

@@ -1,9 +1,10 @@
-"""What can be named in a config: one literal table per kind, and the arguments each name takes.
+"""The names that a config may use: one literal table per kind of method.
 
-A table entry is `Entry('module:Class', Args)`. The class is imported when used; `Args`, a frozen
-dataclass of `arguments`, is read without importing jax: a wrong argument is told at once.
-To add a method: its file, and its line here. `package.module:Class` of your own, with `Args` in the
-class, works as a name too.
+An entry is `Entry('module:Class', Args)`. The class is imported when it is used. `Args`, a frozen
+dataclass of `method_args`, is read without jax, so that a wrong argument is reported at once.
+
+To add a method, write its file and add its line here. A name like `package.module:Class` of your
+own works without a line; its arguments are `Args` in the class.
 """
 
 import dataclasses
@@ -38,9 +39,9 @@ from moe_vision.config.method_args import (
 class Entry:
     path: str  # 'module:Class'
     args: type = NoArgs
-    needs: tuple[str, ...] = ()  # 'attention' (a router), 'map' (an expert), 'noise' (a loss), ...
-    ignores: tuple[str, ...] = ()  # keys of model.moe that a router does not read
-    supplies: tuple[str, ...] = ()  # what a backbone offers to routers, a router to losses
+    needs: tuple[str, ...] = ()  # what a method reads: 'attention' (router), 'map' (expert), ...
+    ignores: tuple[str, ...] = ()  # keys of model.moe that this router does not read
+    supplies: tuple[str, ...] = ()  # what a backbone gives to routers, or a router to losses
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
     remat: bool = False  # whether a backbone reads model.remat
@@ -96,7 +97,7 @@ OPTIMIZERS = {
 
 
 def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
-    """The table's entry, or one made for the user's own `package.module:Class`.
+    """The table's entry for a name, or a new entry for the user's own `package.module:Class`.
 
     Raises UserError: no such name, no such module or class.
     """
@@ -124,7 +125,10 @@ def known(table: Mapping[str, Entry], name: Any) -> Entry | None:
 
 
 def load(path: str) -> Any:
-    """The object that 'module:Class' names."""
+    """Imports the object that 'module:Class' names.
+
+    Raises UserError: it is not written so, or there is no such module or object.
+    """
     module, _, name = path.partition(':')
     if not is_path(path):
         raise UserError(f"'{path}' must be written 'package.module:Class'.")

@@ -171,7 +171,6 @@ def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = F
 
 
 def param_spec(path: tuple[Any, ...]) -> P:
-    """How an array of the train state with this path lies on the mesh: only expert banks are split.
-    """
+    """How the array of the train state with this path is split: only expert banks are."""
     return EXPERTS if any(getattr(k, 'key', getattr(k, 'name', None)) == 'experts'
                           for k in path) else REPLICATED

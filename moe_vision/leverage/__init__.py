@@ -1,10 +1,11 @@
-"""What a config computes: FLOPs by block, parameters and leverages, from traced programs.
+"""Measures what a config computes: FLOPs by block, parameters and leverages.
 
-FLOPs are per image, forward, in training: 2 per multiply-accumulate, products and convolutions
-only. `flops` is what k active experts need; `flops_executed` what the padded buffers run.
+The numbers come from traced programs; nothing runs. FLOPs are per image, in the forward pass of
+training: 2 per multiply-accumulate, matrix products and convolutions only. `flops` counts k active
+experts; `flops_executed` counts the padded buffers.
 
-What a caller uses is listed in `__all__`. Importing this package does not import jax: the command
-(`python -m moe_vision.leverage`) answers a mistake at once.
+`__all__` lists the public names. Importing this package does not import jax, so that the command
+(`python -m moe_vision.leverage`) reports a mistake at once.
 """
 
 from __future__ import annotations

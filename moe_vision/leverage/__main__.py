@@ -39,7 +39,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _tables(request: Request) -> tuple[list[str], Any]:
-    """Of each config a table of its blocks; as lines, and as JSON can hold it."""
+    """A table of the blocks of each config, as lines and as values that JSON can hold."""
     from moe_vision.leverage import measure, sweep, table, twins
 
     lines, records = [], []
@@ -63,10 +63,10 @@ def _tables(request: Request) -> tuple[list[str], Any]:
 
 
 def _sweep(request: Request) -> tuple[list[str], Any]:
-    """A row for each config and swept value; writes sweep.csv and sweep.svg, too."""
+    """A row for each config and swept value; also writes sweep.csv and sweep.svg."""
     from moe_vision.leverage import measure, sweep
 
-    rows = [sweep.row(file, request.sweep, sweep.said(source.literal(value)),
+    rows = [sweep.row(file, request.sweep, sweep.row_value(source.literal(value)),
                       measure(config, _info(config)))
             for (file, value), config in request.configs.items()]
     paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]

@@ -1,6 +1,7 @@
-"""One number per config and value of a key: rows, as a table, as CSV, as a picture.
+"""Writes measurements of configs as a table, a CSV file and a picture.
 
-A row is a flat dictionary; every field is a column of the CSV.
+A row holds the numbers of one config at one value of the swept key. It is a flat dictionary; every
+field is a column of the CSV file.
 """
 
 import csv
@@ -22,27 +23,27 @@ _TABLE = {'rho_place': '', 'rho_active': '', 'rho_executed': '', 'flops': 'FLOPs
 NOTE = 'cost: FLOPs over those of the same_width twin'
 
 
-def said(value: Any) -> Any:
-    """A value of a sweep as a row holds it: a number, or text."""
+def row_value(value: Any) -> Any:
+    """A swept value as a row holds it: a number or a string."""
     return value if isinstance(value, int | float) else str(value)
 
 
-def row(config: str, key: str, value: Any, found: Leverage) -> Row:
-    """The numbers of one config; `cost` is its FLOPs over those of the same_width twin."""
-    twin = found.sum('flops_twin')
+def row(config: str, key: str, value: Any, leverage: Leverage) -> Row:
+    """The numbers of one config; `cost` is its FLOPs divided by those of the same_width twin."""
+    twin = leverage.sum('flops_twin')
     return {
         'config': config, 'key': key, 'value': value,
-        'rho_place': found.rho_place, 'rho_active': found.rho_active,
-        'rho_executed': found.rho_executed, 'flops': found.flops,
-        'flops_executed': found.flops_executed, 'flops_twin': twin,
-        'cost': found.flops / twin, 'cost_executed': found.flops_executed / twin,
-        'params_total': found.params_total, 'params_active': found.params_active,
-        'bytes': found.sum('bytes'), 'bytes_active': found.sum('bytes_active'),
-        'bytes_buffers': found.sum('bytes_buffers')}
+        'rho_place': leverage.rho_place, 'rho_active': leverage.rho_active,
+        'rho_executed': leverage.rho_executed, 'flops': leverage.flops,
+        'flops_executed': leverage.flops_executed, 'flops_twin': twin,
+        'cost': leverage.flops / twin, 'cost_executed': leverage.flops_executed / twin,
+        'params_total': leverage.params_total, 'params_active': leverage.params_active,
+        'bytes': leverage.sum('bytes'), 'bytes_active': leverage.sum('bytes_active'),
+        'bytes_buffers': leverage.sum('bytes_buffers')}
 
 
 def text(rows: Sequence[Row]) -> list[str]:
-    """The rows as an aligned table."""
+    """The rows as lines of a table."""
     def cell(name: str, value: Any) -> str:
         if isinstance(value, float):
             return f'{value:.4f}'
@@ -61,23 +62,24 @@ def write_csv(path: str, rows: Sequence[Row]) -> None:
 
 
 def write_svg(path: str, rows: Sequence[Row], rho: str) -> None:
-    """`rho` against the value, one curve per config; values that are no numbers are evenly laid."""
+    """Plots `rho` against the value, a curve per config. Values are spaced evenly unless all are
+    numbers."""
     curves: dict[str, list[Row]] = {}
     for r in rows:
         curves.setdefault(r['config'], []).append(r)
     values = list(dict.fromkeys(r['value'] for r in rows))
     numbers = all(isinstance(v, int | float) and np.isfinite(v) for v in values)
-    place = {v: v if numbers else i for i, v in enumerate(values)}
+    position = {v: v if numbers else i for i, v in enumerate(values)}
 
     def paint(axes: Axes) -> None:
         for i, (name, points) in enumerate(curves.items()):
-            points = sorted(points, key=lambda r: place[r['value']])
-            axes.plot([place[r['value']] for r in points], [r[rho] for r in points],
+            points = sorted(points, key=lambda r: position[r['value']])
+            axes.plot([position[r['value']] for r in points], [r[rho] for r in points],
                       marker='osD^vPX*'[i % 8], markersize=4, color=palette.expert(i), label=name)
         if numbers and min(values) > 0 and max(values) >= 8 * min(values):
             axes.set_xscale('log')
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks([place[v] for v in values], [str(v) for v in values])
+        axes.set_xticks([position[v] for v in values], [str(v) for v in values])
         figure.write_ticks(axes.yaxis, formats.share)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(rows[0]['key'], loc='right')

@@ -1,4 +1,4 @@
-"""A config's compute as lines of text: by block, in sum, and against its dense twins."""
+"""Formats a config's compute as lines: by block, in total, and against its dense twins."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ _NOTE = ('FLOPs per image, forward; * routed place; twin: the same-width dense n
          "bytes of the experts' slots per image, in and out")
 
 
-def text(config: Config, found: Leverage) -> list[str]:
-    """The table by block, the leverages and the capacities."""
-    return [*blocks(found), '', leverages(found), *capacities(config, found)]
+def text(config: Config, leverage: Leverage) -> list[str]:
+    """The table of blocks, the leverages and the capacities."""
+    return [*blocks(leverage), '', leverages(leverage), *capacities(config, leverage)]
 
 
 def network(config: Config) -> str:
-    """What is routed, in a line."""
+    """One line that says what is routed."""
     moe, twin = config.model.moe, config.model.twin
     if moe.placement == 'none':
         return 'dense'
@@ -31,30 +31,30 @@ def network(config: Config) -> str:
     return f'dense twin ({twin}) of: {routed}' if twin != 'none' else routed
 
 
-def blocks(found: Leverage) -> list[str]:
-    """One row per block; blocks without products are one row."""
-    small = [b for b in found.blocks if not b.flops_executed]
+def blocks(leverage: Leverage) -> list[str]:
+    """One row per block; blocks without FLOPs share one row."""
+    small = [b for b in leverage.blocks if not b.flops_executed]
     rows = [(f'{b.name}{" *" if b.routed else ""}',
              *[_cell(getattr(b, field), column) for column, field in _COLUMNS.items()])
-            for b in found.blocks if b.flops_executed]
+            for b in leverage.blocks if b.flops_executed]
     if small:
         sums = {f: sum(getattr(b, f) for b in small) for f in _COLUMNS.values()}
         rows.append(('norms, embeddings', *[
             '' if 'flops' in f or f == 'bytes_buffers' else _cell(sums[f], column)
             for column, f in _COLUMNS.items()]))
-    rows.append(('total', *[_cell(found.sum(f), column) for column, f in _COLUMNS.items()]))
+    rows.append(('total', *[_cell(leverage.sum(f), column) for column, f in _COLUMNS.items()]))
     return [_NOTE, *aligned([('block', *_COLUMNS), *rows])]
 
 
-def leverages(found: Leverage) -> str:
-    return (f'rho_place {found.rho_place:.4f}   rho_active {found.rho_active:.4f}   '
-            f'rho_executed {found.rho_executed:.4f}')
+def leverages(leverage: Leverage) -> str:
+    return (f'rho_place {leverage.rho_place:.4f}   rho_active {leverage.rho_active:.4f}   '
+            f'rho_executed {leverage.rho_executed:.4f}')
 
 
-def capacities(config: Config, found: Leverage) -> list[str]:
+def capacities(config: Config, leverage: Leverage) -> list[str]:
     """One line per routed layer."""
     moe, lines = config.model.moe, []
-    for name, cap in found.capacities.items():
+    for name, cap in leverage.capacities.items():
         if not cap.capacity:
             lines.append(f'{name}: groups of {cap.group_size} tokens, soft, nothing is dropped')
             continue
@@ -66,23 +66,23 @@ def capacities(config: Config, found: Leverage) -> list[str]:
     return lines
 
 
-def twins(found: Leverage, all_twins: Iterable[Twin]) -> list[str]:
-    """What this network costs against each dense twin, as ratios."""
+def twins(leverage: Leverage, all_twins: Iterable[Twin]) -> list[str]:
+    """Costs of this network as ratios to those of each dense twin."""
     rows, refused = [], []
     for twin in all_twins:
         if twin.refused:
             refused.append(f'no {twin.name}: {twin.refused}')
             continue
-        rows.append((twin.name, si(twin.flops), f'{found.flops / twin.flops:.3f}',
-                     f'{found.flops_executed / twin.flops:.3f}', f'{twin.params:,}',
-                     f'{found.params_total / twin.params:.3f}'))
+        rows.append((twin.name, si(twin.flops), f'{leverage.flops / twin.flops:.3f}',
+                     f'{leverage.flops_executed / twin.flops:.3f}', f'{twin.params:,}',
+                     f'{leverage.params_total / twin.params:.3f}'))
     head = ('dense twin', 'its FLOPs', 'cost', 'cost executed', 'its params', 'params')
     note = "cost: FLOPs over the twin's; params: parameters over the twin's"
     return [*(['', note, *aligned([head, *rows])] if rows else []), *refused]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right."""
+    """Aligns the first column left and the others right; returns a line per row."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return ['  '.join([r[0].ljust(widths[0]), *[
         x.rjust(n) for x, n in zip(r[1:], widths[1:], strict=True)]]).rstrip() for r in rows]
@@ -95,7 +95,7 @@ def _cell(value: int, column: str) -> str:
 
 
 def si(n: float) -> str:
-    """1234567 to '1.23M'."""
+    """Three digits and an SI prefix: 1234567 becomes '1.23M'."""
     if n == 0:
         return '0'
     power = min(int(math.log10(abs(n)) // 3), 4)

@@ -1,6 +1,6 @@
-"""FLOPs, parameters and bytes of a config, from its traced program; nothing runs.
+"""Counts FLOPs, parameters and bytes of a config from its traced program; nothing runs.
 
-Axes: B images of the traced batch, T tokens of a group, E experts, C capacity.
+Axes: B images of the traced batch, t tokens of an image, * the shape of a token.
 """
 
 import dataclasses
@@ -28,51 +28,54 @@ from moe_vision.routing.capacity import capacity, effective_factor
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """A network as shapes."""
+    """What one trace of a network shows."""
 
     counts: flops.Counts  # FLOPs of the traced batch
     params: dict[str, jax.ShapeDtypeStruct]  # by path
-    layers: dict[str, jax.ShapeDtypeStruct]  # routed layers by path: the tokens given, [B*t, *]
+    layers: dict[str, jax.ShapeDtypeStruct]  # path of a routed layer -> its tokens, [B*t, *]
 
 
 def measure(config: Config, info: DatasetInfo) -> Leverage:
-    """Traces the network and its same_width twin; runs nothing."""
+    """Traces the network and its same_width twin, and adds up what each block costs."""
     model = config.model
     places = model.moe.placement != 'none'
     images = trace_images(config, tokens_per_image(config, info))
     own = _trace(model, info, images)
     twin = _trace(dataclasses.replace(model, twin='same_width'), info, images) if places else own
     layers = own.layers
-    if places and model.twin != 'none':  # the places of the network that this is the twin of
+    if places and model.twin != 'none':  # a twin's places are its network's routed layers
         layers = _shapes(dataclasses.replace(model, twin='none'), info, images)[1]
-    cost, in_twin = _by_block(own.counts, layers), _by_block(twin.counts, layers)
+    cost, twin_cost = _by_block(own.counts, layers), _by_block(twin.counts, layers)
     params, twin_params = _params(own.params, layers), _params(twin.params, layers)
     capacities = {n: _capacity(config, x.shape[0] // images) for n, x in own.layers.items()}
     blocks = []
-    per_image = lambda n: round(Fraction(n) / images)  # noqa: E731
+
+    def per_image(n: int | Fraction) -> int:
+        return round(Fraction(n) / images)
+
     for name in dict.fromkeys([*cost, *params]):
-        parts, weights, place = cost[name], params[name], sum(in_twin[name].values())
-        used = Fraction(1)  # of the executed expert FLOPs, what k experts need
-        share = Fraction(1)  # of the experts, those that a token takes
-        slots = Fraction(0)  # of the traced batch, over all experts
+        parts, weights, replaced = cost[name], params[name], sum(twin_cost[name].values())
+        needed = Fraction(1)  # share of the executed expert FLOPs that k experts need
+        taken = Fraction(1)  # share of the experts that a token takes
+        slots = Fraction(0)  # of all experts in the traced batch
         if name in own.layers:
-            slots = Fraction(parts['experts'] * layers[name].shape[0], place or 1)
+            slots = Fraction(parts['experts'] * layers[name].shape[0], replaced or 1)
             if not soft(model):
                 c, e = capacities[name], model.moe.num_experts
-                used = choices_per_token(model.moe) * c.group_size / (e * c.capacity)
-                share = min(choices_per_token(model.moe) / e, Fraction(1))
+                needed = choices_per_token(model.moe) * c.group_size / (e * c.capacity)
+                taken = min(choices_per_token(model.moe) / e, Fraction(1))
         rest = sum(n for kind, n in parts.items() if kind != 'experts')
-        active = {kind: weights[kind] - round((1 - share) * weights[f'{kind} of experts'])
+        active = {kind: weights[kind] - round((1 - taken) * weights[f'{kind} of experts'])
                   for kind in ('params', 'bytes')}
         blocks.append(Block(
             name=name, routed=name in layers,
             params=weights['params'], params_active=active['params'],
-            params_twin=twin_params[name]['params'], flops_twin=per_image(place),
-            flops=per_image(rest + used * parts['experts']),
+            params_twin=twin_params[name]['params'], flops_twin=per_image(replaced),
+            flops=per_image(rest + needed * parts['experts']),
             flops_executed=per_image(rest + parts['experts']),
             flops_router=per_image(parts['router']),
             flops_dispatch=per_image(parts['dispatch']) if name in own.layers else 0,
-            flops_experts=per_image(used * parts['experts']),
+            flops_experts=per_image(needed * parts['experts']),
             flops_experts_executed=per_image(parts['experts']),
             bytes=weights['bytes'], bytes_active=active['bytes'],
             bytes_experts=weights['bytes of experts'],
@@ -82,14 +85,14 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
 
 
 def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
-    """The cost of every kind of dense twin, in the order of `settings.Model`; none without places.
+    """Traces a dense twin of each kind, in the order of `schema.Model.twin`; none without places.
 
-    The twin of a kind that the config's router does not allow is told with the reason.
+    A kind that the config's router does not allow has the reason in `refused`.
     """
     if config.model.moe.placement == 'none':
         return ()
     images = trace_images(config, tokens_per_image(config, info))
-    found = []
+    result = []
     for name in typing.get_args(typing.get_type_hints(schema.Model)['twin']):
         if name == 'none':
             continue
@@ -97,16 +100,16 @@ def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
         try:
             routing_rules.check(dataclasses.replace(config, model=model))
         except UserError as e:
-            found.append(Twin(name, refused=str(e)))
+            result.append(Twin(name, refused=str(e)))
             continue
         traced = _trace(model, info, images)
-        found.append(Twin(name, round(Fraction(flops.total(traced.counts), images)),
+        result.append(Twin(name, round(Fraction(flops.total(traced.counts), images)),
                           sum(math.prod(x.shape) for x in traced.params.values())))
-    return tuple(found)
+    return tuple(result)
 
 
 def tokens_per_image(config: Config, info: DatasetInfo) -> int:
-    """Patches of an image where patches are routed, else 1."""
+    """Patches of an image if the backbone routes patches, else 1."""
     entry = registry.entry('backbone', registry.BACKBONES, config.model.name)
     if entry.unit != 'patch':
         return 1
@@ -114,7 +117,7 @@ def tokens_per_image(config: Config, info: DatasetInfo) -> int:
 
 
 def trace_images(config: Config, tokens: int) -> int:
-    """The smallest batch that makes whole routing groups."""
+    """The smallest number of images whose tokens fill whole routing groups."""
     moe = config.model.moe
     if moe.placement == 'none':
         return 1
@@ -134,7 +137,7 @@ def _capacity(config: Config, tokens: int) -> Capacity:
 
 
 def soft(model: Model) -> bool:
-    """True where the router mixes tokens instead of choosing experts: k means nothing to it."""
+    """Whether the router mixes tokens instead of choosing experts, so that k means nothing."""
     return 'k' in registry.entry('router', registry.ROUTERS, model.moe.router).ignores
 
 
@@ -153,31 +156,31 @@ def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
 
 
 def _shapes(model: Model, info: DatasetInfo, images: int):
-    """The network's variables, and what its routed layers are given, as shapes."""
+    """Shapes of the network's variables and of the tokens that enter each routed layer."""
     net, x = _network(model, info, images)
     layers: dict[str, jax.ShapeDtypeStruct] = {}
 
-    def look(call, args, kwargs, context):
+    def note_tokens(call, args, kwargs, context):
         if isinstance(context.module, MoE) and context.method_name == '__call__':
             tokens = args[0]
             layers['/'.join(context.module.path)] = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype)
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(look):
+    with nn.intercept_methods(note_tokens):
         variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
     return variables, layers
 
 
 def _network(model: Model, info: DatasetInfo, images: int):
-    """The module without its losses, which have no products, and without what is computed again
-    in the backward pass; and its input as a shape."""
+    """The module and its input as a shape. Leaves out routing losses, which have no products, and
+    rematerialisation, which repeats products in the backward pass."""
     model = dataclasses.replace(model, remat=False, moe=dataclasses.replace(model.moe, losses={}))
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     return models.build(model, info.num_classes), x
 
 
 def _by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
-    """FLOPs of the traced batch: block -> {'experts', 'router', 'dispatch', 'rest'}, in order."""
+    """Block -> FLOPs of the traced batch by kind: 'experts', 'router', 'dispatch' or 'rest'."""
     out: dict[str, Counter[str]] = defaultdict(Counter)
     for scope, number in counts.items():
         block, inside = _block(scope[1:], layers)
@@ -189,7 +192,7 @@ def _by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
 
 
 def _params(params: dict[str, jax.ShapeDtypeStruct], layers: dict) -> dict[str, Counter[str]]:
-    """Block -> {'params', 'bytes', 'params of experts', 'bytes of experts'}."""
+    """Block -> sizes: 'params', 'bytes', 'params of experts', 'bytes of experts'."""
     out: dict[str, Counter[str]] = defaultdict(Counter)
     for path, leaf in params.items():
         block, inside = _block(tuple(path.split('/')), layers)
@@ -202,7 +205,7 @@ def _params(params: dict[str, jax.ShapeDtypeStruct], layers: dict) -> dict[str, 
 
 
 def _block(path: tuple[str, ...], layers: dict) -> tuple[str, tuple[str, ...]]:
-    """The block of a path, a routed layer or the top module, and the rest of the path."""
+    """The block that a path lies in, a routed layer or a top module, and the rest of the path."""
     for layer in layers:
         parts = tuple(layer.split('/'))
         if path[:len(parts)] == parts:
@@ -211,5 +214,5 @@ def _block(path: tuple[str, ...], layers: dict) -> tuple[str, tuple[str, ...]]:
 
 
 def _token_bytes(tokens: jax.ShapeDtypeStruct) -> int:
-    """Of one token [*] of [B*t, *]."""
+    """Bytes of one token of `tokens` [B*t, *]."""
     return math.prod(tokens.shape[1:]) * tokens.dtype.itemsize

@@ -1,4 +1,4 @@
-"""What is known of a config's compute, as plain values. FLOPs and buffers are per image."""
+"""Plain values that describe a config's compute. FLOPs and buffers are per image."""
 
 import dataclasses
 from fractions import Fraction
@@ -10,20 +10,20 @@ class Block:
 
     name: str
     params: int
-    params_active: int  # of k experts
-    params_twin: int  # of the same place in the same_width twin
-    flops_twin: int  # of the same place in the same_width twin
+    params_active: int  # with k of the experts
+    params_twin: int  # at the same place of the same_width twin
+    flops_twin: int  # at the same place of the same_width twin
     flops: int  # with k active experts
-    flops_executed: int  # with the padded buffers
+    flops_executed: int  # with padded buffers
     flops_router: int  # part of `flops` and `flops_executed`
-    flops_dispatch: int  # products that mix tokens into slots and back, part of both
-    flops_experts: int  # of k active experts, part of `flops`
-    flops_experts_executed: int
-    bytes: int  # of the parameters
+    flops_dispatch: int  # products that mix tokens into slots and back; part of both
+    flops_experts: int  # k active experts; part of `flops`
+    flops_experts_executed: int  # all slots; part of `flops_executed`
+    bytes: int  # all parameters
     bytes_active: int
-    bytes_experts: int  # of all experts, part of `bytes`
-    bytes_buffers: int  # of the expert slots, empty ones too, in and out
-    bytes_token: int  # of one token that is routed here
+    bytes_experts: int  # all experts; part of `bytes`
+    bytes_buffers: int  # inputs and outputs of all expert slots, including empty ones
+    bytes_token: int  # one token that is routed here
     routed: bool
 
 
@@ -34,14 +34,14 @@ class Capacity:
     tokens_per_image: int
     group_size: int
     capacity: int  # in training; 0 for soft routing
-    effective_factor: float  # of `capacity`
+    effective_factor: float  # C·E/(k·T) with C = `capacity`
     eval_capacity: int
-    eval_effective_factor: float
+    eval_effective_factor: float  # the same with `eval_capacity`
 
 
 @dataclasses.dataclass(frozen=True)
 class Twin:
-    """What a dense twin costs; `refused` says why a config has none of this kind."""
+    """What a dense twin costs; `refused` says why the config has no twin of this kind."""
 
     name: str
     flops: int = 0
@@ -57,7 +57,7 @@ class Leverage:
     capacities: dict[str, Capacity]
 
     def sum(self, field: str) -> int:
-        """Of a field of the blocks."""
+        """Sums a field over the blocks."""
         return sum(getattr(b, field) for b in self.blocks)
 
     @property
@@ -78,19 +78,21 @@ class Leverage:
 
     @property
     def rho_place(self) -> float:
-        """Share of the same_width twin's FLOPs that stands at routed places. Free of k."""
+        """Share of the same_width twin's FLOPs at routed places. Does not depend on k."""
         return sum(b.flops_twin for b in self.blocks if b.routed) / self.sum('flops_twin')
 
     @property
     def rho_active(self) -> float:
+        """Share of the FLOPs that k active experts need."""
         return self.sum('flops_experts') / self.flops
 
     @property
     def rho_executed(self) -> float:
+        """Share of the executed FLOPs that runs in experts, padding included."""
         return self.sum('flops_experts_executed') / self.flops_executed
 
     def rho_active_at(self, choices_per_token: float, k: Fraction) -> float:
-        """rho_active where tokens took this many experts on average instead of k."""
+        """rho_active if tokens took `choices_per_token` experts on average instead of k."""
         experts = self.sum('flops_experts')
         measured = experts * choices_per_token / float(k)
         return measured / (self.flops - experts + measured)

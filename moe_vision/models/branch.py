@@ -1,5 +1,4 @@
-"""What stands at a block's place: the block itself, the routed layer, or the dense block of a twin.
-"""
+"""What stands in a block's place: the block, a routed layer, or the dense block of a twin."""
 
 import dataclasses
 from collections.abc import Callable

@@ -26,7 +26,7 @@ def _run(arguments: Sequence[str]) -> int:
     from moe_vision.pod import check  # imports jax
 
     result = check.check(request.config, request.topology)
-    print(json.dumps(result.plain, indent=2) if request.json else '\n'.join(result.lines))
+    print(json.dumps(result.record, indent=2) if request.json else '\n'.join(result.lines))
     return 1 if result.problems else 0
 
 

@@ -1,4 +1,4 @@
-"""What the compiled step of a config would take of a slice, and whether it may."""
+"""Compiles the training step of a config for a slice, and checks memory and collectives."""
 
 import dataclasses
 import importlib.metadata
@@ -14,12 +14,12 @@ from moe_vision.pod.topology import Topology
 @dataclasses.dataclass(frozen=True)
 class Result:
     lines: list[str]
-    plain: dict[str, Any]  # the same, for --json
-    problems: list[str]  # each a line
+    record: dict[str, Any]  # the same for --json
+    problems: list[str]  # one line each
 
 
 def check(config: Config, topology: Topology) -> Result:
-    """Compiles the training step and judges it.
+    """Compiles the training step and lists what does not fit or is not expected.
 
     Raises:
       UserError: the config does not fit the slice's number of devices.
@@ -34,45 +34,46 @@ def check(config: Config, topology: Topology) -> Result:
     head = [f'{topology}: {devices} devices, mesh data {mesh["data"]} × expert {mesh["expert"]}; '
             + ', '.join(f'{n} {v}' for n, v in versions.items()), '',
             *report.state(state, device.hbm), '', *report.compute(flops, cost, batch / devices), '']
-    plain: dict[str, Any] = {
+    record: dict[str, Any] = {
         'topology': str(topology), 'devices': devices, 'mesh': mesh, 'versions': versions,
         'hbm': device.hbm, 'state': state, 'flops': flops,
         'padding': 1 - cost.flops / cost.flops_executed}
     print('compiling; a large network takes minutes', file=sys.stderr, flush=True)
     try:
-        made = compiled.compile_step(traced)
+        program = compiled.compile_step(traced)
     except compiled.TooLarge as e:
         tensors = e.tensors or [
             f'{report.size(size)} {shape} in {scope}'
             for size, shape, scope in memory.largest(traced.jaxpr.jaxpr, devices)]
         problems = [f'does not fit: {e} of memory; the largest tensors of a device:',
                     *(f'  {tensor}' for tensor in tensors)]
-        return Result([*head, *problems], plain | {'problems': problems}, problems)
-    found, used = hlo.collectives(made.text), memory.of_program(made.memory)
+        return Result([*head, *problems], record | {'problems': problems}, problems)
+    collectives, used = hlo.collectives(program.hlo), memory.of_program(program.memory)
     layers, routed = [b.name for b in cost.blocks], set(cost.capacities)
-    wanted = expected.of_setup(setup, topology.slices)
-    exchanged = expected.exchanges(found, wanted, routed)
-    best = roofline.estimate(device, flops, used, found, devices)
-    problems = [report.told(c, tensor, layers)
-                for c, tensor in expected.unexpected(found, wanted, routed)]
+    planned = expected.of_setup(setup, topology.slices)
+    exchanges = expected.exchanges(collectives, planned, routed)
+    estimate = roofline.estimate(device, flops, used, collectives, devices)
+    problems = [report.unexpected(c, tensor, layers)
+                for c, tensor in expected.unexpected(collectives, planned, routed)]
     if used.used > device.hbm:
         problems.append(f'does not fit: needs {report.size(used.used)} of '
                         f'{report.size(device.hbm)} of memory')
     lines = [
-        *head, f'compiled in {made.seconds:.0f} s', '', *report.memory(used, device.hbm), '',
-        *report.collectives(found, layers, routed),
-        *report.exchanges(exchanged, wanted, devices), *report.slices(found, topology.slices), '',
-        *report.roofline(best, topology.chip, flops / device.flops, batch), '',
+        *head, f'compiled in {program.seconds:.0f} s', '', *report.memory(used, device.hbm), '',
+        *report.collectives(collectives, layers, routed),
+        *report.exchanges(exchanges, planned, devices),
+        *report.slices(collectives, topology.slices), '',
+        *report.roofline(estimate, topology.chip, flops / device.flops, batch), '',
         *(problems or ['It fits, and no collective is unexpected.'])]
-    plain |= {
-        'seconds': made.seconds, 'problems': problems,
+    record |= {
+        'seconds': program.seconds, 'problems': problems,
         'memory': dataclasses.asdict(used) | {'used': used.used},
         'collectives': [{
             'kind': c.kind, 'times': c.times, 'group': len(c.groups[0]) if c.groups else devices,
             'tensors': [dataclasses.asdict(p) | {'layer': expected.layer_of(p.op_name, layers)}
-                        for p in c.parts]} for c in found],
-        'exchanges': {'expected': dict(wanted.exchanges), 'expected_sent': wanted.sent,
-                      'sent': expected.sent(exchanged, devices)},
-        'estimate': dataclasses.asdict(best) | {'bound': best.bound, 'least': best.least,
-                                                'most': best.most}}
-    return Result(lines, plain, problems)
+                        for p in c.parts]} for c in collectives],
+        'exchanges': {'expected': dict(planned.exchanges), 'expected_sent': planned.sent,
+                      'sent': roofline.sent(exchanges, devices)},
+        'estimate': dataclasses.asdict(estimate) | {
+            'bound': estimate.bound, 'least': estimate.least, 'most': estimate.most}}
+    return Result(lines, record, problems)

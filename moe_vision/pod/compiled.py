@@ -1,4 +1,4 @@
-"""The real training step of a config, compiled for a slice by the TPU compiler."""
+"""Compiles the real training step of a config for a slice, with the TPU compiler."""
 
 import dataclasses
 import re
@@ -17,59 +17,60 @@ from moe_vision.training.setup import Setup
 
 
 class TooLarge(Exception):
-    """The compiler found no room: how much it needs, and which tensors are the largest."""
+    """The step needs more memory than a device has; `tensors` lists the largest."""
 
-    def __init__(self, told: str, tensors: list[str]):
-        super().__init__(told)
+    def __init__(self, needs: str, tensors: list[str]):
+        super().__init__(needs)
         self.tensors = tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made, for one device."""
+    """The compiled program of one device."""
 
-    text: str  # HLO
+    hlo: str  # its text
     memory: Any  # jax's CompiledMemoryStats
     seconds: float
 
 
 def setup_for(config: Config, topology: Topology) -> Setup:
-    """Everything of a training run on that slice but its devices.
+    """The set-up of a training run on this slice; its devices can only be compiled for.
 
     Raises:
-      UserError: mesh.expert does not divide the devices, the batch makes no whole groups on them.
+      UserError: mesh.expert does not divide the devices, or the batch does not fill whole groups
+        on them.
     """
     return Setup(config, devices=devices_of(topology))
 
 
 def trace_step(setup: Setup) -> jax.stages.Traced:
-    """`setup.step` on arrays that lie as in training."""
-    return setup.step.trace(setup.abstract, batch_of(setup))
+    """Traces `setup.step` for arrays that are sharded as in training."""
+    return setup.step.trace(setup.abstract, batch_shapes(setup))
 
 
 def step_flops(traced: jax.stages.Traced) -> int:
-    """Products and convolutions of all devices in a step, forward and backward."""
+    """FLOPs of one step on all devices together, forward and backward."""
     return flops.total(flops.of_program(traced.jaxpr.jaxpr))
 
 
 def compile_step(traced: jax.stages.Traced) -> Compiled:
-    """Compiles it; nothing runs.
+    """Compiles a traced step; nothing runs.
 
     Raises:
-      TooLarge: it does not fit a device's memory.
+      TooLarge: the step does not fit a device's memory.
     """
     began = time.monotonic()
     try:
-        made = traced.lower().compile()
+        program = traced.lower().compile()
     except jax.errors.JaxRuntimeError as e:
         if 'RESOURCE_EXHAUSTED' not in str(e):
             raise
         raise too_large(str(e)) from e
-    return Compiled(made.as_text(), made.memory_analysis(), time.monotonic() - began)
+    return Compiled(program.as_text(), program.memory_analysis(), time.monotonic() - began)
 
 
-def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch as the feed gives it, [micro-batches, rows, ...], as shapes."""
+def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch as the feed delivers it, [micro-batches, rows, ...]."""
     train = setup.config.train
     lead = (train.micro_batches, train.batch_size // train.micro_batches)
     sharding = mesh.batch_sharding(setup.mesh)
@@ -80,13 +81,13 @@ def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def too_large(message: str) -> TooLarge:
-    """Of the compiler's message: what it needs of what there is, and what it says of tensors."""
-    used = re.search(r'Used ([\d.]+\w?) of ([\d.]+\w?) hbm|'
-                     r'\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)', message)
+    """Reads the compiler's message: how much memory it needs of how much, and which tensors."""
+    sizes = re.search(r'Used ([\d.]+\w?) of ([\d.]+\w?) hbm|'
+                      r'\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)', message)
     tensors = []
     for item in re.split(r'\n\s*\d+\. Size: ', message)[1:]:
-        found = (re.search(p, item) for p in (r'Shape: (\S+)', r'op_name="([^"]*)'))
-        tensors.append(' '.join([item.split()[0], *(m[1] for m in found if m)]))
+        matches = (re.search(p, item) for p in (r'Shape: (\S+)', r'op_name="([^"]*)'))
+        tensors.append(' '.join([item.split()[0], *(m[1] for m in matches if m)]))
     first = message.strip().splitlines()[0]
-    return TooLarge('needs {} of {}'.format(*filter(None, used.groups())) if used else first,
+    return TooLarge('needs {} of {}'.format(*filter(None, sizes.groups())) if sizes else first,
                     tensors)

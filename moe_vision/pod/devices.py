@@ -1,4 +1,4 @@
-"""The devices of a pod that is not there, for the compiler alone: nothing can be put on them."""
+"""Describes the devices of a pod to the TPU compiler, on a machine that has none of them."""
 
 import importlib.metadata
 import importlib.util
@@ -16,30 +16,30 @@ _INSTALL = "pip install '.[pod]'"  # in the project's folder
 
 def check_installed() -> None:
     """Raises UserError unless the TPU compiler that belongs to this jax is installed."""
-    wanted = next((m[1] for r in importlib.metadata.requires('jax') or ()
-                   if (m := re.match(r'libtpu *== *([\d.]+?)(?:\.\*)? *;', r))), '')
+    required = next((m[1] for r in importlib.metadata.requires('jax') or ()
+                     if (m := re.match(r'libtpu *== *([\d.]+?)(?:\.\*)? *;', r))), '')
     if importlib.util.find_spec('libtpu') is None:
-        raise UserError(f'the TPU compiler (libtpu {wanted}) is not installed; {_INSTALL} in the '
+        raise UserError(f'the TPU compiler (libtpu {required}) is not installed; {_INSTALL} in the '
                         "project's folder installs it.")
-    found = importlib.metadata.version('libtpu')
-    if f'{found}.'.startswith(f'{wanted}.'):
+    installed = importlib.metadata.version('libtpu')
+    if f'{installed}.'.startswith(f'{required}.'):
         return
-    raise UserError(f'libtpu {found} is installed, but jax {importlib.metadata.version("jax")} '
-                    f"belongs to libtpu {wanted}; {_INSTALL} in the project's folder installs it.")
+    raise UserError(f'libtpu {installed} is installed, but jax {importlib.metadata.version("jax")} '
+                    f"needs libtpu {required}; {_INSTALL} in the project's folder installs it.")
 
 
 def prepare_environment() -> None:
-    """To be called before jax is imported: it runs on the CPU, and the compiler asks no network."""
+    """Call this before jax is imported: jax then runs on the CPU, and libtpu asks no network."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    # What libtpu would ask of a TPU's host; the topology says it all.
+    # libtpu would ask a TPU host for these; the topology already gives them.
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
                    'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_LOG_DIR': 'disabled',
-                   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # several checks at a time use no chip
+                   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # checks use no chip, so several may run
 
 
 def with_a_large_stack(module: str) -> None:
-    """Begins the process again where its stack may grow: the compiler for v6e recurses deeper than
-    the usual 8 MiB allow, and would end it without a word."""
+    """Restarts the process with the largest stack that it may have. The compiler for v6e recurses
+    deeper than the usual 8 MiB allow, and would crash without a message."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
@@ -47,7 +47,7 @@ def with_a_large_stack(module: str) -> None:
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The slice's devices, as jax would see them there.
+    """The slice's devices as jax would list them; they can be compiled for, but hold no arrays.
 
     Raises:
       UserError: the compiler does not know the slice.

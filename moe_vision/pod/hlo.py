@@ -1,10 +1,10 @@
-"""The collectives of a compiled program, read from its text (HLO).
+"""Reads the collectives of a compiled program from its text (HLO).
 
-A collective counts as often as it runs: loops × trip count, branches of a conditional once each.
-It counts once where it is a pair of start and done, also inside a fusion or an asynchronous call,
-and where the TPU compiler spreads it over a chain of fusions that do other work meanwhile. Over
-several slices the compiler does a collective's part inside a slice and hands the rest, a send and a
-receive, to the network between them: that is a collective of its own, kind 'all-reduce of slices'.
+A collective counts as often as it runs: loops multiply by their trip count, and each branch of a
+conditional counts once. A pair of start and done counts once, also inside a fusion or an
+asynchronous call. So does a collective that the TPU compiler spreads over a chain of fusions that
+do other work meanwhile. Between slices, the compiler exchanges data by a send and a receive over
+the network; they count as a collective of their own, of kind 'all-reduce of slices'.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*)')
 _SHAPE = re.compile(r'\b([a-z]\w*)\[([^\]]*)\]')
 _CALLED = re.compile(r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
                      r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
-_CHAIN_START = 'AsyncCollectiveStart'  # of a collective spread over several fusions
+_CHAIN_START = 'AsyncCollectiveStart'  # begins a collective spread over several fusions
 _OF_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One tensor of a collective, as a device holds the larger side of it."""
+    """One tensor of a collective on one device: its input or its output, whichever is larger."""
 
     shape: str  # such as 'bf16[8,4,14,14,256]'
     bytes: int
-    op_name: str  # of the collective; of what made it, where several tensors go in one
+    op_name: str  # of the collective; with several tensors, of what made this one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +44,24 @@ class Collective:
     kind: str
     name: str
     parts: tuple[Part, ...]
-    groups: Groups  # of partitions; () is all of them. Of a permute: (source, target) each
+    groups: Groups  # of partitions; () is one of all. A permute has pairs (source, target)
     times: int | None
     op_name: str
 
     @property
     def origin(self) -> str:
-        """The operation that it is of; where it has no name, the one that made its first tensor."""
+        """Name of its operation, or of the one that made its first tensor."""
         return self.op_name or next((p.op_name for p in self.parts), '')
 
     @property
     def bytes(self) -> int:
-        """Of one run, on one device: the larger of what goes in and comes out."""
+        """Bytes of one run on one device: of the inputs or of the outputs, whichever are larger."""
         return sum(p.bytes for p in self.parts)
+
+    @property
+    def runs(self) -> int:
+        """Runs in one step; 1 inside a loop of unknown trip count."""
+        return self.times or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,31 +75,31 @@ class Instruction:
 
     @property
     def called(self) -> list[str]:
-        """Computations that it runs; of a loop the body alone."""
+        """Computations that it runs; for a loop only the body."""
         return [name for listed in _CALLED.findall(self.attributes)
                 for name in re.findall(r'[\w.-]+', listed)]
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
-    """All that the program's text says of collectives, in its order."""
+    """All collectives of a program, in the order of its text."""
     computations, entry = parsed(text)
     return tuple(_walk(computations, entry, 1, ''))
 
 
 def _walk(computations: dict[str, dict[str, Instruction]], name: str, times: int | None,
           outer: str) -> Iterator[Collective]:
-    own = computations.get(name, {})
-    begins = any(_CHAIN_START in i.attributes for i in own.values())
-    for i in own.values():
+    computation = computations.get(name, {})
+    begins = any(_CHAIN_START in i.attributes for i in computation.values())
+    for i in computation.values():
         kind = i.opcode.removesuffix('-start')
         if i.opcode == 'send' and (between := _OF_SLICES.search(i.attributes)):
             kind = f'{between[1].lower().replace("_", "-")} of slices'
-            yield _collective(kind, dataclasses.replace(i, shapes=i.shapes[:1],
-                                                        operands=i.operands[:1]), own, times, outer)
+            data = dataclasses.replace(i, shapes=i.shapes[:1], operands=i.operands[:1])
+            yield _collective(kind, data, computation, times, outer)
         if kind in KINDS and (begins or 'chain_id=' not in i.attributes):
-            yield _collective(kind, i, own, times, outer)
+            yield _collective(kind, i, computation, times, outer)
         if i.opcode.endswith(('-done', '-update')):
-            continue  # names the computation of its start again
+            continue  # names the computation of its start once more
         inner = times
         if i.opcode == 'while':
             trips = _trips(i, computations)
@@ -104,8 +109,8 @@ def _walk(computations: dict[str, dict[str, Instruction]], name: str, times: int
 
 
 def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int | None:
-    """How often a loop runs, where the compiler says so or it is a `lax.scan`, which counts from 0
-    while its counter is less than a constant."""
+    """How often a loop runs; None if unknown. The compiler says so, or the loop is a `lax.scan`,
+    which counts from 0 while its counter is less than a constant."""
     if known := re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes):
         return int(known[1])
     named = re.search(r'condition=%?([\w.-]+)', loop.attributes)
@@ -118,33 +123,33 @@ def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -
     return None
 
 
-def _collective(kind: str, i: Instruction, own: dict[str, Instruction], times: int | None,
+def _collective(kind: str, i: Instruction, computation: dict[str, Instruction], times: int | None,
                 outer: str) -> Collective:
     groups = replica_groups.parse(i.attributes)
-    makers = [own.get(o) for o in i.operands]
+    makers = [computation.get(o) for o in i.operands]
     count = max(len(makers), 1)
     shapes = i.shapes
     if i.opcode.endswith('-start') and kind != 'all-reduce':  # (operands, results, contexts)
         shapes = shapes[count:2 * count]
-    if kind == 'reduce-scatter':  # what goes in is larger
+    if kind == 'reduce-scatter':  # its input is larger
         shapes = tuple(s for m in makers if m for s in m.shapes) or shapes
-    op_name = i.op_name or _asked_by(i, kind, own)
+    op_name = i.op_name or _recovered_name(i, kind, computation)
     parts = []
     for n, shape in enumerate(shapes):
         maker = makers[n] if n < len(makers) else None
-        made_by = _origin(maker, own) if maker else ''
+        made_by = _origin(maker, computation) if maker else ''
         names = (op_name, made_by) if len(shapes) == 1 else (made_by, op_name)
         parts.append(Part(shape, size(shape), next(filter(None, names), outer)))
     return Collective(kind, i.name, tuple(parts), groups, times, op_name or outer)
 
 
-def _asked_by(i: Instruction, kind: str, own: dict[str, Instruction]) -> str:
-    """The name of a collective that lost it: of a copy of its result that has kept it, or of what
-    reads the result in the `shard_map` of a routed layer, also through steps without a name."""
+def _recovered_name(i: Instruction, kind: str, computation: dict[str, Instruction]) -> str:
+    """A name for a collective that lost its own: that of a copy of its result, or of what reads the
+    result in the `shard_map` of a routed layer, directly or through unnamed instructions."""
     names, results, seen = [], [i.name], set()
     while results:
         result = results.pop()
-        for user in own.values():
+        for user in computation.values():
             if result in user.operands and user.name not in seen:
                 seen.add(user.name)
                 names.append(user.op_name)
@@ -153,34 +158,34 @@ def _asked_by(i: Instruction, kind: str, own: dict[str, Instruction]) -> str:
     return next((n for word in wanted for n in names if word in n), '')
 
 
-def _origin(made: Instruction, own: dict[str, Instruction]) -> str:
-    """The name of the operation that made a value, through copies and tuples without a name."""
-    while not made.op_name and made.operands and made.operands[0] in own:
-        made = own[made.operands[0]]
-    return made.op_name
+def _origin(maker: Instruction, computation: dict[str, Instruction]) -> str:
+    """The name of the operation that made a value; passes through unnamed copies and tuples."""
+    while not maker.op_name and maker.operands and maker.operands[0] in computation:
+        maker = computation[maker.operands[0]]
+    return maker.op_name
 
 
 def parsed(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Instructions by computation and name, and the entry's name."""
-    found: dict[str, dict[str, Instruction]] = {}
-    own: dict[str, Instruction] = {}
+    """Instructions by computation and name, and the name of the entry computation."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    computation: dict[str, Instruction] = {}
     entry = ''
     for line in text.splitlines():
         if line[:1].isspace():
             if match := _INSTRUCTION.match(line):
-                own[match[1]] = _instruction(match[1], match[2])
+                computation[match[1]] = _instruction(match[1], match[2])
         elif line.endswith('{') and (match := _COMPUTATION.match(line)):
-            own = found[match[2]] = {}
+            computation = computations[match[2]] = {}
             entry = match[2] if match[1] else entry
-    return found, entry
+    return computations, entry
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """`rest`: TYPE opcode(operands), attributes."""
+    """Reads `rest`, which is TYPE opcode(operands), attributes."""
     rest = re.sub(r'/\*.*?\*/', '', rest)
-    kind, _, rest = _until(rest, 0) if rest.startswith('(') else rest.partition(' ')
+    kind, _, rest = _after_bracket(rest) if rest.startswith('(') else rest.partition(' ')
     opcode, _, rest = rest.strip().partition('(')
-    inside, _, attributes = _until(f'({rest}', 0)
+    inside, _, attributes = _after_bracket(f'({rest}')
     op_name = _OP_NAME.search(attributes)
     return Instruction(
         name, tuple(f'{t}[{d}]' for t, d in _SHAPE.findall(kind)), opcode,
@@ -188,30 +193,30 @@ def _instruction(name: str, rest: str) -> Instruction:
         op_name[1] if op_name else '')
 
 
-def _until(text: str, start: int) -> tuple[str, str, str]:
-    """`text` in two, after the bracket that closes the one at `start`."""
+def _after_bracket(text: str) -> tuple[str, str, str]:
+    """Splits `text`, as `str.partition` does, after the bracket that closes its first one."""
     depth = 0
-    for n in range(start, len(text)):
-        depth += (text[n] in '([{') - (text[n] in ')]}')
+    for n, c in enumerate(text):
+        depth += (c in '([{') - (c in ')]}')
         if not depth:
             return text[:n + 1], '', text[n + 1:]
     return text, '', ''
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of brackets."""
-    found, depth = [''], 0
+    """Splits at the commas outside brackets."""
+    pieces, depth = [''], 0
     for c in text:
         depth += (c in '([{') - (c in ')]}')
         if c == ',' and not depth:
-            found.append('')
+            pieces.append('')
         else:
-            found[-1] += c
-    return [f for f in found if f.strip()]
+            pieces[-1] += c
+    return [p for p in pieces if p.strip()]
 
 
 def size(shape: str) -> int:
-    """Of 'bf16[8,128]', without the padding of a layout."""
+    """Bytes of a shape such as 'bf16[8,128]', without the padding of its layout."""
     kind, _, dims = shape[:-1].partition('[')
     bits = 8 if kind == 'pred' else int((re.search(r'\d+', kind) or ['0'])[0])
     return math.ceil(bits * math.prod(int(d.strip(' <=')) for d in dims.split(',') if d) / 8)

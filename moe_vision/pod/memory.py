@@ -1,4 +1,4 @@
-"""Bytes of a device: what the compiled step takes, and what of it is the state."""
+"""Counts bytes on one device: what the compiled step needs, and what the train state needs."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `aliased` outputs lie where arguments were."""
+    """Bytes on one device. `aliased` counts outputs that reuse the memory of arguments."""
 
     arguments: int
     outputs: int
@@ -25,14 +25,14 @@ class Memory:
 
 
 def of_program(stats: Any) -> Memory:
-    """From jax's CompiledMemoryStats."""
+    """Reads jax's CompiledMemoryStats."""
     return Memory(stats.argument_size_in_bytes, stats.output_size_in_bytes,
                   stats.temp_size_in_bytes, stats.alias_size_in_bytes,
                   stats.generated_code_size_in_bytes)
 
 
 def of_state(abstract: Any) -> dict[str, int]:
-    """Bytes on one device of each part of a train state that holds any, from its shardings."""
+    """Bytes on one device of each part of a train state that is not empty."""
     parts = {'parameters': abstract.params, 'optimizer': abstract.opt_state,
              'average of weights': abstract.ema,
              'statistics': (abstract.batch_stats, abstract.router_state)}
@@ -41,7 +41,7 @@ def of_state(abstract: Any) -> dict[str, int]:
 
 
 def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Of the part of an array that one device holds."""
+    """Bytes of the shard of an array that one device holds."""
     return math.prod(shard_shape(leaf)) * leaf.dtype.itemsize
 
 
@@ -50,14 +50,14 @@ def shard_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def largest(program: Jaxpr, devices: int, count: int = 5) -> list[tuple[int, str, str]]:
-    """The largest tensors of a traced program, of each shape one: bytes on a device, shape, scope.
+    """The largest tensors of a traced program, one per shape, as (bytes on a device, shape, scope).
 
-    What is not said for a device alone is taken to lie over all devices, as activations do.
+    Outside `shard_map`, tensors count as sharded over all devices, as activations are.
     """
-    found: dict[str, tuple[int, str, str]] = {}
+    by_shape: dict[str, tuple[int, str, str]] = {}
     for size, shape, scope in _tensors(program, devices, ''):
-        found.setdefault(shape, (size, shape, scope))
-    return sorted(found.values(), reverse=True)[:count]
+        by_shape.setdefault(shape, (size, shape, scope))
+    return sorted(by_shape.values(), reverse=True)[:count]
 
 
 def _tensors(program: Jaxpr, devices: int, outer: str) -> Iterator[tuple[int, str, str]]:
@@ -66,6 +66,6 @@ def _tensors(program: Jaxpr, devices: int, outer: str) -> Iterator[tuple[int, st
         for aval in (v.aval for v in eqn.outvars):
             if hasattr(aval, 'shape'):
                 yield math.prod(aval.shape) * aval.dtype.itemsize // devices, str(aval), scope
-        inside = 1 if eqn.primitive.name == 'shard_map' else devices  # shapes there are a device's
+        inside = 1 if eqn.primitive.name == 'shard_map' else devices  # its shapes are a device's
         for inner in jaxprs_in_params(eqn.params):
             yield from _tensors(inner, inside, scope)

@@ -1,4 +1,4 @@
-"""The groups of devices among which a collective runs, in the notations of HLO."""
+"""Reads the groups of devices among which a collective runs, in the notations of HLO."""
 
 import math
 import re
@@ -7,7 +7,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def parse(attributes: str) -> Groups:
-    """Groups in any of their notations: listed, iota, or axes of a mesh. () is all devices."""
+    """Groups in any notation: listed, iota, or axes of a mesh. () is one group of all devices."""
     if mesh := re.search(r'replica_groups=mesh\[([^]]*)\](?:, device_ids=\((.*?)\))? \{(.*?)\}',
                          attributes):
         return _mesh_groups(*mesh.groups(default=''))
@@ -20,8 +20,14 @@ def parse(attributes: str) -> Groups:
 
 
 def _mesh_groups(axes: str, ids: str, over: str) -> Groups:
-    """Devices that differ along the axes `over` alone, such as "'a','b':(2)4": of axis b the part
-    of size 4 that has 2 before it. `ids`: of the devices, where they are not in order."""
+    """Groups of devices that differ only along the axes `over`.
+
+    Args:
+      axes: names and sizes, such as "'a'=2,'b'=8".
+      ids: device ids in the mesh's order, where they are not 0, 1, 2, ...
+      over: such as "'a','b':(2)4", where (2)4 is the factor 4 of axis b's size that follows a
+        factor 2.
+    """
     dims = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
     total = math.prod(dims.values())
     order = (_iota(ids) if ids.startswith('[') else _numbers(ids)) or range(total)
@@ -29,19 +35,21 @@ def _mesh_groups(axes: str, ids: str, over: str) -> Groups:
     for name, n in dims.items():
         stride //= n
         strides[name] = stride
-    digits = []  # (stride, size) in the place of a device
+    digits = []  # (stride, size) within a device's position
     for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", over):
         part = int(size or dims[name])
         digits.append((strides[name] * dims[name] // (int(before or 1) * part), part))
     groups: dict[int, list[int]] = {}
-    for place, device in enumerate(order):
-        groups.setdefault(place - sum(place // s % n * s for s, n in digits), []).append(device)
+    for position, device in enumerate(order):
+        group = position - sum(position // s % n * s for s, n in digits)
+        groups.setdefault(group, []).append(device)
     return tuple(map(tuple, groups.values()))
 
 
-def _iota(text: str) -> list[int]:
-    """Of '[4,2]T(1,0)': 0, 1, 2, ... laid out as 4 × 2, its axes put in that order, row by row."""
-    shape, _, order = text.partition('T')
+def _iota(notation: str) -> list[int]:
+    """Ids that '[4,2]T(1,0)' stands for: 0, 1, 2, ... as an array 4 × 2, its axes transposed to the
+    order 1, 0, read row by row."""
+    shape, _, order = notation.partition('T')
     dims = _numbers(shape)
     ids = [0]
     for axis in _numbers(order) or range(len(dims)):

@@ -1,4 +1,4 @@
-"""How fast a step could be at best: an estimate from published peaks, of nothing that ran."""
+"""Estimates how fast a step could be at best, from published peaks; nothing runs."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from moe_vision.pod.memory import Memory
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step on one device if each were all it had to do."""
+    """Seconds that each part of a step would take alone on one device."""
 
     compute: float
     memory: float
@@ -22,35 +22,39 @@ class Roofline:
 
     @property
     def least(self) -> float:
-        """Seconds where all three overlap fully."""
+        """Seconds if all three overlap fully."""
         return max(self.compute, self.memory, self.links)
 
     @property
     def most(self) -> float:
-        """Seconds where none overlaps."""
+        """Seconds if none overlap."""
         return self.compute + self.memory + self.links
 
 
-def estimate(device: Chip, flops: int, used: Memory, found: Iterable[Collective],
+def estimate(device: Chip, flops: int, used: Memory, collectives: Iterable[Collective],
              devices: int) -> Roofline:
-    """Of a device's FLOPs, bytes and collectives of one step, at its peaks.
+    """Estimates one step of a device at its peaks.
 
-    FLOPs are taken to be bfloat16, each byte of the memory that is used to be touched once
-    (temporaries twice, written and read), and all links of a chip to work at once.
+    Assumes that all FLOPs are bfloat16, that each byte of used memory is touched once (temporaries
+    twice: written and read), and that all links of a chip work at once.
     """
     touched = used.arguments + used.outputs + 2 * used.temporaries
-    sent = sum(sent_bytes(c, devices) * (c.times or 1) for c in found)
     return Roofline(flops / device.flops, touched / device.hbm_bandwidth,
-                    sent / device.ici_bandwidth)
+                    sent(collectives, devices) / device.ici_bandwidth)
+
+
+def sent(collectives: Iterable[Collective], devices: int) -> float:
+    """Bytes that a device sends in a step."""
+    return sum(sent_bytes(c, devices) * c.runs for c in collectives)
 
 
 def sent_bytes(c: Collective, devices: int) -> float:
-    """What a device sends in one run where the algorithm is the best one, n devices in a group.
+    """Bytes that a device sends in one run of the best algorithm among a group of n devices.
 
-    A reduction sends each byte out and back, (n - 1) / n of them each time; the others once.
+    All but permutes and broadcasts send (n - 1) / n of the bytes, an all-reduce twice.
     """
     if c.kind.endswith('of slices'):
-        return 0  # over the network of the data centre, not over links
+        return 0  # goes over the data centre's network, not over links
     if c.kind in ('collective-permute', 'collective-broadcast'):
         return c.bytes
     n = len(c.groups[0]) if c.groups else devices

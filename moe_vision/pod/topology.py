@@ -1,4 +1,4 @@
-"""Slices of TPU chips, by name."""
+"""Reads the names of TPU slices, such as v5e:16x16, and knows which slices exist."""
 
 import dataclasses
 import math
@@ -8,12 +8,12 @@ from moe_vision.common.chips import TPUS, Chip
 from moe_vision.common.errors import UserError, nearest
 
 _SQUARES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-_SMALL_CUBES = ((1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # below a cube of 4x4x4
+_SMALL_CUBES = ((1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # smaller than a cube of 4x4x4
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Equal slices: so many chips of a kind along each axis of the torus."""
+    """One or more equal slices; `shape` counts the chips along each axis of the torus."""
 
     chip: str  # a name in TPUS
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of one slice."""
+        """Chips in one slice."""
         return math.prod(self.shape)
 
 
@@ -36,7 +36,7 @@ def parse(name: str) -> Topology:
     """The slice called `name`, such as 'v5e:16x16' or 'v4:8x8x4'.
 
     Raises:
-      UserError: there is no such chip, or no such slice of it; lists what there is.
+      UserError: there is no such chip, or no such slice of it.
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name.strip().lower())
     if match and match[1] in TPUS:
@@ -55,7 +55,7 @@ def _exists(chip: Chip, shape: tuple[int, ...]) -> bool:
 
 
 def _names() -> list[str]:
-    """Names to compare a misspelt one with."""
+    """Names that a misspelt one may mean."""
     cubes = [tuple(reversed(s)) for s in _SMALL_CUBES]
     cubes += [(a, b, c) for c in (4, 8, 16) for b in (4, 8, 16) for a in (4, 8, 16)]
     return [str(Topology(n, s)) for n, c in TPUS.items()

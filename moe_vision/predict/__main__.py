@@ -32,7 +32,7 @@ _SHOWN = 4  # print at most this many experts of a layer; patches may go to many
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; returns the exit code, which is 2 also where no image could be read."""
+    """Runs the command; returns the exit code, which is also 2 if no image could be read."""
     return exit_code(lambda: _run(arguments))
 
 

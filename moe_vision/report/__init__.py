@@ -1,9 +1,9 @@
-"""A run's folder in, one self-contained `report.html` out. Reads files; runs no model.
+"""Turns a run's folder into one self-contained `report.html`. Reads files; runs no model.
 
     >>> from moe_vision import report
     >>> report.write('runs/digits_k2')
 
-The way through: `read` (files, tolerant) -> `sections/*` (what to say) -> `charts`, `markup`
+The steps: `read` (files, tolerant) -> `sections/*` (what to say) -> `charts`, `markup`
 (how it looks) -> `page` (one file).
 """
 
@@ -15,10 +15,10 @@ NoRun = read.NoRun
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
-    """Writes `report.html` into the run's folder, from whatever the run has left there so far.
+    """Writes `report.html` into the run's folder, from the files that the run has written so far.
 
     Args:
-        workdir: the folder `main.py --workdir` wrote; may be a `gs://` path.
+        workdir: the folder that `main.py --workdir` wrote; may be a `gs://` path.
 
     Returns:
         The path of the page.
@@ -27,7 +27,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
         NoRun: the folder holds neither `config.json` nor metrics nor a result.
     """
     run = read.load(workdir)
-    from moe_vision.report import page  # drawing takes a second to import; errors do not wait
+    from moe_vision.report import page  # drawing takes a second to import; errors come before
 
     path = run.path / 'report.html'
     path.write_text(page.render(run))

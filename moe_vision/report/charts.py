@@ -1,4 +1,4 @@
-"""The kinds of pictures: lines over steps, shares over steps, bars.
+"""Draws the kinds of pictures: lines over steps, shares over steps, bars.
 
 Axis letters: N points in time, E experts.
 """
@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from moe_vision.report import figure, formats, heatmaps, palette
 from moe_vision.report.markup import Markup
 
-POINTS = 240  # at most so many points per curve; more are averaged in equal runs
-BANDS = 100  # the same for bands, whose edges hide each other sooner
-MANY = 16  # above so many experts, pictures stop telling them apart by colour
+POINTS = 240  # most points per curve; more are averaged in equal runs
+BANDS = 100  # most points for bands, whose edges hide each other sooner
+MANY = 16  # most experts that pictures tell apart by colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Series:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points: means over equal runs of neighbours, NaN where all are NaN."""
+    """At most `points` points: means over equal runs of neighbours, NaN if all are NaN."""
     if len(x) <= points:
         return x, y
     starts = np.linspace(0, len(x), points, endpoint=False).astype(int)
@@ -54,7 +54,7 @@ def lines(
     high: float | None = None,
     log: bool = False,
 ) -> Markup:
-    """Curves with their names at their ends, and a dashed reference line where one is given."""
+    """Curves with their names at their ends, and a dashed reference line if one is given."""
     shown = [s for s in series if s]
     names = [formats.tail(s.name) for s in shown] if len(shown) > 1 else []
     if reference:
@@ -114,7 +114,7 @@ def _steps(axes: Axes) -> None:
 def _end_labels(
     axes: Axes, series: Sequence[Series], reference: tuple[float, str] | None
 ) -> None:
-    """Names at the right edge, beside where each curve ends, moved apart where they would touch."""
+    """Names at the right edge, where each curve ends, moved apart if they would touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = []
     for s in series:
@@ -206,7 +206,7 @@ def _extremes(load: np.ndarray) -> str:
 
 
 def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
-    """Load per expert: the pale bar `load[E]` was asked for, the full part `kept[E]` found room."""
+    """Load per expert: `load[E]` as a pale bar; `kept[E]`, which found room, as a full one."""
     experts = len(load)
 
     def paint(axes: Axes) -> None:

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter
 from moe_vision.report import palette, style
 from moe_vision.report.markup import Markup
 
-WIDTH = 352  # of a small panel; one unit is one CSS pixel at natural size
+WIDTH = 352  # width of a small panel; one unit is one CSS pixel at natural size
 
 _STYLE = {
     'svg.fonttype': 'none',
@@ -90,7 +90,7 @@ def draw(
 
 
 def compose(paint: Callable[[Figure], None], label: str, *, width: int, height: int) -> Markup:
-    """The same for a figure without axes, to which `paint` adds its own."""
+    """One picture as `<svg>`, from a figure to which `paint` adds its own axes."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*[Gg]lyph.*')  # the reader's fonts have them
         matplotlib.rcdefaults()
@@ -103,7 +103,7 @@ def compose(paint: Callable[[Figure], None], label: str, *, width: int, height: 
 
 
 def write_ticks(axis: Axis, form: Callable[[float], str]) -> None:
-    """Writes the numbers at the ticks of an axis as `form` has them."""
+    """Writes the numbers at the ticks of an axis in the format `form`."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
 
 

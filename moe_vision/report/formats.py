@@ -1,4 +1,4 @@
-"""How numbers and names are written, in the report of a run and in that of a study.
+"""Formats numbers and names for the report of a run and that of a study.
 
 A number that is not defined is an en dash.
 """
@@ -16,12 +16,12 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def share(value: float, digits: int = 3) -> str:
-    """A share with so many significant digits: 0.5 is `50 %`, 0.3821 is `38.2 %`."""
+    """A share with `digits` significant digits: 0.5 is `50 %`, 0.3821 is `38.2 %`."""
     return f'{100 * value:.{digits}g} %' if math.isfinite(value) else NONE
 
 
 def pp(value: float, *, sign: bool = True) -> str:
-    """Percentage points with two decimals, `+0.42`; with more where two would show a zero."""
+    """Percentage points with two decimals, `+0.42`; or more if two would show a zero."""
     if not math.isfinite(value):
         return NONE
     digits = 2
@@ -55,17 +55,17 @@ def times(value: float) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and commas between thousands."""
+    """A number with `digits` significant digits and commas between thousands."""
     return f'{value:,.{digits}g}' if math.isfinite(value) else NONE
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """The same with a real minus sign, for numbers that can be negative."""
+    """Like `significant`, with a real minus sign for negative numbers."""
     return significant(value, digits).replace('-', MINUS)
 
 
 def count(value: float) -> str:
-    """A number of things: without decimals if it is whole, else with one."""
+    """A count: without decimals if it is whole, else with one."""
     if not math.isfinite(value):
         return NONE
     return f'{value:,.0f}' if abs(value - round(value)) < 1e-6 else f'{value:,.1f}'

@@ -1,4 +1,4 @@
-"""Says in words whether routing is healthy, and which config key to look at where it is not."""
+"""Says in words whether routing is healthy, and which config key to look at if it is not."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`level` is good, warn, bad or none (there is nothing to judge); `points` are sentences."""
+    """`level` is good, warn, bad or none (nothing to judge); `points` are sentences."""
 
     level: str
     line: str
@@ -48,11 +48,11 @@ def judge(run: Run) -> Verdict:
         return Verdict('none', 'Too early to say: no numbers on routing yet.', points)
     points += _findings(run, layers)
     worst = min(layers, key=lambda x: x.effective if x.effective == x.effective else math.inf)
-    spread = (f'{worst.name} spreads its load like {significant(worst.effective, 2)} of '
+    spread = (f'{worst.name} uses the equivalent of {significant(worst.effective, 2)} of '
               f'{worst.experts}')
     known = math.isfinite(worst.effective)
     if run.result.get('collapsed') is True or worst.effective < worst.experts / 4:
-        why = f'{spread} experts.' if known else 'the result says so.'
+        why = f'{spread} experts.' if known else 'result.json says so.'
         return Verdict('bad', f'Routing collapsed: {why}', points)
     if points:
         line = f'No collapse, but worth a look: {points[0].split("; look at ")[0].rstrip(".")}.'
@@ -69,24 +69,24 @@ def judge(run: Run) -> Verdict:
 
 
 def _findings(run: Run, layers: list[_Layer]) -> list[str]:
-    """One sentence per kind of trouble, on all layers that have it."""
+    """One sentence per kind of problem, about all layers that have it."""
     balance = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
 
-    def named(bad: list[_Layer], tell: Callable[[_Layer], str]) -> str:
-        return ', '.join(f'{x.name} ({tell(x)})' for x in bad)
+    def named(bad: list[_Layer], number_of: Callable[[_Layer], str]) -> str:
+        return ', '.join(f'{x.name} ({number_of(x)})' for x in bad)
 
     points = []
     if thin := [x for x in layers if x.effective < x.experts / 2]:
-        names = named(thin, lambda x: f'like {significant(x.effective, 2)} of {x.experts}')
-        points.append(f'Load is spread over fewer than half of the experts {thin[0].where}: '
+        names = named(thin, lambda x: f'equivalent to {significant(x.effective, 2)} of {x.experts}')
+        points.append(f'Fewer than half of the experts carry the load {thin[0].where}: '
                       f'{names}; {balance}.')
     if dead := [x for x in layers if x.dead > 0]:
         names = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
-        points.append(f'Experts that receive nothing {dead[0].where}: {names}; {balance}.')
+        points.append(f'Some experts are dead {dead[0].where}: {names}; {balance}.')
     if full := [x for x in layers if x.drops > DROPS]:
         names = named(full, lambda x: percent(x.drops) + (
-            f', {percent(x.orphans)} of tokens lose all' if x.orphans > 0 else ''))
-        points.append(f'Choices dropped for lack of room {full[0].where}: {names}; '
+            f', {percent(x.orphans)} of tokens lose all choices' if x.orphans > 0 else ''))
+        points.append(f'Many choices are dropped for lack of room {full[0].where}: {names}; '
                       f'look at {_key(run, "model.moe.capacity_factor")}.')
     return points
 

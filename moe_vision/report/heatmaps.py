@@ -1,6 +1,6 @@
-"""Heat maps: tables of coloured cells where these can be read, pictures of larger matrices.
+"""Draws heat maps: tables of coloured cells, or pictures if a matrix is too large to read.
 
-A cell has one hue, as opaque as its value is high, which works on a light and on a dark page.
+A cell has one hue, more opaque for a higher value, which works on light and dark pages.
 Axis letters: M rows, N columns.
 """
 
@@ -25,10 +25,10 @@ def cells(
     label: str,
     warm: Callable[[int, int], bool] = lambda i, j: False,
 ) -> Markup:
-    """A table whose cells are coloured by value and tell their numbers when pointed at.
+    """A table whose cells are coloured by value and show their numbers when pointed at.
 
     Args:
-        values: `[M, N]`, drawn at full colour from `top` on.
+        values: `[M, N]`, drawn in full colour from `top` up.
         head: the column heads, the corner first.
         names: the row names.
         top: the value of full colour.
@@ -59,7 +59,7 @@ def scale(top: str) -> Markup:
 def rgba(
     values: np.ndarray, colour: tuple[float, float, float] = palette.HEAT
 ) -> np.ndarray:
-    """Values 0..1 `[M, N]` as `[M, N, 4]`: the colour, as opaque as the value is high."""
+    """Values 0..1 `[M, N]` as `[M, N, 4]`: the colour, more opaque for a higher value."""
     picture = np.empty((*values.shape, 4))
     picture[..., :3] = colour
     picture[..., 3] = np.nan_to_num(np.clip(values, 0, 1))

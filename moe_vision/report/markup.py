@@ -1,4 +1,4 @@
-"""Makes HTML and escapes every text that is not `Markup` yet.
+"""Makes HTML, and escapes all text that is not `Markup` already.
 
 Class names, file names and config values are other people's input. Only this module turns them into
 HTML, so that escaping cannot be forgotten elsewhere.
@@ -92,7 +92,7 @@ def grid(panels: Iterable[Child], how: Child, *, width: int = 330) -> Markup:
 
 
 def missing(words: str) -> Markup:
-    """The sentence that stands where something is not there."""
+    """The sentence in place of something that is missing."""
     return tag('p', words, class_='missing')
 
 
@@ -114,13 +114,13 @@ def page(
     """A whole HTML file that needs nothing else, from doctype to footer.
 
     Args:
-        kind, name, facts: what stands above the title, the title, and what stands below it.
+        kind, name, facts: the line above the title, the title, and the line below it.
         anchors: (anchor, title) of each section, for the links.
         source: what the page is made from, for the footer.
         command: the command that makes it again.
-        verdict: stands between facts and links.
-        css: rules beside those of `style`.
-        policy: what the page may load beside its own styles.
+        verdict: a line between facts and links.
+        css: rules in addition to those of `style`.
+        policy: what the page may load in addition to its own styles.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'" + policy
     head = tag(
@@ -141,6 +141,6 @@ def page(
         verdict,
         tag('nav', links, aria_label='Parts of this page'),
     )
-    footer = tag('footer', f'Made from {source}; write it anew with ', tag('code', command), '.')
+    footer = tag('footer', f'Made from {source}. To make it again: ', tag('code', command), '.')
     body = tag('body', top, tag('main', sections), footer)
     return '<!doctype html>\n' + tag('html', head, body, lang='en')

@@ -1,6 +1,6 @@
-"""Reads a run's folder without trusting it: what is missing, half-written or odd becomes a remark.
+"""Reads a run's folder without trusting it: missing or damaged files become remarks.
 
-Null and NaN are both read as NaN. Text loses the characters that no page may hold.
+Null and NaN are both read as NaN. Characters that no page may hold are removed from text.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Run:
         return [row for row in self.rows if row.get('split') == name]
 
     def layers(self) -> list[str]:
-        """Names of the routed layers, in the order the files give them."""
+        """Names of the routed layers, in the order of the files."""
         names: dict[str, None] = {}
         for source in (*(r.get('layers') for r in self.rows), self.evaluation.get('layers')):
             names.update(dict.fromkeys(as_dict(source)))
@@ -78,21 +78,21 @@ class Run:
         return max(vector(load).size for load in (self.latest(layer)[0].get('load'), *loads))
 
     def class_names(self) -> list[str]:
-        """The names of the classes as far as they are known."""
+        """The names of the classes; [] if they are not known."""
         names = self.evaluation.get('class_names') or self.section('dataset').get('class_names')
         return [str(n) for n in names] if isinstance(names, list) else []
 
 
 def load(workdir: epath.PathLike) -> Run:
-    """Reads all files of a run. Raises `NoRun` where there is none."""
+    """Reads all files of a run. Raises `NoRun` if there is none."""
     path = epath.Path(workdir)
     if not path.is_dir():
-        raise NoRun(f"'{workdir}' is not a folder; give the --workdir a training run wrote")
+        raise NoRun(f"'{workdir}' is not a folder; give the --workdir of a training run")
     remarks: list[str] = []
     record = _document(path / 'config.json', remarks, 'the run’s settings and sizes are unknown')
     rows = _metrics(path / 'metrics', remarks)
     result = _document(path / 'result.json', remarks, 'the run has not finished')
-    evaluation = _document(path / 'evaluation.json', remarks, 'nothing has been evaluated on test')
+    evaluation = _document(path / 'evaluation.json', remarks, 'the test set was not evaluated')
     if not (record or rows or result or evaluation):
         raise NoRun(f"'{workdir}' holds no run: no config.json, no metrics/*.jsonl, no result.json")
     return Run(path, record, rows, result, evaluation, remarks)
@@ -100,7 +100,7 @@ def load(workdir: epath.PathLike) -> Run:
 
 def _document(path: epath.Path, remarks: list[str], means: str) -> dict[str, Any]:
     if not path.exists():
-        remarks.append(f'{path.name} is not there: {means}.')
+        remarks.append(f'{path.name} is missing: {means}.')
         return {}
     try:
         value = _clean_tree(json.loads(path.read_text()))
@@ -128,7 +128,7 @@ def _metrics(folder: epath.Path, remarks: list[str]) -> list[dict[str, Any]]:
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 unreadable += 1
     if not rows:
-        remarks.append('metrics/*.jsonl hold no rows yet: there are no curves.')
+        remarks.append('metrics/*.jsonl hold no rows yet, so there are no curves.')
     if unreadable:
         remarks.append(f'{unreadable} metric line(s) could not be read and are left out.')
     return sorted(rows.values(), key=lambda row: row['step'])

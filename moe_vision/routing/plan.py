@@ -134,9 +134,9 @@ def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Prio
         jnp.arange(g)[:, None], choice_major].set(
             jnp.broadcast_to(jnp.arange(t * k, dtype=jnp.int32), (g, t * k)),
             unique_indices=True, mode='promise_in_bounds')
-    start_of = _rows(starts, jnp.where(wants, ids, e).reshape(g, t * k)).reshape(g, t, k)
+    start = _rows(starts, jnp.where(wants, ids, e).reshape(g, t * k)).reshape(g, t, k)
     position = _rows(rank_in_order, jnp.broadcast_to(place, (g, t, k)).reshape(g, t * k))
-    position = position.reshape(g, t, k) - start_of
+    position = position.reshape(g, t, k) - start
     keep = wants & (position < c)
     row = (ids * g + jnp.arange(g)[:, None, None]) * c + position
     return IndexPlan(

@@ -1,4 +1,5 @@
-"""Studies: a set of arms with a pre-registered question, run over paired seeds and reported.
+"""Studies: arms that answer a pre-registered question over paired seeds.
 
-`configs/studies/NAME.py:SET` declares one; `python -m moe_vision.study` runs and reports it.
+A file `configs/studies/NAME.py` declares one for each data set; `python -m moe_vision.study` runs
+and reports it.
 """

@@ -1,10 +1,10 @@
 """Runs, times and reports a study.
 
-    python -m moe_vision.study run --study=configs/studies/top_k.py:digits --workdir=W
-    python -m moe_vision.study time --study=configs/studies/top_k.py:digits --workdir=W
-    python -m moe_vision.study report --workdir=W   # or a folder of studies: all that have rows
-    python -m moe_vision.study pack --workdir=W     # rows and timings into one file of each
-    python -m moe_vision.study register --study=configs/studies/top_k.py:digits --workdir=W
+    python -m moe_vision.study run --study=configs/studies/NAME.py:SET --workdir=W
+    python -m moe_vision.study time --study=configs/studies/NAME.py:SET --workdir=W
+    python -m moe_vision.study report --workdir=W   # W may also hold several studies
+    python -m moe_vision.study pack --workdir=W     # merge rows, and timings, into one file
+    python -m moe_vision.study register --study=configs/studies/NAME.py:SET --workdir=W
 
 To train over several processes as one mesh, start each of them with its number (on a TPU pod, run
 the command on every host without these flags):
@@ -60,7 +60,7 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
     rules.check_workdir(args.workdir, create=True)
     if args.command == 'register':
         digest = registration.register(loaded, args.workdir)[1]
-        print(f'pre-registration {digest[:16]} holds in {args.workdir}')
+        print(f'{args.workdir} holds pre-registration {digest[:16]}')
     elif args.command == 'time':
         _time(loaded, args.workdir)
     else:
@@ -93,8 +93,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not args.workdir:
         raise UserError('--workdir is missing; give the folder of the study, --workdir=FOLDER.')
     if '://' in args.workdir:
-        raise UserError(f"--workdir is '{args.workdir}'; a study needs a folder of a file system, "
-                        'for claims. Its rows can be copied to a bucket.')
+        raise UserError(f"--workdir is '{args.workdir}'; a study needs a folder on a file system, "
+                        'because its processes claim cells there. Copy the rows to a bucket later.')
     if args.command in ('report', 'pack'):
         if args.study or common:
             raise UserError(f'{args.command} reads --workdir alone; leave out --study and '
@@ -118,7 +118,7 @@ def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None
             rules.check_data(loaded.configs[name], reads=True)
         except (UserError, DataError) as e:
             raise UserError(f"arm '{name}': {e}") from e
-    flags.FLAGS(['study'])  # worker processes of the input pipeline want them parsed
+    flags.FLAGS(['study'])  # worker processes of the input pipeline need parsed flags
     logs.to_stderr()
     peers.start(processes)
     with Stop() as stop:
@@ -138,7 +138,7 @@ def _show(loaded: Loaded, args: argparse.Namespace) -> None:
     if args.dry_run:
         timings = rows.timings(args.workdir)
         flops = plan.costs({a: loaded.configs[a] for a in arms}, timings)
-        print(plan.table(plan.Plan.of(flops, states), timings, plan.this_device()))
+        print(plan.table(plan.Plan.from_states(flops, states), timings, plan.this_device()))
 
 
 def _time(loaded: Loaded, workdir: str) -> None:
@@ -157,7 +157,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
 
 def _report(workdir: str) -> None:
     record, digest = registration.read(workdir)
-    found, problems = rows.read(workdir, record, digest)
+    usable_rows, problems = rows.read(workdir, record, digest)
     for line in problems:
         print(f'note: {record["name"]}: {line}', file=sys.stderr)
     from moe_vision.study import report
@@ -165,7 +165,7 @@ def _report(workdir: str) -> None:
 
     timings = {'cells': rows.timings(workdir), 'latency': rows.latency(workdir)}
     out = os.path.join(workdir, 'report')
-    report.write(analyse.analyse(record, digest, found, problems), timings, out)
+    report.write(analyse.analyse(record, digest, usable_rows, problems), timings, out)
     print(f'wrote {out}/report.md and report.html')
 
 

@@ -1,4 +1,4 @@
-"""What the fields of a row must be: all that the analysis and the report take for granted."""
+"""Checks the fields of a row: everything that the analysis and the report rely on."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ _POINT = ('step', 'epoch', 'accuracy', 'loss')
 
 
 def _number(value: Any) -> bool:
-    """A number that fits a float, or None, which stands for one that is not finite."""
+    """Whether it is a number that fits a float, or None, which stands for a non-finite one."""
     return (value is None or isinstance(value, float)
             or isinstance(value, int) and abs(value) <= sys.float_info.max)
 
@@ -18,24 +18,24 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _fits(value: Any) -> bool:
-    """Whatever it is: no number in it is too large for a float."""
+    """Whether every number in the value, however nested, fits a float."""
     if isinstance(value, dict | list):
         return all(map(_fits, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) or _number(value)
 
 
 def _tables(value: Any) -> bool:
-    """Layer -> its numbers, and lists of them."""
+    """Whether it maps layers to objects that hold numbers and lists of them."""
     return isinstance(value, dict) and all(isinstance(v, dict) and _fits(v)
                                            for v in value.values())
 
 
 def _curve(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(at, dict) and all(k in at and _number(at[k]) for k in _POINT)
-        and _tables(at.get('layers')) and all(
-            _number(v) for layer in at['layers'].values() for v in layer.values())
-        for at in value)
+        isinstance(point, dict) and all(k in point and _number(point[k]) for k in _POINT)
+        and _tables(point.get('layers')) and all(
+            _number(v) for layer in point['layers'].values() for v in layer.values())
+        for point in value)
 
 
 def _line(value: Any) -> bool:
@@ -47,11 +47,11 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'preregistration': _TEXT, 'error': _TEXT, 'device': _TEXT, 'correct': _TEXT,
     'git_commit': ('a line of text or null', lambda v: v is None or _line(v)),
     'versions': ('an object of lines of text', lambda v: isinstance(v, dict) and all(
-        _line(text) for text in v.values())),
-    'num_classes': ('a whole number from 2 on', lambda v: _whole(v, 2)),
-    'images': ('a whole number from 1 on', lambda v: _whole(v, 1)),
+        _line(version) for version in v.values())),
+    'num_classes': ('a whole number, 2 or more', lambda v: _whole(v, 2)),
+    'images': ('a whole number, 1 or more', lambda v: _whole(v, 1)),
     'result': ('an object of numbers', lambda v: isinstance(v, dict) and all(
-        _number(n) for k, n in v.items() if k != 'test_accuracy')),  # no number: it diverged
+        _number(n) for k, n in v.items() if k != 'test_accuracy')),  # no number there: it diverged
     'layers': ('an object of objects', _tables),
     'curve': (f'a list of points with the numbers {", ".join(_POINT)} and layers', _curve),
     'mechanism': ('an object or null',
@@ -61,9 +61,9 @@ KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
 
 
 def wrong(row: Any) -> str:
-    """'' or what of a row is missing or of another kind, the first of it."""
+    """The first thing that is missing or of the wrong kind in a row; '' if nothing is."""
     if not isinstance(row, Mapping):
-        return 'it is no object'
+        return 'it is not an object'
     lacking = [k for k in KEYS if k not in row]
     if lacking:
         return f'it lacks {", ".join(lacking)}'

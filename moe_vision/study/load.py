@@ -1,4 +1,4 @@
-"""A study file to a checked study: every arm's config resolved, every name found. Without jax."""
+"""Loads a study file and checks all of it, every arm's config included, without importing jax."""
 
 import dataclasses
 import fnmatch
@@ -20,38 +20,40 @@ from moe_vision.study.types import Arm, Comparison, Figure, Study
 OPERATIONAL = ('dataset.data_dir', 'dataset.workers', 'dataset.cache', 'dataset.resident',
                'checkpoint.', 'log.')  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
-_SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern can rest on
-_OF_ARMS = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
+_SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
+_ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
 def operational(key: str) -> bool:
-    """True where a config's key changes how a run is carried out, but nothing of its result."""
+    """Whether a config key changes only how a run is carried out, not its result."""
     return any(key == k or (k.endswith('.') and key.startswith(k)) for k in OPERATIONAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A study whose every part was checked.
+    """A study that passed all checks.
 
     Attributes:
-      configs: arm -> its config, with the seed 0.
+      configs: arm -> its config, with seed 0.
     """
 
     study: Study
     configs: dict[str, Config]
 
     def config(self, arm: str, seed: int) -> Config:
-        """The config of a cell."""
+        """The config of one cell."""
         return dataclasses.replace(self.configs[arm], seed=self.run_seed(arm, seed))
 
     def run_seed(self, arm: str, seed: int) -> int:
+        """The seed that the run of a cell uses: the study's seed plus the arm's offset."""
         return seed + self.study.arms[arm].seed_offset
 
 
 def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
-    """The checked study of `FILE.py` with `get_study()`, or of `FILE.py:argument`.
+    """Loads a study and checks it.
 
     Args:
+      file: `FILE.py`, which defines `get_study()`, or `FILE.py:ARGUMENT` for `get_study(ARGUMENT)`.
       overrides: '--config.key=value' of operational keys, for all arms.
 
     Raises:
@@ -62,17 +64,18 @@ def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
         raise UserError(f"study file '{file}': get_study() returned a {type(study).__name__}; it "
                         'must return a moe_vision.study.types.Study.')
     study = _checked(study)
-    common = [*overrides]
-    for text in common:
-        key = text.removeprefix('--config.').split('=', 1)[0]
+    overrides = list(overrides)
+    for override in overrides:
+        key = override.removeprefix('--config.').split('=', 1)[0]
         if not any(key == k or (k.endswith('.') and key.startswith(k)) for k in _SETTABLE):
-            raise UserError(f"'--config.{key}' cannot be set for a study: its arms are what was "
-                            'registered. Set it in the study file, with a new --workdir. Allowed: '
+            raise UserError(f"'--config.{key}' cannot be set for a study, because its arms are "
+                            'registered. Set it in the study file and use a new --workdir. '
+                            'Allowed: '
                             f'{", ".join(k + "*" if k.endswith(".") else k for k in _SETTABLE)}.')
     configs = {}
     for name, arm in study.arms.items():
         try:
-            configs[name] = _config(arm, common)
+            configs[name] = _config(arm, overrides)
         except (UserError, DataError) as e:
             raise UserError(f"arm '{name}': {e}") from e
     _check_pairs(study, configs)
@@ -86,28 +89,28 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
       UserError: a pattern matches none.
     """
     names = list(names)
-    found = set() if patterns else set(names)
+    matched = set() if patterns else set(names)
     for pattern in filter(None, patterns.split(',')):
         hits = fnmatch.filter(names, pattern)
         if not hits:
             raise unknown('arm in --only', pattern, names)
-        found.update(hits)
-    return [n for n in names if n in found]
+        matched.update(hits)
+    return [n for n in names if n in matched]
 
 
 def _config(arm: Arm, overrides: list[str]) -> Config:
-    given = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
-    common, opened, _ = source.take_overrides(given)
+    as_flags = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
+    common, opened, _ = source.take_overrides(as_flags)
     path = arm.config if os.getcwd() == str(ROOT) else str(ROOT / arm.config)
     values = source.load(path, [*common, *overrides],
-                              {k: arm.overrides[k] for k in opened})  # as written, not as text
+                         {k: arm.overrides[k] for k in opened})  # the values, not their text
     config = dataclasses.replace(config_lib.check(values), seed=0)
     rules.check_with_data(config, input_pipeline.info(config.dataset))
     return config
 
 
 def _checked(study: Study) -> Study:
-    """The study with every field of its declared type, and names that exist."""
+    """The study with fields converted to their declared types; refuses names that do not exist."""
     study = _typed(study, 'study')
     arms = {n: _typed(a, f"arm '{n}'") for n, a in _items(study.arms, Arm, 'arms')}
     comparisons = {n: _typed(c, f"comparison '{n}'")
@@ -117,10 +120,10 @@ def _checked(study: Study) -> Study:
     for kind, names in (('study', [study.name]), ('arm', arms), ('comparison', comparisons)):
         for name in names:
             if not re.fullmatch('[a-z0-9_]+', str(name)):
-                raise UserError(f"{kind} name '{name}': use the letters a-z, digits and _ alone.")
+                raise UserError(f"{kind} name '{name}': use only the letters a-z, digits and _.")
     if not arms:
         raise UserError('the study has no arms; give at least one.')
-    least = 2 if comparisons else 1  # one gives no spread, but can be timed
+    least = 2 if comparisons else 1  # one seed has no spread, but can be timed
     if (len(set(study.seeds)) != len(study.seeds) or len(study.seeds) < least
             or min(study.seeds) < 0):
         raise UserError(f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
@@ -131,8 +134,8 @@ def _checked(study: Study) -> Study:
     for name, arm in arms.items():
         again = sorted({s + arm.seed_offset for s in study.seeds} & set(study.seeds))
         if arm.seed_offset and again or arm.seed_offset < 0:
-            raise UserError(f"arm '{name}': seed_offset is {arm.seed_offset}; it must lead past "
-                            f'every seed of the study, such as {max(study.seeds) + 1}.')
+            raise UserError(f"arm '{name}': seed_offset is {arm.seed_offset}; it must move the "
+                            f'seeds past all those of the study, such as {max(study.seeds) + 1}.')
     for name, c in comparisons.items():
         for side in (c.arm, c.baseline):
             if side not in arms:
@@ -141,8 +144,8 @@ def _checked(study: Study) -> Study:
             raise UserError(f"comparison '{name}': '{c.arm}' is compared with itself.")
     primary = [n for n, c in comparisons.items() if c.primary]
     if study.hypotheses and not primary:
-        raise UserError('the study has hypotheses but no primary comparison; set primary=True in '
-                        'those that they are about.')
+        raise UserError('the study has hypotheses but no primary comparison; set primary=True '
+                        'on the comparisons that test them.')
     for name, members in study.patterns.items():
         if not members:
             raise UserError(f"pattern '{name}' has no members; name one or more of the primary "
@@ -153,14 +156,14 @@ def _checked(study: Study) -> Study:
                                 f'{unknown("primary comparison", member, primary)}')
             if comparisons[member].expected not in _SUPPORTED:
                 raise UserError(f"pattern '{name}': '{member}' has expected="
-                                f"'{comparisons[member].expected}', which no result supports; "
+                                f"'{comparisons[member].expected}', which no result can support; "
                                 f'allowed in a pattern: {", ".join(_SUPPORTED)}.')
     for figure in figures:
-        known = arms if figure.kind in _OF_ARMS else comparisons
+        known = arms if figure.kind in _ARM_FIGURES else comparisons
         for series, members in figure.series.items():
             for member in members:
                 if member not in known:
-                    kind = 'arm' if figure.kind in _OF_ARMS else 'comparison'
+                    kind = 'arm' if figure.kind in _ARM_FIGURES else 'comparison'
                     raise UserError(f"figure '{figure.title}', series '{series}': "
                                     f'{unknown(kind, member, known)}')
     for name in study.latency_arms:
@@ -169,17 +172,17 @@ def _checked(study: Study) -> Study:
     return dataclasses.replace(study, arms=arms, comparisons=comparisons, figures=figures)
 
 
-def _items(given: Any, cls: type, where: str) -> list[tuple[Any, Any]]:
-    if not isinstance(given, Mapping):
-        raise UserError(f'{where} is {given!r}; it must map names to {cls.__name__}.')
-    for name, value in given.items():
+def _items(mapping: Any, cls: type, where: str) -> list[tuple[Any, Any]]:
+    if not isinstance(mapping, Mapping):
+        raise UserError(f'{where} is {mapping!r}; it must map names to {cls.__name__}.')
+    for name, value in mapping.items():
         if not isinstance(value, cls):
             raise UserError(f"{where}: '{name}' is {value!r}; it must be a {cls.__name__}.")
-    return list(given.items())
+    return list(mapping.items())
 
 
 def _typed(value: Any, what: str) -> Any:
-    """The dataclass with its fields converted to what they declare; nested ones are left."""
+    """The dataclass with its fields converted to their declared types, except nested ones."""
     changed: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(type(value)).items():
         inner = typing.get_args(kind)
@@ -195,7 +198,7 @@ def _typed(value: Any, what: str) -> Any:
 
 
 def _check_pairs(study: Study, configs: Mapping[str, Config]) -> None:
-    """Both arms of a comparison read the same images."""
+    """Refuses a comparison whose two arms read different data."""
     for name, c in study.comparisons.items():
         ours, theirs = (dataclasses.asdict(configs[a].dataset) for a in (c.arm, c.baseline))
         for key in ours:

@@ -1,8 +1,8 @@
-"""Cells packed into one file, a line each: W/rows.jsonl and W/timings.jsonl.
+"""Packs the files of all cells into one file with a line per cell: W/rows.jsonl, W/timings.jsonl.
 
 `run` writes a file per cell (W/rows/ARM/seed_S.json), because several processes may work on a study
-at once. `pack` merges these files into one, which people can browse and version control holds as
-one. Only `pack` changes the packed file. Where a cell is in both, its own file counts.
+at once. `pack` merges them into one file that is easy to browse and to keep under version control.
+Only `pack` changes the packed file. If a cell is in both, its own file takes precedence.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class Line:
     """A line of a packed file.
 
     Attributes:
-      number: from 1.
+      number: its number, from 1.
       data: its bytes, without the line break.
-      value: the JSON value; None where there is none.
-      error: why there is none, else ''.
-      cell: the arm and seed that the line names; None where it names none.
+      value: its JSON value; None if it has none.
+      error: why it has no value, else ''.
+      cell: the arm and seed that it names; None if it names none.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """All lines of a packed file, and those that name a cell by that cell."""
+    """The lines of a packed file: all of them, and by the cell that they name."""
 
     lines: tuple[Line, ...]
     by_cell: Mapping[Cell, Sequence[Line]]
@@ -68,13 +68,13 @@ def load(data: bytes) -> Any:
 
 
 def read(workdir: str, kind: str) -> Packed:
-    """The packed file, parsed again only when it has changed; treat what it holds as read-only.
+    """The packed file, parsed again only when it has changed. Treat its values as read-only.
 
     To look up a cell that others may be packing, look for its own file first, then here: `pack`
     writes the line before it removes the file.
 
     Raises:
-      UserError: there is a file but it cannot be read.
+      UserError: the file exists but cannot be read.
     """
     file = path(workdir, kind)
     try:
@@ -89,7 +89,7 @@ def read(workdir: str, kind: str) -> Packed:
 
 @functools.lru_cache(maxsize=4)
 def _read(file: Path, version: tuple[int, ...]) -> Packed:
-    """`version` changes whenever the file does."""
+    """The parsed file, cached by `version`, which changes whenever the file does."""
     lines = [_line(number, data) for number, data in enumerate(file.read_bytes().split(b'\n'), 1)
              if data.strip()]
     by_cell: dict[Cell, list[Line]] = {}
@@ -102,15 +102,15 @@ def _read(file: Path, version: tuple[int, ...]) -> Packed:
 def _line(number: int, data: bytes) -> Line:
     try:
         value = load(data)
-    except ValueError as e:  # its start may still say which cell it was
+    except ValueError as e:  # its start may still name the cell
         start = _CELL.search(data)
         cell = (start[1].decode(), int(start[2])) if start else None
         return Line(number, data, None, str(e), cell)
-    return Line(number, data, value, '', _named(value))
+    return Line(number, data, value, '', _cell_in(value))
 
 
-def _named(value: Any) -> Cell | None:
-    """The cell that a JSON value names."""
+def _cell_in(value: Any) -> Cell | None:
+    """The cell that a JSON value names; None if it names none."""
     if not isinstance(value, dict):
         return None
     arm, seed = value.get('arm'), value.get('seed')
@@ -123,22 +123,22 @@ def pack(workdir: str, kind: str, cells: Sequence[Cell],
          usable: Callable[[Any, Cell], bool]) -> tuple[int, Path | None]:
     """Merges the files of these cells into the packed file, in the order of `cells`.
 
-    The packed file is written whole or not at all, and files of cells are removed once their lines
-    are on disk, so a kill at any moment loses nothing and the next call goes on. Files that are not
-    usable stay where they are. Lines that are not usable, or repeat a cell with another value, are
-    moved to a neighbour, W/rows.jsonl.set_aside_1.
+    The packed file is written whole or not at all, and a cell's file is removed only once its line
+    is on disk, so a kill at any moment loses nothing and the next call continues. Files that are
+    not usable stay where they are. Lines that are not usable, or that repeat a cell with another
+    value, are moved to a file beside it, W/rows.jsonl.set_aside_1.
 
     Args:
       cells: all cells of the study.
-      usable: whether a JSON value is that of the cell.
+      usable: whether a JSON value belongs to the cell.
 
     Returns:
-      (cells in the packed file, where lines were set aside or None).
+      (number of cells in the packed file, file with the lines set aside or None).
 
     Raises:
       UserError: a file cannot be read or written.
     """
-    to, known = path(workdir, kind), set(cells)
+    target, known = path(workdir, kind), set(cells)
     kept: dict[Cell, bytes] = {}
     merged = []
     for cell in cells:
@@ -157,36 +157,36 @@ def pack(workdir: str, kind: str, cells: Sequence[Cell],
         spare.append(line.data)
     data = b''.join(kept[cell] + b'\n' for cell in cells if cell in kept)
     try:
-        beside = _set_aside(to, b'\n'.join(spare) + b'\n') if spare else None
-        if data != (to.read_bytes() if to.exists() else b''):
-            files.write(to, data)
+        aside = _set_aside(target, b'\n'.join(spare) + b'\n') if spare else None
+        if data != (target.read_bytes() if target.exists() else b''):
+            files.write(target, data)
         if merged:
-            with to.open('rb') as f:
-                os.fsync(f.fileno())  # a power cut must not take the lines after the files went
+            with target.open('rb') as f:
+                os.fsync(f.fileno())  # before any file goes, so that a power cut loses no row
         for file in merged:
             file.unlink(missing_ok=True)
     except OSError as e:
-        raise UserError(f"'{to}' cannot be written: {e.strerror or e}; nothing is lost. Make room, "
-                        'and pack again.') from e
+        raise UserError(f"'{target}' cannot be written: {e.strerror or e}; nothing is lost. Make "
+                        'room, and pack again.') from e
     folder = Path(workdir) / kind
     for empty in (*folder.glob('*'), folder):
-        with contextlib.suppress(OSError):  # a file, or something is in it
+        with contextlib.suppress(OSError):  # it is a file, or not empty
             empty.rmdir()
-    return len(kept), beside
+    return len(kept), aside
 
 
 def _dump(value: Any, cell: Cell) -> bytes:
-    """A line that reads back as the same value; a timing does not name its cell, the line does."""
+    """A line that reads back as the same value; a timing, which names no cell, gets its cell."""
     named = value if 'arm' in value else {'arm': cell[0], 'seed': cell[1]} | value
     return json.dumps(named, separators=(',', ':')).encode()
 
 
 def _set_aside(file: Path, data: bytes) -> Path:
-    """Writes the bytes to a new neighbour, or finds the one that has them already."""
+    """The file beside `file` that holds these bytes, written unless it exists."""
     number = 1
-    while (to := file.with_name(f'{file.name}.set_aside_{number}')).exists():
-        if to.read_bytes() == data:
-            return to
+    while (aside := file.with_name(f'{file.name}.set_aside_{number}')).exists():
+        if aside.read_bytes() == data:
+            return aside
         number += 1
-    files.write(to, data)
-    return to
+    files.write(aside, data)
+    return aside

@@ -1,7 +1,7 @@
-"""What a study fixes before its first run: one record, its hash, and what became of it since.
+"""Pre-registers a study: writes one record of what is fixed before the first run, and its hash.
 
-The record is the study with every arm's resolved config, less the keys that change no result. It
-is all that the analysis reads, so that no study file is needed to report.
+The record is the study with every arm's resolved config, without the keys that change no result.
+The analysis reads only the record and the rows, so a report needs no study file.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from moe_vision.config import registry, schema
 from moe_vision.study import types
 from moe_vision.study.load import Loaded, operational
 
-_ARGS = {  # where a method's arguments stand, the table they are in, and where its name stands
+_ARGS = {  # path of a method's arguments -> (table of methods, path of the method's name)
     ('model', 'args'): (registry.BACKBONES, ('model', 'name')),
     ('model', 'moe', 'router_args'): (registry.ROUTERS, ('model', 'moe', 'router')),
     ('model', 'moe', 'expert_args'): (registry.EXPERTS, ('model', 'moe', 'expert')),
@@ -30,21 +30,21 @@ _ARGS = {  # where a method's arguments stand, the table they are in, and where 
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as it stands in records and rows: without its seed and without operational keys.
+    """A config as records and rows hold it: without its seed and without operational keys.
 
     Args:
-      config: as `config.to_dict` gives it and config.json holds it.
+      config: as `config.check.to_dict` returns it and config.json stores it.
     """
-    def less(values: dict[str, Any], path: str = '') -> dict[str, Any]:
+    def strip(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
         out = {}
         for key, value in values.items():
-            at = f'{path}{key}'
-            if at == 'seed' or operational(at) or operational(f'{at}.'):
+            path = f'{prefix}{key}'
+            if path == 'seed' or operational(path) or operational(f'{path}.'):
                 continue
-            out[key] = less(value, f'{at}.') if isinstance(value, dict) else value
+            out[key] = strip(value, f'{path}.') if isinstance(value, dict) else value
         return out
 
-    return less(dict(config))
+    return strip(dict(config))
 
 
 def record(loaded: Loaded) -> dict[str, Any]:
@@ -56,22 +56,22 @@ def record(loaded: Loaded) -> dict[str, Any]:
     return out
 
 
-def digest(of: Mapping[str, Any]) -> str:
-    """sha256, in hex, of the record with sorted keys and no white space."""
-    text = json.dumps(of, sort_keys=True, separators=(',', ':'), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(record: Mapping[str, Any]) -> str:
+    """sha256, in hex, of the record as JSON with sorted keys and no white space."""
+    canonical = json.dumps(record, sort_keys=True, separators=(',', ':'), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read(workdir: str) -> tuple[dict[str, Any], str]:
     """The committed record and its hash.
 
     Raises:
-      UserError: there is none, or it was changed.
+      UserError: there is no readable record, or it was changed.
     """
     path = _path(workdir)
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        committed, given = found['record'], str(found['hash'])
+        stored = json.loads(path.read_text(encoding='utf-8'))
+        committed, stored_hash = stored['record'], str(stored['hash'])
         actual = digest(committed)
         committed['arms'], committed['seeds'], committed['name']
     except FileNotFoundError as e:
@@ -80,14 +80,14 @@ def read(workdir: str) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it from "
                         'version control.') from e
-    if actual != given:
-        raise UserError(f"'{path}' was changed: its hash is {given[:16]}, but its record has "
+    if actual != stored_hash:
+        raise UserError(f"'{path}' was changed: its hash is {stored_hash[:16]}, but its record has "
                         f'{actual[:16]}; restore it from version control, or use a new --workdir.')
-    return committed, given
+    return committed, stored_hash
 
 
 def folders(workdir: str) -> list[str]:
-    """`workdir`, or where it is no study's folder, those below it of studies that have rows."""
+    """`workdir` itself if it holds a study, else the folders below it of studies that have rows."""
     if _path(workdir).exists():
         return [workdir]
     below = (p.parent for p in Path(workdir).rglob('preregistration.json'))
@@ -96,9 +96,9 @@ def folders(workdir: str) -> list[str]:
 
 
 def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
-    """The record and hash that hold in `workdir`: those committed there, else written now.
+    """Registers the study in `workdir`, unless that was done. Returns the record and hash there.
 
-    Keys that the code grew since, and that stand at their default, change nothing.
+    Keys that the code has gained since count as equal while they have their default.
 
     Raises:
       UserError: another study is registered there, or the file was changed.
@@ -109,25 +109,25 @@ def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
         own = path.with_name(f'.{socket.gethostname()}-{os.getpid()}.{path.name}')
         write_json(own, {'hash': digest(ours), 'record': ours})
         try:
-            os.link(own, path)  # another process may have been first; then its record holds
+            os.link(own, path)  # if another process was first, its record counts
         except FileExistsError:
             pass
         finally:
             own.unlink()
-    committed, given = read(workdir)
-    for text in differences(committed, ours, _study_default):
-        raise UserError(f"'{path}' was registered with another study: {text}. Restore the study "
-                        'file, or use a new --workdir.')
-    return committed, given
+    committed, stored_hash = read(workdir)
+    for difference in differences(committed, ours, _study_default):
+        raise UserError(f"'{path}' was registered with another study: {difference}. Restore "
+                        'the study file, or use a new --workdir.')
+    return committed, stored_hash
 
 
-def same_config(committed: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """'' or the first leaf at which a row's config differs from the arm's."""
-    return next(differences(committed, found, _config_default), '')
+def same_config(committed: Mapping[str, Any], of_row: Mapping[str, Any]) -> str:
+    """The first leaf at which a row's config differs from its arm's; '' if they are the same."""
+    return next(differences(committed, of_row, _config_default), '')
 
 
 def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
-    """Of a key of the record: the default of the study's dataclasses, or of the arm's config."""
+    """The default of a key of the record, from the study's dataclasses or from the arm's config."""
     if path[0] == 'arms' and path[2:3] == ('config',):
         return _config_default(path[3:], new['arms'].get(path[1], {}).get('config', {}))
     cls = {1: types.Study, 3: {'arms': types.Arm, 'comparisons': types.Comparison,
@@ -136,12 +136,12 @@ def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
 
 
 def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
-    """The default of a config's key: of its method's arguments, or of the common keys.
+    """The default of a config's key, from its method's arguments or from the schema.
 
-    The config may be a row's, which is data. So a method's arguments are known only if its name is
-    in the table, or if the study's own file has named it.
+    The config may be a row's, which is data and may not import code. So a method's arguments are
+    known only if its name is in the table, or if the study's own file has named it.
     """
-    def at(value: Any, keys: tuple[Any, ...]) -> Any:
+    def look_up(value: Any, keys: tuple[Any, ...]) -> Any:
         for key in keys:
             if not isinstance(value, Mapping) or key not in value:
                 return MISSING
@@ -150,9 +150,9 @@ def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
 
     for place, (table, name) in _ARGS.items():
         if path[:len(place)] == place and len(path) == len(place) + 1:
-            entry = registry.known(table, at(config, name))
+            entry = registry.known(table, look_up(config, name))
             return _field_default(entry.args, path[-1]) if entry else MISSING
-    return at(schema.defaults(), path)
+    return look_up(schema.defaults(), path)
 
 
 def _field_default(cls: Any, name: str) -> Any:

@@ -1,9 +1,9 @@
-"""One cell's result as a row: made from its run's folder, written whole, read with suspicion.
+"""Writes the result of each cell as a row, and checks every field of a row when reading it.
 
-A row holds no clock, no host and no path, so that a study that was killed and continued has the
-bytes of one that was not. What depends on the clock is written beside it, under W/timings. Rows and
-timings are written as a file per cell; `pack` merges them into one file of each, and every reader
-here reads both.
+A row holds no time, host or path, so a study that was killed and resumed has the same bytes as one
+that was not. What depends on the clock is written beside it, under W/timings. Rows and timings are
+written as one file per cell; `pack` merges them into rows.jsonl and timings.jsonl, and every reader
+here reads both forms.
 """
 
 import itertools
@@ -19,16 +19,16 @@ from moe_vision.study import fields, packed, registration
 from moe_vision.study.analysis.pairs import listed, short_commit
 from moe_vision.study.packed import Cell
 
-_OF_LAYER = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
-             'temperature', 'max_over_mean')
-_FACTS = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
-          'flops_executed')
+_LAYER_KEYS = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
+               'temperature', 'max_over_mean')
+_PREFLIGHT_KEYS = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed',
+                   'flops', 'flops_executed')
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
 
 
 def exists(workdir: str, arm: str, seed: int) -> bool:
-    """Whether there is a row of the cell, usable or not."""
+    """Whether the cell has a row, usable or not."""
     return (packed.cell_path(workdir, 'rows', (arm, seed)).exists()
             or (arm, seed) in packed.read(workdir, 'rows').by_cell)
 
@@ -38,9 +38,9 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
     """The row of a run that ended, from the files of its folder alone.
 
     Args:
-      folder: of the run.
-      digest: the pre-registration's hash.
-      error: what made the loss not finite, or None.
+      folder: the run's folder.
+      digest: hash of the pre-registration.
+      error: for a diverged run, where its loss stopped being finite; else None.
     """
     from moe_vision.run_folder import metrics
 
@@ -54,7 +54,7 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
         'git_commit': about['git_commit'], 'device': about['device'],
         'num_classes': about['dataset']['num_classes'],
         'images': about['dataset']['split_sizes']['test'],
-        'result': {k: about['preflight'][k] for k in _FACTS}, 'correct': '', 'layers': {}}
+        'result': {k: about['preflight'][k] for k in _PREFLIGHT_KEYS}, 'correct': '', 'layers': {}}
     if not error:
         result = json.loads((run / 'result.json').read_text())
         test = json.loads((run / 'evaluation.json').read_text())
@@ -64,7 +64,7 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
                          for name, layer in test['layers'].items()}
     row['curve'] = [
         {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
-        | {'layers': {n: {k: x[k] for k in _OF_LAYER} for n, x in r['layers'].items()}}
+        | {'layers': {n: {k: x[k] for k in _LAYER_KEYS} for n, x in r['layers'].items()}}
         for r in metrics.read(folder) if r['split'] == 'validation']
     probed = run / 'mechanism.json'
     row['mechanism'] = json.loads(probed.read_text()) if probed.exists() and not error else None
@@ -72,12 +72,12 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
 
 
 def images_per_second(folder: str) -> float | None:
-    """Of a run that ended: while training, compiling and evaluations left out."""
+    """Training speed of a run that ended, without compiling and evaluations; None if unknown."""
     return json.loads((Path(folder) / 'result.json').read_text())['images_per_second']
 
 
 def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-    """Writes the timing, then the row: where a row is, the cell is done."""
+    """Writes the timing, then the row: a cell counts as done once its row exists."""
     cell = row['arm'], row['seed']
     for kind, value in (('timings', timing), ('rows', row)):
         file = packed.cell_path(workdir, kind, cell)
@@ -86,10 +86,10 @@ def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> No
 
 
 def set_aside(workdir: str, arm: str, seed: int) -> str | None:
-    """Makes room for a new row of the cell; returns where the old one is kept, None without one.
+    """Makes room for a new row of the cell. Returns where the old one is kept, or None.
 
-    A row's file is renamed. A line of rows.jsonl stays: the new row's file counts before it, and
-    `pack` moves the line.
+    A row's file is renamed. A line of rows.jsonl stays: the file of the new row takes precedence,
+    and `pack` moves the line.
     """
     file = packed.cell_path(workdir, 'rows', (arm, seed))
     number = 1
@@ -103,14 +103,14 @@ def set_aside(workdir: str, arm: str, seed: int) -> str | None:
 
 
 def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, list[str]]:
-    """The rows that can be used, by arm and seed in the record's order; and what is to be told.
+    """The usable rows, by arm and seed in the record's order, and a line about each problem.
 
-    A row of another pre-registration is kept and told. A row whose accuracy is not a number counts
-    as diverged. One that is not of this study or cannot be read is told and left out, and so is a
-    line of rows.jsonl whose cell has another row already. Nothing is changed on disk.
+    A row of another pre-registration is kept, with a line. A row whose accuracy is not a number
+    counts as diverged. A row of another study, one that cannot be read, and a line of rows.jsonl
+    whose cell already has another row are left out, with a line. Nothing is changed on disk.
     """
-    found: Rows = {arm: {} for arm in record['arms']}
-    notes: list[tuple[tuple[str, str], str]] = []  # with what they are sorted by: arm, file name
+    by_arm: Rows = {arm: {} for arm in record['arms']}
+    notes: list[tuple[tuple[str, str], str]] = []  # (arm, file name) to sort by, line
     root = Path(workdir) / 'rows'
     for file in sorted(p for p in root.glob('*/*') if not p.name.startswith('.')):
         if '.set_aside_' in file.name:
@@ -121,61 +121,62 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
             notes.append(((file.parent.name, file.name),
                           f'{file.relative_to(workdir)}: {e}; it is left out.'))
             continue
-        found[row['arm']][row['seed']] = row
-    damaged = list(_add_lines(found, workdir, record))
-    for arm, seed, row in ((a, s, row) for a, seeds in found.items() for s, row in seeds.items()):
-        at = arm, f'seed_{seed}.json'
+        by_arm[row['arm']][row['seed']] = row
+    damaged = list(_add_lines(by_arm, workdir, record))
+    for arm, seed, row in ((a, s, row) for a, seeds in by_arm.items() for s, row in seeds.items()):
+        key = arm, f'seed_{seed}.json'
         if row['preregistration'] != digest:
-            notes.append((at, f'{arm} seed {seed}: of another pre-registration '
-                          f'({str(row["preregistration"])[:16]}, here {digest[:16]}); what it '
-                          'takes part in is exploratory.'))
+            notes.append((key, f'{arm} seed {seed}: registered under another hash '
+                          f'({str(row["preregistration"])[:16]}, not {digest[:16]}); its '
+                          'comparisons are exploratory.'))
         if row['status'] == 'diverged':
-            why = row.get('error') or 'no reason told'
-            notes.append((at, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
-    notes.sort(key=lambda note: note[0])  # as one reads the files, packed or not
-    rows = {arm: {s: found[arm][s] for s in record['seeds'] if s in found[arm]} for arm in found}
-    return rows, [*(text for _, text in notes), *damaged, *_commits(rows), *_missing(rows, record)]
+            why = row.get('error') or 'no reason given'
+            notes.append((key, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
+    notes.sort(key=lambda note: note[0])  # the order of the files, packed or not
+    rows = {arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}
+            for arm, of_arm in by_arm.items()}
+    return rows, [*(line for _, line in notes), *damaged, *_commits(rows), *_missing(rows, record)]
 
 
 def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any] | None:
-    """The row of a cell where there is one that `read` would keep."""
+    """The row of a cell, if it has one that `read` would keep."""
     try:
         return _read(packed.cell_path(workdir, 'rows', (arm, seed)), record)
     except ValueError:
         pass
     for line in packed.read(workdir, 'rows').by_cell.get((arm, seed), ()):
         try:
-            return _of_line(line, record)
+            return _from_line(line, record)
         except ValueError:
             continue
     return None
 
 
 def timings(workdir: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Every timing that can be read: arm -> seed -> what `write` was given."""
-    found: dict[Cell, dict[str, Any]] = {}
+    """Every timing that can be read: arm -> seed -> the timing that `write` wrote."""
+    by_cell: dict[Cell, dict[str, Any]] = {}
     for file in (Path(workdir) / 'timings').glob('*/seed_*.json'):
         try:
             value, seed = packed.load(file.read_bytes()), int(file.stem.removeprefix('seed_'))
         except (OSError, ValueError):
             continue
         if isinstance(value, dict):
-            found[file.parent.name, seed] = value
+            by_cell[file.parent.name, seed] = value
     for line in packed.read(workdir, 'timings').lines:
         if line.cell and not line.error:
-            found.setdefault(line.cell, {k: v for k, v in line.value.items()
-                                         if k not in ('arm', 'seed')})
+            by_cell.setdefault(line.cell, {k: v for k, v in line.value.items()
+                                           if k not in ('arm', 'seed')})
     out: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm, seed in sorted(found, key=lambda cell: (cell[0], f'seed_{cell[1]}.json')):
-        out.setdefault(arm, {})[seed] = found[arm, seed]
+    for arm, seed in sorted(by_cell, key=lambda cell: (cell[0], f'seed_{cell[1]}.json')):
+        out.setdefault(arm, {})[seed] = by_cell[arm, seed]
     return out
 
 
 def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
     """Merges the files of all cells into rows.jsonl and timings.jsonl; see `packed.pack`.
 
-    Lines stand in the order of the registration: by arm, then by seed. Nobody else may pack the
-    same folder meanwhile.
+    Lines are in the order of the registration: by arm, then by seed. No other process may pack the
+    same folder at the same time.
 
     Returns:
       lines that say what was done.
@@ -192,25 +193,25 @@ def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
         return isinstance(value, dict) and (
             value.get('arm', cell[0]), value.get('seed', cell[1])) == cell
 
-    said = []
+    report = []
     for kind, check in (('timings', usable_timing), ('rows', usable_row)):
-        count, beside = packed.pack(workdir, kind, cells, check)
-        said.append(f'{packed.path(workdir, kind)} holds {count} of {len(cells)} {kind}')
-        if beside:
-            said.append(f'lines that cannot be used or repeat a cell are kept in {beside}')
-    return said
+        count, aside = packed.pack(workdir, kind, cells, check)
+        report.append(f'{packed.path(workdir, kind)} holds {count} of {len(cells)} {kind}')
+        if aside:
+            report.append(f'lines that cannot be used or repeat a cell are kept in {aside}')
+    return report
 
 
-def write_latency(workdir: str, found: Mapping[str, Any]) -> Path:
-    """Writes what `latency.measure` found; returns where."""
+def write_latency(workdir: str, latencies: Mapping[str, Any]) -> Path:
+    """Writes what `latency.measure` returned; returns the file."""
     file = Path(workdir) / 'timings' / 'latency.json'
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, dict(found))
+    write_json(file, dict(latencies))
     return file
 
 
 def latency(workdir: str) -> dict[str, Any] | None:
-    """What `write_latency` wrote, or None."""
+    """What `write_latency` wrote; None if it cannot be read."""
     try:
         return json.loads((Path(workdir) / 'timings' / 'latency.json').read_text())
     except (OSError, ValueError):
@@ -230,43 +231,44 @@ def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return _checked(packed.load(data), cell, record)
 
 
-def _of_line(line: packed.Line, record: Mapping[str, Any]) -> dict[str, Any]:
+def _from_line(line: packed.Line, record: Mapping[str, Any]) -> dict[str, Any]:
     """The row in a line of rows.jsonl, checked. Raises ValueError with what is wrong."""
     if line.error:
         raise ValueError(line.error)
     if not line.cell:
-        told = fields.wrong(line.value) or 'it names no cell'
-        raise ValueError(f'half-written or damaged, {told}')
+        problem = fields.wrong(line.value) or 'it names no cell'
+        raise ValueError(f'half-written or damaged, {problem}')
     return _checked(line.value, _known(*line.cell, record), record)
 
 
-def _add_lines(found: Rows, workdir: str, record: Mapping[str, Any]) -> Iterator[str]:
+def _add_lines(by_arm: Rows, workdir: str, record: Mapping[str, Any]) -> Iterator[str]:
     """Adds the rows of rows.jsonl to those of files; yields a note for each line left out.
 
-    A line that cannot be used, or has the same row, is passed over where the cell's file counts.
+    If a cell has a file, its line is skipped without a note when unusable or the same row.
     """
-    own = {(arm, seed) for arm, seeds in found.items() for seed in seeds}
+    own = {(arm, seed) for arm, seeds in by_arm.items() for seed in seeds}
     first: dict[Cell, int] = {}
     for line in packed.read(workdir, 'rows').lines:
-        at = f'rows.jsonl line {line.number}'
+        name = f'rows.jsonl line {line.number}'
         try:
-            row = _of_line(line, record)
+            row = _from_line(line, record)
         except ValueError as e:
             if line.cell not in own:
-                yield f'{at}: {e}; it is left out.'
+                yield f'{name}: {e}; it is left out.'
             continue
         arm, seed = cell = row['arm'], row['seed']
         before = first.setdefault(cell, line.number)
         if before != line.number:
-            yield f'{at}: {arm} seed {seed} stands on line {before}, too; it is left out.'
+            yield f'{name}: {arm} seed {seed} is already on line {before}; it is left out.'
         elif cell not in own:
-            found[arm][seed] = row
-        elif json.dumps(row) != json.dumps(found[arm][seed]):  # by text: NaN is no other value
-            yield f'{at}: rows/{arm}/seed_{seed}.json has another row and counts; it is left out.'
+            by_arm[arm][seed] = row
+        elif json.dumps(row) != json.dumps(by_arm[arm][seed]):  # as text, where NaN equals NaN
+            yield (f'{name}: rows/{arm}/seed_{seed}.json differs and takes precedence; it is left '
+                   'out.')
 
 
 def _known(arm: str, seed: Any, record: Mapping[str, Any]) -> Cell:
-    """The cell. Raises ValueError where the study has no such arm or seed."""
+    """The cell. Raises ValueError if the study has no such arm or seed."""
     if arm not in record['arms']:
         raise ValueError(f"unknown arm {arm!r}{nearest(arm, record['arms']) or '.'}"
                          .removesuffix('.'))
@@ -278,21 +280,21 @@ def _known(arm: str, seed: Any, record: Mapping[str, Any]) -> Cell:
 def _checked(row: Any, cell: Cell, record: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON value as the cell's row. Raises ValueError with what is wrong."""
     arm, seed = cell
-    if told := fields.wrong(row):
-        raise ValueError(f'half-written or damaged, {told}')
+    if problem := fields.wrong(row):
+        raise ValueError(f'half-written or damaged, {problem}')
     if (row['arm'], row['seed']) != cell:
         raise ValueError(f"it says arm {row['arm']!r} seed {row['seed']!r}, unlike its name")
     if row['status'] not in ('done', 'diverged'):
         raise ValueError(f"its status is {row['status']!r}, not done or diverged")
-    wanted = seed + record['arms'][arm]['seed_offset']
-    if row['run_seed'] != wanted:
-        raise ValueError(f"its run's seed is {row['run_seed']!r}, not {wanted}")
+    run_seed = seed + record['arms'][arm]['seed_offset']
+    if row['run_seed'] != run_seed:
+        raise ValueError(f"its run's seed is {row['run_seed']!r}, not {run_seed}")
     try:
-        other = registration.same_config(record['arms'][arm]['config'], row['config'])
+        difference = registration.same_config(record['arms'][arm]['config'], row['config'])
     except (TypeError, AttributeError) as e:
         raise ValueError('half-written or damaged, its config is no config') from e
-    if other:
-        raise ValueError(f"its config is not the arm's: {other}")
+    if difference:
+        raise ValueError(f"its config is not the arm's: {difference}")
     if row['status'] == 'done' and not _share(row['result'].get('test_accuracy')):
         return row | {'status': 'diverged', 'error': 'test_accuracy is '
                       f'{row["result"].get("test_accuracy")!r}, not a share'}
@@ -304,18 +306,18 @@ def _share(value: Any) -> bool:
 
 
 def _commits(rows: Rows) -> Iterator[str]:
-    """A line for every commit of the code but the one most rows come from."""
-    of: dict[str, list[str]] = {}
+    """A line for each commit of the code, except the one that most rows come from."""
+    cells_of: dict[str, list[str]] = {}
     for arm, seeds in rows.items():
         for seed, row in seeds.items():
-            of.setdefault(str(row.get('git_commit')), []).append(f'{arm} seed {seed}')
-    usual, *others = sorted(of, key=lambda c: (-len(of[c]), c)) or ['']
+            cells_of.setdefault(str(row.get('git_commit')), []).append(f'{arm} seed {seed}')
+    usual, *others = sorted(cells_of, key=lambda c: (-len(cells_of[c]), c)) or ['']
     for commit in others:
-        yield (f'of another commit of the code ({short_commit(commit)}, most rows have '
-               f'{short_commit(usual)}): {", ".join(of[commit])}.')
-    changed = sum(len(cells) for commit, cells in of.items() if commit.endswith('+changes'))
+        yield (f'made by another commit of the code ({short_commit(commit)}, most rows by '
+               f'{short_commit(usual)}): {", ".join(cells_of[commit])}.')
+    changed = sum(len(cells) for commit, cells in cells_of.items() if commit.endswith('+changes'))
     if changed:
-        yield f'{changed} of the rows were made by code with changes that are in no commit.'
+        yield f'{changed} row{"s" * (changed != 1)} made by code with uncommitted changes.'
 
 
 def _missing(rows: Rows, record: Mapping[str, Any]) -> Iterator[str]:

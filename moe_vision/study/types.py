@@ -1,7 +1,7 @@
-"""What a study file declares. Plain Python: read and checked without importing jax.
+"""Defines what a study file declares, in plain Python: it is checked without importing jax.
 
 An arm is one config, a cell one arm × one seed, a comparison two arms paired by seed. Accuracies
-and gaps are told in percentage points (pp).
+and gaps are in percentage points (pp).
 """
 
 import dataclasses
@@ -13,26 +13,26 @@ Verdict = Literal['positive', 'negative', 'equivalent', 'inconclusive']
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One config: a file, and keys set otherwise ({'model.moe.k': 1})."""
+    """One config: a file, and the keys that differ from it ({'model.moe.k': 1})."""
 
-    config: str  # as for --config, relative to the repository
+    config: str  # a path as for --config, relative to the repository
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed_offset: int = 0  # added to each seed: the same config again, with other seeds
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """accuracy(arm) - accuracy(baseline), paired by seed: one cell of the table of verdicts."""
+    """accuracy(arm) - accuracy(baseline), paired by seed: one row of the table of verdicts."""
 
     arm: str
     baseline: str
-    expected: Verdict | Literal['none'] = 'none'  # the hypothesis' direction, before any run
-    primary: bool = False  # in the family that the correction holds for; else exploratory
+    expected: Verdict | Literal['none'] = 'none'  # by the hypothesis, before any run
+    primary: bool = False  # in the family that the correction covers; else exploratory
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture of the report.
+    """A figure of the report.
 
     kind, and what `series` maps names to:
       gap_against_rho: comparisons, one curve per family, x is rho_place of the arm.
@@ -52,19 +52,20 @@ class Study:
     """A question, the arms that answer it, and what is fixed before the first run.
 
     Attributes:
-      name: of the study, in its record and report: `digits_top_k`.
+      name: the study's name in its record and report, such as `digits_top_k`.
       question: one sentence.
       hypotheses: sentences, each with its direction; `patterns` makes them machine-readable.
       arms: name -> Arm; names are [a-z0-9_]+.
-      seeds: of the reported runs; the same for every arm.
+      seeds: seeds of the reported runs, the same for every arm.
       comparisons: name -> Comparison.
-      margin: of equivalence, pp.
+      margin: gaps within ± this many pp count as equivalent.
       seed_mode: 'one_by_one' trains the seeds of an arm one after another with the same compiled
         program, 'together' as one program.
       patterns: name -> primary comparisons that must all come out as expected.
       tuning: how hyperparameters were chosen: grid, split, seeds (disjoint from `seeds`).
       exclusion: the rule for runs that fail.
-      mechanism: probe trained cells (interventions, specialisation, router gradients).
+      stopping: the rule for adding seeds.
+      mechanism: whether to probe trained cells (interventions, specialisation, router gradients).
       latency_arms, latency_batches: what `study time` measures.
     """
 
@@ -77,7 +78,7 @@ class Study:
     margin: float
     alpha: float = 0.05
     correction: Literal['holm'] = 'holm'
-    metric: Literal['test_accuracy'] = 'test_accuracy'  # of the weights after the last step
+    metric: Literal['test_accuracy'] = 'test_accuracy'  # with the weights after the last step
     seed_mode: Literal['one_by_one', 'together'] = 'one_by_one'
     patterns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning: str = ''

@@ -179,8 +179,8 @@ class Evaluator:
         """The first images of a split, uint8 [<= 24, H, W, C].
 
         Args:
-          own: this process's rows of the first batch. Where they are not the whole batch, the
-            images are read again.
+          own: this process's rows of the first batch. If they are not the whole batch, the images
+            are read again.
         """
         if len(self._rows) == self.batch:
             return own[:_SAMPLES]

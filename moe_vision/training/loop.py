@@ -121,7 +121,7 @@ def _write_row(run: Run, progress: Progress, step: int) -> None:
 
 
 def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> None:
-    """Validates and prints the scores where a validation is due after this step."""
+    """Validates and prints the scores if a validation is due after this step."""
     if run.validates(step):
         row = run.validate(step, state)
         progress.line(f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '

@@ -133,7 +133,7 @@ class Run:
         return step in self.setup.times.evaluations | self.setup.times.checkpoints
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves rows and state where they are due after this step."""
+        """Saves rows and state if they are due after this step."""
         if self.saves(step) and self._writer:
             self._writer.flush()  # first: a run continued from the checkpoint will not rewrite them
         if step in self.setup.times.checkpoints:
@@ -142,7 +142,7 @@ class Run:
     def save_now(self, step: int, state: TrainState) -> int:
         """Saves everything at any step, so that the run can continue from here bit for bit.
 
-        Returns the step of the newest checkpoint, an older one where this save failed.
+        Returns the step of the newest checkpoint, an older one if this save failed.
         """
         if self._writer:
             self._writer.flush()
@@ -155,7 +155,7 @@ class Run:
         """Scores the test split; writes evaluation.json and result.json.
 
         Args:
-          rate: images per second of the training; NaN where this process took no step to measure.
+          rate: images per second of the training; NaN if this process took no step to measure.
 
         Returns:
           What result.json holds, and the test split's telemetry by layer, which `probe` reads.
@@ -221,7 +221,7 @@ class Diverged(UserError):
 
 
 def _rate_before(workdir: str) -> float:
-    """Images per second as an earlier start of the run recorded them; NaN where none did."""
+    """Images per second as an earlier start of the run recorded them; NaN if none did."""
     path = epath.Path(workdir) / 'result.json'
     rates = [(r.get('timing') or {}).get('images_per_second') for r in metrics.read(workdir)]
     if path.exists():

@@ -1,11 +1,10 @@
-"""The benchmark compares what it says it compares."""
+"""Benchmarks compare what they say they compare."""
 
 import dataclasses
 import importlib
 import json
 import sys
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,11 +15,12 @@ from benchmarks import compiled as compiled_for_gpu
 from benchmarks.table import Row, markdown
 from benchmarks.timing import compiled
 from input_pipeline import info
+from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules
 from moe_vision.study import load
 
-VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # 48 choices of a group for 36 slots
+VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # a group has 48 choices for 36 slots
 MAPS = layer.Shape(8, 8, 8, 2, 1, 1.25, side=4)
 
 
@@ -38,7 +38,7 @@ def test_all_forms_compute_the_same_layer(shape):
         np.testing.assert_allclose(ours, jax.jit(fn)(params, bank, x), 1e-4, 1e-4, err_msg=name)
 
 
-def test_every_token_through_every_expert_is_the_layer_where_k_is_e():
+def test_with_k_equal_to_e_the_layer_runs_every_token_through_every_expert():
     shape = layer.Shape(12, 8, 16, 4, 4, 1.0)
     params, bank, x = layer.drawn(shape)
     np.testing.assert_allclose(jax.jit(layer.routed(shape))(params, bank, x),
@@ -49,22 +49,22 @@ def test_every_token_through_every_expert_is_the_layer_where_k_is_e():
     (VECTORS, ['layer', 'floor', 'dense', 'einsum', 'ragged', 'all']),
     (MAPS, ['layer', 'floor', 'dense'])], ids=str)
 def test_a_row_has_a_time_for_everything_compared(shape, compared):
-    found = layer.beside_floor(shape, rounds=2)
-    assert list(found.seconds) == compared and set(found.aims) < set(compared)
-    assert all(len(s) == 2 and min(s) > 0 for s in found.seconds.values())
-    assert all(found.facts[n] > 0 for n in ('MB of layer', 'MB of floor', 'compiling s'))
+    row = layer.beside_floor(shape, rounds=2)
+    assert list(row.seconds) == compared and set(row.aims) < set(compared)
+    assert all(len(s) == 2 and min(s) > 0 for s in row.seconds.values())
+    assert all(row.facts[n] > 0 for n in ('MB of layer', 'MB of floor', 'compiling s'))
 
 
-def test_a_program_says_what_it_takes_before_it_runs():
+def test_a_compiled_program_knows_its_time_and_memory_before_it_runs():
     x = jax.numpy.ones((512, 512))  # one MiB
     twice = jax.jit(lambda x: (jax.numpy.sort(x @ x), x.sum()), donate_argnums=0)
-    for fn, given_away in ((twice, True), (lambda x: (jax.numpy.sort(x @ x), x.sum()), False)):
-        made = compiled(fn, x)
-        assert made.seconds > 0 and made.temporary_mb >= 0
-        assert made.total_mb - made.temporary_mb == pytest.approx(2**20 / 1e6, rel=0.01)
+    for fn, donated in ((twice, True), (lambda x: (jax.numpy.sort(x @ x), x.sum()), False)):
+        program = compiled(fn, x)
+        assert program.seconds > 0 and program.temporary_mb >= 0
+        assert program.total_mb - program.temporary_mb == pytest.approx(2**20 / 1e6, rel=0.01)
         y = x + 0
-        jax.block_until_ready(made(y))
-        assert y.is_deleted() == given_away
+        jax.block_until_ready(program(y))
+        assert y.is_deleted() == donated
 
 
 HLO = """HloModule jit_f, entry_computation_layout={(bf16[4,8,16]{2,1,0})->f32[4,8,2]{2,1,0}}
@@ -92,7 +92,7 @@ ENTRY %main (x: bf16[4,8,16], y: bf16[4,16,2]) -> f32[4,8,2] {
 
 
 def test_kernels_of_a_program_by_hand():
-    """Bytes of operands and results without a workspace; FLOPs of products, in fusions, too."""
+    """Bytes of operands and results without a workspace; FLOPs of products, also in fusions."""
     copy, gemm, cublas = compiled_for_gpu.kernels(HLO)
     assert (copy.name, copy.bytes, copy.busy) == ('copy.1', 2 * 2 * 512, 0)
     assert gemm.bytes == 2 * (512 + 128) + 4 * 64
@@ -112,8 +112,8 @@ def test_kernels_of_a_program_by_hand():
     ('BackwardInput', '2,8,8,6', '6,3,3,4', '2,8,8,4'),
     ('BackwardFilter', '2,8,8,4', '2,8,8,6', '6,3,3,4')])
 def test_a_convolution_of_a_program_by_hand(kind, first, second, result):
-    """2 images of 8x8, 4 channels to 6 by 3x3 taps: 768 outputs of 36 weights each."""
-    found, = compiled_for_gpu.kernels(f"""HloModule jit_f
+    """2 images of 8x8, from 4 to 6 channels by 3x3 taps: 768 outputs, each from 36 weights."""
+    kernel, = compiled_for_gpu.kernels(f"""HloModule jit_f
 
 ENTRY %main (x: bf16[{first}], y: bf16[{second}]) -> bf16[{result}] {{
   %x = bf16[{first}]{{3,2,1,0}} parameter(0)
@@ -121,11 +121,11 @@ ENTRY %main (x: bf16[{first}], y: bf16[{second}]) -> bf16[{result}] {{
   ROOT %conv = (bf16[{result}]{{3,2,1,0}}, u8[4096]{{0}}) custom-call(%x, %y), window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{kind}"
 }}
 """)  # noqa: E501
-    assert found.busy == pytest.approx(2 * 768 * 36 / 989e12)
-    assert found.bytes == 2 * (2 * 64 * 4 + 2 * 64 * 6 + 6 * 36)
+    assert kernel.busy == pytest.approx(2 * 768 * 36 / 989e12)
+    assert kernel.bytes == 2 * (2 * 64 * 4 + 2 * 64 * 6 + 6 * 36)
 
 
-def test_without_the_gpu_compiler_a_line_says_how_to_get_it(monkeypatch, capsys):
+def test_without_the_gpu_compiler_the_error_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['compiled'])
     monkeypatch.setattr(compiled_for_gpu, 'PLUGINS', ('no_such_plugin',))
     with pytest.raises(SystemExit) as ended:
@@ -134,20 +134,20 @@ def test_without_the_gpu_compiler_a_line_says_how_to_get_it(monkeypatch, capsys)
 
 
 def test_ratios_are_medians_of_rounds():
-    found = Row('a case', {'ours': [1.0, 4.0, 3.0], 'theirs': [2.0, 2.0, 3.0],
-                           'others': [1.0, 1.0, 1.0]}, {'theirs': 0.9, 'others': 3.0}, {'MB': 1234})
-    assert found.ratios == {'theirs': 1.0, 'others': 3.0} and found.missed == ['theirs']
-    assert found.milliseconds == {'ours': 3000, 'theirs': 2000, 'others': 1000}
-    rows = [found, Row('another', {'ours': [0.5], 'theirs': [2.0]}),
+    row = Row('a case', {'ours': [1.0, 4.0, 3.0], 'theirs': [2.0, 2.0, 3.0],
+                         'others': [1.0, 1.0, 1.0]}, {'theirs': 0.9, 'others': 3.0}, {'MB': 1234})
+    assert row.ratios == {'theirs': 1.0, 'others': 3.0} and row.missed == ['theirs']
+    assert row.milliseconds == {'ours': 3000, 'theirs': 2000, 'others': 1000}
+    rows = [row, Row('another', {'ours': [0.5], 'theirs': [2.0]}),
             Row('a third', {'ours': [0.25], 'last': [2.0]})]
-    assert markdown([r.plain() for r in rows]) == [
+    assert markdown([r.record() for r in rows]) == [
         '| case | ms | / theirs | / others | MB |', '|---|---|---|---|---|',
         '| a case | 3,000 | **1** (0.9) | 3 (3) | 1,234 |',
         '| another | 500 | 0.25 |  |  |', '',
         '| case | ms | / last |', '|---|---|---|', '| a third | 250 | 0.125 |']
 
 
-def test_suites_are_written_beside_those_that_were_run_before(tmp_path, monkeypatch, capsys):
+def test_the_files_keep_suites_that_were_measured_before(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, 'device', lambda: 'a-chip')
     suites = {n: types.SimpleNamespace(__doc__=f'About {n}.\n\nMore.', rows=lambda rounds, n=n: [
         Row(f'case of {n}', {'ours': [1.0] * rounds, 'theirs': [2.0] * rounds})])
@@ -160,8 +160,8 @@ def test_suites_are_written_beside_those_that_were_run_before(tmp_path, monkeypa
     text = (tmp_path / 'a-chip.md').read_text()
     assert text.index('## layer') < text.index('About layer.') < text.index('## input')
     assert '| case of input | 1,000 | 0.5 |' in text and 'More' not in text
-    found = json.loads((tmp_path / 'a-chip.json').read_text())['suites']
-    assert found['input']['rows'][0]['ratios'] == {'theirs': 0.5}
+    written = json.loads((tmp_path / 'a-chip.json').read_text())['suites']
+    assert written['input']['rows'][0]['ratios'] == {'theirs': 0.5}
     monkeypatch.setattr(sys, 'argv', ['run', '--suite=layers'])
     with pytest.raises(SystemExit):
         run.main()
@@ -176,8 +176,8 @@ def test_every_suite_says_what_it_compares(suite):
 
 @pytest.mark.parametrize('make', [*step.GPU.values(), *latency.NETWORKS.values()])
 def test_every_config_that_is_timed_fits_its_data(make):
-    made = config_lib.check(make())
-    rules.check_with_data(made, info(made.dataset))
+    config = config_lib.check(make())
+    rules.check_with_data(config, info(config.dataset))
 
 
 def test_a_command_is_timed_to_its_end_or_to_a_line(tmp_path):
@@ -187,12 +187,12 @@ def test_a_command_is_timed_to_its_end_or_to_a_line(tmp_path):
     assert row.missed == ['limit']
 
 
-def test_the_whole_study_differs_by_its_seed_mode_alone(monkeypatch):
-    made = {mode: load.load(f'benchmarks/whole_study.py:{mode}').study
-            for mode in ('together', 'one_by_one')}
-    assert made['together'].seed_mode == 'together' and len(made['together'].seeds) == 8
-    assert dataclasses.replace(made['together'], name='', seed_mode='one_by_one') == (
-        dataclasses.replace(made['one_by_one'], name=''))
+def test_the_whole_study_differs_only_by_its_seed_mode(monkeypatch):
+    studies = {mode: load.load(f'benchmarks/whole_study.py:{mode}').study
+               for mode in ('together', 'one_by_one')}
+    assert studies['together'].seed_mode == 'together' and len(studies['together'].seeds) == 8
+    assert dataclasses.replace(studies['together'], name='', seed_mode='one_by_one') == (
+        dataclasses.replace(studies['one_by_one'], name=''))
     monkeypatch.setattr(seeds, 'study_seconds', lambda *way: {
         ('together', 1): 4.0, ('one_by_one', 1): 5.0, ('one_by_one', 2): 2.0}[way])
     assert seeds.whole_study(2).ratios == {'one by one': 0.8, 'one by one, two processes': 2.0}
@@ -202,28 +202,27 @@ def test_the_whole_study_differs_by_its_seed_mode_alone(monkeypatch):
 
 
 def test_a_campaign_by_hand(monkeypatch):
-    """Of k = 2: compiling once; 8 seeds of training, evaluations, and 3 + 8 probes."""
+    """The arm with k = 2 compiles once; its 8 seeds train, evaluate and run 3 + 8 probes."""
     data = campaign.SETS['fashion_mnist']
     timed = {100: {'seconds': 70.0, 'compile_seconds': 40.0, 'images_per_second': 500.0}}
     monkeypatch.setattr(campaign.rows, 'timings', lambda workdir: dict.fromkeys(
         campaign.pilot.study_of(data).arms, timed))
-    found = campaign.seconds(data, '')['placement']['backbone']
-    beside = 70 - 40 - 6000 / 500
-    beside *= 1 + 11 * 2000 / (2 * 3000 + 10000)
+    seconds = campaign.seconds(data, '')['placement']['backbone']
+    evaluating = 70 - 40 - 6000 / 500
+    evaluating *= 1 + 11 * 2000 / (2 * 3000 + 10000)
     images = 8 * data.recipe['dataset.train_images']
-    assert found == pytest.approx(40 + 8 * (images / 500 + beside))
+    assert seconds == pytest.approx(40 + 8 * (images / 500 + evaluating))
 
 
-def test_the_campaign_takes_what_the_document_says(monkeypatch):
-    root = Path(__file__).parents[2]
-    monkeypatch.chdir(root)
+def test_the_document_has_the_table_of_the_campaign(monkeypatch):
+    monkeypatch.chdir(ROOT)
     data = campaign.SETS['fashion_mnist']
-    found = campaign.seconds(data, 'results/fashion_mnist/pilot')
-    told = (root / 'docs' / 'studies.md').read_text().splitlines()
-    table = campaign.table(data, found)
-    assert all(line in told for line in table), table
-    assert sum(sum(of.values()) for of in found.values()) < 20.5 * 3600
-    assert sum(map(len, found.values())) * len(data.seeds) == 728
+    seconds = campaign.seconds(data, 'results/fashion_mnist/pilot')
+    lines = (ROOT / 'docs' / 'studies.md').read_text().splitlines()
+    table = campaign.table(data, seconds)
+    assert all(line in lines for line in table), table
+    assert sum(sum(by_arm.values()) for by_arm in seconds.values()) < 20.5 * 3600
+    assert sum(map(len, seconds.values())) * len(data.seeds) == 728
 
 
 def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
@@ -231,18 +230,18 @@ def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
     monkeypatch.setattr(input_pipeline, 'BATCH', 2)
     files = input_pipeline.photographs(4)
     assert len(set(files)) == 4 and all(80_000 < len(f) < 160_000 for f in files)
-    ours, pillow = (by(files)(7) for by in (lambda f: input_pipeline.by_rows(f, 0),
-                                            input_pipeline.by_pillow))
+    ours, pillow = (read(files)(7) for read in (lambda f: input_pipeline.by_rows(f, 0),
+                                                input_pipeline.by_pillow))
     for one, other in zip(ours, pillow, strict=True):
         assert one.shape == other.shape == (224, 224, 3)
-        assert np.abs(one.astype(int) - other).mean() < 8  # the same crop, other filters
+        assert np.abs(one.astype(int) - other).mean() < 8  # the same crop, by another filter
         assert np.abs(one.astype(int) - other[:, ::-1]).mean() > 12
     loader, loop = input_pipeline.by_loader(str(tmp_path)).values()
     first = loader(1)
     assert [batch['image'].shape for batch in first] == [(2, 224, 224, 3)] * 2
     assert all(batch['valid'].all() for batch in first)
-    for batch, (alone, bad) in zip(first, loop(1), strict=True):
+    for batch, (alone, unreadable) in zip(first, loop(1), strict=True):
         np.testing.assert_array_equal(batch['image'], alone['image'])
-        assert not bad
+        assert not unreadable
     times = input_pipeline.measure({'ours': input_pipeline.by_rows(files, 2), 'pil': loader}, 3)
     assert [len(t) for t in times.values()] == [3, 3] and min(map(min, times.values())) > 0

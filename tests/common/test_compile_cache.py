@@ -1,4 +1,4 @@
-"""Programs are kept for the next process, apart for each kind of processor."""
+"""Compiled programs are kept for later processes, in a folder per kind of processor."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from moe_vision.common import compile_cache
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """No cache is set, and the user's folder is empty."""
+    """A cache folder that is empty, with no cache set in jax."""
     keys = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
     before = {k: getattr(jax.config, k) for k in keys}
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
@@ -33,18 +33,18 @@ def entries():
     return sorted(compile_cache.folder().glob('*square*-cache'))
 
 
-def test_a_program_is_kept_and_a_damaged_one_is_made_again(empty):
+def test_a_program_is_kept_and_a_damaged_one_is_compiled_again(empty):
     compile_cache.use()
-    want = jax.jit(square)(3.0)
+    result = jax.jit(square)(3.0)
     entry, = entries()
     whole = entry.read_bytes()
     entry.write_bytes(whole[:len(whole) // 2])
     jax.clear_caches()
     with pytest.warns(UserWarning, match='persistent compilation cache'):
-        assert jax.jit(square)(3.0) == want
+        assert jax.jit(square)(3.0) == result
     entry.write_bytes(whole)
     jax.clear_caches()
-    assert jax.jit(square)(3.0) == want and entries() == [entry]
+    assert jax.jit(square)(3.0) == result and entries() == [entry]
 
 
 def test_a_folder_that_the_user_has_set_stays(empty):
@@ -53,10 +53,10 @@ def test_a_folder_that_the_user_has_set_stays(empty):
     assert jax.config.jax_compilation_cache_dir == str(empty / 'mine')
 
 
-def test_kinds_of_processors_have_folders_of_their_own(empty, monkeypatch):
+def test_each_kind_of_processor_has_its_own_folder(empty, monkeypatch):
     here = compile_cache.folder()
     assert here.is_relative_to(empty) and compile_cache.folder() == here
     monkeypatch.setattr(Path, 'read_text', lambda self: 'processor : 0\nflags : fpu avx2\n')
     assert compile_cache.folder() != here
-    monkeypatch.setattr(Path, 'read_text', lambda self: 'nothing is said')
+    monkeypatch.setattr(Path, 'read_text', lambda self: 'no features')
     assert compile_cache.folder().parent == here.parent

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.flops import count, total
+from moe_vision.common.paths import ROOT
 
 
 def f32(*shape):
@@ -48,7 +49,7 @@ def square(x):
 
 
 def test_dense():
-    # 5 rows, 7 → 11; the bias is no multiply-accumulate
+    # 5 rows, 7 → 11; the bias has no multiply-accumulate
     assert linen(nn.Dense(11), f32(5, 7)) == {('Dense',): 2 * 5 * 7 * 11}  # 770
 
 
@@ -56,7 +57,7 @@ def test_batched_dot_general():
     # batch 4, m 5, k 7, n 11
     assert total(count(lambda a, b: jnp.einsum('bmk,bkn->bmn', a, b),
                        f32(4, 5, 7), f32(4, 7, 11))) == 2 * 4 * 5 * 7 * 11  # 3080
-    # two contracted dimensions, 2·3, two free ones on the right, 5·7
+    # two contracted dimensions, 2·3, and two free ones on the right, 5·7
     assert total(count(lambda a, b: jnp.tensordot(a, b, 2),
                        f32(4, 2, 3), f32(2, 3, 5, 7))) == 2 * 4 * (2 * 3) * (5 * 7)  # 1680
 
@@ -79,11 +80,11 @@ RAGGED = f32(6, 3), f32(2, 3, 4), jax.ShapeDtypeStruct((2,), jnp.int32)  # m 6, 
 
 
 def test_ragged_dot_needs_each_row_once():
-    forward = 2 * 6 * 3 * 4  # 144, not times the groups
+    forward = 2 * 6 * 3 * 4  # 144, not multiplied by the groups
     assert total(count(ragged, *RAGGED)) == forward
     batched = jax.tree.map(lambda a: jax.ShapeDtypeStruct((5, *a.shape), a.dtype), RAGGED)
     assert total(count(jax.vmap(ragged), *batched)) == 5 * forward
-    grad = jax.grad(lambda *args: ragged(*args).sum(), (0, 1))  # contracts over ragged rows too
+    grad = jax.grad(lambda *args: ragged(*args).sum(), (0, 1))  # also contracts over ragged rows
     assert total(count(grad, *RAGGED)) == 3 * forward
 
 
@@ -116,7 +117,7 @@ def test_convolution_batch_groups():
     assert total(count(conv, f32(4, 8, 8, 6), f32(3, 3, 6, 10))) == 2 * (2 * 8 * 8 * 10) * 9 * 6
 
 
-def test_vmap_over_kernels_is_so_many_convolutions():
+def test_vmap_over_kernels_counts_a_convolution_for_each():
     def conv(x, w):
         return lax.conv_general_dilated(x, w, (1, 1), 'SAME',
                                         dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
@@ -125,15 +126,15 @@ def test_vmap_over_kernels_is_so_many_convolutions():
 
 
 def test_transposed_convolution_does_not_count_holes():
-    # 4×4 → 8×8, stride 2, kernel 3: per axis 8·3 pairs of which every second reads a hole: 12;
-    # with its holes it would be 2·(8·3)²·6·5 per image
+    # 4×4 → 8×8, stride 2, kernel 3: of the 8·3 pairs per axis every second reads a hole, so 12
+    # count; with its holes the convolution would have 2·(8·3)²·6·5 per image
     counts = linen(nn.ConvTranspose(5, (3, 3), strides=(2, 2)), f32(2, 4, 4, 6))
     assert total(counts) == 2 * 2 * 12**2 * 6 * 5  # 17280
 
 
 @pytest.mark.parametrize('module', [nn.Conv(4, (3, 3), strides=2),
                                     nn.ConvTranspose(4, (3, 3), strides=(2, 2))])
-def test_gradient_of_strided_convolution_is_two_more(module):
+def test_the_gradient_of_a_strided_convolution_costs_two_more(module):
     x = f32(2, 8, 8, 6)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     forward = total(count(module.apply, variables, x))
@@ -147,12 +148,16 @@ def test_gradient_of_strided_convolution_is_two_more(module):
 def test_scan_multiplies_by_its_length():
     def step(carry, _):
         return square(carry), None
-    scan = lambda x: lax.scan(step, x, None, length=7)[0]  # noqa: E731
-    assert total(count(scan, f32(3, 3))) == 7 * SQUARE
-    nested = lambda x: lax.scan(lambda c, _: (scan(square(c)), None), x, None, 5)  # noqa: E731
+
+    def scan(x, length):
+        return lax.scan(step, x, None, length=length)[0]
+
+    def nested(x):
+        return lax.scan(lambda c, _: (scan(square(c), 7), None), x, None, 5)
+
+    assert total(count(lambda x: scan(x, 7), f32(3, 3))) == 7 * SQUARE
     assert total(count(nested, f32(3, 3))) == 5 * (1 + 7) * SQUARE
-    empty = lambda x: lax.scan(step, x, None, length=0)[0]  # noqa: E731
-    assert total(count(empty, f32(3, 3))) == 0
+    assert total(count(lambda x: scan(x, 0), f32(3, 3))) == 0
 
 
 def test_fori_loop_with_static_bounds():
@@ -160,7 +165,7 @@ def test_fori_loop_with_static_bounds():
                        f32(3, 3))) == 4 * SQUARE
 
 
-def test_while_loop_of_unknown_length_is_refused_where_it_costs():
+def test_while_loop_of_unknown_length_is_refused_if_it_has_flops():
     def loop(body, cond=lambda x: x.sum() < 9):
         return scoped('outer', scoped('search', lambda x: lax.while_loop(cond, body, x)))
     assert count(loop(lambda x: x + 1), f32(3, 3)) == {}
@@ -177,7 +182,7 @@ def test_primitive_with_unknown_repetitions_is_refused():
         count(scoped('a', solve), f32(3, 3))
 
 
-def test_cond_and_switch_count_their_largest_branch_where_it_stands():
+def test_cond_and_switch_count_their_largest_branch_under_its_scope():
     branches = [lambda x: x, scoped('two', lambda x: square(square(x))), scoped('one', square)]
     switch = scoped('router', lambda i, x: lax.switch(i, branches, x))
     index = jax.ShapeDtypeStruct((), jnp.int32)
@@ -221,7 +226,7 @@ def _(axis_size, in_batched, x):
     (jax.checkpoint(scoped('b', square)), 'b'), (jax.vmap(scoped('b', lambda r: r @ r)), None),
     (with_vjp, 'primal'), (with_jvp, 'primal'), (with_vmap, 'single')])
 def test_calls_count_once_under_the_scope_they_are_called_in(call, inner):
-    if inner is None:  # 3 rows, each 2·3
+    if inner is None:  # vmap of 3 rows, each 2·3
         assert count(scoped('a', call), f32(3, 3)) == {('a', 'b'): 3 * 2 * 3}
     else:
         assert count(scoped('a', call), f32(3, 3)) == {('a', inner): SQUARE}
@@ -229,7 +234,7 @@ def test_calls_count_once_under_the_scope_they_are_called_in(call, inner):
 
 def test_custom_rules_count_what_they_run():
     grad = jax.grad(lambda x: scoped('a', with_vjp)(x).sum())
-    # forward once; backward x@g twice (nothing merges them) and their product
+    # forward once; backward x@g twice (they are not merged) and their product
     assert count(grad, f32(3, 3)) == {('a', 'fwd'): SQUARE, ('a', 'bwd'): 3 * SQUARE}
     grad = jax.grad(lambda x: scoped('a', with_jvp)(x).sum())
     assert count(grad, f32(3, 3)) == {('a', 'primal'): SQUARE, ('a', 'tangent'): SQUARE}
@@ -248,7 +253,7 @@ def loss(w, x):
 
 
 def test_gradient_of_dense():
-    one = 2 * 5 * 7 * 11  # forward; the weight gradient xᵀg and the input gradient gwᵀ are as large
+    one = 2 * 5 * 7 * 11  # forward; the gradients xᵀg (weight) and gwᵀ (input) cost as much
     assert count(jax.grad(loss), f32(7, 11), f32(5, 7)) == {('dense',): 2 * one}
     assert count(jax.grad(loss, (0, 1)), f32(7, 11), f32(5, 7)) == {('dense',): 3 * one}
 
@@ -260,7 +265,8 @@ def test_remat_adds_a_forward_to_the_same_scope(inner, outer):
     def body(w, x):
         return jnp.sin(scoped('dense', lambda x, w: jnp.sin(x @ w) @ w)(x, w))
     one = 2 * 5 * 7 * 7
-    for call, times in ((body, 2 + 4), (jax.checkpoint(body), 2 + 2 + 4)):  # 2 matmuls, 2 each back
+    # 2 matmuls, with 2 each in the backward pass
+    for call, times in ((body, 2 + 4), (jax.checkpoint(body), 2 + 2 + 4)):
         model = inner(scoped('a', scoped('b', call)))
         grad = outer(jax.grad(lambda w, x, model=model: model(w, x).sum(), (0, 1)))
         (scope, flops), = count(grad, f32(7, 7), f32(5, 7)).items()
@@ -293,7 +299,7 @@ class Model(nn.Module):
 
 
 def test_linen_modules_own_their_flops():
-    wide = 2 * 5 * 7 * 11  # 770; narrow is as large
+    wide = 2 * 5 * 7 * 11  # 770; narrow costs as much
     names = [('Model', block, half) for block in ('plain', 'remat') for half in ('wide', 'narrow')]
     forward = dict.fromkeys(names, wide)
     forward |= {('Model', 'stack', half): 3 * wide for half in ('wide', 'narrow')}
@@ -327,7 +333,7 @@ def test_concrete_arguments_and_exact_large_ints():
 
 
 def sharded(devices):
-    """[8, 6] @ [6, 4], rows over: both axes; 'data' alone; 'data' and, inside that, 'expert'."""
+    """Counts [8, 6] @ [6, 4], rows sharded over both axes; over 'data'; over 'expert' in 'data'."""
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, min(devices, 2)), ('data', 'expert'),
                 axis_types=(AxisType.Auto,) * 2)
     both = PartitionSpec(('data', 'expert'))
@@ -346,7 +352,7 @@ def sharded(devices):
 
 
 def check_shard_map(devices):
-    # the same as without shard_map: an axis that splits the rows multiplies
+    # the same as without shard_map: axes that split the rows multiply
     assert sharded(devices) == [{('a', 'mm'): 2 * 8 * 6 * 4}] * 3  # 384
 
 
@@ -355,8 +361,8 @@ def test_shard_map_on_one_device():
 
 
 def test_shard_map_on_four_devices():
-    root = pathlib.Path(__file__).parents[2]
-    path = os.pathsep.join([str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')])
+    here = pathlib.Path(__file__).parent
+    path = os.pathsep.join([str(ROOT), str(here), os.environ.get('PYTHONPATH', '')])
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path,
                         'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
     done = subprocess.run([sys.executable, '-c', 'import test_flops as t; t.check_shard_map(4)'],

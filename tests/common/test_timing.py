@@ -1,3 +1,5 @@
+"""Seconds of compiling count once, and only for new programs."""
+
 import time
 
 import jax
@@ -7,27 +9,27 @@ import pytest
 from moe_vision.common.timing import Compiling, compiling
 
 
-def test_what_lies_inside_another_event_counts_once(monkeypatch):
-    at = iter([3.0, 5.0, 6.0, 9.0, 9.5])
-    monkeypatch.setattr(time, 'monotonic', lambda: next(at))
-    made = Compiling()
-    made('/jax/core/compile/jaxpr_trace_duration', 1.0)  # 2 to 3
-    made('/jax/core/compile/jaxpr_trace_duration', 1.0)  # 4 to 5
-    made('/jax/core/compile/jaxpr_trace_duration', 5.0)  # 1 to 6, with both
-    made('/jax/core/compile/backend_compile_duration', 2.0, fun_name='f')  # 7 to 9
-    assert made.spans == [(1.0, 6.0), (7.0, 9.0)] and made.seconds == 7.0
-    made('/jax/checkpoint/write/duration', 9.0)
-    assert made.seconds == 7.0
-    made('/jax/core/compile/backend_compile_duration', 1.0)  # 8.5 to 9.5: half of it is new
-    assert made.seconds == 7.5
+def test_events_inside_another_event_count_once(monkeypatch):
+    clock = iter([3.0, 5.0, 6.0, 9.0, 9.5])
+    monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+    compile_time = Compiling()
+    compile_time('/jax/core/compile/jaxpr_trace_duration', 1.0)  # 2 to 3
+    compile_time('/jax/core/compile/jaxpr_trace_duration', 1.0)  # 4 to 5
+    compile_time('/jax/core/compile/jaxpr_trace_duration', 5.0)  # 1 to 6, with both
+    compile_time('/jax/core/compile/backend_compile_duration', 2.0, fun_name='f')  # 7 to 9
+    assert compile_time.spans == [(1.0, 6.0), (7.0, 9.0)] and compile_time.seconds == 7.0
+    compile_time('/jax/checkpoint/write/duration', 9.0)
+    assert compile_time.seconds == 7.0
+    compile_time('/jax/core/compile/backend_compile_duration', 1.0)  # 8.5 to 9.5: half of it is new
+    assert compile_time.seconds == 7.5
 
 
-def test_a_new_program_counts_and_an_old_one_does_not():
-    made = compiling()
-    assert compiling() is made
-    f, before, began = jax.jit(lambda x: jnp.sin(x) * 3.25), made.seconds, time.monotonic()
+def test_only_new_programs_count():
+    compile_time = compiling()
+    assert compiling() is compile_time
+    f, before, began = jax.jit(lambda x: jnp.sin(x) * 3.25), compile_time.seconds, time.monotonic()
     f(jnp.ones(7)).block_until_ready()
-    took = made.seconds - before
+    took = compile_time.seconds - before
     assert 0 < took <= time.monotonic() - began
     f(jnp.ones(7)).block_until_ready()
-    assert made.seconds - before == pytest.approx(took)
+    assert compile_time.seconds - before == pytest.approx(took)

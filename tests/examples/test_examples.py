@@ -1,7 +1,6 @@
-"""What the README says of adding a router, a backbone and a data set, done as it says."""
+"""Adds the router, the backbone and the data set of the examples, as the README explains."""
 
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,11 @@ import pytest
 import input_pipeline
 from configs import digits_k2
 from moe_vision import models
+from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.types import Context
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def _config(**keys):
@@ -69,7 +67,7 @@ def test_a_router_of_ones_own():
                       group=jnp.zeros(1, jnp.int32))
     once, tenfold = router(params, {}, x, context), router(params, {}, 10 * x, context)
     np.testing.assert_allclose(once.logits, tenfold.logits, rtol=1e-4)  # cosines have no scale
-    assert np.abs(once.logits).max() <= 2.0 + 1e-5  # exp(log 2) at first
+    assert np.abs(once.logits).max() <= 2.0 + 1e-5  # the initial scale is exp(log 2)
 
 
 def test_a_backbone_of_ones_own():
@@ -93,14 +91,14 @@ def test_a_data_set_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['cosine_router', 'mixer_backbone', 'patches_dataset'])
-def test_the_commands_in_an_example_name_what_it_defines(name):
+def test_the_commands_in_an_example_name_its_own_class(name):
     text = (ROOT / 'examples' / f'{name}.py').read_text()
     for module, cls in re.findall(r'(examples\.\w+):(\w+)', text):
         assert module == f'examples.{name}' and f'class {cls}(' in text
 
 
 def test_the_layer_in_a_model_of_ones_own():
-    """The ten lines of the README, run as they stand there."""
+    """Runs the ten lines in the README unchanged."""
     readme = (ROOT / 'README.md').read_text()
     code = readme.split('<!-- own model -->')[1].split('```python\n')[1].split('```')[0]
     names: dict = {}

@@ -1,4 +1,4 @@
-"""Archives are not trusted: hostile or damaged ones are refused by the name of the member."""
+"""Hostile or damaged archives are refused, and the error names the member."""
 
 import gzip
 import stat
@@ -90,7 +90,7 @@ def test_tar_inside_a_tar(tmp_path):
 
 @pytest.mark.parametrize('cut', [512 + 700, 512 + 1024, 512 + 1024 + 100])
 def test_cut_tar_names_the_member(tmp_path, cut):
-    """Member 'one' is a 512-byte header and 1,024 bytes; 'two' follows."""
+    """Member 'one' is a header of 512 bytes and 1,024 bytes of data; 'two' follows."""
     whole = tar_bytes([('one', b'1' * 1024), ('two', b'2')])
     path = rewrite(tmp_path / 'x.tar', whole[:cut])
     with pytest.raises(DataError, match="is damaged at member 'one'"):
@@ -130,5 +130,5 @@ def test_damaged_gzip_and_zip(tmp_path):
 def test_member_too_large_to_be_an_image(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, 'MAX_MEMBER', 10)
     path = rewrite(tmp_path / 'x.tar', tar_bytes([('one', b'1' * 11)]))
-    with pytest.raises(DataError, match="'one' has 11 bytes; 10 are allowed"):
+    with pytest.raises(DataError, match="'one' has 11 bytes; at most 10 are allowed"):
         list(archives.tar_files(path))

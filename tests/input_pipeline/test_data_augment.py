@@ -1,4 +1,4 @@
-"""Crops, flips and resizes, where they can be worked out by hand."""
+"""Crops, flips and resizes give results that can be worked out by hand."""
 
 import os
 
@@ -21,8 +21,8 @@ def test_generator_is_keyed_by_all_three():
 
 def test_generator_is_philox_under_a_key():
     key = np.array([order.mix64(5), 7 << 32 | 9], np.uint64)
-    of_numpy = np.random.Generator(np.random.Philox(key=key))
-    np.testing.assert_array_equal(augment.generator(5, 7, 9).random(9), of_numpy.random(9))
+    philox = np.random.Generator(np.random.Philox(key=key))
+    np.testing.assert_array_equal(augment.generator(5, 7, 9).random(9), philox.random(9))
 
 
 @pytest.mark.parametrize(('side', 'pad'), [(8, 1), (28, 3), (32, 4)])
@@ -47,7 +47,7 @@ def test_pad_crop_reaches_every_shift_and_no_other(side, pad, flip):
 
 
 def test_centre_crop_by_hand():
-    """100 x 140 to 70: shorter side 70 * 256/224 = 80, so 80 x 112, cut at (5, 21)."""
+    """100 x 140 to 70: the shorter side becomes 70 * 256/224 = 80, so crop 80 x 112 at (5, 21)."""
     ramp = np.broadcast_to(np.arange(140, dtype=np.uint8)[None, :, None], (100, 140, 3))
     out = augment.centre_crop(ramp, 70)
     assert out.shape == (70, 70, 3)
@@ -69,7 +69,7 @@ def test_random_resized_crop_covers_8_to_100_percent():
         w = abs(out[0, -1, 0] - out[0, 0, 0]) / 2 * 32 / 31
         h = (out[-1, 0, 1] - out[0, 0, 1]) / 4 * 32 / 31
         shares.append(w * h / (height * width))
-        assert 0.6 < w / h < 1.6  # 3/4 to 4/3, and what is lost to rounding
+        assert 0.6 < w / h < 1.6  # 3/4 to 4/3, with room for rounding
         mirrored += out[0, -1, 0] < out[0, 0, 0]
     assert 0.06 < min(shares) < 0.12 and 0.8 < max(shares) < 1.05
     assert 200 < mirrored < 300
@@ -95,7 +95,8 @@ def test_a_quick_resize_averages_only_beyond_half():
     dot = np.zeros((3, 3, 1), np.uint8)
     dot[1, 1] = 90
     assert augment.resize(dot, 1, 1, quick=True).item() == 10  # 90 / 9
-    # to 2 x 2: pixels at 0.25 and 1.75, so (1/4)^2 of the dot; its area is (1/2)^2 of (3/2)^2
+    # To 2 x 2, linear: pixels lie at 0.25 and 1.75, so each gets (1/4)^2 of the dot, 5.6. By area:
+    # each covers (1/2)^2 of the dot out of (3/2)^2, so 10.
     assert augment.resize(dot, 2, 2, quick=True)[..., 0].tolist() == [[6, 6], [6, 6]]
     assert augment.resize(dot, 2, 2)[..., 0].tolist() == [[10, 10], [10, 10]]
 

@@ -1,4 +1,4 @@
-"""Each data set from a small fake of its published files, through prepare, to batches."""
+"""Each data set is prepared from a small fake of its published files and read as batches."""
 
 import gzip
 import struct
@@ -20,9 +20,9 @@ from input_pipeline.registry import find
 def read_all(cfg, split):
     """Returns (images, labels) of a split, in storage order."""
     with ip.evaluation_batches(cfg, split=split, batch_size=16, rows=range(16)) as batches:
-        found = list(batches)
-    valid = np.concatenate([b['valid'] for b in found])
-    joined = {k: np.concatenate([b[k] for b in found])[valid] for k in ('image', 'label', 'index')}
+        passed = list(batches)
+    valid = np.concatenate([b['valid'] for b in passed])
+    joined = {k: np.concatenate([b[k] for b in passed])[valid] for k in ('image', 'label', 'index')}
     order = np.argsort(joined['index'])
     return joined['image'][order], joined['label'][order]
 
@@ -44,7 +44,7 @@ def test_digits_split_and_pixels(tmp_path):
     assert ip.info(cfg).split_sizes == {'train': 1437, 'test': 360}
     (train, train_labels), (test, test_labels) = read_all(cfg, 'train'), read_all(cfg, 'test')
     assert train.shape == (1437, 8, 8, 1) and test.shape == (360, 8, 8, 1)
-    for digit in range(10):  # stratified: a fifth of each digit, to within one image
+    for digit in range(10):  # stratified: the same share of each digit, within one image
         count = (loaded.target == digit).sum()
         assert abs((test_labels == digit).sum() - count * 360 / 1797) <= 1
     rows = {split: rows for split, (_, _, rows) in arrays().items()}
@@ -110,7 +110,7 @@ def test_fashion_mnist_unfit_source(tmp_path):
     refused('t10k-labels', 'fashion_mnist', str(tmp_path), str(tmp_path / 'in'))
     rewrite(tmp_path / 'in/t10k-labels-idx1-ubyte', idx(np.zeros(9)))
     refused(r'labels \(9,\)', 'fashion_mnist', str(tmp_path), str(tmp_path / 'in'))
-    assert not list((tmp_path / 'fashion_mnist').glob('[!.]*')), 'something half-made is left'
+    assert not list((tmp_path / 'fashion_mnist').glob('[!.]*')), 'partial output is left'
 
 
 # cifar
@@ -164,7 +164,7 @@ def test_cifar_refusals(tmp_path):
     files[3] = (files[3][0], b'\x0a' + files[3][1][1:])
     path = rewrite(tmp_path / 'x.tar.gz', tar_bytes(files, 'w:gz'))
     refused('data_batch_3.bin: record 0 has label 10', 'cifar10', str(tmp_path), str(path))
-    assert not list((tmp_path / 'cifar10').glob('[!.]*')), 'something half-made is left'
+    assert not list((tmp_path / 'cifar10').glob('[!.]*')), 'partial output is left'
 
 
 # tiny_imagenet
@@ -283,7 +283,7 @@ def folder(root, test='test'):
         for j in range(4):
             kind = 'PNG' if j % 2 else 'JPEG'
             data = encoded(picture(10 * i + j, 30 + j, 40), kind)
-            # a name cannot hold '/': the closing tag uses another sign
+            # a file name cannot hold '/', so the closing tag gets another character
             safe = name.replace('/', '_')
             rewrite(root / f'train/{safe}/{j}.{kind.lower()}', data)
             rewrite(root / f'{test}/{safe}/{j}.{kind.lower()}', data)
@@ -326,7 +326,7 @@ def test_image_folder_refusals(tmp_path):
     refused('test/dog: train/ has no class', *args)
 
 
-# what tfds itself prepares
+# a set that tfds itself prepared
 
 
 def test_stock_set_without_names_of_images(tmp_path):
@@ -335,7 +335,7 @@ def test_stock_set_without_names_of_images(tmp_path):
     images = {'train': [picture(i, 32, 32) for i in range(3)], 'test': [picture(9, 32, 32)]}
 
     class Stock(tfds.core.ShardBasedBuilder, skip_registration=True):
-        """As tfds stores its own cifar10."""
+        """Stores images as the cifar10 of tfds does."""
 
         name = 'cifar10'
         VERSION = tfds.core.Version('3.0.2')

@@ -1,4 +1,4 @@
-"""What is known without data on disk, and what is refused in one line."""
+"""Facts of sets are known without data on disk, and mistakes are refused in one line."""
 
 import dataclasses
 import json

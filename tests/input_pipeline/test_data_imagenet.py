@@ -1,4 +1,4 @@
-"""Preparing ImageNet: original bytes, a digest, interruptions, damage, and full disks."""
+"""Preparing ImageNet keeps the original bytes and survives interruptions, damage and full disks."""
 
 import fcntl
 import hashlib
@@ -29,7 +29,7 @@ def source(tmp_path):
 
 
 def archives(folder, train, val=()):
-    """The two archives of {class: [(name, bytes)]} and [(name, bytes)]."""
+    """Writes both archives: train is {class: [(name, bytes)]}, val is [(name, bytes)]."""
     outer = [(f'{wnid}.tar', tar_bytes(files)) for wnid, files in train.items()]
     rewrite(folder / TRAIN, tar_bytes(outer))
     val = val or [('ILSVRC2012_val_00000001.JPEG', encoded(picture(1)))]
@@ -37,16 +37,16 @@ def archives(folder, train, val=()):
 
 
 def stored(data_dir, split):
-    """(key, encoded image, label) of each record, as they lie on disk."""
+    """Returns (key, encoded image, label) of each record in storage order."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    found = []
+    rows = []
     records = storage.records(data_dir / 'imagenet2012/1.0.0', split)
     for raw in records.__getitems__(range(len(records))):
         fields = tf_example_pb2.Example.FromString(raw).features.feature
         key, image = (fields[n].bytes_list.value[0] for n in ('key', 'image'))
-        found.append((key.decode(), image, fields['label'].int64_list.value[0]))
-    return found
+        rows.append((key.decode(), image, fields['label'].int64_list.value[0]))
+    return rows
 
 
 def digest(data_dir):
@@ -100,15 +100,15 @@ def test_the_digest_tells_two_preparations_apart(tmp_path, source):
     labels.write_text(f'{WNIDS[1]}\n' * 3)
     prepare('imagenet2012', str(tmp_path / 'd'), str(source))
     assert len({digest(tmp_path / x) for x in 'abcd'}) == 3
-    (tmp_path / 'a/imagenet2012/1.0.0/prepared.json').unlink()  # as tfds itself leaves it
+    (tmp_path / 'a/imagenet2012/1.0.0/prepared.json').unlink()  # tfds itself writes none
     assert digest(tmp_path / 'a') == ''
 
 
 class Count(Report):
-    """Counts, and stops as a user or a signal would after so many images."""
+    """Counts images and warnings; after `stop` images it interrupts, as a user or signal would."""
 
     def __init__(self, stop=10**9):
-        self.stop, self.written, self.found, self.warned = stop, 0, 0, []
+        self.stop, self.written, self.reused, self.warned = stop, 0, 0, []
 
     def images(self, split, more):
         self.written += more
@@ -116,10 +116,10 @@ class Count(Report):
             raise KeyboardInterrupt
 
     def kept(self, split, images):
-        self.found += images
+        self.reused += images
 
-    def warn(self, text):
-        self.warned.append(text)
+    def warn(self, message):
+        self.warned.append(message)
 
 
 def write(source, data_dir, stop=10**9):
@@ -130,7 +130,7 @@ def write(source, data_dir, stop=10**9):
 
 @pytest.fixture
 def interrupted(tmp_path, source):
-    """Three shards of two images to train, three of one to test; stopped inside the third."""
+    """Three train shards of two images, three test shards of one; stopped inside the third."""
     with pytest.raises(KeyboardInterrupt):
         write(source, tmp_path, stop=5)
     return tmp_path / 'imagenet2012/unfinished_1.0.0'
@@ -140,7 +140,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path, source, interrupted):
     with pytest.raises(ip.DataError, match='is not prepared'):
         ip.require(config('imagenet2012', tmp_path))
     report = write(source, tmp_path)
-    assert (report.found, report.written) == (4, 5)
+    assert (report.reused, report.written) == (4, 5)
     assert not interrupted.exists()
     write(source, tmp_path / 'at once')
     assert files(tmp_path) == files(tmp_path / 'at once')
@@ -155,14 +155,14 @@ def test_it_goes_on_only_from_whole_files_of_the_same_source(tmp_path, source, i
     assert first.read_bytes() == whole  # written again; the second was kept
     os.utime(source / TRAIN, ns=(1, 1))
     report = write(source, tmp_path)
-    assert (report.found, report.written) == (0, 9)
+    assert (report.reused, report.written) == (0, 9)
 
 
 def test_the_command_says_that_it_goes_on(tmp_path, source, interrupted, capsys):
     args = ['--dataset=imagenet2012', f'--data_dir={tmp_path}', f'--source={source}']
     assert main(args) == 0
     out, error = capsys.readouterr()
-    assert 'going on where an earlier preparation stopped' in error
+    assert 'continuing where an earlier preparation stopped' in error
     assert 'train 6, validation 3, 1000 classes' in out
 
 
@@ -170,7 +170,7 @@ def test_damage_leaves_nothing_half_made(tmp_path, source, interrupted):
     (source / VAL).unlink()
     with pytest.raises(ip.DataError, match=VAL):
         write(source, tmp_path)
-    assert interrupted.exists()  # the other file is as it was
+    assert interrupted.exists()  # the source may come back unchanged
     imagenet(source, inner_damage=True)
     with pytest.raises(ip.DataError, match="inside member 'n01440764.tar'"):
         write(source, tmp_path)
@@ -229,24 +229,25 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path, caplog):
             list(batches)
 
 
-@pytest.mark.parametrize(('size', 'md5', 'told'), [
+@pytest.mark.parametrize(('size', 'md5', 'difference'), [
     (0, '', ''), (0, '0' * 32, 'has MD5'), (1, '', 'has .* bytes')])
-def test_the_published_archive_is_told_from_another(
-        tmp_path, source, monkeypatch, capsys, size, md5, told):
+def test_an_archive_that_is_not_the_published_one_is_reported(
+        tmp_path, source, monkeypatch, capsys, size, md5, difference):
     data = (source / TRAIN).read_bytes()
     actual = hashlib.md5(data).hexdigest()
     monkeypatch.setattr(Imagenet2012, 'published', {TRAIN: (len(data) + size, md5 or actual)})
     line = prepare('imagenet2012', str(tmp_path), str(source))
-    text = f'{TRAIN} is not the published file: it {told}'
-    assert bool(re.search(text, line)) == bool(told)
-    assert bool(re.search(text, capsys.readouterr().err)) == ('MD5' in told)  # before it is written
+    warning = f'{TRAIN} is not the published file: it {difference}'
+    assert bool(re.search(warning, line)) == bool(difference)
+    # a wrong MD5 is also reported before anything is written
+    assert bool(re.search(warning, capsys.readouterr().err)) == ('MD5' in difference)
     about, = json.loads(files(tmp_path)['prepared.json'])['sources']
-    assert about == {'name': TRAIN, 'bytes': len(data), 'published': not told,
+    assert about == {'name': TRAIN, 'bytes': len(data), 'published': not difference,
                      'md5': None if size else actual}
 
 
 def test_a_full_disk(tmp_path, source):
-    """Here no file may grow beyond 200 kB: the error is another, its way the same."""
+    """A limit of 200 kB per file stands in for a full disk: it takes the same path in the code."""
     code = (
         'import resource, signal, sys\n'
         'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
@@ -259,15 +260,16 @@ def test_a_full_disk(tmp_path, source):
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count('\n') == 1 and 'File too large' in done.stderr
-    assert 'is kept in' in done.stderr and 'run the command again' in done.stderr
+    assert 'finished files stay in' in done.stderr and 'run the command again' in done.stderr
     report = write(source, tmp_path)
-    assert (report.found, report.written) == (1, 2)
+    assert (report.reused, report.written) == (1, 2)
 
 
-def test_little_room_is_told_before(tmp_path, source, monkeypatch):
+def test_little_room_is_reported_first(tmp_path, source, monkeypatch):
     usage = storage.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(storage.shutil, 'disk_usage', lambda path: usage._replace(free=1000))
-    assert any(text.startswith('1,000 bytes are free') for text in write(source, tmp_path).warned)
+    warned = write(source, tmp_path).warned
+    assert any(message.startswith('1,000 bytes are free') for message in warned)
 
 
 def test_the_second_of_two_preparations_waits(tmp_path, source):
@@ -282,5 +284,5 @@ def test_the_second_of_two_preparations_waits(tmp_path, source):
         assert second.is_alive() and sorted(os.listdir(folder)) == ['.lock']
     second.join(60)
     assert reports[0].written == 9
-    assert f'another process prepares {folder}; waiting for it' in reports[0].warned
+    assert f'another process is preparing {folder}; waiting for it' in reports[0].warned
     assert write(source, tmp_path).written == 0

@@ -1,4 +1,4 @@
-"""A row is a function of (seed, step, row); an evaluation sees every image once."""
+"""A training row depends only on (seed, step, row); an evaluation sees every image once."""
 
 import logging
 import subprocess
@@ -57,9 +57,9 @@ def test_shapes_and_types(data_dir):
 
 @pytest.mark.parametrize('changes', [{'workers': 2}, {'cache': True}], ids=str)
 def test_where_rows_are_loaded_changes_nothing(data_dir, changes):
-    both = {'augment': 'pad_crop', 'randaugment_layers': 2}
-    one = train(config('digits', data_dir, **both))
-    other = train(config('digits', data_dir, **both, **changes))
+    augmented = {'augment': 'pad_crop', 'randaugment_layers': 2}
+    one = train(config('digits', data_dir, **augmented))
+    other = train(config('digits', data_dir, **augmented, **changes))
     assert_same(one, other)
 
 
@@ -107,8 +107,8 @@ def test_seed_and_step_change_order_and_augmentation(data_dir):
     cfg = config('digits', data_dir, augment='pad_crop')
     one, other = train(cfg, seed=1), train(cfg, seed=2)
     assert not np.array_equal(joined(one, 'index'), joined(other, 'index'))
-    plain = train(config('digits', data_dir))
-    assert not np.array_equal(joined(one, 'image'), joined(plain, 'image'))
+    unaugmented = train(config('digits', data_dir))
+    assert not np.array_equal(joined(one, 'image'), joined(unaugmented, 'image'))
 
 
 def test_the_same_image_is_augmented_anew_each_epoch(data_dir):
@@ -142,7 +142,7 @@ def test_epochs_of_one_seed_are_not_epochs_of_the_next():
 
 
 def test_shuffle_is_even():
-    """Each image comes first about equally often: 2,000 orders of 10, 200 +- 5 sigma."""
+    """In 2,000 orders of 10 images, each comes first 200 times, within 5 standard deviations."""
     firsts = Counter(int(order.fixed_permutation(10, order.mix64(s, 0))[0]) for s in range(2000))
     assert all(abs(firsts[i] - 200) < 5 * 13.5 for i in range(10))
 

@@ -11,7 +11,7 @@ KINDS = [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)]
 
 
 def batch(size=24, side=8):
-    """Image i is filled with i + 1 and its target is one-hot i."""
+    """Image i is filled with i + 1, its target is one-hot i, and all rows are valid."""
     images = jnp.broadcast_to(jnp.arange(1.0, size + 1)[:, None, None, None], (size, side, side, 1))
     return images, jnp.eye(size), jnp.ones(size, bool)
 

@@ -1,4 +1,4 @@
-"""The command line: errors in one line with exit code 2, and nothing half-made."""
+"""The command line reports errors in one line with exit code 2 and leaves no partial output."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import image_fakes
 import pytest
 
 import input_pipeline as ip
@@ -72,7 +73,7 @@ class Slow(Numbered):
             for example in Numbered.open(self, source).splits['train'][0]():
                 yield example
                 print('one', flush=True)
-                for _ in range(600):  # in pieces: a signal just before a sleep waits for its end
+                for _ in range(600):  # short, because a signal may wait for one to end
                     time.sleep(0.1)
         return Contents(('a', 'b', 'c'), {'train': [shard]})
 """
@@ -81,8 +82,8 @@ class Slow(Numbered):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_can_be_run_again(tmp_path, number):
     (tmp_path / 'slow_set.py').write_text(SLOW)
-    here = os.path.dirname(__file__)
-    paths = [str(tmp_path), here, os.path.dirname(os.path.dirname(here))]
+    root = os.path.dirname(os.path.dirname(ip.__file__))
+    paths = [str(tmp_path), os.path.dirname(image_fakes.__file__), root]
     env = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
     code = (
         'import signal, sys\n'
@@ -100,8 +101,8 @@ def test_an_interrupted_run_can_be_run_again(tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=30)
     assert not (folder / '1.0.0').exists()
-    left = [p.name for p in folder.iterdir() if p.name != '.lock']
-    assert bool(left) == (number == signal.SIGKILL)
+    leftovers = [p.name for p in folder.iterdir() if p.name != '.lock']
+    assert bool(leftovers) == (number == signal.SIGKILL)
 
     builder = find('image_fakes:Numbered')
     builder = type('Again', (type(builder),), {'name': 'slow', '__doc__': 'Same set.'})()

@@ -1,4 +1,4 @@
-"""Each operation beside Pillow's, and by hand where a few pixels say it all."""
+"""Each operation agrees with Pillow's, and with a few pixels computed by hand."""
 
 import cv2
 import numpy as np
@@ -20,9 +20,9 @@ def image():
     return np.clip(picture(1, HEIGHT, WIDTH) // 2 + 60 + noise, 0, 255).astype(np.uint8)
 
 
-def affine(*where):
+def affine(*matrix):
     return lambda i, s: i.transform(i.size, Image.Transform.AFFINE,
-                                    [v(s) if callable(v) else v for v in where],
+                                    [v(s) if callable(v) else v for v in matrix],
                                     Image.Resampling.BILINEAR)
 
 
@@ -30,7 +30,7 @@ def enhance(kind):
     return lambda i, s: kind(i).enhance(1 + 0.9 * s)
 
 
-PILLOW = {  # the operation, and by how much pixels may differ (Pillow cuts off, OpenCV rounds)
+PILLOW = {  # the operation, and how far pixels may differ (Pillow truncates, OpenCV rounds)
     'identity': (lambda i, s: i, 0),
     'autocontrast': (lambda i, s: ImageOps.autocontrast(i), 1),
     'equalize': (lambda i, s: ImageOps.equalize(i), 0),
@@ -60,7 +60,7 @@ def test_as_pillow_does_it(image, name, strength):
     theirs, tolerance = PILLOW[name]
     ours = OPERATIONS[name](image, strength)
     assert ours.dtype == np.uint8 and ours.shape == image.shape
-    # at the border of what is shown, OpenCV fades to black and Pillow does not
+    # at the border of a moved image, OpenCV fades to black and Pillow does not
     shown = np.asarray(theirs(Image.fromarray(np.full_like(image, 255)), strength))
     inside = cv2.erode(np.ascontiguousarray(shown), np.ones((5, 5)),
                        borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
@@ -82,13 +82,13 @@ def test_any_shape_and_strength_0(name, shape):
 
 @pytest.mark.parametrize(('name', 'strength', 'want'), [
     ('autocontrast', 0, [0, 63, 127, 255]),  # (v - 50) 255 // 200
-    ('solarize', 0.5, [50, 100, 105, 5]),  # from 128 on inverted
+    ('solarize', 0.5, [50, 100, 105, 5]),  # inverted from 128 upwards
     ('posterize', 0.9, [48, 96, 144, 240]),  # 4 bits
     ('posterize', 0.5, [48, 100, 148, 248]),  # 6 bits
     ('brightness', 1, [95, 190, 255, 255]),  # 1.9 v
     ('brightness', -1, [5, 10, 15, 25]),  # 0.1 v
     ('contrast', -1, [129, 134, 139, 149]),  # mean 137.5 -> 138; 138 + 0.1 (v - 138)
-    ('color', 1, [50, 100, 150, 250]),  # gray has none
+    ('color', 1, [50, 100, 150, 250]),  # a gray image has no colour
     ('translate_x', 0.9, [0, 50, 100, 150]),  # int(4 * 150 / 331 * 0.9) = 1 to the right
     ('translate_x', -0.9, [100, 150, 250, 0]),
 ])
@@ -105,20 +105,20 @@ def test_color_by_hand():
 def test_sharpness_by_hand():
     dot = np.zeros((5, 5, 1), np.uint8)
     dot[2, 2] = dot[0, 0] = 130
-    out = randaugment.sharpness(dot, -1)[..., 0]  # 0.1 of the way from the smoothed image
+    out = randaugment.sharpness(dot, -1)[..., 0]  # 0.1 of it, 0.9 of the smoothed image
     assert out[2, 2] == 58 and out[2, 3] == 9  # 50 + 0.1 * 80; 10 - 0.1 * 10
-    assert out[0, 0] == 130 and out[1, 1] == 18  # the border stays; both dots' tenths
+    assert out[0, 0] == 130 and out[1, 1] == 18  # the border stays; (1, 1) is near both dots
 
 
 def test_equalize_by_hand():
-    """1,020 pixels: 255 of value 10, 510 of 20, 255 of 90; s = 765 // 255 = 3."""
+    """1,020 pixels: 255 of value 10, 510 of 20 and 255 of 90, so s = 765 // 255 = 3."""
     image = np.repeat([10, 20, 90], [255, 510, 255]).astype(np.uint8).reshape(20, 51, 1)
     out = randaugment.equalize(image, 0)
     assert [int(out[image == v][0]) for v in (10, 20, 90)] == [0, 85, 255]  # (0, 255, 765) + 1 // 3
 
 
 def test_what_is_drawn(image):
-    """Layer by layer: an operation of 14, each as likely, and a direction."""
+    """Each layer draws one of 14 operations, all equally likely, and a direction."""
     def one(seed):
         return randaugment.randaugment(image, np.random.default_rng(seed), 1, 9.0)
 
@@ -134,9 +134,9 @@ def test_what_is_drawn(image):
     (a, b), (c, d) = rng.integers(0, [14, 2], (2, 2)).tolist()
     names = list(OPERATIONS)
     want = image
-    for place, negative in ((a, b), (c, d)):
-        sign = -1 if negative and names[place] in SIGNED else 1
-        want = OPERATIONS[names[place]](want, sign * 0.9)
+    for choice, negative in ((a, b), (c, d)):
+        sign = -1 if negative and names[choice] in SIGNED else 1
+        want = OPERATIONS[names[choice]](want, sign * 0.9)
     two = randaugment.randaugment(image, np.random.default_rng(5), 2, 9.0)
     np.testing.assert_array_equal(two, want)
 
@@ -144,24 +144,24 @@ def test_what_is_drawn(image):
 def batches(tmp_path, **changes):
     cfg = config('digits', tmp_path, augment='pad_crop', **changes)
     with ip.train_batches(cfg, seed=1, batch_size=8, rows=[3, 5], start_step=2,
-                          num_steps=4) as found:
-        return [batch['image'] for batch in found]
+                          num_steps=4) as loader:
+        return [batch['image'] for batch in loader]
 
 
 def test_rows_are_keyed_and_off_changes_no_bit(tmp_path):
-    plain, on = batches(tmp_path), batches(tmp_path, randaugment_layers=2)
-    assert not np.array_equal(plain, on)
+    off, on = batches(tmp_path), batches(tmp_path, randaugment_layers=2)
+    assert not np.array_equal(off, on)
     cfg = config('digits', tmp_path, augment='pad_crop')
     with ip.train_batches(cfg, seed=1, batch_size=8, rows=[5], start_step=3,
-                          num_steps=4) as found:
-        index = int(next(found)['index'][0])
+                          num_steps=4) as loader:
+        index = int(next(loader)['index'][0])
     with ip.evaluation_batches(config('digits', tmp_path), split='train', batch_size=1437,
-                               rows=range(1437)) as found:
-        whole = next(found)
+                               rows=range(1437)) as loader:
+        whole = next(loader)
     image = whole['image'][whole['index'] == index][0]
     rng = augment.generator(1, 3, 5)
     cropped = augment.pad_crop(image, rng, flip=False)
-    np.testing.assert_array_equal(plain[1][1], cropped)
+    np.testing.assert_array_equal(off[1][1], cropped)
     np.testing.assert_array_equal(on[1][1], randaugment.randaugment(cropped, rng, 2, 9.0))
 
 

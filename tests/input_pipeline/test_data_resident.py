@@ -1,4 +1,4 @@
-"""A split on the device gives the batches of the host, bit for bit."""
+"""A split on the device gives the same batches as the host, bit for bit."""
 
 import logging
 
@@ -42,7 +42,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize('kind', ['none', 'pad_crop', 'pad_crop_flip'])
 def test_the_batches_are_those_of_the_host(data_dir, kind):
-    """Over epochs and over the steps that are drawn at once; a part of the rows, held out ones."""
+    """Across epochs and blocks of drawn steps, for some of the rows, with validation held out."""
     cfg = config('digits', data_dir, augment=kind, validation_fraction=0.1, train_images=200)
     rows, steps = [5, 0, 31, 7], range(60, 70)
     ours = on_device(cfg, 3, 32, rows, steps)
@@ -75,7 +75,7 @@ def test_an_undecodable_image_is_masked_and_named_once(data_dir, caplog):
 
 
 def test_leading_axes_are_kept(data_dir):
-    """Micro-batches, or seeds: [2, 3, R] rows."""
+    """Rows [2, 3, R] stand for seeds or micro-batches."""
     cfg = config(NUMBERED, data_dir, augment='pad_crop_flip')
     split, rows = resident.load(cfg), resident.Rows(cfg, 0, 6, range(6))
     flat = resident.gather(split, rows(0), 1)
@@ -95,7 +95,7 @@ def test_integers_are_those_of_numpy(high):
 
 
 def test_second_tries_are_left_to_numpy():
-    """Nearly half of the words are tried again under such a bound; 200 rows meet that."""
+    """Under these bounds Lemire's method rejects a quarter and a half of the words."""
     high = (2**31 + 2**30, 2**31 + 1, 3)
     steps, rows = np.arange(10), np.arange(20)
     want = [[augment.generator(1, s, r).integers(0, high) for r in range(20)] for s in range(10)]

@@ -1,4 +1,4 @@
-"""`train_images`: a fixed choice of training images; validation and test do not change."""
+"""`train_images` makes a fixed choice of training images and leaves validation and test alone."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from image_fakes import config
 import input_pipeline as ip
 from input_pipeline import order
 
-NUMBERED = 'image_fakes:Numbered'  # 23 to train, 10 to test; image i is filled with the value i
+NUMBERED = 'image_fakes:Numbered'  # 23 train and 10 test images; image i is filled with i
 
 
 @pytest.fixture(scope='module')
@@ -16,7 +16,7 @@ def data_dir(tmp_path_factory):
 
 
 def passed(cfg, split):
-    """Values of the images of one evaluation pass, in its order."""
+    """Returns the values of the images of one evaluation pass, in order."""
     with ip.evaluation_batches(cfg, split=split, batch_size=4, rows=range(4)) as batches:
         return [v for b in batches for v in b['image'][b['valid']][:, 0, 0, 0].tolist()]
 
@@ -48,18 +48,18 @@ def test_more_images_keep_those_of_fewer_and_all_is_all(data_dir):
     eight = set(order.subset(1293, 8).tolist())
     assert eight < set(order.subset(1293, 100).tolist())
     np.testing.assert_array_equal(order.subset(1293, 1293), np.arange(1293))
-    # Spread over the split, not its start: the mean of 100 of 0..1292 is 646 +- 4 x 37
+    # Spread over the whole split: the mean of 100 indices out of 0..1292 is 646 +- 4 * 37
     assert abs(order.subset(1293, 100).mean() - 646) < 4 * 37
     everything = config(NUMBERED, data_dir, train_images=23)
     assert trained(everything, 0) == trained(config(NUMBERED, data_dir), 0)
 
 
-@pytest.mark.parametrize('wanted, told', [
+@pytest.mark.parametrize('wanted, message', [
     (20, "train_images is 20, but 'numbered' has 18 training images; give at most"),
     (-1, 'train_images is -1; give a number of images, or 0'),
 ])
-def test_more_than_there_are_is_refused_in_one_line(data_dir, wanted, told):
+def test_more_than_there_are_is_refused_in_one_line(data_dir, wanted, message):
     cfg = config(NUMBERED, data_dir, validation_fraction=0.2, train_images=wanted)
-    with pytest.raises(ip.DataError, match=told) as caught:
+    with pytest.raises(ip.DataError, match=message) as caught:
         ip.info(cfg)
     assert '\n' not in str(caught.value)

@@ -1,4 +1,4 @@
-"""`python -m moe_vision.leverage` as a user meets it."""
+"""`python -m moe_vision.leverage`: its output and its errors."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def told(capsys, *args):
+def printed(capsys, *args):
     code = main([*args])
     out = capsys.readouterr()
     assert code == 0, out.err
@@ -29,9 +29,10 @@ def told(capsys, *args):
 
 
 def test_the_table(capsys):
-    text = told(capsys, CONFIG, *SETS)
+    text = printed(capsys, CONFIG, *SETS)
     row = next(line for line in text.splitlines() if line.startswith('block_1 *')).split()
-    # expert 147456 FLOPs, 2 and 2.5 of them with the router's 128; the parameters of 4 and of 2
+    # an expert has 147456 FLOPs; the block has 2 or 2.5 of that and 128 in the router; 4 or 2
+    # experts' parameters
     assert row[2:6] == ['147k', '295k', '369k', '128']
     assert row[6:8] == ['18,752', '9,408']
     for part in ('configs/base.py: conv, 4 experts, k=2, at last_1, router top_k; digits, 8×8×1',
@@ -41,16 +42,16 @@ def test_the_table(capsys):
 
 
 def test_json_says_the_same_as_the_table(capsys):
-    one, two = json.loads(told(capsys, f'{CONFIG},configs/digits_dense.py', '--json'))
+    one, two = json.loads(printed(capsys, f'{CONFIG},configs/digits_dense.py', '--json'))
     assert (one['config'], two['config']) == ('configs/base.py', 'configs/digits_dense.py')
     assert one['cost'] == one['flops'] / one['flops_twin']
     assert one['twins']['same_width']['cost'] == pytest.approx(one['cost'])
     assert sum(b['flops'] for b in one['blocks']) == one['flops']
-    assert two['rho_active'] == 0 and two['capacity'] == {}  # it is a same_width twin
+    assert two['rho_active'] == 0 and two['capacity'] == {}  # this config is a same_width twin
     assert two['twins']['same_width']['cost'] == 1
-    dense = json.loads(told(capsys, CONFIG, '--config.model.moe.placement=none', '--json'))[0]
+    dense = json.loads(printed(capsys, CONFIG, '--config.model.moe.placement=none', '--json'))[0]
     assert dense['rho_place'] == 0 and dense['twins'] == {}
-    soft = json.loads(told(capsys, CONFIG, *SETS, '--config.model.moe.router=soft', '--json',
+    soft = json.loads(printed(capsys, CONFIG, *SETS, '--config.model.moe.router=soft', '--json',
                            '--config.model.moe.losses={}', '--config.model.moe.router_args={}'))
     assert soft[0]['capacity']['block_1']['effective_factor'] is None  # strict JSON has no NaN
     assert 'refused' in soft[0]['twins']['same_active_flops']
@@ -58,13 +59,13 @@ def test_json_says_the_same_as_the_table(capsys):
 
 def test_a_sweep_over_several_configs(capsys, tmp_path):
     out = tmp_path / 'new' / 'folder'
-    text = told(capsys, CONFIG, '--config=configs/digits_k2.py', *SETS, f'--out={out}',
+    text = printed(capsys, CONFIG, '--config=configs/digits_k2.py', *SETS, f'--out={out}',
                 '--sweep=model.moe.hidden=8,32')
     rows = list(csv.DictReader((out / 'sweep.csv').open()))
     assert [(r['config'], r['value']) for r in rows] == [
         (c, v) for c in ('configs/base.py', 'configs/digits_k2.py') for v in ('8', '32')]
     at = {r['value']: r for r in rows[:2]}
-    conv = 2 * 2 * 16 * 9 * 16 * 8  # of hidden width 8
+    conv = 2 * 2 * 16 * 9 * 16 * 8  # hidden width 8
     rest = int(at['8']['flops_twin']) - conv
     for value, times in (('8', 1), ('32', 4)):
         assert float(at[value]['rho_place']) == times * conv / (rest + times * conv)
@@ -82,7 +83,7 @@ def test_a_sweep_over_several_configs(capsys, tmp_path):
     ("model.moe.losses={};{'importance':0.1}", ['{}', "{'importance': 0.1}"]),
     ('model.moe.router=top_k;random', ['top_k', 'random'])])
 def test_a_sweep_over_names_lists_and_tables(values, shown, capsys, tmp_path):
-    text = told(capsys, CONFIG, *SETS, f'--out={tmp_path}', '--rho=rho_executed',
+    text = printed(capsys, CONFIG, *SETS, f'--out={tmp_path}', '--rho=rho_executed',
                 f'--sweep={values}', *(['--config.model.moe.losses={}',
                                         '--config.model.moe.router_args={}']
                                        if 'router' in values else []))
@@ -92,25 +93,25 @@ def test_a_sweep_over_names_lists_and_tables(values, shown, capsys, tmp_path):
     assert len(list(csv.DictReader((tmp_path / 'sweep.csv').open()))) == 2
 
 
-def test_solving_for_a_width_keeps_to_what_the_norm_allows(capsys):
-    found = json.loads(told(capsys, CONFIG, *SETS, '--solve=model.moe.hidden', '--json',
-                            '--target_rho=0.6'))[0]
+def test_solve_takes_only_widths_that_the_norm_allows(capsys):
+    row = json.loads(printed(capsys, CONFIG, *SETS, '--solve=model.moe.hidden', '--json',
+                             '--target_rho=0.6'))[0]
     # 2 * 16 * 9 * 16 h FLOPs for each of two convolutions
-    rest = found['flops_twin'] * (1 - found['rho_place'])
+    rest = row['flops_twin'] * (1 - row['rho_place'])
     best = min(range(8, 4096, 8), key=lambda h: abs(9216 * h / (9216 * h + rest) - 0.6))
-    assert found['value'] == best and found['value'] % 8 == 0
-    assert found['target_rho'] == 0.6
+    assert row['value'] == best and row['value'] % 8 == 0
+    assert row['target_rho'] == 0.6
 
 
 def test_solving_another_rho_for_another_key(capsys):
-    text = told(capsys, CONFIG, *SETS, '--solve=model.moe.k', '--target_rho=0.73',
+    text = printed(capsys, CONFIG, *SETS, '--solve=model.moe.k', '--target_rho=0.73',
                 '--rho=rho_active')
     # k experts of 147456 FLOPs beside 193984: 0.695 for k=3, 0.753 for k=4
     assert 'model.moe.k=4 gives rho_active' in text
 
 
 def wrong(*args, env=None):
-    begin = os.times()  # processor seconds: what else runs does not count
+    begin = os.times()  # processor seconds do not count other processes
     done = subprocess.run([sys.executable, '-m', 'moe_vision.leverage', *args], cwd=ROOT,
                           env={**os.environ, **(env or {})}, capture_output=True, text=True,
                           timeout=60, check=False)
@@ -128,7 +129,7 @@ def test_mistakes_are_one_line(args, parts, capsys):
         assert part in out.err, out.err
 
 
-def test_mistakes_are_told_before_jax_is_imported(tmp_path):
+def test_mistakes_are_reported_before_jax_is_imported(tmp_path):
     for name in ('jax', 'flax', 'matplotlib'):
         (tmp_path / f'{name}.py').write_text('raise SystemExit("imported")')
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -146,6 +147,6 @@ def test_an_unreachable_target_is_one_line(capsys):
     two = [*SETS, '--config.model.moe.num_experts=2']
     assert main([CONFIG, *two, '--solve=model.moe.k', '--target_rho=0.9', '--rho=rho_active']) == 2
     line = capsys.readouterr().err
-    assert '--target_rho is 0.9 but model.moe.k from 1 to 2 takes rho_active only from' in line
+    assert '--target_rho is 0.9, but for model.moe.k from 1 to 2 rho_active lies between' in line
     assert main([CONFIG, *two, '--solve=model.moe.k', '--target_rho=0.9']) == 2
     assert 'does not change rho_place' in capsys.readouterr().err

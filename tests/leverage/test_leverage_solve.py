@@ -1,4 +1,4 @@
-"""The search for the integer that gives a share, on functions whose answer is known."""
+"""The search for the integer that gives a share, on functions with known answers."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.leverage.solve import MOST, SECONDS, solve
 
 
-def ask(number, target, allowed=lambda n: 1 <= n, clock=lambda: 0.0):
+def search(number, target, allowed=lambda n: 1 <= n, clock=lambda: 0.0):
     tried = []
 
     def counted(n):
@@ -23,39 +23,41 @@ def width(n):  # a block of n channels beside a backbone of 1000
 
 @pytest.mark.parametrize('target, best', [(0.5, 1000), (0.2, 250), (0.001, 1), (0.99, 99000)])
 def test_a_width_is_found_in_few_steps(target, best):
-    value, tried = ask(width, target)
+    value, tried = search(width, target)
     assert value == best
     assert len(tried) <= 8 and len(set(tried)) == len(tried)
 
 
 def test_only_allowed_values_are_tried_and_the_nearest_wins():
-    value, _ = ask(width, 0.5, allowed=lambda n: n >= 1 and n % 48 == 0)
+    value, _ = search(width, 0.5, allowed=lambda n: n >= 1 and n % 48 == 0)
     assert value == 1008  # 960 and 1008 lie around 1000
-    value, _ = ask(width, 0.489, allowed=lambda n: n >= 1 and n % 48 == 0)
+    value, _ = search(width, 0.489, allowed=lambda n: n >= 1 and n % 48 == 0)
     assert value == 960
 
 
 def test_a_number_that_falls():
-    value, _ = ask(lambda n: 1 / (1 + n / 100), 0.25)
+    value, _ = search(lambda n: 1 / (1 + n / 100), 0.25)
     assert value == 300
 
 
 def test_a_curved_number_of_few_values():
-    value, _ = ask(lambda n: (n / 10)**3, 0.1, allowed=lambda n: 1 <= n <= 6)
-    assert value == 5  # 0.125; 4 gives 0.064
-    value, _ = ask(lambda n: (n / 10)**3, 0.21604, allowed=lambda n: 1 <= n <= 6)
-    assert value == 6  # the largest, as near as four decimals tell
+    value, _ = search(lambda n: (n / 10)**3, 0.1, allowed=lambda n: 1 <= n <= 6)
+    assert value == 5  # gives 0.125; 4 gives 0.064
+    value, _ = search(lambda n: (n / 10)**3, 0.21604, allowed=lambda n: 1 <= n <= 6)
+    assert value == 6  # the largest; equal to the target in four decimals
 
 
-def test_a_target_above_all_tells_the_range():
-    with pytest.raises(UserError, match=r'takes rho only from 0.0010 \(at 1\) to 0.9998') as error:
-        ask(width, 0.9999999)
-    assert '\n' not in str(error.value) and '--target_rho is 1 but a.key from 1' in str(error.value)
+def test_the_error_of_a_target_above_all_gives_the_range():
+    with pytest.raises(UserError) as error:
+        search(width, 0.9999999)
+    line = str(error.value)
+    assert line.startswith('--target_rho is 1, but for a.key from 1 to ') and '\n' not in line
+    assert 'rho lies between 0.0010 (at 1) and 0.9998' in line
 
 
-def test_a_target_below_all_is_told_without_climbing():
+def test_a_target_below_all_is_refused_without_climbing():
     tried = []
-    with pytest.raises(UserError, match='rho is 0.0010 at the smallest a.key, 1, and moves away'):
+    with pytest.raises(UserError, match='rho is 0.0010 at the smallest a.key, 1, .* above that'):
         solve(lambda n: tried.append(n) or width(n), lambda n: True, 0.0001, 'a.key', 'rho')
     assert len(tried) == 4
 
@@ -67,7 +69,7 @@ def test_no_value_above_the_limit_is_tried():
     assert max(tried) <= MOST
 
 
-def test_a_key_that_changes_nothing_is_told_early():
+def test_a_key_that_changes_nothing_is_refused_early():
     tried = []
     with pytest.raises(UserError, match='--solve=a.key: it does not change rho, which is 0.2500'):
         solve(lambda n: tried.append(n) or 0.25, lambda n: True, 0.5, 'a.key', 'rho')
@@ -88,4 +90,4 @@ def test_climbing_ends_with_the_time():
 
 def test_nothing_allowed():
     with pytest.raises(UserError, match='no value below 128'):
-        ask(width, 0.5, allowed=lambda n: n > 10**6)
+        search(width, 0.5, allowed=lambda n: n > 10**6)

@@ -1,4 +1,4 @@
-"""Collectives are read from the text of a compiled program: kind, bytes, groups, runs, origin."""
+"""Reading collectives from the text of a compiled program: kind, bytes, groups, runs, origin."""
 
 import json
 import subprocess
@@ -123,7 +123,7 @@ def test_slices_send_to_each_other_what_remains_of_a_collective():
     assert (between.kind, between.bytes, between.times) == ('all-reduce of slices', 32, 1)
     assert between.origin == 'jit(step)/block_0/dot'
     assert (gather.kind, gather.bytes) == ('all-gather', 128)
-    # of its own name nothing is left but in the copy of its result
+    # only the copy of its result still has its name
     assert gather.origin == 'jit(step)/block_1/shard_map/all_gather'
 
 
@@ -134,7 +134,7 @@ def read():
 
 @pytest.fixture(scope='module')
 def programs(tmp_path_factory):
-    """Of eight virtual CPU devices."""
+    """Collectives of programs for eight virtual CPU devices."""
     import os
 
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
@@ -145,51 +145,52 @@ def programs(tmp_path_factory):
     return {n: hlo.collectives(text) for n, text in json.loads(done.stdout).items()}
 
 
-def of(read, kind):
+def of_kind(read, kind):
     return [c for c in read if c.kind == kind]
 
 
 def test_an_asynchronous_pair_counts_once_and_has_its_results_bytes(read):
-    gather = of(read, 'all-gather')[0]
-    # float32 [32] and pred [12], what was gathered, not what it was gathered from
+    gather = of_kind(read, 'all-gather')[0]
+    # the gathered float32 [32] and pred [12], not what they were gathered from
     assert [(p.shape, p.bytes) for p in gather.parts] == [('f32[32]', 128), ('pred[12]', 12)]
     assert gather.bytes == 140 and gather.times == 1
-    (exchange,) = of(read, 'all-to-all')  # inside what async-start calls
+    (exchange,) = of_kind(read, 'all-to-all')  # inside what async-start calls
     assert exchange.bytes == 2 * 8 * 4 * 128
     assert exchange.op_name == 'jit(step)/jvp(Net)/block_1/all_to_all'
 
 
 def test_a_chain_of_fusions_counts_once(read):
-    chained = of(read, 'all-gather')[1:]
+    chained = of_kind(read, 'all-gather')[1:]
     assert [(c.bytes, c.op_name) for c in chained] == [(40, 'jit(step)/chained')]
 
 
-def test_a_tensor_comes_from_what_made_it(read):
-    (reduce,) = of(read, 'all-reduce')
+def test_the_origin_of_a_tensor_is_the_operation_that_made_it(read):
+    (reduce,) = of_kind(read, 'all-reduce')
     assert reduce.op_name == 'jit(step)/transpose(jvp(Net))/block_2/psum'
     assert [p.op_name for p in reduce.parts] == ['jit(step)/jvp(Net)/block_2/dot', reduce.op_name]
     assert [p.bytes for p in reduce.parts] == [32, 4]
 
 
-def test_what_is_scattered_has_the_bytes_that_go_in(read):
-    (scatter,) = of(read, 'reduce-scatter')  # inside a fusion
+def test_a_reduce_scatter_has_the_bytes_of_its_input(read):
+    (scatter,) = of_kind(read, 'reduce-scatter')  # inside a fusion
     assert scatter.bytes == 4 * 64
 
 
 def test_loops_multiply(read):
-    (reduce,) = of(read, 'all-reduce')
+    (reduce,) = of_kind(read, 'all-reduce')
     assert reduce.times == 3
-    assert [c.times for c in of(read, 'collective-permute')] == [6, 5, None]  # 3 × 2, scan, ?
+    # a loop of 2 in a loop of 3, a scan of 5, a loop of unknown length
+    assert [c.times for c in of_kind(read, 'collective-permute')] == [6, 5, None]
 
 
 def test_groups(read):
     gather, exchange, scatter, reduce = (
-        of(read, k)[0] for k in ('all-gather', 'all-to-all', 'reduce-scatter', 'all-reduce'))
+        of_kind(read, k)[0] for k in ('all-gather', 'all-to-all', 'reduce-scatter', 'all-reduce'))
     assert exchange.groups == (tuple(range(8)), tuple(range(8, 16)))  # [2,8]<=[16]
     assert gather.groups[:2] == ((0, 4, 8, 12), (1, 5, 9, 13))  # columns of a 4 × 4
     assert scatter.groups == ((0, 1, 2, 3), (4, 5, 6, 7))
     assert reduce.groups == ()
-    assert of(read, 'collective-permute')[0].groups == ((0, 1), (1, 0))
+    assert of_kind(read, 'collective-permute')[0].groups == ((0, 1), (1, 0))
 
 
 @pytest.mark.parametrize('notation, groups', [

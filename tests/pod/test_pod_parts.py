@@ -1,4 +1,4 @@
-"""The arithmetic of the pod check by hand: chips, memory, what may travel, the estimate."""
+"""The arithmetic of the pod check by hand: chips, memory, expected collectives, the estimate."""
 
 import types
 from collections import Counter
@@ -29,22 +29,22 @@ def test_slices_that_exist(name, count):
     assert topology.chips == count and str(topology) == name.lower()
 
 
-@pytest.mark.parametrize('name, told', [
+@pytest.mark.parametrize('name, part', [
     ('v5:16x16', "Did you mean 'v5e:16x16'?"), ('v5e:16x61', "Did you mean 'v5e:16x16'?"),
     ('v5e:32x32', 'v5e and v6e as 1x1, 2x2'), ('v4:4x4x5', "Did you mean 'v4:4x4x"),
     ('v5p:6x6x6', 'or three multiples of 4'), ('v5e-16', 'unknown topology'),
     ('v5p:16x16x28', 'v5p to 6144 chips'), ('v4:0x4x4', 'unknown topology'), ('', 'unknown')])
-def test_slices_that_do_not_are_refused_with_those_that_do(name, told):
+def test_slices_that_do_not_exist_are_refused(name, part):
     with pytest.raises(UserError) as e:
         topology_lib.parse(name)
-    assert told in str(e.value) and '\n' not in str(e.value)
+    assert part in str(e.value) and '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('name', TPUS)
 def test_chips_are_plausible(name):
     chip = TPUS[name]
     assert 1e14 < chip.flops < 1e16 and 2**34 <= chip.hbm <= 2**38
-    # a chip computes hundreds of FLOPs for a byte from memory, and sends less than it reads
+    # a chip computes hundreds of FLOPs per byte from memory, and sends less than it reads
     assert 100 < chip.flops / chip.hbm_bandwidth < 1000 and chip.ici_bandwidth < chip.hbm_bandwidth
     device = chip.per_device()
     assert device.devices == 1 and device.flops * chip.devices == chip.flops
@@ -59,7 +59,7 @@ def test_peaks_of_devices_by_their_kind(kind, flops):
     assert peak(kind) == flops
 
 
-def test_memory_counts_what_is_aliased_once():
+def test_memory_counts_aliased_outputs_once():
     stats = types.SimpleNamespace(
         argument_size_in_bytes=100, output_size_in_bytes=90, temp_size_in_bytes=40,
         alias_size_in_bytes=80, generated_code_size_in_bytes=7)
@@ -68,8 +68,10 @@ def test_memory_counts_what_is_aliased_once():
 
 def test_the_state_of_a_device_by_hand():
     mesh = AbstractMesh((2, 4), ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
-    array = lambda shape, spec, kind=jnp.float32: jax.ShapeDtypeStruct(  # noqa: E731
-        shape, kind, sharding=NamedSharding(mesh, spec))
+
+    def array(shape, spec, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
     bank, shared = array((8, 16, 3), P('expert')), array((5, 7), P())
     state = TrainState(
         step=array((), P(), jnp.int32), seed_key=array((2,), P(), jnp.uint32),
@@ -90,39 +92,40 @@ def test_the_layer_of_an_operation():
         assert expected.layer_of(op_name, layers) == want, op_name
 
 
-def test_only_exchanges_gradients_and_statistics_may_travel():
-    wanted = expected.Expected(Counter({'all-to-all': 4}), 0, frozenset({300_000}))
+def test_only_exchanges_gradients_and_statistics_are_expected():
+    planned = expected.Expected(Counter({'all-to-all': 4}), 0, frozenset({300_000}))
     layers = ['block_0', 'block_1']
     name = 'jit(step)/block_{}/x'.format
     good = [collective('all-reduce', 'f32[100,3000]', 1_200_000, name(0)),  # a gradient
             collective('all-reduce', 'f32[1000]', 4000, name(0)),  # a statistic
             collective('all-to-all', 'f32[8]', 32, name(0), times=2),
             collective('all-to-all', 'f32[8]', 32, name(1), times=2)]
-    assert expected.unexpected(good, wanted, layers) == []
+    assert expected.unexpected(good, planned, layers) == []
     tokens = collective('all-reduce', 'bf16[64,56,56,3]', 1_204_224, name(0))
     gather = collective('all-gather', 'f32[4]', 16, name(1))
     more = collective('all-to-all', 'f32[8]', 32, name(1))
-    bad = expected.unexpected([*good, tokens, gather, more], wanted, layers)
+    bad = expected.unexpected([*good, tokens, gather, more], planned, layers)
     assert [c.kind for c, _ in bad] == ['all-reduce', 'all-gather', 'all-to-all', 'all-to-all']
     assert all('block_1' in c.op_name for c, _ in bad[1:])
-    line = report.told(*bad[1], layers)
+    line = report.unexpected(*bad[1], layers)
     assert line == 'unexpected all-gather: f32[4] (16 B) in block_1: jit(step)/block_1/x'
 
 
-def test_where_groups_span_devices_what_is_known_of_a_token_travels_with_its_features():
-    wanted = expected.Expected(Counter({'all-gather': 2}), 0, frozenset())
+def test_if_groups_span_devices_other_values_of_a_token_may_travel_with_its_features():
+    planned = expected.Expected(Counter({'all-gather': 2}), 0, frozenset())
     features = collective('all-gather', 'bf16[32,7,7,8]', 25088, 'jit(step)/block_1/all_gather')
     valid = collective('all-gather', 'pred[32]', 32, 'jit(step)/block_1/all_gather')
     tokens = collective('all-gather', 'bf16[32,7,7,8]', 25088, 'jit(step)/block_0/dot')
-    found = [features, valid, features]
-    assert expected.exchanges(found, wanted, {'block_1'}) == [features] * 2
-    assert expected.unexpected(found, wanted, {'block_1'}) == []
-    assert len(expected.unexpected([*found, features], wanted, {'block_1'})) == 3
-    assert expected.unexpected([*found, tokens], wanted, {'block_1'}) == [(tokens, *tokens.parts)]
+    collectives = [features, valid, features]
+    assert expected.exchanges(collectives, planned, {'block_1'}) == [features] * 2
+    assert expected.unexpected(collectives, planned, {'block_1'}) == []
+    assert len(expected.unexpected([*collectives, features], planned, {'block_1'})) == 3
+    bad = expected.unexpected([*collectives, tokens], planned, {'block_1'})
+    assert bad == [(tokens, *tokens.parts)]
 
 
 def test_slices_exchange_sums_of_what_a_device_holds_of_gradients():
-    wanted = expected.Expected(Counter({'all-to-all': 1}), 0, frozenset({300_000}), slices=2)
+    planned = expected.Expected(Counter({'all-to-all': 1}), 0, frozenset({300_000}), slices=2)
     scatter = collective('reduce-scatter', 'f32[100,3000]', 1_200_000, 'jit(step)/block_0/dot')
     gather = collective('all-gather', 'f32[100,3000]', 1_200_000)
     part = collective('all-reduce of slices', 'f32[100,200]', 80_000)
@@ -130,38 +133,39 @@ def test_slices_exchange_sums_of_what_a_device_holds_of_gradients():
     maps = collective('all-gather', 'f32[64,56,56,3]', 1_204_224)
     more = collective('all-reduce of slices', 'f32[64,56,56,3]', 1_204_224)
     tokens = collective('all-to-all of slices', 'f32[8]', 32)
-    found = expected.unexpected([scatter, gather, part, flat, maps, more, tokens], wanted,
-                                ['block_1'])
-    assert [c for c, _ in found] == [maps, more, tokens]
+    bad = expected.unexpected([scatter, gather, part, flat, maps, more, tokens], planned,
+                              ['block_1'])
+    assert [c for c, _ in bad] == [maps, more, tokens]
     assert report.slices([part, gather, part], 2)[0].startswith(
         '  between 2 slices: 2 tensors, 156 KiB of a device')
     assert report.slices([gather], 1) == []
     assert roofline.sent_bytes(part, 8) == 0
 
 
-def test_where_the_optimizer_is_scattered_gradients_and_parameters_travel():
+def test_if_the_optimizer_is_scattered_parameters_are_gathered():
     gather = collective('all-gather', 'f32[100,3000]', 1_200_000, 'jit(step)/add')
     bank = collective('all-gather', 'f32[8,100,3000]', 9_600_000, 'jit(step)/add')
     for scattered, want in (True, [bank]), (False, [gather, bank]):
-        wanted = expected.Expected(Counter(), 0, frozenset({300_000}), scattered)
-        assert [c for c, _ in expected.unexpected([gather, bank], wanted, ())] == want
+        planned = expected.Expected(Counter(), 0, frozenset({300_000}), scattered)
+        assert [c for c, _ in expected.unexpected([gather, bank], planned, ())] == want
 
 
 def test_the_estimate_by_hand():
     device = Chip(flops=1e12, hbm=2**30, hbm_bandwidth=1e11, ici_bandwidth=1e10, axes=2,
-                        most=1)
-    found = [collective('all-reduce', 'f32[]', 4000, groups=((0, 1, 2, 3),), times=2),
-             collective('all-to-all', 'f32[]', 800), collective('collective-permute', '', 500)]
+                  most=1)
+    collectives = [
+        collective('all-reduce', 'f32[]', 4000, groups=((0, 1, 2, 3),), times=2),
+        collective('all-to-all', 'f32[]', 800), collective('collective-permute', '', 500)]
     sent = 2 * 2 * 4000 * 3 / 4 + 800 * 7 / 8 + 500
     used = memory.Memory(4 * 10**8, 10**8, 25 * 10**7, aliased=10**8, code=5)  # touched: 1e9
-    best = roofline.estimate(device, 10**9, used, found, devices=8)
+    best = roofline.estimate(device, 10**9, used, collectives, devices=8)
     assert best.compute == pytest.approx(1e-3) and best.memory == pytest.approx(1e-2)
     assert best.links == pytest.approx(sent / 1e10)
     assert best.bound == 'memory' and best.least == best.memory
     assert best.most == pytest.approx(best.compute + best.memory + best.links)
 
 
-def test_what_the_compiler_says_of_too_little_memory():
+def test_the_compilers_message_about_too_little_memory_is_read():
     e = compiled.too_large(
         'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space '
         'hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.\n\nLargest program '
@@ -170,7 +174,7 @@ def test_what_the_compiler_says_of_too_little_memory():
         '  2. Size: 1.00G\n     Shape: f32[9]{0}\n')
     assert str(e) == 'needs 17.25G of 15.75G'
     assert e.tensors == ['3.06G bf16[256,56,56,256]{3,2,1,0:T(8,128)} jit(step)/block_0/dot',
-                      '1.00G f32[9]{0}']
+                         '1.00G f32[9]{0}']
     e = compiled.too_large('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory '
                            'required for HLO temporaries (16.29G) exceeds available HBM (15.75G).')
     assert (str(e), e.tensors) == ('needs 16.29G of 15.75G', [])

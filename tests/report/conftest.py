@@ -1,4 +1,4 @@
-"""Runs made up for the report's tests: the files a trainer writes, without a trainer."""
+"""Makes up runs for the report's tests: the files that a trainer would write."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def png(side: int, seed: int = 0) -> str:
 
 
 class Maker:
-    """The files of one run as dictionaries, to be changed and then saved."""
+    """The files of one run as dictionaries, which a test changes and then saves."""
 
     def __init__(
         self,

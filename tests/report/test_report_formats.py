@@ -1,4 +1,4 @@
-"""How numbers and names are written."""
+"""Numbers and names are formatted as computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Names, files and numbers that are hostile, damaged or missing do not break the page."""
+"""Hostile, damaged or missing names, files and numbers do not break the page."""
 
 import base64
 import re

@@ -22,7 +22,7 @@ KINDS = {
 }
 @pytest.fixture(scope='module')
 def page_of(tmp_path_factory, make) -> Callable[[str], tuple[str, float]]:
-    """The page of each kind of run, written once, and the seconds of processor that it took."""
+    """The page of each kind of run, written once, and the processor seconds that it took."""
 
     @functools.cache
     def write(kind: str) -> tuple[str, float]:
@@ -155,17 +155,17 @@ def test_large_images_are_left_out_beyond_the_budget(make, page):
     assert '3 more images are left out' in page(maker)
 
 
-@pytest.mark.parametrize('lost, told', [
-    (('result',), 'result.json is not there'),
+@pytest.mark.parametrize('lost, message', [
+    (('result',), 'result.json is missing'),
     (('evaluation',), 'No confusion matrix'),
     (('result', 'evaluation'), 'best so far'),
-    (('config',), 'config.json is not there'),
+    (('config',), 'config.json is missing'),
 ])
-def test_partial_runs_say_what_is_missing(lost, told, make, page):
+def test_partial_runs_say_what_is_missing(lost, message, make, page):
     maker = make(rows=12)
     for name in lost:
         setattr(maker, name, {})
-    assert told in Parsed(page(maker)).text()
+    assert message in Parsed(page(maker)).text()
 
 
 @pytest.mark.parametrize('kept', ['config', 'result', 'evaluation', 'rows'])

@@ -27,19 +27,19 @@ def test_command_writes_the_page(make, tmp_path):
     assert (folder / 'report.html').read_text().startswith('<!doctype html>')
 
 
-@pytest.mark.parametrize('arguments, told', [
+@pytest.mark.parametrize('arguments, message', [
     ((), '--workdir'),
     (('--wrokdir=missing',), "Did you mean '--workdir'?"),
     (('--workdir=missing',), "'missing' is not a folder"),
     (('--workdir=.ci',), 'no run'),
     (('--workdir=.', '--nonsense'), '--nonsense'),
 ])
-def test_command_errors_are_one_line_and_exit_code_2(arguments, told, tmp_path):
+def test_command_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path):
     arguments = tuple(a.replace('.ci', str(tmp_path)) for a in arguments)
     done = command(*arguments)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_importing_and_writing_needs_no_jax(make, tmp_path):
@@ -75,17 +75,17 @@ def test_healthy_run_is_called_healthy(make, tmp_path):
     assert verdict.level == 'good' and not verdict.points
 
 
-@pytest.mark.parametrize('change, key, told', [
+@pytest.mark.parametrize('change, key, message', [
     ({'dead_experts': 2}, 'model.moe.losses', 'head (2 of 8)'),
     ({'drop_rate': 0.25}, 'model.moe.capacity_factor (now 1.25)', 'head (25.0 %'),
-    ({'effective_experts': 3.1}, 'model.moe.router (now top_k)', 'head (like 3.1 of 8)'),
+    ({'effective_experts': 3.1}, 'model.moe.router (now top_k)', 'head (equivalent to 3.1 of 8)'),
 ])
-def test_trouble_names_layer_number_and_config_key(change, key, told, make, tmp_path):
+def test_trouble_names_layer_number_and_config_key(change, key, message, make, tmp_path):
     maker = make()
     maker.evaluation['layers']['head'].update(change)
     verdict = judged(maker, tmp_path)
     assert verdict.level == 'warn' and len(verdict.points) == 1
-    assert key in verdict.points[0] and told in verdict.points[0]
+    assert key in verdict.points[0] and message in verdict.points[0]
 
 
 def test_drops_at_the_threshold_are_not_trouble(make, tmp_path):
@@ -94,12 +94,12 @@ def test_drops_at_the_threshold_are_not_trouble(make, tmp_path):
     assert judged(maker, tmp_path).level == 'good'
 
 
-def test_collapse_is_said_first(make, tmp_path):
+def test_collapse_comes_first(make, tmp_path):
     maker = make()
     maker.evaluation['layers']['blocks_2']['effective_experts'] = 1.2
     verdict = judged(maker, tmp_path)
     assert verdict.level == 'bad'
-    assert verdict.line == 'Routing collapsed: blocks_2 spreads its load like 1.2 of 8 experts.'
+    assert verdict.line == 'Routing collapsed: blocks_2 uses the equivalent of 1.2 of 8 experts.'
 
 
 def test_the_results_word_on_collapse_counts(make, tmp_path):

@@ -1,4 +1,4 @@
-"""Packing changes no row: one file of lines says what the files of the cells said."""
+"""Packing changes no row: the lines of one file read the same as the files of the cells."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ def test_a_line_is_a_cell_in_the_order_of_the_registration(workdir):
     assert lines(workdir, 'timings')[5] == b'{"arm":"k1","seed":2,"seconds":1.0}'
 
 
-def test_values_stay_what_they_are(study, workdir):
+def test_values_are_kept_exactly(study, workdir):
     values = {'a': 0.1 + 0.2, 'b': 5e-324, 'c': -0.0, 'd': 2 ** 60, 'e': None, 'f': float('nan'),
               'line\u2028break': 1, 'test_accuracy': 'none'}
     change(workdir, ('k1', 1), result=values, device='Größe')
@@ -83,15 +83,15 @@ def test_values_stay_what_they_are(study, workdir):
     before = json.dumps(read(study, workdir))
     pack(str(workdir))
     assert len(lines(workdir)) == 12 and json.dumps(read(study, workdir)) == before
-    pack(str(workdir))  # what was read, changes no line
+    pack(str(workdir))  # packing again changes no line
     assert json.loads(lines(workdir)[4])['status'] == 'done'  # the reader says that it diverged
 
 
 def test_packing_again_changes_nothing(workdir):
-    said = pack(str(workdir))
-    assert said == [f'{workdir}/{k}.jsonl holds 12 of 12 {k}' for k in ('timings', 'rows')]
+    printed = pack(str(workdir))
+    assert printed == [f'{workdir}/{k}.jsonl holds 12 of 12 {k}' for k in ('timings', 'rows')]
     before = [(f.read_bytes(), f.stat().st_ino) for f in sorted(workdir.glob('*.jsonl'))]
-    assert pack(str(workdir)) == said
+    assert pack(str(workdir)) == printed
     assert [(f.read_bytes(), f.stat().st_ino) for f in sorted(workdir.glob('*.jsonl'))] == before
 
 
@@ -108,12 +108,12 @@ def test_cells_that_come_later_are_merged(study, workdir):
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Raised where the process is killed."""
 
 
 @pytest.mark.parametrize('after', [False, True], ids=['before', 'after'])
 def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_path_factory, after):
-    """Before or after each of the steps that change something on disk, one after another."""
+    """It is killed before or after each step that changes something on disk, one after another."""
     (workdir / 'rows.jsonl').write_text('{"arm": "k1"}\n')  # a line that will be set aside
     before = json.dumps(rows.timings(str(workdir))), json.dumps(read(study, workdir)[0])
     for last in itertools.count(1):
@@ -148,13 +148,13 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
     assert last > 2 * 12
 
 
-@pytest.mark.parametrize('kept, told', [
+@pytest.mark.parametrize('damage, message', [
     (lambda line: line[:len(line) // 2], 'half-written or damaged, not JSON'),
     (lambda line: line[:100] + b'\xff' + line[101:], 'half-written or damaged, not JSON'),
     (lambda line: b'<<<<<<< HEAD', 'half-written or damaged, not JSON'),
     (lambda line: b'[' * 100_000, 'half-written or damaged, not JSON'),
     (lambda line: b'1' * 10_000, 'half-written or damaged, not JSON'),
-    (lambda line: b'[1]', 'it is no object'),
+    (lambda line: b'[1]', 'it is not an object'),
     (lambda line: b'{}', 'it lacks arm, seed'),
     (lambda line: line.replace(b'"images":360', b'"images":0'), 'images is not a whole number'),
     (lambda line: line.replace(b'"run_seed":1', b'"run_seed":7'), "its run's seed is 7, not 1"),
@@ -163,21 +163,21 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
     (lambda line: line.replace(b'"seed":1', b'"seed":NaN', 1), 'it names no cell'),
     (lambda line: line.replace(b'"seed":1', b'"seed":1e999', 1), 'it names no cell'),
     (lambda line: line.replace(b'"seed":1', b'"seed":9', 1), 'seed 9 is not one of the study')])
-def test_a_damaged_line_is_named_and_left_out(study, workdir, kept, told):
+def test_a_damaged_line_is_named_and_left_out(study, workdir, damage, message):
     pack(str(workdir))
-    whole, damaged = lines(workdir), kept(lines(workdir)[4])
+    whole, damaged = lines(workdir), damage(lines(workdir)[4])
     assert damaged != whole[4]
     replace(workdir, 5, damaged)
     found, problems = read(study, workdir)
     assert [(a, s) for a in found for s in found[a]] == CELLS[:4] + CELLS[5:]
-    assert problems[0].startswith('rows.jsonl line 5: ') and told in problems[0]
+    assert problems[0].startswith('rows.jsonl line 5: ') and message in problems[0]
     assert problems[0].endswith('; it is left out.')
     assert problems[1:] == ['k1: no row for seed 1.']
     assert rows.usable(str(workdir), study[1], 'k1', 1) is None
     '\n'.join(problems).encode()  # can be written, whatever the line held
 
-    said = pack(str(workdir))
-    assert said[-1] == f'lines that cannot be used or repeat a cell are kept in ' \
+    printed = pack(str(workdir))
+    assert printed[-1] == f'lines that cannot be used or repeat a cell are kept in ' \
                        f'{workdir}/rows.jsonl.set_aside_1'
     assert (workdir / 'rows.jsonl.set_aside_1').read_bytes() == damaged + b'\n'
     assert lines(workdir) == whole[:4] + whole[5:]
@@ -186,7 +186,7 @@ def test_a_damaged_line_is_named_and_left_out(study, workdir, kept, told):
     assert (workdir / 'rows.jsonl.set_aside_2').read_bytes() == b'true\n'
 
 
-def test_of_two_lines_of_a_cell_the_first_counts(study, workdir):
+def test_the_first_of_two_lines_of_a_cell_counts(study, workdir):
     pack(str(workdir))
     first = lines(workdir)[4]
     other = first.replace(b'"correct":"AA=="', b'"correct":"BB=="')
@@ -194,7 +194,7 @@ def test_of_two_lines_of_a_cell_the_first_counts(study, workdir):
     replace(workdir, 5, first + b'\n' + other + b'\n' + first)
     found, problems = read(study, workdir)
     assert found['k1'][1]['correct'] == 'AA=='
-    assert problems == [f'rows.jsonl line {n}: k1 seed 1 stands on line 5, too; it is left out.'
+    assert problems == [f'rows.jsonl line {n}: k1 seed 1 is already on line 5; it is left out.'
                         for n in (6, 7)]
     assert rows.usable(str(workdir), study[1], 'k1', 1)['correct'] == 'AA=='
     pack(str(workdir))
@@ -202,23 +202,23 @@ def test_of_two_lines_of_a_cell_the_first_counts(study, workdir):
     assert (workdir / 'rows.jsonl.set_aside_1').read_bytes() == other + b'\n'
 
 
-def test_where_a_cell_is_in_both_its_file_counts(study, workdir):
+def test_the_file_of_a_cell_takes_precedence_over_its_line(study, workdir):
     pack(str(workdir))
     line = lines(workdir)[4]
     shutil.copytree(study[0] / 'rows' / 'k1', workdir / 'rows' / 'k1')
-    assert read(study, workdir)[1] == []  # as after a kill: the same
+    assert read(study, workdir)[1] == []  # the same row twice, as after a kill
     change(workdir, ('k1', 1), correct='BB==')
     found, problems = read(study, workdir)
     assert found['k1'][1]['correct'] == 'BB=='
     assert rows.usable(str(workdir), study[1], 'k1', 1)['correct'] == 'BB=='
-    assert problems == ['rows.jsonl line 5: rows/k1/seed_1.json has another row and counts; it is '
-                        'left out.']
+    assert problems == ['rows.jsonl line 5: rows/k1/seed_1.json differs and takes precedence; it '
+                        'is left out.']
     pack(str(workdir))
     assert b'"correct":"BB=="' in lines(workdir)[4] and len(lines(workdir)) == 12
     assert (workdir / 'rows.jsonl.set_aside_1').read_bytes() == line + b'\n'
 
 
-def test_where_the_file_is_damaged_the_line_counts(study, workdir):
+def test_the_line_counts_if_the_file_is_damaged(study, workdir):
     pack(str(workdir))
     file = packed.cell_path(str(workdir), 'rows', ('k1', 1))
     file.parent.mkdir(parents=True)
@@ -248,15 +248,15 @@ def test_files_that_are_no_row_stay_where_they_are(study, workdir):
 
 
 def test_a_seed_of_another_type_is_not_lost(study, workdir):
-    """1.0 is 1 to whoever reads a file, so it is to whoever reads a line."""
+    """1.0 counts as 1 in a file, so also in a line."""
     change(workdir, ('k1', 1), seed=1.0)
     pack(str(workdir))
     assert list(read(study, workdir)[0]['k1']) == [0, 1, 2]
     assert rows.usable(str(workdir), study[1], 'k1', 1)
 
 
-def test_problems_stand_in_the_same_order(study, workdir):
-    """By arm and seed in alphabetical order, as the files stand."""
+def test_problems_are_in_the_same_order(study, workdir):
+    """The order is alphabetical by arm and seed, as that of the files."""
     for cell in CELLS[5:]:
         change(workdir, cell, status='diverged', error=f'of {cell}', preregistration='f' * 64)
     problems = read(study, workdir)[1]
@@ -325,8 +325,8 @@ def test_no_room_is_one_line_and_loses_nothing(study, workdir, monkeypatch, caps
     before = tables(workdir)
     monkeypatch.setattr(files, 'write', full)
     assert study_command.main(['pack', f'--workdir={workdir}']) == 2
-    told = capsys.readouterr().err
-    assert told.count('\n') == 1 and 'No space left' in told and 'nothing is lost' in told
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'No space left' in error and 'nothing is lost' in error
     assert tables(workdir) == before
 
 
@@ -334,8 +334,8 @@ def test_a_packed_file_that_cannot_be_read_is_one_line(study, workdir, capsys):
     (workdir / 'rows.jsonl').mkdir()
     for command in ('pack', 'report'):
         assert study_command.main([command, f'--workdir={workdir}']) == 2
-        told = capsys.readouterr().err
-        assert told.count('\n') == 1 and "rows.jsonl' cannot be read: Is a directory" in told
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and "rows.jsonl' cannot be read: Is a directory" in error
 
 
 def test_the_command_packs_every_study_below_a_folder(study, workdir, tmp_path_factory, capsys):
@@ -344,7 +344,7 @@ def test_the_command_packs_every_study_below_a_folder(study, workdir, tmp_path_f
         shutil.copytree(workdir, root / 'set' / name)
     (root / 'set' / 'without').mkdir()
     shutil.copy(workdir / 'preregistration.json', root / 'set' / 'without')
-    for _ in range(2):  # the second time they are packed already, and found all the same
+    for _ in range(2):  # the second time they are packed already
         assert study_command.main(['pack', f'--workdir={root}']) == 0
         assert capsys.readouterr().out.splitlines() == [
             f'{root}/set/{name}/{k}.jsonl holds 12 of 12 {k}'

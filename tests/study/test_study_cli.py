@@ -1,4 +1,4 @@
-"""The command as a user meets it: one line for a mistake, and a whole study on real digits."""
+"""The command as users meet it: a mistake is one line, and a whole study runs on real digits."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def command(environment, *args: str, cwd=ROOT) -> subprocess.CompletedProcess:
 
 
 def refused(capsys, *args: str) -> str:
-    """The one line that a command line is answered with."""
+    """The one line that the command answers with."""
     assert main(list(args)) == 2
     out, err = capsys.readouterr()
     assert out == '' and err.startswith('error: ') and err.count('\n') == 1, err
@@ -73,22 +73,22 @@ def refused(capsys, *args: str) -> str:
 ])
 def test_a_mistake_is_one_line(capsys, tmp_path, args, parts):
     study = write_study(tmp_path)
-    told = refused(capsys, *[a.format(S=study, W=tmp_path / 'W') for a in args])
+    error = refused(capsys, *[a.format(S=study, W=tmp_path / 'W') for a in args])
     for part in parts:
-        assert part in told, told
+        assert part in error, error
 
 
-def test_a_mistake_is_told_within_three_seconds_without_jax(without_jax, tmp_path):
+def test_a_mistake_is_reported_within_three_seconds_without_jax(without_jax, tmp_path):
     study = write_study(tmp_path, ("'model.moe.k': 1}", "'model.moe.k': 99}"))
     start = os.times()
     done = command(without_jax, 'run', f'--study={study}', f'--workdir={tmp_path / "W"}')
-    now = os.times()  # processor seconds: what else runs does not count
+    now = os.times()  # processor seconds, so that other processes do not count
     assert now.children_user + now.children_system - start.children_user - start.children_system < 3
     assert done.returncode == 2 and done.stdout == '' and done.stderr.count('\n') == 1
     assert done.stderr.startswith("error: arm 'k1': model.moe.k is 99"), done.stderr
 
 
-def test_data_that_are_not_there_are_told_before_anything_is_trained(without_jax, tmp_path):
+def test_missing_data_are_reported_before_anything_is_trained(without_jax, tmp_path):
     study = write_study(tmp_path, ('configs/digits_k2.py', 'configs/fashion_mnist_k2.py'),
                         ("'model.args.depth': 1,", "'model.args.depth': 1,"))
     done = command(without_jax, 'run', f'--study={study}', f'--workdir={tmp_path / "W"}',
@@ -113,7 +113,7 @@ def test_registering_and_listing_need_no_jax(without_jax, tmp_path):
     assert again.returncode == 2 and 'margin 0.3 -> 0.4' in again.stderr
 
 
-def test_a_dry_run_tells_cells_and_flops_and_writes_nothing(capsys, tmp_path):
+def test_a_dry_run_shows_cells_and_flops_and_writes_nothing(capsys, tmp_path):
     study = write_study(tmp_path)
     assert main(['run', f'--study={study}', f'--workdir={tmp_path / "W"}', '--dry_run',
                  '--only=k1']) == 0
@@ -172,7 +172,7 @@ def test_a_study_of_digits(real):
 
 
 def test_a_study_that_was_stopped_ends_with_the_same_bytes(real, tmp_path, monkeypatch):
-    """Stopped in the second half of the second cell, then of the third."""
+    """It is stopped in the second half of the second cell, then of the third."""
     loaded, workdir = real
     validate, calls = run_lib.Run.validate, []
 
@@ -192,7 +192,7 @@ def test_a_study_that_was_stopped_ends_with_the_same_bytes(real, tmp_path, monke
 
 
 def test_the_report_reads_the_workdir_alone(real, without_jax, tmp_path):
-    """Only what is committed: no runs, no study file; and without jax."""
+    """Committed files are enough: no runs, no study file, no jax."""
     import shutil
     for name in ('rows', 'timings'):
         shutil.copytree(real[1] / name, tmp_path / name)

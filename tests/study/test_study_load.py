@@ -1,4 +1,4 @@
-"""Study files: what is in them is checked whole, before anything slow is imported."""
+"""Study files are checked completely before anything slow is imported."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ def test_an_arm_is_its_config_as_the_command_line_would_set_it(tmp_path):
 
 
 def test_values_keep_their_types(tmp_path):
-    """A string that looks like a number, and one without bounds."""
+    """Also a string that looks like a number, and infinity."""
     study = load(write_study(tmp_path, (
         "'model.moe.k': 1}", "'model.moe.k': 1, 'model.moe.capacity_factor': float('inf'), "
         "'model.moe.router_args': {'noise': 'none', 'gate_scale': 2}, 'model.moe.losses': {}, "
@@ -101,9 +101,9 @@ def test_operational_keys_are_set_for_every_arm(tmp_path):
     ('def get_study():', 'def get_study():\n    1 / 0', ['line 8', 'ZeroDivisionError']),
 ])
 def test_a_mistake_is_one_line(tmp_path, old, new, parts):
-    told = refused(tmp_path, (old, new))
+    error = refused(tmp_path, (old, new))
     for part in parts:
-        assert part in told, told
+        assert part in error, error
 
 
 def test_a_file_that_is_not_there():
@@ -112,14 +112,14 @@ def test_a_file_that_is_not_there():
 
 
 @pytest.mark.parametrize('key', ['train.epochs', 'seed', 'dataset.name', 'dataset.cache'])
-def test_what_was_registered_is_not_for_the_command_line(tmp_path, key):
-    told = refused(tmp_path, overrides=[f'--config.{key}=1'])
-    assert f"'--config.{key}'" in told and 'dataset.data_dir' in told and 'checkpoint.*' in told
+def test_what_was_registered_cannot_be_set_on_the_command_line(tmp_path, key):
+    error = refused(tmp_path, overrides=[f'--config.{key}=1'])
+    assert f"'--config.{key}'" in error and 'dataset.data_dir' in error and 'checkpoint.*' in error
 
 
 def test_an_error_of_the_data_names_its_arm(tmp_path):
-    told = refused(tmp_path, ("'model.moe.k': 1}", "'dataset.augment': 'pad'}"))
-    assert "arm 'k1'" in told and 'pad_crop' in told
+    error = refused(tmp_path, ("'model.moe.k': 1}", "'dataset.augment': 'pad'}"))
+    assert "arm 'k1'" in error and 'pad_crop' in error
     assert not issubclass(UserError, DataError)
 
 
@@ -132,7 +132,7 @@ def test_patterns_choose_arms():
 
 
 def spent() -> float:
-    """Processor seconds of processes started here: what else runs does not count."""
+    """Processor seconds of processes started here, so that others do not count."""
     times = os.times()
     return times.children_user + times.children_system
 

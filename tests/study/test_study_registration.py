@@ -1,4 +1,4 @@
-"""What a study fixed before its first run, and who changed it since."""
+"""A registration fixes a study before its first run, and later changes are refused."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def test_the_hash_is_of_the_canonical_json(workdir):
     assert [p.name for p in workdir.iterdir()] == ['preregistration.json']
 
 
-def test_the_record_says_what_was_asked_but_not_how_it_is_carried_out(workdir):
+def test_the_record_holds_what_changes_results_and_nothing_else(workdir):
     record = registered(workdir)['record']
     assert record['question'] == 'Is k = 1 enough?' and record['seeds'] == [0, 1, 2]
     assert record['comparisons']['k2'] == {
@@ -56,7 +56,7 @@ def test_the_record_says_what_was_asked_but_not_how_it_is_carried_out(workdir):
     assert config['dataset']['name'] == 'digits'
 
 
-def test_a_folder_of_studies_stands_for_those_below_it(tmp_path, workdir):
+def test_a_folder_of_studies_means_those_below_it(tmp_path, workdir):
     for name, has in (('B', 'rows'), ('A', 'rows.jsonl'), ('without', 'timings')):
         (tmp_path / 'set' / name / has).mkdir(parents=True)
         (tmp_path / 'set' / name / 'preregistration.json').write_text('')
@@ -65,7 +65,7 @@ def test_a_folder_of_studies_stands_for_those_below_it(tmp_path, workdir):
     assert registration.folders(str(tmp_path / 'none')) == [str(tmp_path / 'none')]
 
 
-def test_the_same_study_holds_again_wherever_its_data_lie(tmp_path, workdir):
+def test_the_same_study_registers_again_wherever_its_data_lie(tmp_path, workdir):
     record, digest = again(tmp_path, overrides=['--config.dataset.data_dir=/other',
                                                 '--config.checkpoint.every_steps=9'])
     assert {'hash': digest, 'record': record} == registered(workdir)
@@ -98,7 +98,7 @@ def test_a_changed_study_is_refused_with_its_first_difference(tmp_path, workdir,
     'arms.k1.config.train.mixup', 'arms.k2.config.model.moe.router_args.gate_scale',
     'arms.k2.config.train.optimizer_args.b1', 'arms.dense.config.model.args.norm',
     'arms.k1.config.mesh', 'stopping', 'comparisons.k1.primary', 'arms.dense.seed_offset'])
-def test_a_key_that_the_code_grew_changes_nothing_at_its_default(tmp_path, workdir, path):
+def test_a_key_that_the_code_gained_changes_nothing_at_its_default(tmp_path, workdir, path):
     record = registered(workdir)['record']
     holder, *rest = record, *path.split('.')
     for key in rest[:-1]:
@@ -108,7 +108,7 @@ def test_a_key_that_the_code_grew_changes_nothing_at_its_default(tmp_path, workd
     assert again(tmp_path) == (record, registration.digest(record))
 
 
-def test_a_key_that_the_code_grew_is_told_at_another_value(tmp_path, workdir):
+def test_a_key_that_the_code_gained_is_refused_at_another_value(tmp_path, workdir):
     record = registered(workdir)['record']
     del record['arms']['k1']['config']['train']['batch_size']
     commit(workdir, record)
@@ -116,7 +116,7 @@ def test_a_key_that_the_code_grew_is_told_at_another_value(tmp_path, workdir):
         again(tmp_path)
 
 
-def test_a_key_that_the_code_lost_is_told(tmp_path, workdir):
+def test_a_key_that_the_code_lost_is_refused(tmp_path, workdir):
     record = registered(workdir)['record']
     record['arms']['k1']['config']['train']['warp'] = 9
     commit(workdir, record)

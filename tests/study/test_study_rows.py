@@ -1,4 +1,4 @@
-"""A row says what a run's folder says, and a row that cannot be trusted is named, never deleted."""
+"""A row holds what its run's folder says; rows that cannot be trusted are named, never deleted."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def test_whole_rows_are_read_in_the_order_of_the_study(study, workdir):
     found, problems = read(study, workdir)
     assert problems == []
     assert list(found) == ['dense', 'k1', 'k2', 'again']
-    assert all(list(of) == [0, 1, 2] for of in found.values())
+    assert all(list(seeds) == [0, 1, 2] for seeds in found.values())
 
 
 def test_a_row_says_what_the_folder_says(study):
@@ -59,7 +59,7 @@ def test_a_row_says_what_the_folder_says(study):
     assert str(folder) not in text and 'timing' not in text and 'per_second' not in text
 
 
-def test_the_curve_keeps_what_tells_of_collapse(study, tmp_path):
+def test_the_curve_keeps_what_shows_collapse(study, tmp_path):
     run = study[0] / 'runs' / 'k1' / 'seed_0'
     kept = {'effective_experts': 2.0, 'dead_experts': 1, 'drop_rate': 0.1, 'orphan_rate': 0.2,
             'gate_entropy': 0.3, 'temperature': 1.0, 'max_over_mean': 2.5}
@@ -77,7 +77,7 @@ def test_the_curve_keeps_what_tells_of_collapse(study, tmp_path):
     assert found['mechanism'] == {'shuffle_drop': 0.25}
 
 
-def test_a_diverged_run_has_the_preflights_costs_alone(study):
+def test_a_diverged_run_has_only_the_costs_of_the_preflight(study):
     run = study[0] / 'runs' / 'k1' / 'seed_0'
     row = rows.collect(str(run), 'tiny', 'k1', 0, 'h', 'loss is not finite at step 4; try less.')
     assert (row['status'], row['error']) == ('diverged', 'loss is not finite at step 4')
@@ -85,42 +85,42 @@ def test_a_diverged_run_has_the_preflights_costs_alone(study):
     assert (row['correct'], row['layers'], len(row['curve'])) == ('', {}, 4)
 
 
-@pytest.mark.parametrize('text, told', [
+@pytest.mark.parametrize('text, message', [
     ('', 'half-written or damaged, not JSON'), ('{"arm": "k1", "se', 'half-written or damaged'),
     ('[1]', 'half-written or damaged'), ('[' * 100_000, 'half-written or damaged'),
     ('{"arm": "k1"}', 'it lacks seed')])
-def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, told):
+def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, message):
     file = workdir / 'rows' / 'k1' / 'seed_1.json'
     file.write_text(text)
     found, problems = read(study, workdir)
     assert list(found['k1']) == [0, 2]
-    assert problems[0].startswith('rows/k1/seed_1.json: ') and told in problems[0]
+    assert problems[0].startswith('rows/k1/seed_1.json: ') and message in problems[0]
     assert problems[1:] == ['k1: no row for seed 1.'] and file.read_text() == text
 
 
-@pytest.mark.parametrize('values, told', [
+@pytest.mark.parametrize('values, message', [
     ({'seed': 2}, "it says arm 'k1' seed 2"), ({'arm': 'k2'}, "it says arm 'k2' seed 1"),
     ({'run_seed': 7}, "its run's seed is 7, not 1"), ({'status': 'fine'}, "status is 'fine'"),
     ({'config': {}}, 'its config is not the arm'), ({'config': 3}, 'its config is not the arm'),
     ({'arm': ['k\n1']}, "it says arm ['k\\n1'] seed 1")])
-def test_a_row_of_something_else_is_named_and_left_out(study, workdir, values, told):
+def test_a_row_of_something_else_is_named_and_left_out(study, workdir, values, message):
     change(workdir, 'k1/seed_1.json', **values)
     found, problems = read(study, workdir)
-    assert list(found['k1']) == [0, 2] and told in problems[0], problems
+    assert list(found['k1']) == [0, 2] and message in problems[0], problems
 
 
 HUGE = 10 ** 400
 
 
-@pytest.mark.parametrize('key, values, told', [
+@pytest.mark.parametrize('key, values, kind', [
     ('versions', [None, 'jax', ['jax'], {'jax': 1}], 'an object of lines of text'),
     ('git_commit', [1, ['abc'], {}, 'a\nb'], 'a line of text or null'),
     ('device', [None, 3, ['cpu'], 'a\nb'], 'a line of text'),
     ('error', [None, 3, 'a\nb'], 'a line of text'),
     ('preregistration', [None, 3], 'a line of text'),
     ('correct', [None, 3, ['AA==']], 'a line of text'),
-    ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number from 1 on'),
-    ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number from 2 on'),
+    ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number, 1 or more'),
+    ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number, 2 or more'),
     ('result', [None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}],
      'an object of numbers'),
     ('layers', [None, [], {'head': 1}, {'head': {'load': [HUGE]}}], 'an object of objects'),
@@ -130,13 +130,13 @@ HUGE = 10 ** 400
                [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': {'head': {'x': 'y'}}}]],
      'a list of points with the numbers step, epoch, accuracy, loss and layers'),
     ('mechanism', [1, [], 'none', {'ablation': {'head': [HUGE]}}], 'an object or null')])
-def test_a_field_of_another_kind_is_told_in_one_line(study, workdir, key, values, told):
+def test_a_field_of_another_kind_is_one_line(study, workdir, key, values, kind):
     for value in values:
         change(workdir, 'k1/seed_1.json', **{key: value})
         found, problems = read(study, workdir)
         assert list(found['k1']) == [0, 2]
         assert problems == ['rows/k1/seed_1.json: half-written or damaged, its '
-                            f'{key} is not {told}; it is left out.', 'k1: no row for seed 1.']
+                            f'{key} is not {kind}; it is left out.', 'k1: no row for seed 1.']
         assert rows.usable(str(workdir), study[2], 'k1', 1) is None
 
 
@@ -181,7 +181,7 @@ def test_a_row_of_another_registration_is_kept_and_named(study, workdir):
     change(workdir, 'k2/seed_0.json', preregistration='f' * 64)
     found, problems = read(study, workdir)
     assert 0 in found['k2'] and len(problems) == 1
-    assert problems[0].startswith('k2 seed 0: of another pre-registration (ffffffffffffffff, here '
+    assert problems[0].startswith('k2 seed 0: registered under another hash (ffffffffffffffff, not '
                                   + study[3][:16])
 
 
@@ -190,15 +190,15 @@ def test_rows_of_another_commit_are_named(study, workdir):
     change(workdir, 'k1/seed_2.json', git_commit='def')
     found, problems = read(study, workdir)
     assert sum(map(len, found.values())) == 12
-    assert problems == ['of another commit of the code (def, most rows have abc): '
+    assert problems == ['made by another commit of the code (def, most rows by abc): '
                         'k1 seed 2, k2 seed 0.']
 
 
-def test_code_that_was_never_committed_is_told(study, workdir):
+def test_code_that_was_never_committed_is_noted(study, workdir):
     change(workdir, 'k2/seed_0.json', git_commit='abc+changes')
     assert read(study, workdir)[1] == [
-        'of another commit of the code (abc+changes, most rows have abc): k2 seed 0.',
-        '1 of the rows were made by code with changes that are in no commit.']
+        'made by another commit of the code (abc+changes, most rows by abc): k2 seed 0.',
+        '1 row made by code with uncommitted changes.']
 
 
 @pytest.mark.parametrize('accuracy', [None, float('nan'), 1.5, '0.9', HUGE, [1]])
@@ -245,11 +245,11 @@ def test_timings_are_read_leniently(study, tmp_path):
 
 
 def test_a_config_of_the_run_is_not_the_arms_when_it_differs(study, tmp_path):
-    """What `collect` writes is checked by `read`: a run of another config is not taken in."""
+    """`read` checks what `collect` wrote: it leaves out a run of another config."""
     _, loaded, record, digest = study
     other = loaded.config('k1', 0)
     other = dataclasses.replace(other, train=dataclasses.replace(other.train, steps=5))
     run = str(tmp_path / 'run')
-    fake_train_arm([other], [run], 'one_by_one', False, lambda i, told: None)
+    fake_train_arm([other], [run], 'one_by_one', False, lambda i, error: None)
     rows.write(str(tmp_path), rows.collect(run, 'tiny', 'k1', 0, digest), {})
     assert rows.usable(str(tmp_path), record, 'k1', 0) is None

@@ -1,1 +1,1 @@
-"""The parts of the page; each turns a run into HTML, and says what is missing."""
+"""The parts of the page. Each turns a run into HTML and says what is missing."""

@@ -9,14 +9,15 @@ from moe_vision.report import charts, formats, heatmaps, palette
 from moe_vision.report.markup import Markup, figure, grid, missing, panel, section, table, tag
 from moe_vision.report.read import Run, matrix
 
-CELLS = 50  # up to so many classes, a map is a table in which every cell can be read
+CELLS = 50  # most classes for a table in which every cell can be read; more become a picture
 FAINT = 0.05  # full orange stands for at least this share of a class
-PIXELS = 200  # at most so many rows and columns in a picture of the confusion matrix
-SPREAD = 300  # at most so many rows in a picture; more classes are averaged in groups
-_TABLE = ('How to read: each row is a class and adds up to 100 %, each column an expert; a row of '
-          'even colour is a class that every expert shares. Point at a cell for counts.')
+PIXELS = 200  # most rows and columns in a picture of the confusion matrix
+SPREAD = 300  # most rows in a picture of a map; more classes are averaged in groups
+_TABLE = ('How to read: each row is a class and adds up to 100 %, each column is an expert. A row '
+          'of even colour is a class that all experts share. Point at a cell for counts.')
 _PICTURE = ('How to read: each row is a class, sorted by the expert it uses most, and each column '
-            'an expert; a staircase of dark blocks is specialisation, an even field is none.')
+            'is an expert. A staircase of strong blocks shows specialisation, an even field shows '
+            'none.')
 
 
 def render(run: Run) -> Markup:
@@ -35,7 +36,7 @@ def render(run: Run) -> Markup:
     if confusion is None or confusion.shape[0] != confusion.shape[1]:
         parts.append(missing('No confusion matrix: nothing has been evaluated on the test set.'))
     else:
-        parts += [tag('h3', 'Confusion'), confusions(confusion, names)]
+        parts += [tag('h3', 'Confusion matrix'), confusions(confusion, names)]
     return section('classes', 'Classes', parts)
 
 
@@ -74,8 +75,8 @@ def _information(values: dict, shape: tuple[int, ...]) -> str | None:
     known = number(values.get('mutual_information'))
     if math.isnan(known):
         return None
-    return (f'I(expert; class) = {formats.significant(known)} nats, of at most '
-            f'{formats.significant(math.log(max(min(shape), 1)))}')
+    return (f'I(expert; class) = {formats.significant(known)} nats (at most '
+            f'{formats.significant(math.log(max(min(shape), 1)))})')
 
 
 def _as_table(
@@ -134,10 +135,10 @@ def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
         picture = _small(confusion, share, wrong, top, names)
     else:
         picture, top = _large(confusion, share)
-    how = ('How to read: rows are the truth, columns the prediction; blue on the diagonal is '
-           f'right, orange is wrong, full orange being {formats.percent(top)} of a row. ')
+    how = ('How to read: rows are the truth, columns the prediction. Blue on the diagonal is '
+           f'right, orange is wrong; full orange is {formats.percent(top)} of a row. ')
     if len(share) > PIXELS:
-        how += f'Neighbouring classes share a cell, so that {PIXELS} rows remain.'
+        how += f'Neighbouring classes share a cell, so {PIXELS} rows remain.'
     return Markup(figure(tag('div', picture, pairs, class_='beside'), how))
 
 
@@ -162,7 +163,7 @@ def _small(
 
 
 def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
-    """The matrix as a picture; where there are very many classes, neighbours share a cell."""
+    """The matrix as a picture; if there are more than PIXELS classes, neighbours share a cell."""
     starts = np.unique(np.linspace(0, len(share), PIXELS, endpoint=False).astype(int))
     merged = np.nan_to_num(confusion)
     merged = np.add.reduceat(np.add.reduceat(merged, starts, 0), starts, 1)
@@ -187,5 +188,5 @@ def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup
                          formats.percent(share)))
     if not rows:
         return None
-    return table(('truth', 'taken for', 'images', 'of the class'), rows, class_='numbers',
+    return table(('truth', 'predicted', 'images', 'share of the class'), rows, class_='numbers',
                  label='Most frequent confusions')

@@ -10,12 +10,12 @@ from moe_vision.report.charts import Series
 from moe_vision.report.markup import Markup, grid, missing, panel, section, tag
 from moe_vision.report.read import Run
 
-_HOW = ('How to read: training steps run from left to right; blue is training, orange is '
-        'validation, and a gap in a curve means that no finite value was recorded.')
+_HOW = ('How to read: training steps run from left to right. Blue is training, orange is '
+        'validation; a gap in a curve means that no finite value was recorded.')
 
 
 def column(rows: list[dict], *keys: str) -> np.ndarray:
-    """The number under nested keys of each row `[N]`; NaN where it is missing."""
+    """The number under nested keys of each row `[N]`; NaN if it is missing."""
     return np.array([number(value_at(row, *keys)) for row in rows], float)
 
 
@@ -25,10 +25,10 @@ def steps(rows: list[dict]) -> np.ndarray:
 
 
 def thinned(rows: list[dict]) -> str:
-    """The remark that curves show averages; '' where they do not."""
+    """The remark that curves show averages; '' if they do not."""
     if len(rows) <= charts.BANDS:
         return ''
-    return ' With many rows, each point is the mean over a few neighbouring ones.'
+    return ' Each point is the mean over a few neighbouring rows.'
 
 
 def render(run: Run) -> Markup:
@@ -41,7 +41,7 @@ def render(run: Run) -> Markup:
         'learning rate': _panel('Learning rate', _train(run, 'learning_rate'), low=0.0),
         'losses': _losses(run),
         'gradient norm': _panel('Gradient norm', _train(run, 'grad_norm'), low=0.0),
-        'speed': _panel('Images per second, training', _train(run, 'timing', 'images_per_second'),
+        'speed': _panel('Training images per second', _train(run, 'timing', 'images_per_second'),
                         formats.tick, low=0.0),
     }
     shown = [picture for picture in wanted.values() if picture]
@@ -51,7 +51,7 @@ def render(run: Run) -> Markup:
 
 
 def _both(run: Run, *keys: str) -> list[Series]:
-    """Training and validation, each under the first of the keys that it has."""
+    """Training and validation, each by the first of the keys that it has."""
     colours = {'train': palette.ACCENT, 'validation': palette.WARM}
     splits = {name: run.split(name) for name in colours}
     have = {name: next((k for k in keys if any(k in row for row in rows)), keys[0])

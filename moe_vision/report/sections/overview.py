@@ -58,18 +58,18 @@ def cards(run: Run) -> Markup:
               f'{percent(open_, 2)} with unbounded capacity ({100 * gain:+.2f} points)'
               if math.isfinite(gain) else None, big=True),
         card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
-        _rho('ρ place', value(run, 'rho_place'), 'of the dense twin’s compute sits in the '
+        _rho('ρ place', value(run, 'rho_place'), 'of the dense twin’s compute is in the '
              'replaced blocks'),
-        _rho('ρ active', value(run, 'rho_active'), 'of the compute is spent in chosen experts'),
-        _rho('ρ executed', value(run, 'rho_executed'), 'of what runs is expert buffers, '
-             'padding included'),
+        _rho('ρ active', value(run, 'rho_active'), 'of the compute is in the chosen experts'),
+        _rho('ρ executed', value(run, 'rho_executed'), 'of the executed compute is in '
+             'the experts’ buffers, padding included'),
         card('Compute', f'{size(flops)}FLOP' if size(flops)[-1:].isalpha() else
               f'{size(flops)} FLOP', f'per image; {size(executed)} executed, '
               f'{100 * (executed / flops - 1):+.0f} %' if executed > 0 and flops > 0 else
               'per image'),
         card('Parameters', size(total), None if math.isnan(active) else
               f'{size(active)} active per image'),
-        card('Speed', _speed(run), 'images per second, training'),
+        card('Speed', _speed(run), 'training images per second'),
     ]
     if run.layers():
         effective, dead = _routed(run, 'effective_experts', min), _routed(run, 'dead_experts', max)
@@ -77,7 +77,8 @@ def cards(run: Run) -> Markup:
         experts = max(run.num_experts(layer) for layer in run.layers())
         shown += [
             card('Effective experts', significant(effective), f'of {experts}; {count(dead)} dead'),
-            card('Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all'),
+            card('Dropped choices', percent(drops),
+                 f'{percent(orphans)} of tokens lose all choices'),
         ]
     return tag('div', shown, class_='cards')
 
@@ -112,11 +113,11 @@ def health(run: Run, judged: Verdict) -> Markup:
     points = tag('ul', (tag('li', p) for p in judged.points)) if judged.points else None
     fine = None
     if not judged.points and judged.level == 'good':
-        fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and no '
-                   'layer spreads its load like fewer than half of its experts.')
+        fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and every '
+                   'layer uses the equivalent of at least half of its experts.')
     lacking = None
     if run.missing:
-        lacking = tag('div', tag('strong', 'Not in this folder (yet)'),
+        lacking = tag('div', tag('strong', 'Missing from this folder'),
                       tag('ul', (tag('li', m) for m in run.missing)), class_='missing')
     if not (fine or points):
         fine = tag('p', judged.line)

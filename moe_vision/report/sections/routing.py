@@ -12,22 +12,22 @@ from moe_vision.report.markup import Markup, grid, missing, panel, section, tabl
 from moe_vision.report.read import Run, vector
 from moe_vision.report.sections.curves import column, steps, thinned
 
-_LOAD = ('How to read: each band is one expert’s share of the choices, before capacity; balanced '
-         'routing puts the bands’ edges on the dotted lines, a collapse lets one band fill the '
-         'panel.')
-_LOAD_MANY = ('How to read: each row is one expert, each column a time; the darker, the larger its '
-              'share of the choices (full colour is the largest share in the panel).')
-_BARS = ('How to read: the pale bar is what an expert was asked for, the full bar what found room '
-         'in its buffer, both as shares of all choices; the dashed line is an even split.')
-_TIME = ('How to read: one curve per routed layer, from teal (first) to magenta (last); dashed '
-         'lines mark the value of perfectly even routing, or the limit.')
+_LOAD = ('How to read: each band is one expert’s share of the choices before capacity. If routing '
+         'is balanced, the edges of the bands lie on the dotted lines; in a collapse, one band '
+         'fills the panel.')
+_LOAD_MANY = ('How to read: each row is one expert, each column a time. The stronger the colour, '
+              'the larger its share of the choices; full colour is the largest share in the panel.')
+_BARS = ('How to read: the pale bar is the share of all choices that went to an expert, the full '
+         'bar the share that found room in its buffer; the dashed line is an even split.')
+_TIME = ('How to read: one curve per routed layer, from teal (first) to magenta (last). A dashed '
+         'line is the value of perfectly even routing or, for drops, the limit of 10 %.')
 
 
 def render(run: Run) -> Markup:
     """Everything about routing except classes and images."""
     layers = run.layers()
     if not layers:
-        words = ('Nothing is routed in this run: there is no routing to show.' if run.rows else
+        words = ('Nothing is routed in this run, so there is no routing to show.' if run.rows else
                  'No routing has been recorded yet.')
         return section('routing', 'Routing', missing(words))
     rows = run.routed_rows()
@@ -35,7 +35,7 @@ def render(run: Run) -> Markup:
         'routing', 'Routing',
         tag('h3', 'Load over training'), _loads(run, layers, rows),
         tag('h3', 'Balance over training'), _balance(run, layers, rows),
-        tag('h3', 'Load and capacity, newest numbers'), _newest(run, layers),
+        tag('h3', 'Newest load and capacity'), _newest(run, layers),
     )
 
 
@@ -91,7 +91,7 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     panels = [
         make('drop_rate', 'Dropped choices', percent, reference=(0.1, '10 %'), when=_positive),
         make('orphan_rate', 'Orphans: tokens that lose all choices', percent, when=_positive),
-        make('max_over_mean', 'Fullest expert, times the even load', reference=(1.0, 'even')),
+        make('max_over_mean', 'Fullest expert ÷ even load', reference=(1.0, 'even')),
         make('effective_experts', 'Effective experts, 1/Σ load²', reference=even),
         make('gate_entropy', 'Gate entropy, nats per token', reference=entropy),
         make('dead_experts', 'Dead experts', when=_positive),
@@ -103,7 +103,7 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     ]
     quiet = [name for name, at in (('choices dropped', 0), ('orphans', 1), ('dead experts', 5))
              if panels[at] is None]
-    remark = f' Not drawn because never above zero, or not recorded: {", ".join(quiet)}.'
+    remark = f' Not drawn, because never above zero or not recorded: {", ".join(quiet)}.'
     return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
 
 

@@ -13,14 +13,14 @@ from moe_vision.report.read import Run
 from moe_vision.report.sections.classes import name_of
 
 BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
-CHIPS = 4  # up to so many choices are chips; more (soft routing) are one bar of weights
+CHIPS = 4  # most choices drawn as chips; more (soft routing) become one bar of weights
 _PNG = b'\x89PNG\r\n\x1a\n'
-_CHIPS = ('a chip is an expert, its number and the gate it was given; a chip struck through found '
-          'no room and added nothing')
+_CHIPS = ('a chip shows the number of an expert and its gate; a choice that is struck through '
+          'found no room and added nothing')
 _SOFT = 'a bar is divided among the experts by their weights in this image’s output'
-_PATCHES = ('coloured squares over an image are patches, in the colour of the kept expert with the '
-            'largest gate, and crossed squares lost all their experts; point at an overlay to see '
-            'the image beneath')
+_PATCHES = ('a coloured square over an image is a patch, in the colour of the kept expert with the '
+            'largest gate; a crossed square lost all its experts; point at an overlay to see the '
+            'image beneath')
 
 
 def render(run: Run) -> Markup:
@@ -60,7 +60,7 @@ def png_size(encoded: Any) -> tuple[int, int] | None:
 def _card(run: Run, sample: dict[str, Any]) -> Markup:
     names = run.class_names()
     label, guess = number(sample.get('label')), number(sample.get('prediction'))
-    truth, said = (name_of(names, int(v)) if math.isfinite(v) else '?' for v in (label, guess))
+    truth, guessed = (name_of(names, int(v)) if math.isfinite(v) else '?' for v in (label, guess))
     right = label == guess
     size = png_size(sample.get('image_png'))
     style, box = None, 'width:96px;height:96px'
@@ -70,8 +70,8 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
         style = f'--png:url(data:image/png;base64,{sample["image_png"]})'
     kind = 'image' + (' tiny' if size and max(size) <= 64 else '') + ('' if size else ' broken')
     picture = tag('span', None if size else 'unreadable image', class_=kind, role='img', style=box,
-                  aria_label=f'An image of class {truth}, predicted {said}')
-    outcome = '✓ right' if right else f'✕ taken for {said}'
+                  aria_label=f'An image of class {truth}, predicted as {guessed}')
+    outcome = '✓ right' if right else f'✕ taken for {guessed}'
     caption = (tag('strong', truth, title=truth),
                tag('span', outcome, title=outcome, class_='good' if right else 'bad'))
     routes = as_dict(sample.get('layers'))
@@ -133,9 +133,9 @@ def _bar(choices: list[tuple[int, float, bool]]) -> Markup:
             style=f'width:{100 * w / whole:.2f}%;background:{palette.expert(e)}')
         for (e, _, _), w in zip(choices, weights, strict=True) if w / whole >= 0.001
     ]
-    label = f'Weights over {len(choices)} experts; most to expert {best[0]}'
+    label = f'Weights over {len(choices)} experts; expert {best[0]} has the largest'
     return Markup(tag('span', parts, class_='bar', role='img', aria_label=label)
-                  + tag('span', f'most: {best[0]} ({best[1]:.2f})', class_='note'))
+                  + tag('span', f'largest: {best[0]} ({best[1]:.2f})', class_='note'))
 
 
 def _overlay(

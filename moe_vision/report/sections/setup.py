@@ -16,15 +16,15 @@ def compute(run: Run) -> Markup:
     parts: list[Markup] = []
     if blocks:
         parts.append(figure(_blocks(blocks), 'How to read: a bar is the block’s share of one '
-                            'image’s forward FLOPs (2 per multiply-add); orange blocks are routed, '
-                            'and “executed” counts the padding of the experts’ buffers too.'))
+                            'image’s forward FLOPs (2 per multiply-add). Orange blocks are routed; '
+                            '“executed” includes the padding of the experts’ buffers.'))
     else:
-        parts.append(missing('The table of blocks is not known: config.json has no pre-flight.'))
+        parts.append(missing('There is no table of blocks: config.json has no pre-flight.'))
     capacity = as_dict(preflight.get('capacity'))
     if capacity:
         parts += [tag('h3', 'Capacity'), figure(_capacity(capacity), 'How to read: every expert '
-                  'takes at most C tokens of a group; the effective factor C·E/(k·T) is the room '
-                  'there is for each choice, 1 being just enough under perfect balance.')]
+                  'takes at most C tokens of a group. The effective factor C·E/(k·T) is the number '
+                  'of slots per choice; with perfect balance, 1 is just enough.')]
     return section('compute', 'Compute', parts)
 
 

@@ -1,11 +1,11 @@
-"""Judges a study: rows and their pre-registration in, everything the report says out.
+"""Judges a study: turns its pre-registration and rows into everything that the report says.
 
     >>> analysis = analyse(record, hash, {'k2': {0: row, 1: row}, 'dense': {0: row, 1: row}})
 
 It reads no files. `statistics` holds the tests, `pairs` brings rows together by seed, `verdicts`
 judges all comparisons of the study at once, and `summaries` describes an arm. Inference is over
-training seeds, for the test set at hand; `image_error` is what a finite test set adds. The same
-rows give the same analysis, in the order of the record.
+training seeds, for this test set; `image_error` is what a finite test set adds. The same rows give
+the same analysis, in the order of the record.
 
 Accuracies and gaps are percentage points (pp); NaN means "not defined".
 """
@@ -47,17 +47,17 @@ class Gap:
     p_tost_holm: float
     verdict: Verdict
     note: str  # such as 'negligible: ...' or 'sd = 0: ...'; '' for none
-    mde: float  # smallest gap found with 80 % power at the adjusted level and this sd, pp
+    mde: float  # smallest gap detected with 80 % power at the adjusted level and this sd, pp
     correlation: float  # of the two arms over seeds
     image_error: float  # standard error that the finite test set adds to the mean gap, pp
     selected: Estimate  # the same gap at the checkpoint chosen on validation
     without_diverged: Estimate  # the same gap over pairs in which neither run diverged
     diverged: int  # runs of either arm that diverged
     cost: float  # FLOPs per image of k active experts, arm / baseline
-    cost_executed: float  # the same as executed
+    cost_executed: float  # the same, with padded buffers
     params: float  # parameters, arm / baseline
     rho_place: float  # of the arm
-    flags: tuple[str, ...]  # why it is exploratory; other device, other version, ...
+    flags: tuple[str, ...]  # why it is exploratory; device differs, version differs, ...
 
     @property
     def confirms(self) -> bool:
@@ -66,7 +66,7 @@ class Gap:
 
     @property
     def remarks(self) -> list[str]:
-        """Its flags, without the one that every comparison registered as exploratory has."""
+        """Its flags, without the standard one of comparisons registered as exploratory."""
         return [f for f in self.flags if self.primary or not f.startswith(_NOT_PRIMARY)]
 
     @property
@@ -78,7 +78,7 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Comparisons that must all come out as expected; p is the largest of theirs."""
+    """Comparisons that must all come out as expected; p is their largest p."""
 
     name: str
     comparisons: tuple[str, ...]
@@ -117,8 +117,8 @@ def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
       record: the pre-registration: `dataclasses.asdict` of the Study, as JSON gives it back.
       hash: of the record; rows that carry another one are used and flagged as exploratory.
       rows: arm -> seed -> row. Arms and seeds that the record does not name are left out.
-      problems: lines found while reading the rows (missing cells, diverged runs, ...); they come
-        before those on pairs.
+      problems: lines about the rows from reading them (missing cells, diverged runs, ...); they
+        come before those about pairs.
 
     Returns:
       The analysis, with a gap for every comparison of the record.
@@ -139,7 +139,7 @@ def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
         pairs, lacking = pairing.pair(comparison['arm'], comparison['baseline'], cells)
         compared[name] = pairs, bool(comparison['primary'])
         if lacking:
-            lines.append(f'comparison {name}: pairs only: {lacking}')
+            lines.append(f'comparison {name}: incomplete: {lacking}')
     judged = verdicts.judge(compared, record['margin'], record['alpha'])
     arms = {arm: summaries.summarise(arm, seeds) for arm, seeds in cells.items()}
     gaps = {name: _gap(name, record, compared[name][0], judged[name], arms, hash)
@@ -156,8 +156,8 @@ def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
     arm, baseline = arms[pairs.arm], arms[pairs.baseline]
     flags = pairing.flags(pairs, hash)
     if primary and len(pairs.seeds) < len(record['seeds']):
-        flags.insert(0, f'{EXPLORATORY}{len(pairs.seeds)} of {len(record["seeds"])} registered '
-                        'seeds have both runs')
+        flags.insert(0, f'{EXPLORATORY}only {len(pairs.seeds)} of {len(record["seeds"])} '
+                        'registered seeds have both runs')
     if not primary:
         flags.insert(0, f'{_NOT_PRIMARY}, judged at {record["alpha"]:g} without correction')
     values = [pairs.accuracies(side) for side in (0, 1)]
@@ -188,9 +188,9 @@ def _ratio(a: float, b: float) -> float:
 def _pattern(name: str, members: Sequence[str], gaps: Mapping[str, Gap]) -> Pattern:
     """Whether all members came out as expected (an intersection-union test).
 
-    p is the largest of theirs, 1 if a member came out otherwise, and NaN if one is equivalent
-    without a test (sd = 0). A pattern is not supported by what was not tested, by rows of another
-    pre-registration, or where seeds are missing.
+    p is their largest p, 1 if a member came out otherwise, and NaN if one is equivalent without a
+    test (sd = 0). Comparisons without a test, with rows of another pre-registration or with missing
+    seeds support no pattern.
     """
     compared = [gaps[member] for member in members]
     met = all(gap.verdict == gap.expected != 'inconclusive' for gap in compared)

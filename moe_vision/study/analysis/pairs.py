@@ -1,7 +1,7 @@
-"""Makes pairs of rows: what a cell scored, which seeds two arms share, how their runs differ.
+"""Pairs the rows of two arms by seed: their accuracies, their common seeds, how their runs differ.
 
-Accuracies are exact fractions of counted images, so that equal ones compare as equal. A row is
-`rows/ARM/seed_S.json` as read; only `num_classes` is taken for granted.
+Accuracies are exact fractions of counted images, so that equal ones compare as equal. A row is as
+`rows.read` returns it; only `num_classes` is sure to be there.
 
 Axis letters: S seeds, I test images.
 """
@@ -21,19 +21,19 @@ from moe_vision.common.json_values import number
 Row = dict[str, Any]
 Cells = Mapping[str, Mapping[int, Row]]  # arm -> seed -> row
 
-EXPLORATORY = 'exploratory: '  # begins the flag of a comparison that confirms nothing
+EXPLORATORY = 'exploratory: '  # starts the flag of a comparison that confirms nothing
 _SELECTED = 'test_accuracy_selected'
 _NEAR = 0.01  # images by which accuracy * images may miss a whole number (float32 shares do)
-_DECIMALS = 10**9  # of an accuracy that is no share of the images
+_DECIMALS = 10**9  # kept of an accuracy that is not a whole number of images
 
 
 def result(row: Row, key: str) -> float:
-    """A number of the run's result; NaN where it has none."""
+    """A number of the run's result; NaN if it has none."""
     return number((row.get('result') or {}).get(key))
 
 
 def diverged(row: Row) -> bool:
-    """Whether the run scores chance: its loss, or its accuracy, is not finite."""
+    """Whether the run counts as chance: its loss or its accuracy is not finite."""
     return row.get('status') == 'diverged' or math.isnan(result(row, 'test_accuracy'))
 
 
@@ -45,7 +45,7 @@ def accuracy(row: Row) -> Fraction:
 
 
 def selected(row: Row) -> Fraction | None:
-    """Test accuracy at the checkpoint chosen on validation; None where none was chosen."""
+    """Test accuracy at the checkpoint chosen on validation, pp; None if none was chosen."""
     if diverged(row):
         return accuracy(row)
     return None if math.isnan(result(row, _SELECTED)) else _pp(row, _SELECTED)
@@ -59,14 +59,16 @@ def _pp(row: Row, key: str) -> Fraction:
 
 
 def _images(row: Row) -> int:
-    """Images of the test set; 0 where the row does not say."""
+    """Number of test images; 0 if the row does not say."""
     images = number(row.get('images'))
     return 0 if math.isnan(images) else int(images)
 
 
 def bits(row: Row) -> np.ndarray | None:
-    """Which test images were right, bool [I]; None where the row has no list or one that does not
-    give its accuracy."""
+    """Which test images were classified correctly, bool [I].
+
+    None if the row has no such list, or if the list does not give the row's accuracy.
+    """
     images = _images(row)
     try:
         packed = np.frombuffer(base64.b64decode(row.get('correct') or '', validate=True), np.uint8)
@@ -96,14 +98,14 @@ class Pairs:
         return [accuracy(a) - accuracy(b) for a, b in self.rows]
 
     def selected(self) -> list[Fraction]:
-        """Gaps at the checkpoints chosen on validation; [] where no run chose one."""
+        """Gaps at the checkpoints chosen on validation, pp; [] if no run chose one."""
         if all(math.isnan(result(row, _SELECTED)) for rows in self.rows for row in rows):
             return []
         both = [(selected(a), selected(b)) for a, b in self.rows]
         return [a - b for a, b in both if a is not None and b is not None]
 
     def ended(self) -> list[Fraction]:
-        """Gaps of the pairs in which neither run diverged."""
+        """Gaps of the pairs in which neither run diverged, pp."""
         return [accuracy(a) - accuracy(b) for a, b in self.rows
                 if not diverged(a) and not diverged(b)]
 
@@ -133,7 +135,7 @@ def listed(seeds: Iterable[int]) -> str:
 
 
 def pair(arm: str, baseline: str, cells: Cells) -> tuple[Pairs, str]:
-    """Pairs two arms by seed, and says in a line which seeds stay out; '' for none."""
+    """Pairs two arms by seed. Also returns a line about seeds that are left out, or ''."""
     a, b = cells.get(arm, {}), cells.get(baseline, {})
     seeds = tuple(seed for seed in a if seed in b)
     lacking = [f'{name} has no row for {listed(missing)}' for name, missing in
@@ -147,10 +149,10 @@ def pair(arm: str, baseline: str, cells: Cells) -> tuple[Pairs, str]:
 
 
 def flags(pairs: Pairs, hash: str) -> list[str]:
-    """What sets the pairs apart, one line each.
+    """What is unusual about the pairs, one line each.
 
-    Rows of another pre-registration, and pairs whose two runs differ in device, version, commit or
-    number of test images.
+    These are rows of another pre-registration, and pairs whose two runs differ in device, version,
+    commit or number of test images.
     """
     foreign = {name: [seed for seed, rows in zip(pairs.seeds, pairs.rows, strict=True)
                       if rows[side].get('preregistration') != hash]
@@ -171,20 +173,20 @@ def _version(package: str, row: Row) -> Any:
 
 
 def short_commit(commit: str | None) -> str | None:
-    """The first ten digits of a commit and its mark, '0123456789+changes'."""
+    """The first ten digits of a commit, and its mark if it has one: '0123456789+changes'."""
     name, mark, _ = (commit or '').partition('+changes')
     return commit and name[:10] + mark
 
 
 def _differing(pairs: Pairs, what: str, read: Callable[[Row], Any]) -> list[str]:
-    """'other device: cpu against NVIDIA H200 (seeds 0, 1)': a line for each two values."""
-    found: dict[tuple[Any, Any], list[int]] = {}
+    """'device differs: cpu and NVIDIA H200 (seeds 0, 1)': a line for each pair of values."""
+    seeds_of: dict[tuple[Any, Any], list[int]] = {}
     for seed, (a, b) in zip(pairs.seeds, pairs.rows, strict=True):
         if read(a) != read(b):
-            found.setdefault((read(a), read(b)), []).append(seed)
-    return [f'other {what}: {_said(a)} against {_said(b)} ({listed(seeds)})'
-            for (a, b), seeds in found.items()]
+            seeds_of.setdefault((read(a), read(b)), []).append(seed)
+    return [f'{what} differs: {_shown(a)} and {_shown(b)} ({listed(seeds)})'
+            for (a, b), seeds in seeds_of.items()]
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return 'unknown' if value is None else str(value)

@@ -1,9 +1,9 @@
 """Paired statistics over few seeds: t-test, Holm's correction, equivalence, exact permutation.
 
 The replicated unit is a training seed: a value is accuracy(arm) - accuracy(baseline) of one seed,
-in percentage points (pp), and nothing is ever pooled over epochs. Fractions and integers are kept
-exact and floats are read to twelve decimals, so that equal gaps compare as equal, and ties and
-sd = 0 are not missed because of a rounding error. NaN means "not defined".
+in percentage points (pp); epochs are never pooled. Fractions and integers are kept exact and floats
+are rounded to twelve decimals, so that equal gaps compare as equal and no rounding error hides a
+tie or sd = 0. NaN means "not defined".
 
 Axis letters: S seeds, I test images, L levels of a factor.
 """
@@ -20,8 +20,8 @@ from scipy import optimize, stats
 
 Values = Sequence[Fraction | int | float] | np.ndarray
 
-ENUMERATED = 20  # seeds up to which all 2^S sign patterns are counted
-ORDERED = 8  # levels up to which all L! orders are counted
+ENUMERATED = 20  # number of seeds up to which all 2^S sign patterns are counted
+ORDERED = 8  # number of levels up to which all L! orders are counted
 DRAWS = 100_000  # random patterns or orders above that
 POWER = 0.8  # of the smallest detectable gap
 _DECIMALS = 10**12
@@ -49,8 +49,8 @@ def exact(values: Values) -> list[Fraction]:
 def estimate(values: Values, level: float) -> Estimate:
     """Mean, sd (n - 1) and two-sided t-interval of values[S].
 
-    One value has no sd. Equal values have sd = 0 and no interval: that runs agree to the last
-    image says nothing about how much they vary.
+    One value has no sd. Equal values have sd = 0 and no interval, because runs that agree to the
+    last image do not show how much they vary.
     """
     numbers = exact(values)
     n = len(numbers)
@@ -94,9 +94,9 @@ class Holm:
     """Holm's step-down over a family of p-values, in the order given.
 
     adjusted: p_(i) * (m - i + 1), cumulative maximum, at most 1; NaN where p is.
-    level: at which each is judged, so that an interval at 1 - level and the verdict agree: a
-      rejected one at alpha / (m - i + 1) of its rank i (equal p share the strictest of theirs),
-      all others at the level at which the procedure stopped.
+    level: the level at which each is judged, so that an interval at 1 - level agrees with the
+      verdict: alpha / (m - i + 1) for a rejected one of rank i (equal p share the strictest), and
+      the level at which the procedure stopped for all others.
     """
 
     adjusted: tuple[float, ...]
@@ -107,31 +107,32 @@ class Holm:
 def holm(p: Sequence[float], alpha: float) -> Holm:
     """Controls the chance of any false rejection in the family at alpha.
 
-    A NaN, a test that could not be made, keeps its place in the family (m does not shrink) and is
-    never rejected.
+    A NaN stands for a test that could not be made: it keeps its place in the family (m does not
+    shrink) and is never rejected.
     """
     m = len(p)
     known = [1.0 if math.isnan(v) else v for v in p]
     adjusted, rejected, level = [math.nan] * m, [False] * m, [alpha] * m
     highest, stopped, before = 0.0, math.nan, -1
     for rank, i in enumerate(sorted(range(m), key=lambda i: (known[i], math.isnan(p[i])))):
-        at = alpha / (m - rank)
+        threshold = alpha / (m - rank)
         highest = max(highest, min(1.0, known[i] * (m - rank)))
         adjusted[i] = math.nan if math.isnan(p[i]) else highest
-        rejected[i] = math.isnan(stopped) and known[i] <= at and not math.isnan(p[i])
+        rejected[i] = math.isnan(stopped) and known[i] <= threshold and not math.isnan(p[i])
         if not rejected[i] and math.isnan(stopped):
-            stopped = at
+            stopped = threshold
         tied = rejected[i] and before >= 0 and known[before] == known[i]
-        level[i] = level[before] if tied else at if rejected[i] else stopped
+        level[i] = level[before] if tied else threshold if rejected[i] else stopped
         before = i
     return Holm(tuple(adjusted), tuple(rejected), tuple(level))
 
 
 def sign_flip(values: Values) -> float:
-    """Two-sided p of the sign-flip test of values[S]: needs no distribution, only symmetry.
+    """Two-sided p of the sign-flip test of values[S], which assumes only symmetry.
 
-    The share of all 2^S sign patterns with a |sum| at least as large as the one seen, counted in
-    whole numbers up to S = 20; above, estimated from random patterns of a fixed seed.
+    It is the share of all 2^S sign patterns whose |sum| is at least as large as the observed one:
+    counted in whole numbers up to S = 20, above that estimated from random patterns with a fixed
+    seed.
     """
     numbers = exact(values)
     if not numbers:
@@ -143,7 +144,7 @@ def sign_flip(values: Values) -> float:
     if len(numbers) > ENUMERATED:
         signs = np.random.default_rng(0).integers(0, 2, (DRAWS, len(numbers))) * 2 - 1
         return (1 + int((abs(signs @ whole) >= abs(sum(steps))).sum())) / (1 + DRAWS)
-    sums = whole[:1]  # the first sign stays: turning all signs leaves |sum|
+    sums = whole[:1]  # the first sign stays, because turning all signs does not change |sum|
     for step in whole[1:]:
         sums = np.concatenate([sums + step, sums - step])
     return float((abs(sums) >= abs(sum(steps))).mean())
@@ -151,10 +152,10 @@ def sign_flip(values: Values) -> float:
 
 @functools.cache
 def detectable(n: int, level: float) -> float:
-    """The smallest mean, in sd, that the two-sided t-test at `level` finds with 80 % power.
+    """The smallest mean, in sd, that the two-sided t-test at `level` detects with 80 % power.
 
-    Computed from the non-central F distribution, that of the square of t, which is defined where
-    scipy's non-central t gives NaN.
+    Computed from the non-central F distribution, that of t squared, because scipy's non-central t
+    gives NaN for some arguments.
     """
     if n < 2:
         return math.nan
@@ -170,7 +171,7 @@ def detectable(n: int, level: float) -> float:
 
 
 def correlation(x: Values, y: Values) -> float:
-    """Pearson's over pairs x[S], y[S]; NaN for fewer than two or a constant side."""
+    """Pearson's correlation of x[S] and y[S]; NaN for fewer than two values or a constant side."""
     a, b = exact(x), exact(y)
     if len(set(a)) < 2 or len(set(b)) < 2:
         return math.nan
@@ -183,16 +184,16 @@ def correlation(x: Values, y: Values) -> float:
 def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
     """Standard error (pp) of the mean gap that the finite test set adds, whatever the seeds.
 
-    The images are the same in every seed. Their differences, averaged over seeds, have a variance
-    over images that is the images' own plus 1/S of what seeds change. The interval over seeds holds
-    the second part already, so it is taken off (crossed random effects, method of moments; a
-    negative result counts as 0).
+    The images are the same in every seed. Their differences, averaged over seeds, vary over images
+    by two parts: the images' own variance, and 1/S of what seeds change. The interval over seeds
+    holds the second part already, so it is subtracted (crossed random effects, method of moments;
+    a negative result counts as 0).
 
     Args:
       arm, baseline: [S, I] bool, whether each test image was classified correctly.
 
     Returns:
-      NaN for fewer than two seeds or images: the two parts cannot be told apart.
+      The standard error; NaN for fewer than two seeds or images, which cannot separate the parts.
     """
     seeds, images = arm.shape
     if seeds < 2 or images < 2:
@@ -205,33 +206,34 @@ def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
 def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:
     """Rank correlation of gaps[L] with x[L], such as rho, and its exact two-sided p.
 
-    p is the share of all L! orders with at least this |correlation|, counted in whole numbers up
-    to L = 8; above, estimated from random orders of a fixed seed. (NaN, NaN) for a constant side.
+    p is the share of all L! orders with at least this |correlation|: counted in whole numbers up to
+    L = 8, above that estimated from random orders with a fixed seed. (NaN, NaN) for a constant
+    side.
     """
     a, b = ((2 * stats.rankdata(v)).astype(int) for v in (exact(x), exact(gaps)))
     n = len(a)
     if n < 2 or a.min() == a.max() or b.min() == b.max():
         return math.nan, math.nan
     a, b = n * a - a.sum(), n * b - b.sum()  # centred, and still whole
-    seen = int(a @ b)
-    value = seen / math.sqrt(int(a @ a) * int(b @ b))
+    observed = int(a @ b)
+    value = observed / math.sqrt(int(a @ a) * int(b @ b))
     if n <= ORDERED:
         orders = np.array(list(itertools.permutations(b)))
-        return value, float((abs(orders @ a) >= abs(seen)).mean())
+        return value, float((abs(orders @ a) >= abs(observed)).mean())
     orders = np.random.default_rng(0).permuted(np.tile(b, (DRAWS, 1)), axis=1)
-    return value, (1 + int((abs(orders @ a) >= abs(seen)).sum())) / (1 + DRAWS)
+    return value, (1 + int((abs(orders @ a) >= abs(observed)).sum())) / (1 + DRAWS)
 
 
 def family_difference(a: Mapping[int, float], b: Mapping[int, float], margin: float,
                       alpha: float) -> tuple[Estimate, float]:
-    """Whether two families have the same gap within the margin, at one level of rho.
+    """Tests whether two families have the same gap within the margin, at one level of rho.
 
     Args:
-      a, b: seed -> gap (pp); seeds of both are paired.
+      a, b: seed -> gap (pp); the seeds of both are paired.
 
     Returns:
-      a - b with its (1 - 2 alpha) interval, and p of the two one-sided tests: equivalent where
-      p <= alpha, which is the interval within the margin.
+      a - b with its (1 - 2 alpha) interval, and p of the two one-sided tests. p <= alpha means
+      equivalent, and is the same as the interval lying within the margin.
     """
     common = [seed for seed in a if seed in b]
     values = [u - v for u, v in zip(exact([a[s] for s in common]), exact([b[s] for s in common]),

@@ -32,20 +32,20 @@ class ArmSummary:
     rho_active: float
     rho_executed: float
     routed: bool
-    collapsed: int  # how many seeds
-    effective_experts: tuple[float, ...]  # per seed, the worst layer
-    dead_experts: tuple[float, ...]  # NaN, like the others, where the run diverged
+    collapsed: int  # number of seeds
+    effective_experts: tuple[float, ...]  # per seed, of the worst layer
+    dead_experts: tuple[float, ...]  # NaN if the run diverged, like the others
     drop_rate: tuple[float, ...]
     orphan_rate: tuple[float, ...]
-    mechanism: dict[str, Any]  # means over seeds; {} where not probed
+    mechanism: dict[str, Any]  # means over seeds; {} if not probed
     config: dict[str, Any]  # resolved, of the first seed
 
 
 def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
-    """The numbers of an arm over the seeds that have a row; NaN (0 parameters) without any."""
+    """Summarises an arm over its seeds that have a row; without any, numbers are NaN or 0."""
     rows = list(cells.values())
     values = [pairs.accuracy(row) for row in rows]
-    over = estimate(values, 0.95)
+    accuracy = estimate(values, 0.95)
 
     def first(key: str) -> float:
         return next((v for row in rows if not math.isnan(v := result(row, key))), math.nan)
@@ -57,7 +57,7 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
     chosen = [pairs.selected(row) for row in rows]
     probed = [row['mechanism'] for row in rows if row.get('mechanism')]
     return ArmSummary(
-        name=name, seeds=tuple(cells), values=over.values, mean=over.mean, sd=over.sd,
+        name=name, seeds=tuple(cells), values=accuracy.values, mean=accuracy.mean, sd=accuracy.sd,
         validation=tuple(100 * number(row['curve'][-1].get('accuracy'))
                          if row.get('curve') and not diverged(row) else math.nan for row in rows),
         selected=tuple(math.nan if v is None else float(v) for v in chosen),
@@ -83,7 +83,7 @@ def _whole(value: float) -> int:
 
 
 def mean_leaves(trees: Sequence[Any]) -> Any:
-    """Means of the numbers at the same place of every tree; equally long lists place by place.
+    """Means over trees of the numbers at each place, also within lists of equal length.
 
     A place is left out where a tree lacks it, holds no number there, or a list of another length.
     """
@@ -99,8 +99,8 @@ def mean_leaves(trees: Sequence[Any]) -> Any:
 
 
 def unused(name: str, cells: Mapping[int, Row]) -> str:
-    """A line on the lists of correct images that `image_error` could not use; '' for none."""
+    """A line about lists of correct images that `image_error` cannot use; '' if there are none."""
     seeds = [seed for seed, row in cells.items()
              if row.get('correct') and not diverged(row) and pairs.bits(row) is None]
-    return (f'arm {name}: {pairs.listed(seeds)}: the list of correct test images does not give the '
-            'accuracy; not used') if seeds else ''
+    return (f'arm {name}: {pairs.listed(seeds)}: the list of correct test images contradicts the '
+            'accuracy and is not used') if seeds else ''

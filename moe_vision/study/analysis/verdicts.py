@@ -1,12 +1,12 @@
 """Judges every comparison: equivalence comes first, then a difference, then neither.
 
 There are two families of tests: two-sided t-tests (is there a gap?) and equivalence tests (is it
-within the margin?). Each is corrected by Holm over the primary comparisons at alpha, so that some
-verdict is false with a probability of at most 2 alpha. A comparison is `equivalent` by the second
-family; else `positive` or `negative` by the first; else `inconclusive`, whatever its p. The
-interval beside a verdict has the level of the test that the verdict rests on. Exploratory
-comparisons are judged one by one at alpha. The smallest detectable gap is that at the level which
-is certain before the results: alpha / m for m primary comparisons (Bonferroni).
+within the margin?). Each is corrected by Holm over the primary comparisons at alpha, so the chance
+of any false verdict is at most 2 alpha. A comparison is `equivalent` by the second family; else
+`positive` or `negative` by the first; else `inconclusive`, whatever its p. The interval beside a
+verdict has the level of the test that the verdict rests on. Exploratory comparisons are judged one
+by one at alpha. The smallest detectable gap uses the level that is known before the results:
+alpha / m for m primary comparisons (Bonferroni).
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
     """Judges all comparisons of a study.
 
     Args:
-      compared: name -> (pairs, primary) of all that the pre-registration names. Those without rows
-        are among them and keep their place in the family.
-      margin: of equivalence, pp.
-      alpha: of each family.
+      compared: name -> (pairs, primary) of every comparison in the pre-registration. One without
+        rows keeps its place in the family.
+      margin: gaps within ± this many pp count as equivalent.
+      alpha: level of each of the two families.
     """
     gaps = {name: pairs.gaps() for name, (pairs, _) in compared.items()}
     p = {name: statistics.t_test(values) for name, values in gaps.items()}
@@ -60,8 +60,8 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
             values, differs, equivalent, margin,
             f'p = {adjusted:.2g} by Holm' if is_primary else f'p = {p[name]:.2g}, unadjusted')
         if pairs.lost() and not pairs.void:
-            note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): the other '
-                                         'pairs must bear out an equivalence, too')
+            note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): an '
+                                         'equivalence must also hold without these pairs')
         if len(values) > statistics.ENUMERATED:
             note += '; ' * bool(note) + (
                 f'sign-flip p from {statistics.DRAWS:,} random sign patterns')
@@ -78,8 +78,8 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
 def _tost(pairs: Pairs, margin: float) -> float:
     """p of the two one-sided tests.
 
-    Chance against chance is no sign of equivalence: where both runs of a pair diverged, the other
-    pairs must show it, too.
+    Two runs at chance are no sign of equivalence: if both runs of a pair diverged, the other pairs
+    must also show it.
     """
     p = statistics.tost(pairs.gaps(), margin)
     return float(np.maximum(p, statistics.tost(pairs.ended(), margin))) if pairs.lost() else p
@@ -87,7 +87,7 @@ def _tost(pairs: Pairs, margin: float) -> float:
 
 def _family(p: Mapping[str, float], primary: list[str],
             alpha: float) -> dict[str, tuple[float, bool, float]]:
-    """name -> (adjusted p, rejected, level): Holm over the primary ones, each other one alone."""
+    """name -> (adjusted p, rejected, level): Holm over the primary ones, the others one by one."""
     out: dict[str, tuple[float, bool, float]] = {}
     for names in (primary, *([name] for name in p if name not in primary)):
         holm = statistics.holm([p[name] for name in names], alpha)
@@ -98,7 +98,7 @@ def _family(p: Mapping[str, float], primary: list[str],
 
 def _verdict(gaps: list[Fraction], differs: bool, equivalent: bool, margin: float,
              p: str) -> tuple[Verdict, str]:
-    """Verdict and note where both tests could be made; `p` in words."""
+    """Verdict and note if both tests could be made; `p` is text for the note."""
     if equivalent:
         note = f'negligible: differs from 0 ({p}) but lies within ±{margin:g} pp'
         return 'equivalent', note if differs else ''
@@ -108,7 +108,7 @@ def _verdict(gaps: list[Fraction], differs: bool, equivalent: bool, margin: floa
 
 
 def _equal(pairs: Pairs, gaps: list[Fraction]) -> tuple[Verdict, str]:
-    """The same where no t-test can be made: no pair, one pair, or one gap in every seed."""
+    """Verdict and note without a t-test: no pair, one pair, or the same gap in every seed."""
     if len(gaps) < 2:
         return 'inconclusive', ('one pair of seeds' if gaps else 'no pair of seeds') + ': no test'
     if gaps[0]:

@@ -1,9 +1,9 @@
 """Writes the report of a study: `report.md`, `report.html`, tables and figures of an analysis.
 
-`answer`, `registered`, `verdicts` and `arms` say what there is to say and `*_figures` draw it.
+`answer`, `registered`, `verdicts` and `arms` write the sections and `*_figures` draw the figures.
 Together they make one `document`, which becomes Markdown, and HTML by `page`; `tables` makes the
-CSV files. All but `timings.md` and `timings/` follows from the rows alone, byte for byte. Numbers,
-pages and figures look as in the report of a run, `moe_vision.report`.
+CSV files. Everything except `timings.md` and `timings/` follows from the rows alone, byte for byte.
+Numbers, pages and figures look as in the report of a run, `moe_vision.report`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     Args:
       timings: {'cells': {arm: {seed: {'seconds', 'images_per_second', 'device', ...}}},
         'latency': what `study time` measured, or None}.
-      out: the folder; made where it is missing.
+      out: the folder, created if it is missing.
 
     Returns:
       The paths written, sorted.
@@ -37,7 +37,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     along = trend.section(analysis, rho)
     whole = _document(analysis, drawn, along)
     clock = list(pictures.clock(analysis, as_dict(timings.get('latency'))))
-    made = {
+    contents = {
         'report.md': document.markdown(whole, 'figures'),
         'report.html': page.render(whole),
         'timings.md': document.markdown(timing.document(analysis, timings, clock), 'timings'),
@@ -45,19 +45,19 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
         **{f'timings/{name}': text for name, text in timing.tables(analysis, timings).items()},
     }
     if along:
-        made['tables/trend.csv'] = tables.csv_text(trend.HEAD, trend.lines(analysis, rho))
+        contents['tables/trend.csv'] = tables.csv_text(trend.HEAD, trend.lines(analysis, rho))
     for name, blocks in (('figures', drawn), ('timings', clock)):
         for picture in blocks:
             if isinstance(picture, Picture):
                 path = f'{name}/{picture.name}'
-                made[f'{path}.svg'] = figure.alone(picture.svg)
-                made[f'{path}.csv'] = tables.csv_text(picture.head, picture.rows)
+                contents[f'{path}.svg'] = figure.alone(picture.svg)
+                contents[f'{path}.csv'] = tables.csv_text(picture.head, picture.rows)
     folder = epath.Path(out)
     for part in ('tables', 'figures', 'timings'):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for name, text in made.items():
-        (folder / name).write_bytes(text.encode('utf-8', 'replace'))
-    return sorted(str(folder / name) for name in made)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content.encode('utf-8', 'replace'))
+    return sorted(str(folder / name) for name in contents)
 
 
 def _document(analysis: Analysis, drawn: list[Picture | Text],
@@ -71,8 +71,8 @@ def _document(analysis: Analysis, drawn: list[Picture | Text],
              f'{primary} primary and {len(analysis.gaps) - primary} exploratory comparisons',
              *(f'{count(n)} test images' for n in limits.images_of(analysis)),
              f'pre-registration {analysis.hash[:12]}']
-    clock = Text('Accuracy against latency and throughput depends on a clock: see timings.md.',
-                 'note')
+    clock = Text('Accuracy against latency and throughput depends on the machine, so it is in '
+                 'timings.md.', 'note')
     return Document(str(study.get('name', 'study')), 'Study report', ' · '.join(facts), (
         answer.section(analysis),
         registered.section(analysis),

@@ -1,4 +1,4 @@
-"""The first part: what was asked, and what the data support, do not support and leave open."""
+"""Writes the first section: what was asked, and what the data support, refute and leave open."""
 
 import math
 import typing
@@ -45,18 +45,20 @@ def section(analysis: Analysis) -> Section:
 
 def _headline(primary: list[Gap]) -> Words:
     if not primary:
-        return ('No primary comparison was registered, or none has the rows of all its seeds yet: '
-                'everything below is exploratory.')
+        return ('No primary comparison was registered, or none has the rows of all its seeds yet, '
+                'so everything below is exploratory.')
     counts: Counter[str] = Counter(g.verdict for g in primary)
     mde = numbers.finite(g.mde for g in primary)
     if counts['inconclusive'] == len(primary) and all(g.estimate.sd for g in primary):
-        least = f' a gap smaller than {pp(min(mde), sign=False)} pp' if mde else ' the gaps'
-        return (f'Inconclusive: of {several(len(primary), "primary comparison")} none could be '
-                'decided. The data show neither a gap nor that gaps stay within the margin; this '
-                f'design was too small to find{least} reliably.')
-    parts = [f'{counts[v]} came out {v}' for v in VERDICTS if counts[v]]
+        all_of_them = ('the only primary comparison could not' if len(primary) == 1 else
+                       f'none of the {len(primary)} primary comparisons could')
+        least = f'a gap smaller than {pp(min(mde), sign=False)} pp' if mde else 'the gaps'
+        return (f'Inconclusive: {all_of_them} be decided. The data show neither a gap nor that '
+                'gaps lie within the margin; this design was too small to detect '
+                f'{least} reliably.')
     if len(primary) == 1:
-        return f'The one primary comparison came out {primary[0].verdict}.'
+        return f'The only primary comparison is {primary[0].verdict}.'
+    parts = [f'{n} {"is" if n == 1 else "are"} {v}' for v in VERDICTS if (n := counts[v])]
     return f'Of {len(primary)} primary comparisons, {formats.all_of(parts)}.'
 
 
@@ -76,14 +78,14 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
     return Cards([
         ('Cells', f'{done} of {planned}' if planned else str(done), note),
         ('Seeds', str(len(seeds)) if seeds else NONE,
-         'the same for every arm without an offset'),
+         'the same for every arm, except those with a seed offset'),
         ('Margin of equivalence', f'±{pp(margin, sign=False)} pp', 'set before the first run'),
-        ('Smallest gap that could be found', f'{" to ".join(span)} pp' if span else NONE,
-         'with 80 % power, over the primary comparisons: each at its own sd and the strictest '
+        ('Smallest detectable gap', f'{" to ".join(span)} pp' if span else NONE,
+         'with 80 % power, over the primary comparisons: each with its own sd and the strictest '
          'level of the correction'),
-        ('One test image', ', '.join(one) or NONE,
-         f'of one run’s accuracy: {" or ".join(map(str, images))} images' if images else
-         'the rows do not say how many there are'),
+        ('Resolution of accuracy', ', '.join(one) or NONE,
+         f'one of {" or ".join(map(str, images))} test images' if images else
+         'the rows do not say how many test images there are'),
     ])
 
 
@@ -107,28 +109,27 @@ def sentence(g: Gap, margin: float) -> list[str]:
         body = [Name(g.arm), ' and ', Name(g.baseline), f' are equivalent within {within}']
     elif e.n > 1 and e.sd == 0:
         body = ['every seed gave the same gap between ', Name(g.arm), ' and ', Name(g.baseline),
-                ', so no t-test can be made']
+                ', so no t-test is possible']
     else:
-        body = ['the data neither show a gap between ', Name(g.arm), ' and ', Name(g.baseline),
-                f' nor that it stays within {within}']
+        body = ['the data show neither a gap between ', Name(g.arm), ' and ', Name(g.baseline),
+                f' nor that it lies within {within}']
     out = [*start, Verdict(g.verdict), ', ', *body, end]
     if g.verdict == 'inconclusive' and math.isfinite(g.mde):
-        out.append(f' The smallest gap found with 80 % power would have been '
-                   f'{pp(g.mde, sign=False)} pp.')
+        out.append(f' The smallest gap detectable with 80 % power is {pp(g.mde, sign=False)} pp.')
     if g.diverged:
-        out.append(f' With {several(g.diverged, "diverged run")} counted as chance; without: '
-                   f'{numbers.estimate(g.without_diverged)} pp.')
+        out.append(f' This counts {several(g.diverged, "diverged run")} as chance; without these '
+                   f'pairs the gap is {numbers.estimate(g.without_diverged)} pp.')
     return [*out, f' Note: {g.note}.' if g.note else '']
 
 
 def _waiting(analysis: Analysis) -> list[Block]:
-    """Registered primary comparisons that confirm nothing, and why."""
+    """The registered primary comparisons that confirm nothing yet, and why."""
     waiting = [[Name(g.name), ': ', '; '.join(f.removeprefix(EXPLORATORY) for f in g.flags
                                               if f.startswith(EXPLORATORY))]
                for g in analysis.gaps.values() if g.primary and not g.confirms]
     if not waiting:
         return []
-    return [Heading('Registered as primary, not decided here'), Bullets(waiting)]
+    return [Heading('Registered as primary, but not decided here'), Bullets(waiting)]
 
 
 def _cost(g: Gap) -> str:
@@ -148,7 +149,7 @@ def standing(expected: str, verdict: str) -> str:
 
 
 def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
-    blocks: list[Block] = [Heading('Expected before the first run, and found')]
+    blocks: list[Block] = [Heading('What was expected, and what came out')]
     directed = [g for g in primary if g.expected not in ('', 'none')]
     for word in ('supported', 'not supported', 'undecided'):
         names = [g for g in directed if standing(g.expected, g.verdict) == word]
@@ -157,8 +158,8 @@ def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
     blocks += [Text(_pattern(p, analysis)) for p in analysis.patterns]
     if len(blocks) == 1:
         return [*blocks, Text('No direction and no pattern was registered.', 'missing')]
-    return [*blocks, Text('Judged are the registered directions; the hypotheses in words stand '
-                          'under Pre-registration.', 'note')]
+    return [*blocks, Text('Only the registered directions and patterns are judged; the hypotheses '
+                          'in words are under Pre-registration.', 'note')]
 
 
 def _outcome(g: Gap) -> list[str]:
@@ -167,7 +168,7 @@ def _outcome(g: Gap) -> list[str]:
 
 
 def pattern_standing(p: Pattern, expected: Iterable[str]) -> str:
-    """supported; not supported, where a comparison was decided otherwise; or undecided."""
+    """supported; not supported, if a comparison was decided against it; or undecided."""
     if p.supported:
         return 'supported'
     against = any(standing(e, v) == 'not supported' for e, v in zip(expected, p.verdicts,
@@ -181,6 +182,6 @@ def _pattern(p: Pattern, analysis: Analysis) -> list[str]:
     members = ([Name(name), f' {verdict}']
                for name, verdict in zip(p.comparisons, p.verdicts, strict=False))
     tested = p.supported and math.isfinite(p.p)
-    return ['Pattern ', Name(p.name), f': {word}. It asks that all come out as expected: ',
-            *joined(members, '; '),
-            f'; the largest p of theirs is {formats.p_value(p.p)}' if tested else '', '.']
+    return ['Pattern ', Name(p.name), f': {word}. All its comparisons must come out as expected; '
+            'the verdicts are: ', *joined(members, ', '),
+            f'. Their largest p is {formats.p_value(p.p)}' if tested else '', '.']

@@ -1,4 +1,4 @@
-"""What each arm costs and reaches, whether its experts collapsed, and what the probes found."""
+"""Writes what each arm costs and reaches, whether its experts collapsed, and what probes found."""
 
 import math
 from collections.abc import Iterable
@@ -22,26 +22,25 @@ from moe_vision.study.report.document import (
 from moe_vision.study.report.numbers import spread
 from moe_vision.study.report.tables import mechanism_rows
 
-_HEAD = ('arm', 'seeds', 'accuracy, %', 'validation at the end, %',
-         'selected on validation, %', 'unbounded capacity, %',
-         'diverged', 'FLOPs per image', 'executed', 'ρ place', 'ρ active', 'ρ executed',
-         'parameters', 'active')
-_COLLAPSE = ('arm', 'collapsed', 'effective experts', 'fewest', 'of', 'dead experts, at most',
-             'drop rate, %', 'orphan rate, %')
+_HEAD = ('arm', 'seeds', 'test accuracy, %', 'final validation accuracy, %',
+         'at the checkpoint selected on validation, %', 'with unbounded capacity, %',
+         'diverged', 'FLOPs per image', 'executed FLOPs', 'ρ place', 'ρ active', 'ρ executed',
+         'parameters', 'active parameters')
+_COLLAPSE = ('arm', 'collapsed', 'effective experts', 'fewest effective', 'experts',
+             'most dead experts', 'drop rate, %', 'orphan rate, %')
 _MECHANISM = ('arm', 'specialisation', 'agreement with the final routes, first; halfway',
-              'shuffled routes cost, pp', 'random routes cost, pp', 'ablating an expert costs, pp',
-              'the costliest, pp', 'router gradient, task', 'router gradient, balance',
-              'task / balance')
+              'cost of shuffled routes, pp', 'cost of random routes, pp',
+              'cost of ablating an expert, pp', 'cost of ablating the costliest, pp',
+              'router gradient, task', 'router gradient, balance', 'task / balance')
 
 
 def section(analysis: Analysis) -> Section:
     """Accuracy, cost and size of every arm."""
     if not analysis.arms:
         return Section('arms', 'Arms', [Text('No arm has a row yet.', 'missing')])
-    text = ('Mean ± sd over seeds. ρ place is the share of the same-width dense twin’s FLOPs that '
-            'lies in the replaced blocks, ρ active the share of this arm’s FLOPs spent in the '
-            'chosen experts, ρ executed the share of what runs that is expert buffers, padding '
-            'included.')
+    text = ('Mean ± sd over seeds. ρ place: share of the same-width dense twin’s FLOPs in the '
+            'replaced blocks. ρ active: share of this arm’s FLOPs in the chosen experts. ρ '
+            'executed: share of the executed FLOPs in the experts’ buffers, padding included.')
     return Section('arms', 'Arms', [
         Text(text), Table(_HEAD, [_arm(a) for a in analysis.arms.values()], 'arms')])
 
@@ -63,13 +62,13 @@ def collapse(analysis: Analysis) -> Section:
         return Section('collapse', 'Collapse', [Text('No routed arm has a row yet.', 'missing')])
     lost = [a for a in routed if a.collapsed]
     text: list[str] = [
-        'On the test set, the worst layer of each run; mean ± sd over seeds. Effective experts '
-        'are 1/Σq² of the load q before capacity; an expert is dead below 1 % of an equal share; '
-        'an orphan is a token all of whose choices were dropped. ']
+        'Values of the worst layer of each run on the test set; mean ± sd over seeds. Effective '
+        'experts are 1/Σq² of the load q before capacity. An expert is dead if it gets less than '
+        '1 % of an equal share. An orphan is a token that lost all its choices. ']
     if lost:
         text += ['Collapsed in at least one seed: ', *joined(Name(a.name) for a in lost), '.']
     else:
-        text.append('No run of these seeds collapsed.')
+        text.append('No run collapsed.')
     return Section('collapse', 'Collapse', [
         Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])
 
@@ -99,23 +98,21 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
             probes.setdefault(arm, {}).setdefault(quantity, []).append((seed, layer, at, value))
     if not probes:
         return Section('mechanism', 'Mechanism', [
-            Text('No trained cell was probed, or no routed one: nothing is said about why.',
-                 'missing')])
+            Text('No trained routed cell was probed, so nothing is known about why.', 'missing')])
     blocks: list[Block] = [
         Text('Mean ± sd over seeds, layers averaged within a seed. Specialisation is I(expert; '
-             'class), corrected for its bias, over the most it could be: 0 is none, 1 is an expert '
-             'per class. Agreement is the share of fixed probe images with the same first choice '
-             'as after training.'),
-        Text('How to read them together: what shuffling the routes costs is what it is worth to '
-             'send a token to its own expert rather than to somebody else’s. Where that is near '
-             'zero the experts are close to interchangeable on these images, however even their '
-             'load and however high their specialisation; where it is large and the gap not '
-             'positive, the experts differ without a gain over the twin that these data show. '
-             'Random routes keep the gates of the choices they replace: part of what they cost '
-             'can be a gate that now stands before another expert. A task '
-             'gradient far below the balance gradient means that the router learns to '
-             'balance rather than to choose; at k = 1 with gates normalised over the chosen '
-             'experts it is zero by construction.'),
+             'class), corrected for its bias and divided by its maximum: 0 is none, 1 is an expert '
+             'per class. Agreement is the share of fixed probe images whose first choice is the '
+             'same as after training: at the first validation, and halfway through training.'),
+        Text('How to read them together: the cost of shuffled routes is what a token gains from '
+             'its own expert instead of another token’s. If it is near zero, the experts are '
+             'almost interchangeable on these images, however even their load and however high '
+             'their specialisation. If it is large but the gap is not positive, the experts '
+             'differ, but these data show no gain over the twin. Random routes keep the gates of '
+             'the choices that they replace, so part of their cost may come from a gate that now '
+             'weights another expert. A task gradient far below the balance gradient means that '
+             'the router learns to balance rather than to choose; at k = 1 with gates normalised '
+             'over the chosen experts, the task gradient is zero by construction.'),
         Table(_MECHANISM, [_probed(name, arm) for name, arm in probes.items()], 'mechanism'),
     ]
     return Section('mechanism', 'Mechanism', [*blocks, agreement] if agreement else blocks)

@@ -1,6 +1,6 @@
-"""What all figures of a study share: size, legend, panels and intervals.
+"""Draws what all figures of a study share: size, legend, panels and intervals.
 
-No reader needs to tell colours apart: series also differ in marker and line, verdicts in marker and
+Figures can be read without colours: series also differ in marker and line, verdicts in marker and
 word.
 """
 
@@ -22,8 +22,8 @@ from moe_vision.study.analysis.analyse import Gap
 from moe_vision.study.report.document import clean_all
 from moe_vision.study.report.numbers import finite
 
-WIDTH = 760  # of a picture, CSS pixels
-LETTER = 6.4  # of the legend's text, CSS pixels, rather too wide than too narrow
+WIDTH = 760  # width of a picture, CSS pixels
+LETTER = 6.4  # width of a letter in the legend, CSS pixels; a little too wide, to be safe
 _MARKERS = 'osD^vPX*'
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
@@ -50,7 +50,7 @@ def look(index: int) -> Look:
 
 
 def short(name: str, length: int = 30) -> str:
-    """A name without its middle where it is too long."""
+    """The name, without its middle if it is too long."""
     name = clean_all(name)
     half = (length - 1) // 2
     return name if len(name) <= length else f'{name[: length - 1 - half]}…{name[-half:]}'
@@ -90,8 +90,8 @@ def picture(
     Args:
         paint: draws on the axes, given row by row.
         label: the alternative text.
-        rows, columns: of panels.
-        names: of the series in the legend; number i is drawn as `look(i)` says.
+        rows, columns: number of panels down and across.
+        names: series in the legend; number i is drawn as `look(i)` says.
         panel: height of the axes of a panel, CSS pixels.
         between: pixels between neighbouring panels, across and down.
     """
@@ -135,7 +135,7 @@ def _legend(whole: Figure, lines: list[list[str]], width: int, height: int, left
 def limits(gaps: Iterable[Gap], margin: float) -> tuple[float, float]:
     """The range of gaps (pp) that a picture shows: it holds intervals, zero and margin.
 
-    Gaps with a diverged run do not stretch it while there are others; they are marked at its edge.
+    If there are others, gaps with a diverged run do not stretch it; they are marked at its edge.
     """
     gaps = [g for g in gaps if math.isfinite(g.estimate.mean)]
     calm = [g for g in gaps if not g.diverged] or gaps
@@ -162,10 +162,10 @@ def whisker(
     axes: Axes, at: float, gap: Gap, span: tuple[float, float], colour: str, marker: str,
     *, filled: bool = True, across: bool = False, shift: float = 0.0,
 ) -> None:
-    """One gap with its interval; outside the picture, an arrow at the edge with its number.
+    """One gap with its interval; if it lies outside, an arrow at the edge with its number.
 
     Args:
-        at: place on the other axis.
+        at: its place on the other axis.
         shift: pixels by which it is moved along that axis.
     """
     e = gap.estimate

@@ -1,4 +1,4 @@
-"""What a report is made of before it is Markdown or HTML, and how it becomes Markdown.
+"""Defines the parts of a report, and writes them as Markdown (`page` writes HTML).
 
 Words are text with `Name`s and `Verdict`s in it. A name is other people's input, and both forms of
 the report escape it like all other text.
@@ -13,7 +13,7 @@ from moe_vision.report.read import clean
 
 
 class Name(str):
-    """Text set as code: of an arm, a comparison, a file."""
+    """Text set as code: the name of an arm, a comparison or a file."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ Words = str | Sequence[str]
 class Text:
     """A paragraph.
 
-    kind: `plain`; `headline`, what to remember; `missing`, what is not there; or `note`, small.
+    kind: `plain`; `headline`, what to remember; `missing`, what is missing; or `note`, small.
     """
 
     words: Words

@@ -1,4 +1,4 @@
-"""Pictures of gaps: all verdicts, against ρ, against the slots of a soft layer."""
+"""Draws gaps: of all comparisons, against ρ, and against the slots of a soft layer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ def row_of(g: Gap) -> list[Any]:
 
 
 def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
-    """The sentence on arrows at the edge, or '' where all gaps lie inside."""
+    """The sentence on arrows at the edge, or '' if all gaps lie inside."""
     outside = any(not span[0] <= g.estimate.mean <= span[1] for g in gaps)
-    return ('Arrows at the edge: gaps with a diverged run, which lie outside of the picture. '
+    return ('Arrows at the edge: gaps with a diverged run that lie outside the picture. '
             if outside else '')
 
 
@@ -85,9 +85,9 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
         f'{g.name} {g.verdict} {formats.pp(g.estimate.mean)} pp' for g in gaps),
         panel=max(60, round(24 * (places[-1] + 1.4))), left=24 + round(6.1 * longest), right=300,
         width=960)
-    how = HOW + ('Primary comparisons stand above the dashed line and are filled; exploratory '
-                  'ones are hollow. ' if 0 < split < len(gaps) else '') + (
-        'At the right: verdict, gap with its interval, FLOPs over those of the baseline. '
+    how = HOW + ('Primary comparisons are filled and above the dashed line; exploratory ones '
+                  'are hollow. ' if 0 < split < len(gaps) else '') + (
+        'On the right: verdict, gap with its interval, FLOPs ÷ those of the baseline. '
         ) + edge(gaps, span)
     return Picture(name, title, svg, how.strip(), ('comparison', *ORDER),
                    [[g.name, *row_of(g)] for g in gaps])
@@ -96,7 +96,7 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
 def _curves(
     axes: Axes, curves: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
 ) -> None:
-    """One line and its whiskers per series, set a little apart sideways."""
+    """One line with whiskers per series, shifted a little sideways."""
     for i, gaps in enumerate(curves.values()):
         style, shift = look(i), 5.0 * (i - (len(curves) - 1) / 2)
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
@@ -129,7 +129,7 @@ def _against(
     label = f'{title}: ' + '; '.join(f'{g.name} at {column} {x[g.name]:.4g}: '
                                      f'{formats.pp(g.estimate.mean)} pp' for g in gaps)
     svg = chart.picture(paint, label, names=list(curves), panel=290)
-    apart = 'Series are set a few pixels apart sideways. ' if len(curves) > 1 else ''
+    apart = 'Series are shifted sideways by a few pixels. ' if len(curves) > 1 else ''
     rows = [[s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
             for s, members in curves.items() for g in members if g.name in x]
     head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
@@ -164,7 +164,7 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
     gaps = [g for members in curves.values() for g in members]
     x = {g.name: slots for g in gaps if (slots := _slots(analysis, g.arm))}
     if not x:
-        raise NoData('none of its arms says how many experts it has')
+        raise NoData('no config of its arms gives the number of experts')
     arms = {g.arm for g in gaps}
     classes = sorted({int(row['num_classes']) for arm, _, row in analysis.cells()
                       if arm in arms and math.isfinite(number(row.get('num_classes')))})
@@ -188,7 +188,7 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
 
 
 def moe_of(analysis: Analysis, arm: str) -> dict[str, Any]:
-    """`model.moe` of an arm's config; {} where it is not known."""
+    """`model.moe` of an arm's config; {} if it is not known."""
     config = analysis.arms[arm].config if arm in analysis.arms else {}
     config = config or value_at(analysis.study, 'arms', arm, 'config')
     return as_dict(value_at(config, 'model', 'moe'))

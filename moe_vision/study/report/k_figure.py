@@ -1,4 +1,4 @@
-"""The picture of an ablation over k: per-seed lines."""
+"""Draws an ablation over k, with one line per seed."""
 
 import math
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
     low = max(_slope(analysis, gaps)[1] for gaps in panels_of.values())
     svg = chart.picture(paint, label, rows=rows, columns=columns, between=(46, low + 30),
                         bottom=low, top=30 if len(panels_of) > 1 else 12)
-    how = ('Thin lines: one seed each, dots its gaps, crosses those with a diverged run. Thick: '
-           'mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
+    how = ('Thin lines: one per seed; a dot is a gap, a cross a gap with a diverged run. Thick '
+           'line: mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
     return Picture(name, title, svg, how.strip(), (
         'series', 'comparison', 'label', 'seed', 'seed_gap_pp', *gap_figures.ORDER), [
             [s, g.name, _label(analysis, g, gaps), seed, value, *gap_figures.row_of(g)]
@@ -48,7 +48,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
 
 
 def _label(analysis: Analysis, g: Gap, gaps: Sequence[Gap]) -> str:
-    """`k = 2` where k differs between all of the gaps, else the name of the arm."""
+    """`k = 2` if every gap has another k, else the name of the arm."""
     ks = [gap_figures.moe_of(analysis, other.arm).get('k') for other in gaps]
     k = gap_figures.moe_of(analysis, g.arm).get('k')
     return f'k = {k}' if None not in ks and len(set(map(str, ks))) == len(ks) else g.arm

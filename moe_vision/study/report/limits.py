@@ -1,4 +1,4 @@
-"""Sentences, made from a study's numbers, on what its data do not say."""
+"""Writes sentences, from a study's numbers, about what its data do not say."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,24 +17,24 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     """
     undecided = sum(g.verdict == 'inconclusive' for g in primary)
     if undecided:
-        yield (f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive: '
-               'a large p is no sign that two arms are alike, only that these seeds cannot tell '
-               'them apart. Only the verdict “equivalent” says that a gap is small, and it says so '
+        yield (f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive. '
+               'A large p does not show that two arms are alike, only that these seeds cannot '
+               'distinguish them. Only the verdict “equivalent” shows that a gap is small: it lies '
                'within the margin.')
     yield from _test_set(analysis, primary)
     yield from _otherwise(analysis, primary)
     exploratory = len(analysis.gaps) - len(primary)
     if exploratory:
-        yield (f'Verdicts on the {several(exploratory, "exploratory comparison")} hold one at a '
-               'time and are not corrected for their number: some are to be expected by chance.')
+        yield (f'Exploratory comparisons ({exploratory}) are judged one by one, without a '
+               'correction for their number: expect some positive or negative ones by chance.')
     lost = [Name(f'{a.name} seed {s}') for a in analysis.arms.values() for s in a.diverged]
     if lost:
         yield [f'{several(len(lost), "run")} diverged and counted as chance: ', *joined(lost),
-               '. A gap that rests on such a run says that training fails, not how accurate a '
-               'trained network is; it is shown with and without.']
-    yield ('Only these networks, this data set and this length of training were compared: other '
-           'sizes are not covered. Costs in FLOPs are counted; time depends on the machine and '
-           'stands in timings.md.')
+               '. A gap with such a run shows that training failed, not how accurate a trained '
+               'network is, so the report gives it with and without that run.']
+    yield ('Only these networks, this data set and this length of training were compared; other '
+           'sizes are not covered. Costs are counted in FLOPs; measured times depend on the '
+           'machine and are in timings.md.')
 
 
 def images_of(analysis: Analysis) -> list[int]:
@@ -45,30 +45,29 @@ def images_of(analysis: Analysis) -> list[int]:
 
 def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     for images in images_of(analysis):
-        yield (f'The test set has {images:,} images: accuracies move in steps of '
-               f'{pp(100 / images, sign=False)} pp, and a gap smaller than that in every seed '
-               'cannot be seen.')
+        yield (f'The test set has {images:,} images, so accuracies move in steps of '
+               f'{pp(100 / images, sign=False)} pp. A gap that is smaller in every seed cannot be '
+               'seen.')
     error = numbers.finite(g.image_error for g in primary or analysis.gaps.values())
-    text = 'The intervals hold over training seeds, on this one test set. '
+    text = 'The intervals are over training seeds, on this one test set. '
     if error:
         low, high = pp(min(error), sign=False), pp(max(error), sign=False)
-        yield (text + 'That it is finite adds a standard error of its own to each mean gap, which '
-               'no number of seeds makes smaller: about '
-               f'{low if low == high else f"{low} to {high}"} pp here, what images differ by once '
-               'the part that seeds change is taken off.')
+        yield (text + 'Its finite size adds a standard error to each mean gap that more seeds do '
+               f'not reduce: here about {low if low == high else f"{low} to {high}"} pp, without '
+               'the part of the variation over images that depends on the seed.')
     elif analysis.gaps:
-        yield text + 'What its finite size adds could not be told from these rows.'
+        yield text + 'These rows do not show what its finite size adds.'
 
 
 def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
-    """Where the registered answer and the other ways of asking disagree."""
+    """Where the registered answer disagrees with other ways to measure or test it."""
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:
-        yield ['At the checkpoint selected on validation the mean gap has the other sign: ',
+        yield ['At the checkpoint selected on validation the mean gap has the opposite sign: ',
                *joined(Name(g.name) for g in turned), '.']
     alpha = number(analysis.study.get('alpha'))
     weak = [g for g in primary if g.verdict in ('positive', 'negative') and g.p_sign_flip > alpha]
     for g in weak:
-        yield ['The exact sign-flip test does not bear out ', Name(g.name), ': its p is '
-               f'{p_value(g.p_sign_flip)}, uncorrected; the verdict rests on the t-test and so on '
-               'gaps that are normally distributed.']
+        yield ['The exact sign-flip test does not confirm ', Name(g.name), ': its p is '
+               f'{p_value(g.p_sign_flip)}, uncorrected. The verdict rests on the t-test, which '
+               'assumes that gaps are normally distributed.']

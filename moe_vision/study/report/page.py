@@ -1,4 +1,4 @@
-"""The document as one HTML file that needs nothing else, in the look of a run's report."""
+"""Renders the document as one self-contained HTML file that looks like a run's report."""
 
 from moe_vision.report.markup import Child, Markup, card, page, section, table, tag
 from moe_vision.study.report.document import (

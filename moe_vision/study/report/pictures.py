@@ -1,4 +1,4 @@
-"""Which figures a study asks for, each drawn or with the line that says why it is not."""
+"""Draws the figures that a study declares, or writes the line that says why one is left out."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -19,13 +19,13 @@ _KINDS = {
 
 
 def every(analysis: Analysis) -> Iterator[Picture | Text]:
-    """All verdicts, the figures that the study declares, agreement of routes where probed."""
+    """All verdicts, the figures that the study declares, and the agreement of routes if probed."""
     yield _draw(gap_figures.verdicts, analysis, 'verdicts', 'All comparisons', {})
     for kind, name, title, series in _declared(analysis):
         if kind in _KINDS:
             yield _draw(_KINDS[kind], analysis, name, title, series)
         elif kind != 'wall_clock':
-            yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known are '
+            yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known kinds are '
                        f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')
     try:
         yield training_figures.agreement(analysis, 'agreement', 'Agreement of routes')

@@ -1,4 +1,4 @@
-"""What was fixed before the first run, what went wrong since, and what made the rows."""
+"""Writes what was fixed before the first run, what went wrong since, and what made the rows."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -35,15 +35,15 @@ def section(analysis: Analysis) -> Section:
         ('correction', f'{_correction(study)}, over the primary comparisons'),
         ('margin of equivalence', f'±{formats.signed(number(margin))} pp'),
         ('seeds', ', '.join(map(str, as_list(study.get('seeds'))))),
-        ('seeds are trained', _MODES.get(mode, mode)),
+        ('training of seeds', _MODES.get(mode, mode)),
         ('tuning', study.get('tuning')),
         ('exclusion', study.get('exclusion')),
         ('stopping', study.get('stopping')),
     ):
         rows.append([what, str(value or formats.NONE)])
     blocks: list[Block] = [
-        Text('As it was registered, under the hash of the whole record; Provenance counts the rows '
-             'that carry this hash.'),
+        Text('As registered. The hash is that of the whole record; Provenance counts the rows that '
+             'carry it.'),
         Table(('what', 'as registered'), rows, 'pre-registration'),
     ]
     hypotheses = [str(h) for h in as_list(study.get('hypotheses'))]
@@ -55,9 +55,9 @@ def section(analysis: Analysis) -> Section:
         rest = len(comparisons) - len(primary)
         blocks += [
             Heading('Comparisons'),
-            Text(f'Of {formats.several(len(comparisons), "registered comparison")} these '
-                 f'{len(primary)} are primary; the other {rest} were registered as exploratory and '
-                 'stand, with what was expected of them, in the table of verdicts.'),
+            Text(f'Of {formats.several(len(comparisons), "registered comparison")}, '
+                 f'{len(primary)} are primary. The other {rest} were registered as exploratory; '
+                 'the table of verdicts lists them with their expected directions.'),
             Table(('primary comparison', 'arm − baseline', 'expected'),
                   [_comparison(name, as_dict(c)) for name, c in primary.items()], 'primary'),
         ]
@@ -72,7 +72,7 @@ def _correction(study: dict[str, Any]) -> str:
 
 
 def _metric(metric: Any) -> Any:
-    known = {'test_accuracy': 'test accuracy of the weights after the last step'}
+    known = {'test_accuracy': 'test accuracy with the weights after the last step'}
     return known.get(str(metric), metric)
 
 
@@ -109,8 +109,8 @@ def provenance(analysis: Analysis) -> Section:
     ):
         table.append([what, _counted(values)])
     return Section('provenance', 'Provenance', [
-        Text(f'Of {formats.several(len(rows), "row")}.'),
-        Table(('what', 'found (rows)'), table, 'provenance')])
+        Text(f'Counted over {formats.several(len(rows), "row")}.'),
+        Table(('what', 'value (rows)'), table, 'provenance')])
 
 
 def _counted(values: Iterable[Any]) -> list[str]:

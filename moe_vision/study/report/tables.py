@@ -1,4 +1,4 @@
-"""Every number of the analysis as CSV, one file per question."""
+"""Writes every number of the analysis as CSV, one file per question."""
 
 import csv
 import io
@@ -114,7 +114,7 @@ def mechanism_rows(analysis: Analysis) -> Iterator[tuple[str, int, str, str, Any
 
 
 def _flat(quantity: str, values: Any) -> Iterator[tuple[str, str, Any, float]]:
-    """(quantity, layer, expert or epoch, value): of one number, of lists, of named lists."""
+    """(quantity, layer, expert or epoch, value) from one number, lists or named lists."""
     if not isinstance(values, dict):
         yield quantity, '', '', values
         return

@@ -1,4 +1,4 @@
-"""The page of everything that depends on a clock: how long cells took, latency, throughput."""
+"""Writes the page of everything that depends on a clock: training time, latency, throughput."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ from moe_vision.study.report.document import (
 )
 from moe_vision.study.report.tables import csv_text
 
-_CELLS = ('arm', 'cells', 'seconds per cell', 'shortest', 'longest', 'all, hours',
+_CELLS = ('arm', 'cells', 'seconds per cell', 'shortest', 'longest', 'total, hours',
           'images per second', 'device')
 _KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
-_LATENCY = ('arm', 'FLOPs per image', 'images at once', 'median, ms', 'low, ms', 'high, ms',
+_LATENCY = ('arm', 'FLOPs per image', 'batch size', 'median, ms', 'low, ms', 'high, ms',
             'images per second', 'accuracy, %')
 
 
@@ -47,7 +47,7 @@ class Latency(NamedTuple):
 
     @property
     def whisker(self) -> tuple[float, float]:
-        """Mean accuracy less and plus one sd, where that is known."""
+        """Mean accuracy minus and plus one sd (0 if it is not known)."""
         sd = self.accuracy_sd_pp if math.isfinite(self.accuracy_sd_pp) else 0.0
         return self.accuracy_pp - sd, self.accuracy_pp + sd
 
@@ -59,18 +59,19 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
     device = str(latency.get('device', ''))
     rows = [_cell(arm, seeds) for arm, seeds in cells.items() if as_dict(seeds)]
     took: Block = Table(_CELLS, rows) if rows else Text('No cell was timed.', 'missing')
-    parts: list[Block] = [Text('Not measured yet: `study time` writes it.', 'missing')]
+    command = Name('python -m moe_vision.study time')
+    parts: list[Block] = [Text(['Not measured yet: run ', command, '.'], 'missing')]
     if latency:
-        parts = [Text(['Inference, medians of interleaved runs, on ', Name(device or 'an unknown '
-                       'device'), '; low and high are the first and third quartiles. They '
-                       'hold for this device and these batch sizes alone.'])]
+        parts = [Text(['Inference on ', Name(device or 'an unknown device'), ': medians over '
+                       'interleaved rounds; low and high are the first and third quartiles. They '
+                       'hold only for this device and these batch sizes.'])]
         parts.append(Table(_LATENCY, [
             [Name(row.arm), formats.size(number(row.flops)), str(row.batch),
              *(signed(number(ms)) for ms in (row.median_ms, row.low_ms, row.high_ms)),
              _speed(number(row.images_per_second)), formats.pp(row.accuracy_pp, sign=False)]
             for row in latency_rows(analysis, latency)]))
     return Document(f'{name}: timings', 'Timings of a study', (
-        'Whatever depends on a clock stands here and nowhere else in the report.'), (
+        'Everything that depends on a clock is here and nowhere else in the report.'), (
             Section('training', 'Training', [took]),
             Section('latency', 'Inference', [*parts, *pictures])))
 
@@ -135,7 +136,7 @@ def wall_clock(analysis: Analysis, name: str, title: str, series: Series,
             batch, below = batches[i % len(batches)], i >= len(batches)
             _panel(axes, [r for r in rows if r.batch == batch], arms, below)
             if not below:
-                axes.set_title(formats.several(batch, 'image') + ' at once')
+                axes.set_title(f'batch size {batch}')
             axes.tick_params(labelleft=i % len(batches) == 0)
             axes.set_xlabel('images per second' if below else 'median latency, ms')
             if i % len(batches) == 0:
@@ -145,12 +146,12 @@ def wall_clock(analysis: Analysis, name: str, title: str, series: Series,
             axes.set_ylim(low - pad, high + pad)
 
     label = f'{title}: ' + '; '.join(
-        f'{r.arm} {r.batch} at once {signed(r.median_ms)} ms' for r in rows)
+        f'{r.arm} at batch size {r.batch} {signed(r.median_ms)} ms' for r in rows)
     svg = chart.picture(paint, label, rows=2, columns=len(batches), names=arms, panel=180,
                         width=max(chart.WIDTH, 62 + 190 * len(batches)), between=(30, 58),
                         top=30)
-    how = ('Up and left is better above, up and right below. Vertical bars: sd of accuracy over '
-           'seeds; horizontal: quartiles of latency.')
+    how = ('Better is up and left in the upper row, up and right in the lower row. Vertical bars: '
+           'sd of accuracy over seeds; horizontal bars: quartiles of latency.')
     return Picture(name, title, svg, how, Latency._fields, rows)
 
 

@@ -1,4 +1,4 @@
-"""Pictures over training: temperature, entropy and accuracy, and the agreement of routes."""
+"""Draws training: temperature, entropy and accuracy, and the agreement of routes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
 _QUANTITIES = {'temperature': 'temperature', 'gate_entropy': 'gate entropy, nats',
                'accuracy': 'validation accuracy, %'}
-_HOW = 'Thin: one seed each; thick: mean over seeds; layers are averaged. '
+_HOW = 'Thin lines: one per seed; thick lines: mean over seeds; layers are averaged. '
 
 
 def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -53,23 +53,23 @@ def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture
     missing = [_QUANTITIES[q].split(',')[0] for q in _QUANTITIES if q not in drawn]
     how = _HOW
     if 'accuracy' in drawn:
-        how += 'The axis of accuracy begins at the lowest value of the second half of training. '
+        how += 'The accuracy axis starts below the lowest value of the second half of training. '
     if missing:
-        how += f'No row tells the {formats.all_of(missing)}.'
+        how += f'Not recorded: {formats.all_of(missing)}.'
     head = ('series', 'arm', 'seed', 'step', 'epoch', *(
         f'{q}_percent' if q == 'accuracy' else q for q in _QUANTITIES))
     return Picture(name, title, svg, how.strip(), head, rows)
 
 
-def _point(at: dict[str, Any]) -> list[Any]:
-    layers = [as_dict(values) for values in as_dict(at.get('layers')).values()]
-    return [at.get('step'), number(at.get('epoch')),
+def _point(point: dict[str, Any]) -> list[Any]:
+    layers = [as_dict(values) for values in as_dict(point.get('layers')).values()]
+    return [point.get('step'), number(point.get('epoch')),
             *(numbers.mean(layer.get(q) for layer in layers) for q in list(_QUANTITIES)[:2]),
-            100 * number(at.get('accuracy'))]
+            100 * number(point.get('accuracy'))]
 
 
 def mean_curve(seeds: Mapping[int, Points]) -> Points:
-    """epoch -> mean over the seeds that have a value there, where more than half of them do."""
+    """epoch -> mean over the seeds with a value there, at epochs where more than half have one."""
     epochs = sorted({epoch for points in seeds.values() for epoch in points})
     return {e: numbers.mean(p[e] for p in seeds.values() if e in p)
             for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}
@@ -108,7 +108,7 @@ def _ends(curves: Curves, what: str) -> str:
 
 
 def _few(analysis: Analysis, arms: list[str], most: int = 8) -> list[str]:
-    """At most so many of the arms, in their order; those of primary comparisons come first."""
+    """At most `most` of the arms, in their order; arms of primary comparisons are preferred."""
     primary = {arm for g in analysis.gaps.values() if g.primary for arm in (g.arm, g.baseline)}
     chosen = sorted(arms, key=lambda arm: arm not in primary)[:most]
     return [arm for arm in arms if arm in chosen]
@@ -135,7 +135,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     names = _few(analysis, known)
 
     def paint(panels: list[Axes]) -> None:
-        heads = ('with the validation before', 'with the final routes')
+        heads = ('compared with the previous validation', 'compared with the final routes')
         for axes, key, head in zip(panels, curves, heads, strict=True):
             means = {arm: {seed: {e: numbers.mean(v) for e, v in points.items()}
                            for seed, points in seeds.items()}
@@ -150,8 +150,8 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
                         panel=210, top=30)
     how = _HOW + 'Routes that settle late had little time to specialise. '
     if len(names) < len(known):
-        how += (f'Drawn are {len(names)} of {len(known)} probed arms, those of primary comparisons '
-                'first; the file has all of them.')
+        how += (f'The picture shows {len(names)} of {len(known)} probed arms, those of primary '
+                'comparisons first; the file has all of them.')
     return Picture(name, title, svg, how.strip(), (
         'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)
 

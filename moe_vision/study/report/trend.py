@@ -1,6 +1,6 @@
-"""Whether gaps rise along ρ, and whether the backbone family makes a difference at equal ρ.
+"""Tests whether gaps rise along ρ, and whether the backbone family matters at equal ρ.
 
-Both are exploratory: what was registered are the verdicts on the ends of a sweep.
+Both are exploratory: only the verdicts on the ends of a sweep were registered.
 """
 
 import itertools
@@ -20,7 +20,7 @@ Line = tuple[str, str, str, float, float, float, float]
 
 
 def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
-    """The trend of each family along ρ and families against each other; None without such a figure.
+    """The trend of each family along ρ, and family against family; None without such a figure.
 
     Args:
       figures: the series of every figure of gaps against ρ.
@@ -29,14 +29,14 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
     if not trends:
         return None
     blocks: list[Block] = [
-        Text('Exploratory. Trend: rank correlation (Spearman) of the mean gap with ρ over the '
-             'levels of one family; p is exact for up to 8 levels. Family: the gap of one family '
-             'less that of the other at the same ρ, paired by seed, with its 90 % interval at '
-             'α = 0.05; p is that of two one-sided tests against the margin, so a small p says '
-             'that the family matters by less than the margin there; a large one says nothing.'),
+        Text('Exploratory. “trend” is the rank correlation (Spearman) of the mean gap with ρ over '
+             'the levels of one family; p is exact for up to 8 levels. “family” is the gap of one '
+             'family minus that of the other at the same ρ, paired by seed, with its 90 % interval '
+             'at α = 0.05; p is from two one-sided tests against the margin. A small p means that '
+             'the families differ by less than the margin there; a large p means nothing.'),
         Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_row(x) for x in trends],
               'trend')]
-    return Section('trend', 'Along ρ', blocks)
+    return Section('trend', 'Gaps along ρ', blocks)
 
 
 def _row(line: Line) -> list[Words]:

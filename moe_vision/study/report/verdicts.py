@@ -1,4 +1,4 @@
-"""The tables of verdicts, of tests and of every value behind them."""
+"""Writes the tables of verdicts, of tests and of every value behind them."""
 
 from collections.abc import Sequence
 
@@ -18,13 +18,13 @@ from moe_vision.study.report.document import (
     Words,
 )
 
-_HEAD = ('comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds', 'cost, FLOPs',
-         'cost, executed', 'expected', 'arm − baseline', 'note')
+_HEAD = ('comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds', 'FLOPs ÷ baseline',
+         'executed FLOPs ÷ baseline', 'expected', 'arm − baseline', 'note')
 _TESTS = ('comparison', 'sd, pp', 'effect size d_z', 'p (paired t)', 'p, Holm',
-          'p (sign flip)', 'p (TOST)', 'p (TOST), Holm', 'smallest gap found, pp', 'correlation',
-          'error of the test set, pp')
+          'p (sign flip)', 'p (TOST)', 'p (TOST), Holm', 'smallest detectable gap, pp',
+          'correlation', 'standard error from the test set, pp')
 _OTHER = ('comparison', 'final, pp', 'selected on validation, pp', 'without diverged runs, pp',
-          'cost, FLOPs', 'parameters', 'ρ of the arm')
+          'FLOPs ÷ baseline', 'parameters ÷ baseline', 'ρ place of the arm')
 
 
 def section(analysis: Analysis) -> Section:
@@ -33,19 +33,19 @@ def section(analysis: Analysis) -> Section:
     other = [g for g in analysis.gaps.values() if not g.confirms]
     blocks: list[Block] = [Text(
         'Equivalence is tested first (two one-sided tests against the margin), then the gap '
-        '(paired t-test). Gaps are accuracies of the arm less those of the baseline, after the '
-        'last step, in percentage points; the interval is a t-interval over seeds at the level '
-        'of the verdict it stands beside. Cost is FLOPs per image over those of the baseline: '
-        'what the active experts need, and what the padded buffers execute.')]
+        '(paired t-test). A gap is the accuracy of the arm minus that of the baseline, after the '
+        'last step, in percentage points. The interval is a t-interval over seeds, at the level '
+        'of its verdict. FLOPs per image are divided by those of the baseline: first what the '
+        'active experts need, then what is executed with padded buffers.')]
     if primary:
         blocks += [Heading('Primary comparisons'), _verdicts(primary)]
     if other:
         blocks += [
             Heading('Exploratory comparisons'),
-            Text('Outside the family that the correction holds for: each verdict stands alone, at '
-                 'its own level, and confirms nothing. (A registered primary comparison that '
-                 'stands here, for a reason under Problems and flags, keeps the level of its '
-                 'family.)'),
+            Text('These are outside the family that the correction covers: each verdict is judged '
+                 'on its own, at its own level, and confirms nothing. (A registered primary '
+                 'comparison that is listed here, for a reason under Problems and flags, keeps the '
+                 'level of its family.)'),
             _verdicts(other),
         ]
     if not analysis.gaps:
@@ -53,18 +53,18 @@ def section(analysis: Analysis) -> Section:
     every = primary + other
     blocks += [
         Heading('Tests'),
-        Text('Holm’s correction holds over the primary comparisons, for gaps and for equivalences '
-             'each at α, so that some verdict is false with a probability of at most 2α; the '
-             'sign-flip test is exact, two-sided and uncorrected, as a check that does not rest on '
-             'a distribution. The '
-             'smallest gap found is what a paired t-test finds with 80 % power, given this sd and, '
-             'for primary comparisons, the strictest level of the correction. Correlation is that '
-             'of the two arms over seeds: pairing helps where it is above zero.'),
+        Text('Holm’s correction covers the primary comparisons, once for gaps and once for '
+             'equivalences, each at α, so the chance of any false verdict is at most 2α. The '
+             'sign-flip test is exact, two-sided and uncorrected: a check that does not assume '
+             'normal gaps. The smallest detectable gap is what a paired t-test detects with 80 % '
+             'power at this sd and, for primary comparisons, at the strictest level of the '
+             'correction. Correlation is between the two arms over seeds; pairing helps if it is '
+             'positive.'),
         Table(_TESTS, [_tests(g) for g in every], 'tests'),
-        Heading('The same gaps, measured otherwise'),
-        Text('At the checkpoint that was best on validation; and without the pairs in which a run '
-             'diverged (such a run scores chance elsewhere).'),
-        Table(_OTHER, [_otherwise(g) for g in every], 'the same gaps, measured otherwise'),
+        Heading('The same gaps, measured in other ways'),
+        Text('First at the checkpoint that was best on validation, then without the pairs in which '
+             'a run diverged (elsewhere such a run counts as chance).'),
+        Table(_OTHER, [_otherwise(g) for g in every], 'the same gaps, measured in other ways'),
     ]
     return Section('verdicts', 'Verdicts', blocks)
 
@@ -123,10 +123,10 @@ def per_seed(analysis: Analysis) -> Section:
          pp(a.mean, sign=False)]
         for a in arms
     ]
-    text = ('Accuracy after the last step. The seed is the unit of replication: pairs share their '
-            'data order, augmentation and the first values of common parameters (an arm with a '
-            'seed offset shares nothing: it is the same config with other seeds). An empty cell '
-            'has no row, or no pair. † a run of it diverged and scores chance.')
+    text = ('Accuracy after the last step. The seed is the unit of replication: paired runs share '
+            'their data order, augmentation and the initial values of common parameters. (An arm '
+            'with a seed offset shares nothing; it is the same config with other seeds.) An empty '
+            'cell has no row, or no pair. † marks a diverged run, which counts as chance.')
     return Section('seeds', 'Per seed', [
         Text(text),
         Heading('Gaps, pp'), Table(['comparison', *head, 'mean'], of_gaps, 'gap per seed'),

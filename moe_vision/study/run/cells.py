@@ -1,4 +1,4 @@
-"""Trains the seeds of one arm, each into its own folder."""
+"""Trains the seeds of one arm, each in its own folder."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -18,25 +18,26 @@ Begin = Callable[[int], bool]
 def train_arm(configs: Sequence[Config], folders: Sequence[str],
               mode: Literal['one_by_one', 'together'], probe: bool, done: Done,
               begin: Begin = lambda number: True, stop: Stop | None = None) -> None:
-    """Trains each config in its folder, continuing what is there.
+    """Trains each config in its folder, continuing a run that is there.
+
+    If several processes form one mesh, each of them makes the same call; 'together' needs a single
+    process.
 
     Args:
-      configs: one per seed; they differ in the seed alone.
-      folders: of the runs.
-      mode: 'one_by_one' uses the compiled programs again, run after run; 'together' is one program
-        for all seeds.
-      probe: write mechanism.json, too.
-      done: called as each ends with its number and None, or one line where its loss was not
-        finite; the others go on.
-      begin: called with a seed's number before it is trained, where they train one by one; False
-        leaves it out (another process works on it).
-      stop: says when to end before all are trained, where they train one by one.
-
-    Over several processes all of them call it alike; 'together' needs a single one.
+      configs: one per seed; they differ only in the seed.
+      folders: run folders, one per config.
+      mode: 'one_by_one' trains run after run with the same compiled programs; 'together' trains all
+        seeds as one program.
+      probe: also write mechanism.json.
+      done: called as each run ends, with its number and an error: None, or one line if its loss
+        stopped being finite. The other runs continue.
+      begin: for 'one_by_one', called with the number of a run before it is trained; if it returns
+        False, the run is skipped (another process works on it).
+      stop: for 'one_by_one', says when to stop early.
 
     Raises:
-      Stopped: `stop` said so; the run is saved.
-      UserError: anything else that the user can mend.
+      Stopped: `stop` asked for it; the run is saved.
+      UserError: any other error that the user can mend.
     """
     if not configs:
         return
@@ -47,10 +48,10 @@ def train_arm(configs: Sequence[Config], folders: Sequence[str],
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
         if not begin(number):
             continue
-        told = None
+        error = None
         try:
             loop.train(config, folder, setup=setup, full_report=False, probe=probe, stop=stop)
         except Diverged as e:
-            told = str(e)
-        peers.barrier('trained')  # `done` may remove what another one still has open
-        done(number, told)
+            error = str(e)
+        peers.barrier('trained')  # `done` may remove files that another process still has open
+        done(number, error)

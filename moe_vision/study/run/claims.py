@@ -1,10 +1,10 @@
-"""Who works on which cell: one file per claimed cell under W/claims, made by one process alone.
+"""Keeps two processes from working on the same cell: each claims it by a file under W/claims.
 
-A claim file is created with O_EXCL and holds the process id, when that process started, and the
-machine; while its owner lives it is touched every BEAT seconds. Seen from the same machine, a claim
-is its process' as long as that exists, stopped or not; seen from another one, as long as it was
-touched within STALE seconds. Any other claim is stale, and anyone may take it over. Times are those
-of the file system, not of the machines, whose clocks may disagree.
+A claim file is created with O_EXCL, so only one process succeeds. It holds the process id, the time
+at which that process started, and the machine; its owner touches it every BEAT seconds. On the
+owner's machine a claim is valid as long as the owner exists, even if it is suspended; on another
+machine, as long as the file was touched within STALE seconds. Any other claim is stale, and anyone
+may take it over. Times are those of the file system, because the machines' clocks may disagree.
 """
 
 import contextlib
@@ -28,19 +28,21 @@ def _read(path: str) -> str:
 
 
 def _machine() -> str:
-    """This machine, this start of it, and this container: where a process id means something."""
+    """This machine, this boot and this container: process ids are unique within them."""
     try:
-        space = os.readlink('/proc/self/ns/pid')
+        namespace = os.readlink('/proc/self/ns/pid')
     except OSError:
-        space = ''
-    return ' '.join([socket.gethostname(), _read('/proc/sys/kernel/random/boot_id')[:8], space])
+        namespace = ''
+    return ' '.join([socket.gethostname(), _read('/proc/sys/kernel/random/boot_id')[:8],
+                     namespace])
 
 
 class Claims:
-    """The claims of this process in a workdir. Use `with`: leaving gives back all of them.
+    """The claims of this process in a workdir. Use `with`: leaving it releases all claims.
 
     Args:
-      beat, stale: seconds between two touches, and until a claim that is not touched is stale.
+      beat: seconds between two touches.
+      stale: seconds without a touch after which a claim is stale.
     """
 
     def __init__(self, workdir: str, beat: float = BEAT, stale: float = STALE):
@@ -65,7 +67,7 @@ class Claims:
             self.release(cell)
 
     def take(self, cell: Cell) -> bool:
-        """Claims a cell; False where another process works on it. Again is fine."""
+        """Claims a cell, also one that it holds; False if another process works on it."""
         if cell in self._held:
             return True
         path = self._path(cell)
@@ -80,25 +82,25 @@ class Claims:
         return True
 
     def holds(self, cell: Cell) -> bool:
-        """False where the claim was lost: this process stood still so long that it was taken."""
+        """Whether the claim is still this process's: another machine may have taken it over."""
         return cell in self._held and _read(str(self._path(cell))) == self._own
 
     def release(self, cell: Cell) -> None:
-        """Gives a cell back."""
+        """Gives up the claim of a cell."""
         with self._lock:
             self._held.discard(cell)
             if _read(str(self._path(cell))) == self._own:
                 self._path(cell).unlink(missing_ok=True)
 
     def taken(self, cell: Cell) -> bool:
-        """True where another process works on the cell now."""
+        """Whether another process works on the cell now."""
         return cell not in self._held and self._alive(self._path(cell))
 
     def owner(self, cell: Cell) -> str:
-        """'process 12 on HOST', as the claim says; '' where it says nothing."""
+        """'process 12 on HOST', as the claim says; '' if it does not say."""
         try:
-            found = json.loads(_read(str(self._path(cell))))
-            return f'process {found["pid"]} on {found["host"].split()[0]}'
+            claim = json.loads(_read(str(self._path(cell))))
+            return f'process {claim["pid"]} on {claim["host"].split()[0]}'
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return ''
 
@@ -124,15 +126,15 @@ class Claims:
             if owner['host'] == self._machine:
                 return _runs(owner['pid'], owner.get('started', ''))
         except (ValueError, KeyError, TypeError, OverflowError):
-            pass  # its owner is about to write it, or died there: its age decides
+            pass  # its owner is about to write it, or died before: its age decides
         return self._now() - touched <= self._stale
 
     def _clear(self, path: Path) -> bool:
-        """Takes a stale claim away; one process at a time, which looks again."""
+        """Removes a stale claim; one process at a time, which checks again that it is stale."""
         lock = path.with_suffix('.takeover')
         if not self._create(lock):
             if not self._alive(lock):
-                lock.unlink(missing_ok=True)  # whoever was at it died there; next time
+                lock.unlink(missing_ok=True)  # its owner died; the next try may take it
             return False
         try:
             if self._alive(path) or _read(str(lock)) != self._own:
@@ -144,15 +146,15 @@ class Claims:
                 lock.unlink(missing_ok=True)
 
     def _now(self) -> float:
-        """The file system's time."""
-        own = self._folder / f'.now-{os.urandom(8).hex()}'
+        """The time by the file system's clock."""
+        probe = self._folder / f'.now-{os.urandom(8).hex()}'
         try:
-            own.touch()
-            return own.stat().st_mtime
+            probe.touch()
+            return probe.stat().st_mtime
         except OSError:
             return time.time()
         finally:
-            own.unlink(missing_ok=True)
+            probe.unlink(missing_ok=True)
 
     def _touch(self) -> None:
         while not self._end.wait(self._beat):
@@ -164,19 +166,19 @@ class Claims:
 
 
 def _stat(pid: int) -> list[str]:
-    """What the system tells of a process, from its state on; [] where it tells nothing."""
+    """The fields of /proc/PID/stat from the state on; [] if it cannot be read."""
     return _read(f'/proc/{pid}/stat').rpartition(')')[2].split()
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since the machine did; '' where that is not told."""
+    """When a process started, in clock ticks since boot; '' if unknown."""
     return ''.join(_stat(pid)[19:20])
 
 
 def _runs(pid: int, started: str) -> bool:
-    """True where the process exists; False where another one has its number by now."""
+    """Whether the process exists; not if another one has its id by now."""
     if pid <= 0 or _stat(pid)[:1] == ['Z']:
-        return False  # Z: it ended, and whoever started it has not noticed yet
+        return False  # Z: it ended, but its parent has not collected it yet
     if started and _started(pid) not in ('', started):
         return False
     try:

@@ -1,7 +1,7 @@
-"""How long inference takes: the arms of a study at several batch sizes, interleaved in one process.
+"""Times inference of a study's arms at several batch sizes, interleaved in one process.
 
-Networks are freshly initialised, so no run is needed and routers are near their most even. A batch
-is one call: uint8 images in, logits out, on one device, with evaluation's capacity.
+Networks have their initial weights, so no run is needed, and routers spread tokens almost evenly. A
+batch is one call on one device: uint8 images in, logits out, with evaluation's capacity.
 """
 
 import dataclasses
@@ -21,31 +21,31 @@ from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.training.step import init_variables_fn, jit_once, normalize_images
 
-LEAST = 3  # rounds, whatever they take
+LEAST = 3  # rounds, however long they take
 
 
 def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int = 30,
             budget_s: float = 300.0) -> dict[str, Any]:
     """Times one forward pass of each arm at each batch size; needs no data and no run.
 
-    At one batch size all arms take turns, one call each per round. Every time is the median over
-    rounds with the first and third quartiles beside it.
+    At each batch size all arms take turns, one call each per round. A time is the median over
+    rounds, with the first and third quartiles.
 
     Args:
       arms: checked configs by name.
       batches: images per call.
       repeats: rounds per batch size.
-      budget_s: seconds of rounds in all, shared evenly by the batch sizes; compiling is not in it.
-        At least three rounds are taken.
+      budget_s: seconds for all rounds, divided evenly among the batch sizes, without compiling. At
+        least three rounds are taken.
 
     Returns:
       {'device', 'arms': {name: {'flops', 'flops_executed', 'batches': {'8': {'median_ms',
       'low_ms', 'high_ms', 'images_per_second', 'runs', 'group_size'}}}}}. FLOPs are those of
-      `leverage.measure`, at the config's own group size and capacity of training; `group_size`
-      counts tokens, 0 where nothing is routed.
+      `leverage.measure`, at the config's own group size and training capacity; `group_size` is in
+      tokens, 0 if nothing is routed.
     """
     costs = {name: leverage.measure(c, input_pipeline.info(c.dataset)) for name, c in arms.items()}
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         name: {'flops': cost.flops, 'flops_executed': cost.flops_executed, 'batches': {}}
         for name, cost in costs.items()}
     variables = {name: variables_of(config) for name, config in arms.items()}
@@ -54,21 +54,21 @@ def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int =
         calls = {name: call(config, variables[name], batch) for name, config in arms.items()}
         times = timing.rounds(calls, repeats, budget_s / len(batches), LEAST)
         for name, seconds in times.items():
-            found[name]['batches'][str(batch)] = summary(seconds, batch) | {
+            measured[name]['batches'][str(batch)] = summary(seconds, batch) | {
                 'group_size': group_size(arms[name], batch)}
             logging.info('batch %d  %s  %.3f ms', batch, name, 1e3 * float(np.median(seconds)))
-    return {'device': jax.devices()[0].device_kind, 'arms': found}
+    return {'device': jax.devices()[0].device_kind, 'arms': measured}
 
 
 def summary(seconds: list[float], batch: int) -> dict[str, Any]:
-    """Median and quartiles of the time of one call, and the images per second of the median."""
+    """Median and quartiles of the time of a call, and images per second at the median."""
     low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
     return {'median_ms': 1e3 * median, 'low_ms': 1e3 * low, 'high_ms': 1e3 * high,
             'images_per_second': batch / median, 'runs': len(seconds)}
 
 
 def group_size(config: Config, batch: int) -> int:
-    """Tokens that share capacity when so many images come at once; 0 where nothing is routed.
+    """Tokens that share capacity in one batch; 0 if nothing is routed.
 
     The config's own group size, or the largest one below it that divides the tokens of the batch.
     """
@@ -82,7 +82,7 @@ def group_size(config: Config, batch: int) -> int:
 
 
 def call(config: Config, variables: Any, batch: int) -> Callable[[], jax.Array]:
-    """The compiled forward pass on one batch of random images; what it returns is the logits."""
+    """The compiled forward pass on one batch of random images; it returns the logits."""
     mean_std = input_pipeline.mean_std(config.dataset)
     network = _network(config, batch)
 
@@ -103,7 +103,7 @@ def _network(config: Config, batch: int):
 
 
 def variables_of(config: Config) -> Any:
-    """Initial values; they do not depend on the batch size."""
+    """The initial variables; they do not depend on the batch size."""
     info = input_pipeline.info(config.dataset)
     init = init_variables_fn(_network(config, 1), info.image_shape, batch=1)
     return jit_once(init)(jax.random.key(config.seed))

@@ -1,4 +1,4 @@
-"""Packs the rows and timings of a study, by one process at a time and while nobody trains."""
+"""Packs the rows and timings of a study, in one process at a time and while nobody trains."""
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import rules
@@ -11,13 +11,13 @@ _LOCK = '.pack', 0  # no arm has this name
 def pack(workdir: str) -> list[str]:
     """Merges the files of all cells into W/rows.jsonl and W/timings.jsonl.
 
-    Again is fine: cells that came since are merged, and where none did nothing changes.
+    It can be repeated: cells that were finished since are merged; without any, nothing changes.
 
     Returns:
       lines that say what was done.
 
     Raises:
-      UserError: the folder holds no study, a process works on it, or it cannot be written.
+      UserError: the folder holds no study, another process works on it, or it cannot be written.
     """
     record, _ = registration.read(workdir)
     rules.check_workdir(workdir, create=False)

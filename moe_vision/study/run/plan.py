@@ -1,7 +1,7 @@
-"""What is left to do in a study, what it costs, and how long it will take.
+"""Lists what is left to do in a study, what it costs, and how long it will take.
 
 Training FLOPs of a cell: 3 × the forward pass as executed (padded buffers included) × images ×
-epochs; a backward pass is counted as two forward ones.
+epochs; a backward pass counts as two forward passes.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ from moe_vision.study.run.claims import Cell, Claims
 from moe_vision.training.schedule import durations
 
 State = Literal['done', 'diverged', 'running', 'half-done', 'unusable', 'missing']
-Timings = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm -> seed -> of `rows.write`
-SAYS = ('training FLOPs: 3 x forward (as executed, padded buffers included) x images x epochs')
+Timings = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what `rows.timings` returns
+_FLOPS_NOTE = 'training FLOPs: 3 x forward (as executed, padded buffers included) x images x epochs'
 
 
 def folder(workdir: str, cell: Cell) -> Path:
-    """Where the run of a cell trains."""
+    """The folder of a cell's run."""
     return Path(workdir) / 'runs' / cell[0] / f'seed_{cell[1]}'
 
 
 def states(workdir: str, record: Mapping[str, Any], arms: Iterable[str],
            claims: Claims) -> dict[Cell, State]:
-    """What became of each cell of these arms."""
+    """The state of each cell of these arms."""
     out: dict[Cell, State] = {}
     for arm in arms:
         for seed in record['seeds']:
@@ -52,7 +52,7 @@ def ended(state: State) -> bool:
 
 
 def training_flops(config: Config) -> int:
-    """Of one cell of an arm. Traces its network: about a second; needs no data."""
+    """Training FLOPs of one cell. Traces its network, which takes about a second; needs no data."""
     from moe_vision import leverage
 
     info = input_pipeline.info(config.dataset)
@@ -61,13 +61,14 @@ def training_flops(config: Config) -> int:
 
 
 def costs(configs: Mapping[str, Config], timings: Timings) -> dict[str, int]:
-    """Training FLOPs of one cell of each arm; networks of arms that were timed are not traced."""
-    known = {arm: t['flops'] for arm, of in timings.items() for t in of.values() if t.get('flops')}
+    """Training FLOPs of one cell of each arm; arms that were timed are not traced again."""
+    known = {arm: t['flops'] for arm, cells in timings.items() for t in cells.values()
+             if t.get('flops')}
     return {arm: known.get(arm) or training_flops(config) for arm, config in configs.items()}
 
 
 def this_device() -> dict[str, Any]:
-    """What timings of cells can be compared by."""
+    """What must be equal for timings of cells to be comparable."""
     import jax
 
     return {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
@@ -76,12 +77,12 @@ def this_device() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Cells to do and what they cost.
+    """The cells of a study and their cost.
 
     Attributes:
       flops: arm -> training FLOPs of one cell.
-      todo: arm -> cells that have no row.
-      cells: arm -> all of them.
+      todo: arm -> number of cells left to do.
+      cells: arm -> number of all its cells.
     """
 
     flops: dict[str, int]
@@ -89,7 +90,7 @@ class Plan:
     cells: dict[str, int]
 
     @classmethod
-    def of(cls, flops: dict[str, int], states: Mapping[Cell, State]) -> 'Plan':
+    def from_states(cls, flops: dict[str, int], states: Mapping[Cell, State]) -> 'Plan':
         cells, todo = dict.fromkeys(flops, 0), dict.fromkeys(flops, 0)
         for (arm, _), state in states.items():
             cells[arm] += 1
@@ -97,21 +98,24 @@ class Plan:
         return cls(flops, todo, cells)
 
     def share_done(self) -> float:
-        """Of the FLOPs of all cells."""
+        """The share of the study's FLOPs that is done."""
         whole = sum(self.flops[a] * n for a, n in self.cells.items())
         return 1 - sum(self.flops[a] * n for a, n in self.todo.items()) / whole
 
     def seconds(self, timings: Timings, device: Mapping[str, Any],
                 started: str = '') -> dict[str, float] | None:
-        """arm -> seconds until its cells are done by one process; None: no cell was timed yet.
+        """arm -> seconds that one process needs for its cells; None if no cell has been timed yet.
 
-        Seconds per FLOP are those of the arm's own cells on as many of these devices, else of all
-        arms'. What the first cell of an arm takes longer (compiling) is added once for each arm.
+        Seconds per FLOP come from the arm's own cells on the same device and number of devices,
+        else from all arms' cells there. The extra time of an arm's first cell (compiling) is added
+        once per arm.
 
         Args:
-          started: the arm that this process has compiled.
+          timings: of the study's cells.
+          device: what `this_device` returns.
+          started: the arm that this process has compiled already.
         """
-        timed = [(arm, t) for arm, of in timings.items() for t in of.values()
+        timed = [(arm, t) for arm, cells in timings.items() for t in cells.values()
                  if t.get('trained_flops') and t.get('seconds')
                  and device.items() <= ({'devices': 1} | dict(t)).items()]
         if not timed:
@@ -122,13 +126,13 @@ class Plan:
             return (sum(t['seconds'] for _, t in chosen)
                     / sum(t['trained_flops'] for _, t in chosen))
 
-        def of_arm(arm: str) -> float:
+        def rate_of(arm: str) -> float:
             return rate([x for x in steady if x[0] == arm] or steady or timed)
 
-        starts = [t['seconds'] - of_arm(arm) * t['trained_flops']
+        starts = [t['seconds'] - rate_of(arm) * t['trained_flops']
                   for arm, t in timed if t.get('first')]
         start = max(sum(starts) / len(starts), 0.0) if starts and steady else 0.0
-        return {arm: n * self.flops[arm] * of_arm(arm) + (start if n and arm != started else 0.0)
+        return {arm: n * self.flops[arm] * rate_of(arm) + (start if n and arm != started else 0.0)
                 for arm, n in self.todo.items()}
 
 
@@ -137,18 +141,17 @@ def clock(seconds: float) -> str:
 
 
 def table(plan: Plan, timings: Timings, device: Mapping[str, Any]) -> str:
-    """What --dry_run prints."""
+    """The table that --dry_run prints."""
     seconds = plan.seconds(timings, device)
-    time = lambda arm: clock(seconds[arm]) if seconds else 'unknown'  # noqa: E731
     width = max(map(len, [*plan.todo, 'all']))
     lines = [f'{"arm":{width}}  cells  FLOPs/cell  FLOPs      time']
     for arm, n in plan.todo.items():
-        each = plan.flops[arm]
-        lines.append(f'{arm:{width}}  {n:5}  {each:.3e}   {n * each:.3e}  {time(arm)}')
+        flops, time = plan.flops[arm], clock(seconds[arm]) if seconds else 'unknown'
+        lines.append(f'{arm:{width}}  {n:5}  {flops:.3e}   {n * flops:.3e}  {time}')
     total = sum(n * plan.flops[a] for a, n in plan.todo.items())
-    when = clock(sum(seconds.values())) if seconds else 'unknown'
-    lines.append(f'{"all":{width}}  {sum(plan.todo.values()):5}  {"":9}   {total:.3e}  {when}')
-    known = ('time: one process, from the seconds per FLOP of the cells done on as many devices '
-             'of this kind' if seconds else
-             'time unknown: no cell has been timed yet on this device')
-    return '\n'.join([*lines, SAYS, known])
+    time = clock(sum(seconds.values())) if seconds else 'unknown'
+    lines.append(f'{"all":{width}}  {sum(plan.todo.values()):5}  {"":9}   {total:.3e}  {time}')
+    time_note = ('time: one process, from the seconds per FLOP of cells done on the same number of '
+                 'devices of this kind' if seconds else
+                 'time unknown: no cell has been timed yet on this device')
+    return '\n'.join([*lines, _FLOPS_NOTE, time_note])

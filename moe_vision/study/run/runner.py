@@ -1,10 +1,10 @@
 """Runs the cells of a study that have no row yet; several processes may share a workdir.
 
-A process takes an arm that nobody works on, if there is one, and trains its seeds with the same
-compiled programs; a cell is claimed before it starts. A row is written as its cell ends. Whatever
-stops the process, the next one goes on at the last checkpoint of the cell that was being trained.
-A process ends when all cells are done: while others work on the last ones it waits, and takes over
-what they leave. All this is said of one process, or of several that are one mesh (`team`).
+A process picks an arm that nobody works on, if there is one, and trains its seeds with the same
+compiled programs. It claims each cell before it starts, and writes its row when the cell ends.
+Whatever stops a process, the next one resumes the unfinished cell from its last checkpoint. A
+process ends when all cells are done: while others work on the last ones it waits, and takes over
+what they give up. Several processes that form one mesh (`team`) act like one here.
 """
 
 import functools
@@ -28,27 +28,31 @@ from moe_vision.study.run.claims import BEAT, Cell, Claims
 from moe_vision.study.run.plan import Plan
 from moe_vision.study.run.team import TrainArm
 
-WAIT = BEAT  # seconds between two looks at what others work on
-AGAIN = 0.1  # seconds until the next try, where another process was faster
-REMIND = 600.0  # seconds between two lines while waiting
+WAIT = BEAT  # seconds between two checks of what others work on
+AGAIN = 0.1  # seconds until the next try, if another process was faster
+REMIND = 600.0  # seconds between two messages while waiting
 
 
 def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
         train_arm: TrainArm | None = None, stream: TextIO = sys.stderr,
         stop: Stop | None = None) -> int:
-    """Registers the study, then trains every cell that is not done. Returns how many it did.
+    """Registers the study, then trains every cell that is not done.
 
-    All cells are done when it returns, by this process or by others.
+    When it returns, all cells are done, by this process or by others.
 
     Args:
-      only: patterns of arms, separated by commas; '' is all.
+      only: patterns of arms, separated by commas; '' for all arms.
       keep_runs: keep the checkpoints of cells that are done.
-      train_arm: trains the seeds of an arm.
-      stop: says when to end before all is done.
+      train_arm: trains the seeds of an arm; `cells.train_arm` by default.
+      stream: where progress is printed.
+      stop: says when to stop early.
+
+    Returns:
+      how many cells this process did.
 
     Raises:
-      Stopped: `stop` said so.
-      UserError: the study is not what was registered, or a cell failed; all rows stay.
+      Stopped: `stop` asked for it.
+      UserError: the study differs from the registered one, or a cell failed; all rows stay.
     """
     stop = stop or Stop()
     train_arm = train_arm or functools.partial(team.train_arm, stop=stop)
@@ -69,7 +73,7 @@ def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
 
 
 class _Runner:
-    """At work on a study."""
+    """Trains cells of a study in this process, and counts them."""
 
     def __init__(self, loaded: Loaded, workdir: str, record: dict[str, Any], digest: str,
                  arms: list[str], claims: Claims, keep_runs: bool, stream: TextIO):
@@ -91,11 +95,11 @@ class _Runner:
         return plan.states(self._workdir, self._record, self._arms, self._claims)
 
     def next_arm(self, stop: Stop) -> str:
-        """An arm with something to do, one cell of it claimed (all, if seeds train together).
+        """An arm with work left, with one of its cells claimed (all, if seeds train together).
 
-        Waits while others work on all that is left. '' where all is done.
+        Waits while others work on everything that is left. Returns '' if all is done.
         """
-        told = -math.inf  # when it last said that it waits
+        reminded = -math.inf  # when it last said that it waits
         while not all(map(plan.ended, (states := self._states()).values())):
             busy = {arm: sum(states[arm, s] == 'running' for s in self._record['seeds'])
                     for arm in self._arms}
@@ -110,14 +114,14 @@ class _Runner:
                     return arm
                 self._release(arm)
                 pause = AGAIN  # another process was faster
-            if pause == WAIT and time.monotonic() - told >= REMIND:
-                told = time.monotonic()
+            if pause == WAIT and time.monotonic() - reminded >= REMIND:
+                reminded = time.monotonic()
                 self._say_waiting([c for c, state in states.items() if state == 'running'])
             team.wait(pause, stop)
         return ''
 
     def train(self, arm: str, train_arm: TrainArm) -> None:
-        """Trains the cells of an arm that nobody else takes first."""
+        """Trains the cells of an arm, except those that another process takes first."""
         seeds = [s for s in self._record['seeds'] if not self._row((arm, s))]
         if not seeds:  # another process did the last one just before it was claimed
             self._release(arm)
@@ -126,12 +130,12 @@ class _Runner:
         compiled = _compiled()
         began = [(time.monotonic(), compiled())] * len(seeds)
         resumed = [_started(f) for f in folders]
-        first = [not self._together]  # until a cell is done
-        at = seeds[0]
+        first = not self._together  # until one cell is done: its time includes compiling
+        current = seeds[0]
 
         def begin(i: int) -> bool:
-            """Claims seed i; False where it is done or another process works on it."""
-            nonlocal at
+            """Claims seed i; False if it is done or another process works on it."""
+            nonlocal current
             cell = arm, seeds[i]
             if not self._claims.take(cell):
                 return False
@@ -139,22 +143,23 @@ class _Runner:
                 self._claims.release(cell)
                 return False
             self._make_room(cell)
-            at, resumed[i] = seeds[i], _started(folders[i])
-            if not first[0]:  # the first one's clock started before its programs were made
+            current, resumed[i] = seeds[i], _started(folders[i])
+            if not first:  # the first cell's clock started before compiling
                 began[i] = time.monotonic(), compiled()
-            self._say(f'{arm} seed {at}: {"continues" if resumed[i] else "starts"}')
+            self._say(f'{arm} seed {current}: {"continues" if resumed[i] else "starts"}')
             return True
 
         def done(i: int, error: str | None) -> None:
-            seconds, making = time.monotonic() - began[i][0], compiled() - began[i][1]
+            nonlocal first
+            seconds, compiling = time.monotonic() - began[i][0], compiled() - began[i][1]
             if self._together:
-                seconds, making = seconds / len(seeds), making / len(seeds)
+                seconds, compiling = seconds / len(seeds), compiling / len(seeds)
                 self._make_room((arm, seeds[i]))
             self._finish((arm, seeds[i]), folders[i], error, {
-                'seconds': seconds, 'compile_seconds': making, 'first': first[0],
+                'seconds': seconds, 'compile_seconds': compiling, 'first': first,
                 'flops': self._flops[arm],
                 'trained_flops': None if error or resumed[i] else self._flops[arm]})
-            first[0] = False
+            first = False
 
         try:
             if self._together:
@@ -164,22 +169,22 @@ class _Runner:
                       self._loaded.study.seed_mode, self._loaded.study.mechanism, done,
                       lambda i: peers.share(begin(i)))
         except UserError as e:
-            raise UserError(f'cell {arm} seed {at}: {e}') from e
+            raise UserError(f'cell {arm} seed {current}: {e}') from e
         except Exception as e:
-            log = Path(folders[seeds.index(at)]) / 'error.txt'
+            log = Path(folders[seeds.index(current)]) / 'error.txt'
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
-            told = (f"cell {arm} seed {at}: {type(e).__name__}: {e}; the traceback is in '{log}'. "
-                    'What is done stays done; run again to go on.')
-            if peers.joined():  # perhaps it is another one that died: then that is told
-                e.add_note(told)
+            message = (f"cell {arm} seed {current}: {type(e).__name__}: {e}; the traceback is in "
+                       f"'{log}'. Finished cells are kept; run again to continue.")
+            if peers.joined():  # another process may have died, whose error is the one to report
+                e.add_note(message)
                 raise
-            raise UserError(told) from e
+            raise UserError(message) from e
         finally:
             self._release(arm)
 
     def _release(self, arm: str) -> None:
-        """Gives back what this process has of an arm."""
+        """Gives up this process's claims of an arm."""
         for seed in self._record['seeds']:
             self._claims.release((arm, seed))
 
@@ -188,7 +193,7 @@ class _Runner:
         self._say(f'waits for {arm} seed {seed}'
                   + (f' and {len(others)} more cells' if others else '')
                   + f' ({self._claims.owner((arm, seed)) or "another process"} works on it); it '
-                  'goes on with them if they are given up')
+                  'takes over what is given up')
 
     def say_end(self) -> None:
         states = self._states().values()
@@ -198,12 +203,12 @@ class _Runner:
         return rows.usable(self._workdir, self._record, *cell)
 
     def _make_room(self, cell: Cell) -> None:
-        """Sets a row aside that cannot be used."""
+        """Sets aside the row of a cell if it cannot be used."""
         if not self._row(cell) and (kept := rows.set_aside(self._workdir, *cell)):
             self._say(f'the row of {cell[0]} seed {cell[1]} cannot be used and is kept as {kept}')
 
     def _finish(self, cell: Cell, folder: str, error: str | None, timing: dict[str, Any]) -> None:
-        """Writes the row of a cell that ended, and tells how far the study is."""
+        """Writes the row of a cell that ended, and prints how far the study is."""
         arm, seed = cell
         if not self._claims.holds(cell):
             raise UserError('its claim was lost while this process stood still, and another '
@@ -217,7 +222,7 @@ class _Runner:
             _drop_checkpoints(folder)
         self._claims.release(cell)
         states = self._states()
-        todo = Plan.of(self._flops, states)
+        todo = Plan.from_states(self._flops, states)
         left = todo.seconds(rows.timings(self._workdir), self._device, arm)
         eta = f', about {plan.clock(sum(left.values()))} left' if left else ''
         ended = sum(map(plan.ended, states.values()))
@@ -225,20 +230,20 @@ class _Runner:
                   f'{plan.clock(timing["seconds"])}. {ended} of {len(states)} cells, '
                   f'{todo.share_done():.0%} of the FLOPs{eta}')
 
-    def _say(self, text: str) -> None:
-        print(f'study {self._record["name"]}: {text}', file=self._stream, flush=True)
+    def _say(self, message: str) -> None:
+        print(f'study {self._record["name"]}: {message}', file=self._stream, flush=True)
 
 
 def _compiled() -> Callable[[], float]:
-    """Seconds that this process spent compiling, from the first call on."""
+    """A function that returns the seconds this process has spent compiling since now."""
     from moe_vision.common.timing import compiling  # imports jax
 
-    making = compiling()
-    return lambda: making.seconds
+    spent = compiling()
+    return lambda: spent.seconds
 
 
 def _started(folder: str) -> bool:
-    """True where an earlier life of the run left something to go on from."""
+    """Whether an earlier process left checkpoints of the run to continue from."""
     return os.path.isdir(os.path.join(folder, 'checkpoints'))
 
 

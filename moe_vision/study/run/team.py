@@ -1,8 +1,8 @@
-"""The processes of one mesh at work on a study: the first one leads, the others train what it says.
+"""Lets the processes of one mesh work on a study: process 0 leads, the others train what it says.
 
-Process 0 alone registers, claims, speaks and writes. What it shares, in order: {'train': arm,
-'seeds': [...]} and then for each of the seeds whether it is trained; {'wait': seconds} each time
-that it finds nothing to claim; {} when all is done. Where there is one process, nobody listens.
+Only process 0 registers, claims, prints and writes. It shares these messages: {'train': arm,
+'seeds': [...]}, and then for each of the seeds whether it is trained; {'wait': seconds} each time
+that it finds nothing to claim; {} when all is done. A single process shares nothing.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ TrainArm = Callable[..., None]  # `cells.train_arm`
 
 
 def check(loaded: Loaded, workdir: str, only: str) -> None:
-    """What must hold before the first process writes anything.
+    """Checks that the processes can work on this study together, before one of them writes.
 
     Raises:
-      UserError: in all processes, where they cannot work on this study together.
+      UserError: they cannot; raised in all of them.
     """
     if loaded.study.seed_mode == 'together':
         raise UserError("the study has seed_mode 'together', which lays seeds over the devices of "
@@ -35,16 +35,16 @@ def check(loaded: Loaded, workdir: str, only: str) -> None:
 
 
 def train(arm: str, seeds: list[int]) -> None:
-    """Tells the others to train an arm; this process must, too."""
+    """Makes the others train an arm; this process must train it as well."""
     peers.share({'train': arm, 'seeds': seeds})
 
 
 def train_arm(*args: Any, stop: Stop) -> None:
-    """`cells.train_arm`, told when to stop."""
-    from moe_vision.run_folder import record  # imports jax, which is not needed where all is done
+    """Calls `cells.train_arm` with `stop`."""
+    from moe_vision.run_folder import record  # imports jax, which a finished study does not need
     from moe_vision.study.run import cells
 
-    record.git_commit()  # of the code as it was imported
+    record.git_commit()  # remembers the commit of the code that was imported
     train: TrainArm = cells.train_arm
     train(*args, stop=stop)
 
@@ -53,24 +53,24 @@ def wait(seconds: float, stop: Stop) -> None:
     """Waits in all processes.
 
     Raises:
-      Stopped: one of them was told to end.
+      Stopped: one of them received a signal to end.
     """
     peers.share({'wait': seconds})
     stop.sleep(seconds)
 
 
 def end() -> None:
-    """Lets the others go."""
+    """Lets the others know that all is done."""
     peers.share({})
 
 
 def follow(loaded: Loaded, workdir: str, train_arm: TrainArm, stop: Stop) -> None:
-    """What every process but the first does, until that says that all is done."""
-    while said := peers.share(None):
-        if 'wait' in said:
-            stop.sleep(said['wait'])
+    """Does what process 0 says until all is done; every other process calls it."""
+    while message := peers.share(None):
+        if 'wait' in message:
+            stop.sleep(message['wait'])
             continue
-        arm, seeds = said['train'], said['seeds']
+        arm, seeds = message['train'], message['seeds']
         train_arm([loaded.config(arm, s) for s in seeds],
                   [str(plan.folder(workdir, (arm, s))) for s in seeds], loaded.study.seed_mode,
-                  loaded.study.mechanism, lambda i, told: None, lambda i: peers.share(None))
+                  loaded.study.mechanism, lambda i, error: None, lambda i: peers.share(None))

@@ -1,7 +1,7 @@
 """Trains the seeds of one arm as one program: vmap over a leading axis of seeds.
 
-Where there are several devices the seeds lie over them, each whole on one. Every seed writes the
-folder that it would write alone, so a run can be continued either way.
+If there are several devices, the seeds are divided among them, each seed whole on one device. Every
+seed writes the same files as a run of its own, so a run can be continued either way.
 
 Axes: S seeds, A micro-batches, B rows of a micro-batch.
 """
@@ -30,9 +30,9 @@ class Program:
     """The training step of S seeds at once.
 
     Args:
-      setup: of the config; built for evaluation, its mesh does not matter here.
+      setup: the config's setup, for evaluation; its mesh does not matter here.
       seeds: S.
-      devices: over how many the seeds are laid; by default the most that divide S.
+      devices: how many devices share the seeds; by default the largest number that divides S.
     """
 
     def __init__(self, setup: Setup, seeds: int, devices: int = 0):
@@ -49,18 +49,18 @@ class Program:
         self._gather = feed.Gather(setup.config, self._sharding)
 
     def stack(self, states: Sequence[TrainState]) -> TrainState:
-        """States of single runs to one with a leading S."""
+        """Stacks the states of single runs into one with a leading axis S."""
         on_host = jax.device_get(list(states))
         return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *on_host), self._sharding)
 
     def unstack(self, states: TrainState) -> Callable[[int], TrainState]:
-        """The state of a seed by its place, as a single run holds it."""
+        """A function from the place of a seed to its state, as a single run holds it."""
         on_host = jax.device_get(states)
         return lambda i: jax.device_put(jax.tree.map(lambda x: x[i].copy(), on_host),
                                         self._setup.shardings)
 
     def batch(self, arrays: Sequence[feed.Arrays]) -> dict[str, jax.Array]:
-        """What `feed.on_host` gave for each seed to the batch, [S, A, B, ...]."""
+        """The batch [S, A, B, ...], from what `feed.on_host` yields for each seed."""
         micro = self._setup.config.train.micro_batches
         whole = jax.tree.map(lambda *x: np.stack([a.reshape(micro, -1, *a.shape[1:]) for a in x]),
                              *arrays)
@@ -92,19 +92,20 @@ def train(configs: Sequence[Config], folders: Sequence[str], probe: bool, done: 
 
 
 def _common(runs: dict[int, Run]) -> tuple[int, dict[int, TrainState]]:
-    """(step, states) of the newest step that all have: a stop may come between two saves."""
-    found: dict[int, tuple[int, TrainState]] = {i: run.restore() for i, run in runs.items()}
-    while len({step for step, _ in found.values()}) > 1:
-        least = min(step for step, _ in found.values())
-        found = {i: found[i] if found[i][0] == least else run.restore(least)
+    """(step, states) of the newest step that all runs have: a kill may come between two saves."""
+    restored: dict[int, tuple[int, TrainState]] = {i: run.restore() for i, run in runs.items()}
+    while len({step for step, _ in restored.values()}) > 1:
+        least = min(step for step, _ in restored.values())
+        restored = {i: restored[i] if restored[i][0] == least else run.restore(least)
                  for i, run in runs.items()}
-    return max((step for step, _ in found.values()), default=0), {
-        i: state for i, (_, state) in found.items()}
+    return max((step for step, _ in restored.values()), default=0), {
+        i: state for i, (_, state) in restored.items()}
 
 
 def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], start: int,
           done: Done) -> tuple[dict[int, TrainState], float]:
-    """Steps start + 1 to the last. Returns (states of those that ended well, images/s of each)."""
+    """Trains steps start + 1 to the last. Returns (states of runs that did not diverge, images/s of
+    one seed)."""
     config, times = setup.config, setup.times
     place = {i: n for n, i in enumerate(runs)}
     program = Program(setup, len(runs))
@@ -143,20 +144,20 @@ def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], sta
             with progress.paused():
                 _save(program.unstack, stacked, step, alive, place, progress)
         progress.done()
-        at = program.unstack(stacked)
-        return {i: at(place[i]) for i in alive}, progress.images_per_second(times.total)
+        state_at = program.unstack(stacked)
+        return {i: state_at(place[i]) for i in alive}, progress.images_per_second(times.total)
 
 
 def _save(unstack, stacked: TrainState, step: int, alive: dict[int, Run], place: dict[int, int],
           progress: Progress) -> None:
-    """Validations and checkpoints, seed by seed, where this step is one for them."""
+    """Validates and saves seed by seed, if this step is one for it."""
     runs = list(alive.items())
     if not runs[0][1].saves(step):
         return
-    at = unstack(stacked)
+    state_at = unstack(stacked)
     accuracies = []
     for i, run in runs:
-        state = at(place[i])
+        state = state_at(place[i])
         if run.validates(step):
             accuracies.append(run.validate(step, state)['accuracy'])
         run.save(step, state)

@@ -1,4 +1,4 @@
-"""Constructed rows, whose analysis is known by hand or from scipy."""
+"""The analysis of constructed rows agrees with numbers by hand and from scipy."""
 
 import base64
 import dataclasses
@@ -15,7 +15,7 @@ from scipy import stats
 from moe_vision.study import types
 from moe_vision.study.analysis import analyse, statistics
 
-pytestmark = pytest.mark.filterwarnings('error')  # what is not defined is not computed
+pytestmark = pytest.mark.filterwarnings('error')  # undefined values are not computed
 
 HASH = 'a' * 64
 IMAGES = 1000  # so that one image is 0.1 pp
@@ -24,16 +24,16 @@ VERSIONS = {'jax': '0.10.2', 'numpy': '2.4.6'}
 
 def study(comparisons, arms=('moe', 'dense'), seeds=(0, 1, 2), margin=1.0, patterns=None):
     """The record: comparisons are name -> (arm, baseline, expected, primary)."""
-    of = types.Study(
+    declared = types.Study(
         name='made_up', question='?', hypotheses=(), seeds=seeds, margin=margin,
         arms={name: types.Arm('configs/x.py') for name in arms},
         comparisons={n: types.Comparison(*c) for n, c in comparisons.items()},
         patterns=patterns or {})
-    return json.loads(json.dumps(dataclasses.asdict(of)))
+    return json.loads(json.dumps(dataclasses.asdict(declared)))
 
 
 def row(count, right=None, **changes):
-    """A cell that got `count` test images right: the first ones, or those in `right` [I]."""
+    """A row with `count` test images right, the first ones; or those in `right` [I]."""
     right = np.arange(IMAGES) < count if right is None else right
     result = {
         'test_accuracy': float(right.mean()), 'test_accuracy_selected': None, 'flops': 100,
@@ -54,8 +54,8 @@ def diverged(**changes):
 
 
 def cells(**arms):
-    """arm -> seed -> row, of counts (or rows) by seed."""
-    return {arm: {s: of if isinstance(of, dict) else row(of) for s, of in enumerate(values)}
+    """arm -> seed -> row, from a count (or a row) per seed."""
+    return {arm: {s: v if isinstance(v, dict) else row(v) for s, v in enumerate(values)}
             for arm, values in arms.items()}
 
 
@@ -63,7 +63,7 @@ PRIMARY = {'gap': ('moe', 'dense', 'positive', True)}
 
 
 def judged(moe, dense, margin=1.0, expected='positive', primary=True, **more):
-    """The one gap of counts per seed."""
+    """The gap of two arms with these counts per seed."""
     record = study({'gap': ('moe', 'dense', expected, primary)}, seeds=tuple(range(len(moe))),
                    margin=margin, **more)
     return analyse.analyse(record, HASH, cells(moe=moe, dense=dense)).gaps['gap']
@@ -100,12 +100,12 @@ def test_each_verdict():
 
 
 def test_chance_against_chance_is_no_sign_of_equivalence():
-    """Seven of eight pairs diverged on both sides: the one that is left decides nothing."""
+    """Seven of eight pairs diverged on both sides, and the one that is left decides nothing."""
     lost = [diverged()] * 7
     gap = judged([901, *lost], [900, *lost])
     assert gap.verdict == 'inconclusive' and math.isnan(gap.p_tost)
-    assert gap.note == ('both arms diverged (seeds 1, 2, 3, 4, 5, 6, 7): the other pairs must bear '
-                        'out an equivalence, too')
+    assert gap.note == ('both arms diverged (seeds 1, 2, 3, 4, 5, 6, 7): an equivalence must also '
+                        'hold without these pairs')
     near, base = [901, 899, 900, 902, 898], [900] * 5
     whole, one_lost = judged(near, base), judged([*near, diverged()], [*base, diverged()])
     assert one_lost.verdict == 'equivalent' and one_lost.p_tost == whole.p_tost
@@ -116,19 +116,19 @@ def test_chance_against_chance_is_no_sign_of_equivalence():
 def test_a_part_of_the_registered_seeds_confirms_nothing():
     moe, dense = [930, 931, 929, 930, 932], [900] * 5
     record = study(PRIMARY, seeds=tuple(range(8)), patterns={'all': ('gap',)})
-    of = analyse.analyse(record, HASH, cells(moe=moe, dense=dense))
-    gap = of.gaps['gap']
+    analysis = analyse.analyse(record, HASH, cells(moe=moe, dense=dense))
+    gap = analysis.gaps['gap']
     assert gap.verdict == 'positive' and gap.primary
-    assert gap.flags == ('exploratory: 5 of 8 registered seeds have both runs',)
-    assert not of.patterns[0].supported and math.isfinite(of.patterns[0].p)
+    assert gap.flags == ('exploratory: only 5 of 8 registered seeds have both runs',)
+    assert not analysis.patterns[0].supported and math.isfinite(analysis.patterns[0].p)
 
 
 def test_a_pattern_rests_on_tests():
     record = study({'gap': ('moe', 'dense', 'equivalent', True)}, seeds=(0, 1),
                    patterns={'all': ('gap',)})
-    of = analyse.analyse(record, HASH, cells(moe=[900, 910], dense=[900, 910]))
-    assert of.gaps['gap'].verdict == 'equivalent'  # the same on every image, so without a test
-    assert math.isnan(of.patterns[0].p) and not of.patterns[0].supported
+    analysis = analyse.analyse(record, HASH, cells(moe=[900, 910], dense=[900, 910]))
+    assert analysis.gaps['gap'].verdict == 'equivalent'  # without a test: the same on every image
+    assert math.isnan(analysis.patterns[0].p) and not analysis.patterns[0].supported
 
 
 def test_swapping_the_arms_turns_the_sign_and_nothing_else():
@@ -141,7 +141,7 @@ def test_swapping_the_arms_turns_the_sign_and_nothing_else():
 
 
 def test_interval_says_what_the_verdict_says():
-    """In studies of four primary and two exploratory comparisons with random gaps."""
+    """Holds for random gaps in studies of four primary and two exploratory comparisons."""
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(60):
@@ -151,12 +151,12 @@ def test_interval_says_what_the_verdict_says():
         record = study({n: (n, 'dense', 'none', i < 4) for i, n in enumerate(names)},
                        (*names, 'dense'), tuple(range(6)))
         rows = cells(**counts, dense=rng.normal(900, 3, 6).round().astype(int))
-        of = analyse.analyse(record, HASH, rows).gaps
-        primary = [of[n] for n in names[:4]]
+        gaps = analyse.analyse(record, HASH, rows).gaps
+        primary = [gaps[n] for n in names[:4]]
         adjusted = statistics.holm([stats.ttest_rel(g.arm_values, g.baseline_values).pvalue
                                     for g in primary], 0.05).adjusted
         assert [g.p_holm for g in primary] == pytest.approx(adjusted)
-        for gap in of.values():
+        for gap in gaps.values():
             e = gap.estimate
             seen.add(gap.verdict)
             excludes_0 = e.low > 0 or e.high < 0
@@ -177,29 +177,29 @@ def test_levels_step_down_over_the_primary_comparisons_alone():
             'c': [902, 897, 909, 906, 894], 'x': [910, 905, 912, 909, 911]}
     record = study({n: (n, 'dense', 'none', n != 'x') for n in arms}, (*arms, 'dense'),
                    tuple(range(5)), margin=0.2)
-    of = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5)).gaps
-    assert [of[n].verdict for n in arms] == ['positive', 'positive', 'inconclusive', 'positive']
-    assert [of[n].estimate.level for n in arms] == pytest.approx(
+    gaps = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5)).gaps
+    assert [gaps[n].verdict for n in arms] == ['positive', 'positive', 'inconclusive', 'positive']
+    assert [gaps[n].estimate.level for n in arms] == pytest.approx(
         [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95, 0.95])
-    assert of['a'].p_holm == pytest.approx(3 * of['a'].p)
-    assert of['b'].p_holm == pytest.approx(2 * of['b'].p)
-    assert math.isnan(of['x'].p_holm) and math.isnan(of['x'].p_tost_holm)
-    assert of['x'].p == of['b'].p
-    assert of['x'].flags == ('exploratory: not a primary comparison, judged at 0.05 without '
+    assert gaps['a'].p_holm == pytest.approx(3 * gaps['a'].p)
+    assert gaps['b'].p_holm == pytest.approx(2 * gaps['b'].p)
+    assert math.isnan(gaps['x'].p_holm) and math.isnan(gaps['x'].p_tost_holm)
+    assert gaps['x'].p == gaps['b'].p
+    assert gaps['x'].flags == ('exploratory: not a primary comparison, judged at 0.05 without '
                              'correction',)
-    for name, level in (('a', 0.05 / 3), ('x', 0.05)):  # the smallest gap: Bonferroni, stated
-        assert of[name].mde == pytest.approx(
-            statistics.detectable(5, level) * of[name].estimate.sd)
+    for name, level in (('a', 0.05 / 3), ('x', 0.05)):  # the smallest gap: by Bonferroni
+        assert gaps[name].mde == pytest.approx(
+            statistics.detectable(5, level) * gaps[name].estimate.sd)
 
 
 def test_level_of_an_equivalent_verdict():
     counts = [901, 899, 900, 902, 898]
     record = study({'a': ('moe', 'dense', 'none', True), 'b': ('lost', 'dense', 'none', True)},
                    ('moe', 'dense', 'lost'), tuple(range(5)))
-    of = analyse.analyse(record, HASH, cells(moe=counts, dense=[900] * 5)).gaps
-    assert of['a'].verdict == 'equivalent'
-    assert of['a'].estimate.level == pytest.approx(1 - 2 * 0.05 / 2)  # two in the family
-    assert of['a'].p_tost_holm == pytest.approx(2 * of['a'].p_tost)
+    gaps = analyse.analyse(record, HASH, cells(moe=counts, dense=[900] * 5)).gaps
+    assert gaps['a'].verdict == 'equivalent'
+    assert gaps['a'].estimate.level == pytest.approx(1 - 2 * 0.05 / 2)  # two in the family
+    assert gaps['a'].p_tost_holm == pytest.approx(2 * gaps['a'].p_tost)
 
 
 IDENTICAL = 'sd = 0: identical on every test image in every seed, so no test'
@@ -227,12 +227,13 @@ def test_no_spread_is_labelled_and_never_significant(moe, dense, verdict, note):
 
 def test_equal_gaps_are_seen_in_float32_shares():
     """0.9166667, 0.9138889 and so on: three images of 360 in every seed."""
-    def of(count):
+    def share(count):
         return row(0, images=360, correct='', result={
             'test_accuracy': float(np.float32(count / 360))})
-    gap = judged([of(333), of(341), of(350)], [of(330), of(338), of(347)])
+    gap = judged([share(333), share(341), share(350)],
+                 [share(330), share(338), share(347)])
     assert gap.estimate.sd == 0 and gap.estimate.values == (pytest.approx(300 / 360),) * 3
-    # an accuracy that is no share of the images is taken as it is
+    # an accuracy that is not a whole number of images stays as it is
     odd = judged([row(0, correct='', result={'test_accuracy': 0.91234567})] * 2, [900, 900])
     assert odd.estimate.mean == pytest.approx(1.234567)
 
@@ -255,19 +256,19 @@ def test_pairs_only_and_listed():
                    seeds=(3, 1, 2, 0))
     rows = {'moe': {0: row(910), 1: row(920), 7: row(0)},
             'dense': {1: row(900), 2: row(900), 3: row(900)}, 'typo': {0: row(0)}}
-    of = analyse.analyse(record, HASH, rows, ['rows/x: half-written'])
-    assert of.problems == (
+    analysis = analyse.analyse(record, HASH, rows, ['rows/x: half-written'])
+    assert analysis.problems == (
         'rows/x: half-written',
         'arm typo: not in the pre-registration, left out',
         'arm moe: seed 7 not in the pre-registration, left out',
-        'comparison gap: pairs only: moe has no row for seeds 3, 2; dense has no row for seed 0',
-        'comparison none: pairs only: no pair of seeds: lost has no rows')
-    assert of.gaps['gap'].seeds == (1,) and of.arms['moe'].seeds == (1, 0)
-    none = of.gaps['none']
+        'comparison gap: incomplete: moe has no row for seeds 3, 2; dense has no row for seed 0',
+        'comparison none: incomplete: no pair of seeds: lost has no rows')
+    assert analysis.gaps['gap'].seeds == (1,) and analysis.arms['moe'].seeds == (1, 0)
+    none = analysis.gaps['none']
     assert (none.estimate.n, none.verdict, none.note) == (
         0, 'inconclusive', 'no pair of seeds: no test')
     assert math.isnan(none.cost) and math.isnan(none.params) and none.seeds == ()
-    assert of.arms['lost'].values == () and of.rows is rows
+    assert analysis.arms['lost'].values == () and analysis.rows is rows
 
 
 def test_rows_of_another_pre_registration_confirm_nothing():
@@ -275,12 +276,12 @@ def test_rows_of_another_pre_registration_confirm_nothing():
     record = study(PRIMARY, patterns={'all': ('gap',)})
     assert analyse.analyse(record, HASH, rows).patterns[0].supported
     rows['moe'][1]['preregistration'] = rows['moe'][2]['preregistration'] = 'b' * 64
-    of = analyse.analyse(record, HASH, rows)
-    assert of.gaps['gap'].flags == (
+    analysis = analyse.analyse(record, HASH, rows)
+    assert analysis.gaps['gap'].flags == (
         'exploratory: rows of another pre-registration (moe seeds 1, 2)',)
-    assert of.gaps['gap'].primary and of.gaps['gap'].verdict == 'positive'
-    assert not of.patterns[0].supported
-    assert of.patterns[0].p == of.gaps['gap'].p_holm
+    assert analysis.gaps['gap'].primary and analysis.gaps['gap'].verdict == 'positive'
+    assert not analysis.patterns[0].supported
+    assert analysis.patterns[0].p == analysis.gaps['gap'].p_holm
 
 
 def test_unlike_pairs_are_flagged():
@@ -288,15 +289,15 @@ def test_unlike_pairs_are_flagged():
     rows['moe'][0] |= {'device': 'NVIDIA H200', 'git_commit': 'd' * 40 + '+changes'}
     rows['moe'][2] |= {'device': 'NVIDIA H200', 'versions': VERSIONS | {'jax': '0.11.0'}}
     rows['dense'][2] |= {'versions': {'jax': '0.10.2'}, 'git_commit': None}
-    of = analyse.analyse(study(PRIMARY), HASH, rows).gaps['gap']
-    assert of.flags == (
-        'other device: NVIDIA H200 against cpu (seeds 0, 2)',
-        'other version of jax: 0.11.0 against 0.10.2 (seed 2)',
-        'other version of numpy: 2.4.6 against unknown (seed 2)',
-        'other commit: dddddddddd+changes against cccccccccc (seed 0)',
-        'other commit: cccccccccc against unknown (seed 2)')
+    gap = analyse.analyse(study(PRIMARY), HASH, rows).gaps['gap']
+    assert gap.flags == (
+        'device differs: NVIDIA H200 and cpu (seeds 0, 2)',
+        'version of jax differs: 0.11.0 and 0.10.2 (seed 2)',
+        'version of numpy differs: 2.4.6 and unknown (seed 2)',
+        'commit differs: dddddddddd+changes and cccccccccc (seed 0)',
+        'commit differs: cccccccccc and unknown (seed 2)')
     rows['moe'][0]['images'] = 500
-    assert 'other number of test images: 500 against 1000 (seed 0)' in analyse.analyse(
+    assert 'number of test images differs: 500 and 1000 (seed 0)' in analyse.analyse(
         study(PRIMARY), HASH, rows).gaps['gap'].flags
 
 
@@ -308,9 +309,9 @@ def test_patterns_hold_all_or_nothing():
                    | {'wrong': ('up', 'dense', 'negative', True)}, (*arms, 'dense'),
                    tuple(range(5)), patterns={'reversal': ('up', 'down'), 'three': tuple(arms)[:3],
                                               'weak': ('up', 'open'), 'bad': ('up', 'wrong')})
-    of = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5))
-    reversal, three, weak, bad = of.patterns
-    gaps = of.gaps
+    analysis = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5))
+    reversal, three, weak, bad = analysis.patterns
+    gaps = analysis.gaps
     assert reversal.supported and reversal.verdicts == ('positive', 'negative')
     assert reversal.p == max(gaps['up'].p_holm, gaps['down'].p_holm)
     assert three.supported and three.p == max(reversal.p, gaps['same'].p_tost_holm)
@@ -339,10 +340,10 @@ def test_image_error_by_hand():
 @pytest.mark.parametrize('correct', ['!', 'AAAA', base64.b64encode(bytes(IMAGES // 8)).decode()])
 def test_lists_of_correct_images_that_are_wrong_are_not_used(correct):
     rows = cells(moe=[910, row(920, correct=correct)], dense=[900, 900])
-    of = analyse.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
-    assert math.isnan(of.gaps['gap'].image_error)
-    assert of.problems == ('arm moe: seed 1: the list of correct test images does not give the '
-                           'accuracy; not used',)
+    analysis = analyse.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
+    assert math.isnan(analysis.gaps['gap'].image_error)
+    assert analysis.problems == ('arm moe: seed 1: the list of correct test images contradicts '
+                                 'the accuracy and is not used',)
 
 
 def test_arm_over_its_seeds():
@@ -353,8 +354,8 @@ def test_arm_over_its_seeds():
            row(930, result=routed | {'rho_active': 0.4}, mechanism={
                'shuffle_drop': 0.4, 'ablation': {'b': [0.3, None]}, 'uneven': [1, 2]}),
            diverged(result={'flops': 150})]
-    of = analyse.analyse(study(PRIMARY), HASH, cells(moe=moe, dense=[900, 900, 900]))
-    arm, dense = of.arms['moe'], of.arms['dense']
+    analysis = analyse.analyse(study(PRIMARY), HASH, cells(moe=moe, dense=[900, 900, 900]))
+    arm, dense = analysis.arms['moe'], analysis.arms['dense']
     assert arm.values == (91, 93, 10) and arm.diverged == (2,)
     assert arm.mean == pytest.approx(194 / 3)
     assert arm.sd == pytest.approx(np.std(arm.values, ddof=1))
@@ -366,7 +367,7 @@ def test_arm_over_its_seeds():
     assert arm.mechanism == {'shuffle_drop': pytest.approx(0.3),
                              'ablation': {'b': [0.2, pytest.approx(math.nan, nan_ok=True)]}}
     assert dense.mechanism == {} and arm.config == {'k': 1}
-    gap = of.gaps['gap']
+    gap = analysis.gaps['gap']
     assert (gap.cost, gap.cost_executed, gap.params, gap.rho_place) == (1.5, 1.5, 4, 0.25)
 
 
@@ -379,7 +380,7 @@ def test_many_seeds_say_that_the_sign_flip_was_drawn():
 def test_the_order_of_rows_changes_nothing():
     record = study(PRIMARY)
     rows = cells(moe=[910, 925, 935], dense=[900, 905, 905])
-    turned = {arm: dict(reversed(of.items())) for arm, of in reversed(rows.items())}
+    turned = {arm: dict(reversed(seeds.items())) for arm, seeds in reversed(rows.items())}
     a, b = (analyse.analyse(record, HASH, r) for r in (rows, turned))
     assert repr((a.gaps, a.arms, a.problems)) == repr((b.gaps, b.arms, b.problems))
 

@@ -1,4 +1,4 @@
-"""Statistics against hand-computed numbers, against scipy's own tests, and as properties."""
+"""Statistics agree with hand-computed numbers and scipy's own tests, and have their properties."""
 
 import math
 from fractions import Fraction
@@ -10,7 +10,7 @@ from scipy import stats
 from moe_vision.study.analysis import statistics
 
 NAN = float('nan')
-pytestmark = pytest.mark.filterwarnings('error')  # what is not defined is not computed
+pytestmark = pytest.mark.filterwarnings('error')  # undefined values are not computed
 
 
 def samples(sizes=(2, 3, 5, 8, 12), seed=0):
@@ -20,9 +20,10 @@ def samples(sizes=(2, 3, 5, 8, 12), seed=0):
 
 def test_three_seeds_by_hand():
     # mean 2, sd 1, t = 2 sqrt 3; with 2 degrees of freedom P(|T| > t) = 1 - t / sqrt(t^2 + 2)
-    of = statistics.estimate([1, 2, 3], 0.95)
-    assert (of.values, of.n, of.mean, of.sd, of.level) == ((1, 2, 3), 3, 2, 1, 0.95)
-    assert (of.low, of.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
+    result = statistics.estimate([1, 2, 3], 0.95)
+    assert result.values == (1, 2, 3)
+    assert (result.n, result.mean, result.sd, result.level) == (3, 2, 1, 0.95)
+    assert (result.low, result.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
     assert statistics.effect_size([1, 2, 3]) == 2
     assert statistics.t_test([1, 2, 3]) == pytest.approx(1 - math.sqrt(12 / 14))
     assert statistics.tost([1, 2, 3], 5) == pytest.approx((1 - math.sqrt(27 / 29)) / 2)
@@ -33,18 +34,18 @@ def test_two_seeds_by_hand():
     # mean 2, standard error 1; t with 1 degree of freedom is Cauchy
     assert statistics.t_test([1, 3]) == pytest.approx(1 - 2 / math.pi * math.atan(2))
     assert statistics.tost([1, 3], 1) == pytest.approx(0.5 + math.atan(1) / math.pi)
-    of = statistics.estimate([1, 3], 0.5)  # the quartiles of Cauchy are -1 and 1
-    assert (of.low, of.high) == pytest.approx((1, 3))
+    result = statistics.estimate([1, 3], 0.5)  # the quartiles of Cauchy are -1 and 1
+    assert (result.low, result.high) == pytest.approx((1, 3))
 
 
 @pytest.mark.parametrize('values', samples(), ids=len)
 def test_agree_with_scipy(values):
     expected = stats.ttest_rel(values + 1, np.ones_like(values))
     interval = expected.confidence_interval(0.97)
-    of = statistics.estimate(values, 0.97)
+    result = statistics.estimate(values, 0.97)
     assert statistics.t_test(values) == pytest.approx(expected.pvalue, rel=1e-9)
-    assert (of.low, of.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
-    assert of.sd == pytest.approx(values.std(ddof=1))
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert result.sd == pytest.approx(values.std(ddof=1))
     flips = stats.permutation_test((values,), np.mean, permutation_type='samples',
                                    n_resamples=np.inf, vectorized=False)
     assert statistics.sign_flip(values) == pytest.approx(flips.pvalue, abs=1e-12)
@@ -68,8 +69,8 @@ def test_tost_is_the_interval_within_the_margin():
     seen = set()
     for values in samples((2, 3, 5, 8) * 20, seed=2):
         for alpha in (0.05, 0.0125):
-            of = statistics.estimate(values, 1 - 2 * alpha)
-            within = -0.5 < of.low and of.high < 0.5
+            result = statistics.estimate(values, 1 - 2 * alpha)
+            within = -0.5 < result.low and result.high < 0.5
             assert (statistics.tost(values, 0.5) <= alpha) == within
             seen.add(within)
     assert seen == {True, False}
@@ -77,9 +78,9 @@ def test_tost_is_the_interval_within_the_margin():
 
 @pytest.mark.parametrize('values', [[0.3 - 0.2, 0.1, 0.1], [Fraction(1, 3)] * 3, [0.0] * 3])
 def test_equal_gaps_have_sd_0_and_no_test(values):
-    of = statistics.estimate(values, 0.95)
-    assert of.sd == 0 and of.mean == pytest.approx(float(values[1]), abs=1e-12)
-    for nothing in (of.low, of.high, statistics.t_test(values), statistics.tost(values, 1),
+    result = statistics.estimate(values, 0.95)
+    assert result.sd == 0 and result.mean == pytest.approx(float(values[1]), abs=1e-12)
+    for nothing in (result.low, result.high, statistics.t_test(values), statistics.tost(values, 1),
                     statistics.effect_size(values)):
         assert math.isnan(nothing)
     assert statistics.sign_flip(values) == (0.25 if values[0] else 1)
@@ -119,11 +120,11 @@ def test_sign_flip_of_large_numbers_does_not_overflow():
 
 
 def test_holm_by_hand():
-    of = statistics.holm([0.01, 0.04, 0.03, 0.005], 0.05)
-    assert of.adjusted == pytest.approx((0.03, 0.06, 0.06, 0.02))
-    assert of.rejected == (True, False, False, True)
+    result = statistics.holm([0.01, 0.04, 0.03, 0.005], 0.05)
+    assert result.adjusted == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert result.rejected == (True, False, False, True)
     # ranks 2, 4, 3, 1 of 4: 0.05/3, then stopped at the third at 0.05/2, 0.05/4
-    assert of.level == pytest.approx((0.05 / 3, 0.025, 0.025, 0.0125))
+    assert result.level == pytest.approx((0.05 / 3, 0.025, 0.025, 0.0125))
 
 
 def test_holm_with_ties_does_not_depend_on_their_order():
@@ -131,28 +132,28 @@ def test_holm_with_ties_does_not_depend_on_their_order():
     assert statistics.holm([0.03, 0.03], 0.05).rejected == (False, False)
     assert statistics.holm([0.03, 0.03], 0.05).adjusted == (0.06, 0.06)
     p = [0.01, 0.2, 0.01, 0.2, 0.001]
-    of, back = statistics.holm(p, 0.05), statistics.holm(p[::-1], 0.05)
-    assert of.level == back.level[::-1] and of.adjusted == back.adjusted[::-1]
+    result, back = statistics.holm(p, 0.05), statistics.holm(p[::-1], 0.05)
+    assert result.level == back.level[::-1] and result.adjusted == back.adjusted[::-1]
 
 
 def test_holm_keeps_the_place_of_a_test_that_could_not_be_made():
-    of = statistics.holm([0.02, NAN, 0.001], 0.05)
-    assert of.adjusted[0] == pytest.approx(0.04) and of.adjusted[2] == pytest.approx(0.003)
-    assert math.isnan(of.adjusted[1])
-    assert of.rejected == (True, False, True)
-    assert of.level == pytest.approx((0.025, 0.05, 0.05 / 3))
+    result = statistics.holm([0.02, NAN, 0.001], 0.05)
+    assert result.adjusted[0] == pytest.approx(0.04) and result.adjusted[2] == pytest.approx(0.003)
+    assert math.isnan(result.adjusted[1])
+    assert result.rejected == (True, False, True)
+    assert result.level == pytest.approx((0.025, 0.05, 0.05 / 3))
     assert statistics.holm([], 0.05).adjusted == ()
     assert statistics.holm([NAN, NAN], 0.05).level == (0.025, 0.025)
 
 
-def test_holm_level_and_adjusted_p_say_the_same_and_errors_are_rare():
+def test_holm_level_and_adjusted_p_agree_and_errors_are_rare():
     rng = np.random.default_rng(4)
     wrong = 0
     for p in rng.uniform(size=(2000, 4)):
-        of = statistics.holm(p, 0.05)
-        wrong += any(of.rejected)
-        for value, adjusted, rejected, level in zip(p, of.adjusted, of.rejected, of.level,
-                                                    strict=True):
+        result = statistics.holm(p, 0.05)
+        wrong += any(result.rejected)
+        for value, adjusted, rejected, level in zip(p, result.adjusted, result.rejected,
+                                                    result.level, strict=True):
             assert rejected == (adjusted <= 0.05) == (value <= level)
     assert wrong / 2000 == pytest.approx(0.05, abs=0.015)
 
@@ -160,7 +161,7 @@ def test_holm_level_and_adjusted_p_say_the_same_and_errors_are_rare():
 @pytest.mark.parametrize('n, at_5, at_1', [
     (3, 3.27, 6.55), (5, 1.69, 2.48), (8, 1.16, 1.54), (10, 1.00, 1.29), (20, 0.67, 0.82)])
 def test_detectable_gap_is_that_of_the_table(n, at_5, at_1):
-    """Rounded up to where the power is at least 80 %; at 0.05 and at 0.05 / 4."""
+    """Rounded up, so that the power is at least 80 %, at 0.05 and at 0.05 / 4."""
     for level, expected in ((0.05, at_5), (0.0125, at_1)):
         size = statistics.detectable(n, level)
         assert math.ceil(100 * size) / 100 == expected
@@ -190,7 +191,7 @@ def test_correlation():
 def test_image_error_where_all_seeds_agree_is_that_of_the_discordant_counts(seeds):
     arm = np.array([[1] * 90 + [1] * 5 + [0] * 2 + [0] * 3], bool).repeat(seeds, 0)
     baseline = np.array([[1] * 90 + [0] * 5 + [1] * 2 + [0] * 3], bool).repeat(seeds, 0)
-    by_hand = 100 * math.sqrt(5 + 2 - (5 - 2) ** 2 / 100) / 100  # I - 1 for one I
+    by_hand = 100 * math.sqrt(5 + 2 - (5 - 2) ** 2 / 100) / 100  # with I, not I - 1
     assert statistics.image_error(arm, baseline) == pytest.approx(by_hand * math.sqrt(100 / 99))
     assert statistics.image_error(arm, arm) == 0
 
@@ -206,7 +207,7 @@ def test_image_error_by_hand_of_two_seeds_on_three_images():
 
 @pytest.mark.parametrize('seeds', [2, 8, 64])
 def test_image_error_holds_nothing_that_the_seeds_change(seeds):
-    """Each image is right at a rate of its own in each arm; the rates alone are the test set's."""
+    """Each image is right at its own rate in each arm; only the rates belong to the test set."""
     rng = np.random.default_rng(3)
     rates = np.where(rng.random((2, 1, 1000)) < 0.5, 0.95, 0.5)
     found = [statistics.image_error(*(rng.random((2, seeds, 1000)) < rates)) for _ in range(100)]
@@ -232,7 +233,7 @@ def test_spearman_by_hand_and_with_ties():
 
 def test_family_difference_pairs_seeds():
     a, b = {0: 1.0, 1: 3.0, 9: 50.0, 2: 5.0}, {2: 2.0, 1: 1.0, 0: 0.0, 7: 50.0}
-    of, p = statistics.family_difference(a, b, 5, 0.05)
-    assert of.values == (1, 2, 3) and of.level == 0.9
+    result, p = statistics.family_difference(a, b, 5, 0.05)
+    assert result.values == (1, 2, 3) and result.level == 0.9
     assert p == pytest.approx((1 - math.sqrt(27 / 29)) / 2)
-    assert of.high < 5
+    assert result.high < 5

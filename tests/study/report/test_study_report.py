@@ -1,4 +1,4 @@
-"""The study's report says what the analysis says, in every form, and the same bytes each time."""
+"""A study's report says in every form what the analysis says, with the same bytes each time."""
 
 import csv
 import dataclasses
@@ -41,7 +41,7 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def tables(text: str, section: str) -> list[list[list[str]]]:
-    """The tables of a section of a Markdown text, as cells without markup."""
+    """The tables of a section of a Markdown file, as cells without markup."""
     part = text.split(f'\n## {section}\n')[1].split('\n## ')[0]
     found: list[list[list[str]]] = [[]]
     for line in part.splitlines():
@@ -54,20 +54,20 @@ def tables(text: str, section: str) -> list[list[list[str]]]:
 
 
 def same(shown: str, value: str, digits: int = 2) -> bool:
-    """Whether a number of the text is a file's, rounded."""
+    """Whether a number in the text is the number of the file, rounded."""
     if shown in ('–', ''):
         return value == ''
     return abs(float(shown.rstrip('×%')) - float(value)) <= 0.5001 * 10**-digits
 
 
 def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
-    """Every number of it; primary comparisons first and apart."""
+    """All numbers agree; primary comparisons come first, in a table of their own."""
     gaps = {row['comparison']: row for row in read(folder / 'tables/gaps.csv')}
     primary, other, tests, otherwise = tables((folder / 'report.md').read_text(), 'Verdicts')
     assert {r[0] for r in primary[2:]} == {n for n, g in gaps.items() if g['primary'] == '1'}
     assert {r[0] for r in other[2:]} == {n for n, g in gaps.items() if g['primary'] == '0'}
     assert primary[0][:9] == ['comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds',
-                              'cost, FLOPs', 'cost, executed', 'expected']
+                              'FLOPs ÷ baseline', 'executed FLOPs ÷ baseline', 'expected']
     for name, verdict, gap, interval, level, n, cost, executed, expected, *_ in (
         primary[2:] + other[2:]
     ):
@@ -116,8 +116,8 @@ def test_per_seed_values_add_up(made, folder):
     assert shown['k4_vs_dense'][7] == '' and len(arms) == len(analysis.arms) + 2
 
 
-def test_the_same_bytes_twice_and_without_the_clock(made, folder, tmp_path):
-    """Timings change timings.md and timings/ alone; no date, host or path is in anything."""
+def test_the_bytes_are_the_same_twice_and_do_not_depend_on_the_clock(made, folder, tmp_path):
+    """Timings change only timings.md and timings/; no file holds a date, host or path."""
     analysis, timings = made
     cells = json.loads(json.dumps(timings['cells']).replace('61.0', '99.0').replace('cpu', 'gpu'))
     report.write(analysis, {'cells': cells, 'latency': None}, str(tmp_path))
@@ -133,7 +133,7 @@ def test_the_same_bytes_twice_and_without_the_clock(made, folder, tmp_path):
     assert 'gpu' in text and 'Not measured yet' in text and 'cpu' not in text
 
 
-def test_words_that_must_not_occur(made, folder):
+def test_forbidden_words_do_not_occur(made, folder):
     for name in ('report.md', 'report.html', 'timings.md'):
         text = (folder / name).read_text()
         text = re.sub(r'<style>.*?</style>|<svg.*?</svg>|None\. A run', '', text, flags=re.S)
@@ -141,8 +141,8 @@ def test_words_that_must_not_occur(made, folder):
             assert not re.search(rf'\b{word}\b', text), (name, word)
 
 
-def test_what_is_undecided_is_called_undecided(made):
-    """All primary comparisons inconclusive: one sentence says so, with the smallest gap."""
+def test_undecided_comparisons_are_called_undecided(made):
+    """If all primary comparisons are inconclusive, one sentence says so, with the smallest gap."""
     from moe_vision.study.report import answer, document
 
     analysis, _ = made
@@ -150,10 +150,10 @@ def test_what_is_undecided_is_called_undecided(made):
         if gap.primary:
             analysis = cases.with_gap(analysis, name, verdict='inconclusive', p=0.9, mde=0.734)
     text = document.markdown(document.Document('t', 'k', 'f', [answer.section(analysis)]), 'f')
-    assert '> Inconclusive: of 4 primary comparisons none could be decided.' in text
+    assert '> Inconclusive: none of the 4 primary comparisons could be decided.' in text
     assert 'smaller than 0.73 pp reliably' in text
     assert 'Directions undecided' in text and 'Directions supported' not in text
-    assert 'a large p is no sign that two arms are alike' in text
+    assert 'A large p does not show that two arms are alike' in text
     assert 'Pattern `reversal`: undecided' in text
     turned = cases.with_gap(analysis, 'standard_h8_vs_dense_standard', verdict='positive')
     turned = dataclasses.replace(turned, patterns=(dataclasses.replace(
@@ -176,8 +176,8 @@ def test_rows_of_another_registration_confirm_nothing(made):
     assert [r[-1] for r in other if r[0] == name] == [flag]
 
 
-def test_what_analysis_makes_can_be_written(tmp_path):
-    """The real analysis of such rows, with an arm that has no row and sd = 0."""
+def test_a_real_analysis_can_be_written(tmp_path):
+    """The rows include an arm without rows, and a gap with sd = 0."""
     maker = cases.full(3)
     maker.rows['k1'] = {}
     maker.rows['k2'] = {s: row | {'arm': 'k2'} for s, row in maker.rows['dense'].items()}
@@ -204,7 +204,7 @@ def test_provenance_counts_rows(made, folder):
     assert found['device'] == f'cpu` ({number})' and found['commit'].endswith(f'({number})')
 
 
-def test_nothing_of_the_models_is_imported():
+def test_no_model_code_is_imported():
     code = ('import sys; from moe_vision.study.report import (pictures, page, answer, arms, timing,'
             'registered, verdicts); bad = {"jax", "flax", "optax", "configs", "ml_collections"}; '
             'assert not bad & set(sys.modules), bad & set(sys.modules)')

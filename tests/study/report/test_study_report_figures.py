@@ -61,7 +61,7 @@ def test_every_picture_has_its_numbers_and_every_file_its_picture(folder):
 
 
 def test_gaps_lie_where_their_numbers_say(folder):
-    """Whiskers of gap_against_rho: x is log ρ and y the gap, by one scale for all of them."""
+    """In gap_against_rho all whiskers have one scale: x is log ρ and y the gap."""
     rows = list(csv.DictReader(io.StringIO((folder / 'figures/gap_against_rho.csv').read_text())))
     root = ElementTree.fromstring((folder / 'figures/gap_against_rho.svg').read_text())
     upright = [p for p in paths(root) if len(p) == 2 and p[0][0] == p[1][0] and p[0][1] != p[1][1]]
@@ -81,23 +81,23 @@ def test_gaps_lie_where_their_numbers_say(folder):
 
 
 def test_figures_hold_the_analysis(analysis, maker):
-    made = {p.name: p for p in pictures.every(analysis) if isinstance(p, Picture)}
+    drawn = {p.name: p for p in pictures.every(analysis) if isinstance(p, Picture)}
     for name, at in (('verdicts', 0), ('gap_against_rho', 1), ('soft_axis', 1)):
-        head = list(made[name].head)
-        for row in made[name].rows:
+        head = list(drawn[name].head)
+        for row in drawn[name].rows:
             e = analysis.gaps[row[at]].estimate
             values = [row[head.index(key)] for key in ('gap_pp', 'low_pp', 'high_pp', 'level')]
             assert values == [e.mean, e.low, e.high, e.level]
-    rho = {row[1]: row[4] for row in made['gap_against_rho'].rows}
+    rho = {row[1]: row[4] for row in drawn['gap_against_rho'].rows}
     assert rho == {n: analysis.gaps[n].rho_place for n in rho} and len(rho) == 10
-    slots = {(row[0], row[4]) for row in made['soft_axis'].rows}
+    slots = {(row[0], row[4]) for row in drawn['soft_axis'].rows}
     assert slots == {(f'axis {a}', 4 * s) for a in ('batch', 'none') for s in (1, 2, 4, 8)}
-    lines = {(row[1], row[3]): row[4] for row in made['k_ablation'].rows}
+    lines = {(row[1], row[3]): row[4] for row in drawn['k_ablation'].rows}
     gap = analysis.gaps['k2_vs_dense']
     assert [lines['k2_vs_dense', s] for s in gap.seeds] == list(gap.estimate.values)
     assert ('k4_vs_dense', 7) not in lines
-    assert {row[2] for row in made['k_ablation'].rows} == {'k = 1', 'k = 2', 'k = 4'}
-    row = next(r for r in made['traces'].rows if r[1] == 'temperature_1' and r[2] == 3)
+    assert {row[2] for row in drawn['k_ablation'].rows} == {'k = 1', 'k = 2', 'k = 4'}
+    row = next(r for r in drawn['traces'].rows if r[1] == 'temperature_1' and r[2] == 3)
     at = maker.rows['temperature_1'][3]['curve'][0]
     layers = at['layers'].values()
     assert row[3:5] == [10, 1.0] and row[7] == 100 * at['accuracy']
@@ -105,7 +105,7 @@ def test_figures_hold_the_analysis(analysis, maker):
 
 
 def test_a_diverged_run_does_not_hide_the_others(analysis):
-    """It lies 12 pp below: marked at the edge, told in words, and the range is that of others."""
+    """It lies 12 pp below: it is marked at the edge and named, and the others set the range."""
     gaps = analysis.gaps.values()
     low, high = chart.limits(gaps, 0.5)
     calm = [g.estimate for g in gaps if not g.diverged]
@@ -133,7 +133,7 @@ def test_figures_without_data_say_why(maker):
     assert len(clock) == 1 and 'neither' not in clock[0].words and 'left out' in clock[0].words
 
 
-def test_wall_clock_tells_what_was_measured(maker, analysis):
+def test_wall_clock_holds_what_was_measured(maker, analysis):
     rows = timing.latency_rows(analysis, maker.timings()['latency'])
     assert [r.batch for r in rows[:4]] == [1, 8, 64, 512]  # by number, not by name
     assert rows[3][:4] == ('dense', 1e7, 512, pytest.approx(0.4 + 0.012 * 512))

@@ -1,4 +1,4 @@
-"""Names that are hostile, rows that are damaged, studies that have hardly begun: still a report."""
+"""Hostile names, damaged rows and studies that have hardly begun still give a report."""
 
 import dataclasses
 import html.parser
@@ -22,7 +22,7 @@ VOID = {'meta'}
 
 
 class Page(html.parser.HTMLParser):
-    """Elements of a page; every one is closed."""
+    """The elements of a page; asserts that each one is closed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -77,7 +77,7 @@ def test_hostile_names_stay_text(tmp_path):
         assert '<' not in text and '\x07' not in text and '\u202e' not in text
         assert not re.search(r'(?<!\\)\]\(j', text) and '\n# b' not in text
         width = 0
-        for line in text.splitlines():  # every row of a table has its head's number of cells
+        for line in text.splitlines():  # every row of a table has as many cells as its head
             cells = len(re.findall(r'(?<!\\)\|', line)) if line.startswith('|') else 0
             assert not (width and cells) or cells == width, line
             width = cells
@@ -106,7 +106,7 @@ def no_pair() -> Analysis:
 
 
 def damaged() -> Analysis:
-    """Rows without what the trainer promises, and numbers that are not."""
+    """Rows that lack fields, or hold text and NaN in place of numbers."""
     maker = cases.full(3)
     for i, rows in enumerate(maker.rows.values()):
         row = rows[i % 3]
@@ -147,5 +147,5 @@ def test_markdown_shows_names_as_they_are(name):
     shown = document.escape(name)
     assert not re.search(r'(?<!\\)[|`*_\[\]<>#]', shown)
     assert '\n' not in shown and document.escape(f'{name}\n\n# b') == f'{shown} \\# b'
-    plain = re.sub(r'\\(.)', r'\1', shown).replace('&lt;', '<').replace('&gt;', '>')
-    assert plain == document.clean_all(name)
+    unescaped = re.sub(r'\\(.)', r'\1', shown).replace('&lt;', '<').replace('&gt;', '>')
+    assert unescaped == document.clean_all(name)

@@ -1,4 +1,4 @@
-"""The seeds of an arm, trained one after another or together, each in a folder of its own."""
+"""The seeds of an arm train one after another or together, each in its own folder."""
 
 import dataclasses
 import shutil
@@ -26,11 +26,11 @@ def one_by_one(configs, tmp_path_factory):
     root = tmp_path_factory.mktemp('arm')
     folders, seen = [root / str(c.seed) for c in configs], []
     train_arm(configs, [str(f) for f in folders], 'one_by_one', False,
-              lambda i, told: seen.append((i, told)))
+              lambda i, error: seen.append((i, error)))
     return folders, seen
 
 
-def test_every_seed_leaves_its_run_and_is_told_of(one_by_one):
+def test_every_seed_leaves_its_run_and_is_reported(one_by_one):
     folders, seen = one_by_one
     assert seen == [(0, None), (1, None), (2, None)]
     assert [train_cases.result(f)['seed'] for f in folders] == [3, 4, 5]
@@ -43,7 +43,7 @@ def together(configs, tmp_path_factory):
     root = tmp_path_factory.mktemp('together')
     folders, seen = [root / str(c.seed) for c in configs], []
     train_arm(configs, [str(f) for f in folders], 'together', False,
-              lambda i, told: seen.append((i, told)))
+              lambda i, error: seen.append((i, error)))
     return folders, seen
 
 
@@ -61,8 +61,8 @@ def test_seeds_together_leave_the_folders_of_seeds_alone(one_by_one, together):
         assert (ours / 'evaluation.json').exists()
 
 
-def test_seeds_together_go_on_where_the_slowest_was_saved(configs, together, tmp_path):
-    """The step of the first seed's newest checkpoint is not the others'; one has ended."""
+def test_seeds_together_continue_where_the_slowest_was_saved(configs, together, tmp_path):
+    """The seeds' newest checkpoints are of different steps, and some runs have ended."""
     folders = [tmp_path / str(c.seed) for c in configs]
     for folder, old in zip(folders, together[0], strict=True):
         shutil.copytree(old, folder)
@@ -70,7 +70,7 @@ def test_seeds_together_go_on_where_the_slowest_was_saved(configs, together, tmp
     (folders[1] / 'result.json').unlink()
     seen = []
     train_arm(configs, [str(f) for f in folders], 'together', False,
-              lambda i, told: seen.append((i, told)))
+              lambda i, error: seen.append((i, error)))
     assert sorted(seen) == [(0, None), (1, None), (2, None)]
     for folder, old in zip(folders, together[0], strict=True):
         for a, b in zip(train_cases.rows(folder), train_cases.rows(old), strict=True):
@@ -81,7 +81,7 @@ def test_seeds_together_go_on_where_the_slowest_was_saved(configs, together, tmp
 def test_a_run_begun_together_is_continued_alone(configs, together, one_by_one, tmp_path):
     shutil.copytree(together[0][1], tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'latest' / '4')
-    train_arm(configs[1:2], [str(tmp_path / 'run')], 'together', False, lambda i, told: None)
+    train_arm(configs[1:2], [str(tmp_path / 'run')], 'together', False, lambda i, error: None)
     want = train_cases.result(one_by_one[0][1])['test_loss']
     assert train_cases.result(tmp_path / 'run')['test_loss'] == pytest.approx(want, rel=1e-4)
 
@@ -104,7 +104,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(configs, tmp_path, monkey
     folders, seen = [tmp_path / str(c.seed) for c in configs], {}
     train_arm(configs, [str(f) for f in folders], mode, False, seen.__setitem__,
               begin=lambda i: i < 2)
-    well = [0, 2] if mode == 'together' else [0]  # one by one the last is left out, as asked
+    well = [0, 2] if mode == 'together' else [0]  # one by one, `begin` skips the last
     assert sorted(seen) == sorted([1, *well]) and not any(seen[i] for i in well)
     assert seen[1].startswith('loss is not finite at step 4; the last finite checkpoint is step 2')
     assert '\n' not in seen[1]
@@ -113,5 +113,5 @@ def test_a_seed_that_diverges_does_not_stop_the_others(configs, tmp_path, monkey
 
 def test_no_seeds_are_no_work():
     done = []
-    train_arm([], [], 'one_by_one', False, lambda *told: done.append(told))
+    train_arm([], [], 'one_by_one', False, lambda *args: done.append(args))
     assert not done

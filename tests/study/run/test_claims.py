@@ -1,4 +1,4 @@
-"""Claims: one owner at a time, and none that is dead."""
+"""A claim has one owner at a time, and never a dead one."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_a_process_that_ended_unnoticed_owns_nothing(two, tmp_path):
     child.wait()
 
 
-def test_a_process_that_stands_still_keeps_its_cell(two, tmp_path):
+def test_a_suspended_process_keeps_its_cell(two, tmp_path):
     child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
     child.send_signal(signal.SIGSTOP)
     owner = {'pid': child.pid, 'started': claims._started(child.pid), 'host': claims._machine()}
@@ -89,18 +89,18 @@ def test_a_process_that_stands_still_keeps_its_cell(two, tmp_path):
     assert not two[0].taken(CELL) and two[0].take(CELL)
 
 
-def test_a_process_with_the_number_of_one_that_ended_owns_nothing(two, tmp_path):
+def test_a_process_that_reuses_the_id_of_an_ended_one_owns_nothing(two, tmp_path):
     write(tmp_path, pid=os.getpid(), started='1', host=claims._machine())
     assert not two[0].taken(CELL) and two[0].take(CELL)
 
 
-def test_without_the_time_of_its_start_a_number_is_believed(two, tmp_path):
+def test_a_claim_without_a_start_time_is_believed(two, tmp_path):
     write(tmp_path, 1000, pid=os.getpid(), host=claims._machine())
     assert two[0].taken(CELL) and not two[0].take(CELL)
 
 
 @pytest.mark.parametrize('pid, alive', [('x', True), (10 ** 40, True), (-1, False), (0, False)])
-def test_a_claim_that_names_no_process_is_judged_by_its_age_at_most(two, tmp_path, pid, alive):
+def test_a_claim_that_names_no_process_is_judged_by_its_age(two, tmp_path, pid, alive):
     write(tmp_path, pid=pid, host=claims._machine())
     assert two[0].taken(CELL) == alive
     os.utime(file(tmp_path), (0, 0))
@@ -129,7 +129,7 @@ def test_a_claim_that_was_taken_over_is_no_longer_held(two, tmp_path):
     a, b = two
     a.take(CELL)
     b._machine = 'elsewhere'
-    os.utime(file(tmp_path), (0, 0))  # it stood still
+    os.utime(file(tmp_path), (0, 0))  # it was suspended
     assert b.take(CELL) and b.holds(CELL) and not a.holds(CELL)
     a.release(CELL)
     assert b.holds(CELL)
@@ -172,7 +172,7 @@ def test_a_takeover_that_lost_its_lock_takes_nothing(two, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize('stale', [False, True])
-def test_of_many_at_once_one_wins(tmp_path, stale):
+def test_one_of_many_at_once_wins(tmp_path, stale):
     with ThreadPoolExecutor(16) as pool:
         for number in range(20):
             cell = ('k1', number)

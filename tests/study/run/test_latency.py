@@ -1,4 +1,4 @@
-"""Interleaved timing: order, medians and budget on a clock of our own; then two tiny networks."""
+"""Interleaved timing: order, medians and budget with a fake clock; then two tiny networks."""
 
 import statistics
 from pathlib import Path
@@ -17,7 +17,7 @@ BASE = str(Path(__file__).resolve().parents[3] / 'configs' / 'base.py')
 
 
 class Clock:
-    """Time passes only inside the functions it makes."""
+    """A clock that moves only inside the functions config by `takes`."""
 
     def __init__(self):
         self.now, self.called = 0.0, []
@@ -56,7 +56,7 @@ def test_results_are_waited_for(monkeypatch):
     assert waited == ['result'] * 4
 
 
-def test_the_benchmarks_take_their_times_from_it():
+def test_the_benchmarks_use_the_same_timing():
     found = row('a case', {'a': lambda: 1 + 2, 'b': lambda: 3}, rounds=3)
     assert list(found.seconds) == ['a', 'b'] and {len(s) for s in found.seconds.values()} == {3}
 
@@ -70,9 +70,9 @@ def test_medians_and_quartiles_of_a_call():
 
 
 def make(**changes):
-    given = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 4,
-             'model.moe.group_size': 16, **{k.replace('__', '.'): v for k, v in changes.items()}}
-    common, opened, _ = source.take_overrides([f'--config.{k}={v}' for k, v in given.items()])
+    keys = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 4,
+            'model.moe.group_size': 16, **{k.replace('__', '.'): v for k, v in changes.items()}}
+    common, opened, _ = source.take_overrides([f'--config.{k}={v}' for k, v in keys.items()])
     return config_lib.check(source.load(BASE, common, opened))
 
 
@@ -88,14 +88,14 @@ VIT = {'model__name': 'vit',
     ({**VIT, 'model__moe__group_size': 64}, {1: 16, 2: 32, 3: 48, 6: 48, 8: 64}),
     ({**VIT, 'model__moe__placement': 'head'}, {1: 1, 8: 8, 32: 16})])
 def test_a_group_is_as_large_as_the_batch_lets_it_be(changes, groups):
-    made = make(**changes)
-    assert {b: latency.group_size(made, b) for b in groups} == groups
+    config = make(**changes)
+    assert {b: latency.group_size(config, b) for b in groups} == groups
 
 
 @pytest.fixture(scope='module')
 def measured():
     arms = {'random': make(model__moe__router='random', model__moe__losses={},
-                           model__moe__router_args={}),  # draws in evaluation, too
+                           model__moe__router_args={}),  # which also draws in evaluation
             'dense': make(model__twin='same_width')}
     return arms, latency.measure(arms, (1, 8), repeats=4, budget_s=5.0)
 
@@ -116,8 +116,8 @@ def test_what_is_measured_of_two_tiny_networks(measured):
 
 
 def test_what_is_timed_are_the_logits_of_a_real_forward_pass():
-    made = make(model__moe__eval_capacity_factor='inf')  # so that no image depends on its batch
-    variables = latency.variables_of(made)
-    two, eight = (np.asarray(latency.call(made, variables, b)()) for b in (2, 8))
+    config = make(model__moe__eval_capacity_factor='inf')  # so that no image depends on its batch
+    variables = latency.variables_of(config)
+    two, eight = (np.asarray(latency.call(config, variables, b)()) for b in (2, 8))
     assert two.shape == (2, 10) and two.std() > 0 and eight.shape == (8, 10)
     np.testing.assert_allclose(two, eight[:2], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Running a study: every cell once, whoever works on it and however often it is stopped."""
+"""A study trains every cell once, whoever works on it and however often it is stopped."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def unbroken(loaded, tmp_path_factory):
 
 
 class Reacting(io.StringIO):
-    """Does something once, as soon as it is told of waiting."""
+    """A stream that calls `then` whenever a line says that the runner waits."""
 
     def __init__(self, then):
         super().__init__()
@@ -68,7 +68,7 @@ class Reacting(io.StringIO):
 
 
 def go(loaded, workdir, train_arm=fake_train_arm, then=None, **options) -> tuple[int, str]:
-    """(cells done, what it said). `then` is called when it waits."""
+    """(cells done, what it printed). `then` is called when it waits."""
     stream = Reacting(then)
     return run(loaded, str(workdir), train_arm=train_arm, stream=stream, **options), \
         stream.getvalue()
@@ -80,27 +80,27 @@ def log(workdir) -> list[str]:
 
 
 def started(workdir, *arguments, **environment) -> subprocess.Popen:
-    """The command with the fake trainer, as a process of its own."""
+    """Starts the command with the fake trainer as a process of its own."""
     file = write_study(Path(workdir).parent)
     return subprocess.Popen(
         [sys.executable, study_fakes.__file__, 'run', f'--study={file}', f'--workdir={workdir}',
          *arguments], env=os.environ | environment, cwd=study_fakes.ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in a background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell ignores it
 
 
 def until(condition, seconds=20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, 'it never came'
+        assert time.monotonic() < end, 'it never happened'
         time.sleep(0.01)
 
 
 def test_every_cell_is_trained_once_and_never_again(loaded, tmp_path):
-    count, said = go(loaded, tmp_path)
+    count, printed = go(loaded, tmp_path)
     assert count == 12 and len(log(tmp_path)) == 12 * study_fakes.STEPS
     assert list(tables(tmp_path)) == sorted(f'{a}/seed_{s}.json' for a, s in CELLS)
-    assert '12 of 12 cells, 100% of the FLOPs' in said
+    assert '12 of 12 cells, 100% of the FLOPs' in printed
     assert go(loaded, tmp_path) == (0, 'study tiny: 12 of 12 cells are done\n')
     assert len(log(tmp_path)) == 12 * study_fakes.STEPS
     assert list((tmp_path / 'claims').iterdir()) == []
@@ -135,9 +135,9 @@ def test_only_some_arms(loaded, tmp_path):
 
 def test_a_run_that_diverges_is_a_row(loaded, tmp_path, monkeypatch):
     monkeypatch.setenv('FAKE_DIVERGES', '1:1')
-    count, said = go(loaded, tmp_path)
+    count, printed = go(loaded, tmp_path)
     row = json.loads((tmp_path / 'rows' / 'k1' / 'seed_1.json').read_text())
-    assert count == 12 and 'k1 seed 1: diverged' in said
+    assert count == 12 and 'k1 seed 1: diverged' in printed
     assert (row['status'], row['error']) == ('diverged', 'loss is not finite at step 4')
     timing = json.loads((tmp_path / 'timings' / 'k1' / 'seed_1.json').read_text())
     assert timing['images_per_second'] is None and timing['trained_flops'] is None
@@ -167,14 +167,14 @@ def test_a_user_error_names_its_cell(loaded, tmp_path):
 def test_a_row_that_cannot_be_used_is_set_aside_and_made_again(loaded, unbroken, tmp_path):
     go(loaded, tmp_path)
     (tmp_path / 'rows' / 'k1' / 'seed_1.json').write_text('{"half')
-    count, said = go(loaded, tmp_path)
-    assert count == 1 and 'cannot be used and is kept as' in said
+    count, printed = go(loaded, tmp_path)
+    assert count == 1 and 'cannot be used and is kept as' in printed
     assert tables(tmp_path) == unbroken
     assert (tmp_path / 'rows/k1/seed_1.json.set_aside_1').read_text() == '{"half'
 
 
-def test_rows_of_another_machine_are_gone_on_from(loaded, unbroken, tmp_path):
-    """Only the record and some rows were committed."""
+def test_a_study_continues_from_rows_of_another_machine(loaded, unbroken, tmp_path):
+    """Only the record and some rows are there, as from version control."""
     registration.register(loaded, str(tmp_path))
     for name in ('k1/seed_0.json', 'dense/seed_2.json'):
         (tmp_path / 'rows' / name).parent.mkdir(parents=True)
@@ -182,13 +182,13 @@ def test_rows_of_another_machine_are_gone_on_from(loaded, unbroken, tmp_path):
     assert go(loaded, tmp_path)[0] == 10 and tables(tmp_path) == unbroken
 
 
-def test_a_packed_study_is_gone_on_with(loaded, unbroken, tmp_path):
-    """Packed when half was done: those cells stay done, and the rest comes as files."""
+def test_a_packed_study_continues(loaded, unbroken, tmp_path):
+    """It is packed when half is done: those cells stay done, and the rest is written as files."""
     assert go(loaded, tmp_path, only='k1,dense')[0] == 6
     pack(str(tmp_path))
     assert tables(tmp_path) == {}
-    count, said = go(loaded, tmp_path)
-    assert count == 6 and '12 of 12 cells, 100% of the FLOPs' in said
+    count, printed = go(loaded, tmp_path)
+    assert count == 6 and '12 of 12 cells, 100% of the FLOPs' in printed
     assert {name.partition('/')[0] for name in tables(tmp_path)} == {'again', 'k2'}
     assert len(log(tmp_path)) == 12 * study_fakes.STEPS
     pack(str(tmp_path))
@@ -207,8 +207,8 @@ def test_a_packed_row_that_cannot_be_used_is_made_again_and_kept(loaded, unbroke
     whole = file.read_bytes().splitlines(keepends=True)
     half = whole[4][:300]
     file.write_bytes(b''.join([*whole[:4], half + b'\n', *whole[5:]]))
-    count, said = go(loaded, tmp_path)
-    assert count == 1 and f'k1 seed 1 cannot be used and is kept as {file}, line 5' in said
+    count, printed = go(loaded, tmp_path)
+    assert count == 1 and f'k1 seed 1 cannot be used and is kept as {file}, line 5' in printed
     assert tables(tmp_path) == {'k1/seed_1.json': unbroken['k1/seed_1.json']}
     assert half in file.read_bytes()
     record, digest = registration.read(str(tmp_path))
@@ -239,44 +239,45 @@ def test_states_of_cells(loaded, tmp_path, monkeypatch):
 
 def test_two_processes_share_the_work(tmp_path, unbroken):
     both = [started(tmp_path / 'W', FAKE_SECONDS='0.02') for _ in range(2)]
-    said = [p.communicate(timeout=60)[1] for p in both]
-    assert [p.returncode for p in both] == [0, 0], said
+    printed = [p.communicate(timeout=60)[1] for p in both]
+    assert [p.returncode for p in both] == [0, 0], printed
     assert tables(tmp_path / 'W') == unbroken
     lines = log(tmp_path / 'W')
     assert len(lines) == len(set(lines)) == 12 * study_fakes.STEPS
-    begun = [[line.split()[2] for line in text.splitlines() if ' starts' in line] for text in said]
+    begun = [[line.split()[2] for line in text.splitlines() if ' starts' in line]
+             for text in printed]
     assert begun[0] and begun[1] and begun[0][0] != begun[1][0]  # each took an arm of its own
     assert sum(map(len, begun)) == 12
-    assert all(text.endswith('12 of 12 cells are done\n') for text in said)
+    assert all(text.endswith('12 of 12 cells are done\n') for text in printed)
 
 
-def test_it_waits_for_a_process_that_stands_still_and_takes_over_from_one_that_died(tmp_path,
-                                                                                    unbroken):
+def test_it_waits_for_a_suspended_process_and_takes_over_from_one_that_died(tmp_path, unbroken):
     workdir = tmp_path / 'W'
     stopped = started(workdir, '--only=k1', FAKE_SECONDS='0.2')
     until(lambda: len(log(workdir)) >= 2)
     stopped.send_signal(signal.SIGSTOP)
     claim = workdir / 'claims' / 'k1.seed_0.json'
-    os.utime(claim, (0, 0))  # for long
+    os.utime(claim, (0, 0))  # as if suspended for long
     other = started(workdir)
     until(lambda: len(tables(workdir)) == 11)
     with pytest.raises(subprocess.TimeoutExpired):
         other.communicate(timeout=0.5)
     stopped.kill()
     stopped.communicate()
-    said = other.communicate(timeout=20)[1]
-    assert other.returncode == 0 and tables(workdir) == unbroken, said
-    assert said.count('waits') == 1 and f'waits for k1 seed 0 (process {stopped.pid} on ' in said
-    assert 'k1 seed 0: continues' in said and said.endswith('12 of 12 cells are done\n')
+    printed = other.communicate(timeout=20)[1]
+    assert other.returncode == 0 and tables(workdir) == unbroken, printed
+    assert printed.count('waits') == 1
+    assert f'waits for k1 seed 0 (process {stopped.pid} on ' in printed
+    assert 'k1 seed 0: continues' in printed and printed.endswith('12 of 12 cells are done\n')
 
 
 def test_a_second_process_helps_with_the_last_arm(loaded, tmp_path):
-    """Cells of an arm are claimed one by one, so that nobody waits for them."""
+    """Cells of an arm are claimed one by one, so nobody waits for all of them."""
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
-        count, said = go(loaded, tmp_path, only='k1', then=lambda: others.release(('k1', 1)))
-    assert count == 3 and said.index('k1 seed 2: done') < said.index(
-        f'waits for k1 seed 1 (process {os.getpid()} on ') < said.index('k1 seed 1: starts')
+        count, printed = go(loaded, tmp_path, only='k1', then=lambda: others.release(('k1', 1)))
+    assert count == 3 and printed.index('k1 seed 2: done') < printed.index(
+        f'waits for k1 seed 1 (process {os.getpid()} on ') < printed.index('k1 seed 1: starts')
 
 
 def test_it_ends_when_others_have_done_the_rest(loaded, unbroken, tmp_path):
@@ -285,19 +286,19 @@ def test_it_ends_when_others_have_done_the_rest(loaded, unbroken, tmp_path):
         row.write_bytes(unbroken['k1/seed_1.json'])
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
-        count, said = go(loaded, tmp_path, only='k1', then=ends)
-    assert count == 2 and said.endswith('3 of 3 cells are done\n')
+        count, printed = go(loaded, tmp_path, only='k1', then=ends)
+    assert count == 2 and printed.endswith('3 of 3 cells are done\n')
 
 
 def test_a_claim_that_goes_stale_meanwhile_is_taken_over(loaded, tmp_path):
     claim = tmp_path / 'claims' / 'k1.seed_1.json'
     claim.parent.mkdir()
     claim.write_text('{"pid": 1, "host": "elsewhere"}')
-    count, said = go(loaded, tmp_path, only='k1', then=lambda: os.utime(claim, (0, 0)))
-    assert count == 3 and 'waits for k1 seed 1 (process 1 on elsewhere works on it)' in said
+    count, printed = go(loaded, tmp_path, only='k1', then=lambda: os.utime(claim, (0, 0)))
+    assert count == 3 and 'waits for k1 seed 1 (process 1 on elsewhere works on it)' in printed
 
 
-def test_it_says_now_and_then_that_it_waits(loaded, tmp_path, monkeypatch):
+def test_it_says_from_time_to_time_that_it_waits(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, 'REMIND', 0.4)
     times = []
 
@@ -308,11 +309,11 @@ def test_it_says_now_and_then_that_it_waits(loaded, tmp_path, monkeypatch):
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
         assert go(loaded, tmp_path, only='k1', then=then)[0] == 3
-    assert len(times) == 3 and times[2] - times[0] >= 0.4  # 0.8, less how late the first was seen
+    assert len(times) == 3 and times[2] - times[0] >= 0.4  # 0.8, minus the delay of the first
 
 
 def test_a_takeover_that_hangs_is_waited_for(loaded, tmp_path, monkeypatch):
-    """Whoever took a dead process' claim over died at it, on a machine that is not seen."""
+    """A process of another machine died while it took over the claim of a dead process."""
     monkeypatch.setattr(runner, 'AGAIN', 0.0)
     folder = tmp_path / 'claims'
     folder.mkdir()
@@ -383,8 +384,8 @@ def test_killed_at_several_moments_it_ends_with_the_same_rows(tmp_path, unbroken
         marks.append(len(tables(workdir)) if (workdir / 'rows').exists() else 0)
     assert 0 == marks[0] < marks[1] < marks[2] < 12 and list((workdir / 'claims').iterdir())
     process = started(workdir)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 0 and ': continues' in said, said
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and ': continues' in printed, printed
     assert tables(workdir) == unbroken
     assert len(set(log(workdir))) == len(log(workdir))  # no step was trained twice
 
@@ -395,8 +396,8 @@ def test_a_signal_gives_the_claims_back(tmp_path, number, code):
     process = started(workdir, FAKE_SECONDS='0.05')
     until(lambda: len(log(workdir)) >= 2)
     process.send_signal(number)
-    said = process.communicate(timeout=20)[1]
-    assert process.returncode == code and 'Traceback' not in said
+    printed = process.communicate(timeout=20)[1]
+    assert process.returncode == code and 'Traceback' not in printed
     assert list((workdir / 'claims').iterdir()) == []
 
 
@@ -421,14 +422,14 @@ def test_together_takes_all_seeds_of_an_arm_that_have_no_row(together, tmp_path)
 
 
 def test_together_a_seed_that_diverged_is_not_trained_again(together, tmp_path, monkeypatch):
-    """Killed after seed 1 diverged: the others go on where they were."""
+    """It is killed after seed 1 diverged: the others continue where they were."""
     monkeypatch.setenv('FAKE_DIVERGES', '1:1')
     calls = []
 
     def train_arm(configs, folders, mode, probe, done, begin):
         calls.append([c.seed for c in configs])
         if len(calls) == 1:
-            fake_train_arm(configs[1:2], folders[1:2], mode, probe, lambda i, told: done(1, told))
+            fake_train_arm(configs[1:2], folders[1:2], mode, probe, lambda i, error: done(1, error))
             (Path(folders[0]) / 'checkpoints' / 'latest' / '3').mkdir(parents=True)
             raise KeyboardInterrupt
         fake_train_arm(configs, folders, mode, probe, done)
@@ -458,7 +459,8 @@ def timing(seconds, flops, first=False, device='fake'):
 
 
 def test_the_time_left_by_hand():
-    """a: 2 s for 10 FLOPs; b was not timed: 6 s for 30 over all; 5 s to compile an arm."""
+    """a takes 2 s for 10 FLOPs; b was not timed and gets the rate of all, 6 s for 30; compiling
+    takes 5 s per arm."""
     todo = Plan({'a': 10, 'b': 40}, {'a': 2, 'b': 3}, {'a': 4, 'b': 4})
     timings = {'a': {0: timing(7.0, 10, first=True), 1: timing(2.0, 10)},
                'c': {0: timing(4.0, 20), 1: timing(99.0, 1, device='other'),
@@ -470,14 +472,14 @@ def test_the_time_left_by_hand():
     assert todo.share_done() == pytest.approx(1 - (2 * 10 + 3 * 40) / (4 * 10 + 4 * 40))
     text = plan.table(todo, timings, here)
     timings['c'] |= {3: {'trained_flops': 20, 'seconds': 4.0, 'device': 'fake'},  # no 'first'
-                     4: {'trained_flops': 20, 'device': 'fake'}}  # not said how long
+                     4: {'trained_flops': 20, 'device': 'fake'}}  # no 'seconds'
     assert todo.seconds(timings, here) == {'a': 9.0, 'b': 29.0}
     assert '1.400e+02' in text and '0:00:38' in text and '3 x forward' in text
     assert 'unknown: no cell has been timed yet' in plan.table(todo, {}, here)
 
 
 def test_the_time_left_is_that_of_as_many_devices():
-    """A timing that does not say how many is of one, as before a mesh could have several."""
+    """A timing without `devices` counts as one device, as in older timings."""
     todo = Plan({'a': 10}, {'a': 1}, {'a': 2})
     timings = {'a': {0: timing(2.0, 10), 1: timing(0.5, 10) | {'devices': 8}}}
     assert todo.seconds(timings, {'device': 'fake', 'devices': 1}) == {'a': 2.0}
@@ -486,7 +488,7 @@ def test_the_time_left_is_that_of_as_many_devices():
 
 
 def test_training_flops_are_three_forward_passes(loaded, monkeypatch):
-    """digits has 1293 training images; 4 steps of 64."""
+    """The study takes 4 steps of 64 images."""
     monkeypatch.undo()
     import input_pipeline
     from moe_vision import leverage
@@ -503,7 +505,7 @@ def test_costs_are_not_traced_again_for_arms_that_were_timed(loaded):
 def test_a_claim_that_was_lost_writes_no_row(loaded, tmp_path):
     def train_arm(configs, folders, mode, probe, done, begin):
         begin(0)
-        (tmp_path / 'claims' / 'dense.seed_0.json').write_text('{}')  # another process' now
+        (tmp_path / 'claims' / 'dense.seed_0.json').write_text('{}')  # now another process's
         done(0, None)
     with pytest.raises(UserError, match='cell dense seed 0: its claim was lost'):
         go(loaded, tmp_path, train_arm)

@@ -1,4 +1,4 @@
-"""A study over two real processes of one mesh: the rows of one process, also after a stop."""
+"""Two real processes of one mesh write the rows that one process writes, also after a stop."""
 
 import json
 import signal
@@ -48,7 +48,7 @@ def pair(folder, name: str, *more: str) -> list[str]:
 
 @pytest.fixture(scope='module')
 def one(folder, jax_environment):
-    """Rows of the routed arm, by one process with the devices of two."""
+    """Rows of the routed arm from one process with as many devices as the two have."""
     ended = finish(start(jax_environment, command(folder, 'one'), devices=2, processes=1))
     assert ended[0][0] == 0, ended[0][2][-3000:]
     return tables(folder / 'one')
@@ -56,8 +56,8 @@ def one(folder, jax_environment):
 
 @pytest.fixture(scope='module')
 def runs(one, folder, jax_environment):
-    """(What both said, the rows then) of three starts: one that is told to end in its first cell,
-    one that goes on, one that finds nothing to do."""
+    """(what both printed, the rows afterwards) of three starts: the first is stopped in its first
+    cell, the second continues, the third finds nothing to do."""
     seen = []
     for number in range(3):
         started = start(jax_environment, pair(folder, 'two'), devices=1)
@@ -76,18 +76,18 @@ def test_sigterm_to_one_ends_both_and_gives_the_claims_back(runs):
     ended, rows = runs[0]
     assert [code for code, _, _ in ended] == [143, 143], ended
     assert not rows
-    for _, _, said in ended:
-        assert 'stopped by SIGTERM at step ' in said and 'Traceback' not in said
+    for _, _, stderr in ended:
+        assert 'stopped by SIGTERM at step ' in stderr and 'Traceback' not in stderr
 
 
-def test_the_same_command_goes_on_to_the_rows_of_one_process(runs, one):
+def test_the_same_command_continues_to_the_rows_of_one_process(runs, one):
     ended, rows = runs[1]
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert list(rows) == ['k2/seed_0.json', 'k2/seed_1.json'] and rows == one  # to the bit
     assert json.loads(rows['k2/seed_1.json'])['mechanism']['ablation']['head']
     assert 'k2 seed 0: continues' in ended[0][2]
     assert ended[0][2].endswith('study pair: 2 of 2 cells are done\n')
-    assert 'pair' not in ended[1][2] and 'accuracy' not in ended[1][1]  # one leads and speaks
+    assert 'pair' not in ended[1][2] and 'accuracy' not in ended[1][1]  # only the first prints
 
 
 def test_a_start_after_the_end_does_nothing(runs):

@@ -1,4 +1,4 @@
-"""What the processes of a mesh tell each other in a study, played one after the other."""
+"""What the processes of a mesh share in a study, with the processes played one after the other."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture
 def first(monkeypatch):
-    """This is process 0 of several; what it shares, as the others read it."""
+    """Makes this process 0 of several. The list holds what it shares, as the others read it."""
     shared = []
 
     def share(value):
@@ -32,7 +32,7 @@ def first(monkeypatch):
     monkeypatch.setattr(peers, 'joined', lambda: True)
     monkeypatch.setattr(peers, 'first', lambda: True)
     monkeypatch.setattr(peers, 'share', share)
-    monkeypatch.setattr(peers, 'check_shared', lambda *of: None)
+    monkeypatch.setattr(peers, 'check_shared', lambda *args: None)
     monkeypatch.setattr(plan, 'training_flops', lambda config: study_fakes.FLOPS)
     monkeypatch.setattr(plan, 'this_device', lambda: {'device': 'fake', 'host_cores': 2})
     monkeypatch.setattr(runner, 'WAIT', 0.02)
@@ -40,7 +40,7 @@ def first(monkeypatch):
 
 
 def follows(loaded, workdir, shared, monkeypatch, stop=None) -> list:
-    """(seed, its folder, whether to train it) of each that another process is told of."""
+    """(k, seed, folder, whether to train it) of each run that another process hears of."""
     heard, seen = iter(shared), []
 
     def train_arm(configs, folders, mode, probe, done, begin):
@@ -51,13 +51,13 @@ def follows(loaded, workdir, shared, monkeypatch, stop=None) -> list:
     monkeypatch.setattr(peers, 'share', lambda value: next(heard))
     monkeypatch.setattr(peers, 'first', lambda: False)
     assert run(loaded, workdir, train_arm=train_arm, stop=stop) == 0
-    assert list(heard) == []  # nobody is left in a share of his own
+    assert list(heard) == []  # nothing was shared that it did not read
     return seen
 
 
 def test_the_others_train_what_the_first_one_does_and_write_nothing(loaded, first, tmp_path,
                                                                     monkeypatch):
-    """Another pair works on k1 seed 1, and gives it up when it is waited for."""
+    """Another mesh works on k1 seed 1, and gives it up as soon as this one waits for it."""
     trained = []
 
     def train_arm(configs, folders, mode, probe, done, begin):
@@ -67,9 +67,11 @@ def test_the_others_train_what_the_first_one_does_and_write_nothing(loaded, firs
         fake_train_arm(configs, folders, mode, probe, done, noted)
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
-        say = lambda text: others.release(('k1', 1)) if 'waits' in text else None  # noqa: E731
+        def give_up(line):
+            if 'waits' in line:
+                others.release(('k1', 1))
         stream = io.StringIO()
-        stream.write = say
+        stream.write = give_up
         assert run(loaded, str(tmp_path), 'k1,k2', train_arm=train_arm, stream=stream) == 6
     assert sum(not yes for *_, yes in trained) == 1 and {'wait': 0.02} in first
     assert first[-1] == {}
@@ -78,7 +80,7 @@ def test_the_others_train_what_the_first_one_does_and_write_nothing(loaded, firs
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')} == before
 
 
-def test_where_all_is_done_the_others_are_let_go(loaded, first, tmp_path, monkeypatch):
+def test_the_others_end_if_all_is_done(loaded, first, tmp_path, monkeypatch):
     run(loaded, str(tmp_path), 'k1', train_arm=fake_train_arm, stream=io.StringIO())
     rows = tables(tmp_path)
     first.clear()
@@ -88,7 +90,7 @@ def test_where_all_is_done_the_others_are_let_go(loaded, first, tmp_path, monkey
 
 
 class StopAtAsk(Stop):
-    """SIGTERM that comes just before it is asked for the nth time."""
+    """As if SIGTERM came just before the nth time that it is asked."""
 
     def __init__(self, ask: int):
         super().__init__()
@@ -100,7 +102,7 @@ class StopAtAsk(Stop):
 
 
 def test_all_stop_in_the_same_wait(loaded, first, tmp_path, monkeypatch):
-    """They ask once a second, the last time together."""
+    """Each asks once a second, and all of them stop at the same ask."""
     monkeypatch.setattr('time.sleep', lambda seconds: None)
     monkeypatch.setattr(runner, 'WAIT', 10.0)
     stops = [StopAtAsk(14), StopAtAsk(14)]
@@ -124,10 +126,10 @@ def test_seeds_together_are_refused_before_anything_is_written(first, tmp_path):
 
 
 @pytest.mark.parametrize('change, only', [(('margin=0.3', 'margin=0.4'), ''), ((), 'k1')])
-def test_another_study_or_other_arms_are_told_apart(loaded, first, tmp_path, monkeypatch, change,
+def test_another_study_or_other_arms_are_noticed(loaded, first, tmp_path, monkeypatch, change,
                                                     only):
     seen = []
-    monkeypatch.setattr(peers, 'check_shared', lambda *of: seen.append(of))
+    monkeypatch.setattr(peers, 'check_shared', lambda *args: seen.append(args))
     team.check(loaded, 'W', '')
     team.check(load(write_study(tmp_path, *[change] if change else [])), 'W', only)
     team.check(loaded, 'W', '')
@@ -135,7 +137,7 @@ def test_another_study_or_other_arms_are_told_apart(loaded, first, tmp_path, mon
 
 
 def test_an_error_that_another_process_caused_is_left_to_the_watch(loaded, first, tmp_path):
-    """It is no mistake of the user's, and its line would hide who died."""
+    """It is not the user's mistake, and its line would hide which process died."""
     def train_arm(configs, folders, mode, probe, done, begin):
         begin(0)
         raise RuntimeError('a collective failed')

@@ -1,4 +1,4 @@
-"""Seeds as one program take the steps that each takes alone, also laid over devices."""
+"""Seeds trained as one program take the same steps as alone, also divided among devices."""
 
 import json
 import subprocess
