@@ -39,7 +39,10 @@ def test_the_numbers_of_the_digits_table_follow_from_the_rows():
 
 DIGITS = ROOT / 'results' / 'digits'
 KINDS = ('width', 'placement', 'top_k', 'soft', 'temperature', 'wall_clock')
-pp = lambda v: f'{float(v):+.2f}'.replace('-', '−')  # noqa: E731
+
+
+def pp(value) -> str:
+    return f'{float(value):+.2f}'.replace('-', '−')
 
 
 @functools.cache

@@ -13,7 +13,10 @@ from moe_vision.study import registration, rows
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(p.parent for p in (ROOT / 'results').glob('*/*/preregistration.json'))
 REPORTED = [s for s in STUDIES if (s / 'report' / 'report.md').exists()]
-ids = lambda path: '/'.join(path.parts[-2:])  # noqa: E731
+
+
+def ids(path: Path) -> str:
+    return '/'.join(path.parts[-2:])
 
 
 def cells(folder: Path) -> int:

@@ -95,7 +95,7 @@ class Maker:
                        'collapsed': False, 'effective_experts': effective},
             'layers': {layer: {'mutual_information': 0.8} for layer in layers}, 'curve': curve,
             'mechanism': self._mechanism(layers),
-        }  # fmt: skip
+        }
 
     def _mechanism(self, layers: Sequence[str]) -> dict[str, Any]:
         if not layers:
@@ -151,7 +151,7 @@ class Maker:
             estimate([x for s, x in zip(seeds, d, strict=True) if s not in lost], level), len(lost),
             ours['flops'] / theirs['flops'], 1.1 * ours['flops'] / theirs['flops'], 3.5,
             ours['rho'], () if primary or seeds == self.seeds else ('unpaired seeds: 7',),
-        )  # fmt: skip
+        )
 
     def summary(self, name: str) -> ArmSummary:
         known, values = self.arms[name], self.values(name)
@@ -167,7 +167,7 @@ class Maker:
             routed, 1 if name == 'k1' else 0,
             tuple(r.get('effective_experts') or NAN for r in results), (0,) * n, (0.02,) * n,
             (0.001,) * n, {}, {'model': {'moe': known['moe']}},
-        )  # fmt: skip
+        )
 
     def study(self) -> dict[str, Any]:
         return {

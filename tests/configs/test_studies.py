@@ -164,9 +164,13 @@ def traced():
 def trace(model, shape, images):
     """A training step's forward pass, as shapes, for 10 classes."""
     net = models.build(model, 10)
-    step = lambda key: Step(train=True, key=key, fraction=0.5,  # noqa: E731
-                            labels=jnp.zeros(images, jnp.int32), num_classes=10)
-    (logits, infos), _ = jax.eval_shape(lambda key, x: net.init_with_output(key, x, step(key)),
+
+    def outputs(key, x):
+        labels = jnp.zeros(images, jnp.int32)
+        step = Step(train=True, key=key, fraction=0.5, labels=labels, num_classes=10)
+        return net.init_with_output(key, x, step)
+
+    (logits, infos), _ = jax.eval_shape(outputs,
                                         jax.random.key(0),
                                         jax.ShapeDtypeStruct((images, *shape), jnp.float32))
     assert logits.shape == (images, 10)

@@ -218,8 +218,8 @@ def test_it_continues_where_it_was_stopped(stopped):
 def ends_alone(code: int, err: str, dead: int) -> None:
     line = [x for x in err.splitlines() if x.startswith('error: ')]
     assert (code, line) == (1, [
-        f'error: process {dead} of 2 has died; start all processes again with the same command: '
-        'the run continues from its newest checkpoint.'])
+        f'error: process {dead} of 2 has died; start all processes again with the same '
+        'command: the run continues from its newest checkpoint.'])
 
 
 def test_when_process_0_dies_the_other_ends_with_a_message(stopped):

@@ -39,8 +39,8 @@ def test_values_keep_their_types(tmp_path):
     """Also a string that looks like a number, and infinity."""
     study = load(write_study(tmp_path, (
         "'model.moe.k': 1}", "'model.moe.k': 1, 'model.moe.capacity_factor': float('inf'), "
-        "'model.moe.router_args': {'noise': 'none', 'gate_scale': 2}, 'model.moe.losses': {}, "
-        "'model.moe.placement': '0'}")))
+        "'model.moe.router_args': {'noise': 'none', 'gate_scale': 2}, "
+        "'model.moe.losses': {}, 'model.moe.placement': '0'}")))
     moe = study.configs['k1'].model.moe
     assert (moe.capacity_factor, moe.router_args.gate_scale, moe.placement) == (
         float('inf'), 2.0, '0')

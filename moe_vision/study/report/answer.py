@@ -81,8 +81,8 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
          'the same for every arm, except those with a seed offset'),
         ('Margin of equivalence', f'±{pp(margin, sign=False)} pp', 'set before the first run'),
         ('Smallest detectable gap', f'{" to ".join(span)} pp' if span else NONE,
-         'with 80 % power, over the primary comparisons: each with its own sd and the strictest '
-         'level of the correction'),
+         'with 80 % power, over the primary comparisons: each with its own sd and the '
+         'strictest level of the correction'),
         ('Resolution of accuracy', ', '.join(one) or NONE,
          f'one of {" or ".join(map(str, images))} test images' if images else
          'the rows do not say how many test images there are'),

@@ -33,19 +33,19 @@ def section(analysis: Analysis) -> Section:
     other = [g for g in analysis.gaps.values() if not g.confirms]
     blocks: list[Block] = [Text(
         'Equivalence is tested first (two one-sided tests against the margin), then the gap '
-        '(paired t-test). A gap is the accuracy of the arm minus that of the baseline, after the '
-        'last step, in percentage points. The interval is a t-interval over seeds, at the level '
-        'of its verdict. FLOPs per image are divided by those of the baseline: first what the '
+        '(paired t-test). A gap is the accuracy of the arm minus that of the baseline, after '
+        'the last step, in percentage points. The interval is a t-interval over seeds, at the '
+        'level of its verdict. FLOPs per image are divided by those of the baseline: first what the '
         'active experts need, then what is executed with padded buffers.')]
     if primary:
         blocks += [Heading('Primary comparisons'), _verdicts(primary)]
     if other:
         blocks += [
             Heading('Exploratory comparisons'),
-            Text('These are outside the family that the correction covers: each verdict is judged '
-                 'on its own, at its own level, and confirms nothing. (A registered primary '
-                 'comparison that is listed here, for a reason under Problems and flags, keeps the '
-                 'level of its family.)'),
+            Text('These are outside the family that the correction covers: each verdict is '
+                 'judged on its own, at its own level, and confirms nothing. (A registered '
+                 'primary comparison that is listed here, for a reason under Problems and flags, '
+                 'keeps the level of its family.)'),
             _verdicts(other),
         ]
     if not analysis.gaps:
