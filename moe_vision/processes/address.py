@@ -24,10 +24,17 @@ def split(text: str, name: str = '--coordinator') -> tuple[str, int]:
     host, _, port = text.rpartition(':')
     bracketed = host.startswith('[') and host.endswith(']')
     host = host[1:-1] if bracketed else host
-    if (not host or (':' in host) != bracketed or not (port.isascii() and port.isdecimal())
-            or len(port) > 5 or not 0 < int(port) < 65536):
-        raise UserError(f"{name} is '{text}'; give the host of process 0 and a free port there, "
-                        'such as 10.0.0.1:8476 or [fd00::1]:8476.')
+    if (
+        not host
+        or (':' in host) != bracketed
+        or not (port.isascii() and port.isdecimal())
+        or len(port) > 5
+        or not 0 < int(port) < 65536
+    ):
+        raise UserError(
+            f"{name} is '{text}'; give the host of process 0 and a free port there, "
+            'such as 10.0.0.1:8476 or [fd00::1]:8476.'
+        )
     return host, int(port)
 
 
@@ -47,20 +54,28 @@ def check_coordinator(coordinator: str) -> None:
     try:
         known = _known(host)
     except (OSError, UnicodeError) as e:  # UnicodeError: a name that DNS cannot hold
-        raise UserError(f"{given}, but no address of '{host}' is known on this machine ({e}); "
-                        f'process 0 runs here: give {_such_as()}.') from e
+        raise UserError(
+            f"{given}, but no address of '{host}' is known on this machine ({e}); "
+            f'process 0 runs here: give {_such_as()}.'
+        ) from e
     if not any(_error(family, ip, 0) is None for family, ip in known):
-        raise UserError(f"{given}, but '{host}' is not an address of this machine, on which "
-                        f'process 0 runs; start process 0 on that machine, or give all processes '
-                        f'{_such_as()}.')
+        raise UserError(
+            f"{given}, but '{host}' is not an address of this machine, on which "
+            f'process 0 runs; start process 0 on that machine, or give all processes '
+            f'{_such_as()}.'
+        )
     for family, ip in known if bind else _ANY:
         error = _error(family, ip, port)
         if error and error.errno == errno.EADDRINUSE:
-            raise UserError(f'{given}, but port {port} is in use on this machine, by another run '
-                            'or program; end that, or give all processes another port.')
+            raise UserError(
+                f'{given}, but port {port} is in use on this machine, by another run '
+                'or program; end that, or give all processes another port.'
+            )
         if error and error.errno == errno.EACCES:
-            raise UserError(f'{given}, but this user may not listen at port {port}; give all '
-                            'processes a port from 1024 to 65535.')
+            raise UserError(
+                f'{given}, but this user may not listen at port {port}; give all '
+                'processes a port from 1024 to 65535.'
+            )
 
 
 def listen(host: str) -> socket.socket:
@@ -80,8 +95,11 @@ def listen(host: str) -> socket.socket:
     except UnicodeError as e:
         raise OSError(str(e)) from e
     if not _loopback(host):
-        known = ([(f, ip) for f, ip in known if not _loopback(ip) and ip not in ('0.0.0.0', '::')]
-                 or _outward() or [(socket.AF_INET, '127.0.0.1')])
+        known = (
+            [(f, ip) for f, ip in known if not _loopback(ip) and ip not in ('0.0.0.0', '::')]
+            or _outward()
+            or [(socket.AF_INET, '127.0.0.1')]
+        )
     for family, ip in known:
         if _error(family, ip, 0) is None:
             return socket.create_server((ip, 0), family=family, backlog=128)
@@ -90,8 +108,10 @@ def listen(host: str) -> socket.socket:
 
 def _known(host: str) -> list[tuple[socket.AddressFamily, str]]:
     """The addresses of a host. Raises OSError or UnicodeError if there are none."""
-    return [(family, str(address[0])) for family, _, _, _, address in socket.getaddrinfo(
-        host, None, type=socket.SOCK_STREAM)]
+    return [
+        (family, str(address[0]))
+        for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    ]
 
 
 def _error(family: int, ip: str, port: int) -> OSError | None:
@@ -125,5 +145,6 @@ def _outward() -> list[tuple[socket.AddressFamily, str]]:
 
 
 def _such_as() -> str:
-    return ' or '.join(['127.0.0.1 (if all processes run on this machine)',
-                        *(ip for _, ip in _outward())])
+    return ' or '.join(
+        ['127.0.0.1 (if all processes run on this machine)', *(ip for _, ip in _outward())]
+    )

@@ -28,8 +28,9 @@ def hello(token: str, process: int) -> bytes:
     return f'{token}{process:0{_DIGITS}d}'.encode()
 
 
-def admit(listener: socket.socket, token: str, processes: Iterable[int],
-          seconds: float) -> dict[int, socket.socket]:
+def admit(
+    listener: socket.socket, token: str, processes: Iterable[int], seconds: float
+) -> dict[int, socket.socket]:
     """The connections of these processes, of as many as prove themselves in time.
 
     One that sends something else, or too little within HELLO_SECONDS, is closed, and so is a second
@@ -77,7 +78,7 @@ def admit(listener: socket.socket, token: str, processes: Iterable[int],
                         pending[link] = time.monotonic() + HELLO_SECONDS, b''
                         selector.register(link, selectors.EVENT_READ)
             late = [link for link, (end, _) in pending.items() if end <= time.monotonic()]
-            for link in late or list(pending)[:max(0, len(pending) - PENDING)]:
+            for link in late or list(pending)[: max(0, len(pending) - PENDING)]:
                 close(link)
         for link in list(pending):
             close(link)

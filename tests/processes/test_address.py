@@ -21,10 +21,18 @@ def server(ip: str, **options) -> socket.socket:
         pytest.skip(f'this machine has no {ip}')
 
 
-@pytest.mark.parametrize(('ip', 'options'), [
-    ('127.0.0.1', {}), ('0.0.0.0', {}), ('127.0.0.2', {}), ('::1', {}), ('::', {}),
-    ('::', {'dualstack_ipv6': True, 'reuse_port': True}),  # the coordinator of another run
-    ('0.0.0.0', {'reuse_port': True})])
+@pytest.mark.parametrize(
+    ('ip', 'options'),
+    [
+        ('127.0.0.1', {}),
+        ('0.0.0.0', {}),
+        ('127.0.0.2', {}),
+        ('::1', {}),
+        ('::', {}),
+        ('::', {'dualstack_ipv6': True, 'reuse_port': True}),  # the coordinator of another run
+        ('0.0.0.0', {'reuse_port': True}),
+    ],
+)
 def test_a_port_that_is_taken_at_any_address_is_an_error_of_one_line(ip, options):
     """The runtime itself ends in a segmentation fault, or shares the port with another run."""
     with server(ip, **options) as taken:
@@ -33,11 +41,13 @@ def test_a_port_that_is_taken_at_any_address_is_an_error_of_one_line(ip, options
             peers.start(peers.Given(f'127.0.0.1:{port}', 2, 0))
     assert str(e.value) == (
         f"--coordinator is '127.0.0.1:{port}', but port {port} is in use on this machine, by "
-        'another run or program; end that, or give all processes another port.')
+        'another run or program; end that, or give all processes another port.'
+    )
 
 
-@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '0.0.0.0', '[::1]',
-                                  *(ip for _, ip in OUTWARD)])
+@pytest.mark.parametrize(
+    'host', ['127.0.0.1', 'localhost', '0.0.0.0', '[::1]', *(ip for _, ip in OUTWARD)]
+)
 def test_a_free_port_passes_and_stays_free(host):
     if host == '[::1]':
         server('::1').close()
@@ -69,6 +79,7 @@ def test_process_0_must_run_on_the_machine_of_the_coordinator(host):
 def test_a_host_without_an_address_is_named(host, monkeypatch):
     def fails(*args, **kwargs):
         raise socket.gaierror(-2, 'Name or service not known')
+
     if host == 'nosuch':
         monkeypatch.setattr(socket, 'getaddrinfo', fails)
     with pytest.raises(UserError, match=f"no address of '{host}' is known") as e:
@@ -81,23 +92,46 @@ def test_where_jax_is_told_to_listen_is_what_is_checked(monkeypatch):
     port = free_port()
     monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', f'127.0.0.1:{port}')
     address.check_coordinator('203.0.113.7:8476')
-    with socket.create_server(('127.0.0.1', port)), pytest.raises(
-            UserError, match=f"JAX_COORDINATOR_BIND_ADDRESS is '127.0.0.1:{port}', but port"):
+    with (
+        socket.create_server(('127.0.0.1', port)),
+        pytest.raises(
+            UserError, match=f"JAX_COORDINATOR_BIND_ADDRESS is '127.0.0.1:{port}', but port"
+        ),
+    ):
         address.check_coordinator('203.0.113.7:8476')
     monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', 'here')
     with pytest.raises(UserError, match="JAX_COORDINATOR_BIND_ADDRESS is 'here'; give"):
         address.check_coordinator('127.0.0.1:8476')
 
 
-@pytest.mark.parametrize(('text', 'expected'), [
-    ('a:1', ('a', 1)), ('10.0.0.1:65535', ('10.0.0.1', 65535)), ('[fd00::1]:80', ('fd00::1', 80))])
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [('a:1', ('a', 1)), ('10.0.0.1:65535', ('10.0.0.1', 65535)), ('[fd00::1]:80', ('fd00::1', 80))],
+)
 def test_a_coordinator_is_split(text, expected):
     assert address.split(text) == expected
 
 
-@pytest.mark.parametrize('text', [
-    '', ':', 'a', ':1', 'a:', 'a:0', 'a:65536', 'a:-1', 'a:1.0', 'a:²', 'a:' + '1' * 9999, '::1:80',
-    '[::1:80', '[]:80', 'a:b:80'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        ':',
+        'a',
+        ':1',
+        'a:',
+        'a:0',
+        'a:65536',
+        'a:-1',
+        'a:1.0',
+        'a:²',
+        'a:' + '1' * 9999,
+        '::1:80',
+        '[::1:80',
+        '[]:80',
+        'a:b:80',
+    ],
+)
 def test_what_is_not_host_and_port_is_refused(text):
     with pytest.raises(UserError, match='--coordinator is '):
         address.split(text)

@@ -89,6 +89,7 @@ def test_of_many_strangers_the_oldest_is_closed_and_the_run_gets_in():
 
 def test_a_process_that_is_turned_away_in_a_crowd_tries_again():
     with socket.create_server(('127.0.0.1', 0)) as server:
+
         def serve():
             for answer in (b'', b'\n'):
                 link = server.accept()[0]
@@ -96,6 +97,7 @@ def test_a_process_that_is_turned_away_in_a_crowd_tries_again():
                 link.sendall(answer)
                 if not answer:
                     link.close()
+
         threading.Thread(target=serve, daemon=True).start()
         assert admit.join(server.getsockname(), TOKEN, 1, 5.0)
 

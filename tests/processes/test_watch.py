@@ -15,8 +15,9 @@ import pytest
 from moe_vision.processes import admit, peers, watch
 from moe_vision.processes.watch import Watch
 
-NEXT = ('start all processes again with the same command: the run continues from its newest '
-        'checkpoint.')
+NEXT = (
+    'start all processes again with the same command: the run continues from its newest checkpoint.'
+)
 
 
 @pytest.fixture
@@ -53,6 +54,7 @@ class Run:
             for _ in range(2):
                 self.shared.put(received)
             return value
+
         self.watches[process] = Watch(process, 3, host, share, self.lines[process].append)
 
     def started(self, seconds: float = 10.0) -> bool:
@@ -146,11 +148,21 @@ def refused(link: socket.socket) -> bool:
 
 
 STRANGERS = {
-    'silent': [b''], 'halves': [b'0' * 20], 'huge': [b'x' * 10_000_000], 'many': [b''] * 100,
+    'silent': [b''],
+    'halves': [b'0' * 20],
+    'huge': [b'x' * 10_000_000],
+    'many': [b''] * 100,
     'http': [b'GET / HTTP/1.1\r\nHost: a\r\n\r\n'],
     'old': [b'{"process": 1}\n', b'{"process": 2}\n'],
-    'json': [b'[]\n', b'null\n', b'{"process": [1]}\n', b'{"process": 1e999}\n',
-             b'{"done": true}\n', b'{"ended": "you", "grace": 0}\n', b'[' * 100_000],
+    'json': [
+        b'[]\n',
+        b'null\n',
+        b'{"process": [1]}\n',
+        b'{"process": 1e999}\n',
+        b'{"done": true}\n',
+        b'{"ended": "you", "grace": 0}\n',
+        b'[' * 100_000,
+    ],
     'wrong token': [admit.hello('0' * 32, 1), admit.hello('0' * 32, 2)],
 }
 
@@ -163,6 +175,7 @@ def test_strangers_neither_delay_nor_end_a_run_nor_take_a_place(quick, kind, mon
 
     def first(shared):
         strangers.extend(connect(shared, data) for data in STRANGERS[kind])
+
     run = Run(0, 1, 2, first=first)
     assert run.started(3.0)  # and not only after HELLO_SECONDS or SILENT_SECONDS / 2
     assert all(map(refused, strangers))
@@ -191,6 +204,7 @@ def test_the_port_is_open_only_at_the_address_that_the_processes_use(quick):
         seen.append(shared[0])
         with socket.socket() as s:
             seen.append(s.connect_ex(('127.0.0.2', shared[1])))
+
     run = Run(0, 1, 2, first=first)
     assert run.started() and seen[0] == '127.0.0.1' and seen[1] != 0
     run.close()
@@ -211,7 +225,8 @@ def test_without_an_address_nobody_is_watched_and_the_run_goes_on(quick, caplog)
         assert run.started()
     assert [r.getMessage() for r in caplog.records] == [
         "processes cannot be watched ('203.0.113.7' is not an address of this machine); if one "
-        'dies, the others end only when the heartbeat of jax.distributed gives up']
+        'dies, the others end only when the heartbeat of jax.distributed gives up'
+    ]
     time.sleep(1.2)
     assert run.lines == {0: [], 1: [], 2: []}
     run.close()
@@ -242,6 +257,7 @@ def test_a_process_that_is_refused_says_so_and_goes_on(quick, caplog):
 
 def test_the_last_line_is_one_write(monkeypatch):
     """The runtime's threads write to the same stream and could come between a line and its end."""
+
     class Stream:
         def __init__(self):
             self.writes = []
@@ -251,6 +267,7 @@ def test_the_last_line_is_one_write(monkeypatch):
 
         def flush(self):
             pass
+
     stream, codes = Stream(), []
     monkeypatch.setattr(sys, 'stderr', stream)
     monkeypatch.setattr(os, '_exit', codes.append)
