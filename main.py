@@ -76,8 +76,13 @@ def run(argv: list[str]) -> None:
 
     if request.mode == 'train':
         with Stop() as stop:
-            loop.train(config, workdir=workdir, config_file=request.config_file,
-                       profile_steps=request.profile_steps, stop=stop)
+            loop.train(
+                config,
+                workdir=workdir,
+                config_file=request.config_file,
+                profile_steps=request.profile_steps,
+                stop=stop,
+            )
     else:
         loop.evaluate(config, workdir=workdir)
     peers.done()
@@ -93,13 +98,21 @@ def _parse(argv: list[str]) -> Request:
     try:
         extra = FLAGS([argv[0], *others])[1:]
     except flags.UnrecognizedFlagError as e:
-        known = ['--config', '--workdir', '--mode', '--profile_steps', '--trust', '--coordinator',
-                 '--processes', '--process']
+        known = [
+            '--config',
+            '--workdir',
+            '--mode',
+            '--profile_steps',
+            '--trust',
+            '--coordinator',
+            '--processes',
+            '--process',
+        ]
         is_key = '.' in e.flagname
-        hint = ((not is_key and nearest(f'--{e.flagname}', known))
-                or source.nearest_key(e.flagname))
-        raise UserError(f"unknown flag '--{e.flagname}'.{hint} Allowed: {', '.join(known)}, "
-                        '--config.KEY.') from e
+        hint = (not is_key and nearest(f'--{e.flagname}', known)) or source.nearest_key(e.flagname)
+        raise UserError(
+            f"unknown flag '--{e.flagname}'.{hint} Allowed: {', '.join(known)}, --config.KEY."
+        ) from e
     except (flags.Error, ValueError) as e:
         raise UserError(f'{e}.') from e
     if extra:
@@ -113,7 +126,8 @@ def _parse(argv: list[str]) -> Request:
         raise UserError('--config is missing; give a file, such as --config=configs/digits_k2.py.')
     trust.allow(FLAGS.trust)
     config = config_lib.check(
-        source.load(file or f'{ROOT}/configs/workdir.py:{workdir}', common, opened))
+        source.load(file or f'{ROOT}/configs/workdir.py:{workdir}', common, opened)
+    )
     profile_steps = _profile_steps()
     processes = peers.check(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     if processes and mode == 'summary':
@@ -123,8 +137,14 @@ def _parse(argv: list[str]) -> Request:
     if mode != 'summary':
         rules.check_workdir(workdir, create=mode == 'train')
         files.check_bucket(workdir)
-    return Request(mode, config, file or os.path.join(workdir, 'config.json'), workdir or '',
-                   profile_steps, processes)
+    return Request(
+        mode,
+        config,
+        file or os.path.join(workdir, 'config.json'),
+        workdir or '',
+        profile_steps,
+        processes,
+    )
 
 
 def _profile_steps() -> tuple[int, int] | None:
@@ -134,8 +154,9 @@ def _profile_steps() -> tuple[int, int] | None:
         return None
     first, _, last = steps.partition(',')
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-        raise UserError(f"--profile_steps is '{steps}'; write the first and the last step, such as "
-                        '10,20.')
+        raise UserError(
+            f"--profile_steps is '{steps}'; write the first and the last step, such as 10,20."
+        )
     if FLAGS.mode != 'train':
         raise UserError(f"--profile_steps is set but is not read: --mode is '{FLAGS.mode}'.")
     return int(first), int(last)

@@ -35,22 +35,30 @@ def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
     def arm_seconds(arm: Arm, config: Config, probes: bool) -> float:
         short = pilot.short(data, arm)
         times = timed[places[repr(short)]][pilot.SEED]
-        images = {n: o['train.epochs'] * o['dataset.train_images'] for n, o in
-                  (('short', short.overrides), ('whole', arm.overrides))}
-        evaluating = (times['seconds'] - times['compile_seconds']
-                      - images['short'] / times['images_per_second'])
+        images = {
+            n: o['train.epochs'] * o['dataset.train_images']
+            for n, o in (('short', short.overrides), ('whole', arm.overrides))
+        }
+        evaluating = (
+            times['seconds']
+            - times['compile_seconds']
+            - images['short'] / times['images_per_second']
+        )
         if probes:
             sizes = input_pipeline.info(config.dataset).split_sizes
-            evaluating *= 1 + _probed(config) / (pilot.VALIDATIONS * sizes['validation']
-                                                 + sizes['test'])
+            evaluating *= 1 + _probed(config) / (
+                pilot.VALIDATIONS * sizes['validation'] + sizes['test']
+            )
         training = images['whole'] / times['images_per_second']
         return times['compile_seconds'] + len(data.seeds) * (training + evaluating)
 
     result = {}
     for kind in pilot.EXPERIMENTS:
         loaded = load(f'configs/studies/{kind}.py:{data.name}')
-        result[kind] = {name: arm_seconds(arm, loaded.configs[name], loaded.study.mechanism)
-                        for name, arm in loaded.study.arms.items()}
+        result[kind] = {
+            name: arm_seconds(arm, loaded.configs[name], loaded.study.mechanism)
+            for name, arm in loaded.study.arms.items()
+        }
     return result
 
 
@@ -68,8 +76,10 @@ def table(data: DataSet, seconds_of: Mapping[str, Mapping[str, float]]) -> list[
     lines = ['| study | arms | cells | core-hours |', '|---|---|---|---|']
     arms = {f'`{data.name}_{kind}`': [*by_arm.values()] for kind, by_arm in seconds_of.items()}
     arms['all'] = [s for by_arm in seconds_of.values() for s in by_arm.values()]
-    return lines + [f'| {name} | {len(s)} | {len(s) * len(data.seeds)} | {sum(s) / 3600:.1f} |'
-                    for name, s in arms.items()]
+    return lines + [
+        f'| {name} | {len(s)} | {len(s) * len(data.seeds)} | {sum(s) / 3600:.1f} |'
+        for name, s in arms.items()
+    ]
 
 
 def main() -> None:
@@ -81,9 +91,11 @@ def main() -> None:
     try:
         print('\n'.join(table(data, seconds(data, args.pilot))))
     except KeyError as e:
-        parser.error(f'{args.pilot} has no timed cell {e}; run the pilot there: python -m '
-                     f'moe_vision.study run --study=configs/studies/pilot.py:{data.name} '
-                     f'--workdir={args.pilot}')
+        parser.error(
+            f'{args.pilot} has no timed cell {e}; run the pilot there: python -m '
+            f'moe_vision.study run --study=configs/studies/pilot.py:{data.name} '
+            f'--workdir={args.pilot}'
+        )
 
 
 if __name__ == '__main__':

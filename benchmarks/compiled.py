@@ -110,11 +110,15 @@ def kernels(program: str) -> Iterator[Kernel]:
                 library = _PRODUCT in i.attributes or _CONVOLUTION.search(i.attributes)
                 moved += i.shapes[:1] if library else i.shapes  # leaves out its workspace
                 yield Kernel(i.name, sum(map(hlo.size, moved)), _busy(i, own, computations))
+
     return kernels_in(entry)
 
 
-def _busy(i: hlo.Instruction, own: Mapping[str, hlo.Instruction],
-          computations: Mapping[str, Mapping[str, hlo.Instruction]]) -> float:
+def _busy(
+    i: hlo.Instruction,
+    own: Mapping[str, hlo.Instruction],
+    computations: Mapping[str, Mapping[str, hlo.Instruction]],
+) -> float:
     """Seconds at peak FLOP/s of a product or convolution, or of those inside a fusion."""
     convolution = _CONVOLUTION.search(i.attributes)
     if not (convolution or i.opcode == 'dot' or _PRODUCT in i.attributes):
@@ -141,24 +145,26 @@ def _convolution_flops(dims: list[list[int]], labels: str, kind: str) -> float:
     """
     first, second, result = dims
     y, kernel = {'BackwardFilter': (second, result), 'BackwardInput': (first, second)}.get(
-        kind, (result, second))
+        kind, (result, second)
+    )
     return 2 * math.prod(y) * math.prod(kernel) / kernel[labels.index('o')]
 
 
 def h100() -> jax.Device:
-    return topologies.get_topology_desc(platform='cuda', topology='1x1x1',
-                                        target_config=TARGET).devices[0]
+    return topologies.get_topology_desc(
+        platform='cuda', topology='1x1x1', target_config=TARGET
+    ).devices[0]
 
 
-def layers(device: jax.Device,
-           forms: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
+def layers(device: jax.Device, forms: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
     """Compiles forward and backward of each form of the layer."""
     sharding = SingleDeviceSharding(device)
     programs = {}
     with platform.made_for(Mesh([device], 'data')):
         for name, (fn, args) in forms.items():
             args = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
+            )
             programs[name] = _program(jax.jit(layer.with_gradient(fn)).lower(*args), {})
     return programs
 
@@ -167,9 +173,11 @@ def forms_of(shape: layer.Shape) -> dict[str, tuple[Callable, Any]]:
     """Forms of the layer: name -> (function, shapes of its arguments)."""
     args = params, bank, x = jax.eval_shape(lambda: layer.drawn(shape))
     buffers = jax.ShapeDtypeStruct((shape.e, shape.g * shape.slots, *shape.payload), x.dtype)
-    forms = {'layer': (layer.routed(shape), args),
-             'floor': (shape.expert.apply_stacked, (bank, buffers)),
-             'einsum': (layer.by_einsum(shape), args)}
+    forms = {
+        'layer': (layer.routed(shape), args),
+        'floor': (shape.expert.apply_stacked, (bank, buffers)),
+        'einsum': (layer.by_einsum(shape), args),
+    }
     if shape.e <= 8:  # it multiplies every token with every expert
         forms['ragged'] = (layer.by_ragged_products(shape), args)
     return forms
@@ -178,8 +186,10 @@ def forms_of(shape: layer.Shape) -> dict[str, tuple[Callable, Any]]:
 def beside_twin(device: jax.Device, name: str) -> Row:
     """Compares a training step of `benchmarks.step` with that of its same-width twin."""
     config = config_lib.check(step.GPU[name]())
-    setups = {n: Setup(c, devices=[device])
-              for n, c in (('routed', config), ('twin', step.twin_of(config)))}
+    setups = {
+        n: Setup(c, devices=[device])
+        for n, c in (('routed', config), ('twin', step.twin_of(config)))
+    }
     executed = {n: s.cost.flops_executed for n, s in setups.items()}
     programs = {n: _program(trace_step(s).lower(), _CUBLAS) for n, s in setups.items()}
     return row(name, programs, {'times the FLOPs': executed['routed'] / executed['twin']})
@@ -187,38 +197,56 @@ def beside_twin(device: jax.Device, name: str) -> Row:
 
 def _program(lowered: Any, options: Mapping[str, Any]) -> Program:
     program = lowered.compile({'xla_gpu_autotune_level': 0, **options})
-    return Program(tuple(kernels(program.as_text())),
-                   program.memory_analysis().temp_size_in_bytes / 1e6)
+    return Program(
+        tuple(kernels(program.as_text())), program.memory_analysis().temp_size_in_bytes / 1e6
+    )
 
 
-def row(case: str, programs: Mapping[str, Program],
-        facts: Mapping[str, float] | None = None) -> Row:
+def row(
+    case: str, programs: Mapping[str, Program], facts: Mapping[str, float] | None = None
+) -> Row:
     """Compares the first program with the others, by their roofline times."""
     first = next(iter(programs.values()))
-    return Row(case, {n: [p.milliseconds / 1e3] for n, p in programs.items()}, facts={
-        'kernels': len(first.kernels), 'GB': first.gigabytes,
-        **{f'MB of {n}': p.temporary_mb for n, p in programs.items()}, **(facts or {})})
+    return Row(
+        case,
+        {n: [p.milliseconds / 1e3] for n, p in programs.items()},
+        facts={
+            'kernels': len(first.kernels),
+            'GB': first.gigabytes,
+            **{f'MB of {n}': p.temporary_mb for n, p in programs.items()},
+            **(facts or {}),
+        },
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--steps', action='store_true', help='also compile training steps')
     parser.add_argument('--out', type=Path, default=None, help='file for the table')
     args = parser.parse_args()
     if not any(map(importlib.util.find_spec, PLUGINS)):
-        parser.error("the GPU compiler is not installed; `pip install 'jax[cuda12]'` installs it, "
-                     'also without a GPU')
+        parser.error(
+            "the GPU compiler is not installed; `pip install 'jax[cuda12]'` installs it, "
+            'also without a GPU'
+        )
     device = h100()
     rows = [row(str(shape), layers(device, forms_of(shape))) for shape in layer.GPU]
     names = [n for n in step.GPU if n not in step.CPU] if args.steps else []
     rows += [beside_twin(device, name) for name in names]
     setting = run.setting()
-    lines = ['# Compiled for an H100, not run', '', __doc__.split('\n')[0], '',
-             f'`python -m benchmarks.compiled{" --steps" if args.steps else ""}` at commit '
-             f'{setting["commit"]}, {run.versions(setting)}. Milliseconds are those of a '
-             'roofline; see the docstring.', '',
-             *markdown([r.record() for r in rows])]
+    lines = [
+        '# Compiled for an H100, not run',
+        '',
+        __doc__.split('\n')[0],
+        '',
+        f'`python -m benchmarks.compiled{" --steps" if args.steps else ""}` at commit '
+        f'{setting["commit"]}, {run.versions(setting)}. Milliseconds are those of a '
+        'roofline; see the docstring.',
+        '',
+        *markdown([r.record() for r in rows]),
+    ]
     print('\n'.join(lines))
     if args.out:
         args.out.write_text('\n'.join(lines) + '\n')

@@ -52,26 +52,37 @@ def photographs(count: int) -> list[bytes]:
         image = whole[i % 2]
         top = int(rng.integers(0, image.shape[0] - HEIGHT + 1))
         left = int(rng.integers(0, image.shape[1] - WIDTH + 1))
-        part = image[top:top + HEIGHT, left:left + WIDTH] * rng.uniform(0.7, 1.2)
+        part = image[top : top + HEIGHT, left : left + WIDTH] * rng.uniform(0.7, 1.2)
         part = np.clip(part, 0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(part[:, ::-1] if rng.integers(2) else part).save(
-            file, 'JPEG', quality=QUALITY)
+            file, 'JPEG', quality=QUALITY
+        )
         files.append(file.getvalue())
     return files
 
 
 def by_rows(files: list[bytes], layers: int) -> Callable[[int], object]:
     """Decodes and augments the files one by one, as `input_pipeline` does."""
+
     def handle(step: int) -> list[np.ndarray | None]:
         out: list[np.ndarray | None] = []
         for row, encoded in enumerate(files):
             image = decode(encoded, 3)
             assert image is not None
-            out.append(augment.augment(
-                image, augment.generator(0, step, row), kind='random_resized_crop', shape=SHAPE,
-                varies=True, layers=layers, magnitude=9.0))
+            out.append(
+                augment.augment(
+                    image,
+                    augment.generator(0, step, row),
+                    kind='random_resized_crop',
+                    shape=SHAPE,
+                    varies=True,
+                    layers=layers,
+                    magnitude=9.0,
+                )
+            )
         return out
+
     return handle
 
 
@@ -84,11 +95,14 @@ def by_pillow(files: list[bytes]) -> Callable[[int], object]:
         for row, encoded in enumerate(files):
             image = Image.open(io.BytesIO(encoded)).convert('RGB')
             top, left, h, w, mirror = augment.crop_box(
-                image.height, image.width, augment.generator(0, step, row))
-            image = image.resize(SHAPE[1::-1], Image.Resampling.BILINEAR,
-                                 (left, top, left + w, top + h))
+                image.height, image.width, augment.generator(0, step, row)
+            )
+            image = image.resize(
+                SHAPE[1::-1], Image.Resampling.BILINEAR, (left, top, left + w, top + h)
+            )
             out.append(np.asarray(ImageOps.mirror(image) if mirror else image))
         return out
+
     return handle
 
 
@@ -102,9 +116,14 @@ def by_tensorflow(files: list[bytes], whole: bool) -> Callable[[int], object]:
 
     def crop(encoded: Any) -> Any:
         begin, size, _ = tf.image.sample_distorted_bounding_box(
-            tf.io.extract_jpeg_shape(encoded), tf.zeros([0, 0, 4]), min_object_covered=0.0,
-            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=10,
-            use_image_if_no_bounding_boxes=True)
+            tf.io.extract_jpeg_shape(encoded),
+            tf.zeros([0, 0, 4]),
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
         window = tf.stack([begin[0], begin[1], size[0], size[1]])
         if whole:
             image = tf.slice(tf.io.decode_jpeg(encoded, channels=3), begin, size)
@@ -135,16 +154,30 @@ class Photographs(Builder):
 def by_loader(folder: str) -> Competitors:
     """Reads whole batches from records, with threads that read ahead and without threads."""
     config = DatasetConfig(
-        name='benchmarks.input_pipeline:Photographs', data_dir=folder, validation_fraction=0.0,
-        image_size=SHAPE[0], augment='random_resized_crop', workers=0, cache=False,
-        train_images=0, resident=False, randaugment_layers=0, randaugment_magnitude=9.0)
+        name='benchmarks.input_pipeline:Photographs',
+        data_dir=folder,
+        validation_fraction=0.0,
+        image_size=SHAPE[0],
+        augment='random_resized_crop',
+        workers=0,
+        cache=False,
+        train_images=0,
+        resident=False,
+        randaugment_layers=0,
+        randaugment_magnitude=9.0,
+    )
     input_pipeline.require(config)
     steps = IMAGES // BATCH
 
     def with_threads(step: int) -> list[Any]:
         with input_pipeline.train_batches(
-                config, seed=0, batch_size=BATCH, rows=range(BATCH), start_step=step * steps,
-                num_steps=(step + 1) * steps) as batches:
+            config,
+            seed=0,
+            batch_size=BATCH,
+            rows=range(BATCH),
+            start_step=step * steps,
+            num_steps=(step + 1) * steps,
+        ) as batches:
             return list(batches)
 
     load = build_steps(config, 'train', BATCH, range(BATCH), 0)
@@ -174,11 +207,17 @@ def rows(rounds: int) -> Iterator[Row]:
     try:
         files = photographs(IMAGES)
         with tempfile.TemporaryDirectory() as folder:
-            competitors = {'ours': by_rows(files, 0), 'randaugment': by_rows(files, 2),
-                           **by_loader(folder), 'pil': by_pillow(files)}
+            competitors = {
+                'ours': by_rows(files, 0),
+                'randaugment': by_rows(files, 2),
+                **by_loader(folder),
+                'pil': by_pillow(files),
+            }
             if importlib.util.find_spec('tensorflow'):
-                competitors |= {'tf.data': by_tensorflow(files, False),
-                                'tf.data whole': by_tensorflow(files, True)}
+                competitors |= {
+                    'tf.data': by_tensorflow(files, False),
+                    'tf.data whole': by_tensorflow(files, True),
+                }
             times = measure(competitors, rounds)
     finally:
         os.sched_setaffinity(0, cores)
@@ -192,5 +231,6 @@ def rows(rounds: int) -> Iterator[Row]:
     yield Row('decode, crop, flip', {'ours': times['ours'], **others}, aim, rate('ours'))
     named = {n: times[n] for n in ('loader', 'its loop', 'ours')}
     yield Row('loader', named | others, {'ours': 1 / 0.95}, rate('loader'))
-    yield Row('with RandAugment', {'randaugment': times['randaugment'], **others}, {},
-              rate('randaugment'))
+    yield Row(
+        'with RandAugment', {'randaugment': times['randaugment'], **others}, {}, rate('randaugment')
+    )

@@ -25,7 +25,8 @@ def networks(rounds: int) -> Iterator[Row]:
     for name, make in NETWORKS.items():
         routed = config_lib.check(make())
         dense = dataclasses.replace(
-            routed, model=dataclasses.replace(routed.model, twin='same_active_flops'))
+            routed, model=dataclasses.replace(routed.model, twin='same_active_flops')
+        )
         variables = {n: latency.variables_of(c) for n, c in (('routed', routed), (ACTIVE, dense))}
         for batch in BATCHES:
             began = time.perf_counter()
@@ -33,8 +34,9 @@ def networks(rounds: int) -> Iterator[Row]:
             facts = {'compiling s': time.perf_counter() - began}
             calls[ACTIVE] = latency.call(dense, variables[ACTIVE], batch)
             number = rounds if batch > 8 else 10 * rounds
-            yield row(f'{name}, batch {batch}', calls, number, {ACTIVE: 1.15} if batch == 1 else {},
-                      facts)
+            yield row(
+                f'{name}, batch {batch}', calls, number, {ACTIVE: 1.15} if batch == 1 else {}, facts
+            )
 
 
 def layers(rounds: int) -> Iterator[Row]:
@@ -43,8 +45,13 @@ def layers(rounds: int) -> Iterator[Row]:
         shape = layer.Shape(TOKENS, 384, 1536, 8, 2, 2.0, g=batch, dtype=dtype)
         fns = layer.competitors(shape)
         calls, programs = layer.calls_of({n: fns[n] for n in ('layer', 'floor', 'dense')})
-        yield row(f'{shape}', calls, 3 * rounds, {'floor': 1.15},
-                  {'compiling s': programs['layer'].seconds})
+        yield row(
+            f'{shape}',
+            calls,
+            3 * rounds,
+            {'floor': 1.15},
+            {'compiling s': programs['layer'].seconds},
+        )
 
 
 def rows(rounds: int) -> Iterator[Row]:

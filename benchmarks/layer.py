@@ -62,16 +62,28 @@ class Shape:
 
     def __str__(self) -> str:
         kind = f'maps {self.side}x{self.side}' if self.side else 'vectors'
-        return (f'{kind}, {f"G={self.g} " if self.g > 1 else ""}T={self.t} D={self.d} F={self.f} '
-                f'E={self.e} k={self.k} cf={self.cf:g}')
+        return (
+            f'{kind}, {f"G={self.g} " if self.g > 1 else ""}T={self.t} D={self.d} F={self.f} '
+            f'E={self.e} k={self.k} cf={self.cf:g}'
+        )
 
 
-CPU = [Shape(8192, 256, 1024, 8, 2, 1.0), Shape(8192, 256, 1024, 8, 2, 1.25),
-       Shape(8192, 256, 1024, 8, 1, 1.25), Shape(8192, 256, 1024, 32, 2, 1.25),
-       Shape(1024, 256, 1024, 8, 2, 1.25), Shape(128, 64, 64, 8, 2, 1.25, side=8),
-       Shape(128, 32, 32, 8, 2, 1.25, side=16), Shape(128, 128, 128, 8, 1, 1.25, side=8)]
-GPU = [Shape(t, d, 4 * d, e, 2, 1.25, g=32768 // t, dtype='bfloat16')
-       for d in (384, 768) for e in (8, 64) for t in (1024, 4096)]
+CPU = [
+    Shape(8192, 256, 1024, 8, 2, 1.0),
+    Shape(8192, 256, 1024, 8, 2, 1.25),
+    Shape(8192, 256, 1024, 8, 1, 1.25),
+    Shape(8192, 256, 1024, 32, 2, 1.25),
+    Shape(1024, 256, 1024, 8, 2, 1.25),
+    Shape(128, 64, 64, 8, 2, 1.25, side=8),
+    Shape(128, 32, 32, 8, 2, 1.25, side=16),
+    Shape(128, 128, 128, 8, 1, 1.25, side=8),
+]
+GPU = [
+    Shape(t, d, 4 * d, e, 2, 1.25, g=32768 // t, dtype='bfloat16')
+    for d in (384, 768)
+    for e in (8, 64)
+    for t in (1024, 4096)
+]
 
 
 def on_cpu() -> bool:
@@ -79,8 +91,9 @@ def on_cpu() -> bool:
 
 
 def context(shape: Shape) -> Context:
-    return Context(valid=jnp.ones((shape.g, shape.t), bool), key=jax.random.key(0),
-                   group=jnp.arange(shape.g))
+    return Context(
+        valid=jnp.ones((shape.g, shape.t), bool), key=jax.random.key(0), group=jnp.arange(shape.g)
+    )
 
 
 def planned(shape: Shape, params: Any, x: Array) -> IndexPlan:
@@ -98,11 +111,13 @@ def choices(shape: Shape, params: Any, features: Array) -> Routing:
 def routed(shape: Shape) -> Callable:
     """The MoE layer as a function (router params, bank, x [G, T, *]) -> y."""
     return lambda params, bank, x: planned(shape, params, x).apply(
-        x, functools.partial(shape.expert.apply_stacked, bank))
+        x, functools.partial(shape.expert.apply_stacked, bank)
+    )
 
 
 def by_einsum(shape: Shape) -> Callable:
     """The same layer with one-hot masks [G, T, k, E*C]; vectors only."""
+
     def layer(params, bank, x):
         plan = planned(shape, params, x)
         g, e, c = shape.g, shape.e, shape.slots
@@ -112,11 +127,13 @@ def by_einsum(shape: Shape) -> Callable:
         out = shape.expert.apply_stacked(bank, buffers.swapaxes(1, 2).reshape(e, g * c, -1))
         out = out.reshape(e, g, c, -1).swapaxes(0, 1).reshape(g, e * c, -1)
         return jnp.einsum('gtks,gtk,gsd->gtd', hot, plan.gate.astype(x.dtype), out)
+
     return layer
 
 
 def by_ragged_products(shape: Shape) -> Callable:
     """Sorts choices by expert, so that nothing is dropped or padded; vectors only."""
+
     def layer(params, bank, x):
         routing = choices(shape, params, x.astype(jnp.float32))
         ids = routing.expert_of_choice.reshape(-1)
@@ -130,17 +147,21 @@ def by_ragged_products(shape: Shape) -> Callable:
         out = jax.lax.ragged_dot(hidden, w['out_kernel'], sizes) + w['out_bias'][expert]
         back = out[jnp.argsort(order)].reshape(*x.shape[:2], shape.k, -1)
         return (routing.gate[..., None] * back).sum(2).astype(x.dtype)
+
     return layer
 
 
 def everything(shape: Shape) -> Callable:
     """Every token through every expert, weighted by its probability; vectors only."""
+
     def layer(params, bank, x):
         tokens = x.reshape(1, -1, shape.d)
         out = shape.expert.apply_stacked(
-            bank, jnp.broadcast_to(tokens, (shape.e, *tokens.shape[1:])))
+            bank, jnp.broadcast_to(tokens, (shape.e, *tokens.shape[1:]))
+        )
         gates = choices(shape, params, x.astype(jnp.float32)).probs.reshape(-1, shape.e)
         return jnp.einsum('ne,end->nd', gates.astype(x.dtype), out).reshape(x.shape)
+
     return layer
 
 
@@ -148,22 +169,28 @@ def drawn(shape: Shape) -> tuple[Any, Any, Array]:
     """Random arguments of `routed`: (router params, bank, x)."""
     keys = iter(jax.random.split(jax.random.key(0), 20))
     params = {'kernel': jax.random.normal(next(keys), (shape.d, shape.e)) * shape.d**-0.5}
-    return params, _bank(shape.expert, (shape.e,)), jax.random.normal(
-        next(keys), (shape.g, shape.t, *shape.payload), shape.dtype)
+    return (
+        params,
+        _bank(shape.expert, (shape.e,)),
+        jax.random.normal(next(keys), (shape.g, shape.t, *shape.payload), shape.dtype),
+    )
 
 
 def _bank(expert: Expert, lead: tuple[int, ...]) -> dict[str, Array]:
     keys = jax.random.split(jax.random.key(1), 20)
-    return {n: jax.random.normal(key, (*lead, *s)) * 0.05
-            for key, (n, (s, _)) in zip(keys, expert.shapes().items(), strict=False)}
+    return {
+        n: jax.random.normal(key, (*lead, *s)) * 0.05
+        for key, (n, (s, _)) in zip(keys, expert.shapes().items(), strict=False)
+    }
 
 
 def competitors(shape: Shape) -> dict[str, tuple[Callable, tuple]]:
     """The layer, and then what it is compared with: name -> (function, its arguments)."""
     params, bank, x = drawn(shape)
     tokens = shape.g * shape.t
-    buffers = jax.random.normal(jax.random.key(2), (shape.e, shape.g * shape.slots, *shape.payload),
-                                shape.dtype)
+    buffers = jax.random.normal(
+        jax.random.key(2), (shape.e, shape.g * shape.slots, *shape.payload), shape.dtype
+    )
     if shape.side:
         dense, rows = shape.expert, shape.k * tokens
     else:
@@ -172,7 +199,8 @@ def competitors(shape: Shape) -> dict[str, tuple[Callable, tuple]]:
     fns: dict[str, tuple[Callable, tuple]] = {
         'layer': (routed(shape), (params, bank, x)),
         'floor': (shape.expert.apply_stacked, (bank, buffers)),
-        'dense': (dense.apply, (_bank(dense, ()), many))}
+        'dense': (dense.apply, (_bank(dense, ()), many)),
+    }
     if not shape.side:
         if tokens * shape.k * shape.e * shape.slots <= EINSUM_LIMIT * (1 if on_cpu() else 16):
             fns['einsum'] = by_einsum(shape), (params, bank, x)
@@ -184,13 +212,16 @@ def competitors(shape: Shape) -> dict[str, tuple[Callable, tuple]]:
 
 def with_gradient(fn: Callable) -> Callable:
     """The gradient with respect to all arguments, of the sum of squares."""
+
     def loss(*args):
         return jnp.sum(jnp.square(fn(*args).astype(jnp.float32)))
+
     return lambda *args: jax.grad(loss, argnums=tuple(range(len(args))))(*args)
 
 
 def calls_of(
-        fns: Mapping[str, tuple[Callable, tuple]]) -> tuple[dict[str, Any], dict[str, Compiled]]:
+    fns: Mapping[str, tuple[Callable, tuple]],
+) -> tuple[dict[str, Any], dict[str, Compiled]]:
     """Compiles; returns, by name, calls without arguments and the compiled programs."""
     programs = {n: compiled(fn, *args) for n, (fn, args) in fns.items()}
     return {n: functools.partial(p, *fns[n][1]) for n, p in programs.items()}, programs
@@ -207,10 +238,17 @@ def beside_floor(shape: Shape, rounds: int) -> Row:
         aims['dense'] = 1.15
     if 'einsum' in calls and not on_cpu():
         aims['einsum'] = 0.5
-    result = row(str(shape), calls, rounds, aims, {
-        'MB of layer': programs['layer'].temporary_mb,
-        'MB of floor': programs['floor'].temporary_mb,
-        'compiling s': programs['layer'].seconds})
+    result = row(
+        str(shape),
+        calls,
+        rounds,
+        aims,
+        {
+            'MB of layer': programs['layer'].temporary_mb,
+            'MB of floor': programs['floor'].temporary_mb,
+            'compiling s': programs['layer'].seconds,
+        },
+    )
     if peak := chips.peak(jax.devices()[0].device_kind):
         executed = flops.total(flops.count(fns['layer'][0], *fns['layer'][1]))
         share = executed / peak / (result.milliseconds['layer'] / 1e3)
@@ -225,32 +263,47 @@ def growth(rounds: int) -> Iterator[Row]:
     do not grow with T. Temporaries alone therefore seem to grow faster, so results count as well.
     """
     small, large = (Shape(t, 256, 1024, 8, 2, 1.25) for t in (1024, 16384))
-    calls, programs = calls_of({f'T={s.t}': (with_gradient(routed(s)), drawn(s))
-                                for s in (large, small)})
+    calls, programs = calls_of(
+        {f'T={s.t}': (with_gradient(routed(s)), drawn(s)) for s in (large, small)}
+    )
     many, few = programs['T=16384'], programs['T=1024']
-    yield row('growth of the layer in T, D=256 E=8 k=2', calls, rounds, {'T=1024': 16.0},
-              {'times the memory': many.total_mb / few.total_mb,
-               'times the temporaries': many.temporary_mb / few.temporary_mb})
+    yield row(
+        'growth of the layer in T, D=256 E=8 k=2',
+        calls,
+        rounds,
+        {'T=1024': 16.0},
+        {
+            'times the memory': many.total_mb / few.total_mb,
+            'times the temporaries': many.temporary_mb / few.temporary_mb,
+        },
+    )
 
 
 def plans(rounds: int) -> Iterator[Row]:
     """The plan alone, from chosen ids: should not depend on E, and be a small part of the layer."""
+
     def plan_of(shape: Shape) -> tuple[Callable, tuple]:
         ids = jax.random.randint(jax.random.key(0), (shape.g, shape.t, shape.k), 0, shape.e)
         gate = jnp.ones(ids.shape)
 
         def plan(ids, gate):
-            result = index_plan(Routing(probs=gate, logits=gate, expert_of_choice=ids, gate=gate,
-                                        active=ids >= 0), shape.e, shape.slots)
+            result = index_plan(
+                Routing(probs=gate, logits=gate, expert_of_choice=ids, gate=gate, active=ids >= 0),
+                shape.e,
+                shape.slots,
+            )
             return result.slot, result.keep, result.src_token, result.src_choice, result.filled
+
         return plan, (ids, gate)
 
     shape = Shape(8192, 256, 1024, 8, 2, 1.25)
-    calls, _ = calls_of({'plan': plan_of(shape),
-                         'layer': (with_gradient(routed(shape)), drawn(shape))})
+    calls, _ = calls_of(
+        {'plan': plan_of(shape), 'layer': (with_gradient(routed(shape)), drawn(shape))}
+    )
     yield row(f'plan; {shape}', calls, rounds, {'layer': 0.03})
-    calls, _ = calls_of({f'E={e}': plan_of(Shape(8192, 256, 1024, e, 2, 1.25))
-                         for e in (256, 32, 8)})
+    calls, _ = calls_of(
+        {f'E={e}': plan_of(Shape(8192, 256, 1024, e, 2, 1.25)) for e in (256, 32, 8)}
+    )
     yield row('plan in E, T=8192 k=2', calls, rounds, {'E=8': 1.5})
 
 
@@ -258,9 +311,12 @@ def seeds_and_scan(rounds: int) -> Iterator[Row]:
     """Maps under vmap over S=4 seeds beside dense blocks, and in a scan beside a loop."""
     shape = Shape(128, 64, 64, 8, 2, 1.25, side=8)
     fns = competitors(shape)
-    calls, _ = calls_of({
-        n: (jax.vmap(with_gradient(fn)), jax.tree.map(lambda a: jnp.stack([a] * 4), args))
-        for n, (fn, args) in fns.items()})
+    calls, _ = calls_of(
+        {
+            n: (jax.vmap(with_gradient(fn)), jax.tree.map(lambda a: jnp.stack([a] * 4), args))
+            for n, (fn, args) in fns.items()
+        }
+    )
     yield row(f'vmap over S=4; {shape}', calls, rounds, {'dense': 1.20})
 
     params, bank, x = fns['layer'][1]

@@ -25,9 +25,14 @@ from typing import Any
 from benchmarks.table import Row, markdown
 from moe_vision.common.paths import ROOT
 
-SUITES = {'layer': 'benchmarks.layer', 'step': 'benchmarks.step', 'latency': 'benchmarks.latency',
-          'seeds': 'benchmarks.seeds', 'input': 'benchmarks.input_pipeline',
-          'startup': 'benchmarks.startup'}
+SUITES = {
+    'layer': 'benchmarks.layer',
+    'step': 'benchmarks.step',
+    'latency': 'benchmarks.latency',
+    'seeds': 'benchmarks.seeds',
+    'input': 'benchmarks.input_pipeline',
+    'startup': 'benchmarks.startup',
+}
 
 VARIABLES = ('XLA_FLAGS', 'GLIBC_TUNABLES')  # variables of the environment that change speed
 
@@ -54,12 +59,21 @@ def setting() -> dict[str, Any]:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                            check=False, cwd=ROOT).stdout.strip()
-    return {'device': jax.devices()[0].device_kind, 'count': jax.device_count(),
-            'python': '.'.join(map(str, sys.version_info[:3])), 'versions': installed,
-            'commit': commit, 'environment': {n: os.environ[n] for n in VARIABLES
-                                              if n in os.environ}}
+    commit = subprocess.run(
+        ['git', 'rev-parse', '--short', 'HEAD'],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    ).stdout.strip()
+    return {
+        'device': jax.devices()[0].device_kind,
+        'count': jax.device_count(),
+        'python': '.'.join(map(str, sys.version_info[:3])),
+        'versions': installed,
+        'commit': commit,
+        'environment': {n: os.environ[n] for n in VARIABLES if n in os.environ},
+    }
 
 
 def versions(setting: Mapping[str, Any]) -> str:
@@ -67,8 +81,9 @@ def versions(setting: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--suite', default=','.join(SUITES), help='some of ' + ','.join(SUITES))
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--out', type=Path, default=None, help='folder for DEVICE.md and .json')
@@ -83,9 +98,11 @@ def main() -> int:
         for row in module.rows(args.rounds):
             print(f'{name}: {_line(row)}', file=sys.stderr, flush=True)
             rows.append(row)
-        suites[name] = {'about': (module.__doc__ or '').strip().split('\n')[0],
-                        'rows': [r.record() for r in rows],
-                        'seconds': time.monotonic() - began}
+        suites[name] = {
+            'about': (module.__doc__ or '').strip().split('\n')[0],
+            'rows': [r.record() for r in rows],
+            'seconds': time.monotonic() - began,
+        }
     print('\n'.join(_text(suites)))
     if args.out:
         _write(args.out, suites)
@@ -98,8 +115,11 @@ def _line(row: Row) -> str:
 
 
 def _text(suites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [line for name, suite in suites.items()
-            for line in ('', f'## {name}', '', suite['about'], '', *markdown(suite['rows']))]
+    return [
+        line
+        for name, suite in suites.items()
+        for line in ('', f'## {name}', '', suite['about'], '', *markdown(suite['rows']))
+    ]
 
 
 def _write(folder: Path, measured: Mapping[str, Mapping[str, Any]]) -> None:
@@ -109,16 +129,28 @@ def _write(folder: Path, measured: Mapping[str, Mapping[str, Any]]) -> None:
     suites = json.loads(path.read_text())['suites'] if path.exists() else {}
     suites |= {n: {**suite, 'setting': setting()} for n, suite in measured.items()}
     path.write_text(json.dumps({'suites': suites}, indent=1) + '\n')
-    lines = [f'# {device()}', '', 'Made by `python -m benchmarks.run`; ratios are medians over '
-             'interleaved rounds, with the aim in brackets; bold ratios miss it.']
+    lines = [
+        f'# {device()}',
+        '',
+        'Made by `python -m benchmarks.run`; ratios are medians over '
+        'interleaved rounds, with the aim in brackets; bold ratios miss it.',
+    ]
     for name in SUITES:
         if name in suites:
             s = suites[name]['setting']
-            lines += ['', f'## {name}', '', suites[name]['about'], '',
-                      '`' + ''.join(f'{n}={v} ' for n, v in s['environment'].items())
-                      + f'python -m benchmarks.run --suite={name}` at commit {s["commit"]}, '
-                      f'{s["device"]}, python {s["python"]}, {versions(s)}.', '',
-                      *markdown(suites[name]['rows'])]
+            lines += [
+                '',
+                f'## {name}',
+                '',
+                suites[name]['about'],
+                '',
+                '`'
+                + ''.join(f'{n}={v} ' for n, v in s['environment'].items())
+                + f'python -m benchmarks.run --suite={name}` at commit {s["commit"]}, '
+                f'{s["device"]}, python {s["python"]}, {versions(s)}.',
+                '',
+                *markdown(suites[name]['rows']),
+            ]
     path.with_suffix('.md').write_text('\n'.join(lines) + '\n')
 
 

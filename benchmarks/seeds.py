@@ -40,8 +40,11 @@ def _vit() -> Any:
     return c
 
 
-ARMS = {'digits_k2': digits_k2.get_config, 'digits_dense': digits_dense.get_config,
-        'digits_vit': _vit}
+ARMS = {
+    'digits_k2': digits_k2.get_config,
+    'digits_dense': digits_dense.get_config,
+    'digits_vit': _vit,
+}
 
 
 def arm(name: str, data_dir: str) -> Config:
@@ -51,8 +54,9 @@ def arm(name: str, data_dir: str) -> Config:
     return config_lib.check(c)
 
 
-def measure(config: Config, seeds: list[int],
-            rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+def measure(
+    config: Config, seeds: list[int], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of a step of S seeds in each round, and of compiling it, both by S.
 
     'alone' stands for one seed without a seed axis.
@@ -71,8 +75,10 @@ def measure(config: Config, seeds: list[int],
         name = str(n or 'alone')
         if n:
             together = Program(setup, n)
-            args = (together.stack([setup.fresh_state(s) for s in range(n)]),
-                    together.batch([arrays(s) for s in range(n)]))
+            args = (
+                together.stack([setup.fresh_state(s) for s in range(n)]),
+                together.batch([arrays(s) for s in range(n)]),
+            )
             step = together.step.__wrapped__
         else:
             args, step = (setup.fresh_state(0), one), setup.step.__wrapped__
@@ -85,15 +91,28 @@ def measure(config: Config, seeds: list[int],
 def study_seconds(seed_mode: str, processes: int) -> float:
     """Seconds of `benchmarks/whole_study.py`, shared by this number of processes."""
     with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, '-m', 'moe_vision.study', 'run', f'--workdir={home}/study',
-                   f'--study=benchmarks/whole_study.py:{seed_mode}',
-                   f'--config.dataset.data_dir={home}/data']
+        command = [
+            sys.executable,
+            '-m',
+            'moe_vision.study',
+            'run',
+            f'--workdir={home}/study',
+            f'--study=benchmarks/whole_study.py:{seed_mode}',
+            f'--config.dataset.data_dir={home}/data',
+        ]
         errors = Path(home, 'errors')
         with errors.open('w') as err:
             began = time.monotonic()
-            runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err,
-                                     env=environment(f'{home}/cache'))
-                    for _ in range(processes)]
+            runs = [
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=err,
+                    env=environment(f'{home}/cache'),
+                )
+                for _ in range(processes)
+            ]
             failed = any([run.wait() for run in runs])
             took = time.monotonic() - began
         if failed:
@@ -123,7 +142,9 @@ def steps(rounds: int) -> Iterator[Row]:
         for name in ARMS:
             seconds, compiling = measure(arm(name, folder), [2, 5, 10], rounds)
             for n in 2, 5, 10:
-                yield Row(f'{name}, S={n}', {
-                    'together': seconds[str(n)], 'one by one': [n * s for s in seconds['alone']]},
+                yield Row(
+                    f'{name}, S={n}',
+                    {'together': seconds[str(n)], 'one by one': [n * s for s in seconds['alone']]},
                     {'one by one': aim} if n == 5 else {},
-                    {'compiling s': compiling[str(n)], 'compiling one s': compiling['alone']})
+                    {'compiling s': compiling[str(n)], 'compiling one s': compiling['alone']},
+                )

@@ -24,8 +24,9 @@ from moe_vision.common.paths import ROOT
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--workdir', type=Path, required=True, help='a folder for both runs')
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='seed of the moments')
@@ -50,8 +51,11 @@ def main(argv: list[str]) -> int:
         with_notice = number % 3 == 0
         run.send_signal(signal.SIGTERM if with_notice else signal.SIGKILL)
         code = run.wait()
-        print(f'{number:3d} {"SIGTERM" if with_notice else "SIGKILL"} exit code {code}, '
-              f'checkpoints {_steps(killed)}', flush=True)
+        print(
+            f'{number:3d} {"SIGTERM" if with_notice else "SIGKILL"} exit code {code}, '
+            f'checkpoints {_steps(killed)}',
+            flush=True,
+        )
     return 0 if _ended(_start(killed, config), whole, killed) else 1
 
 
@@ -69,8 +73,12 @@ def _ended(run: subprocess.Popen, whole: Path, killed: Path) -> bool:
 def _start(folder: Path, config: list[str]) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'log.txt', 'a', encoding='utf-8') as log:
-        return subprocess.Popen([sys.executable, str(ROOT / 'main.py'), f'--workdir={folder}',
-                                 *config], cwd=ROOT, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / 'main.py'), f'--workdir={folder}', *config],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
 
 
 def _steps(folder: Path) -> list[int]:
@@ -84,8 +92,7 @@ def _same(whole: Path, killed: Path) -> bool:
     from moe_vision.run_folder import checkpoints, metrics
 
     def bits(folder: Path) -> list[bytes]:
-        return [np.asarray(x).tobytes()
-                for x in jax.tree.leaves(checkpoints.load_raw(str(folder)))]
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(checkpoints.load_raw(str(folder)))]
 
     def rows(folder: Path) -> list[dict]:
         return [{k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(str(folder))]

@@ -37,12 +37,15 @@ def imagenet(make: Callable[[], Any]) -> Callable[[], Any]:
         c = make()
         c.mesh.expert, c.train.batch_size = 1, 256
         return c
+
     return config
 
 
 CPU = {'digits_k2': digits_k2.get_config, 'small ViT': small_vit}
-GPU = CPU | {'imagenet_k2, batch 256': imagenet(imagenet_k2.get_config),
-             'imagenet_vit_s16_k2, batch 256': imagenet(imagenet_vit_s16_k2.get_config)}
+GPU = CPU | {
+    'imagenet_k2, batch 256': imagenet(imagenet_k2.get_config),
+    'imagenet_vit_s16_k2, batch 256': imagenet(imagenet_vit_s16_k2.get_config),
+}
 
 
 def twin_of(config: Config) -> Config:
@@ -52,11 +55,12 @@ def twin_of(config: Config) -> Config:
 def batch(setup: Setup) -> dict[str, jax.Array]:
     """A random batch, placed on the devices as in training."""
     rng = np.random.default_rng(0)
-    draw = {'image': lambda shape: rng.integers(0, 256, shape, np.uint8),
-            'label': lambda shape: rng.integers(0, setup.info.num_classes, shape).astype(np.int32),
-            'valid': lambda shape: np.ones(shape, bool)}
-    return {n: jax.device_put(draw[n](x.shape), x.sharding)
-            for n, x in batch_shapes(setup).items()}
+    draw = {
+        'image': lambda shape: rng.integers(0, 256, shape, np.uint8),
+        'label': lambda shape: rng.integers(0, setup.info.num_classes, shape).astype(np.int32),
+        'valid': lambda shape: np.ones(shape, bool),
+    }
+    return {n: jax.device_put(draw[n](x.shape), x.sharding) for n, x in batch_shapes(setup).items()}
 
 
 def stepping(setup: Setup, step: Callable, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
@@ -67,25 +71,39 @@ def stepping(setup: Setup, step: Callable, arrays: dict[str, jax.Array]) -> Call
         nonlocal state
         state, out = step(state, arrays)
         return out
+
     return call
 
 
 def beside_twin(name: str, config: Config, rounds: int) -> Row:
-    setups = {n: Setup(c, devices=jax.devices())
-              for n, c in (('routed', config), ('twin', twin_of(config)))}
+    setups = {
+        n: Setup(c, devices=jax.devices())
+        for n, c in (('routed', config), ('twin', twin_of(config)))
+    }
     batches = {n: batch(setup) for n, setup in setups.items()}
     steps = {n: compiled(s.step, s.fresh_state(), batches[n]) for n, s in setups.items()}
     calls = {n: stepping(s, steps[n], batches[n]) for n, s in setups.items()}
     executed = {n: setup.cost.flops_executed for n, setup in setups.items()}
     ratio = executed['routed'] / executed['twin']
-    result = row(name, calls, rounds, {'twin': 1.15 * ratio}, {
-        'times the FLOPs': ratio, 'MB': steps['routed'].temporary_mb,
-        'MB of twin': steps['twin'].temporary_mb, 'compiling s': steps['routed'].seconds,
-        'compiling twin s': steps['twin'].seconds})
+    result = row(
+        name,
+        calls,
+        rounds,
+        {'twin': 1.15 * ratio},
+        {
+            'times the FLOPs': ratio,
+            'MB': steps['routed'].temporary_mb,
+            'MB of twin': steps['twin'].temporary_mb,
+            'compiling s': steps['routed'].seconds,
+            'compiling twin s': steps['twin'].seconds,
+        },
+    )
     if peak := chips.peak(jax.devices()[0].device_kind):
         at_peak = 3 * executed['routed'] * config.train.batch_size / peak / jax.device_count()
-        result = dataclasses.replace(result, facts={
-            **result.facts, 'share of peak': at_peak / result.milliseconds['routed'] * 1e3})
+        result = dataclasses.replace(
+            result,
+            facts={**result.facts, 'share of peak': at_peak / result.milliseconds['routed'] * 1e3},
+        )
     return result
 
 
@@ -100,10 +118,16 @@ def with_feed(config: Config, rounds: int) -> Row:
         def fed() -> Any:
             nonlocal state
             state, out = setup.step(
-                state, setup.gather(mesh.to_devices(next(batches), setup.mesh, micro)))
+                state, setup.gather(mesh.to_devices(next(batches), setup.mesh, micro))
+            )
             return out
-        return row('digits_k2, a resident set', {'step with its feed': fed, 'step': alone},
-                   3 * rounds, {'step': 1.03})
+
+        return row(
+            'digits_k2, a resident set',
+            {'step with its feed': fed, 'step': alone},
+            3 * rounds,
+            {'step': 1.03},
+        )
 
 
 def rows(rounds: int) -> Iterator[Row]:

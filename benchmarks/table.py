@@ -37,8 +37,11 @@ class Row:
     def ratios(self) -> dict[str, float]:
         """For each baseline, the median over rounds of subject / baseline within a round."""
         ours = self.seconds[self.subject]
-        return {n: statistics.median(a / b for a, b in zip(ours, s, strict=True))
-                for n, s in self.seconds.items() if n != self.subject}
+        return {
+            n: statistics.median(a / b for a, b in zip(ours, s, strict=True))
+            for n, s in self.seconds.items()
+            if n != self.subject
+        }
 
     @property
     def missed(self) -> list[str]:
@@ -47,13 +50,23 @@ class Row:
 
     def record(self) -> dict[str, Any]:
         """The row as JSON can hold it."""
-        return {'case': self.case, 'milliseconds': self.milliseconds, 'ratios': self.ratios,
-                'aims': dict(self.aims), 'facts': dict(self.facts),
-                'rounds': len(self.seconds[self.subject])}
+        return {
+            'case': self.case,
+            'milliseconds': self.milliseconds,
+            'ratios': self.ratios,
+            'aims': dict(self.aims),
+            'facts': dict(self.facts),
+            'rounds': len(self.seconds[self.subject]),
+        }
 
 
-def row(case: str, calls: Mapping[str, Any], rounds: int, aims: Mapping[str, float] | None = None,
-        facts: Mapping[str, float] | None = None) -> Row:
+def row(
+    case: str,
+    calls: Mapping[str, Any],
+    rounds: int,
+    aims: Mapping[str, float] | None = None,
+    facts: Mapping[str, float] | None = None,
+) -> Row:
     """Times functions without arguments, which take turns; two rounds warm up."""
     return Row(case, timing.rounds(calls, rounds), aims or {}, facts or {})
 
@@ -75,8 +88,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(n for r in rows for n in r['ratios']))
     facts = list(dict.fromkeys(n for r in rows for n in r['facts']))
-    lines = ['| case | ms | ' + ' | '.join([*(f'/ {n}' for n in names), *facts]) + ' |',
-             '|---|' + '---|' * (1 + len(names) + len(facts))]
+    lines = [
+        '| case | ms | ' + ' | '.join([*(f'/ {n}' for n in names), *facts]) + ' |',
+        '|---|' + '---|' * (1 + len(names) + len(facts)),
+    ]
     for r in rows:
         cells = [r['case'], number(next(iter(r['milliseconds'].values())))]
         for n in names:

@@ -14,7 +14,13 @@ def get_study(seed_mode: Literal['one_by_one', 'together']) -> Study:
     whole = top_k.get_study('digits')
     name = 'k2_minus_dense'
     return dataclasses.replace(
-        whole, name=f'whole_{seed_mode}', seed_mode=seed_mode,
+        whole,
+        name=f'whole_{seed_mode}',
+        seed_mode=seed_mode,
         arms={n: whole.arms[n] for n in ('k2', 'dense')},
-        comparisons={name: whole.comparisons[name]}, patterns={}, figures=(), latency_arms=(),
-        mechanism=False)
+        comparisons={name: whole.comparisons[name]},
+        patterns={},
+        figures=(),
+        latency_arms=(),
+        mechanism=False,
+    )

@@ -24,8 +24,14 @@ from configs import imagenet_resnet50
 def get_config() -> ConfigDict:
     c = imagenet_resnet50.get_config()
     c.model.name = 'vit'
-    c.model.args = {'width': 384, 'depth': 12, 'heads': 6, 'patch_size': 16, 'pool': 'token',
-                    'drop_path': 0.1}
+    c.model.args = {
+        'width': 384,
+        'depth': 12,
+        'heads': 6,
+        'patch_size': 16,
+        'pool': 'token',
+        'drop_path': 0.1,
+    }
     c.model.moe.placement = 'every_2'
     c.model.moe.group_size = 788  # 4 images of 197 tokens
     c.mesh.expert = 8

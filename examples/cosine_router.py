@@ -43,8 +43,13 @@ class Cosine(Router):
         logits = scale * (x @ _unit(params['experts_at'], 0))
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
-        return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=pick(probs, ids),
-                       active=jnp.broadcast_to(context.valid[..., None], ids.shape))
+        return Routing(
+            probs=probs,
+            logits=logits,
+            expert_of_choice=ids,
+            gate=pick(probs, ids),
+            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
+        )
 
 
 def _unit(v: jax.Array, axis: int) -> jax.Array:

@@ -59,11 +59,19 @@ class Mixer(nn.Module):
             x = x + y.swapaxes(1, 2)
             y = nn.LayerNorm(name=f'block_{i}_norm')(x).reshape(-1, d)
             if i in replaced:
-                branch = make_branch(self.model, self.mesh, name=f'block_{i}', width=d,
-                                     hidden=4 * d, payload=(d,), layer=replaced.index(i))
+                branch = make_branch(
+                    self.model,
+                    self.mesh,
+                    name=f'block_{i}',
+                    width=d,
+                    hidden=4 * d,
+                    payload=(d,),
+                    layer=replaced.index(i),
+                )
             else:
-                branch = DenseBlock(make_expert('mlp', registry.MlpArgs(), d, 4 * d),
-                                    name=f'block_{i}')
+                branch = DenseBlock(
+                    make_expert('mlp', registry.MlpArgs(), d, 4 * d), name=f'block_{i}'
+                )
             x = x + run_branch(branch, y, patches, infos).reshape(x.shape)
         logits = nn.Dense(self.num_classes, name='classifier')(x.mean(1))
         return jnp.asarray(logits, jnp.float32), infos.by_layer

@@ -36,8 +36,9 @@ class Patches(Builder):
                 rows, columns = image.shape[0] // _SIDE, image.shape[1] // _SIDE
                 for r in range(rows):
                     for c in range(columns // 2) if left else range(columns // 2, columns):
-                        patch = image[r * _SIDE:(r + 1) * _SIDE, c * _SIDE:(c + 1) * _SIDE]
+                        patch = image[r * _SIDE : (r + 1) * _SIDE, c * _SIDE : (c + 1) * _SIDE]
                         yield f'{self.class_names[label]} {r} {c}', encode_png(patch), label
 
-        return Contents(self.class_names,
-                        {'train': [lambda: half(True)], 'test': [lambda: half(False)]})
+        return Contents(
+            self.class_names, {'train': [lambda: half(True)], 'test': [lambda: half(False)]}
+        )

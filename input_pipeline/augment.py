@@ -101,9 +101,7 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, *, flip: bool) -> np.n
     return mirrored(image) if flip and mirror else image
 
 
-def crop_box(
-    height: int, width: int, rng: np.random.Generator
-) -> tuple[int, int, int, int, bool]:
+def crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int, bool]:
     """Draws a crop box and whether to mirror it.
 
     The box covers 8 to 100 % of the area, with width / height in [3/4, 4/3]. If ten boxes in a

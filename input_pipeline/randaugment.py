@@ -210,9 +210,7 @@ def _gray(image: np.ndarray) -> np.ndarray:
     return image if image.shape[-1] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
 
 
-def _affine(
-    image: np.ndarray, matrix: list[list[float]], fixed: tuple[float, float]
-) -> np.ndarray:
+def _affine(image: np.ndarray, matrix: list[list[float]], fixed: tuple[float, float]) -> np.ndarray:
     """Fills point p of the result from point `fixed` + matrix (p - `fixed`) of the image.
 
     Points are (x, y); the centre of the first pixel is (0.5, 0.5).

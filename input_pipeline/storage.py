@@ -144,9 +144,7 @@ def _fill(unfinished: Unfinished, builder: Builder, contents: Contents, report: 
     (unfinished.folder / PREPARED).write_text(json.dumps(prepared, indent=1))
 
 
-def _shard(
-    unfinished: Unfinished, file: str, shard: Shard, split: str, report: Report
-) -> Written:
+def _shard(unfinished: Unfinished, file: str, shard: Shard, split: str, report: Report) -> Written:
     if written := unfinished.kept(file):
         report.kept(split, written.images)
         return written

@@ -11,15 +11,19 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKER = 'PYTEST_XDIST_WORKER' in os.environ  # it inherits what follows
 if not WORKER:
     caches = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
-    os.environ |= {'XDG_CACHE_HOME': caches, 'JAX_COMPILATION_CACHE_DIR': f'{caches}/compiled',
-                   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-                   'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    os.environ |= {
+        'XDG_CACHE_HOME': caches,
+        'JAX_COMPILATION_CACHE_DIR': f'{caches}/compiled',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    }
 
 import jax  # noqa: E402
 
 if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not know a flag
     os.environ['XLA_FLAGS'] = (  # half the time without its newer way of emitting loops
-        os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false').strip()
+        os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
+    ).strip()
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
 SLOW = ('test_mesh.py', 'test_together.py', 'test_study_cli.py', 'test_resume.py', 'test_bucket.py')

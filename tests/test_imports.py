@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(p for folder in ('moe_vision', 'input_pipeline', 'configs')
-               for p in (ROOT / folder).rglob('*.py')) + [ROOT / 'main.py']
+FILES = sorted(
+    p
+    for folder in ('moe_vision', 'input_pipeline', 'configs')
+    for p in (ROOT / folder).rglob('*.py')
+) + [ROOT / 'main.py']
 NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 
@@ -46,7 +49,14 @@ def under(*packages: str) -> list[Path]:
 def test_the_reading_of_imports():
     text = 'import a.b\nfrom c import d\ndef f():\n  from . import e\n  from .g import h\n'
     assert found_in(text, 'top.mid.mod') == {
-        'a.b', 'c', 'c.d', 'top.mid', 'top.mid.e', 'top.mid.g', 'top.mid.g.h'}
+        'a.b',
+        'c',
+        'c.d',
+        'top.mid',
+        'top.mid.e',
+        'top.mid.g',
+        'top.mid.g.h',
+    }
     assert found_in('from .x import y', 'top.mid', package=True) == {'top.mid.x', 'top.mid.x.y'}
     assert 'moe_vision.training.step' in imported(ROOT / 'moe_vision' / 'training' / 'loop.py')
 
@@ -113,8 +123,13 @@ def test_the_data_layer_and_the_configs_stand_apart():
 
 
 def test_reports_of_studies_read_what_the_analysis_gives():
-    allowed = ('moe_vision.study.report', 'moe_vision.study.types', 'moe_vision.study.analysis',
-               'moe_vision.report', 'moe_vision.common')
+    allowed = (
+        'moe_vision.study.report',
+        'moe_vision.study.types',
+        'moe_vision.study.analysis',
+        'moe_vision.report',
+        'moe_vision.common',
+    )
     for path in under('moe_vision.study.report'):
         ours = touches(imported(path), 'moe_vision') - {'moe_vision', 'moe_vision.study'}
         assert ours <= touches(ours, *allowed), path
@@ -132,25 +147,37 @@ def reached(start: str) -> set[str]:
         seen.add(name)
         if name in known:
             tree = ast.parse(known[name].read_text())
-            top = ast.unparse(ast.Module([n for n in tree.body if isinstance(
-                n, ast.Import | ast.ImportFrom)], []))
+            top = ast.unparse(
+                ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+            )
             todo += found_in(top, name, known[name].name == '__init__.py')
     return seen
 
 
-@pytest.mark.parametrize('start', ['moe_vision.config.registry', 'moe_vision.config.method_args',
-                                   'moe_vision.config.schema', 'moe_vision.config.base_file'])
+@pytest.mark.parametrize(
+    'start',
+    [
+        'moe_vision.config.registry',
+        'moe_vision.config.method_args',
+        'moe_vision.config.schema',
+        'moe_vision.config.base_file',
+    ],
+)
 def test_the_tables_of_names_need_neither_jax_nor_configs(start):
     assert not touches(reached(start), 'jax', 'flax', 'ml_collections', 'configs', 'numpy')
 
 
-@pytest.mark.parametrize('package, foreign', [
-    ('moe_vision.routing', ('flax', 'optax', 'ml_collections')),
-    ('moe_vision.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline')),
-    ('moe_vision.study.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline')),
-    ('moe_vision.layers', ('optax', 'orbax', 'ml_collections', 'input_pipeline')),
-    ('moe_vision.models', ('optax', 'orbax', 'ml_collections')),
-    ('input_pipeline', ('flax', 'tensorflow'))])
+@pytest.mark.parametrize(
+    'package, foreign',
+    [
+        ('moe_vision.routing', ('flax', 'optax', 'ml_collections')),
+        ('moe_vision.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline')),
+        ('moe_vision.study.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline')),
+        ('moe_vision.layers', ('optax', 'orbax', 'ml_collections', 'input_pipeline')),
+        ('moe_vision.models', ('optax', 'orbax', 'ml_collections')),
+        ('input_pipeline', ('flax', 'tensorflow')),
+    ],
+)
 def test_packages_do_without(package, foreign):
     for path in under(package):
         assert not touches(imported(path), *foreign), path
@@ -159,13 +186,26 @@ def test_packages_do_without(package, foreign):
 def test_configdict_stays_where_it_is_checked():
     users = {module(p) for p in FILES if touches(imported(p), 'ml_collections')}
     users = {u for u in users if not u.startswith(('configs', 'moe_vision.config.examples'))}
-    assert users <= {'main', 'moe_vision', 'moe_vision.config', 'moe_vision.config.base_file',
-                     'moe_vision.config.check', 'moe_vision.config.source'}
+    assert users <= {
+        'main',
+        'moe_vision',
+        'moe_vision.config',
+        'moe_vision.config.base_file',
+        'moe_vision.config.check',
+        'moe_vision.config.source',
+    }
 
 
-@pytest.mark.parametrize('start', ['main', 'moe_vision.study.__main__', 'moe_vision.pod.__main__',
-                                   'moe_vision.study.analysis.analyse',
-                                   'moe_vision.study.run.runner'])
+@pytest.mark.parametrize(
+    'start',
+    [
+        'main',
+        'moe_vision.study.__main__',
+        'moe_vision.pod.__main__',
+        'moe_vision.study.analysis.analyse',
+        'moe_vision.study.run.runner',
+    ],
+)
 def test_what_answers_before_jax_does_not_import_it(start):
     """The commands, and all they import at their top, in any depth."""
     seen = reached(start)

@@ -17,8 +17,10 @@ def test_the_numbers_of_the_digits_table_follow_from_the_rows():
     readme = (ROOT / 'README.md').read_text()
     data = json.loads((ROOT / 'results' / 'digits_k2_and_twin.json').read_text())
     assert data['commit'][:7] in readme
-    rows = {name: sorted((r for r in data['rows'] if r['config'] == name), key=lambda r: r['seed'])
-            for name in ('digits_k2', 'digits_dense')}
+    rows = {
+        name: sorted((r for r in data['rows'] if r['config'] == name), key=lambda r: r['seed'])
+        for name in ('digits_k2', 'digits_dense')
+    }
     accuracy = {}
     for name, of in rows.items():
         assert [r['seed'] for r in of] == [0, 1, 2, 3, 4]
@@ -75,10 +77,16 @@ def test_a_line_of_the_studies_table_is_that_of_the_report(kind, comparison):
     start = f'| {kind} | `{comparison}` |'
     table = (ROOT / 'results' / 'README.md').read_text().splitlines()
     line = next(x for x in table if x.startswith(start))
-    assert [c.strip().strip('*') for c in line[len(start):].split('|')[:-1]] == [
-        f'{100 * float(r["rho_place"]):.1f} %', r['expected'], r['verdict'], pp(r['mean']),
-        f'{pp(r["low"])} to {pp(r["high"])}', f'{100 * float(r["level"]):.5g} %',
-        f'{float(r["cost"]):.2f}×', f'{float(r["mde"]):.2f}']
+    assert [c.strip().strip('*') for c in line[len(start) :].split('|')[:-1]] == [
+        f'{100 * float(r["rho_place"]):.1f} %',
+        r['expected'],
+        r['verdict'],
+        pp(r['mean']),
+        f'{pp(r["low"])} to {pp(r["high"])}',
+        f'{100 * float(r["level"]):.5g} %',
+        f'{float(r["cost"]):.2f}×',
+        f'{float(r["mde"]):.2f}',
+    ]
 
 
 def test_what_the_discussion_counts_in_the_studies():
@@ -89,22 +97,35 @@ def test_what_the_discussion_counts_in_the_studies():
         assert commit[:7] in discussion()
     verdicts = Counter(gaps(k)[c]['verdict'] for k, c in PRIMARY)
     told = {1: 'one', 2: 'two', 3: 'three', 4: 'four', 10: 'ten', 11: 'eleven', 12: 'twelve'}
-    negative, same, neither = (told[verdicts[v]] for v in
-                               ('negative', 'equivalent', 'inconclusive'))
-    assert (f'Of {len(PRIMARY)} primary comparisons {negative} came out negative, {same} '
-            f'equivalent and {neither} inconclusive') in discussion()
-    assert (f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons, of which {negative} came '
-            f'out negative, {same} equivalent and {neither} inconclusive') in readme()
+    negative, same, neither = (
+        told[verdicts[v]] for v in ('negative', 'equivalent', 'inconclusive')
+    )
+    assert (
+        f'Of {len(PRIMARY)} primary comparisons {negative} came out negative, {same} '
+        f'equivalent and {neither} inconclusive'
+    ) in discussion()
+    assert (
+        f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons, of which {negative} came '
+        f'out negative, {same} equivalent and {neither} inconclusive'
+    ) in readme()
     assert 'positive' not in verdicts
     found = [float(gaps(k)[c]['mde']) for k, c in PRIMARY]
     assert f'{min(found):.2f} to {max(found):.2f} pp' in discussion()
 
 
 def test_what_the_discussion_says_of_single_gaps():
-    decided = {c: r for kind in KINDS for c, r in gaps(kind).items()
-               if c.endswith(('_gap', '_minus_dense')) and r['verdict'] in ('negative', 'positive')}
-    assert set(decided) == {'standard_5_gap', 'throughout_gap', 'depthwise_3_gap',
-                            'k1_scaled_minus_dense'}
+    decided = {
+        c: r
+        for kind in KINDS
+        for c, r in gaps(kind).items()
+        if c.endswith(('_gap', '_minus_dense')) and r['verdict'] in ('negative', 'positive')
+    }
+    assert set(decided) == {
+        'standard_5_gap',
+        'throughout_gap',
+        'depthwise_3_gap',
+        'k1_scaled_minus_dense',
+    }
     assert {r['verdict'] for r in decided.values()} == {'negative'}
     for r in decided.values():
         told = f'({pp(r["mean"])} pp, 95 % interval {pp(r["low"])} to {pp(r["high"])})'
@@ -122,8 +143,9 @@ def test_what_the_discussion_says_of_single_gaps():
 
 def test_what_the_discussion_says_of_time():
     arms = json.loads((DIGITS / 'wall_clock' / 'timings' / 'latency.json').read_text())['arms']
-    k2, dense = ({b: t['median_ms'] for b, t in arms[a]['batches'].items()}
-                 for a in ('k2', 'dense'))
+    k2, dense = (
+        {b: t['median_ms'] for b, t in arms[a]['batches'].items()} for a in ('k2', 'dense')
+    )
     ratios = [k2[b] / dense[b] for b in k2]
     assert list(k2) == ['1', '8', '64', '512']
     times = f'{min(ratios):.1f} to {max(ratios):.1f} times as long as its twin'
@@ -142,20 +164,32 @@ SPEED = [  # words of a line of that page, suite, words of the row, baseline
     ('ragged_dot`', 'layer', 'vectors, T=1024 D=256 F=1024 E=8 k=2 cf=1.25', 'ragged'),
     ('step of `digits_k2`', 'step', 'digits_k2', 'twin'),
     ('step of a small ViT', 'step', 'small ViT', 'twin'),
-    ('through `cifar10_standard`', 'latency', 'cifar10_standard, batch 1',
-     'dense of its active FLOPs'),
+    (
+        'through `cifar10_standard`',
+        'latency',
+        'cifar10_standard, batch 1',
+        'dense of its active FLOPs',
+    ),
     ('through `digits_k2`', 'latency', 'digits_k2, batch 1', 'dense of its active FLOPs'),
     ('whose factor is 2', 'latency', 'digits_k2, batch 64', 'dense of its active FLOPs'),
-    ("`seed_mode='together'`", 'seeds', 'a whole study, digits_k2 and digits_dense, S=8',
-     'one by one')]
+    (
+        "`seed_mode='together'`",
+        'seeds',
+        'a whole study, digits_k2 and digits_dense, S=8',
+        'one by one',
+    ),
+]
 
 
 @pytest.mark.parametrize('words, suite, case, baseline', SPEED)
 def test_a_line_of_the_table_of_times_is_that_of_its_row(words, suite, case, baseline):
     suites = json.loads((ROOT / 'benchmarks' / 'results' / CORES).read_text())['suites']
     row = next(r for r in suites[suite]['rows'] if r['case'] == case)
-    line = next(x for x in PERFORMANCE.read_text().splitlines()
-                if words in x and x.startswith('|') and x.count('|') == 4)
+    line = next(
+        x
+        for x in PERFORMANCE.read_text().splitlines()
+        if words in x and x.startswith('|') and x.count('|') == 4
+    )
     assert line.endswith(f'| {row["ratios"][baseline]:.2f} |')
     if 'times the FLOPs' in line:
         assert f'{row["facts"]["times the FLOPs"]:.2f} times the FLOPs' in line

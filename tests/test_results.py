@@ -55,8 +55,11 @@ def test_a_report_is_made_again_from_its_rows(folder, results):
         if name.endswith('.csv'):
             ours, theirs = (list(csv.reader((of / name).open())) for of in (made, kept))
             assert [len(row) for row in ours] == [len(row) for row in theirs], name
-            assert all(close(a, b) for x, y in zip(ours, theirs, strict=True)
-                       for a, b in zip(x, y, strict=True)), name
+            assert all(
+                close(a, b)
+                for x, y in zip(ours, theirs, strict=True)
+                for a, b in zip(x, y, strict=True)
+            ), name
 
 
 @pytest.mark.parametrize('folder', STUDIES, ids=ids)

@@ -29,8 +29,9 @@ def required(*names: str) -> dict[str, importlib.metadata.Distribution]:
             continue
         if name not in closure:
             closure[name] = found
-            todo += [re.match(r'[\w.-]+', r)[0] for r in found.requires or ()
-                     if 'extra ==' not in r]
+            todo += [
+                re.match(r'[\w.-]+', r)[0] for r in found.requires or () if 'extra ==' not in r
+            ]
     return closure
 
 
@@ -38,15 +39,42 @@ def required(*names: str) -> dict[str, importlib.metadata.Distribution]:
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built without the network by the pinned setuptools."""
     source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
-    tracked = subprocess.run(['git', 'ls-files', '-z', 'moe_vision', 'input_pipeline', 'configs',
-                              'README.md', 'LICENSE', 'pyproject.toml'], cwd=ROOT, check=True,
-                             capture_output=True, text=True).stdout.split('\0')
+    tracked = subprocess.run(
+        [
+            'git',
+            'ls-files',
+            '-z',
+            'moe_vision',
+            'input_pipeline',
+            'configs',
+            'README.md',
+            'LICENSE',
+            'pyproject.toml',
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split('\0')
     for name in filter(None, tracked):
         if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation',
-                    '-w', str(out), str(source)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '-w',
+            str(out),
+            str(source),
+        ],
+        check=True,
+    )
     return next(out.glob('*.whl'))
 
 
@@ -64,10 +92,19 @@ def run(wheel, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp('elsewhere')
 
     def python(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, '-S', *arguments], cwd=elsewhere, text=True,
-                              capture_output=True, timeout=120, env={
-                                  'PYTHONPATH': str(site), 'HOME': str(elsewhere),
-                                  'PATH': '', 'JAX_PLATFORMS': 'cpu'})
+        done = subprocess.run(
+            [sys.executable, '-S', *arguments],
+            cwd=elsewhere,
+            text=True,
+            capture_output=True,
+            timeout=120,
+            env={
+                'PYTHONPATH': str(site),
+                'HOME': str(elsewhere),
+                'PATH': '',
+                'JAX_PLATFORMS': 'cpu',
+            },
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -76,8 +113,13 @@ def run(wheel, tmp_path_factory):
 
 def test_it_holds_both_packages_whole_and_nothing_else(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
-    tracked = subprocess.run(['git', 'ls-files', 'moe_vision', 'input_pipeline'], cwd=ROOT,
-                             check=True, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ['git', 'ls-files', 'moe_vision', 'input_pipeline'],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     assert names == {n for n in tracked if (ROOT / n).exists()}
 
 
@@ -88,16 +130,19 @@ def test_the_layer_of_the_readme_runs(run):
 
 
 def test_the_layers_import_what_jax_and_flax_need_and_nothing_more(run):
-    code = '''
+    code = """
 import json, sys
 before = set(sys.modules)
 import moe_vision.layers
 new = [n for n in set(sys.modules) - before if getattr(sys.modules[n], '__file__', None)]
 print(json.dumps(sorted({n.partition('.')[0] for n in new})))
-'''
+"""
     tops = set(json.loads(run('-c', code))) - set(sys.stdlib_module_names)
-    theirs = {file.parts[0].partition('.')[0] for package in required('jax', 'flax').values()
-              for file in package.files or ()}
+    theirs = {
+        file.parts[0].partition('.')[0]
+        for package in required('jax', 'flax').values()
+        for file in package.files or ()
+    }
     assert {'jax', 'flax', 'moe_vision'} <= tops
     assert {n for n in tops if not n.startswith('_')} <= theirs | {'moe_vision', 'input_pipeline'}
 
@@ -108,11 +153,15 @@ def test_commands_help_and_the_data_layer_imports(run):
 
 
 def test_what_is_missing_is_named_with_what_brings_it(run):
-    code = ('import sys; from moe_vision.leverage.__main__ import main; '
-            "sys.stderr = sys.stdout; open('c.py', 'w').write('def get_config(): pass'); "
-            "print(main(['--config=c.py']))")
-    assert run('-c', code) == ("error: this command needs the package 'ml_collections'; run "
-                               "pip install 'moe-vision[train]'.\n2\n")
+    code = (
+        'import sys; from moe_vision.leverage.__main__ import main; '
+        "sys.stderr = sys.stdout; open('c.py', 'w').write('def get_config(): pass'); "
+        "print(main(['--config=c.py']))"
+    )
+    assert run('-c', code) == (
+        "error: this command needs the package 'ml_collections'; run "
+        "pip install 'moe-vision[train]'.\n2\n"
+    )
 
 
 def test_an_example_ships_in_it(wheel):
@@ -133,7 +182,9 @@ def test_requirements_pin_what_training_needs():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     for file, groups in (('requirements.txt', ['train']), ('requirements-dev.txt', ['dev'])):
         pinned = {line.partition('==')[0] for line in (ROOT / file).read_text().splitlines()}
-        wanted = [*project['dependencies'], *(r for g in groups
-                                              for r in project['optional-dependencies'][g])]
+        wanted = [
+            *project['dependencies'],
+            *(r for g in groups for r in project['optional-dependencies'][g]),
+        ]
         names = {re.match(r'[\w-]+', r)[0].lower().replace('_', '-') for r in wanted}
         assert names <= pinned, names - pinned

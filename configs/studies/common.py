@@ -16,8 +16,11 @@ DENSE: Overrides = {'model.twin': 'same_width'}
 DENSE_AGAIN = 1000  # seed offset of dense against dense
 CONTROLS: Mapping[str, Overrides] = {
     # Do routes drawn at random do as well? Their gates are learned, by the task alone.
-    'random': {'model.moe.router': 'random', 'model.moe.router_args': {'gate': 'softmax'},
-               'model.moe.losses': {}},
+    'random': {
+        'model.moe.router': 'random',
+        'model.moe.router_args': {'gate': 'softmax'},
+        'model.moe.losses': {},
+    },
     # Do routes that never learn do as well?
     'frozen_random': {'model.moe.router': 'frozen_random'},
     # Does it matter which image goes where? Learned routes are dealt to other images.
@@ -28,8 +31,11 @@ CONTROLS: Mapping[str, Overrides] = {
 def arm(data: DataSet, network: Network, *changes: Overrides, seed_offset: int = 0) -> Arm:
     """The recipe of `data`, a network, and what this arm changes; later keys win."""
     overrides: dict[str, Any] = {
-        **data.recipe, 'train.learning_rate': data.learning_rate, 'train.epochs': data.epochs,
-        **network.overrides}
+        **data.recipe,
+        'train.learning_rate': data.learning_rate,
+        'train.epochs': data.epochs,
+        **network.overrides,
+    }
     for change in changes:
         overrides |= change
     return Arm(data.config, overrides, seed_offset)
@@ -46,26 +52,45 @@ def control_comparisons(dense: str = 'dense', routed: str = '') -> dict[str, Com
 
     `dense_again` against the twin is the null gap: what two sets of seeds differ by.
     """
-    comparisons = {f'{name}_minus_dense': Comparison(name, dense)
-                   for name in (*CONTROLS, 'dense_again')}
+    comparisons = {
+        f'{name}_minus_dense': Comparison(name, dense) for name in (*CONTROLS, 'dense_again')
+    }
     if routed:
         comparisons |= {f'{routed}_minus_{name}': Comparison(routed, name) for name in CONTROLS}
     return comparisons
 
 
-def study(data: DataSet, kind: str, *, question: str, hypotheses: tuple[str, ...],
-          arms: Mapping[str, Arm], comparisons: Mapping[str, Comparison],
-          figures: tuple[Figure, ...], patterns: Mapping[str, tuple[str, ...]] | None = None,
-          mechanism: bool = False, latency_arms: tuple[str, ...] = (),
-          seeds: tuple[int, ...] = ()) -> Study:
+def study(
+    data: DataSet,
+    kind: str,
+    *,
+    question: str,
+    hypotheses: tuple[str, ...],
+    arms: Mapping[str, Arm],
+    comparisons: Mapping[str, Comparison],
+    figures: tuple[Figure, ...],
+    patterns: Mapping[str, tuple[str, ...]] | None = None,
+    mechanism: bool = False,
+    latency_arms: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+) -> Study:
     """A study of one data set; `{set}` in the texts is its name; `seeds` are by default its own."""
+
     def named(text: str) -> str:
         return text.replace('{set}', data.name)
 
     return Study(
-        name=f'{data.name}_{kind}', question=named(question),
-        hypotheses=tuple(named(h) for h in hypotheses), arms=arms,
+        name=f'{data.name}_{kind}',
+        question=named(question),
+        hypotheses=tuple(named(h) for h in hypotheses),
+        arms=arms,
         seeds=seeds or data.seeds,
-        comparisons=comparisons, margin=data.margin, seed_mode=data.seed_mode,
-        patterns=patterns or {}, tuning=data.tuning, mechanism=mechanism,
-        latency_arms=latency_arms, figures=figures)
+        comparisons=comparisons,
+        margin=data.margin,
+        seed_mode=data.seed_mode,
+        patterns=patterns or {},
+        tuning=data.tuning,
+        mechanism=mechanism,
+        latency_arms=latency_arms,
+        figures=figures,
+    )

@@ -16,8 +16,13 @@ from configs.studies.data_set import DataSet
 from moe_vision.study.types import Arm, Study
 
 EXPERIMENTS: Mapping[str, ModuleType] = {
-    'width': width, 'placement': placement, 'top_k': top_k, 'soft': soft,
-    'temperature': temperature, 'wall_clock': wall_clock}
+    'width': width,
+    'placement': placement,
+    'top_k': top_k,
+    'soft': soft,
+    'temperature': temperature,
+    'wall_clock': wall_clock,
+}
 SEED = 100
 EPOCHS = 1.0
 VALIDATIONS = 2
@@ -30,8 +35,16 @@ def get_study(data_set: str = '') -> Study:
 
 def short(data: DataSet, arm: Arm) -> Arm:
     """The arm for a pilot: of one length, without a seed offset; so arms can turn out equal."""
-    return Arm(arm.config, {**arm.overrides, **data.before, 'train.epochs': EPOCHS,
-                            'train.warmup_epochs': 0.0, 'eval.every_epochs': EPOCHS / VALIDATIONS})
+    return Arm(
+        arm.config,
+        {
+            **arm.overrides,
+            **data.before,
+            'train.epochs': EPOCHS,
+            'train.warmup_epochs': 0.0,
+            'eval.every_epochs': EPOCHS / VALIDATIONS,
+        },
+    )
 
 
 def study_of(data: DataSet) -> Study:
@@ -42,5 +55,12 @@ def study_of(data: DataSet) -> Study:
             if short(data, arm) not in arms.values():
                 arms[f'{kind}_{name}'] = short(data, arm)
     return study(
-        data, 'pilot', question='What will a cell of each arm on {set} take?', hypotheses=(),
-        arms=arms, comparisons={}, figures=(), seeds=(SEED,))
+        data,
+        'pilot',
+        question='What will a cell of each arm on {set} take?',
+        hypotheses=(),
+        arms=arms,
+        comparisons={},
+        figures=(),
+        seeds=(SEED,),
+    )

@@ -26,11 +26,21 @@ def study_of(data: DataSet) -> Study:
         for epochs in data.lengths:
             setting = f'lr{round(rate * 1e4)}_e{epochs:g}'
             change = data.before | {'train.learning_rate': rate, 'train.epochs': epochs}
-            arms |= {f'dense_{setting}': arm(data, data.backbone, DENSE, change),
-                     f'k2_{setting}': arm(data, data.backbone, change)}
-            comparisons[f'k2_minus_dense_{setting}'] = Comparison(f'k2_{setting}',
-                                                                  f'dense_{setting}')
+            arms |= {
+                f'dense_{setting}': arm(data, data.backbone, DENSE, change),
+                f'k2_{setting}': arm(data, data.backbone, change),
+            }
+            comparisons[f'k2_minus_dense_{setting}'] = Comparison(
+                f'k2_{setting}', f'dense_{setting}'
+            )
     return study(
-        data, 'tuning', question='Which learning rate and length of training suit the dense twin '
+        data,
+        'tuning',
+        question='Which learning rate and length of training suit the dense twin '
         'and k2 on the validation split of {set}?',
-        hypotheses=(), arms=arms, comparisons=comparisons, figures=(), seeds=SEEDS)
+        hypotheses=(),
+        arms=arms,
+        comparisons=comparisons,
+        figures=(),
+        seeds=SEEDS,
+    )

@@ -32,22 +32,32 @@ def study_of(data: DataSet) -> Study:
             arms[name] = arm(data, network)
             arms[f'{name}_dense'] = arm(data, network, DENSE)
             comparisons[f'{name}_gap'] = Comparison(
-                name, f'{name}_dense', primary=number in (1, last),
-                expected=at_ends.get(number, 'none'))
+                name,
+                f'{name}_dense',
+                primary=number in (1, last),
+                expected=at_ends.get(number, 'none'),
+            )
         gaps[family] = tuple(f'{family}_{n}_gap' for n in range(1, last + 1))
     widest = f'standard_{len(data.sweep["standard"])}'
     arms |= control_arms(data, data.sweep['standard'][-1])
     comparisons |= control_comparisons(f'{widest}_dense', widest)
     ends = {family: (names[0], names[-1]) for family, names in gaps.items()}
     return study(
-        data, 'width', question='How does the gap to the dense twin move with the routed share of '
+        data,
+        'width',
+        question='How does the gap to the dense twin move with the routed share of '
         'compute on {set}, and does the family of the backbone matter?',
         hypotheses=(
             'Claim of arXiv 2605.15484 for CIFAR-10, tested here on {set}: the gap is negative '
             'where less than 1 % of the compute is routed and positive where more than half is.',
             'The same two signs appear on a standard and on a depthwise backbone, so the family '
-            'is not the active variable.'),
-        arms=arms, comparisons=comparisons,
-        patterns={**{f'{family}_reversal': pair for family, pair in ends.items()},
-                  'both_reversals': tuple(name for pair in ends.values() for name in pair)},
-        figures=(Figure('gap_against_rho', 'Gap against the routed share of compute', gaps),))
+            'is not the active variable.',
+        ),
+        arms=arms,
+        comparisons=comparisons,
+        patterns={
+            **{f'{family}_reversal': pair for family, pair in ends.items()},
+            'both_reversals': tuple(name for pair in ends.values() for name in pair),
+        },
+        figures=(Figure('gap_against_rho', 'Gap against the routed share of compute', gaps),),
+    )

@@ -29,8 +29,13 @@ class Chip:
     def per_device(self) -> 'Chip':
         n = self.devices
         return dataclasses.replace(
-            self, flops=self.flops / n, hbm=self.hbm // n, hbm_bandwidth=self.hbm_bandwidth / n,
-            ici_bandwidth=self.ici_bandwidth / n, devices=1)
+            self,
+            flops=self.flops / n,
+            hbm=self.hbm // n,
+            hbm_bandwidth=self.hbm_bandwidth / n,
+            ici_bandwidth=self.ici_bandwidth / n,
+            devices=1,
+        )
 
 
 TPUS = {
@@ -41,10 +46,20 @@ TPUS = {
     'tpu7x': Chip(2307e12, 192 * _GIB, 7380e9, 600e9, axes=3, most=9216, devices=2),
 }
 
-_TPU_KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p', 'TPU v6 lite': 'v6e',
-              'TPU7x': 'tpu7x'}
-_GPUS = {'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'H200': 989e12,
-         'A100': 312e12}  # the first name that is part of a device's kind counts
+_TPU_KINDS = {
+    'TPU v4': 'v4',
+    'TPU v5 lite': 'v5e',
+    'TPU v5': 'v5p',
+    'TPU v6 lite': 'v6e',
+    'TPU7x': 'tpu7x',
+}
+_GPUS = {
+    'H100 PCIe': 756e12,
+    'H100 NVL': 835e12,
+    'H100': 989e12,
+    'H200': 989e12,
+    'A100': 312e12,
+}  # the first name that is part of a device's kind counts
 
 
 def peak(device_kind: str) -> float | None:

@@ -23,8 +23,12 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, module: str, description: str | None) -> None:
-        super().__init__(prog=f'python -m {module}', description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            prog=f'python -m {module}',
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The flags' values.
@@ -37,12 +41,15 @@ class Parser(argparse.ArgumentParser):
         for argument in itertools.takewhile(lambda a: a != '--', arguments):
             name = argument.partition('=')[0]
             if re.match('--.|-[A-Za-z]', name) and name not in self._option_string_actions:
-                raise UserError(f"unknown flag '{name}'.{self.nearest_flag(name)} Allowed: "
-                                f'{", ".join(self.allowed_flags())}.')
+                raise UserError(
+                    f"unknown flag '{name}'.{self.nearest_flag(name)} Allowed: "
+                    f'{", ".join(self.allowed_flags())}.'
+                )
         namespace, unexpected = self.parse_known_args(arguments)
         if unexpected:
-            raise UserError(f"unexpected argument '{unexpected[0]}'; flags are written "
-                            '--name=value.')
+            raise UserError(
+                f"unexpected argument '{unexpected[0]}'; flags are written --name=value."
+            )
         return namespace
 
     def allowed_flags(self) -> list[str]:
@@ -58,8 +65,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f'{message}; {self.prog} --help shows the flags.')
 
 
-def exit_code(command: Callable[[], int],
-              mistakes: tuple[type[Exception], ...] = (UserError,)) -> int:
+def exit_code(
+    command: Callable[[], int], mistakes: tuple[type[Exception], ...] = (UserError,)
+) -> int:
     """Calls the command; returns what it returns, 2 after a mistake, or 130 after Ctrl-C.
 
     A mistake is printed as one line on standard error. All other exceptions are raised.

@@ -18,8 +18,10 @@ def write_json(path: Path, value: Any) -> None:
     try:
         write(path, (json.dumps(finite(value), indent=1) + '\n').encode())
     except OSError as e:
-        raise UserError(f"'{path}' cannot be written: {e.strerror or e}; make room or give another "
-                        '--workdir, and start again to continue.') from e
+        raise UserError(
+            f"'{path}' cannot be written: {e.strerror or e}; make room or give another "
+            '--workdir, and start again to continue.'
+        ) from e
 
 
 def write(path: Path, data: bytes) -> None:
@@ -47,8 +49,9 @@ def check_bucket(path: str) -> None:
     needs = {'gcsfs': ('gcsfs', 'tensorflow'), 'google-cloud-storage': ('google.cloud.storage',)}
     missing = [name for name, modules in needs.items() if not any(map(_installed, modules))]
     if missing:
-        raise UserError(f"workdir '{path}' needs {' and '.join(missing)}; run "
-                        f'pip install {" ".join(missing)}.')
+        raise UserError(
+            f"workdir '{path}' needs {' and '.join(missing)}; run pip install {' '.join(missing)}."
+        )
 
 
 def _installed(module: str) -> bool:

@@ -26,8 +26,18 @@ Scope = tuple[str, ...]
 Counts = dict[Scope, int]
 
 # Primitives that run the program in their parameters once (scan: `length` times).
-_CALLS = {'jit', 'pjit', 'closed_call', 'core_call', 'remat2', 'checkpoint',
-          'custom_jvp_call', 'custom_vjp_call', 'custom_vmap_call', 'scan'}
+_CALLS = {
+    'jit',
+    'pjit',
+    'closed_call',
+    'core_call',
+    'remat2',
+    'checkpoint',
+    'custom_jvp_call',
+    'custom_vjp_call',
+    'custom_vmap_call',
+    'scan',
+}
 
 
 def count(fn: Callable, *args, **kwargs) -> Counts:
@@ -93,8 +103,11 @@ def _equation(eqn: JaxprEqn, outer: Scope) -> Counts:
     if name == 'shard_map':  # inner shapes are per device
         times = math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
     elif name not in _CALLS and (any(inner) or name == 'call_hi_primitive'):
-        why = ('a while loop of unknown trip count: use lax.scan, or fori_loop with static bounds'
-               if name == 'while' else f"'{name}', whose repetitions are unknown")
+        why = (
+            'a while loop of unknown trip count: use lax.scan, or fori_loop with static bounds'
+            if name == 'while'
+            else f"'{name}', whose repetitions are unknown"
+        )
         raise UserError(f"cannot count the FLOPs in scope '{'/'.join(scope)}' inside {why}")
     return _sum(inner, times)
 
@@ -115,7 +128,7 @@ def _names(eqn: JaxprEqn) -> Scope:
     if backward:  # under remat and custom_jvp jax repeats outer names: a/b/a/b/c means a/b/c
         n = len(names) // 2
         while n:
-            repeats = names[:n] == names[n:2 * n]
+            repeats = names[:n] == names[n : 2 * n]
             names, n = (names[n:], (len(names) - n) // 2) if repeats else (names, n - 1)
     return tuple(names)
 
@@ -144,7 +157,13 @@ def _conv(eqn: JaxprEqn) -> int:
     flops = 2 * out[dims.out_spec[0]] * out[dims.out_spec[1]] * kernel[dims.rhs_spec[1]]
     for i, (o, k) in enumerate(zip(dims.out_spec[2:], dims.rhs_spec[2:], strict=True)):
         stride, hole, low = p['window_strides'][i], p['lhs_dilation'][i], p['padding'][i][0]
-        flops *= out[o] * kernel[k] if hole == 1 else sum(
-            (a * stride + b * p['rhs_dilation'][i] - low) % hole == 0
-            for a in range(out[o]) for b in range(kernel[k]))
+        flops *= (
+            out[o] * kernel[k]
+            if hole == 1
+            else sum(
+                (a * stride + b * p['rhs_dilation'][i] - low) % hole == 0
+                for a in range(out[o])
+                for b in range(kernel[k])
+            )
+        )
     return flops

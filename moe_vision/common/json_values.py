@@ -48,9 +48,13 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def differences(old: Any, new: Any,
-                default: Callable[[tuple[Any, ...], Any], Any] = lambda path, new: MISSING,
-                path: tuple[Any, ...] = (), top: Any = None) -> Iterator[str]:
+def differences(
+    old: Any,
+    new: Any,
+    default: Callable[[tuple[Any, ...], Any], Any] = lambda path, new: MISSING,
+    path: tuple[Any, ...] = (),
+    top: Any = None,
+) -> Iterator[str]:
     """'train.epochs 30.0 -> 60.0' for every leaf at which two plain values differ.
 
     Args:

@@ -43,9 +43,14 @@ def compiling() -> Compiling:
     return listener
 
 
-def rounds(fns: Mapping[str, Callable[[], Any]], number: int, budget_s: float = float('inf'),
-           least: int = 1, warm_up: int = 2,
-           clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+def rounds(
+    fns: Mapping[str, Callable[[], Any]],
+    number: int,
+    budget_s: float = float('inf'),
+    least: int = 1,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Times calls in rounds; returns the seconds of each function's calls.
 
     A round calls each function once, in the given order, so that a slow minute of the machine slows

@@ -1,9 +1,9 @@
 """Configs: the keys, the checks, and the command lines that override them.
 
-    >>> import moe_vision
-    >>> config = moe_vision.config.example('digits_k2')
-    >>> config.train.epochs = 2.0
-    >>> moe_vision.train(config, 'runs/first')
+>>> import moe_vision
+>>> config = moe_vision.config.example('digits_k2')
+>>> config.train.epochs = 2.0
+>>> moe_vision.train(config, 'runs/first')
 """
 
 from typing import TYPE_CHECKING

@@ -60,17 +60,29 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
     for loss in moe.losses:
         registry.entry('loss', registry.LOSSES, loss)
     moe = dataclasses.replace(
-        moe, expert=name,
-        expert_args=_args(f"argument of expert '{name}'", expert, moe.expert_args,
-                          'model.moe.expert_args'),
-        router_args=_args(f"argument of router '{moe.router}'", router, moe.router_args,
-                          'model.moe.router_args'))
+        moe,
+        expert=name,
+        expert_args=_args(
+            f"argument of expert '{name}'", expert, moe.expert_args, 'model.moe.expert_args'
+        ),
+        router_args=_args(
+            f"argument of router '{moe.router}'", router, moe.router_args, 'model.moe.router_args'
+        ),
+    )
     model = dataclasses.replace(
-        model, moe=moe,
-        args=_args(f"argument of backbone '{model.name}'", backbone, model.args, 'model.args'))
+        model,
+        moe=moe,
+        args=_args(f"argument of backbone '{model.name}'", backbone, model.args, 'model.args'),
+    )
     train = dataclasses.replace(
-        train, optimizer_args=_args(f"argument of optimizer '{train.optimizer}'", optimizer,
-                                    train.optimizer_args, 'train.optimizer_args'))
+        train,
+        optimizer_args=_args(
+            f"argument of optimizer '{train.optimizer}'",
+            optimizer,
+            train.optimizer_args,
+            'train.optimizer_args',
+        ),
+    )
     return dataclasses.replace(config, model=model, train=train)
 
 
@@ -103,6 +115,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
     try:
         if '://' in path:
             from etils import epath  # slower to import, and only needed for buckets
+
             text = epath.Path(path).read_text()
         else:
             with open(path, encoding='utf-8') as f:
@@ -110,8 +123,10 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
         values = _completed(json.loads(text)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         why = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
-        raise UserError(f"no run to read in workdir '{workdir}': '{path}': {why}; train there "
-                        'first or give --config.') from e
+        raise UserError(
+            f"no run to read in workdir '{workdir}': '{path}': {why}; train there "
+            'first or give --config.'
+        ) from e
     trust.check(values, workdir, trusted)
     return from_dict(values)
 

@@ -13,8 +13,10 @@ from moe_vision.config import source
 class OverridesParser(command_line.Parser):
     """A parser that also takes overrides of the config's keys."""
 
-    def parse_with_overrides(self, arguments: Sequence[str],
-                             ) -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
+    def parse_with_overrides(
+        self,
+        arguments: Sequence[str],
+    ) -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
         """The flags' values, and the overrides of common and of open keys, for `source.load`.
 
         Raises:
@@ -34,8 +36,23 @@ class OverridesParser(command_line.Parser):
         return key if is_key else super().nearest_flag(name) or key
 
 
-_EXTRA = {'absl', 'array_record', 'chex', 'cv2', 'etils', 'grain', 'matplotlib', 'ml_collections',
-          'optax', 'orbax', 'PIL', 'scipy', 'sklearn', 'tensorboardX', 'tensorflow_datasets'}
+_EXTRA = {
+    'absl',
+    'array_record',
+    'chex',
+    'cv2',
+    'etils',
+    'grain',
+    'matplotlib',
+    'ml_collections',
+    'optax',
+    'orbax',
+    'PIL',
+    'scipy',
+    'sklearn',
+    'tensorboardX',
+    'tensorflow_datasets',
+}
 
 
 def exit_code(command: Callable[[], int]) -> int:
@@ -43,13 +60,15 @@ def exit_code(command: Callable[[], int]) -> int:
 
     So is a missing package of the extra `train`: the layers alone do without it.
     """
+
     def run() -> int:
         try:
             return command()
         except ModuleNotFoundError as e:
             if str(e.name).partition('.')[0] not in _EXTRA:
                 raise
-            raise UserError(f"this command needs the package '{e.name}'; run "
-                            "pip install 'moe-vision[train]'.") from e
+            raise UserError(
+                f"this command needs the package '{e.name}'; run pip install 'moe-vision[train]'."
+            ) from e
 
     return command_line.exit_code(run, (UserError, DataError))

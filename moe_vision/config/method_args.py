@@ -40,8 +40,12 @@ class TopKArgs:
         unread(self, 'noise_scale', self.noise != 'none', "noise is 'none'")
         moving = self.temperature != 'constant'
         unread(self, 'temperature_end', moving, "temperature is 'constant'")
-        unread(self, 'entropy_floor', self.temperature == 'entropy_floor',
-               f"temperature is '{self.temperature}'")
+        unread(
+            self,
+            'entropy_floor',
+            self.temperature == 'entropy_floor',
+            f"temperature is '{self.temperature}'",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +163,10 @@ class ConvNextNetArgs:
         positive(self, 'widths', 'depths')
         below_one(self, 'drop_path')
         if len(self.widths) != len(self.depths):
-            raise UserError(f'widths is {self.widths} and depths is {self.depths}; give one of '
-                            'each for every stage.')
+            raise UserError(
+                f'widths is {self.widths} and depths is {self.depths}; give one of '
+                'each for every stage.'
+            )
 
     @property
     def block_widths(self) -> tuple[int, ...]:  # channels of the blocks that `placement` counts
@@ -186,8 +192,9 @@ class ResNetArgs(ConvNextNetArgs):
         super().__post_init__()
         multiple = 32 if self.norm == 'group' else 4
         if any(w % multiple for w in self.widths):
-            raise UserError(f"widths is {self.widths}; norm '{self.norm}' needs multiples of "
-                            f'{multiple}.')
+            raise UserError(
+                f"widths is {self.widths}; norm '{self.norm}' needs multiples of {multiple}."
+            )
 
     @property
     def block_widths(self) -> tuple[int, ...]:

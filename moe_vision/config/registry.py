@@ -51,15 +51,19 @@ ROUTERS = {
     'top_k': Entry('moe_vision.routing.routers.top_k:TopK', TopKArgs),
     'frozen_random': Entry('moe_vision.routing.routers.top_k:FrozenRandom', TopKArgs),
     'shuffled': Entry('moe_vision.routing.routers.top_k:Shuffled', TopKArgs),
-    'supervised': Entry('moe_vision.routing.routers.top_k:Supervised', SupervisedArgs,
-                        supplies=('superclass',)),
+    'supervised': Entry(
+        'moe_vision.routing.routers.top_k:Supervised', SupervisedArgs, supplies=('superclass',)
+    ),
     'random': Entry('moe_vision.routing.routers.random:Random', RandomArgs),
-    'bias_balanced': Entry('moe_vision.routing.routers.bias_balanced:BiasBalanced',
-                           BiasBalancedArgs),
+    'bias_balanced': Entry(
+        'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
+    ),
     'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
-    'soft': Entry('moe_vision.routing.routers.soft:Soft', SoftArgs,
-                  ignores=('k', 'capacity_factor', 'eval_capacity_factor', 'capacity_multiple',
-                           'priority')),
+    'soft': Entry(
+        'moe_vision.routing.routers.soft:Soft',
+        SoftArgs,
+        ignores=('k', 'capacity_factor', 'eval_capacity_factor', 'capacity_multiple', 'priority'),
+    ),
 }
 
 LOSSES = {
@@ -79,14 +83,26 @@ EXPERTS = {
 }
 
 BACKBONES = {
-    'conv': Entry('moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image', expert='conv',
-                  remat=True),
-    'depthwise': Entry('moe_vision.models.conv:DepthwiseNet', DepthwiseNetArgs, unit='image',
-                       expert='depthwise_conv', remat=True),
-    'resnet': Entry('moe_vision.models.resnet:ResNet', ResNetArgs, unit='image',
-                    expert='bottleneck', remat=True),
-    'convnext': Entry('moe_vision.models.convnext:ConvNext', ConvNextNetArgs, unit='image',
-                      expert='convnext', remat=True),
+    'conv': Entry(
+        'moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image', expert='conv', remat=True
+    ),
+    'depthwise': Entry(
+        'moe_vision.models.conv:DepthwiseNet',
+        DepthwiseNetArgs,
+        unit='image',
+        expert='depthwise_conv',
+        remat=True,
+    ),
+    'resnet': Entry(
+        'moe_vision.models.resnet:ResNet', ResNetArgs, unit='image', expert='bottleneck', remat=True
+    ),
+    'convnext': Entry(
+        'moe_vision.models.convnext:ConvNext',
+        ConvNextNetArgs,
+        unit='image',
+        expert='convnext',
+        remat=True,
+    ),
     'vit': Entry('moe_vision.models.vit:Vit', VitArgs, unit='patch', expert='mlp', remat=True),
 }
 
@@ -107,9 +123,15 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
         raise unknown(kind, name, table)
     cls = load(name)
     _own[name] = Entry(
-        name, getattr(cls, 'Args', NoArgs), tuple(getattr(cls, 'needs', ())),
-        tuple(getattr(cls, 'ignores', ())), tuple(getattr(cls, 'supplies', ())),
-        getattr(cls, 'unit', ''), getattr(cls, 'expert', ''), getattr(cls, 'remat', False))
+        name,
+        getattr(cls, 'Args', NoArgs),
+        tuple(getattr(cls, 'needs', ())),
+        tuple(getattr(cls, 'ignores', ())),
+        tuple(getattr(cls, 'supplies', ())),
+        getattr(cls, 'unit', ''),
+        getattr(cls, 'expert', ''),
+        getattr(cls, 'remat', False),
+    )
     return _own[name]
 
 

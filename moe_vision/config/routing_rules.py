@@ -29,9 +29,11 @@ def check_classes(config: Config, classes: int) -> None:
     """Raises UserError unless a router's superclasses have one entry for each class."""
     given = getattr(config.model.moe.router_args, 'superclasses', ())
     if given and len(given) != classes:
-        raise UserError(f'model.moe.router_args.superclasses has {len(given)} entries but '
-                        f"'{config.dataset.name}' has {classes} classes; give one for each, or () "
-                        'for class modulo num_experts.')
+        raise UserError(
+            f'model.moe.router_args.superclasses has {len(given)} entries but '
+            f"'{config.dataset.name}' has {classes} classes; give one for each, or () "
+            'for class modulo num_experts.'
+        )
 
 
 def check_image_size(config: Config, height: int, width: int) -> None:
@@ -60,43 +62,60 @@ def _experts(config: Config) -> None:
     ids = moe.num_experts + null
     if moe.k > ids and 'k' not in router.ignores:
         among = f' + null_experts {null}' if null else ''
-        raise UserError(f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
-                        f'{among}; k can be 1 to {ids}.')
+        raise UserError(
+            f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
+            f'{among}; k can be 1 to {ids}.'
+        )
     if moe.num_experts % config.mesh.expert:
-        raise UserError(f'model.moe.num_experts {moe.num_experts} is not divisible by mesh.expert '
-                        f'{config.mesh.expert}; {fits(moe.num_experts, config.mesh.expert)}.')
+        raise UserError(
+            f'model.moe.num_experts {moe.num_experts} is not divisible by mesh.expert '
+            f'{config.mesh.expert}; {fits(moe.num_experts, config.mesh.expert)}.'
+        )
     second = getattr(moe.router_args, 'second_choice', 'always')
     if second != 'always' and moe.k != 2:
-        raise UserError(f"model.moe.router_args.second_choice is '{second}', which needs k = 2, "
-                        f'but model.moe.k is {moe.k}.')
+        raise UserError(
+            f"model.moe.router_args.second_choice is '{second}', which needs k = 2, "
+            f'but model.moe.k is {moe.k}.'
+        )
     for expert_of_class in getattr(moe.router_args, 'superclasses', ()):
         if not 0 <= expert_of_class < moe.num_experts:
-            raise UserError(f'model.moe.router_args.superclasses names {expert_of_class}; allowed: '
-                            f'0 to {moe.num_experts - 1}, the experts of model.moe.num_experts.')
+            raise UserError(
+                f'model.moe.router_args.superclasses names {expert_of_class}; allowed: '
+                f'0 to {moe.num_experts - 1}, the experts of model.moe.num_experts.'
+            )
     for need in router.needs:
         if need not in backbone.supplies:
             offers = ', '.join(backbone.supplies) or 'nothing'
-            raise UserError(f"router '{moe.router}' needs '{need}' but backbone '{model.name}' "
-                            f'supplies {offers}; choose another of them.')
+            raise UserError(
+                f"router '{moe.router}' needs '{need}' but backbone '{model.name}' "
+                f'supplies {offers}; choose another of them.'
+            )
     routed = 'vector' if moe.placement == 'head' or backbone.unit == 'patch' else 'map'
     if expert.needs and routed not in expert.needs:
         usable = [n for n, e in registry.EXPERTS.items() if routed in e.needs]
-        raise UserError(f"expert '{moe.expert}' works on a {expert.needs[0]} but what is routed "
-                        f"here is a {routed} (model.name '{model.name}', model.moe.placement "
-                        f"'{moe.placement}'); use {' or '.join(usable)}.")
+        raise UserError(
+            f"expert '{moe.expert}' works on a {expert.needs[0]} but what is routed "
+            f"here is a {routed} (model.name '{model.name}', model.moe.placement "
+            f"'{moe.placement}'); use {' or '.join(usable)}."
+        )
     groups = getattr(moe.expert_args, 'norm_groups', 1)
     for key, width in _normed_widths(config):
         if width % groups:
-            raise UserError(f'model.moe.expert_args.norm_groups is {groups}, which does not divide '
-                            f'{key} {width}; {fits(width, groups)}.')
+            raise UserError(
+                f'model.moe.expert_args.norm_groups is {groups}, which does not divide '
+                f'{key} {width}; {fits(width, groups)}.'
+            )
 
 
 def _normed_widths(config: Config) -> list[tuple[str, int]]:
     """Key and value of each width that the norm inside an expert splits into groups."""
     args, moe = config.model.args, config.model.moe
     widths = getattr(args, 'block_widths', ())
-    found = [('model.args.widths', widths[n])
-             for n in routed_blocks(moe.placement, getattr(args, 'blocks', None)) if widths]
+    found = [
+        ('model.args.widths', widths[n])
+        for n in routed_blocks(moe.placement, getattr(args, 'blocks', None))
+        if widths
+    ]
     if moe.expert not in ('conv', 'bottleneck'):
         return found
     copied = [('the hidden width of a block,', args.hidden(width)) for _, width in found]
@@ -112,35 +131,47 @@ def _losses(config: Config) -> None:
         offers.append('choices')
     if getattr(moe.router_args, 'noise', 'none') in ('gaussian', 'learned'):
         offers.append('noise')
-    todo = {'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
-            'choices': 'take a router that chooses, or',
-            'superclass': "set model.moe.router to 'supervised', or"}
+    todo = {
+        'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
+        'choices': 'take a router that chooses, or',
+        'superclass': "set model.moe.router to 'supervised', or",
+    }
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
-                raise UserError(f"model.moe.losses.{name} is {weight} but router '{moe.router}' "
-                                f'has no {need}; {todo[need]} set the loss to 0.')
+                raise UserError(
+                    f"model.moe.losses.{name} is {weight} but router '{moe.router}' "
+                    f'has no {need}; {todo[need]} set the loss to 0.'
+                )
     if getattr(moe.router_args, 'superclasses', ()) and not moe.losses.get('supervised'):
-        raise UserError('model.moe.router_args.superclasses is set but is not read: '
-                        "model.moe.losses has no 'supervised'.")
+        raise UserError(
+            'model.moe.router_args.superclasses is set but is not read: '
+            "model.moe.losses has no 'supervised'."
+        )
 
 
 def _soft(config: Config) -> None:
     axis = getattr(config.model.moe.router_args, 'axis', None)
     if axis == 'tokens' and not _routes_patches(config):
-        raise UserError("model.moe.router_args.axis is 'tokens', which needs patches, but what is "
-                        f"routed here are images (model.name '{config.model.name}', placement "
-                        f"'{config.model.moe.placement}'); use 'batch' or 'none'.")
+        raise UserError(
+            "model.moe.router_args.axis is 'tokens', which needs patches, but what is "
+            f"routed here are images (model.name '{config.model.name}', placement "
+            f"'{config.model.moe.placement}'); use 'batch' or 'none'."
+        )
     router = registry.entry('router', registry.ROUTERS, config.model.moe.router)
     of_k = {'same_active_flops': 'the FLOPs', 'same_drops': 'the drops'}
     if config.model.twin in of_k and 'k' in router.ignores:
-        raise UserError(f"model.twin is '{config.model.twin}', {of_k[config.model.twin]} of k "
-                        f"experts, but router '{config.model.moe.router}' has no k; use "
-                        "'same_width' or 'same_params'.")
+        raise UserError(
+            f"model.twin is '{config.model.twin}', {of_k[config.model.twin]} of k "
+            f"experts, but router '{config.model.moe.router}' has no k; use "
+            "'same_width' or 'same_params'."
+        )
     if config.model.twin == 'same_drops' and config.model.moe.k > config.model.moe.num_experts:
-        raise UserError("model.twin is 'same_drops', which draws k of the experts, but "
-                        f'model.moe.k is {config.model.moe.k} of num_experts '
-                        f'{config.model.moe.num_experts}.')
+        raise UserError(
+            "model.twin is 'same_drops', which draws k of the experts, but "
+            f'model.moe.k is {config.model.moe.k} of num_experts '
+            f'{config.model.moe.num_experts}.'
+        )
 
 
 def _groups(config: Config) -> None:
@@ -149,9 +180,11 @@ def _groups(config: Config) -> None:
         if config.dataset.image_size:  # otherwise `check_with_data` knows the size
             check_image_size(config, config.dataset.image_size, config.dataset.image_size)
     elif batch % moe.group_size:
-        raise UserError(f'model.moe.group_size is {moe.group_size} but a micro-batch has {batch} '
-                        'images (train.batch_size / train.micro_batches); '
-                        f'{fits(batch, moe.group_size)}.')
+        raise UserError(
+            f'model.moe.group_size is {moe.group_size} but a micro-batch has {batch} '
+            'images (train.batch_size / train.micro_batches); '
+            f'{fits(batch, moe.group_size)}.'
+        )
 
 
 def _patch_groups(config: Config, t: int) -> None:
@@ -159,15 +192,21 @@ def _patch_groups(config: Config, t: int) -> None:
     size = moe.group_size
     sizes = {*_divisors(t), *(t * d for d in _divisors(batch))}
     if size not in sizes:
-        raise UserError(f'model.moe.group_size is {size} but an image has {t} tokens and a '
-                        f'micro-batch {batch} images; {_near(sizes, size)}.')
+        raise UserError(
+            f'model.moe.group_size is {size} but an image has {t} tokens and a '
+            f'micro-batch {batch} images; {_near(sizes, size)}.'
+        )
     axis = getattr(moe.router_args, 'axis', None)
     if axis == 'tokens' and size != t:
-        raise UserError(f"model.moe.router_args.axis is 'tokens', within one image of {t} tokens, "
-                        f'but model.moe.group_size is {size}; set it to {t}.')
+        raise UserError(
+            f"model.moe.router_args.axis is 'tokens', within one image of {t} tokens, "
+            f'but model.moe.group_size is {size}; set it to {t}.'
+        )
     if axis == 'batch' and size <= t:
-        raise UserError(f"model.moe.router_args.axis is 'batch' but a group of {size} tokens is no "
-                        f'more than one image ({t}); {_near({s for s in sizes if s > t}, size)}.')
+        raise UserError(
+            f"model.moe.router_args.axis is 'batch' but a group of {size} tokens is no "
+            f'more than one image ({t}); {_near({s for s in sizes if s > t}, size)}.'
+        )
 
 
 def _routes_patches(config: Config) -> bool:

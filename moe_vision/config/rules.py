@@ -38,8 +38,10 @@ def check(config: Config, defaults: Config) -> None:
     _unread(config, _values(config), _values(defaults))
     if config.model.moe.placement == 'none':
         if config.model.twin != 'none':
-            raise UserError(f"model.twin is '{config.model.twin}' but model.moe.placement is "
-                            "'none'; a twin needs a routed network.")
+            raise UserError(
+                f"model.twin is '{config.model.twin}' but model.moe.placement is "
+                "'none'; a twin needs a routed network."
+            )
         return
     routing_rules.check(config)
 
@@ -68,14 +70,18 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
     """
     train, images = config.train, info.split_sizes['train']
     if train.batch_size > images:
-        raise UserError(f"train.batch_size is {train.batch_size} but '{info.name}' has only "
-                        f'{images} training images.')
+        raise UserError(
+            f"train.batch_size is {train.batch_size} but '{info.name}' has only "
+            f'{images} training images.'
+        )
     per_epoch = images / train.batch_size
     total = train.steps or train.epochs * per_epoch
     warmup = train.warmup_steps or train.warmup_epochs * per_epoch
     if warmup >= total:
-        raise UserError(f'warm-up takes {warmup:.0f} of {total:.0f} steps; shorten '
-                        'train.warmup_epochs (or warmup_steps), or train longer.')
+        raise UserError(
+            f'warm-up takes {warmup:.0f} of {total:.0f} steps; shorten '
+            'train.warmup_epochs (or warmup_steps), or train longer.'
+        )
     routing_rules.check_image_size(config, *info.image_shape[:2])
     routing_rules.check_classes(config, info.num_classes)
 
@@ -83,8 +89,10 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
 def check_init(config: Config) -> None:
     """Raises UserError if `init_from` names no folder. Does not probe buckets."""
     if config.init_from and '://' not in config.init_from and not os.path.isdir(config.init_from):
-        raise UserError(f"init_from is '{config.init_from}'; there is no such folder. Give the "
-                        "workdir of a run, or '' to start from fresh weights.")
+        raise UserError(
+            f"init_from is '{config.init_from}'; there is no such folder. Give the "
+            "workdir of a run, or '' to start from fresh weights."
+        )
 
 
 def check_workdir(workdir: str, create: bool) -> None:
@@ -102,8 +110,10 @@ def check_workdir(workdir: str, create: bool) -> None:
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as e:
-        raise UserError(f"workdir '{workdir}' cannot be written: {e.strerror}; "
-                        'give --workdir a folder of your own.') from e
+        raise UserError(
+            f"workdir '{workdir}' cannot be written: {e.strerror}; "
+            'give --workdir a folder of your own.'
+        ) from e
 
 
 def _values(config: Config) -> dict[str, Any]:
@@ -144,20 +154,25 @@ def _durations(values: Mapping[str, Any]) -> None:
 def _training(config: Config) -> None:
     train = config.train
     if train.batch_size % train.micro_batches:
-        raise UserError(f'train.batch_size {train.batch_size} is not divisible by '
-                        f'train.micro_batches {train.micro_batches}; '
-                        f'{fits(train.batch_size, train.micro_batches)}.')
+        raise UserError(
+            f'train.batch_size {train.batch_size} is not divisible by '
+            f'train.micro_batches {train.micro_batches}; '
+            f'{fits(train.batch_size, train.micro_batches)}.'
+        )
     for unit in ('epochs', 'steps'):
         warmup, total = getattr(train, f'warmup_{unit}'), getattr(train, unit)
         overruled = unit == 'epochs' and (train.steps or train.warmup_steps)
         if total and not overruled and warmup >= total:
-            raise UserError(f'train.warmup_{unit} is {warmup} of train.{unit} {total}; it must be '
-                            'less.')
+            raise UserError(
+                f'train.warmup_{unit} is {warmup} of train.{unit} {total}; it must be less.'
+            )
     try:
         re.compile(train.trainable)
     except re.error as e:
-        raise UserError(f"train.trainable is '{train.trainable}', not a regular expression: {e}; "
-                        "'.*' trains everything.") from e
+        raise UserError(
+            f"train.trainable is '{train.trainable}', not a regular expression: {e}; "
+            "'.*' trains everything."
+        ) from e
 
 
 def _unread(config: Config, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -165,11 +180,15 @@ def _unread(config: Config, values: Mapping[str, Any], defaults: Mapping[str, An
 
     A dense twin is its routed config with `model.twin` set, so it may keep the routing keys.
     """
-    moe, backbone = config.model.moe, registry.entry('backbone', registry.BACKBONES,
-                                                     config.model.name)
+    moe, backbone = (
+        config.model.moe,
+        registry.entry('backbone', registry.BACKBONES, config.model.name),
+    )
     if config.model.remat and not backbone.remat:
-        raise UserError(f"model.remat is True but is not read: backbone '{config.model.name}' "
-                        'does not offer it; leave it at its default.')
+        raise UserError(
+            f"model.remat is True but is not read: backbone '{config.model.name}' "
+            'does not offer it; leave it at its default.'
+        )
     if moe.placement == 'none':
         because = "model.moe.placement is 'none'"
         keys = [k for k in values if k.startswith(('model.moe.', 'mesh.', 'log.warn_'))]
@@ -190,5 +209,6 @@ def _unread(config: Config, values: Mapping[str, Any], defaults: Mapping[str, An
             default = backbone.expert
         if value != default:
             given = vars(value) if dataclasses.is_dataclass(value) else value
-            raise UserError(f'{key} is set to {given} but is not read: {because}; leave it at its '
-                            'default.')
+            raise UserError(
+                f'{key} is set to {given} but is not read: {because}; leave it at its default.'
+            )

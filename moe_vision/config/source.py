@@ -52,8 +52,10 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
         if key not in KEYS and not inside:
             below = [k for k in KEYS if k.startswith(f'{key}.')]
             hint = f" Set one of its keys, such as '--config.{below[0]}'." if below else ''
-            raise UserError(f"unknown key '--config.{key}'.{hint or nearest_key(key)} "
-                            'All keys stand in configs/base.py.')
+            raise UserError(
+                f"unknown key '--config.{key}'.{hint or nearest_key(key)} "
+                'All keys stand in configs/base.py.'
+            )
         switch = KEYS.get(key) is bool
         if value is None:
             value = ('False' if no else 'True') if switch else next(args, None)
@@ -67,8 +69,11 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
     return common, opened, others
 
 
-def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None = None,
-         ) -> 'ConfigDict':
+def load(
+    file: str,
+    common: Iterable[str] = (),
+    opened: Mapping[str, Any] | None = None,
+) -> 'ConfigDict':
     """The locked config of `FILE.py` or `FILE.py:argument`, with the overrides applied.
 
     Args:
@@ -85,8 +90,10 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
     config, values = run(file), flags.FlagValues()
     if not isinstance(config, ConfigDict):
         path = file.split(':', 1)[0]
-        raise UserError(f"config file '{path}': get_config() returned a {type(config).__name__}; "
-                        'it must return a ConfigDict.')
+        raise UserError(
+            f"config file '{path}': get_config() returned a {type(config).__name__}; "
+            'it must return a ConfigDict.'
+        )
     args = ['', *common]
     try:
         config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=args)
@@ -95,8 +102,10 @@ def load(file: str, common: Iterable[str] = (), opened: Mapping[str, Any] | None
         key, _, value = str(e).removeprefix('flag --config.').split(': ', 1)[0].partition('=')
         raise UserError(f"{key} is '{value}'; it must be {typed.describe(KEYS[key])}.") from e
     except (KeyError, AttributeError, TypeError, flags.Error) as e:
-        raise UserError(f"config file '{file}' lacks keys that the command line sets; start it "
-                        f'from configs/base.py ({type(e).__name__}).') from e
+        raise UserError(
+            f"config file '{file}' lacks keys that the command line sets; start it "
+            f'from configs/base.py ({type(e).__name__}).'
+        ) from e
     for key, value in (opened or {}).items():
         path = next(k for k in OPEN if key == k or key.startswith(f'{k}.'))
         *parents, last = path.split('.')
@@ -143,8 +152,11 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
         try:
             inspect.signature(make).bind(*argument)
         except TypeError as e:
-            fault = (f"takes no argument; leave ':{argument[0]}' out" if argument else
-                     f"needs an argument; write it after a colon, '{path}:ARGUMENT'")
+            fault = (
+                f"takes no argument; leave ':{argument[0]}' out"
+                if argument
+                else f"needs an argument; write it after a colon, '{path}:ARGUMENT'"
+            )
             raise UserError(f"{what} file '{path}' {fault}.") from e
         return make(*argument)
     except (UserError, DataError):
@@ -152,8 +164,9 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
     except Exception as e:  # whatever such a file does
         at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
-        raise UserError(f"{what} file '{path}', line {line}: {type(e).__name__}: "
-                        f'{getattr(e, "msg", e)}') from e
+        raise UserError(
+            f"{what} file '{path}', line {line}: {type(e).__name__}: {getattr(e, 'msg', e)}"
+        ) from e
 
 
 def chosen(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
@@ -166,8 +179,10 @@ def chosen(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
       UserError: no name was given, or the table does not have it.
     """
     if not name:
-        raise UserError(f'no {kind} is named; write one after the file and a colon, such as '
-                        f"'FILE.py:{next(iter(table))}'. Allowed: {', '.join(sorted(table))}.")
+        raise UserError(
+            f'no {kind} is named; write one after the file and a colon, such as '
+            f"'FILE.py:{next(iter(table))}'. Allowed: {', '.join(sorted(table))}."
+        )
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]

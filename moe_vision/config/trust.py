@@ -25,8 +25,10 @@ def allow(modules: str) -> None:
     """
     for module in filter(None, modules.split(',')):
         if not is_path(f'{module}:x'):
-            raise UserError(f"--trust is '{modules}'; write the names of modules, such as "
-                            '--trust=package.module,package.other.')
+            raise UserError(
+                f"--trust is '{modules}'; write the names of modules, such as "
+                '--trust=package.module,package.other.'
+            )
         _trusted.add(module)
 
 
@@ -49,11 +51,15 @@ def check(values: Any, folder: str, trusted: Iterable[str] = ()) -> None:
         module = text.partition(':')[0]
         told = f"{key} is '{text}' in the config that '{folder}' holds"
         if module not in _trusted.union(trusted):
-            raise UserError(f'{told}; a folder is data, and data may not import code. If you know '
-                            f'this module and trust it, add --trust={module}.')
+            raise UserError(
+                f'{told}; a folder is data, and data may not import code. If you know '
+                f'this module and trust it, add --trust={module}.'
+            )
         if inside := next((f for f in _files(module) if _is_inside(f, folder)), None):
-            raise UserError(f"{told}, and '{inside}' lies inside that folder; code from there is "
-                            'never imported. Move the module to where your own code stands.')
+            raise UserError(
+                f"{told}, and '{inside}' lies inside that folder; code from there is "
+                'never imported. Move the module to where your own code stands.'
+            )
 
 
 def _texts(values: Any, key: str = '') -> Iterator[tuple[str, str]]:
@@ -76,8 +82,9 @@ def _files(module: str) -> Iterator[str]:
     parts = module.split('.')
     for count in range(1, len(parts) + 1):
         name = '.'.join(parts[:count])
-        specs = (finder.find_spec(name, path) for finder in sys.meta_path
-                 if hasattr(finder, 'find_spec'))
+        specs = (
+            finder.find_spec(name, path) for finder in sys.meta_path if hasattr(finder, 'find_spec')
+        )
         spec = getattr(sys.modules.get(name), '__spec__', None) or next(filter(None, specs), None)
         if spec is None:
             return  # importing will say that there is no such module

@@ -28,8 +28,9 @@ def flatten(cls: Any, prefix: str = '') -> dict[str, Any]:
     return leaves
 
 
-def build(cls: Any, given: Mapping[str, Any], where: str, what: str = 'key',
-          complete: bool = False) -> Any:
+def build(
+    cls: Any, given: Mapping[str, Any], where: str, what: str = 'key', complete: bool = False
+) -> Any:
     """An instance of the dataclass `cls` from a dictionary.
 
     Args:
@@ -75,7 +76,8 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType) and all(
-            typing.get_origin(k) is typing.Literal for k in inner):
+        typing.get_origin(k) is typing.Literal for k in inner
+    ):
         origin, inner = typing.Literal, tuple(v for k in inner for v in typing.get_args(k))
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where, complete=complete)

@@ -42,16 +42,25 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
     return _ordinary(x, kernel, 'SAME', strides=(stride, stride), groups=groups)
 
 
-def in_flax(x: Array, kernel: Array, strides: tuple[int, ...], padding: str, *,
-            feature_group_count: int = 1, **_) -> Array:
+def in_flax(
+    x: Array,
+    kernel: Array,
+    strides: tuple[int, ...],
+    padding: str,
+    *,
+    feature_group_count: int = 1,
+    **_,
+) -> Array:
     """`convolution` for flax: `nn.Conv(..., conv_general_dilated=in_flax)`.
 
     Raises:
       ValueError: the strides differ, or the padding is not SAME.
     """
     if padding != 'SAME' or len(set(strides)) > 1:
-        raise ValueError('this convolution takes equal strides and padding SAME, '
-                         f'not strides {strides} and padding {padding}')
+        raise ValueError(
+            'this convolution takes equal strides and padding SAME, '
+            f'not strides {strides} and padding {padding}'
+        )
     return convolution(x, kernel, strides[0], feature_group_count)
 
 
@@ -74,8 +83,9 @@ def _gradients(stride, groups, residuals, dy):
 _on_cpu.defvjp(_with_residuals, _gradients)
 
 
-def _input_gradient(dy: Array, kernel: Array, space: tuple[int, ...], stride: int,
-                    groups: int) -> Array:
+def _input_gradient(
+    dy: Array, kernel: Array, space: tuple[int, ...], stride: int, groups: int
+) -> Array:
     """dx [N, H, W, I] from dy [N, P, Q, O] and the kernel.
 
     Puts stride - 1 zeros between the entries of dy and convolves that with the flipped kernel.
@@ -84,16 +94,17 @@ def _input_gradient(dy: Array, kernel: Array, space: tuple[int, ...], stride: in
     turned = jnp.flip(kernel, (0, 1)).reshape(h, w, i, groups, o // groups)
     turned = turned.transpose(0, 1, 4, 3, 2).reshape(h, w, o // groups, groups * i)
     pads = []
-    for n, taps, p, (low, _) in zip(space, (h, w), dy.shape[1:3], _pads(space, (h, w), stride),
-                                    strict=True):
+    for n, taps, p, (low, _) in zip(
+        space, (h, w), dy.shape[1:3], _pads(space, (h, w), stride), strict=True
+    ):
         before = taps - 1 - low
         pads.append((before, n + taps - 1 - ((p - 1) * stride + 1) - before))
-    return _one_by_one(dy, lax.optimization_barrier(turned), tuple(pads), spread=(stride, stride),
-                       groups=groups)
+    return _one_by_one(
+        dy, lax.optimization_barrier(turned), tuple(pads), spread=(stride, stride), groups=groups
+    )
 
 
-def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int,
-                     groups: int) -> Array:
+def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int, groups: int) -> Array:
     """The kernel's gradient from x and dy.
 
     Swaps channels and images of x, and convolves that with dy in the place of the kernel.
@@ -104,8 +115,12 @@ def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int,
     images = images.reshape(i // groups, *space, groups * n)
     turned = dy.transpose(1, 2, 0, 3)
     images, turned = lax.optimization_barrier((images, turned))
-    pads = tuple((low, (out - 1) * stride + k - size - low) for size, k, out, (low, _) in zip(
-        space, taps, (p, q), _pads(tuple(space), taps, stride), strict=True))
+    pads = tuple(
+        (low, (out - 1) * stride + k - size - low)
+        for size, k, out, (low, _) in zip(
+            space, taps, (p, q), _pads(tuple(space), taps, stride), strict=True
+        )
+    )
     out = _one_by_one(images, turned, pads, dilation=(stride, stride), groups=groups)
     return out.transpose(1, 2, 0, 3)
 
@@ -129,8 +144,15 @@ def _one_by_one(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
 
 def _ordinary(x, kernel, pads, strides=(1, 1), spread=(1, 1), dilation=(1, 1), groups=1):
     return lax.conv_general_dilated(
-        x, kernel, strides, pads, lhs_dilation=spread, rhs_dilation=dilation,
-        feature_group_count=groups, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        x,
+        kernel,
+        strides,
+        pads,
+        lhs_dilation=spread,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
 
 def _pads(space: tuple[int, ...], taps: tuple[int, ...], stride: int) -> Pads:

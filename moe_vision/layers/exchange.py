@@ -48,8 +48,10 @@ def spans(tokens: int, group_size: int, mesh_shape: Mapping[str, int]) -> bool:
     if tokens % devices == 0 and tokens // devices % group_size == 0:
         return False
     if tokens % devices or tokens // mesh_shape['data'] % group_size:
-        raise ValueError(f'{tokens} tokens on a mesh of {dict(mesh_shape)} do not make whole '
-                         f'groups of {group_size} on the devices of an expert axis')
+        raise ValueError(
+            f'{tokens} tokens on a mesh of {dict(mesh_shape)} do not make whole '
+            f'groups of {group_size} on the devices of an expert axis'
+        )
     return True
 
 
@@ -67,6 +69,7 @@ def over_groups(fn: Callable, mesh: Mesh | None, tokens: int, group_size: int) -
       A function of (shared, experts, group [B / T], rows [B, *]), all global arrays, that returns
       the three trees: the first two with a leading B, the last with a leading B / T.
     """
+
     def split(a):
         return a.reshape(-1, group_size, *a.shape[1:])
 
@@ -91,9 +94,12 @@ def over_groups(fn: Callable, mesh: Mesh | None, tokens: int, group_size: int) -
     across = spans(tokens, group_size, mesh.shape)
     groups = P('data') if across else TOKENS
     return jax.shard_map(
-        spanning if across else whole, mesh=mesh,
-        in_specs=(REPLICATED, EXPERTS, groups, TOKENS), out_specs=(TOKENS, TOKENS, groups),
-        check_vma=False)
+        spanning if across else whole,
+        mesh=mesh,
+        in_specs=(REPLICATED, EXPERTS, groups, TOKENS),
+        out_specs=(TOKENS, TOKENS, groups),
+        check_vma=False,
+    )
 
 
 @jax.custom_vjp
@@ -107,13 +113,22 @@ def _sum_back(a):
     return jax.lax.all_to_all(parts, 'expert', split_axis=0, concat_axis=0, tiled=True).sum(0)
 
 
-_gather.defvjp(lambda a: (_gather(a), None), lambda _, g: (
-    None if g.dtype == jax.dtypes.float0 else _sum_back(g),))
+_gather.defvjp(
+    lambda a: (_gather(a), None),
+    lambda _, g: (None if g.dtype == jax.dtypes.float0 else _sum_back(g),),
+)
 _sum_back.defvjp(lambda a: (_sum_back(a), None), lambda _, g: (_gather(g),))
 
 
-def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dict[str, jax.Array],
-             mesh: Mesh | None, across: bool, train: bool) -> jax.Array:
+def run_plan(
+    plan: IndexPlan | SoftPlan,
+    x: jax.Array,
+    expert: Expert,
+    bank: dict[str, jax.Array],
+    mesh: Mesh | None,
+    across: bool,
+    train: bool,
+) -> jax.Array:
     """`plan.apply` inside `over_groups`: each expert runs on the device that has its weights.
 
     In inference, if this device has all experts and there are no more choices than experts, the
@@ -132,9 +147,16 @@ def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dic
     experts = functools.partial(expert.apply_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
         if not train and isinstance(plan, IndexPlan) and plan.gate.size <= count:
-            return plan.apply_each(x, lambda e, row: expert.apply(
-                {n: jax.lax.dynamic_index_in_dim(w, e, keepdims=False)
-                 for n, w in bank.items()}, row))
+            return plan.apply_each(
+                x,
+                lambda e, row: expert.apply(
+                    {
+                        n: jax.lax.dynamic_index_in_dim(w, e, keepdims=False)
+                        for n, w in bank.items()
+                    },
+                    row,
+                ),
+            )
         return plan.apply(x, experts)
     if across:
         return plan.for_experts(jax.lax.axis_index('expert') * count, count).apply(x, experts)
@@ -147,8 +169,13 @@ def run_plan(plan: IndexPlan | SoftPlan, x: jax.Array, expert: Expert, bank: dic
     return plan.apply(x, exchanged)
 
 
-def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = False,
-             first_input_has_gradient: bool = True, remat: bool = False) -> Counter[str]:
+def expected(
+    mesh_shape: Mapping[str, int],
+    routed_layers: int,
+    across: bool = False,
+    first_input_has_gradient: bool = True,
+    remat: bool = False,
+) -> Counter[str]:
     """How many collectives of each kind a training step runs on what experts read and write.
 
     Where groups span devices, small arrays are gathered beside the features and are not counted
@@ -165,12 +192,19 @@ def expected(mesh_shape: Mapping[str, int], routed_layers: int, across: bool = F
         return Counter()
     forward_and_back, less = 2 * routed_layers, 0 if first_input_has_gradient else 1
     if across:
-        return Counter({'all-gather': forward_and_back + remat * routed_layers,
-                        'all-to-all': forward_and_back - less})
+        return Counter(
+            {
+                'all-gather': forward_and_back + remat * routed_layers,
+                'all-to-all': forward_and_back - less,
+            }
+        )
     return Counter({'all-to-all': (3 if remat else 2) * forward_and_back - less})
 
 
 def param_spec(path: tuple[Any, ...]) -> P:
     """How the array of the train state with this path is split: only expert banks are."""
-    return EXPERTS if any(getattr(k, 'key', getattr(k, 'name', None)) == 'experts'
-                          for k in path) else REPLICATED
+    return (
+        EXPERTS
+        if any(getattr(k, 'key', getattr(k, 'name', None)) == 'experts' for k in path)
+        else REPLICATED
+    )

@@ -59,8 +59,9 @@ class Expert:
         """
         if x.shape[0] > 1 and platform.target() == 'cpu':
             return jax.vmap(self.apply)(params, x)
-        return jnp.stack([self.apply({n: w[e] for n, w in params.items()}, x[e])
-                          for e in range(x.shape[0])])
+        return jnp.stack(
+            [self.apply({n: w[e] for n, w in params.items()}, x[e]) for e in range(x.shape[0])]
+        )
 
 
 class Mlp(Expert):
@@ -68,8 +69,12 @@ class Mlp(Expert):
 
     def shapes(self) -> Shapes:
         d, f = self.width, self.hidden
-        return {'in_kernel': ((d, f), LECUN), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), LECUN), 'out_bias': ((d,), ZEROS)}
+        return {
+            'in_kernel': ((d, f), LECUN),
+            'in_bias': ((f,), ZEROS),
+            'out_kernel': ((f, d), LECUN),
+            'out_bias': ((d,), ZEROS),
+        }
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -92,10 +97,14 @@ class Conv(Expert):
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
-        return {'norm1_scale': ((d,), ONES), 'norm1_bias': ((d,), ZEROS),
-                'conv1': ((s, s, d, f), HE),
-                'norm2_scale': ((f,), ONES), 'norm2_bias': ((f,), ZEROS),
-                'conv2': ((s, s, f, d), HE)}
+        return {
+            'norm1_scale': ((d,), ONES),
+            'norm1_bias': ((d,), ZEROS),
+            'conv1': ((s, s, d, f), HE),
+            'norm2_scale': ((f,), ONES),
+            'norm2_bias': ((f,), ZEROS),
+            'conv2': ((s, s, f, d), HE),
+        }
 
     def apply(self, params, x):
         groups = self.args.norm_groups
@@ -110,10 +119,15 @@ class DepthwiseConv(Expert):
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
-        return {'depthwise': ((s, s, 1, d), HE),
-                'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
-                'in_kernel': ((d, f), HE), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), LECUN), 'out_bias': ((d,), ZEROS)}
+        return {
+            'depthwise': ((s, s, 1, d), HE),
+            'norm_scale': ((d,), ONES),
+            'norm_bias': ((d,), ZEROS),
+            'in_kernel': ((d, f), HE),
+            'in_bias': ((f,), ZEROS),
+            'out_kernel': ((f, d), LECUN),
+            'out_bias': ((d,), ZEROS),
+        }
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
@@ -137,17 +151,23 @@ class Bottleneck(Expert):
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
-        return {'conv1': ((1, 1, d, f), HE),
-                'norm1_scale': ((f,), ONES), 'norm1_bias': ((f,), ZEROS),
-                'conv2': ((s, s, f, f), HE),
-                'norm2_scale': ((f,), ONES), 'norm2_bias': ((f,), ZEROS),
-                'conv3': ((1, 1, f, d), HE),
-                'norm3_scale': ((d,), ZEROS), 'norm3_bias': ((d,), ZEROS)}
+        return {
+            'conv1': ((1, 1, d, f), HE),
+            'norm1_scale': ((f,), ONES),
+            'norm1_bias': ((f,), ZEROS),
+            'conv2': ((s, s, f, f), HE),
+            'norm2_scale': ((f,), ONES),
+            'norm2_bias': ((f,), ZEROS),
+            'conv3': ((1, 1, f, d), HE),
+            'norm3_scale': ((d,), ZEROS),
+            'norm3_bias': ((d,), ZEROS),
+        }
 
     def apply(self, params, x):
         def norm(x, name):
-            return group_norm(x, params[f'{name}_scale'], params[f'{name}_bias'],
-                              self.args.norm_groups)
+            return group_norm(
+                x, params[f'{name}_scale'], params[f'{name}_bias'], self.args.norm_groups
+            )
 
         x = jax.nn.relu(norm(conv(x, params['conv1']), 'norm1'))
         x = jax.nn.relu(norm(conv(x, params['conv2']), 'norm2'))
@@ -164,11 +184,17 @@ class ConvNext(Expert):
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
         scale = jax.nn.initializers.constant(self.args.layer_scale)
-        return {'depthwise': ((s, s, 1, d), SMALL), 'depthwise_bias': ((d,), ZEROS),
-                'norm_scale': ((d,), ONES), 'norm_bias': ((d,), ZEROS),
-                'in_kernel': ((d, f), SMALL), 'in_bias': ((f,), ZEROS),
-                'out_kernel': ((f, d), SMALL), 'out_bias': ((d,), ZEROS),
-                'layer_scale': ((d,), scale)}
+        return {
+            'depthwise': ((s, s, 1, d), SMALL),
+            'depthwise_bias': ((d,), ZEROS),
+            'norm_scale': ((d,), ONES),
+            'norm_bias': ((d,), ZEROS),
+            'in_kernel': ((d, f), SMALL),
+            'in_bias': ((f,), ZEROS),
+            'out_kernel': ((f, d), SMALL),
+            'out_bias': ((d,), ZEROS),
+            'layer_scale': ((d,), scale),
+        }
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}

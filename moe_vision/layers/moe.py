@@ -33,9 +33,13 @@ class ExpertBank(nn.Module):
             def draw(key, shape):
                 keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(self.num_experts))
                 return jax.vmap(lambda k: init(k, shape))(keys)
+
             return draw
-        return {name: self.param(name, stacked(init), shape)
-                for name, (shape, init) in self.expert.shapes().items()}
+
+        return {
+            name: self.param(name, stacked(init), shape)
+            for name, (shape, init) in self.expert.shapes().items()
+        }
 
 
 class DenseBlock(nn.Module):
@@ -50,8 +54,9 @@ class DenseBlock(nn.Module):
 
 def declare_params(module: nn.Module, expert: Expert) -> dict[str, Array]:
     """Makes the parameters of one expert parameters of this module, and returns their values."""
-    return {name: module.param(name, init, shape)
-            for name, (shape, init) in expert.shapes().items()}
+    return {
+        name: module.param(name, init, shape) for name, (shape, init) in expert.shapes().items()
+    }
 
 
 class RouterVariables(nn.Module):
@@ -62,10 +67,14 @@ class RouterVariables(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        params = {name: self.param(name, init, shape)
-                  for name, (shape, init) in self.router.params(self.width).items()}
-        state = {name: self.variable('router_state', name, lambda v=value: v).value
-                 for name, value in self.router.init_state().items()}
+        params = {
+            name: self.param(name, init, shape)
+            for name, (shape, init) in self.router.params(self.width).items()
+        }
+        state = {
+            name: self.variable('router_state', name, lambda v=value: v).value
+            for name, value in self.router.init_state().items()
+        }
         return params, state
 
 
@@ -110,8 +119,14 @@ class MoE(nn.Module):
     bank: ExpertBank | None = None
 
     @nn.compact
-    def __call__(self, x: Array, step: Step | None = None, *, carry: Any = None,
-                 extras: dict[str, Array] | None = None) -> tuple[Array, dict[str, Any]]:
+    def __call__(
+        self,
+        x: Array,
+        step: Step | None = None,
+        *,
+        carry: Any = None,
+        extras: dict[str, Array] | None = None,
+    ) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info).
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
@@ -141,8 +156,18 @@ class MoE(nn.Module):
             return y, routing, plan
 
         shared = variables, jax.tree.map(jnp.asarray, step.intervention)
-        routed = route_groups(self, on_groups, step, len(x), x=x, shared=shared, bank=bank(),
-                              losses=self.losses, carry=carry, extras=extras)
+        routed = route_groups(
+            self,
+            on_groups,
+            step,
+            len(x),
+            x=x,
+            shared=shared,
+            bank=bank(),
+            losses=self.losses,
+            carry=carry,
+            extras=extras,
+        )
         return routed.y, routed.info(self.losses or {})
 
 

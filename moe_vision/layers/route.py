@@ -71,10 +71,19 @@ class Routed:
         }
 
 
-def route_groups(layer: nn.Module, on_groups: Callable, step: Step, tokens: int, *,
-                 x: Array | None = None, shared: Any = (), bank: dict[str, Array] | None = None,
-                 losses: Mapping[str, float] | None = None, carry: Any = None,
-                 extras: dict[str, Array] | None = None) -> Routed:
+def route_groups(
+    layer: nn.Module,
+    on_groups: Callable,
+    step: Step,
+    tokens: int,
+    *,
+    x: Array | None = None,
+    shared: Any = (),
+    bank: dict[str, Array] | None = None,
+    losses: Mapping[str, float] | None = None,
+    carry: Any = None,
+    extras: dict[str, Array] | None = None,
+) -> Routed:
     """Runs `on_groups` on the devices where the groups lie; adds losses and counts of its routes.
 
     Args:
@@ -96,16 +105,27 @@ def route_groups(layer: nn.Module, on_groups: Callable, step: Step, tokens: int,
     size = layer.group_size
     if tokens % size:
         raise ValueError(f'{tokens} tokens do not make groups of {size}')
-    loss_fns = {name: registry.load(registry.entry('loss', registry.LOSSES, name).path)
-                for name, weight in (losses or {}).items() if weight}
+    loss_fns = {
+        name: registry.load(registry.entry('loss', registry.LOSSES, name).path)
+        for name, weight in (losses or {}).items()
+        if weight
+    }
     key = jax.random.key(0) if step.key is None and layer.is_initializing() else step.key
     key = None if key is None else jax.random.fold_in(key, layer.layer)
 
     def on_device(replicated, bank, group, rows):
         shared, key, fraction = replicated
         x, valid, labels, carry, extras = rows
-        context = Context(valid=valid, key=key, group=group, fraction=fraction, carry=carry,
-                          extras=extras, labels=labels, train=step.train)
+        context = Context(
+            valid=valid,
+            key=key,
+            group=group,
+            fraction=fraction,
+            carry=carry,
+            extras=extras,
+            labels=labels,
+            train=step.train,
+        )
         y, routing, plan = on_groups(context, x, shared, bank)
         values = {name: fn(routing, context, layer.num_experts) for name, fn in loss_fns.items()}
         counts = telemetry.count(routing, plan, context)
@@ -115,14 +135,17 @@ def route_groups(layer: nn.Module, on_groups: Callable, step: Step, tokens: int,
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
     y, (choices, carry), (values, counts) = over_groups(on_device, layer.mesh, tokens, size)(
-        (shared, key, jnp.asarray(step.fraction, jnp.float32)), bank or {},
+        (shared, key, jnp.asarray(step.fraction, jnp.float32)),
+        bank or {},
         step.start // size + jnp.arange(tokens // size),
-        (x, valid, step.labels, carry, extras or {}))
+        (x, valid, step.labels, carry, extras or {}),
+    )
     return Routed(y, choices, carry, values, counts)
 
 
-def make_plan(layer: nn.Module, routing: Routing | SoftRouting,
-              context: Context) -> IndexPlan | SoftPlan:
+def make_plan(
+    layer: nn.Module, routing: Routing | SoftRouting, context: Context
+) -> IndexPlan | SoftPlan:
     """The plan of a routing, with the capacity and the priority that the layer's attributes say."""
     if isinstance(routing, SoftRouting):
         return soft_plan(routing, context.valid)

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
         twins,
     )
 
-__all__ = ['Block', 'Capacity', 'Leverage', 'Twin', 'measure', 'soft',
-           'tokens_per_image', 'trace_images', 'twins']
+__all__ = [
+    'Block',
+    'Capacity',
+    'Leverage',
+    'Twin',
+    'measure',
+    'soft',
+    'tokens_per_image',
+    'trace_images',
+    'twins',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,17 +48,33 @@ def _tables(request: Request) -> tuple[list[str], Any]:
         info = _info(config)
         cost, its_twins = measure(config, info), twins(config, info)
         h, w, c = info.image_shape
-        lines += ['', f'{file}: {config.model.name}, {table.network(config)}; '
-                  f'{info.name}, {h}×{w}×{c}, {info.num_classes} classes; {config.model.dtype}',
-                  '', *table.text(config, cost), *table.twins(cost, its_twins)]
+        lines += [
+            '',
+            f'{file}: {config.model.name}, {table.network(config)}; '
+            f'{info.name}, {h}×{w}×{c}, {info.num_classes} classes; {config.model.dtype}',
+            '',
+            *table.text(config, cost),
+            *table.twins(cost, its_twins),
+        ]
         numbers = sweep.row(file, '', None, cost)
-        records.append({k: v for k, v in numbers.items() if k not in ('key', 'value')} | {
-            'blocks': [dataclasses.asdict(b) for b in cost.blocks],
-            'capacity': {n: dataclasses.asdict(x) for n, x in cost.capacities.items()},
-            'twins': {t.name: {'flops': t.flops, 'params': t.params,
-                               'cost': cost.flops / t.flops,
-                               'cost_executed': cost.flops_executed / t.flops}
-                      if not t.refused else {'refused': t.refused} for t in its_twins}})
+        records.append(
+            {k: v for k, v in numbers.items() if k not in ('key', 'value')}
+            | {
+                'blocks': [dataclasses.asdict(b) for b in cost.blocks],
+                'capacity': {n: dataclasses.asdict(x) for n, x in cost.capacities.items()},
+                'twins': {
+                    t.name: {
+                        'flops': t.flops,
+                        'params': t.params,
+                        'cost': cost.flops / t.flops,
+                        'cost_executed': cost.flops_executed / t.flops,
+                    }
+                    if not t.refused
+                    else {'refused': t.refused}
+                    for t in its_twins
+                },
+            }
+        )
     return lines[1:], records
 
 
@@ -66,17 +82,25 @@ def _sweep(request: Request) -> tuple[list[str], Any]:
     """A row for each config and swept value; also writes sweep.csv and sweep.svg."""
     from moe_vision.leverage import measure, sweep
 
-    rows = [sweep.row(file, request.sweep, sweep.row_value(source.literal(value)),
-                      measure(config, _info(config)))
-            for (file, value), config in request.configs.items()]
+    rows = [
+        sweep.row(
+            file,
+            request.sweep,
+            sweep.row_value(source.literal(value)),
+            measure(config, _info(config)),
+        )
+        for (file, value), config in request.configs.items()
+    ]
     paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]
     try:
         os.makedirs(request.out, exist_ok=True)
         sweep.write_csv(paths[0], rows)
         sweep.write_svg(paths[1], rows, request.rho)
     except OSError as e:
-        raise UserError(f"--out is '{request.out}', which cannot be written: {e.strerror}; give a "
-                        'folder of your own.') from e
+        raise UserError(
+            f"--out is '{request.out}', which cannot be written: {e.strerror}; give a "
+            'folder of your own.'
+        ) from e
     return [*sweep.text(rows), sweep.NOTE, '', *[f'wrote {p}' for p in paths]], rows
 
 
@@ -86,6 +110,7 @@ def _solve(request: Request) -> tuple[list[str], Any]:
 
     rows = []
     for file in request.files:
+
         def allowed(n: int, file: str = file) -> bool:
             try:
                 return bool(request.config_at(file, n))
@@ -97,11 +122,19 @@ def _solve(request: Request) -> tuple[list[str], Any]:
             config = request.config_at(file, n)
             return sweep.row(file, request.solve, n, measure(config, _info(config)))
 
-        value = solve.solve(lambda n: numbers(n)[request.rho], allowed,
-                            request.target_rho, request.solve, request.rho)
+        value = solve.solve(
+            lambda n: numbers(n)[request.rho],
+            allowed,
+            request.target_rho,
+            request.solve,
+            request.rho,
+        )
         rows.append(numbers(value) | {'target_rho': request.target_rho})
-    lines = [f'{r["config"]}: {request.solve}={r["value"]} gives {request.rho} '
-             f'{r[request.rho]:.4f} (asked {request.target_rho:g})' for r in rows]
+    lines = [
+        f'{r["config"]}: {request.solve}={r["value"]} gives {request.rho} '
+        f'{r[request.rho]:.4f} (asked {request.target_rho:g})'
+        for r in rows
+    ]
     return [*lines, '', *sweep.text(rows), sweep.NOTE], rows
 
 

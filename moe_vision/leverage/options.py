@@ -47,17 +47,36 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
       UserError, DataError: the first mistake, in one line.
     """
     parser = OverridesParser('moe_vision.leverage', description)
-    parser.add_argument('--config', action='append', default=[], metavar='FILE[,FILE]',
-                        help='config files; may be given several times')
-    parser.add_argument('--sweep', metavar='KEY=V,V', help='measure every config with each of '
-                        'these values of a key; separate values that hold commas by semicolons')
-    parser.add_argument('--out', metavar='FOLDER',
-                        help='folder for sweep.csv and sweep.svg (default: the current folder)')
-    parser.add_argument('--solve', metavar='KEY', help='find the value of this key, an int, at '
-                        'which rho comes nearest to --target_rho')
+    parser.add_argument(
+        '--config',
+        action='append',
+        default=[],
+        metavar='FILE[,FILE]',
+        help='config files; may be given several times',
+    )
+    parser.add_argument(
+        '--sweep',
+        metavar='KEY=V,V',
+        help='measure every config with each of '
+        'these values of a key; separate values that hold commas by semicolons',
+    )
+    parser.add_argument(
+        '--out',
+        metavar='FOLDER',
+        help='folder for sweep.csv and sweep.svg (default: the current folder)',
+    )
+    parser.add_argument(
+        '--solve',
+        metavar='KEY',
+        help='find the value of this key, an int, at which rho comes nearest to --target_rho',
+    )
     parser.add_argument('--target_rho', metavar='RHO', help='the rho that --solve aims at')
-    parser.add_argument('--rho', metavar='NAME', help='the rho that --solve aims at and that the '
-                        f'picture of --sweep shows: {", ".join(RHOS)} (default: rho_place)')
+    parser.add_argument(
+        '--rho',
+        metavar='NAME',
+        help='the rho that --solve aims at and that the '
+        f'picture of --sweep shows: {", ".join(RHOS)} (default: rho_place)',
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
     args, common, opened = parser.parse_with_overrides(arguments)
     files = tuple(dict.fromkeys(f for c in args.config for f in c.split(',') if f))
@@ -81,12 +100,15 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     key, values = _swept(args.sweep)
     target_rho = _target(args)
     if args.rho and args.rho not in RHOS:
-        raise UserError(f"--rho is '{args.rho}'.{nearest(args.rho, RHOS)} Allowed: "
-                        f'{", ".join(RHOS)}.')
+        raise UserError(
+            f"--rho is '{args.rho}'.{nearest(args.rho, RHOS)} Allowed: {', '.join(RHOS)}."
+        )
     for flag, reader in (('rho', key or args.solve), ('out', key)):
         if getattr(args, flag) is not None and not reader:
-            raise UserError(f'--{flag} is set but is not read; it belongs to --sweep'
-                            + (' or --solve.' if flag == 'rho' else '.'))
+            raise UserError(
+                f'--{flag} is set but is not read; it belongs to --sweep'
+                + (' or --solve.' if flag == 'rho' else '.')
+            )
     configs = {(f, v): checked(load(f, key, v)) for f in files for v in values}
     for file in files if args.solve else ():
         _check_int(args.solve, configs[file, None])
@@ -94,8 +116,17 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     out = '.' if args.out is None else args.out
     if key and not _writable(out):
         raise UserError(f"--out is '{out}', which cannot be written; give a folder of your own.")
-    return Request(files, configs, config_at, key, args.solve or '', target_rho,
-                   args.rho or RHOS[0], out, args.json)
+    return Request(
+        files,
+        configs,
+        config_at,
+        key,
+        args.solve or '',
+        target_rho,
+        args.rho or RHOS[0],
+        out,
+        args.json,
+    )
 
 
 def _writable(folder: str) -> bool:
@@ -114,8 +145,10 @@ def _swept(argument: str | None) -> tuple[str, list[Any]]:
     key, _, listed = argument.partition('=')
     values = [v for v in listed.split(';' if ';' in listed else ',') if v]
     if not key or not values:
-        raise UserError(f"--sweep is '{argument}'; write a key and its values, such as "
-                        '--sweep=model.moe.hidden=64,256,1024.')
+        raise UserError(
+            f"--sweep is '{argument}'; write a key and its values, such as "
+            '--sweep=model.moe.hidden=64,256,1024.'
+        )
     return key, list(dict.fromkeys(values))
 
 
@@ -126,17 +159,20 @@ def _target(args: argparse.Namespace) -> float:
     if args.solve is None:
         return math.nan
     if not args.solve:
-        raise UserError("--solve is ''; name a key that holds an int, such as "
-                        '--solve=model.moe.hidden.')
+        raise UserError(
+            "--solve is ''; name a key that holds an int, such as --solve=model.moe.hidden."
+        )
     if args.sweep is not None:
         raise UserError('--sweep and --solve are both given; choose one.')
     if args.target_rho is None:
-        raise UserError('--target_rho is missing; give the rho that --solve aims at, such as '
-                        '--target_rho=0.2.')
+        raise UserError(
+            '--target_rho is missing; give the rho that --solve aims at, such as --target_rho=0.2.'
+        )
     value = source.literal(args.target_rho)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UserError(f"--target_rho is '{args.target_rho}'; it must be a number above 0 and "
-                        'below 1.')
+        raise UserError(
+            f"--target_rho is '{args.target_rho}'; it must be a number above 0 and below 1."
+        )
     return float(value)
 
 
@@ -146,9 +182,13 @@ def _check_int(key: str, config: Config) -> None:
     value: Any = config
     for part in key.split('.'):
         if not hasattr(value, part):
-            raise UserError(f"--solve is '{key}', which this config does not have."
-                            f'{nearest(part, getattr(value, "__dict__", ()))}')
+            raise UserError(
+                f"--solve is '{key}', which this config does not have."
+                f'{nearest(part, getattr(value, "__dict__", ()))}'
+            )
         value = getattr(value, part)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"--solve is '{key}', which holds {value!r}; name a key that holds an int, "
-                        'such as model.moe.hidden.')
+        raise UserError(
+            f"--solve is '{key}', which holds {value!r}; name a key that holds an int, "
+            'such as model.moe.hidden.'
+        )

@@ -15,8 +15,14 @@ _CLOSE = 5e-5  # numbers this close are equal in the four decimals that are prin
 _ENOUGH = 4  # this many values show whether the number changes, and in which direction
 
 
-def solve(number: Callable[[int], float], allowed: Callable[[int], bool], target: float,
-          key: str, name: str, clock: Callable[[], float] = time.process_time) -> int:
+def solve(
+    number: Callable[[int], float],
+    allowed: Callable[[int], bool],
+    target: float,
+    key: str,
+    name: str,
+    clock: Callable[[], float] = time.process_time,
+) -> int:
     """The allowed integer in 1..MOST whose `number` is nearest to `target`.
 
     Climbs until the target is passed, then narrows the interval around it. Both follow a line
@@ -51,9 +57,11 @@ def solve(number: Callable[[int], float], allowed: Callable[[int], bool], target
         if above is None:
             break
         if clock() - start > SECONDS:
-            raise UserError(f'--solve={key}: {name} is still {seen[low]:.4f} at {low}, and larger '
-                            'values take too long; choose a --target_rho nearer to it than '
-                            f'{target:g}.')
+            raise UserError(
+                f'--solve={key}: {name} is still {seen[low]:.4f} at {low}, and larger '
+                'values take too long; choose a --target_rho nearer to it than '
+                f'{target:g}.'
+            )
         crossed = (seen[low] - target) * (measure(above) - target) <= 0
         low, high = (low, above) if crossed else (above, None)
     best = min(seen, key=lambda n: abs(seen[n] - target))
@@ -71,18 +79,24 @@ def solve(number: Callable[[int], float], allowed: Callable[[int], bool], target
 def _out_of_reach(seen: dict[int, float], target: float, key: str, name: str) -> UserError:
     values = set(seen.values())
     if len(values) == 1:
-        return UserError(f'--solve={key}: it does not change {name}, which is '
-                         f'{min(values):.4f} at {key} {", ".join(map(str, sorted(seen)))}; '
-                         'choose another key, or another --rho.')
+        return UserError(
+            f'--solve={key}: it does not change {name}, which is '
+            f'{min(values):.4f} at {key} {", ".join(map(str, sorted(seen)))}; '
+            'choose another key, or another --rho.'
+        )
     if _away(list(seen.values()), target):
         first = seen[min(seen)]
-        return UserError(f'--target_rho is {target:g}, but {name} is {first:.4f} at the smallest '
-                         f'{key}, {min(seen)}, and larger values move it away; choose a target '
-                         f'{"above" if first > target else "below"} that, or another key.')
+        return UserError(
+            f'--target_rho is {target:g}, but {name} is {first:.4f} at the smallest '
+            f'{key}, {min(seen)}, and larger values move it away; choose a target '
+            f'{"above" if first > target else "below"} that, or another key.'
+        )
     least, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
-    return UserError(f'--target_rho is {target:g}, but for {key} from {min(seen)} to {max(seen)} '
-                     f'{name} lies between {seen[least]:.4f} (at {least}) and {seen[most]:.4f} '
-                     f'(at {most}); choose a target in this range, or another key.')
+    return UserError(
+        f'--target_rho is {target:g}, but for {key} from {min(seen)} to {max(seen)} '
+        f'{name} lies between {seen[least]:.4f} (at {least}) and {seen[most]:.4f} '
+        f'(at {most}); choose a target in this range, or another key.'
+    )
 
 
 def _away(numbers: list[float], target: float) -> bool:
@@ -104,8 +118,9 @@ def _above(seen: dict[int, float], target: float, allowed: Callable[[int], bool]
     return None
 
 
-def _between(low: int, high: int, seen: dict[int, float], target: float,
-             allowed: Callable[[int], bool]) -> int | None:
+def _between(
+    low: int, high: int, seen: dict[int, float], target: float, allowed: Callable[[int], bool]
+) -> int | None:
     """The next value inside the interval: on the line, or its middle on every third step."""
     blind = len(seen) % 3 == 0
     wanted = (low + high) / 2 if blind else _on_line(low, high, seen, target)

@@ -7,12 +7,22 @@ from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.leverage.types import Leverage, Twin
 
-_COLUMNS = {'twin': 'flops_twin', 'FLOPs': 'flops', 'executed': 'flops_executed',
-            'router': 'flops_router', 'dispatch': 'flops_dispatch', 'params': 'params',
-            'active': 'params_active', 'bytes': 'bytes', 'active bytes': 'bytes_active',
-            'buffers': 'bytes_buffers'}
-_NOTE = ('FLOPs per image, forward; * routed place; twin: the same-width dense network; buffers: '
-         "bytes of the experts' slots per image, in and out")
+_COLUMNS = {
+    'twin': 'flops_twin',
+    'FLOPs': 'flops',
+    'executed': 'flops_executed',
+    'router': 'flops_router',
+    'dispatch': 'flops_dispatch',
+    'params': 'params',
+    'active': 'params_active',
+    'bytes': 'bytes',
+    'active bytes': 'bytes_active',
+    'buffers': 'bytes_buffers',
+}
+_NOTE = (
+    'FLOPs per image, forward; * routed place; twin: the same-width dense network; buffers: '
+    "bytes of the experts' slots per image, in and out"
+)
 
 
 def text(config: Config, leverage: Leverage) -> list[str]:
@@ -34,21 +44,34 @@ def network(config: Config) -> str:
 def blocks(leverage: Leverage) -> list[str]:
     """One row per block; blocks without FLOPs share one row."""
     small = [b for b in leverage.blocks if not b.flops_executed]
-    rows = [(f'{b.name}{" *" if b.routed else ""}',
-             *[_cell(getattr(b, field), column) for column, field in _COLUMNS.items()])
-            for b in leverage.blocks if b.flops_executed]
+    rows = [
+        (
+            f'{b.name}{" *" if b.routed else ""}',
+            *[_cell(getattr(b, field), column) for column, field in _COLUMNS.items()],
+        )
+        for b in leverage.blocks
+        if b.flops_executed
+    ]
     if small:
         sums = {f: sum(getattr(b, f) for b in small) for f in _COLUMNS.values()}
-        rows.append(('norms, embeddings', *[
-            '' if 'flops' in f or f == 'bytes_buffers' else _cell(sums[f], column)
-            for column, f in _COLUMNS.items()]))
+        rows.append(
+            (
+                'norms, embeddings',
+                *[
+                    '' if 'flops' in f or f == 'bytes_buffers' else _cell(sums[f], column)
+                    for column, f in _COLUMNS.items()
+                ],
+            )
+        )
     rows.append(('total', *[_cell(leverage.sum(f), column) for column, f in _COLUMNS.items()]))
     return [_NOTE, *aligned([('block', *_COLUMNS), *rows])]
 
 
 def leverages(leverage: Leverage) -> str:
-    return (f'rho_place {leverage.rho_place:.4f}   rho_active {leverage.rho_active:.4f}   '
-            f'rho_executed {leverage.rho_executed:.4f}')
+    return (
+        f'rho_place {leverage.rho_place:.4f}   rho_active {leverage.rho_active:.4f}   '
+        f'rho_executed {leverage.rho_executed:.4f}'
+    )
 
 
 def capacities(config: Config, leverage: Leverage) -> list[str]:
@@ -62,7 +85,8 @@ def capacities(config: Config, leverage: Leverage) -> list[str]:
             f'{name}: groups of {cap.group_size} tokens, {cap.capacity} slots per expert '
             f'(asked {moe.capacity_factor:g}, effective {cap.effective_factor:.3f}); '
             f'evaluation {cap.eval_capacity} slots (asked {moe.eval_capacity_factor:g}, '
-            f'effective {cap.eval_effective_factor:.3f})')
+            f'effective {cap.eval_effective_factor:.3f})'
+        )
     return lines
 
 
@@ -73,9 +97,16 @@ def twins(leverage: Leverage, all_twins: Iterable[Twin]) -> list[str]:
         if twin.refused:
             refused.append(f'no {twin.name}: {twin.refused}')
             continue
-        rows.append((twin.name, si(twin.flops), f'{leverage.flops / twin.flops:.3f}',
-                     f'{leverage.flops_executed / twin.flops:.3f}', f'{twin.params:,}',
-                     f'{leverage.params_total / twin.params:.3f}'))
+        rows.append(
+            (
+                twin.name,
+                si(twin.flops),
+                f'{leverage.flops / twin.flops:.3f}',
+                f'{leverage.flops_executed / twin.flops:.3f}',
+                f'{twin.params:,}',
+                f'{leverage.params_total / twin.params:.3f}',
+            )
+        )
     head = ('dense twin', 'its FLOPs', 'cost', 'cost executed', 'its params', 'params')
     note = "cost: FLOPs over the twin's; params: parameters over the twin's"
     return [*(['', note, *aligned([head, *rows])] if rows else []), *refused]
@@ -84,8 +115,12 @@ def twins(leverage: Leverage, all_twins: Iterable[Twin]) -> list[str]:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligns the first column left and the others right; returns a line per row."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return ['  '.join([r[0].ljust(widths[0]), *[
-        x.rjust(n) for x, n in zip(r[1:], widths[1:], strict=True)]]).rstrip() for r in rows]
+    return [
+        '  '.join(
+            [r[0].ljust(widths[0]), *[x.rjust(n) for x, n in zip(r[1:], widths[1:], strict=True)]]
+        ).rstrip()
+        for r in rows
+    ]
 
 
 def _cell(value: int, column: str) -> str:

@@ -65,22 +65,31 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
                 needed = choices_per_token(model.moe) * c.group_size / (e * c.capacity)
                 taken = min(choices_per_token(model.moe) / e, Fraction(1))
         rest = sum(n for kind, n in parts.items() if kind != 'experts')
-        active = {kind: weights[kind] - round((1 - taken) * weights[f'{kind} of experts'])
-                  for kind in ('params', 'bytes')}
-        blocks.append(Block(
-            name=name, routed=name in layers,
-            params=weights['params'], params_active=active['params'],
-            params_twin=twin_params[name]['params'], flops_twin=per_image(replaced),
-            flops=per_image(rest + needed * parts['experts']),
-            flops_executed=per_image(rest + parts['experts']),
-            flops_router=per_image(parts['router']),
-            flops_dispatch=per_image(parts['dispatch']) if name in own.layers else 0,
-            flops_experts=per_image(needed * parts['experts']),
-            flops_experts_executed=per_image(parts['experts']),
-            bytes=weights['bytes'], bytes_active=active['bytes'],
-            bytes_experts=weights['bytes of experts'],
-            bytes_buffers=per_image(2 * slots * _token_bytes(layers[name])) if slots else 0,
-            bytes_token=_token_bytes(layers[name]) if name in layers else 0))
+        active = {
+            kind: weights[kind] - round((1 - taken) * weights[f'{kind} of experts'])
+            for kind in ('params', 'bytes')
+        }
+        blocks.append(
+            Block(
+                name=name,
+                routed=name in layers,
+                params=weights['params'],
+                params_active=active['params'],
+                params_twin=twin_params[name]['params'],
+                flops_twin=per_image(replaced),
+                flops=per_image(rest + needed * parts['experts']),
+                flops_executed=per_image(rest + parts['experts']),
+                flops_router=per_image(parts['router']),
+                flops_dispatch=per_image(parts['dispatch']) if name in own.layers else 0,
+                flops_experts=per_image(needed * parts['experts']),
+                flops_experts_executed=per_image(parts['experts']),
+                bytes=weights['bytes'],
+                bytes_active=active['bytes'],
+                bytes_experts=weights['bytes of experts'],
+                bytes_buffers=per_image(2 * slots * _token_bytes(layers[name])) if slots else 0,
+                bytes_token=_token_bytes(layers[name]) if name in layers else 0,
+            )
+        )
     return Leverage(tuple(blocks), capacities)
 
 
@@ -103,8 +112,13 @@ def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
             result.append(Twin(name, refused=str(e)))
             continue
         traced = _trace(model, info, images)
-        result.append(Twin(name, round(Fraction(flops.total(traced.counts), images)),
-                          sum(math.prod(x.shape) for x in traced.params.values())))
+        result.append(
+            Twin(
+                name,
+                round(Fraction(flops.total(traced.counts), images)),
+                sum(math.prod(x.shape) for x in traced.params.values()),
+            )
+        )
     return tuple(result)
 
 
@@ -130,8 +144,10 @@ def _capacity(config: Config, tokens: int) -> Capacity:
     moe = config.model.moe
     if soft(config.model):
         return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan)
-    slots = [capacity(f, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
-             for f in (moe.capacity_factor, moe.eval_capacity_factor)]
+    slots = [
+        capacity(f, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
+        for f in (moe.capacity_factor, moe.eval_capacity_factor)
+    ]
     effective = [effective_factor(c, moe.k, moe.group_size, moe.num_experts) for c in slots]
     return Capacity(tokens, moe.group_size, slots[0], effective[0], slots[1], effective[1])
 
@@ -150,8 +166,9 @@ def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
         return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
 
     counts = flops.count(forward, variables, x, jax.random.key(0))
-    params = {path_name(p): leaf
-              for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])}
+    params = {
+        path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
+    }
     return _Traced(counts, params, layers)
 
 
@@ -208,8 +225,8 @@ def _block(path: tuple[str, ...], layers: dict) -> tuple[str, tuple[str, ...]]:
     """The block that a path lies in, a routed layer or a top module, and the rest of the path."""
     for layer in layers:
         parts = tuple(layer.split('/'))
-        if path[:len(parts)] == parts:
-            return layer, path[len(parts):]
+        if path[: len(parts)] == parts:
+            return layer, path[len(parts) :]
     return path[0] if path else '(network)', path[1:]
 
 

@@ -24,8 +24,16 @@ class Infos:
         self.carry = carry
 
 
-def branch_at(net: nn.Module, number: int, x: Array, step: Step, infos: Infos, *, hidden: int,
-              unrouted: Callable[..., nn.Module]) -> Array:
+def branch_at(
+    net: nn.Module,
+    number: int,
+    x: Array,
+    step: Step,
+    infos: Infos,
+    *,
+    hidden: int,
+    unrouted: Callable[..., nn.Module],
+) -> Array:
     """Runs the residual branch `block_{number}` of a backbone: routed where the config says so.
 
     Args:
@@ -42,13 +50,28 @@ def branch_at(net: nn.Module, number: int, x: Array, step: Step, infos: Infos, *
     name, routed = f'block_{number}', routed_blocks(net.model.moe.placement, net.model.args.blocks)
     if number not in routed:
         return run_branch(unrouted(name=name), x, step, infos)
-    branch = make_branch(net.model, net.mesh, name=name, width=x.shape[-1], hidden=hidden,
-                         payload=x.shape[1:], layer=routed.index(number))
+    branch = make_branch(
+        net.model,
+        net.mesh,
+        name=name,
+        width=x.shape[-1],
+        hidden=hidden,
+        payload=x.shape[1:],
+        layer=routed.index(number),
+    )
     return run_branch(branch, x, step, infos)
 
 
-def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidden: int,
-                payload: tuple[int, ...], layer: int) -> MoE | DenseBlock | DroppingBlock:
+def make_branch(
+    model: Model,
+    mesh: Mesh | None,
+    *,
+    name: str,
+    width: int,
+    hidden: int,
+    payload: tuple[int, ...],
+    layer: int,
+) -> MoE | DenseBlock | DroppingBlock:
     """The Linen module for one place that the config replaces, called `name`.
 
     Args:
@@ -70,9 +93,15 @@ def make_branch(model: Model, mesh: Mesh | None, *, name: str, width: int, hidde
         'name': name,
     }
     if model.twin == 'none':
-        return MoE(hidden=expert_at(moe, width, hidden).hidden, router=moe.router,
-                   router_args=moe.router_args, expert=moe.expert, expert_args=moe.expert_args,
-                   losses=moe.losses, **routing)
+        return MoE(
+            hidden=expert_at(moe, width, hidden).hidden,
+            router=moe.router,
+            router_args=moe.router_args,
+            expert=moe.expert,
+            expert_args=moe.expert_args,
+            losses=moe.losses,
+            **routing,
+        )
     dense = twin_expert(moe, model.twin, width, hidden, payload)
     if model.twin == 'same_drops':
         return DroppingBlock(expert=dense, **routing)
@@ -93,8 +122,10 @@ def run_branch(branch: nn.Module, x: Array, step: Step, infos: Infos) -> Array:
 
 def per_patch(step: Step, patches: int) -> Step:
     """The step for tokens that are patches: what is known of an image holds for its patches."""
+
     def repeat(of_images):
         return None if of_images is None else jnp.repeat(of_images, patches)
 
-    return dataclasses.replace(step, valid=repeat(step.valid), labels=repeat(step.labels),
-                               start=step.start * patches)
+    return dataclasses.replace(
+        step, valid=repeat(step.valid), labels=repeat(step.labels), start=step.start * patches
+    )

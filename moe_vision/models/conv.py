@@ -29,8 +29,9 @@ class StandardBranch(nn.Module):
 
     @nn.compact
     def __call__(self, x, step: Step):
-        conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, kernel_init=HE,
-                                 dtype=self.dtype)
+        conv = functools.partial(
+            Conv, kernel_size=(3, 3), use_bias=False, kernel_init=HE, dtype=self.dtype
+        )
         norm = functools.partial(Norm, self.norm, self.dtype)
         x = nn.relu(norm(name='norm1')(x, step))
         x = conv(self.hidden, name='conv1')(x)
@@ -48,8 +49,15 @@ class DepthwiseBranch(nn.Module):
 
     @nn.compact
     def __call__(self, x, step: Step):
-        x = Conv(self.width, (3, 3), feature_group_count=self.width, use_bias=False,
-                 kernel_init=HE, dtype=self.dtype, name='depthwise')(x)
+        x = Conv(
+            self.width,
+            (3, 3),
+            feature_group_count=self.width,
+            use_bias=False,
+            kernel_init=HE,
+            dtype=self.dtype,
+            name='depthwise',
+        )(x)
         x = Norm(self.norm, self.dtype, name='norm')(x, step)
         x = nn.gelu(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype, name='in')(x))
         return nn.Dense(self.width, dtype=self.dtype, name='out')(x)
@@ -79,14 +87,22 @@ class ConvNet(nn.Module):
         a, dtype = self.model.args, self.model.dtype
         norm = functools.partial(Norm, a.norm, dtype)
         infos = Infos()
-        x = Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=HE, dtype=dtype,
-                 name='stem')(images.astype(dtype))
+        x = Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=HE, dtype=dtype, name='stem')(
+            images.astype(dtype)
+        )
         number = 0
         for stage, width in enumerate(a.widths):
             if stage:
                 x = nn.relu(norm(name=f'down_{stage}_norm')(x, step))
-                x = Conv(width, (3, 3), (2, 2), use_bias=False, kernel_init=HE, dtype=dtype,
-                         name=f'down_{stage}')(x)
+                x = Conv(
+                    width,
+                    (3, 3),
+                    (2, 2),
+                    use_bias=False,
+                    kernel_init=HE,
+                    dtype=dtype,
+                    name=f'down_{stage}',
+                )(x)
             for _ in range(a.depth):
                 block = functools.partial(_block, step=step, number=number)
                 x = run_block(self, block, x, infos)

@@ -25,8 +25,9 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     a, width = net.model.args, x.shape[-1]
     hidden = a.hidden(width)
     textbook = make_expert('convnext', registry.ConvNextArgs(), width, hidden)
-    y = branch_at(net, number, x, step, infos, hidden=hidden,
-                  unrouted=functools.partial(DenseBlock, textbook))
+    y = branch_at(
+        net, number, x, step, infos, hidden=hidden, unrouted=functools.partial(DenseBlock, textbook)
+    )
     return x + drop_path(y, step, a.drop_path, number, a.blocks)
 
 
@@ -39,8 +40,9 @@ class ConvNext(nn.Module):
     def __call__(self, images, step: Step):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
-        conv = functools.partial(Conv, kernel_init=nn.initializers.truncated_normal(0.02),
-                                 dtype=dtype)
+        conv = functools.partial(
+            Conv, kernel_init=nn.initializers.truncated_normal(0.02), dtype=dtype
+        )
         norm = functools.partial(nn.LayerNorm, dtype=dtype)  # of each position, epsilon 1e-6
         infos = Infos()
         x = conv(a.widths[0], (4, 4), (4, 4), name='stem')(images.astype(dtype))

@@ -31,16 +31,23 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x, step: Step):
         if self.kind == 'group':
-            return nn.GroupNorm(num_groups=8, dtype=self.dtype, scale_init=self.scale_init,
-                                name='norm')(x)
+            return nn.GroupNorm(
+                num_groups=8, dtype=self.dtype, scale_init=self.scale_init, name='norm'
+            )(x)
         mask = None if step.valid is None else step.valid.reshape(-1, *(1,) * (x.ndim - 1))
-        norm = nn.BatchNorm(use_running_average=not step.train, momentum=0.9, dtype=self.dtype,
-                            scale_init=self.scale_init, name='norm')
+        norm = nn.BatchNorm(
+            use_running_average=not step.train,
+            momentum=0.9,
+            dtype=self.dtype,
+            scale_init=self.scale_init,
+            name='norm',
+        )
         return norm(x, mask=mask if step.train else None)
 
 
 def run_block(net: nn.Module, block: Callable, x: Array, infos: Infos) -> Array:
     """Runs `block(net, x, infos)`. With `model.remat` the backward pass recomputes it from x."""
+
     def run(net, x, carry):
         own = Infos(carry)
         return block(net, x, own), own.by_layer, own.carry
@@ -51,8 +58,7 @@ def run_block(net: nn.Module, block: Callable, x: Array, infos: Infos) -> Array:
     return x
 
 
-def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int,
-              branch: int = 0) -> Array:
+def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int, branch: int = 0) -> Array:
     """Stochastic depth (Huang et al. 2016): in training, sets the branch of some images to zero.
 
     Block i of n leaves out an image with probability p = rate * i / (n - 1), and divides the
@@ -89,8 +95,15 @@ def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) ->
     With placement 'head' a routed residual block of this hidden width comes before the classifier.
     """
     if net.model.moe.placement == 'head':
-        branch = make_branch(net.model, net.mesh, name='head', width=x.shape[-1], hidden=hidden,
-                             payload=x.shape[1:], layer=0)
+        branch = make_branch(
+            net.model,
+            net.mesh,
+            name='head',
+            width=x.shape[-1],
+            hidden=hidden,
+            payload=x.shape[1:],
+            layer=0,
+        )
         x = x + run_branch(branch, x, step, infos)
     logits = nn.Dense(net.num_classes, dtype=net.model.dtype, name='classifier')(x)
     return jnp.asarray(logits, jnp.float32)

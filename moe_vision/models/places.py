@@ -39,15 +39,21 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
         return make_expert(moe.expert, moe.expert_args, width, h)
 
     if twin == 'same_active_flops':
+
         def cost(h: int) -> int:
             return expert_flops(widened(h), payload)
+
         target = choices_per_token(moe) * cost(one.hidden)
     else:
+
         def cost(h: int) -> int:
             return expert_params(widened(h))
+
         router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
-        target = Fraction(moe.num_experts * cost(one.hidden) + sum(
-            math.prod(shape) for shape, _ in router.params(width).values()))
+        target = Fraction(
+            moe.num_experts * cost(one.hidden)
+            + sum(math.prod(shape) for shape, _ in router.params(width).values())
+        )
     return widened(one.multiple * _nearest(lambda n: cost(n * one.multiple), target))
 
 
@@ -73,8 +79,9 @@ def choices_per_token(moe: Moe) -> Fraction:
 
 def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:
     """FLOPs of one expert on one token."""
-    params = {name: jax.ShapeDtypeStruct(shape, 'float32')
-              for name, (shape, _) in expert.shapes().items()}
+    params = {
+        name: jax.ShapeDtypeStruct(shape, 'float32') for name, (shape, _) in expert.shapes().items()
+    }
     x = jax.ShapeDtypeStruct((1, *payload), 'float32')
     return sum(flops.count(expert.apply, params, x).values())
 

@@ -54,8 +54,15 @@ class Shortcut(nn.Module):
 
     @nn.compact
     def __call__(self, x, step: Step):
-        x = Conv(self.width, (1, 1), (self.stride,) * 2, use_bias=False, kernel_init=HE,
-                 dtype=self.dtype, name='conv')(x)
+        x = Conv(
+            self.width,
+            (1, 1),
+            (self.stride,) * 2,
+            use_bias=False,
+            kernel_init=HE,
+            dtype=self.dtype,
+            name='conv',
+        )(x)
         return Norm(self.norm, self.dtype, name='norm')(x, step)
 
 
@@ -87,8 +94,15 @@ class ResNet(nn.Module):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
         infos = Infos()
-        x = Conv(a.hidden(a.widths[0]), (7, 7), (2, 2), use_bias=False, kernel_init=HE,
-                 dtype=dtype, name='stem')(images.astype(dtype))
+        x = Conv(
+            a.hidden(a.widths[0]),
+            (7, 7),
+            (2, 2),
+            use_bias=False,
+            kernel_init=HE,
+            dtype=dtype,
+            name='stem',
+        )(images.astype(dtype))
         x = nn.relu(Norm(a.norm, dtype, name='stem_norm')(x, step))
         x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
         depth = number = 0

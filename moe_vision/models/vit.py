@@ -32,8 +32,15 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     x = x + drop(y, branch=0)
     y = norm(name=f'{name}_norm')(x).reshape(-1, a.width)
     mlp = make_expert('mlp', registry.MlpArgs(), a.width, hidden)
-    y = branch_at(net, number, y, per_patch(step, x.shape[1]), infos, hidden=hidden,
-                  unrouted=functools.partial(DenseBlock, mlp))
+    y = branch_at(
+        net,
+        number,
+        y,
+        per_patch(step, x.shape[1]),
+        infos,
+        hidden=hidden,
+        unrouted=functools.partial(DenseBlock, mlp),
+    )
     return x + drop(y.reshape(x.shape), branch=1)
 
 
@@ -47,8 +54,14 @@ class Vit(nn.Module):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
         infos = Infos()
-        x = nn.Conv(a.width, (a.patch_size,) * 2, (a.patch_size,) * 2, padding='VALID',
-                    dtype=dtype, name='stem')(images.astype(dtype))
+        x = nn.Conv(
+            a.width,
+            (a.patch_size,) * 2,
+            (a.patch_size,) * 2,
+            padding='VALID',
+            dtype=dtype,
+            name='stem',
+        )(images.astype(dtype))
         b, n = x.shape[0], x.shape[1] * x.shape[2]
         x = x.reshape(b, n, a.width)
         if a.pool == 'token':

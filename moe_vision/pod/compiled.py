@@ -74,20 +74,29 @@ def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     train = setup.config.train
     lead = (train.micro_batches, train.batch_size // train.micro_batches)
     sharding = mesh.batch_sharding(setup.mesh)
-    arrays = {'image': (setup.info.image_shape, jnp.uint8), 'label': ((), jnp.int32),
-              'valid': ((), jnp.bool_)}
-    return {n: jax.ShapeDtypeStruct((*lead, *shape), kind, sharding=sharding)
-            for n, (shape, kind) in arrays.items()}
+    arrays = {
+        'image': (setup.info.image_shape, jnp.uint8),
+        'label': ((), jnp.int32),
+        'valid': ((), jnp.bool_),
+    }
+    return {
+        n: jax.ShapeDtypeStruct((*lead, *shape), kind, sharding=sharding)
+        for n, (shape, kind) in arrays.items()
+    }
 
 
 def too_large(message: str) -> TooLarge:
     """Reads the compiler's message: how much memory it needs of how much, and which tensors."""
-    sizes = re.search(r'Used ([\d.]+\w?) of ([\d.]+\w?) hbm|'
-                      r'\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)', message)
+    sizes = re.search(
+        r'Used ([\d.]+\w?) of ([\d.]+\w?) hbm|'
+        r'\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)',
+        message,
+    )
     tensors = []
     for item in re.split(r'\n\s*\d+\. Size: ', message)[1:]:
         matches = (re.search(p, item) for p in (r'Shape: (\S+)', r'op_name="([^"]*)'))
         tensors.append(' '.join([item.split()[0], *(m[1] for m in matches if m)]))
     first = message.strip().splitlines()[0]
-    return TooLarge('needs {} of {}'.format(*filter(None, sizes.groups())) if sizes else first,
-                    tensors)
+    return TooLarge(
+        'needs {} of {}'.format(*filter(None, sizes.groups())) if sizes else first, tensors
+    )

@@ -16,25 +16,39 @@ _INSTALL = "pip install '.[pod]'"  # in the project's folder
 
 def check_installed() -> None:
     """Raises UserError unless the TPU compiler that belongs to this jax is installed."""
-    required = next((m[1] for r in importlib.metadata.requires('jax') or ()
-                     if (m := re.match(r'libtpu *== *([\d.]+?)(?:\.\*)? *;', r))), '')
+    required = next(
+        (
+            m[1]
+            for r in importlib.metadata.requires('jax') or ()
+            if (m := re.match(r'libtpu *== *([\d.]+?)(?:\.\*)? *;', r))
+        ),
+        '',
+    )
     if importlib.util.find_spec('libtpu') is None:
-        raise UserError(f'the TPU compiler (libtpu {required}) is not installed; {_INSTALL} in the '
-                        "project's folder installs it.")
+        raise UserError(
+            f'the TPU compiler (libtpu {required}) is not installed; {_INSTALL} in the '
+            "project's folder installs it."
+        )
     installed = importlib.metadata.version('libtpu')
     if f'{installed}.'.startswith(f'{required}.'):
         return
-    raise UserError(f'libtpu {installed} is installed, but jax {importlib.metadata.version("jax")} '
-                    f"needs libtpu {required}; {_INSTALL} in the project's folder installs it.")
+    raise UserError(
+        f'libtpu {installed} is installed, but jax {importlib.metadata.version("jax")} '
+        f"needs libtpu {required}; {_INSTALL} in the project's folder installs it."
+    )
 
 
 def prepare_environment() -> None:
     """Call this before jax is imported: jax then runs on the CPU, and libtpu asks no network."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
     # libtpu would ask a TPU host for these; the topology already gives them.
-    os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-                   'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_LOG_DIR': 'disabled',
-                   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # checks use no chip, so several may run
+    os.environ |= {
+        'TPU_SKIP_MDS_QUERY': '1',
+        'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+        'TPU_WORKER_HOSTNAMES': 'localhost',
+        'TPU_LOG_DIR': 'disabled',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }  # checks use no chip, so several may run
 
 
 def with_a_large_stack(module: str) -> None:
@@ -63,7 +77,10 @@ def devices_of(topology: Topology) -> list[Any]:
     if topology.chips == 1:
         options['chips_per_host_bounds'] = (1, 1, 1)
     try:
-        return list(topologies.get_topology_desc(
-            platform='tpu', topology_name=topology.slice, **options).devices)
+        return list(
+            topologies.get_topology_desc(
+                platform='tpu', topology_name=topology.slice, **options
+            ).devices
+        )
     except jax.errors.JaxRuntimeError as e:
         raise UserError(f"the compiler has no topology '{topology}': {e}.") from e

@@ -56,29 +56,39 @@ def of_setup(setup: Setup, slices: int = 1) -> Expected:
     exchanges: Counter[str] = Counter()
     layers = traffic.of_layers(config, setup.cost, shape)
     for layer in layers.values():
-        for kind, n in exchange.expected(
-                shape, 1, layer.across, remat=config.model.remat).items():
+        for kind, n in exchange.expected(shape, 1, layer.across, remat=config.model.remat).items():
             exchanges[kind] += n * config.train.micro_batches
     arrays = jax.tree.leaves((setup.abstract.params, setup.abstract.opt_state))
     return Expected(
-        exchanges, sum(x.exchanged for x in layers.values()),
-        frozenset(math.prod(shard_shape(x)) for x in arrays), config.mesh.shard_optimizer, slices)
+        exchanges,
+        sum(x.exchanged for x in layers.values()),
+        frozenset(math.prod(shard_shape(x)) for x in arrays),
+        config.mesh.shard_optimizer,
+        slices,
+    )
 
 
-def exchanges(collectives: Iterable[Collective], expected: Expected,
-              layers: Collection[str]) -> list[Collective]:
+def exchanges(
+    collectives: Iterable[Collective], expected: Expected, layers: Collection[str]
+) -> list[Collective]:
     """Collectives that exchange features in the routed `layers`.
 
     Leaves out those that carry only a token's other values (integers, flags) and parts of sums over
     slices.
     """
-    return [c for c in collectives if c.kind in expected.exchanges and layer_of(c.origin, layers)
-            and any('f' in p.shape.partition('[')[0] for p in c.parts)
-            and not (expected.slices > 1 and all(_planned(c.kind, p, expected) for p in c.parts))]
+    return [
+        c
+        for c in collectives
+        if c.kind in expected.exchanges
+        and layer_of(c.origin, layers)
+        and any('f' in p.shape.partition('[')[0] for p in c.parts)
+        and not (expected.slices > 1 and all(_planned(c.kind, p, expected) for p in c.parts))
+    ]
 
 
-def unexpected(collectives: Iterable[Collective], expected: Expected,
-               layers: Collection[str]) -> list[tuple[Collective, Part]]:
+def unexpected(
+    collectives: Iterable[Collective], expected: Expected, layers: Collection[str]
+) -> list[tuple[Collective, Part]]:
     """Lists each tensor that should not be exchanged, or not that often.
 
     If there are too many exchanges, lists those of each routed layer that has more than its share.
@@ -111,8 +121,11 @@ def _planned(kind: str, part: Part, expected: Expected) -> bool:
         return known or elements <= max(expected.parameters)
     if kind == 'all-reduce' or expected.slices > 1:
         return known and kind in ('all-reduce', 'all-gather', 'reduce-scatter')
-    return (expected.scattered and kind in ('all-gather', 'reduce-scatter')
-            and elements in expected.parameters)
+    return (
+        expected.scattered
+        and kind in ('all-gather', 'reduce-scatter')
+        and elements in expected.parameters
+    )
 
 
 def layer_of(op_name: str, layers: Iterable[str]) -> str:

@@ -15,14 +15,23 @@ from collections.abc import Iterator
 from moe_vision.pod import replica_groups
 from moe_vision.pod.replica_groups import Groups
 
-KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast', 'collective-permute',
-         'ragged-all-to-all', 'reduce-scatter')
+KINDS = (
+    'all-gather',
+    'all-reduce',
+    'all-to-all',
+    'collective-broadcast',
+    'collective-permute',
+    'ragged-all-to-all',
+    'reduce-scatter',
+)
 
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.-]+) (?:\(.*|\{$)')
 _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*)')
 _SHAPE = re.compile(r'\b([a-z]\w*)\[([^\]]*)\]')
-_CALLED = re.compile(r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
-                     r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
+_CALLED = re.compile(
+    r'\b(?:calls|to_apply|body|branch_computations|true_computation|'
+    r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)'
+)
 _CHAIN_START = 'AsyncCollectiveStart'  # begins a collective spread over several fusions
 _OF_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -76,8 +85,11 @@ class Instruction:
     @property
     def called(self) -> list[str]:
         """Computations that it runs; for a loop only the body."""
-        return [name for listed in _CALLED.findall(self.attributes)
-                for name in re.findall(r'[\w.-]+', listed)]
+        return [
+            name
+            for listed in _CALLED.findall(self.attributes)
+            for name in re.findall(r'[\w.-]+', listed)
+        ]
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
@@ -86,8 +98,9 @@ def collectives(text: str) -> tuple[Collective, ...]:
     return tuple(_walk(computations, entry, 1, ''))
 
 
-def _walk(computations: dict[str, dict[str, Instruction]], name: str, times: int | None,
-          outer: str) -> Iterator[Collective]:
+def _walk(
+    computations: dict[str, dict[str, Instruction]], name: str, times: int | None, outer: str
+) -> Iterator[Collective]:
     computation = computations.get(name, {})
     begins = any(_CHAIN_START in i.attributes for i in computation.values())
     for i in computation.values():
@@ -123,14 +136,15 @@ def _trips(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -
     return None
 
 
-def _collective(kind: str, i: Instruction, computation: dict[str, Instruction], times: int | None,
-                outer: str) -> Collective:
+def _collective(
+    kind: str, i: Instruction, computation: dict[str, Instruction], times: int | None, outer: str
+) -> Collective:
     groups = replica_groups.parse(i.attributes)
     makers = [computation.get(o) for o in i.operands]
     count = max(len(makers), 1)
     shapes = i.shapes
     if i.opcode.endswith('-start') and kind != 'all-reduce':  # (operands, results, contexts)
-        shapes = shapes[count:2 * count]
+        shapes = shapes[count : 2 * count]
     if kind == 'reduce-scatter':  # its input is larger
         shapes = tuple(s for m in makers if m for s in m.shapes) or shapes
     op_name = i.op_name or _recovered_name(i, kind, computation)
@@ -188,9 +202,13 @@ def _instruction(name: str, rest: str) -> Instruction:
     inside, _, attributes = _after_bracket(f'({rest}')
     op_name = _OP_NAME.search(attributes)
     return Instruction(
-        name, tuple(f'{t}[{d}]' for t, d in _SHAPE.findall(kind)), opcode,
-        tuple(o.split()[-1].lstrip('%') for o in _split(inside[1:-1])), attributes,
-        op_name[1] if op_name else '')
+        name,
+        tuple(f'{t}[{d}]' for t, d in _SHAPE.findall(kind)),
+        opcode,
+        tuple(o.split()[-1].lstrip('%') for o in _split(inside[1:-1])),
+        attributes,
+        op_name[1] if op_name else '',
+    )
 
 
 def _after_bracket(text: str) -> tuple[str, str, str]:
@@ -199,7 +217,7 @@ def _after_bracket(text: str) -> tuple[str, str, str]:
     for n, c in enumerate(text):
         depth += (c in '([{') - (c in ')]}')
         if not depth:
-            return text[:n + 1], '', text[n + 1:]
+            return text[: n + 1], '', text[n + 1 :]
     return text, '', ''
 
 

@@ -26,16 +26,23 @@ class Memory:
 
 def of_program(stats: Any) -> Memory:
     """Reads jax's CompiledMemoryStats."""
-    return Memory(stats.argument_size_in_bytes, stats.output_size_in_bytes,
-                  stats.temp_size_in_bytes, stats.alias_size_in_bytes,
-                  stats.generated_code_size_in_bytes)
+    return Memory(
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.alias_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+    )
 
 
 def of_state(abstract: Any) -> dict[str, int]:
     """Bytes on one device of each part of a train state that is not empty."""
-    parts = {'parameters': abstract.params, 'optimizer': abstract.opt_state,
-             'average of weights': abstract.ema,
-             'statistics': (abstract.batch_stats, abstract.router_state)}
+    parts = {
+        'parameters': abstract.params,
+        'optimizer': abstract.opt_state,
+        'average of weights': abstract.ema,
+        'statistics': (abstract.batch_stats, abstract.router_state),
+    }
     sizes = {name: sum(map(shard_bytes, jax.tree.leaves(tree))) for name, tree in parts.items()}
     return {name: size for name, size in sizes.items() if size}
 

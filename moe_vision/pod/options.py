@@ -29,15 +29,22 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     """
     parser = OverridesParser('moe_vision.pod', description)
     parser.add_argument('--config', metavar='FILE', help='a config file')
-    parser.add_argument('--topology', metavar='CHIP:SHAPE',
-                        help='one slice, such as v5e:16x16 or v4:8x8x4')
-    parser.add_argument('--slices', type=int, default=1, metavar='N',
-                        help="use N such slices, joined by the data centre's network (default: 1)")
+    parser.add_argument(
+        '--topology', metavar='CHIP:SHAPE', help='one slice, such as v5e:16x16 or v4:8x8x4'
+    )
+    parser.add_argument(
+        '--slices',
+        type=int,
+        default=1,
+        metavar='N',
+        help="use N such slices, joined by the data centre's network (default: 1)",
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
     args, common, opened = parser.parse_with_overrides(arguments)
     if not args.config:
-        raise UserError('--config is missing; give a file, such as '
-                        '--config=configs/imagenet_k2.py.')
+        raise UserError(
+            '--config is missing; give a file, such as --config=configs/imagenet_k2.py.'
+        )
     if not args.topology:
         raise UserError('--topology is missing; name a slice, such as --topology=v5e:16x16.')
     if args.slices < 1:

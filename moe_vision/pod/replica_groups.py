@@ -8,15 +8,17 @@ Groups = tuple[tuple[int, ...], ...]
 
 def parse(attributes: str) -> Groups:
     """Groups in any notation: listed, iota, or axes of a mesh. () is one group of all devices."""
-    if mesh := re.search(r'replica_groups=mesh\[([^]]*)\](?:, device_ids=\((.*?)\))? \{(.*?)\}',
-                         attributes):
+    if mesh := re.search(
+        r'replica_groups=mesh\[([^]]*)\](?:, device_ids=\((.*?)\))? \{(.*?)\}', attributes
+    ):
         return _mesh_groups(*mesh.groups(default=''))
     if iota := re.search(r'replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', attributes):
         ids, size = _iota(iota[2]), int(iota[1])
-        return tuple(tuple(ids[n:n + size]) for n in range(0, len(ids), size))
+        return tuple(tuple(ids[n : n + size]) for n in range(0, len(ids), size))
     listed = re.search(r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', attributes)
-    return tuple(tuple(_numbers(g)) for g in re.findall(r'\{([\d, ]*)\}', listed[1])
-                 ) if listed else ()
+    return (
+        tuple(tuple(_numbers(g)) for g in re.findall(r'\{([\d, ]*)\}', listed[1])) if listed else ()
+    )
 
 
 def _mesh_groups(axes: str, ids: str, over: str) -> Groups:
@@ -53,7 +55,7 @@ def _iota(notation: str) -> list[int]:
     dims = _numbers(shape)
     ids = [0]
     for axis in _numbers(order) or range(len(dims)):
-        stride = math.prod(dims[axis + 1:])
+        stride = math.prod(dims[axis + 1 :])
         ids = [i + n * stride for i in ids for n in range(dims[axis])]
     return ids
 

@@ -31,16 +31,20 @@ class Roofline:
         return self.compute + self.memory + self.links
 
 
-def estimate(device: Chip, flops: int, used: Memory, collectives: Iterable[Collective],
-             devices: int) -> Roofline:
+def estimate(
+    device: Chip, flops: int, used: Memory, collectives: Iterable[Collective], devices: int
+) -> Roofline:
     """Estimates one step of a device at its peaks.
 
     Assumes that all FLOPs are bfloat16, that each byte of used memory is touched once (temporaries
     twice: written and read), and that all links of a chip work at once.
     """
     touched = used.arguments + used.outputs + 2 * used.temporaries
-    return Roofline(flops / device.flops, touched / device.hbm_bandwidth,
-                    sent(collectives, devices) / device.ici_bandwidth)
+    return Roofline(
+        flops / device.flops,
+        touched / device.hbm_bandwidth,
+        sent(collectives, devices) / device.ici_bandwidth,
+    )
 
 
 def sent(collectives: Iterable[Collective], devices: int) -> float:

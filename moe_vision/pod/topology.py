@@ -58,13 +58,16 @@ def _names() -> list[str]:
     """Names that a misspelt one may mean."""
     cubes = [tuple(reversed(s)) for s in _SMALL_CUBES]
     cubes += [(a, b, c) for c in (4, 8, 16) for b in (4, 8, 16) for a in (4, 8, 16)]
-    return [str(Topology(n, s)) for n, c in TPUS.items()
-            for s in (_SQUARES if c.axes == 2 else cubes)]
+    return [
+        str(Topology(n, s)) for n, c in TPUS.items() for s in (_SQUARES if c.axes == 2 else cubes)
+    ]
 
 
 def _known() -> str:
     flat = [n for n, c in TPUS.items() if c.axes == 2]
     deep = [n for n, c in TPUS.items() if c.axes == 3]
     squares = ', '.join('x'.join(map(str, s)) for s in _SQUARES)
-    return (f'{" and ".join(flat)} as {squares}; {", ".join(deep)} as 2x2x1, 2x2x2, 2x2x4, 2x4x4 '
-            f'or three multiples of 4 ({", ".join(f"{n} to {TPUS[n].most} chips" for n in deep)})')
+    return (
+        f'{" and ".join(flat)} as {squares}; {", ".join(deep)} as 2x2x1, 2x2x2, 2x2x4, 2x4x4 '
+        f'or three multiples of 4 ({", ".join(f"{n} to {TPUS[n].most} chips" for n in deep)})'
+    )

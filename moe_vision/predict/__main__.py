@@ -54,15 +54,31 @@ def _run(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('moe_vision.predict', __doc__)
     parser.add_argument('--workdir', required=True, metavar='W', help='folder of the run')
-    parser.add_argument('--batch_size', type=int, default=1, metavar='N',
-                        help='how many images are computed at once (default: 1)')
-    parser.add_argument('--top', type=int, default=5, metavar='N',
-                        help='how many classes are printed for each image (default: 5)')
-    parser.add_argument('--best', action='store_true',
-                        help='use the weights that were best on validation, not the last ones')
-    parser.add_argument('--trust', default='', metavar='MODULES',
-                        help="modules of your own that the run's config may import, such as "
-                        'my.routers,my.losses')
+    parser.add_argument(
+        '--batch_size',
+        type=int,
+        default=1,
+        metavar='N',
+        help='how many images are computed at once (default: 1)',
+    )
+    parser.add_argument(
+        '--top',
+        type=int,
+        default=5,
+        metavar='N',
+        help='how many classes are printed for each image (default: 5)',
+    )
+    parser.add_argument(
+        '--best',
+        action='store_true',
+        help='use the weights that were best on validation, not the last ones',
+    )
+    parser.add_argument(
+        '--trust',
+        default='',
+        metavar='MODULES',
+        help="modules of your own that the run's config may import, such as my.routers,my.losses",
+    )
     parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
     args = parser.parse(arguments)
@@ -80,8 +96,11 @@ def _files(paths: Iterable[str]) -> Iterator[str]:
             continue
         images = []
         for folder, _, names in os.walk(path, onerror=_skip):
-            images += [os.path.join(folder, n) for n in names
-                       if n.lower().endswith(_SUFFIXES) and not n.startswith('.')]
+            images += [
+                os.path.join(folder, n)
+                for n in names
+                if n.lower().endswith(_SUFFIXES) and not n.startswith('.')
+            ]
         if not images:
             raise UserError(f"folder '{path}' holds no images ({', '.join(_SUFFIXES)}).")
         yield from sorted(images)
@@ -95,8 +114,11 @@ def _note(model: 'Model') -> None:
     """Prints a note if the network cannot treat an image alone as it did in training."""
     router, args = model.config.model.moe.router, model.config.model.moe.router_args
     if router == 'soft' and args.axis == 'batch' and model.config.model.twin == 'none':
-        print('note: this network mixes the images of a group; here each image is a group of its '
-              'own, which is not how it was trained and scored', file=sys.stderr)
+        print(
+            'note: this network mixes the images of a group; here each image is a group of its '
+            'own, which is not how it was trained and scored',
+            file=sys.stderr,
+        )
 
 
 def _read(model: 'Model', files: Iterable[str]) -> Iterator[tuple[str, 'np.ndarray']]:
@@ -122,7 +144,7 @@ def _predict(model: 'Model', files: Sequence[str], args: argparse.Namespace) -> 
 
     def print_batch() -> int:
         pixels = np.zeros((args.batch_size, *model.info.image_shape), np.uint8)
-        pixels[:len(waiting)] = [image for _, image in waiting]
+        pixels[: len(waiting)] = [image for _, image in waiting]
         prediction = model(pixels, predicted)
         for i, (path, _) in enumerate(waiting):
             row = {'file': path} | _row(model, prediction, i, args.top)
@@ -141,10 +163,14 @@ def _row(model: 'Model', prediction: 'Prediction', i: int, top: int) -> dict[str
     """The prediction of image i, as values that JSON can hold."""
     p = prediction.probabilities[i]
     order = (-p).argsort(kind='stable')[:top]
-    classes = [{'class': model.info.class_names[c], 'label': int(c), 'probability': float(p[c])}
-               for c in order]
-    return {'classes': classes,
-            'layers': {name: _experts(layer, i) for name, layer in prediction.layers.items()}}
+    classes = [
+        {'class': model.info.class_names[c], 'label': int(c), 'probability': float(p[c])}
+        for c in order
+    ]
+    return {
+        'classes': classes,
+        'layers': {name: _experts(layer, i) for name, layer in prediction.layers.items()},
+    }
 
 
 def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
@@ -157,8 +183,13 @@ def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
     rows = []
     for e in sorted(set(expert[kept].tolist())):
         chosen = kept & (expert == e)
-        rows.append({'expert': e, 'tokens': float(chosen.any(-1).mean()),
-                     'gate': float((gate * chosen).sum(-1).mean())})
+        rows.append(
+            {
+                'expert': e,
+                'tokens': float(chosen.any(-1).mean()),
+                'gate': float((gate * chosen).sum(-1).mean()),
+            }
+        )
     return sorted(rows, key=lambda r: -r['gate'])
 
 
@@ -167,9 +198,11 @@ def _lines(row: dict[str, Any]) -> str:
     lines = [row['file'], *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
     for name, experts in row['layers'].items():
         routes_patches = any(0 < r['tokens'] < 1 for r in experts)
-        each = [f'expert {r["expert"]} (gate {r["gate"]:.3f}'
-                + (f', {r["tokens"]:.0%} of the tokens)' if routes_patches else ')')
-                for r in experts]
+        each = [
+            f'expert {r["expert"]} (gate {r["gate"]:.3f}'
+            + (f', {r["tokens"]:.0%} of the tokens)' if routes_patches else ')')
+            for r in experts
+        ]
         more = [f'{len(each) - _SHOWN} more'] if len(each) > _SHOWN else []
         lines.append(f'  {name}: ' + (', '.join(each[:_SHOWN] + more) or 'no expert'))
     return '\n'.join(lines)

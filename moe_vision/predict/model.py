@@ -86,24 +86,27 @@ class Model:
         self.config, self.info, self.step = config, info, int(state['step'])
         tokens = leverage.tokens_per_image(config, info)
         moe = dataclasses.replace(
-            config.model.moe, eval_capacity_factor=math.inf,
-            group_size=1 if config.model.moe.placement == 'head' else tokens)
+            config.model.moe,
+            eval_capacity_factor=math.inf,
+            group_size=1 if config.model.moe.placement == 'head' else tokens,
+        )
         self.network = models.build(dataclasses.replace(config.model, moe=moe), info.num_classes)
         self.variables = {
             'params': jax.device_put(state.get('ema') or state['params']),
             'batch_stats': jax.device_put(state.get('batch_stats') or {}),
-            'router_state': jax.device_put(state.get('router_state') or {})}
+            'router_state': jax.device_put(state.get('router_state') or {}),
+        }
         self._fraction = self.step / durations(config, info.split_sizes['train']).total
         self._key = jax.random.fold_in(
-            jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM)
+            jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM
+        )
 
     def image(self, encoded: bytes) -> np.ndarray | None:
         """The pixels of an image file, uint8 [H, W, C], transformed as in the run's evaluation.
 
         None if it cannot be decoded.
         """
-        return input_pipeline.evaluation_image(
-            self.config.dataset, self.info.image_shape, encoded)
+        return input_pipeline.evaluation_image(self.config.dataset, self.info.image_shape, encoded)
 
     def __call__(self, images: np.ndarray, start: int = 0) -> Prediction:
         """Predicts uint8 images [B, H, W, C]. Compiles once for each B.
@@ -116,12 +119,18 @@ class Model:
         """
         shape = self.info.image_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
-            raise UserError(f'images are {images.dtype} {list(images.shape)}; this network takes '
-                            f'uint8 {["B", *shape]}: `Model.image` makes them from a file.')
+            raise UserError(
+                f'images are {images.dtype} {list(images.shape)}; this network takes '
+                f'uint8 {["B", *shape]}: `Model.image` makes them from a file.'
+            )
         probabilities, layers = jax.device_get(self._forward(self.variables, images, start))
-        return Prediction(probabilities, {
-            layer: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in choices.items()}
-            for layer, choices in layers.items()})
+        return Prediction(
+            probabilities,
+            {
+                layer: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in choices.items()}
+                for layer, choices in layers.items()
+            },
+        )
 
     @functools.cached_property
     def _forward(self):
@@ -129,9 +138,10 @@ class Model:
 
         def forward(variables, images, start):
             step = Step(key=self._key, fraction=self._fraction, start=start)
-            logits, infos = self.network.apply(
-                variables, normalize_images(images, *mean_std), step)
-            return (jax.nn.softmax(logits.astype(jnp.float32)),
-                    {name: i['choices'] for name, i in infos.items()})
+            logits, infos = self.network.apply(variables, normalize_images(images, *mean_std), step)
+            return (
+                jax.nn.softmax(logits.astype(jnp.float32)),
+                {name: i['choices'] for name, i in infos.items()},
+            )
 
         return jax.jit(forward)

@@ -11,7 +11,8 @@ def to_stderr() -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(
-        python_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S'))
+        python_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S')
+    )
     handler.addFilter(lambda r: r.levelno >= 30 or 'site-packages' not in r.pathname)
 
 
@@ -20,5 +21,8 @@ def for_process(process: int) -> None:
     if process:
         handler = logging.get_absl_handler()
         handler.setLevel(python_logging.WARNING)
-        handler.setFormatter(python_logging.Formatter(
-            f'%(asctime)s %(levelname).1s process {process}: %(message)s', '%H:%M:%S'))
+        handler.setFormatter(
+            python_logging.Formatter(
+                f'%(asctime)s %(levelname).1s process {process}: %(message)s', '%H:%M:%S'
+            )
+        )

@@ -52,17 +52,22 @@ def check(coordinator: str | None, processes: int | None, process: int | None) -
     if len(missing) == len(values):
         return None
     if coordinator is None or processes is None or process is None:
-        raise UserError(f'{" and ".join(missing)} missing; a run of several processes needs '
-                        '--coordinator=HOST:PORT --processes=N --process=I, I from 0 to N-1.')
+        raise UserError(
+            f'{" and ".join(missing)} missing; a run of several processes needs '
+            '--coordinator=HOST:PORT --processes=N --process=I, I from 0 to N-1.'
+        )
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--coordinator is '{coordinator}'; give the host of process 0 and a free "
-                        'port there, such as 10.0.0.1:8476.')
+        raise UserError(
+            f"--coordinator is '{coordinator}'; give the host of process 0 and a free "
+            'port there, such as 10.0.0.1:8476.'
+        )
     if processes < 1:
         raise UserError(f'--processes is {processes}; it must be positive.')
     if not 0 <= process < processes:
-        raise UserError(f'--process is {process} of --processes {processes}; allowed: 0 to '
-                        f'{processes - 1}.')
+        raise UserError(
+            f'--process is {process} of --processes {processes}; allowed: 0 to {processes - 1}.'
+        )
     return Given(coordinator, processes, process)
 
 
@@ -78,16 +83,27 @@ def start(given: Given | None) -> None:
 
     args: dict[str, Any] = {}
     if given:
-        waits = (f'process {given.process}: the coordinator {given.coordinator} (process 0) does '
-                 'not answer' if given.process else
-                 f'process 0: not all of {given.processes} processes have connected')
-        seconds, args = CONNECT_SECONDS, {
-            'coordinator_address': given.coordinator, 'num_processes': given.processes,
-            'process_id': given.process, 'cluster_detection_method': 'deactivate'}
+        waits = (
+            f'process {given.process}: the coordinator {given.coordinator} (process 0) does '
+            'not answer'
+            if given.process
+            else f'process 0: not all of {given.processes} processes have connected'
+        )
+        seconds, args = (
+            CONNECT_SECONDS,
+            {
+                'coordinator_address': given.coordinator,
+                'num_processes': given.processes,
+                'process_id': given.process,
+                'cluster_detection_method': 'deactivate',
+            },
+        )
     else:
         waits, seconds = 'the other hosts of the pod do not answer', POD_SECONDS
-    error = (f'{waits} after {seconds:.0f} s; start all processes at about the same time, with the '
-             'same --coordinator and --processes and each its own --process.')
+    error = (
+        f'{waits} after {seconds:.0f} s; start all processes at about the same time, with the '
+        'same --coordinator and --processes and each its own --process.'
+    )
     try:
         with _deadline(seconds, error):
             jax.distributed.initialize(initialization_timeout=2 * int(seconds) + 60, **args)
@@ -110,8 +126,9 @@ def _watch(host: str) -> None:
     import jax
 
     host = host or socket.gethostbyname(socket.gethostname())
-    _watching.append(Watch(jax.process_index(), jax.process_count(), host, _share,
-                           lambda line: end(1, line)))
+    _watching.append(
+        Watch(jax.process_index(), jax.process_count(), host, _share, lambda line: end(1, line))
+    )
 
 
 def done() -> None:
@@ -144,8 +161,11 @@ def failed(error: Exception) -> None:
 def _tpu() -> bool:
     """Whether this machine has TPU chips that jax will use."""
     platforms = os.environ.get('JAX_PLATFORMS', '')
-    return bool((not platforms or 'tpu' in platforms) and importlib.util.find_spec('libtpu')
-                and (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')))
+    return bool(
+        (not platforms or 'tpu' in platforms)
+        and importlib.util.find_spec('libtpu')
+        and (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))
+    )
 
 
 @contextmanager
@@ -223,7 +243,7 @@ def _share(value: Any) -> Any:
     data = np.frombuffer(json.dumps(value).encode() if first() else b'', np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
     padded = np.zeros(-(-size // 1024) * 1024, np.uint8)  # few lengths, as each one compiles
-    padded[:data.size] = data
+    padded[: data.size] = data
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded).tolist())[:size])
 
 
@@ -249,8 +269,12 @@ def check_shared(folder: Any, digest: int | str, what: str = 'configs') -> None:
     if first():
         mark.unlink()
     if not all_agree(seen):
-        raise UserError(f"workdir '{folder}' is not the same folder for every process; give one "
-                        'that all of them share: on a network file system, or gs://...')
+        raise UserError(
+            f"workdir '{folder}' is not the same folder for every process; give one "
+            'that all of them share: on a network file system, or gs://...'
+        )
     if not same(digest):
-        raise UserError(f'the processes run different {what}; start them with the same command, '
-                        'each with its own --process.')
+        raise UserError(
+            f'the processes run different {what}; start them with the same command, '
+            'each with its own --process.'
+        )

@@ -19,8 +19,9 @@ from absl import logging
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 30.0  # after which a silent process counts as dead
 GRACE_SECONDS = 2.0  # that a process has to print its own error after another one reported one
-_NEXT = ('start all processes again with the same command: the run continues from its newest '
-         'checkpoint')
+_NEXT = (
+    'start all processes again with the same command: the run continues from its newest checkpoint'
+)
 
 
 class Watch:
@@ -34,8 +35,14 @@ class Watch:
         end.
     """
 
-    def __init__(self, process: int, processes: int, host: str, share: Callable[[str], str],
-                 ended: Callable[[str], Any]):
+    def __init__(
+        self,
+        process: int,
+        processes: int,
+        host: str,
+        share: Callable[[str], str],
+        ended: Callable[[str], Any],
+    ):
         self._process, self._processes, self._ended = process, processes, ended
         # By process: the connection to it, and the lines that come from there.
         self._links: dict[int, tuple[socket.socket, TextIO]] = {}
@@ -55,8 +62,11 @@ class Watch:
                 _send(link, {'process': process})
                 self._links[0] = link, link.makefile()
         except OSError as e:
-            logging.warning('processes cannot be watched (%s); if one dies, the others end only '
-                            'when the heartbeat of jax.distributed gives up', e)
+            logging.warning(
+                'processes cannot be watched (%s); if one dies, the others end only '
+                'when the heartbeat of jax.distributed gives up',
+                e,
+            )
             return
         for peer, (_, lines) in self._links.items():
             threading.Thread(target=self._listen, args=(peer, lines), daemon=True).start()
@@ -121,9 +131,12 @@ class Watch:
         if not error:
             self._send_all({'done': True})
             return
-        self._send_all({
-            'ended': f'process {self._process} of {self._processes} has stopped: {error}',
-            'grace': GRACE_SECONDS})
+        self._send_all(
+            {
+                'ended': f'process {self._process} of {self._processes} has stopped: {error}',
+                'grace': GRACE_SECONDS,
+            }
+        )
         if self._process == 0:
             time.sleep(GRACE_SECONDS + self._head_start)
 

@@ -1,6 +1,6 @@
 """Writes W/report.html from what a training run has left in its folder W; prints the page's path.
 
-    python -m moe_vision.report --workdir=W
+python -m moe_vision.report --workdir=W
 """
 
 import sys
@@ -18,8 +18,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     parser = Parser('moe_vision.report', __doc__)
-    parser.add_argument('--workdir', required=True, metavar='W',
-                        help='folder of the run; may be a gs:// path')
+    parser.add_argument(
+        '--workdir', required=True, metavar='W', help='folder of the run; may be a gs:// path'
+    )
     workdir = parser.parse(arguments).workdir
     try:
         print(report.write(workdir))

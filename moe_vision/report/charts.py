@@ -61,7 +61,8 @@ def lines(
         names.append(reference[1])
     ends = [
         f'{s.name or "the value"} from {form(s.y[np.isfinite(s.y)][0])} to '
-        f'{form(s.y[np.isfinite(s.y)][-1])}' for s in shown
+        f'{form(s.y[np.isfinite(s.y)][-1])}'
+        for s in shown
     ]
     shown = [dataclasses.replace(s, x=x, y=y) for s in shown for x, y in [thin(s.x, s.y)]]
 
@@ -111,9 +112,7 @@ def _steps(axes: Axes) -> None:
     axes.set_xlabel('step', loc='right')
 
 
-def _end_labels(
-    axes: Axes, series: Sequence[Series], reference: tuple[float, str] | None
-) -> None:
+def _end_labels(axes: Axes, series: Sequence[Series], reference: tuple[float, str] | None) -> None:
     """Names at the right edge, where each curve ends, moved apart if they would touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = []
@@ -130,8 +129,9 @@ def _end_labels(
     gap = 12.5 / axes.bbox.height
     places = spread([w[0] for w in wanted], gap)
     for place, (_, name, colour) in zip(places, wanted, strict=True):
-        axes.text(1.02, place, name, color=colour, transform=axes.transAxes, va='center',
-                  fontsize=10.5)
+        axes.text(
+            1.02, place, name, color=colour, transform=axes.transAxes, va='center', fontsize=10.5
+        )
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -167,15 +167,27 @@ def shares(x: np.ndarray, load: np.ndarray, title: str) -> Markup:
 
     def paint(axes: Axes) -> None:
         axes.grid(False)
-        axes.stackplot(x, load.T, colors=[palette.expert(e) for e in range(experts)],
-                       edgecolor=palette.PAPER, linewidth=0.5)
+        axes.stackplot(
+            x,
+            load.T,
+            colors=[palette.expert(e) for e in range(experts)],
+            edgecolor=palette.PAPER,
+            linewidth=0.5,
+        )
         for e in range(1, experts):
             axes.axhline(e / experts, color=palette.INK, linewidth=0.6, dashes=(2, 3), alpha=0.6)
         tops = np.cumsum(final)
         for e in range(experts):
             if final[e] >= 0.045:
-                axes.text(1.015, tops[e] - final[e] / 2, str(e), transform=axes.transAxes,
-                          va='center', fontsize=10, color=palette.INK)
+                axes.text(
+                    1.015,
+                    tops[e] - final[e] / 2,
+                    str(e),
+                    transform=axes.transAxes,
+                    va='center',
+                    fontsize=10,
+                    color=palette.INK,
+                )
         axes.set(xlim=(x[0], x[-1]), ylim=(0, 1), yticks=[0, 0.5, 1])
         axes.set_yticklabels(['0 %', '50 %', '100 %'])
         _steps(axes)
@@ -190,8 +202,12 @@ def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
 
     def paint(axes: Axes) -> None:
         axes.grid(False)
-        axes.imshow(heatmaps.rgba(image / np.nanmax(image)), aspect='auto', interpolation='none',
-                    extent=(x[0], x[-1], experts - 0.5, -0.5))
+        axes.imshow(
+            heatmaps.rgba(image / np.nanmax(image)),
+            aspect='auto',
+            interpolation='none',
+            extent=(x[0], x[-1], experts - 0.5, -0.5),
+        )
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylim(experts - 0.5, -0.5)
         axes.set_ylabel('expert')
@@ -201,8 +217,10 @@ def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
 
 
 def _extremes(load: np.ndarray) -> str:
-    return (f'expert {int(load.argmax())} takes most ({formats.percent(load.max())}) and expert '
-            f'{int(load.argmin())} least ({formats.percent(load.min())})')
+    return (
+        f'expert {int(load.argmax())} takes most ({formats.percent(load.max())}) and expert '
+        f'{int(load.argmin())} least ({formats.percent(load.min())})'
+    )
 
 
 def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
@@ -220,8 +238,15 @@ def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
             axes.stairs(load, edges, fill=True, color=palette.ACCENT, alpha=0.32)
             axes.stairs(kept, edges, fill=True, color=palette.ACCENT)
         axes.axhline(1 / experts, color=palette.INK, linewidth=1, dashes=(4, 3))
-        axes.text(1.015, 1 / experts, 'even', transform=axes.get_yaxis_transform(), va='center',
-                  fontsize=10, color=palette.MUTED)
+        axes.text(
+            1.015,
+            1 / experts,
+            'even',
+            transform=axes.get_yaxis_transform(),
+            va='center',
+            fontsize=10,
+            color=palette.MUTED,
+        )
         axes.set(xlim=(-0.6, experts - 0.4), ylim=(0, 1.08 * max(np.nanmax(load), 1.5 / experts)))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         figure.write_ticks(axes.yaxis, lambda share: f'{100 * share:g} %')

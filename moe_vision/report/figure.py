@@ -81,10 +81,16 @@ def draw(
     """
 
     def one(figure: Figure) -> None:
-        paint(figure.add_axes((
-            left / width, bottom / height,
-            (width - left - right) / width, (height - top - bottom) / height,
-        )))
+        paint(
+            figure.add_axes(
+                (
+                    left / width,
+                    bottom / height,
+                    (width - left - right) / width,
+                    (height - top - bottom) / height,
+                )
+            )
+        )
 
     return compose(one, label, width=width, height=height)
 
@@ -114,10 +120,12 @@ def alone(picture: Markup) -> str:
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert view
     paper = f'<rect width="{view[1]}" height="{view[2]}" fill="{colours["paper"]}" />'
-    opening = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{view[1]}" height="{view[2]}" '
-               'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" ')
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{view[1]}" height="{view[2]}" '
+        'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" '
+    )
     start = text.index('>') + 1
-    return opening + text[len('<svg '):start] + paper + text[start:] + '\n'
+    return opening + text[len('<svg ') : start] + paper + text[start:] + '\n'
 
 
 def _inline(svg: str, label: str) -> Markup:

@@ -75,8 +75,12 @@ def size(value: float) -> str:
     """A large number in a few characters: 1,234 / 56.7 k / 8.90 M / 1.23 G / 4.5 T."""
     if not math.isfinite(value):
         return NONE
-    for least, factor, unit in ((1e12, 1e12, 'T'), (1e9, 1e9, 'G'), (1e6, 1e6, 'M'),
-                                (1e4, 1e3, 'k')):
+    for least, factor, unit in (
+        (1e12, 1e12, 'T'),
+        (1e9, 1e9, 'G'),
+        (1e6, 1e6, 'M'),
+        (1e4, 1e3, 'k'),
+    ):
         if abs(value) >= least:
             scaled = value / factor
             return f'{scaled:.{2 if abs(scaled) < 10 else 1}f} {unit}'

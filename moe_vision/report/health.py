@@ -48,8 +48,9 @@ def judge(run: Run) -> Verdict:
         return Verdict('none', 'Too early to say: no numbers on routing yet.', points)
     points += _findings(run, layers)
     worst = min(layers, key=lambda x: x.effective if x.effective == x.effective else math.inf)
-    spread = (f'{worst.name} uses the equivalent of {significant(worst.effective, 2)} of '
-              f'{worst.experts}')
+    spread = (
+        f'{worst.name} uses the equivalent of {significant(worst.effective, 2)} of {worst.experts}'
+    )
     known = math.isfinite(worst.effective)
     if run.result.get('collapsed') is True or worst.effective < worst.experts / 4:
         why = f'{spread} experts.' if known else 'result.json says so.'
@@ -78,16 +79,24 @@ def _findings(run: Run, layers: list[_Layer]) -> list[str]:
     points = []
     if thin := [x for x in layers if x.effective < x.experts / 2]:
         names = named(thin, lambda x: f'equivalent to {significant(x.effective, 2)} of {x.experts}')
-        points.append(f'Fewer than half of the experts carry the load {thin[0].where}: '
-                      f'{names}; {balance}.')
+        points.append(
+            f'Fewer than half of the experts carry the load {thin[0].where}: {names}; {balance}.'
+        )
     if dead := [x for x in layers if x.dead > 0]:
         names = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
         points.append(f'Some experts are dead {dead[0].where}: {names}; {balance}.')
     if full := [x for x in layers if x.drops > DROPS]:
-        names = named(full, lambda x: percent(x.drops) + (
-            f', {percent(x.orphans)} of tokens lose all choices' if x.orphans > 0 else ''))
-        points.append(f'Many choices are dropped for lack of room {full[0].where}: {names}; '
-                      f'look at {_key(run, "model.moe.capacity_factor")}.')
+        names = named(
+            full,
+            lambda x: (
+                percent(x.drops)
+                + (f', {percent(x.orphans)} of tokens lose all choices' if x.orphans > 0 else '')
+            ),
+        )
+        points.append(
+            f'Many choices are dropped for lack of room {full[0].where}: {names}; '
+            f'look at {_key(run, "model.moe.capacity_factor")}.'
+        )
     return points
 
 
@@ -101,13 +110,16 @@ def _key(run: Run, key: str) -> str:
 def _unspecialised(run: Run) -> list[str]:
     tested = as_dict(run.evaluation.get('layers'))
     blind = [
-        layer for layer, values in tested.items()
+        layer
+        for layer, values in tested.items()
         if number(as_dict(values).get('mutual_information')) < BLIND
     ]
     if not blind:
         return []
-    return [f'In {", ".join(blind)}, the choice of expert says next to nothing about the class '
-            f'(mutual information below {BLIND} nats); that need not hurt accuracy.']
+    return [
+        f'In {", ".join(blind)}, the choice of expert says next to nothing about the class '
+        f'(mutual information below {BLIND} nats); that need not hurt accuracy.'
+    ]
 
 
 def _divergence(run: Run) -> list[str]:
@@ -115,7 +127,9 @@ def _divergence(run: Run) -> list[str]:
         rows = run.split(name)
         bad = [row for row in rows if 'loss' in row and math.isnan(number(row['loss']))]
         if bad:
-            return [f'The {name} loss is not a finite number in {len(bad)} of {len(rows)} rows, '
-                    f'first at step {bad[0]["step"]:,}; look at train.learning_rate and '
-                    'train.clip_norm.']
+            return [
+                f'The {name} loss is not a finite number in {len(bad)} of {len(rows)} rows, '
+                f'first at step {bad[0]["step"]:,}; look at train.learning_rate and '
+                'train.clip_norm.'
+            ]
     return []

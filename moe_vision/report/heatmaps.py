@@ -41,8 +41,13 @@ def cells(
     def cell(i: int, j: int) -> Markup:
         depth = min(float(np.nan_to_num(values[i, j])) / max(top, 1e-12), 1.0)
         kinds = [kind for kind, on in (('warm', warm(i, j)), ('deep', depth > 0.55)) if on]
-        return tag('td', show(i, j), title=title(i, j), class_=' '.join(kinds) or None,
-                   style=f'--a:{depth:.2f}' if depth >= 0.005 else None)
+        return tag(
+            'td',
+            show(i, j),
+            title=title(i, j),
+            class_=' '.join(kinds) or None,
+            style=f'--a:{depth:.2f}' if depth >= 0.005 else None,
+        )
 
     rows = (
         [tag('th', name, scope='row'), *(cell(i, j) for j in range(values.shape[1]))]
@@ -56,9 +61,7 @@ def scale(top: str) -> Markup:
     return tag('span', '0 ', tag('i', class_='ramp heat'), f' {top}', class_='scale')
 
 
-def rgba(
-    values: np.ndarray, colour: tuple[float, float, float] = palette.HEAT
-) -> np.ndarray:
+def rgba(values: np.ndarray, colour: tuple[float, float, float] = palette.HEAT) -> np.ndarray:
     """Values 0..1 `[M, N]` as `[M, N, 4]`: the colour, more opaque for a higher value."""
     picture = np.empty((*values.shape, 4))
     picture[..., :3] = colour
@@ -81,8 +84,12 @@ def image(
 
     def paint(axes: Axes) -> None:
         axes.grid(False)
-        axes.imshow(picture, aspect='auto', interpolation='none',
-                    extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
+        axes.imshow(
+            picture,
+            aspect='auto',
+            interpolation='none',
+            extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+        )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel(across)

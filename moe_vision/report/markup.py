@@ -66,8 +66,9 @@ def table(
 
     body = (tag('tr', (cell(c) for c in row)) for row in rows)
     header = tag('tr', (c if _is_cell(c) else tag('th', c, scope='col') for c in head))
-    content = tag('table', tag('thead', header), tag('tbody', body), class_=class_ or None,
-                  aria_label=label)
+    content = tag(
+        'table', tag('thead', header), tag('tbody', body), class_=class_ or None, aria_label=label
+    )
     return tag('div', content, class_='scroll')
 
 
@@ -98,8 +99,13 @@ def missing(words: str) -> Markup:
 
 def card(name: Child, value: Child, note: Child, *, big: bool = False) -> Markup:
     """A number to remember, with its name above and a note below."""
-    return tag('div', tag('span', name, class_='name'), tag('span', value, class_='value'),
-               tag('span', note, class_='note'), class_='card big' if big else 'card')
+    return tag(
+        'div',
+        tag('span', name, class_='name'),
+        tag('span', value, class_='value'),
+        tag('span', note, class_='note'),
+        class_='card big' if big else 'card',
+    )
 
 
 def section(anchor: str, title: str, *children: Child) -> Markup:
@@ -108,8 +114,17 @@ def section(anchor: str, title: str, *children: Child) -> Markup:
 
 
 def page(
-    kind: str, name: str, facts: str, anchors: Iterable[tuple[str, str]], sections: Child, *,
-    source: str, command: str, verdict: Child = None, css: str = '', policy: str = '',
+    kind: str,
+    name: str,
+    facts: str,
+    anchors: Iterable[tuple[str, str]],
+    sections: Child,
+    *,
+    source: str,
+    command: str,
+    verdict: Child = None,
+    css: str = '',
+    policy: str = '',
 ) -> str:
     """A whole HTML file that needs nothing else, from doctype to footer.
 

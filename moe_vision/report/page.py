@@ -5,8 +5,13 @@ from moe_vision.report.read import Run
 from moe_vision.report.sections import classes, curves, overview, routing, samples, setup
 
 _ANCHORS = [
-    ('health', 'Health'), ('curves', 'Training'), ('routing', 'Routing'), ('classes', 'Classes'),
-    ('samples', 'Images'), ('compute', 'Compute'), ('record', 'Record'),
+    ('health', 'Health'),
+    ('curves', 'Training'),
+    ('routing', 'Routing'),
+    ('classes', 'Classes'),
+    ('samples', 'Images'),
+    ('compute', 'Compute'),
+    ('record', 'Record'),
 ]
 
 
@@ -24,6 +29,13 @@ def render(run: Run) -> str:
         setup.record(run),
     )
     return markup.page(
-        'Training report', run.name, overview.facts(run), _ANCHORS, sections,
-        verdict=overview.verdict(verdict), policy='; img-src data:',
-        source='the files in this run’s folder', command='python -m moe_vision.report --workdir=W')
+        'Training report',
+        run.name,
+        overview.facts(run),
+        _ANCHORS,
+        sections,
+        verdict=overview.verdict(verdict),
+        policy='; img-src data:',
+        source='the files in this run’s folder',
+        command='python -m moe_vision.report --workdir=W',
+    )

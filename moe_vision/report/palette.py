@@ -10,13 +10,29 @@ the reader's colour scheme; `THEMED` maps stand-in colours, which Matplotlib can
 import colorsys
 import math
 
-_BASE = ('#3f90da', '#ffa90e', '#bd1f01', '#832db6', '#94a4a2',
-         '#e76300', '#a96b59', '#92dadd', '#b9ac70', '#717581')
+_BASE = (
+    '#3f90da',
+    '#ffa90e',
+    '#bd1f01',
+    '#832db6',
+    '#94a4a2',
+    '#e76300',
+    '#a96b59',
+    '#92dadd',
+    '#b9ac70',
+    '#717581',
+)
 
 INK, MUTED, GRID, PAPER = '#010101', '#020202', '#030303', '#040404'
 ACCENT, WARM = '#050505', '#060606'
-THEMED = {INK: 'var(--ink)', MUTED: 'var(--muted)', GRID: 'var(--grid)', PAPER: 'var(--paper)',
-          ACCENT: 'var(--accent)', WARM: 'var(--warm)'}
+THEMED = {
+    INK: 'var(--ink)',
+    MUTED: 'var(--muted)',
+    GRID: 'var(--grid)',
+    PAPER: 'var(--paper)',
+    ACCENT: 'var(--accent)',
+    WARM: 'var(--warm)',
+}
 HEAT = (47 / 255, 111 / 255, 186 / 255)  # of a full cell; others are more transparent
 HEAT_WARM = (214 / 255, 96 / 255, 32 / 255)  # the same for what should not be there
 SERIES = (ACCENT, WARM, '#2a9d74', '#a35bd0', '#b8961e', '#d1477d', '#5f8f9b', '#8a6d5a')

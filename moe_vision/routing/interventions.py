@@ -27,13 +27,20 @@ class Intervention:
     layer: Array | int = -1  # number of the routed layer; -1: all
     expert: Array | int = 0  # read by ABLATE
 
-    def __call__(self, routing: AnyRouting, context: Context, layer: int,
-                 num_experts: int) -> AnyRouting:
+    def __call__(
+        self, routing: AnyRouting, context: Context, layer: int, num_experts: int
+    ) -> AnyRouting:
         """The routing of routed layer number `layer`, changed if the intervention is for it."""
         here = (self.layer < 0) | (self.layer == layer)
-        return jax.lax.switch(jnp.where(here, self.kind, NONE), [
-            lambda: routing, lambda: ablate(routing, self.expert),
-            lambda: shuffle(routing, context), lambda: draw(routing, context, num_experts)])
+        return jax.lax.switch(
+            jnp.where(here, self.kind, NONE),
+            [
+                lambda: routing,
+                lambda: ablate(routing, self.expert),
+                lambda: shuffle(routing, context),
+                lambda: draw(routing, context, num_experts),
+            ],
+        )
 
 
 def ablate(routing: AnyRouting, expert: Array | int) -> AnyRouting:
@@ -57,10 +64,14 @@ def shuffle(routing: AnyRouting, context: Context, stream: int = LayerStream.SHU
       ValueError: the context has no key.
     """
     order = _permutation(context.keys(stream), context.valid)
-    names = ['combine', 'dispatch'] if isinstance(routing, SoftRouting) else [
-        'expert_of_choice', 'gate', 'active']
-    new: dict[str, Any] = {n: _permuted(getattr(routing, n), order) for n in names
-                           if getattr(routing, n) is not None}
+    names = (
+        ['combine', 'dispatch']
+        if isinstance(routing, SoftRouting)
+        else ['expert_of_choice', 'gate', 'active']
+    )
+    new: dict[str, Any] = {
+        n: _permuted(getattr(routing, n), order) for n in names if getattr(routing, n) is not None
+    }
     return dataclasses.replace(routing, **new)
 
 
@@ -114,5 +125,7 @@ def _take_floats(values: Array, order: Array) -> Array:
     return _take(values, order)
 
 
-_take_floats.defvjp(lambda values, order: (_take(values, order), order),
-                    lambda order, d: (_take(d, jnp.argsort(order, axis=-1)), None))
+_take_floats.defvjp(
+    lambda values, order: (_take(values, order), order),
+    lambda order, d: (_take(d, jnp.argsort(order, axis=-1)), None),
+)

@@ -62,11 +62,10 @@ def _linear_bwd(saved, d_logits):
     x, centred, out, mean, scale = saved
     d_out = scale * d_logits
     # scale = (mean of (x - mean)^2 + 1e-6)^-1/2
-    along = -scale**3 * (d_logits * out).sum(-1, keepdims=True) / x.shape[-1]
+    along = -(scale**3) * (d_logits * out).sum(-1, keepdims=True) / x.shape[-1]
     # Not written as along * (x - mean), for which XLA would sum over D again in another pass.
     d_x = along * x + (_product('...e,de->...d', d_out, centred) - along * mean)
-    d_kernel = _product('nd,ne->de', x.reshape(-1, x.shape[-1]),
-                        d_out.reshape(-1, d_out.shape[-1]))
+    d_kernel = _product('nd,ne->de', x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1]))
     return d_x, d_kernel - d_kernel.mean(0)
 
 

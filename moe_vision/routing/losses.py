@@ -37,7 +37,7 @@ def load(routing: Routing, context: Context, num_experts: int) -> Array:
     top = pick(routing.noisy_logits, top_k_ids(routing.noisy_logits, k + 1))
     # An id among the k largest competes with the (k+1)-th, any other with the k-th.
     among = routing.noisy_logits > top[..., k:]
-    threshold = jnp.where(among, top[..., k:], top[..., k - 1: k])
+    threshold = jnp.where(among, top[..., k:], top[..., k - 1 : k])
     std = jnp.maximum(routing.noise_std, 1e-6)
     p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / std)
     return _cv_squared(_per_id(_tokens(p, context), num_experts))

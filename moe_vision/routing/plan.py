@@ -80,16 +80,23 @@ class IndexPlan:
         ids = self.expert_of_choice
         keep = self.keep & (ids >= first) & (ids < first + count)
         slot = jnp.where(keep, self.slot - first * g * c, 0)
-        tables = {name: jax.lax.dynamic_slice_in_dim(getattr(self, name), first, count)
-                  for name in ('src_token', 'src_choice', 'filled')}
+        tables = {
+            name: jax.lax.dynamic_slice_in_dim(getattr(self, name), first, count)
+            for name in ('src_token', 'src_choice', 'filled')
+        }
         return dataclasses.replace(self, keep=keep, slot=slot, **tables)
 
     def _tables(self):
         return self.slot, self.keep, self.src_token, self.src_choice, self.filled
 
 
-def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Priority = 'token',
-               keys: Array | None = None) -> IndexPlan:
+def index_plan(
+    routing: Routing,
+    num_experts: int,
+    capacity: int,
+    priority: Priority = 'token',
+    keys: Array | None = None,
+) -> IndexPlan:
     """Gives each choice a slot or drops it. All first choices come before all second choices.
 
     Args:
@@ -124,27 +131,39 @@ def index_plan(routing: Routing, num_experts: int, capacity: int, priority: Prio
     filled = wanted < starts[:, 1:, None]
     entry = _rows(in_order, jnp.minimum(wanted, t * k - 1).reshape(g, e * c)).reshape(g, e, c)
     src_choice, src_rank = jnp.divmod(entry % (k * t), t)
-    src = src_rank if token_of_rank is None else _rows(
-        token_of_rank, src_rank.reshape(g, e * c)).reshape(g, e, c)
+    src = (
+        src_rank
+        if token_of_rank is None
+        else _rows(token_of_rank, src_rank.reshape(g, e * c)).reshape(g, e, c)
+    )
     src = jnp.where(filled, src + jnp.arange(g)[:, None, None] * t, 0)
 
     # From choices to slots: a choice has its place in the order, less the start of its expert.
     choice_major = in_order % (k * t)
-    rank_in_order = jnp.zeros((g, t * k), jnp.int32).at[
-        jnp.arange(g)[:, None], choice_major].set(
+    rank_in_order = (
+        jnp.zeros((g, t * k), jnp.int32)
+        .at[jnp.arange(g)[:, None], choice_major]
+        .set(
             jnp.broadcast_to(jnp.arange(t * k, dtype=jnp.int32), (g, t * k)),
-            unique_indices=True, mode='promise_in_bounds')
+            unique_indices=True,
+            mode='promise_in_bounds',
+        )
+    )
     start = _rows(starts, jnp.where(wants, ids, e).reshape(g, t * k)).reshape(g, t, k)
     position = _rows(rank_in_order, jnp.broadcast_to(place, (g, t, k)).reshape(g, t * k))
     position = position.reshape(g, t, k) - start
     keep = wants & (position < c)
     row = (ids * g + jnp.arange(g)[:, None, None]) * c + position
     return IndexPlan(
-        expert_of_choice=ids, gate=routing.gate, wants=wants, keep=keep,
+        expert_of_choice=ids,
+        gate=routing.gate,
+        wants=wants,
+        keep=keep,
         slot=jnp.where(keep, row, 0).astype(jnp.int32),
         src_token=jnp.moveaxis(src, 1, 0).astype(jnp.int32),
         src_choice=jnp.moveaxis(src_choice, 1, 0).astype(jnp.int32),
-        filled=jnp.moveaxis(filled, 1, 0))
+        filled=jnp.moveaxis(filled, 1, 0),
+    )
 
 
 def _order(routing: Routing, priority: Priority, keys: Array | None):
@@ -222,8 +241,13 @@ def _combine(rows: Array, gate: Array, tables) -> Array:
     """Moves rows [E*G*C, *] to tokens [G, T, *]: the gated sum over kept choices, in float32."""
     slot, keep, *_ = tables
     payload = (1,) * (rows.ndim - 1)
-    parts = [masked(keep[..., k], gate[..., k].reshape(*gate.shape[:2], *payload)
-                    * _take(rows, slot[..., k])) for k in range(slot.shape[-1])]
+    parts = [
+        masked(
+            keep[..., k],
+            gate[..., k].reshape(*gate.shape[:2], *payload) * _take(rows, slot[..., k]),
+        )
+        for k in range(slot.shape[-1])
+    ]
     return functools.reduce(jnp.add, parts).astype(rows.dtype)
 
 
@@ -239,8 +263,11 @@ def _combine_bwd(saved, dy):
     gate_slot = gate_slot.reshape(e, g, c, *(1,) * (rows.ndim - 1))
     d_rows = masked(filled, gate_slot * dy_slot).astype(rows.dtype)
     d_gate_slot = jnp.einsum(  # not a product and a sum, because XLA sums rows slowly on a CPU
-        'sd,sd->s', dy_slot.reshape(e * g * c, -1), rows.reshape(e * g * c, -1),
-        preferred_element_type=jnp.float32)
+        'sd,sd->s',
+        dy_slot.reshape(e * g * c, -1),
+        rows.reshape(e * g * c, -1),
+        preferred_element_type=jnp.float32,
+    )
     d_gate = masked(keep, _take(d_gate_slot, slot)).astype(gate.dtype)
     return d_rows.reshape(rows.shape), d_gate, None
 

@@ -41,8 +41,11 @@ class SoftPlan:
 
     def for_experts(self, first: Array, count: int) -> 'SoftPlan':
         """The plan of `count` experts from `first` on."""
-        weights = {name: jax.lax.dynamic_slice_in_dim(getattr(self, name), first, count, axis=2)
-                   for name in ('dispatch', 'combine') if getattr(self, name) is not None}
+        weights = {
+            name: jax.lax.dynamic_slice_in_dim(getattr(self, name), first, count, axis=2)
+            for name in ('dispatch', 'combine')
+            if getattr(self, name) is not None
+        }
         return dataclasses.replace(self, **weights)
 
 

@@ -18,8 +18,9 @@ from moe_vision.routing.temperature import entropy
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting
 
 
-def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
-          context: Context) -> dict[str, Array]:
+def count(
+    routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan, context: Context
+) -> dict[str, Array]:
     """Sums over the tokens of each group, [G, ...], float32. `summarize` says what they mean."""
     valid = context.valid
     temperature = jnp.asarray(routing.temperature, jnp.float32)
@@ -32,8 +33,14 @@ def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
     if isinstance(routing, SoftRouting):
         weights = jnp.where(valid[..., None], routing.combine.sum(-1), 0.0).sum(1)
         zero = jnp.zeros_like(sums['entropy'])
-        sums |= {'chosen': weights, 'kept': weights, 'choices': sums['tokens'], 'dropped': zero,
-                 'orphans': zero, 'slots': sums['tokens']}
+        sums |= {
+            'chosen': weights,
+            'kept': weights,
+            'choices': sums['tokens'],
+            'dropped': zero,
+            'orphans': zero,
+            'slots': sums['tokens'],
+        }
     else:
         assert isinstance(plan, IndexPlan)
         dropped = plan.wants & ~plan.keep
@@ -51,8 +58,9 @@ def count(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan,
     return {name: value.astype(jnp.float32) for name, value in sums.items()}
 
 
-def by_class(routing: Routing | SoftRouting, labels: Array, context: Context,
-             num_classes: int) -> Array:
+def by_class(
+    routing: Routing | SoftRouting, labels: Array, context: Context, num_classes: int
+) -> Array:
     """Choices before capacity by id and class, [G, N, L] float32; labels [G, T] int32."""
     truth = jax.nn.one_hot(labels, num_classes) * context.valid[..., None]
     if isinstance(routing, SoftRouting):
@@ -85,7 +93,8 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
     mean_p = s['probs'] / tokens
     with_null = s['chosen'].sum()
     out = {
-        'load': q.tolist(), 'load_kept': kept.tolist(),
+        'load': q.tolist(),
+        'load_kept': kept.tolist(),
         'drop_rate': float(s['dropped'] / max(float(s['choices']), 1.0)),
         'orphan_rate': float(s['orphans'] / tokens),
         'effective_experts': float(1 / np.square(q).sum()),
@@ -121,4 +130,3 @@ def entropy_of(p: np.ndarray) -> float:
     """Shannon entropy in nats of these shares."""
     p = p[p > 0]
     return float(-(p * np.log(p)).sum())
-

@@ -32,7 +32,8 @@ class Routing:
     superclass: Array | None = None  # [G, T] int32, the id that the token's label belongs to
     carry: Any = None  # what the next routed layer's router may read
     scored: int | None = dataclasses.field(  # leading choices that follow `noisy_logits`; None: K
-        default=None, metadata={'static': True})
+        default=None, metadata={'static': True}
+    )
 
 
 @jax.tree_util.register_dataclass

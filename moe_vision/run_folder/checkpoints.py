@@ -70,8 +70,9 @@ class Checkpoints:
             try:
                 state = self._latest.restore(step, abstract)
             except Exception as e:  # damaged files make orbax raise errors of many types
-                logging.warning('checkpoint %d cannot be read (%s); trying the one before it',
-                                step, _summary(e))
+                logging.warning(
+                    'checkpoint %d cannot be read (%s); trying the one before it', step, _summary(e)
+                )
                 continue
             self._latest.delete_after(step)
             self._best.delete_after(step)
@@ -79,7 +80,8 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f'none of the checkpoints {steps} in {self._latest.path} can be read with '
-                'this config; if the network changed, use another --workdir.')
+                'this config; if the network changed, use another --workdir.'
+            )
         self._best.delete_after(0)
         return None
 
@@ -113,8 +115,10 @@ class Checkpoints:
                 return step, self._latest.restore(step, abstract)
             except Exception as e:
                 logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
-        raise UserError(f'no checkpoint in {self._latest.path} can be read with this config; '
-                        'train first (--mode=train), or give the config of the run.')
+        raise UserError(
+            f'no checkpoint in {self._latest.path} can be read with this config; '
+            'train first (--mode=train), or give the config of the run.'
+        )
 
     def wait(self) -> None:
         """Returns when all saves are on disk, or have failed."""
@@ -146,8 +150,9 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
         try:
             with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
                 path = root / str(step) / 'default'
-                on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                                       reader.metadata(path).tree)
+                on_host = jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree
+                )
                 return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
         except Exception as e:
             logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
@@ -156,8 +161,9 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
 
 def abstract(state: Any, shardings: Any) -> Any:
     """The shapes, types and shardings of a state, as the functions that restore it need them."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                        state, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
 
 
 class Folder:
@@ -166,9 +172,12 @@ class Folder:
     def __init__(self, path: epath.Path, keep: int):
         self.path = absolute(path)
         self._manager = ocp.CheckpointManager(
-            self.path, item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True,
-                                                 enable_async_checkpointing=True))
+            self.path,
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+        )
         self._last_step = 0  # of the last save
 
     def save(self, step: int, state: Any) -> None:
@@ -211,8 +220,12 @@ class Folder:
 
     def _give_up(self, error: Exception) -> None:
         """Logs a failed save and deletes what it left."""
-        logging.warning('checkpoint %d cannot be saved (%s); training continues, and the '
-                        'checkpoints before it are kept', self._last_step, _summary(error))
+        logging.warning(
+            'checkpoint %d cannot be saved (%s); training continues, and the '
+            'checkpoints before it are kept',
+            self._last_step,
+            _summary(error),
+        )
         std_logging.getLogger('asyncio').addFilter(_is_not_of_a_failed_save)
         self.clear(str(self._last_step))
         self._manager.reload()  # it has already dropped the checkpoint that was to make room
@@ -243,8 +256,11 @@ class Folder:
           Exception: in every process, if one cannot read the checkpoint.
         """
         wanted = _as_dict(state) | {_CHECKSUM: np.zeros((), np.uint32)}
-        values = _read(self.path / str(step), ocp.StandardCheckpointHandler,
-                       lambda _: ocp.args.StandardRestore(wanted))
+        values = _read(
+            self.path / str(step),
+            ocp.StandardCheckpointHandler,
+            lambda _: ocp.args.StandardRestore(wanted),
+        )
         expected = int(values.pop(_CHECKSUM))
         restored = type(state)(**values)
         if int(checksum(restored)) != expected:
@@ -269,11 +285,13 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     """
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'process_{this}')
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'process_{this}'
+    )
     values, error = None, None
     try:
-        with ocp.Checkpointer(handler(multiprocessing_options=alone),
-                              multiprocessing_options=alone) as reader:
+        with ocp.Checkpointer(
+            handler(multiprocessing_options=alone), multiprocessing_options=alone
+        ) as reader:
             values = reader.restore(path / 'default', args=args(reader))
     except Exception as e:
         error = e

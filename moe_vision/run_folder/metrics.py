@@ -41,14 +41,17 @@ class Interval:
 
     def pending(self) -> list[tuple[int, Any]]:
         """(step, metrics) for each step since the last row, as values that JSON holds exactly."""
-        return [(s, jax.tree.map(lambda x: np.asarray(x).tolist(), jax.device_get(m)))
-                for s, m in self._pending]
+        return [
+            (s, jax.tree.map(lambda x: np.asarray(x).tolist(), jax.device_get(m)))
+            for s, m in self._pending
+        ]
 
     def put_back(self, pending: list[tuple[int, Any]]) -> None:
         """Restores the steps that `pending` returned."""
         self._pending = [
             (s, jax.tree.map(np.asarray, m, is_leaf=lambda leaf: isinstance(leaf, list)))
-            for s, m in pending]
+            for s, m in pending
+        ]
 
     def row(self, per_epoch: float) -> dict[str, Any]:
         """The row for the steps since the last one. Its means leave out skipped steps.
@@ -65,15 +68,22 @@ class Interval:
         values = [v for s, v in zip(steps, fetched, strict=True) if self._is_finite(s, v)]
         skipped = {'skipped': len(steps) - len(values), 'skipped_in_a_row': self.in_a_row}
         values = values or fetched
-        scalars = jax.tree.map(_mean, *[{k: x for k, x in v.items() if k != 'layers'}
-                                        for v in values])
-        sums = jax.tree.map(lambda *xs: np.sum([np.float64(x) for x in xs], axis=0),
-                            *[v['layers'] for v in values])
+        scalars = jax.tree.map(
+            _mean, *[{k: x for k, x in v.items() if k != 'layers'} for v in values]
+        )
+        sums = jax.tree.map(
+            lambda *xs: np.sum([np.float64(x) for x in xs], axis=0), *[v['layers'] for v in values]
+        )
         scalars['learning_rate'] = float(fetched[-1]['learning_rate'])
         scalars['bad_images'] = sum(int(v['bad_images']) for v in fetched)
-        return {'step': steps[-1], 'epoch': steps[-1] / per_epoch, 'split': 'train', **scalars,
-                **(skipped if self._may_skip else {}),
-                'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()}}
+        return {
+            'step': steps[-1],
+            'epoch': steps[-1] / per_epoch,
+            'split': 'train',
+            **scalars,
+            **(skipped if self._may_skip else {}),
+            'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()},
+        }
 
     def _is_finite(self, step: int, values: Any) -> bool:
         """Whether the step was not skipped; counts consecutive skipped ones."""
@@ -141,8 +151,12 @@ class Writer:
             write(self._rows / f'{name}.jsonl', _lines(self._waiting))
             write(self._events / f'events.out.tfevents.{name}', tensorboard.encode(self._waiting))
         except OSError as e:
-            logging.warning('rows of metrics cannot be written (%s); %d are kept and will be '
-                            'written with the next ones', e.strerror or e, len(self._waiting))
+            logging.warning(
+                'rows of metrics cannot be written (%s); %d are kept and will be '
+                'written with the next ones',
+                e.strerror or e,
+                len(self._waiting),
+            )
         else:
             self._waiting = []
 
@@ -151,8 +165,9 @@ class Writer:
         try:
             write(self._rows / _pending(step), json.dumps(pending).encode())
         except OSError as e:
-            logging.warning('the metrics of %d steps cannot be written (%s)', len(pending),
-                            e.strerror)
+            logging.warning(
+                'the metrics of %d steps cannot be written (%s)', len(pending), e.strerror
+            )
 
     def close(self) -> None:
         """Deletes pending steps: the run is over."""

@@ -22,8 +22,18 @@ from moe_vision.config.schema import Config
 from moe_vision.leverage import Capacity, Leverage, soft
 from moe_vision.models.places import choices_per_token
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
-             'array-record', 'numpy', 'opencv-python-headless')
+_PACKAGES = (
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'grain',
+    'tensorflow-datasets',
+    'array-record',
+    'numpy',
+    'opencv-python-headless',
+)
 _CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config trains
 
 
@@ -39,8 +49,9 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
         return []
     changed = list(differences(before, config_lib.to_dict(config)))
     if changed:
-        logging.warning('the config differs from the one this run was started with: %s',
-                        '; '.join(changed))
+        logging.warning(
+            'the config differs from the one this run was started with: %s', '; '.join(changed)
+        )
     return changed
 
 
@@ -52,9 +63,13 @@ def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # there is no run yet, or `warn_if_changed` warns that it cannot be read
     if before and info.digest and before != info.digest:
-        logging.warning("the data differ from those this run was started with: digest of '%s' "
-                        '%.16s -> %.16s; results of the two are not comparable',
-                        info.name, before, info.digest)
+        logging.warning(
+            "the data differ from those this run was started with: digest of '%s' "
+            '%.16s -> %.16s; results of the two are not comparable',
+            info.name,
+            before,
+            info.digest,
+        )
 
 
 def digest(config: Config) -> int:
@@ -62,17 +77,29 @@ def digest(config: Config) -> int:
     return zlib.crc32(json.dumps(config_lib.to_dict(config), sort_keys=True).encode())
 
 
-def write_config(workdir: str, config: Config, config_file: str, info: DatasetInfo,
-                 leverage: Leverage) -> None:
+def write_config(
+    workdir: str, config: Config, config_file: str, info: DatasetInfo, leverage: Leverage
+) -> None:
     """Writes config.json: resolved config, versions, git commit, data set and pre-flight."""
-    write_json(epath.Path(workdir) / 'config.json', {
-        'config': config_lib.to_dict(config), 'config_file': config_file, 'versions': versions(),
-        'git_commit': git_commit(), 'device': jax.devices()[0].device_kind,
-        'dataset': dataclasses.asdict(info),
-        'preflight': facts(leverage) | {
-            'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
-            'capacity': {n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
-                         for n, c in leverage.capacities.items()}}})
+    write_json(
+        epath.Path(workdir) / 'config.json',
+        {
+            'config': config_lib.to_dict(config),
+            'config_file': config_file,
+            'versions': versions(),
+            'git_commit': git_commit(),
+            'device': jax.devices()[0].device_kind,
+            'dataset': dataclasses.asdict(info),
+            'preflight': facts(leverage)
+            | {
+                'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
+                'capacity': {
+                    n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
+                    for n, c in leverage.capacities.items()
+                },
+            },
+        },
+    )
 
 
 def _groups(config: Config, capacity: Capacity) -> int:
@@ -83,8 +110,15 @@ def _groups(config: Config, capacity: Capacity) -> int:
 
 def facts(leverage: Leverage) -> dict[str, float]:
     """The numbers of the pre-flight that `result.json` repeats."""
-    names = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
-             'flops_executed')
+    names = (
+        'params_total',
+        'params_active',
+        'rho_place',
+        'rho_active',
+        'rho_executed',
+        'flops',
+        'flops_executed',
+    )
     return {n: getattr(leverage, n) for n in names}
 
 
@@ -106,9 +140,16 @@ def git_commit() -> str | None:
     Commits that change only other folders, such as rows of a study, do not count. The result is
     cached, because the process does not run what is changed later.
     """
+
     def git(*args: str) -> str:
-        return subprocess.run(['git', '-C', str(ROOT), *args, '--', *_CODE], text=True,
-                              capture_output=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ['git', '-C', str(ROOT), *args, '--', *_CODE],
+            text=True,
+            capture_output=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
     try:
         commit = git('log', '-1', '--format=%H')
         return commit and commit + ('+changes' if git('status', '--porcelain') else '') or None
@@ -116,8 +157,15 @@ def git_commit() -> str | None:
         return None
 
 
-def result(config: Config, leverage: Leverage, test: dict[str, Any], best_validation: float | None,
-           selected: float | None, steps: int, images_per_second: float) -> dict[str, Any]:
+def result(
+    config: Config,
+    leverage: Leverage,
+    test: dict[str, Any],
+    best_validation: float | None,
+    selected: float | None,
+    steps: int,
+    images_per_second: float,
+) -> dict[str, Any]:
     """What `result.json` holds; docs/run_folder.md describes every field.
 
     Of several routed layers it takes the worst value: the highest drop and orphan rate, the fewest
@@ -130,11 +178,15 @@ def result(config: Config, leverage: Leverage, test: dict[str, Any], best_valida
     """
     layers = list(test['layers'].values())
     out = {
-        'test_accuracy': test['accuracy'], 'test_loss': test['loss'],
+        'test_accuracy': test['accuracy'],
+        'test_loss': test['loss'],
         'test_accuracy_unbounded': test['accuracy_unbounded'],
         'test_accuracy_selected': selected,
-        'best_validation_accuracy': best_validation, 'seed': config.seed, 'steps': steps,
-        **facts(leverage), 'images_per_second': images_per_second,
+        'best_validation_accuracy': best_validation,
+        'seed': config.seed,
+        'steps': steps,
+        **facts(leverage),
+        'images_per_second': images_per_second,
         'drop_rate': max((x['drop_rate'] for x in layers), default=0.0),
         'orphan_rate': max((x['orphan_rate'] for x in layers), default=0.0),
         'effective_experts': min((x['effective_experts'] for x in layers), default=None),
@@ -149,5 +201,6 @@ def result(config: Config, leverage: Leverage, test: dict[str, Any], best_valida
 
 def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
     """Whether any layer has fewer than E/2 effective experts, or a dead one."""
-    return any(x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0
-               for x in layers.values())
+    return any(
+        x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0 for x in layers.values()
+    )

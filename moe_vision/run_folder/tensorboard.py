@@ -14,8 +14,11 @@ def encode(rows: list[dict[str, Any]]) -> bytes:
     now = time.time()
     out = [Event(wall_time=now, file_version='brain.Event:2')]
     for row in rows:
-        values = [Summary.Value(tag=f'{row["split"]}/{name}', simple_value=value)
-                  for name, value in flat(row) if math.isfinite(value)]
+        values = [
+            Summary.Value(tag=f'{row["split"]}/{name}', simple_value=value)
+            for name, value in flat(row)
+            if math.isfinite(value)
+        ]
         out.append(Event(wall_time=now, step=row['step'], summary=Summary(value=values)))
     return b''.join(_record(event.SerializeToString()) for event in out)
 
@@ -25,8 +28,12 @@ def _record(data: bytes) -> bytes:
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack('<Q', len(data))
-    return (length + struct.pack('<I', masked_crc32c(length)) + data
-            + struct.pack('<I', masked_crc32c(data)))
+    return (
+        length
+        + struct.pack('<I', masked_crc32c(length))
+        + data
+        + struct.pack('<I', masked_crc32c(data))
+    )
 
 
 def flat(row: dict[str, Any], prefix: str = '') -> list[tuple[str, float]]:

@@ -70,22 +70,32 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OverridesParser('moe_vision.study', __doc__)
     parser.add_argument('command', help=', '.join(COMMANDS))
-    parser.add_argument('--study', default='', metavar='FILE',
-                        help='a study file, such as configs/studies/top_k.py:digits')
+    parser.add_argument(
+        '--study',
+        default='',
+        metavar='FILE',
+        help='a study file, such as configs/studies/top_k.py:digits',
+    )
     parser.add_argument('--workdir', default='', metavar='W', help='folder of the study')
-    parser.add_argument('--only', default='', metavar='ARMS',
-                        help='run: only these arms, such as k1,soft_*')
+    parser.add_argument(
+        '--only', default='', metavar='ARMS', help='run: only these arms, such as k1,soft_*'
+    )
     parser.add_argument('--list', action='store_true', help='run: print the state of each cell')
-    parser.add_argument('--dry_run', action='store_true',
-                        help='run: print what is left to do, and what it costs')
-    parser.add_argument('--keep_runs', action='store_true',
-                        help='run: keep the checkpoints of finished cells')
-    parser.add_argument('--coordinator', metavar='HOST:PORT',
-                        help='run: host of process 0, and a free port there')
-    parser.add_argument('--processes', type=int, metavar='N',
-                        help='run: how many processes train as one mesh')
-    parser.add_argument('--process', type=int, metavar='I',
-                        help='run: the number of this process, from 0')
+    parser.add_argument(
+        '--dry_run', action='store_true', help='run: print what is left to do, and what it costs'
+    )
+    parser.add_argument(
+        '--keep_runs', action='store_true', help='run: keep the checkpoints of finished cells'
+    )
+    parser.add_argument(
+        '--coordinator', metavar='HOST:PORT', help='run: host of process 0, and a free port there'
+    )
+    parser.add_argument(
+        '--processes', type=int, metavar='N', help='run: how many processes train as one mesh'
+    )
+    parser.add_argument(
+        '--process', type=int, metavar='I', help='run: the number of this process, from 0'
+    )
     args, common, opened = parser.parse_with_overrides(arguments)
     common += [f'--config.{k}={v}' for k, v in opened.items()]  # `load` refuses these
     if args.command not in COMMANDS:
@@ -93,15 +103,19 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not args.workdir:
         raise UserError('--workdir is missing; give the folder of the study, --workdir=FOLDER.')
     if '://' in args.workdir:
-        raise UserError(f"--workdir is '{args.workdir}'; a study needs a folder on a file system, "
-                        'because its processes claim cells there. Copy the rows to a bucket later.')
+        raise UserError(
+            f"--workdir is '{args.workdir}'; a study needs a folder on a file system, "
+            'because its processes claim cells there. Copy the rows to a bucket later.'
+        )
     if args.command in ('report', 'pack'):
         if args.study or common:
-            raise UserError(f'{args.command} reads --workdir alone; leave out --study and '
-                            '--config.*.')
+            raise UserError(
+                f'{args.command} reads --workdir alone; leave out --study and --config.*.'
+            )
     elif not args.study:
-        raise UserError('--study is missing; give a file, such as '
-                        '--study=configs/studies/top_k.py:digits.')
+        raise UserError(
+            '--study is missing; give a file, such as --study=configs/studies/top_k.py:digits.'
+        )
     for flag in ('only', 'list', 'dry_run', 'keep_runs'):
         if args.command != 'run' and getattr(args, flag):
             raise UserError(f'--{flag} is set but is not read: the command is {args.command}.')
@@ -150,8 +164,9 @@ def _time(loaded: Loaded, workdir: str) -> None:
     compile_cache.use()
     from moe_vision.study.run import latency
 
-    latencies = latency.measure({a: loaded.configs[a] for a in study.latency_arms},
-                                study.latency_batches)
+    latencies = latency.measure(
+        {a: loaded.configs[a] for a in study.latency_arms}, study.latency_batches
+    )
     print(f'wrote {rows.write_latency(workdir, latencies)}')
 
 

@@ -9,8 +9,12 @@ _POINT = ('step', 'epoch', 'accuracy', 'loss')
 
 def _number(value: Any) -> bool:
     """Whether it is a number that fits a float, or None, which stands for a non-finite one."""
-    return (value is None or isinstance(value, float)
-            or isinstance(value, int) and abs(value) <= sys.float_info.max)
+    return (
+        value is None
+        or isinstance(value, float)
+        or isinstance(value, int)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -26,16 +30,17 @@ def _fits(value: Any) -> bool:
 
 def _tables(value: Any) -> bool:
     """Whether it maps layers to objects that hold numbers and lists of them."""
-    return isinstance(value, dict) and all(isinstance(v, dict) and _fits(v)
-                                           for v in value.values())
+    return isinstance(value, dict) and all(isinstance(v, dict) and _fits(v) for v in value.values())
 
 
 def _curve(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(point, dict) and all(k in point and _number(point[k]) for k in _POINT)
-        and _tables(point.get('layers')) and all(
-            _number(v) for layer in point['layers'].values() for v in layer.values())
-        for point in value)
+        isinstance(point, dict)
+        and all(k in point and _number(point[k]) for k in _POINT)
+        and _tables(point.get('layers'))
+        and all(_number(v) for layer in point['layers'].values() for v in layer.values())
+        for point in value
+    )
 
 
 def _line(value: Any) -> bool:
@@ -44,18 +49,26 @@ def _line(value: Any) -> bool:
 
 _TEXT: tuple[str, Callable[[Any], bool]] = ('a line of text', _line)
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    'preregistration': _TEXT, 'error': _TEXT, 'device': _TEXT, 'correct': _TEXT,
+    'preregistration': _TEXT,
+    'error': _TEXT,
+    'device': _TEXT,
+    'correct': _TEXT,
     'git_commit': ('a line of text or null', lambda v: v is None or _line(v)),
-    'versions': ('an object of lines of text', lambda v: isinstance(v, dict) and all(
-        _line(version) for version in v.values())),
+    'versions': (
+        'an object of lines of text',
+        lambda v: isinstance(v, dict) and all(_line(version) for version in v.values()),
+    ),
     'num_classes': ('a whole number, 2 or more', lambda v: _whole(v, 2)),
     'images': ('a whole number, 1 or more', lambda v: _whole(v, 1)),
-    'result': ('an object of numbers', lambda v: isinstance(v, dict) and all(
-        _number(n) for k, n in v.items() if k != 'test_accuracy')),  # no number there: it diverged
+    'result': (
+        'an object of numbers',
+        lambda v: (
+            isinstance(v, dict) and all(_number(n) for k, n in v.items() if k != 'test_accuracy')
+        ),
+    ),  # no number there: it diverged
     'layers': ('an object of objects', _tables),
     'curve': (f'a list of points with the numbers {", ".join(_POINT)} and layers', _curve),
-    'mechanism': ('an object or null',
-                  lambda v: v is None or isinstance(v, dict) and _fits(v)),
+    'mechanism': ('an object or null', lambda v: v is None or isinstance(v, dict) and _fits(v)),
 }
 KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
 
@@ -67,5 +80,7 @@ def wrong(row: Any) -> str:
     lacking = [k for k in KEYS if k not in row]
     if lacking:
         return f'it lacks {", ".join(lacking)}'
-    return next((f'its {key} is not {what}' for key, (what, fits) in _KINDS.items()
-                 if not fits(row[key])), '')
+    return next(
+        (f'its {key} is not {what}' for key, (what, fits) in _KINDS.items() if not fits(row[key])),
+        '',
+    )

@@ -17,8 +17,14 @@ from moe_vision.config import rules, source, typed
 from moe_vision.config.schema import Config
 from moe_vision.study.types import Arm, Comparison, Figure, Study
 
-OPERATIONAL = ('dataset.data_dir', 'dataset.workers', 'dataset.cache', 'dataset.resident',
-               'checkpoint.', 'log.')  # keys that change no result
+OPERATIONAL = (
+    'dataset.data_dir',
+    'dataset.workers',
+    'dataset.cache',
+    'dataset.resident',
+    'checkpoint.',
+    'log.',
+)  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
 _SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
 _ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
@@ -61,17 +67,21 @@ def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
     """
     study = source.run(file, 'study', 'configs/studies')
     if not isinstance(study, Study):
-        raise UserError(f"study file '{file}': get_study() returned a {type(study).__name__}; it "
-                        'must return a moe_vision.study.types.Study.')
+        raise UserError(
+            f"study file '{file}': get_study() returned a {type(study).__name__}; it "
+            'must return a moe_vision.study.types.Study.'
+        )
     study = _checked(study)
     overrides = list(overrides)
     for override in overrides:
         key = override.removeprefix('--config.').split('=', 1)[0]
         if not any(key == k or (k.endswith('.') and key.startswith(k)) for k in _SETTABLE):
-            raise UserError(f"'--config.{key}' cannot be set for a study, because its arms are "
-                            'registered. Set it in the study file and use a new --workdir. '
-                            'Allowed: '
-                            f'{", ".join(k + "*" if k.endswith(".") else k for k in _SETTABLE)}.')
+            raise UserError(
+                f"'--config.{key}' cannot be set for a study, because its arms are "
+                'registered. Set it in the study file and use a new --workdir. '
+                'Allowed: '
+                f'{", ".join(k + "*" if k.endswith(".") else k for k in _SETTABLE)}.'
+            )
     configs = {}
     for name, arm in study.arms.items():
         try:
@@ -102,8 +112,9 @@ def _config(arm: Arm, overrides: list[str]) -> Config:
     as_flags = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
     common, opened, _ = source.take_overrides(as_flags)
     path = arm.config if os.getcwd() == str(ROOT) else str(ROOT / arm.config)
-    values = source.load(path, [*common, *overrides],
-                         {k: arm.overrides[k] for k in opened})  # the values, not their text
+    values = source.load(
+        path, [*common, *overrides], {k: arm.overrides[k] for k in opened}
+    )  # the values, not their text
     config = dataclasses.replace(config_lib.check(values), seed=0)
     rules.check_with_data(config, input_pipeline.info(config.dataset))
     return config
@@ -113,10 +124,13 @@ def _checked(study: Study) -> Study:
     """The study with fields converted to their declared types; refuses names that do not exist."""
     study = _typed(study, 'study')
     arms = {n: _typed(a, f"arm '{n}'") for n, a in _items(study.arms, Arm, 'arms')}
-    comparisons = {n: _typed(c, f"comparison '{n}'")
-                   for n, c in _items(study.comparisons, Comparison, 'comparisons')}
-    figures = tuple(_typed(f, 'figure') for _, f in
-                    _items(dict(enumerate(study.figures)), Figure, 'figures'))
+    comparisons = {
+        n: _typed(c, f"comparison '{n}'")
+        for n, c in _items(study.comparisons, Comparison, 'comparisons')
+    }
+    figures = tuple(
+        _typed(f, 'figure') for _, f in _items(dict(enumerate(study.figures)), Figure, 'figures')
+    )
     for kind, names in (('study', [study.name]), ('arm', arms), ('comparison', comparisons)):
         for name in names:
             if not re.fullmatch('[a-z0-9_]+', str(name)):
@@ -124,18 +138,27 @@ def _checked(study: Study) -> Study:
     if not arms:
         raise UserError('the study has no arms; give at least one.')
     least = 2 if comparisons else 1  # one seed has no spread, but can be timed
-    if (len(set(study.seeds)) != len(study.seeds) or len(study.seeds) < least
-            or min(study.seeds) < 0):
-        raise UserError(f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
-                        'different and not negative.')
+    if (
+        len(set(study.seeds)) != len(study.seeds)
+        or len(study.seeds) < least
+        or min(study.seeds) < 0
+    ):
+        raise UserError(
+            f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
+            'different and not negative.'
+        )
     if not 0 < study.alpha < 1 or not 0 < study.margin < 100:
-        raise UserError(f'alpha is {study.alpha} and margin {study.margin}; allowed: 0 < alpha < 1 '
-                        'and 0 < margin < 100 percentage points.')
+        raise UserError(
+            f'alpha is {study.alpha} and margin {study.margin}; allowed: 0 < alpha < 1 '
+            'and 0 < margin < 100 percentage points.'
+        )
     for name, arm in arms.items():
         again = sorted({s + arm.seed_offset for s in study.seeds} & set(study.seeds))
         if arm.seed_offset and again or arm.seed_offset < 0:
-            raise UserError(f"arm '{name}': seed_offset is {arm.seed_offset}; it must move the "
-                            f'seeds past all those of the study, such as {max(study.seeds) + 1}.')
+            raise UserError(
+                f"arm '{name}': seed_offset is {arm.seed_offset}; it must move the "
+                f'seeds past all those of the study, such as {max(study.seeds) + 1}.'
+            )
     for name, c in comparisons.items():
         for side in (c.arm, c.baseline):
             if side not in arms:
@@ -144,28 +167,37 @@ def _checked(study: Study) -> Study:
             raise UserError(f"comparison '{name}': '{c.arm}' is compared with itself.")
     primary = [n for n, c in comparisons.items() if c.primary]
     if study.hypotheses and not primary:
-        raise UserError('the study has hypotheses but no primary comparison; set primary=True '
-                        'on the comparisons that test them.')
+        raise UserError(
+            'the study has hypotheses but no primary comparison; set primary=True '
+            'on the comparisons that test them.'
+        )
     for name, members in study.patterns.items():
         if not members:
-            raise UserError(f"pattern '{name}' has no members; name one or more of the primary "
-                            f'comparisons: {", ".join(primary)}.')
+            raise UserError(
+                f"pattern '{name}' has no members; name one or more of the primary "
+                f'comparisons: {", ".join(primary)}.'
+            )
         for member in members:
             if member not in primary:
-                raise UserError(f"pattern '{name}': "
-                                f'{unknown("primary comparison", member, primary)}')
+                raise UserError(
+                    f"pattern '{name}': {unknown('primary comparison', member, primary)}"
+                )
             if comparisons[member].expected not in _SUPPORTED:
-                raise UserError(f"pattern '{name}': '{member}' has expected="
-                                f"'{comparisons[member].expected}', which no result can support; "
-                                f'allowed in a pattern: {", ".join(_SUPPORTED)}.')
+                raise UserError(
+                    f"pattern '{name}': '{member}' has expected="
+                    f"'{comparisons[member].expected}', which no result can support; "
+                    f'allowed in a pattern: {", ".join(_SUPPORTED)}.'
+                )
     for figure in figures:
         known = arms if figure.kind in _ARM_FIGURES else comparisons
         for series, members in figure.series.items():
             for member in members:
                 if member not in known:
                     kind = 'arm' if figure.kind in _ARM_FIGURES else 'comparison'
-                    raise UserError(f"figure '{figure.title}', series '{series}': "
-                                    f'{unknown(kind, member, known)}')
+                    raise UserError(
+                        f"figure '{figure.title}', series '{series}': "
+                        f'{unknown(kind, member, known)}'
+                    )
     for name in study.latency_arms:
         if name not in arms:
             raise UserError(f'latency_arms: {unknown("arm", name, arms)}')
@@ -203,6 +235,8 @@ def _check_pairs(study: Study, configs: Mapping[str, Config]) -> None:
         ours, theirs = (dataclasses.asdict(configs[a].dataset) for a in (c.arm, c.baseline))
         for key in ours:
             if ours[key] != theirs[key] and not operational(f'dataset.{key}'):
-                raise UserError(f"comparison '{name}': dataset.{key} is {ours[key]!r} in "
-                                f"'{c.arm}' and {theirs[key]!r} in '{c.baseline}'; both must read "
-                                'the same data set.')
+                raise UserError(
+                    f"comparison '{name}': dataset.{key} is {ours[key]!r} in "
+                    f"'{c.arm}' and {theirs[key]!r} in '{c.baseline}'; both must read "
+                    'the same data set.'
+                )

@@ -83,15 +83,20 @@ def read(workdir: str, kind: str) -> Packed:
     except FileNotFoundError:
         return Packed((), {})
     except OSError as e:
-        raise UserError(f"'{file}' cannot be read: {e.strerror or e}; make it readable, or restore "
-                        'it from version control.') from e
+        raise UserError(
+            f"'{file}' cannot be read: {e.strerror or e}; make it readable, or restore "
+            'it from version control.'
+        ) from e
 
 
 @functools.lru_cache(maxsize=4)
 def _read(file: Path, version: tuple[int, ...]) -> Packed:
     """The parsed file, cached by `version`, which changes whenever the file does."""
-    lines = [_line(number, data) for number, data in enumerate(file.read_bytes().split(b'\n'), 1)
-             if data.strip()]
+    lines = [
+        _line(number, data)
+        for number, data in enumerate(file.read_bytes().split(b'\n'), 1)
+        if data.strip()
+    ]
     by_cell: dict[Cell, list[Line]] = {}
     for line in lines:
         if line.cell:
@@ -119,8 +124,9 @@ def _cell_in(value: Any) -> Cell | None:
     return None
 
 
-def pack(workdir: str, kind: str, cells: Sequence[Cell],
-         usable: Callable[[Any, Cell], bool]) -> tuple[int, Path | None]:
+def pack(
+    workdir: str, kind: str, cells: Sequence[Cell], usable: Callable[[Any, Cell], bool]
+) -> tuple[int, Path | None]:
     """Merges the files of these cells into the packed file, in the order of `cells`.
 
     The packed file is written whole or not at all, and a cell's file is removed only once its line
@@ -166,8 +172,10 @@ def pack(workdir: str, kind: str, cells: Sequence[Cell],
         for file in merged:
             file.unlink(missing_ok=True)
     except OSError as e:
-        raise UserError(f"'{target}' cannot be written: {e.strerror or e}; nothing is lost. Make "
-                        'room, and pack again.') from e
+        raise UserError(
+            f"'{target}' cannot be written: {e.strerror or e}; nothing is lost. Make "
+            'room, and pack again.'
+        ) from e
     folder = Path(workdir) / kind
     for empty in (*folder.glob('*'), folder):
         with contextlib.suppress(OSError):  # it is a file, or not empty

@@ -35,6 +35,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       config: as `config.check.to_dict` returns it and config.json stores it.
     """
+
     def strip(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
         out = {}
         for key, value in values.items():
@@ -51,8 +52,10 @@ def record(loaded: Loaded) -> dict[str, Any]:
     """The study as plain JSON values; each arm has 'config' and 'seed_offset'."""
     out = plain(dataclasses.asdict(loaded.study))
     configs = {name: config_lib.to_dict(config) for name, config in loaded.configs.items()}
-    out['arms'] = {name: {'config': resolved(configs[name]), 'seed_offset': arm.seed_offset}
-                   for name, arm in loaded.study.arms.items()}
+    out['arms'] = {
+        name: {'config': resolved(configs[name]), 'seed_offset': arm.seed_offset}
+        for name, arm in loaded.study.arms.items()
+    }
     return out
 
 
@@ -75,14 +78,18 @@ def read(workdir: str) -> tuple[dict[str, Any], str]:
         actual = digest(committed)
         committed['arms'], committed['seeds'], committed['name']
     except FileNotFoundError as e:
-        raise UserError(f"'{path}' does not exist; give the --workdir of a study, or register one "
-                        'with --study.') from e
+        raise UserError(
+            f"'{path}' does not exist; give the --workdir of a study, or register one with --study."
+        ) from e
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it from "
-                        'version control.') from e
+        raise UserError(
+            f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it from version control."
+        ) from e
     if actual != stored_hash:
-        raise UserError(f"'{path}' was changed: its hash is {stored_hash[:16]}, but its record has "
-                        f'{actual[:16]}; restore it from version control, or use a new --workdir.')
+        raise UserError(
+            f"'{path}' was changed: its hash is {stored_hash[:16]}, but its record has "
+            f'{actual[:16]}; restore it from version control, or use a new --workdir.'
+        )
     return committed, stored_hash
 
 
@@ -91,8 +98,9 @@ def folders(workdir: str) -> list[str]:
     if _path(workdir).exists():
         return [workdir]
     below = (p.parent for p in Path(workdir).rglob('preregistration.json'))
-    return sorted(str(p) for p in below
-                  if (p / 'rows').exists() or (p / 'rows.jsonl').exists()) or [workdir]
+    return sorted(
+        str(p) for p in below if (p / 'rows').exists() or (p / 'rows.jsonl').exists()
+    ) or [workdir]
 
 
 def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
@@ -116,8 +124,10 @@ def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
             own.unlink()
     committed, stored_hash = read(workdir)
     for difference in differences(committed, ours, _study_default):
-        raise UserError(f"'{path}' was registered with another study: {difference}. Restore "
-                        'the study file, or use a new --workdir.')
+        raise UserError(
+            f"'{path}' was registered with another study: {difference}. Restore "
+            'the study file, or use a new --workdir.'
+        )
     return committed, stored_hash
 
 
@@ -130,8 +140,12 @@ def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
     """The default of a key of the record, from the study's dataclasses or from the arm's config."""
     if path[0] == 'arms' and path[2:3] == ('config',):
         return _config_default(path[3:], new['arms'].get(path[1], {}).get('config', {}))
-    cls = {1: types.Study, 3: {'arms': types.Arm, 'comparisons': types.Comparison,
-                               'figures': types.Figure}.get(path[0])}.get(len(path))
+    cls = {
+        1: types.Study,
+        3: {'arms': types.Arm, 'comparisons': types.Comparison, 'figures': types.Figure}.get(
+            path[0]
+        ),
+    }.get(len(path))
     return _field_default(cls, path[-1]) if cls else MISSING
 
 
@@ -141,6 +155,7 @@ def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
     The config may be a row's, which is data and may not import code. So a method's arguments are
     known only if its name is in the table, or if the study's own file has named it.
     """
+
     def look_up(value: Any, keys: tuple[Any, ...]) -> Any:
         for key in keys:
             if not isinstance(value, Mapping) or key not in value:
@@ -149,7 +164,7 @@ def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
         return value
 
     for place, (table, name) in _ARGS.items():
-        if path[:len(place)] == place and len(path) == len(place) + 1:
+        if path[: len(place)] == place and len(path) == len(place) + 1:
             entry = registry.known(table, look_up(config, name))
             return _field_default(entry.args, path[-1]) if entry else MISSING
     return look_up(schema.defaults(), path)

@@ -19,22 +19,39 @@ from moe_vision.study import fields, packed, registration
 from moe_vision.study.analysis.pairs import listed, short_commit
 from moe_vision.study.packed import Cell
 
-_LAYER_KEYS = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate', 'gate_entropy',
-               'temperature', 'max_over_mean')
-_PREFLIGHT_KEYS = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed',
-                   'flops', 'flops_executed')
+_LAYER_KEYS = (
+    'effective_experts',
+    'dead_experts',
+    'drop_rate',
+    'orphan_rate',
+    'gate_entropy',
+    'temperature',
+    'max_over_mean',
+)
+_PREFLIGHT_KEYS = (
+    'params_total',
+    'params_active',
+    'rho_place',
+    'rho_active',
+    'rho_executed',
+    'flops',
+    'flops_executed',
+)
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
 
 
 def exists(workdir: str, arm: str, seed: int) -> bool:
     """Whether the cell has a row, usable or not."""
-    return (packed.cell_path(workdir, 'rows', (arm, seed)).exists()
-            or (arm, seed) in packed.read(workdir, 'rows').by_cell)
+    return (
+        packed.cell_path(workdir, 'rows', (arm, seed)).exists()
+        or (arm, seed) in packed.read(workdir, 'rows').by_cell
+    )
 
 
-def collect(folder: str, study: str, arm: str, seed: int, digest: str,
-            error: str | None = None) -> dict[str, Any]:
+def collect(
+    folder: str, study: str, arm: str, seed: int, digest: str, error: str | None = None
+) -> dict[str, Any]:
     """The row of a run that ended, from the files of its folder alone.
 
     Args:
@@ -47,25 +64,38 @@ def collect(folder: str, study: str, arm: str, seed: int, digest: str,
     run = Path(folder)
     about = json.loads((run / 'config.json').read_text())
     row = {
-        'study': study, 'arm': arm, 'seed': seed, 'run_seed': about['config']['seed'],
+        'study': study,
+        'arm': arm,
+        'seed': seed,
+        'run_seed': about['config']['seed'],
         'preregistration': digest,
-        'status': 'diverged' if error else 'done', 'error': (error or '').split(';')[0],
-        'config': registration.resolved(about['config']), 'versions': about['versions'],
-        'git_commit': about['git_commit'], 'device': about['device'],
+        'status': 'diverged' if error else 'done',
+        'error': (error or '').split(';')[0],
+        'config': registration.resolved(about['config']),
+        'versions': about['versions'],
+        'git_commit': about['git_commit'],
+        'device': about['device'],
         'num_classes': about['dataset']['num_classes'],
         'images': about['dataset']['split_sizes']['test'],
-        'result': {k: about['preflight'][k] for k in _PREFLIGHT_KEYS}, 'correct': '', 'layers': {}}
+        'result': {k: about['preflight'][k] for k in _PREFLIGHT_KEYS},
+        'correct': '',
+        'layers': {},
+    }
     if not error:
         result = json.loads((run / 'result.json').read_text())
         test = json.loads((run / 'evaluation.json').read_text())
         row['result'] = {k: v for k, v in result.items() if k != 'images_per_second'}
         row['correct'] = test.get('correct', '')
-        row['layers'] = {name: {k: v for k, v in layer.items() if k != 'expert_by_class'}
-                         for name, layer in test['layers'].items()}
+        row['layers'] = {
+            name: {k: v for k, v in layer.items() if k != 'expert_by_class'}
+            for name, layer in test['layers'].items()
+        }
     row['curve'] = [
         {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
         | {'layers': {n: {k: x[k] for k in _LAYER_KEYS} for n, x in r['layers'].items()}}
-        for r in metrics.read(folder) if r['split'] == 'validation']
+        for r in metrics.read(folder)
+        if r['split'] == 'validation'
+    ]
     probed = run / 'mechanism.json'
     row['mechanism'] = json.loads(probed.read_text()) if probed.exists() and not error else None
     return row
@@ -118,23 +148,34 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
         try:
             row = _read(file, record)
         except ValueError as e:
-            notes.append(((file.parent.name, file.name),
-                          f'{file.relative_to(workdir)}: {e}; it is left out.'))
+            notes.append(
+                (
+                    (file.parent.name, file.name),
+                    f'{file.relative_to(workdir)}: {e}; it is left out.',
+                )
+            )
             continue
         by_arm[row['arm']][row['seed']] = row
     damaged = list(_add_lines(by_arm, workdir, record))
     for arm, seed, row in ((a, s, row) for a, seeds in by_arm.items() for s, row in seeds.items()):
         key = arm, f'seed_{seed}.json'
         if row['preregistration'] != digest:
-            notes.append((key, f'{arm} seed {seed}: registered under another hash '
-                          f'({str(row["preregistration"])[:16]}, not {digest[:16]}); its '
-                          'comparisons are exploratory.'))
+            notes.append(
+                (
+                    key,
+                    f'{arm} seed {seed}: registered under another hash '
+                    f'({str(row["preregistration"])[:16]}, not {digest[:16]}); its '
+                    'comparisons are exploratory.',
+                )
+            )
         if row['status'] == 'diverged':
             why = row.get('error') or 'no reason given'
             notes.append((key, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
     notes.sort(key=lambda note: note[0])  # the order of the files, packed or not
-    rows = {arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}
-            for arm, of_arm in by_arm.items()}
+    rows = {
+        arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}
+        for arm, of_arm in by_arm.items()
+    }
     return rows, [*(line for _, line in notes), *damaged, *_commits(rows), *_missing(rows, record)]
 
 
@@ -164,8 +205,9 @@ def timings(workdir: str) -> dict[str, dict[int, dict[str, Any]]]:
             by_cell[file.parent.name, seed] = value
     for line in packed.read(workdir, 'timings').lines:
         if line.cell and not line.error:
-            by_cell.setdefault(line.cell, {k: v for k, v in line.value.items()
-                                           if k not in ('arm', 'seed')})
+            by_cell.setdefault(
+                line.cell, {k: v for k, v in line.value.items() if k not in ('arm', 'seed')}
+            )
     out: dict[str, dict[int, dict[str, Any]]] = {}
     for arm, seed in sorted(by_cell, key=lambda cell: (cell[0], f'seed_{cell[1]}.json')):
         out.setdefault(arm, {})[seed] = by_cell[arm, seed]
@@ -190,8 +232,10 @@ def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
             return False
 
     def usable_timing(value: Any, cell: Cell) -> bool:
-        return isinstance(value, dict) and (
-            value.get('arm', cell[0]), value.get('seed', cell[1])) == cell
+        return (
+            isinstance(value, dict)
+            and (value.get('arm', cell[0]), value.get('seed', cell[1])) == cell
+        )
 
     report = []
     for kind, check in (('timings', usable_timing), ('rows', usable_row)):
@@ -263,15 +307,17 @@ def _add_lines(by_arm: Rows, workdir: str, record: Mapping[str, Any]) -> Iterato
         elif cell not in own:
             by_arm[arm][seed] = row
         elif json.dumps(row) != json.dumps(by_arm[arm][seed]):  # as text, where NaN equals NaN
-            yield (f'{name}: rows/{arm}/seed_{seed}.json differs and takes precedence; it is left '
-                   'out.')
+            yield (
+                f'{name}: rows/{arm}/seed_{seed}.json differs and takes precedence; it is left out.'
+            )
 
 
 def _known(arm: str, seed: Any, record: Mapping[str, Any]) -> Cell:
     """The cell. Raises ValueError if the study has no such arm or seed."""
     if arm not in record['arms']:
-        raise ValueError(f"unknown arm {arm!r}{nearest(arm, record['arms']) or '.'}"
-                         .removesuffix('.'))
+        raise ValueError(
+            f'unknown arm {arm!r}{nearest(arm, record["arms"]) or "."}'.removesuffix('.')
+        )
     if seed not in record['seeds']:
         raise ValueError(f'seed {seed} is not one of the study ({listed(record["seeds"])})')
     return arm, seed
@@ -283,9 +329,9 @@ def _checked(row: Any, cell: Cell, record: Mapping[str, Any]) -> dict[str, Any]:
     if problem := fields.wrong(row):
         raise ValueError(f'half-written or damaged, {problem}')
     if (row['arm'], row['seed']) != cell:
-        raise ValueError(f"it says arm {row['arm']!r} seed {row['seed']!r}, unlike its name")
+        raise ValueError(f'it says arm {row["arm"]!r} seed {row["seed"]!r}, unlike its name')
     if row['status'] not in ('done', 'diverged'):
-        raise ValueError(f"its status is {row['status']!r}, not done or diverged")
+        raise ValueError(f'its status is {row["status"]!r}, not done or diverged')
     run_seed = seed + record['arms'][arm]['seed_offset']
     if row['run_seed'] != run_seed:
         raise ValueError(f"its run's seed is {row['run_seed']!r}, not {run_seed}")
@@ -296,8 +342,10 @@ def _checked(row: Any, cell: Cell, record: Mapping[str, Any]) -> dict[str, Any]:
     if difference:
         raise ValueError(f"its config is not the arm's: {difference}")
     if row['status'] == 'done' and not _share(row['result'].get('test_accuracy')):
-        return row | {'status': 'diverged', 'error': 'test_accuracy is '
-                      f'{row["result"].get("test_accuracy")!r}, not a share'}
+        return row | {
+            'status': 'diverged',
+            'error': f'test_accuracy is {row["result"].get("test_accuracy")!r}, not a share',
+        }
     return row
 
 
@@ -313,8 +361,10 @@ def _commits(rows: Rows) -> Iterator[str]:
             cells_of.setdefault(str(row.get('git_commit')), []).append(f'{arm} seed {seed}')
     usual, *others = sorted(cells_of, key=lambda c: (-len(cells_of[c]), c)) or ['']
     for commit in others:
-        yield (f'made by another commit of the code ({short_commit(commit)}, most rows by '
-               f'{short_commit(usual)}): {", ".join(cells_of[commit])}.')
+        yield (
+            f'made by another commit of the code ({short_commit(commit)}, most rows by '
+            f'{short_commit(usual)}): {", ".join(cells_of[commit])}.'
+        )
     changed = sum(len(cells) for commit, cells in cells_of.items() if commit.endswith('+changes'))
     if changed:
         yield f'{changed} row{"s" * (changed != 1)} made by code with uncommitted changes.'

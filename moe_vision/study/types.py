@@ -82,8 +82,10 @@ class Study:
     seed_mode: Literal['one_by_one', 'together'] = 'one_by_one'
     patterns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning: str = ''
-    exclusion: str = ('None. A run whose loss is not finite scores chance; the report shows every '
-                      'number with and without such runs.')
+    exclusion: str = (
+        'None. A run whose loss is not finite scores chance; the report shows every '
+        'number with and without such runs.'
+    )
     stopping: str = 'No seed is added after a result was seen.'
     mechanism: bool = True
     latency_arms: tuple[str, ...] = ()

@@ -33,23 +33,33 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
     def weight(path, fresh):
         name = path_name(path)
         if name not in weights:
-            raise UserError(f"init_from: '{workdir}' has no parameter '{name}'."
-                            f'{nearest(name, weights)} The networks must be the same except for '
-                            'the classifier.')
+            raise UserError(
+                f"init_from: '{workdir}' has no parameter '{name}'."
+                f'{nearest(name, weights)} The networks must be the same except for '
+                'the classifier.'
+            )
         if weights[name].shape != fresh.shape:
             if name.startswith(_HEAD):
-                logging.info('init_from: %s stays fresh, because it is %s there and %s here', name,
-                             weights[name].shape, fresh.shape)
+                logging.info(
+                    'init_from: %s stays fresh, because it is %s there and %s here',
+                    name,
+                    weights[name].shape,
+                    fresh.shape,
+                )
                 return fresh
-            raise UserError(f"init_from: parameter '{name}' is {tuple(weights[name].shape)} in "
-                            f"'{workdir}' and {tuple(fresh.shape)} here.")
+            raise UserError(
+                f"init_from: parameter '{name}' is {tuple(weights[name].shape)} in "
+                f"'{workdir}' and {tuple(fresh.shape)} here."
+            )
         return jnp.asarray(weights[name])
 
     known = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)}
     for name in weights:
         if name not in known and not name.startswith(_HEAD):
-            raise UserError(f"init_from: '{workdir}' has a parameter '{name}' that this network "
-                            'lacks. The networks must be the same except for the classifier.')
+            raise UserError(
+                f"init_from: '{workdir}' has a parameter '{name}' that this network "
+                'lacks. The networks must be the same except for the classifier.'
+            )
     params = jax.tree_util.tree_map_with_path(weight, state.params)
     params = jax.device_put(params, shardings.params)
     stats = state.batch_stats

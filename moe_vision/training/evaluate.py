@@ -40,8 +40,9 @@ class Evaluator:
       tokens_per_image: patches of an image; 1 where whole images are routed.
     """
 
-    def __init__(self, config: Config, info: DatasetInfo, mesh: jax.sharding.Mesh,
-                 tokens_per_image: int):
+    def __init__(
+        self, config: Config, info: DatasetInfo, mesh: jax.sharding.Mesh, tokens_per_image: int
+    ):
         self.config, self.info, self.mesh = config, info, mesh
         group = images_per_group(config, tokens_per_image)
         unit = group * mesh.size
@@ -64,13 +65,15 @@ class Evaluator:
                 moe = dataclasses.replace(model.moe, eval_capacity_factor=math.inf)
                 model = dataclasses.replace(model, moe=moe)
             net = models.build(model, self.info.num_classes, self.mesh)
-            step = eval_step_fn(net, self.info.num_classes,
-                                *input_pipeline.mean_std(self.config.dataset))
+            step = eval_step_fn(
+                net, self.info.num_classes, *input_pipeline.mean_std(self.config.dataset)
+            )
             self._steps[unbounded] = jax.jit(step, out_shardings=mesh_lib.replicated(self.mesh))
         return self._steps[unbounded]
 
-    def score(self, state: TrainState, split: str, fraction: float,
-              details: bool = False) -> dict[str, Any]:
+    def score(
+        self, state: TrainState, split: str, fraction: float, details: bool = False
+    ) -> dict[str, Any]:
         """Scores a split: 'loss', 'accuracy', 'accuracy_unbounded', 'images', 'layers'.
 
         With `details` there are also 'correct' (one bit per image in order, packed, base64) and
@@ -98,16 +101,22 @@ class Evaluator:
             moe = dataclasses.replace(model.moe, eval_capacity_factor=factor)
             slots = capacity(factor, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
             scores = self._with(model=dataclasses.replace(model, moe=moe))._pass(
-                state, split, fraction, False, False)
-            rows.append({
-                'capacity_factor': factor,
-                'effective_factor': slots * moe.num_experts / (moe.k * moe.group_size),
-                'accuracy': scores['accuracy'], 'loss': scores['loss'],
-                'drop_rate': {n: x['drop_rate'] for n, x in scores['layers'].items()}})
+                state, split, fraction, False, False
+            )
+            rows.append(
+                {
+                    'capacity_factor': factor,
+                    'effective_factor': slots * moe.num_experts / (moe.k * moe.group_size),
+                    'accuracy': scores['accuracy'],
+                    'loss': scores['loss'],
+                    'drop_rate': {n: x['drop_rate'] for n, x in scores['layers'].items()},
+                }
+            )
         return rows
 
-    def at_another_batch_size(self, state: TrainState, split: str, fraction: float,
-                              scores: dict[str, Any]) -> dict[str, Any]:
+    def at_another_batch_size(
+        self, state: TrainState, split: str, fraction: float, scores: dict[str, Any]
+    ) -> dict[str, Any]:
         """Scores a split again with half the batch size, or twice the smallest, and compares.
 
         Args:
@@ -120,19 +129,24 @@ class Evaluator:
         size = self.batch // 2 if self.batch > self._unit else 2 * self.batch
         other = self._with(eval=dataclasses.replace(self.config.eval, batch_size=size))
         again = other._pass(state, split, fraction, False, True)
-        ours, theirs = (np.unpackbits(np.frombuffer(base64.b64decode(s['correct']), np.uint8))
-                        for s in (scores, again))
-        return {'batch_size': other.batch,
-                'equal': all(again[n] == scores[n] for n in ('confusion', 'correct')),
-                'images_that_differ': int((ours != theirs).sum()),
-                'loss_difference': abs(again['loss'] - scores['loss'])}
+        ours, theirs = (
+            np.unpackbits(np.frombuffer(base64.b64decode(s['correct']), np.uint8))
+            for s in (scores, again)
+        )
+        return {
+            'batch_size': other.batch,
+            'equal': all(again[n] == scores[n] for n in ('confusion', 'correct')),
+            'images_that_differ': int((ours != theirs).sum()),
+            'loss_difference': abs(again['loss'] - scores['loss']),
+        }
 
     def _with(self, **changes: Any) -> 'Evaluator':
         config = dataclasses.replace(self.config, **changes)
         return Evaluator(config, self.info, self.mesh, self._tokens)
 
-    def _pass(self, state: TrainState, split: str, fraction: float, unbounded: bool,
-              details: bool) -> dict[str, Any]:
+    def _pass(
+        self, state: TrainState, split: str, fraction: float, unbounded: bool, details: bool
+    ) -> dict[str, Any]:
         """`score`. With `unbounded`, batches with dropped choices run again at unbounded capacity,
         which changes nothing in other batches."""
         losses, predictions, predictions_unbounded, labels, samples = [], [], [], [], []
@@ -146,8 +160,10 @@ class Evaluator:
             predictions.append(out['prediction'][valid])
             dropped = unbounded and any(x['dropped'].any() for x in out['layers'].values())
             predictions_unbounded.append(
-                jax.device_get(run(unbounded=True)['prediction'])[valid] if dropped
-                else predictions[-1])
+                jax.device_get(run(unbounded=True)['prediction'])[valid]
+                if dropped
+                else predictions[-1]
+            )
             labels.append(out['label'][valid])
             sums = _add(sums, out['layers'])
             for name, choice in out['choices'].items():
@@ -157,13 +173,17 @@ class Evaluator:
             if details and number == 0:
                 samples = _samples(self._first_images(split, batch['image']), out)
         truth, predicted, predicted_unbounded = map(
-            np.concatenate, (labels, predictions, predictions_unbounded))
+            np.concatenate, (labels, predictions, predictions_unbounded)
+        )
         experts = self.config.model.moe.num_experts
         layers = {n: telemetry.summarize(s, experts) for n, s in sums.items()}
-        result = {'loss': float(np.concatenate(losses).mean()),
-                  'accuracy': float((truth == predicted).mean()),
-                  'accuracy_unbounded': float((truth == predicted_unbounded).mean()),
-                  'images': int(truth.size), 'layers': layers}
+        result = {
+            'loss': float(np.concatenate(losses).mean()),
+            'accuracy': float((truth == predicted).mean()),
+            'accuracy_unbounded': float((truth == predicted_unbounded).mean()),
+            'images': int(truth.size),
+            'layers': layers,
+        }
         if details:
             for name, s in sums.items():
                 layers[name]['expert_by_class'] = s['by_class'][:experts].tolist()
@@ -185,19 +205,28 @@ class Evaluator:
         if len(self._rows) == self.batch:
             return own[:_SAMPLES]
         with input_pipeline.evaluation_batches(
-                self.config.dataset, split=split, batch_size=self.batch,
-                rows=range(min(_SAMPLES, self.batch))) as batches:
+            self.config.dataset,
+            split=split,
+            batch_size=self.batch,
+            rows=range(min(_SAMPLES, self.batch)),
+        ) as batches:
             return next(batches)['image']
 
-    def outputs(self, state: TrainState, split: str, fraction: float
-                ) -> Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]:
+    def outputs(
+        self, state: TrainState, split: str, fraction: float
+    ) -> Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]:
         """Each batch of a split with a function `run(intervention=None, unbounded=False)`, which
         returns what `eval_step_fn` computes for it, still on the device."""
         variables = state.variables(averaged=True)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
         for number, (batch, arrays) in enumerate(self.batches(split)):
-            def run(intervention: Intervention | None = None, unbounded: bool = False,
-                    arrays=arrays, start=number * self.batch) -> dict[str, Any]:
+
+            def run(
+                intervention: Intervention | None = None,
+                unbounded: bool = False,
+                arrays=arrays,
+                start=number * self.batch,
+            ) -> dict[str, Any]:
                 return self._step(unbounded)(variables, arrays, key, start, fraction, intervention)
 
             yield batch, run
@@ -213,8 +242,9 @@ class Evaluator:
         yield from self._resident[split] if split in self._resident else self._read(split)
 
     def _read(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
-        with input_pipeline.evaluation_batches(self.config.dataset, split=split,
-                                               batch_size=self.batch, rows=self._rows) as batches:
+        with input_pipeline.evaluation_batches(
+            self.config.dataset, split=split, batch_size=self.batch, rows=self._rows
+        ) as batches:
             for batch in batches:
                 arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
                 yield batch, mesh_lib.to_devices(arrays, self.mesh, 1)
@@ -231,7 +261,7 @@ def _samples(images: np.ndarray, out: dict[str, Any]) -> list[dict[str, Any]]:
     import cv2
 
     samples = []
-    for i, image in enumerate(images[:int(out['valid'].sum())]):
+    for i, image in enumerate(images[: int(out['valid'].sum())]):
         image = image[..., ::-1] if image.shape[-1] == 3 else image
         png = base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()
         layers = {}
@@ -243,7 +273,14 @@ def _samples(images: np.ndarray, out: dict[str, Any]) -> list[dict[str, Any]]:
                 'grid': None if tokens == 1 else [side, side] if side * side == tokens else None,
                 'experts': choice['expert'][own].tolist(),
                 'gates': choice['gate'][own].astype(float).round(4).tolist(),
-                'kept': choice['kept'][own].tolist()}
-        samples.append({'image_png': png, 'label': int(out['label'][i]),
-                        'prediction': int(out['prediction'][i]), 'layers': layers})
+                'kept': choice['kept'][own].tolist(),
+            }
+        samples.append(
+            {
+                'image_png': png,
+                'label': int(out['label'][i]),
+                'prediction': int(out['prediction'][i]),
+                'layers': layers,
+            }
+        )
     return samples

@@ -21,8 +21,9 @@ Arrays = dict[str, np.ndarray]
 
 
 @contextlib.contextmanager
-def on_host(config: Config, seed: int, rows: Sequence[int], start: int,
-            stop: int) -> Iterator[Iterator[Arrays]]:
+def on_host(
+    config: Config, seed: int, rows: Sequence[int], start: int, stop: int
+) -> Iterator[Iterator[Arrays]]:
     """Yields an iterator over what the host sends for steps start .. stop-1, arrays [R, ...].
 
     These are batches; with `dataset.resident`, the integers from which `Gather` makes batches.
@@ -33,8 +34,13 @@ def on_host(config: Config, seed: int, rows: Sequence[int], start: int,
         yield ({'rows': draw_rows(step)} for step in range(start, stop))
         return
     with input_pipeline.train_batches(
-            config.dataset, seed=seed, batch_size=batch_size, rows=rows, start_step=start,
-            num_steps=stop) as batches:
+        config.dataset,
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        start_step=start,
+        num_steps=stop,
+    ) as batches:
         yield ({n: batch[n] for n in _NAMES} for batch in batches)
 
 
@@ -65,6 +71,11 @@ class Gather:
     def _program(self):
         pad = resident.padding(self._config.dataset, self._split['image'].shape[1:])
         spec = self._sharding.spec
-        return jax.jit(jax.shard_map(
-            lambda split, rows: resident.gather(split, rows, pad), mesh=self._sharding.mesh,
-            in_specs=(P(), spec), out_specs=spec))
+        return jax.jit(
+            jax.shard_map(
+                lambda split, rows: resident.gather(split, rows, pad),
+                mesh=self._sharding.mesh,
+                in_specs=(P(), spec),
+                out_specs=spec,
+            )
+        )

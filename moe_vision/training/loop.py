@@ -20,10 +20,16 @@ from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
 
 
-def train(config: Config, workdir: str, config_file: str = '',
-          profile_steps: tuple[int, int] | None = None, setup: Setup | None = None,
-          full_report: bool = True, probe: bool = False,
-          stop: Stop | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    workdir: str,
+    config_file: str = '',
+    profile_steps: tuple[int, int] | None = None,
+    setup: Setup | None = None,
+    full_report: bool = True,
+    probe: bool = False,
+    stop: Stop | None = None,
+) -> dict[str, Any]:
     """Trains a config in a folder, or continues the run there. Returns what `result.json` holds.
 
     Args:
@@ -51,8 +57,13 @@ def train(config: Config, workdir: str, config_file: str = '',
     with Run(setup, config, workdir, config_file) as run:
         start, state = run.restore()
         run.begin(start)
-        progress = Progress(times.total, start, config.train.batch_size, shown=peers.first(),
-                            seconds_at_peak=_seconds_at_peak(setup))
+        progress = Progress(
+            times.total,
+            start,
+            config.train.batch_size,
+            shown=peers.first(),
+            seconds_at_peak=_seconds_at_peak(setup),
+        )
         profile = Profile(profile_steps, workdir, start, times.total)
         _validate(run, progress, start, state)  # a stop may have come just before a validation
         source = feed.on_host(config, config.seed, _rows(setup), start, times.total)
@@ -71,17 +82,21 @@ def train(config: Config, workdir: str, config_file: str = '',
                     _write_row(run, progress, step)
                 if stopping:
                     saved = run.save_now(step, state)
-                    raise Stopped(f'stopped by SIGTERM at step {step} of {times.total}, saved at '
-                                  f'step {saved}; start again with the same command to continue.')
+                    raise Stopped(
+                        f'stopped by SIGTERM at step {step} of {times.total}, saved at '
+                        f'step {saved}; start again with the same command to continue.'
+                    )
                 if times.row_ends(step):
                     with progress.paused():
                         _validate(run, progress, step, state)
                         run.save(step, state)
         progress.done()
         result, layers = run.finish(state, progress.images_per_second(times.total))
-        _say(f'test accuracy {result["test_accuracy"]:.4f} '
-             f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
-             f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}')
+        _say(
+            f'test accuracy {result["test_accuracy"]:.4f} '
+            f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
+            f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}'
+        )
         if probe:
             run.probe(state, layers)
     if full_report and peers.first():
@@ -124,8 +139,10 @@ def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> Non
     """Validates and prints the scores if a validation is due after this step."""
     if run.validates(step):
         row = run.validate(step, state)
-        progress.line(f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '
-                      f'capacity {row["accuracy_unbounded"]:.4f}, loss {row["loss"]:.4f}')
+        progress.line(
+            f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '
+            f'capacity {row["accuracy_unbounded"]:.4f}, loss {row["loss"]:.4f}'
+        )
 
 
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
@@ -141,8 +158,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     setup = Setup(config, for_training=False)
     split = config.eval.split
     if split not in setup.info.split_sizes:
-        raise UserError(f"eval.split is '{split}', but {setup.info.name} has "
-                        f'{", ".join(setup.info.split_sizes)}.')
+        raise UserError(
+            f"eval.split is '{split}', but {setup.info.name} has "
+            f'{", ".join(setup.info.split_sizes)}.'
+        )
     if peers.first():
         record.warn_if_other_data(workdir, setup.info)
     with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saved:
@@ -152,29 +171,40 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     scores |= {
         'batch_size': evaluator.batch,
         'at_another_batch_size': evaluator.at_another_batch_size(state, split, fraction, scores),
-        'capacity_sweep': evaluator.sweep(state, split, fraction)}
+        'capacity_sweep': evaluator.sweep(state, split, fraction),
+    }
     if peers.first():
-        write_json(epath.Path(workdir) / f'evaluation-{split}.json', {
-            'split': split, 'step': step, 'class_names': setup.info.class_names, **scores})
+        write_json(
+            epath.Path(workdir) / f'evaluation-{split}.json',
+            {'split': split, 'step': step, 'class_names': setup.info.class_names, **scores},
+        )
         print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
     return scores
 
 
 def _scores_as_lines(split: str, step: int, scores: dict[str, Any]) -> list[str]:
     """The lines that `evaluate` prints."""
-    lines = [f'{split} accuracy {scores["accuracy"]:.4f} '
-             f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), '
-             f'loss {scores["loss"]:.4f}, {scores["images"]:,} images, step {step}']
+    lines = [
+        f'{split} accuracy {scores["accuracy"]:.4f} '
+        f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), '
+        f'loss {scores["loss"]:.4f}, {scores["images"]:,} images, step {step}'
+    ]
     for name, x in scores['layers'].items():
-        lines.append(f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
-                     f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}')
+        lines.append(
+            f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
+            f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}'
+        )
     again = scores['at_another_batch_size']
     verdict = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
-    lines.append(f'batch size {scores["batch_size"]} and {again["batch_size"]}: predictions are '
-                 f'{verdict}, loss differs by {again["loss_difference"]:.1e}')
+    lines.append(
+        f'batch size {scores["batch_size"]} and {again["batch_size"]}: predictions are '
+        f'{verdict}, loss differs by {again["loss_difference"]:.1e}'
+    )
     for row in scores['capacity_sweep']:
         drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in row['drop_rate'].items())
-        lines.append(f'capacity factor {row["capacity_factor"]:g} (effective '
-                     f'{row["effective_factor"]:.2f}): accuracy {row["accuracy"]:.4f}, '
-                     f'loss {row["loss"]:.4f}, drop rate {drops}')
+        lines.append(
+            f'capacity factor {row["capacity_factor"]:g} (effective '
+            f'{row["effective_factor"]:.2f}): accuracy {row["accuracy"]:.4f}, '
+            f'loss {row["loss"]:.4f}, drop rate {drops}'
+        )
     return lines

@@ -27,12 +27,17 @@ def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     count = len(devices) // slices
     if count % expert:
         fits = [n for n in range(1, count + 1) if count % n == 0]
-        raise UserError(f'mesh.expert is {expert}, but there are {count} devices'
-                        f'{" in a slice" if slices > 1 else ""}; '
-                        f'allowed: {", ".join(map(str, fits))}.')
+        raise UserError(
+            f'mesh.expert is {expert}, but there are {count} devices'
+            f'{" in a slice" if slices > 1 else ""}; '
+            f'allowed: {", ".join(map(str, fits))}.'
+        )
     inner, split = (count // expert, expert), {'allow_split_physical_axes': True}
-    grid = (mesh_utils.create_device_mesh(inner, devices, **split) if slices == 1 else
-            mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices, **split))
+    grid = (
+        mesh_utils.create_device_mesh(inner, devices, **split)
+        if slices == 1
+        else mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices, **split)
+    )
     return Mesh(grid, ('data', 'expert'), (AxisType.Auto, AxisType.Auto))
 
 
@@ -51,11 +56,15 @@ def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> N
     if images % mesh.size or share % images_per_group:
         fits = [n for n in range(1, images + 1) if images % mesh.size == 0 and share % n == 0]
         sizes = ', '.join(map(str, fits[-6:])) or f'none: make {what} a multiple of {mesh.size}'
-        holders = (f'each of {mesh.size} devices' if expert == 1 else
-                   f'the {expert} devices of each of {rows} expert axes')
+        holders = (
+            f'each of {mesh.size} devices'
+            if expert == 1
+            else f'the {expert} devices of each of {rows} expert axes'
+        )
         raise UserError(
             f'{what} gives {holders} {share:g} images, which do not make whole routing groups of '
-            f'{images_per_group} images; groups that fit, in images: {sizes}.')
+            f'{images_per_group} images; groups that fit, in images: {sizes}.'
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -77,6 +86,7 @@ def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> An
       shard_optimizer: also split the rest of the optimizer state over 'data', each array along its
         longest divisible axis (of equally long ones, the first).
     """
+
     def spec(path, leaf):
         by_expert = param_spec(path)
         data = mesh.shape['data']
@@ -89,14 +99,20 @@ def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> An
         return P(*[None] * axis, 'data')
 
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, spec(path, leaf)), state)
+        lambda path, leaf: NamedSharding(mesh, spec(path, leaf)), state
+    )
 
 
 def rows_of_process(rows: int, mesh: Mesh) -> list[int]:
     """The rows of a batch that the devices of this process hold, in ascending order."""
     index = NamedSharding(mesh, P(('data', 'expert'))).addressable_devices_indices_map((rows,))
-    ranges = sorted({(s[0].start or 0, rows if s[0].stop is None else s[0].stop)
-                     for s in index.values() if s is not None})
+    ranges = sorted(
+        {
+            (s[0].start or 0, rows if s[0].stop is None else s[0].stop)
+            for s in index.values()
+            if s is not None
+        }
+    )
     return [r for a, b in ranges for r in range(a, b)]
 
 

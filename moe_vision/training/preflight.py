@@ -23,14 +23,24 @@ def summary(config: Config, info: DatasetInfo) -> None:
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}
     if not fits:
-        print(f'mesh.expert is {expert}, which does not fit the {jax.device_count()} device(s) of '
-              f'this machine; shown for {expert} devices')
-    print(text(config, info, shape, measure(config, info),
-               durations(config, info.split_sizes['train'])))
+        print(
+            f'mesh.expert is {expert}, which does not fit the {jax.device_count()} device(s) of '
+            f'this machine; shown for {expert} devices'
+        )
+    print(
+        text(
+            config, info, shape, measure(config, info), durations(config, info.split_sizes['train'])
+        )
+    )
 
 
-def text(config: Config, info: DatasetInfo, mesh_shape: Mapping[str, int], leverage: Leverage,
-         times: Durations) -> str:
+def text(
+    config: Config,
+    info: DatasetInfo,
+    mesh_shape: Mapping[str, int],
+    leverage: Leverage,
+    times: Durations,
+) -> str:
     """The pre-flight of a config on a mesh, in several lines."""
     model, train = config.model, config.train
     device = jax.devices()[0]
@@ -47,7 +57,9 @@ def text(config: Config, info: DatasetInfo, mesh_shape: Mapping[str, int], lever
         f'({times.total / times.per_epoch:.1f} epochs), {train.optimizer}, '
         f'peak learning rate {train.learning_rate:g}'
         + (f', {train.micro_batches} micro-batches' if train.micro_batches > 1 else ''),
-        '', *table.text(config, leverage)]
+        '',
+        *table.text(config, leverage),
+    ]
     if mesh_shape['expert'] > 1:
         try:
             lines += traffic.lines(traffic.of_layers(config, leverage, mesh_shape))

@@ -28,8 +28,12 @@ from moe_vision.training.step import TrainState, normalize_images
 IMAGES = 2_000  # score at most this many test images under each intervention
 
 
-def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]],
-          test: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def probe(
+    setup: Setup,
+    state: TrainState,
+    rows: Sequence[dict[str, Any]],
+    test: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """What `mechanism.json` holds; {} for a network without routing.
 
     shuffle_drop, random_drop: test accuracy lost when the routes are permuted among the images (or
@@ -49,15 +53,24 @@ def probe(setup: Setup, state: TrainState, rows: Sequence[dict[str, Any]],
     moe = model.moe
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     layers, experts = _layers(setup), range(moe.num_experts)
-    before, shuffled, drawn, *ablated = _test(setup, state, [
-        _intervention(NONE), _intervention(SHUFFLE), _intervention(DRAW),
-        *(_intervention(ABLATE, n, e) for n in range(len(layers)) for e in experts)])
+    before, shuffled, drawn, *ablated = _test(
+        setup,
+        state,
+        [
+            _intervention(NONE),
+            _intervention(SHUFFLE),
+            _intervention(DRAW),
+            *(_intervention(ABLATE, n, e) for n in range(len(layers)) for e in experts),
+        ],
+    )
     lost = iter([before - accuracy for accuracy in ablated])
     return {
-        'shuffle_drop': before - shuffled, 'random_drop': before - drawn,
+        'shuffle_drop': before - shuffled,
+        'random_drop': before - drawn,
         'ablation': {layer: [next(lost) for _ in experts] for layer in layers},
-        'specialisation': {layer: specialisation(np.asarray(test[layer]['expert_by_class']))
-                           for layer in layers},
+        'specialisation': {
+            layer: specialisation(np.asarray(test[layer]['expert_by_class'])) for layer in layers
+        },
         'agreement': {} if router.draws else {layer: agreement(rows, layer) for layer in layers},
         'router_gradient': router_gradients(setup, state, layers),
     }
@@ -72,8 +85,10 @@ def specialisation(counts: np.ndarray) -> dict[str, float]:
     information = telemetry.mutual_information(counts)
     shares = counts / max(counts.sum(), 1)
     bound = min(telemetry.entropy_of(shares.sum(axis)) for axis in (0, 1))
-    return {'mutual_information': information,
-            'normalised': min(information / bound, 1.0) if bound else 0.0}
+    return {
+        'mutual_information': information,
+        'normalised': min(information / bound, 1.0) if bound else 0.0,
+    }
 
 
 def agreement(rows: Sequence[dict[str, Any]], layer: str) -> dict[str, list[float | None]]:
@@ -82,21 +97,24 @@ def agreement(rows: Sequence[dict[str, Any]], layer: str) -> dict[str, list[floa
     'with_previous' compares with the validation before (None for the first one), 'with_final' with
     the last one; 'epoch' is when the validation was.
     """
-    validations = [row for row in rows
-                   if row['split'] == 'validation' and layer in (row.get('probe') or {})]
+    validations = [
+        row for row in rows if row['split'] == 'validation' and layer in (row.get('probe') or {})
+    ]
     choices = [np.asarray(row['probe'][layer]) for row in validations]
 
     def agreeing(a: np.ndarray, b: np.ndarray) -> float:
         return float((a == b).mean())
 
-    return {'epoch': [row['epoch'] for row in validations],
-            'with_previous': [agreeing(choices[n], choices[n - 1]) if n else None
-                              for n in range(len(choices))],
-            'with_final': [agreeing(choice, choices[-1]) for choice in choices]}
+    return {
+        'epoch': [row['epoch'] for row in validations],
+        'with_previous': [
+            agreeing(choices[n], choices[n - 1]) if n else None for n in range(len(choices))
+        ],
+        'with_final': [agreeing(choice, choices[-1]) for choice in choices],
+    }
 
 
-def _test(setup: Setup, state: TrainState,
-          interventions: list[Intervention]) -> list[float]:
+def _test(setup: Setup, state: TrainState, interventions: list[Intervention]) -> list[float]:
     """Test accuracy under each intervention."""
     correct: list[list[np.ndarray]] = [[] for _ in interventions]
     seen = 0
@@ -129,8 +147,9 @@ def _layers(setup: Setup) -> tuple[str, ...]:
     return tuple(names)
 
 
-def router_gradients(setup: Setup, state: TrainState,
-                     layers: Sequence[str]) -> dict[str, dict[str, float]]:
+def router_gradients(
+    setup: Setup, state: TrainState, layers: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Gradient norms at each layer's router parameters: layer -> {'task', 'balance'}.
 
     'task' is the gradient of the classification loss, 'balance' that of the auxiliary losses. Both
@@ -142,8 +161,9 @@ def router_gradients(setup: Setup, state: TrainState,
     batches.close()
     fraction = state.step / setup.times.total
     norms = jax.device_get(_gradient_norms(setup, tuple(layers))(state, batch, fraction))
-    return {layer: {kind: float(norms[kind][layer]) for kind in ('task', 'balance')}
-            for layer in layers}
+    return {
+        layer: {kind: float(norms[kind][layer]) for kind in ('task', 'balance')} for layer in layers
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -166,24 +186,32 @@ def _gradient_norms(setup: Setup, layers: tuple[str, ...]) -> Callable:
 
         def losses(routers):
             params = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: routers.get(path_name(path), leaf), state.params)
-            step = Step(valid=valid, key=jax.random.key(0), fraction=fraction, labels=labels,
-                        train=True)
-            (logits, infos), _ = network.apply({**state.variables(), 'params': params}, images,
-                                               step, mutable=['batch_stats'])
+                lambda path, leaf: routers.get(path_name(path), leaf), state.params
+            )
+            step = Step(
+                valid=valid, key=jax.random.key(0), fraction=fraction, labels=labels, train=True
+            )
+            (logits, infos), _ = network.apply(
+                {**state.variables(), 'params': params}, images, step, mutable=['batch_stats']
+            )
             targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), train.label_smoothing)
             task = jnp.where(valid, optax.softmax_cross_entropy(logits, targets), 0.0).sum()
-            balance = sum((jnp.sum(v) for i in infos.values() for v in i['losses'].values()),
-                          start=jnp.float32(0))
+            balance = sum(
+                (jnp.sum(v) for i in infos.values() for v in i['losses'].values()),
+                start=jnp.float32(0),
+            )
             return {'task': task / jnp.maximum(valid.sum(), 1), 'balance': balance}
 
         values, pull = jax.vjp(losses, routers)
         out = {}
         for kind in values:
-            gradient, = pull({name: jnp.float32(name == kind) for name in values})
-            out[kind] = {layer: optax.tree.norm([g for name, g in gradient.items()
-                                                 if name.startswith(f'{layer}/router/')])
-                         for layer in layers}
+            (gradient,) = pull({name: jnp.float32(name == kind) for name in values})
+            out[kind] = {
+                layer: optax.tree.norm(
+                    [g for name, g in gradient.items() if name.startswith(f'{layer}/router/')]
+                )
+                for layer in layers
+            }
         return out
 
     return jax.jit(norms, out_shardings=mesh_lib.replicated(setup.mesh))

@@ -27,8 +27,12 @@ class Profile:
         self._target = epath.Path(workdir) / 'profile'
         self._local = ''  # where the profiler writes; '' while it does not run
         if steps and not start < self._first <= total:
-            logging.warning('no profile: --profile_steps starts at step %d, this run takes steps '
-                            '%d to %d', self._first, start + 1, total)
+            logging.warning(
+                'no profile: --profile_steps starts at step %d, this run takes steps %d to %d',
+                self._first,
+                start + 1,
+                total,
+            )
 
     def before(self, step: int) -> None:
         """Starts the profile before its first step."""

@@ -20,8 +20,15 @@ class Progress:
       seconds_at_peak: seconds to train on one image at the peak of these devices, if it is known.
     """
 
-    def __init__(self, total: int, start: int, batch_size: int, stream: TextIO = sys.stderr,
-                 shown: bool = True, seconds_at_peak: float | None = None):
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        batch_size: int,
+        stream: TextIO = sys.stderr,
+        shown: bool = True,
+        seconds_at_peak: float | None = None,
+    ):
         self._seconds_at_peak = seconds_at_peak
         self._total, self._batch = total, batch_size
         self._stream, self._terminal = stream if shown else io.StringIO(), stream.isatty() and shown
@@ -49,8 +56,9 @@ class Progress:
         steps = step - self._last_step
         self._last, self._last_step = now, step
         rate = steps * self._batch / seconds if steps else float('nan')
-        share = ({} if self._seconds_at_peak is None else
-                 {'share_of_peak': rate * self._seconds_at_peak})
+        share = (
+            {} if self._seconds_at_peak is None else {'share_of_peak': rate * self._seconds_at_peak}
+        )
         return {'images_per_second': rate, 'seconds': seconds, **share}
 
     def images_per_second(self, step: int) -> float:
@@ -63,12 +71,18 @@ class Progress:
         """Shows a row of training metrics."""
         step = row['step']
         rate = row['timing']['images_per_second']
-        parts = [f'step {step}/{self._total}', f'epoch {row["epoch"]:.1f}',
-                 f'loss {row["loss"]:.3f}', f'acc {row["accuracy"]:.3f}']
+        parts = [
+            f'step {step}/{self._total}',
+            f'epoch {row["epoch"]:.1f}',
+            f'loss {row["loss"]:.3f}',
+            f'acc {row["accuracy"]:.3f}',
+        ]
         layers = row['layers'].values()
         if layers:
-            parts += [f'drop {max(x["drop_rate"] for x in layers):.1%}',
-                      f'max/mean {max(x["max_over_mean"] for x in layers):.2f}']
+            parts += [
+                f'drop {max(x["drop_rate"] for x in layers):.1%}',
+                f'max/mean {max(x["max_over_mean"] for x in layers):.2f}',
+            ]
         if row.get('skipped'):
             parts.append(f'skipped {row["skipped"]}')
         if not math.isnan(rate):

@@ -1,10 +1,10 @@
 """Keeps a run's folder while it trains: metrics rows, checkpoints, the best state, the result.
 
-    with Run(setup, config, workdir) as run:
-        start, state = run.restore()
-        run.begin(start)
-        ... run.row, run.add, run.validate, run.save ...
-        result, layers = run.finish(state, rate)
+with Run(setup, config, workdir) as run:
+    start, state = run.restore()
+    run.begin(start)
+    ... run.row, run.add, run.validate, run.save ...
+    result, layers = run.finish(state, rate)
 """
 
 import json
@@ -43,11 +43,12 @@ class Run:
             record.warn_if_other_data(workdir, setup.info)
         peers.check_shared(self._folder, record.digest(config))
         if not peers.same(setup.info.digest):
-            raise UserError(f"the processes read different data as '{setup.info.name}'; prepare "
-                            'the set once and give every process a copy of it.')
+            raise UserError(
+                f"the processes read different data as '{setup.info.name}'; prepare "
+                'the set once and give every process a copy of it.'
+            )
         self.saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-        self.interval = metrics.Interval(config.model.moe.num_experts,
-                                         config.train.skip_nonfinite)
+        self.interval = metrics.Interval(config.model.moe.num_experts, config.train.skip_nonfinite)
         self._health = Health(config)
         self._writer: Any = None  # metrics.Writer
         self._closed = False
@@ -79,8 +80,9 @@ class Run:
             self.interval.in_a_row = row.get('skipped_in_a_row', self.interval.in_a_row)
         peers.barrier('rows are read')
         if self._writes:
-            record.write_config(self.workdir, self.config, self._config_file, self.setup.info,
-                                self.setup.cost)
+            record.write_config(
+                self.workdir, self.config, self._config_file, self.setup.info, self.setup.cost
+            )
             self._writer = metrics.Writer(self.workdir, start, kept)
 
     def row(self) -> dict[str, Any]:
@@ -93,11 +95,13 @@ class Run:
             return self.interval.row(self.setup.times.per_epoch)
         except metrics.NonFiniteStep as e:
             steps = self.saved.steps()
-            last = (f'the last finite checkpoint is step {steps[0]}' if steps
-                    else 'no checkpoint yet')
+            last = (
+                f'the last finite checkpoint is step {steps[0]}' if steps else 'no checkpoint yet'
+            )
             raise Diverged(
                 f'{e}; {last}. Try a lower train.learning_rate, a longer train.warmup_epochs, '
-                'train.clip_norm=1 or model.dtype=float32, with a new --workdir.') from e
+                'train.clip_norm=1 or model.dtype=float32, with a new --workdir.'
+            ) from e
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes a row of training metrics and logs warnings about its routing."""
@@ -107,8 +111,10 @@ class Run:
 
     def validates(self, step: int) -> bool:
         """Whether a validation is due after this step that no earlier start of the run has done."""
-        return (step in self.setup.times.evaluations - self._validated
-                and 'validation' in self.setup.info.split_sizes)
+        return (
+            step in self.setup.times.evaluations - self._validated
+            and 'validation' in self.setup.info.split_sizes
+        )
 
     def validate(self, step: int, state: TrainState) -> dict[str, Any]:
         """Scores the validation split, writes its row, and saves the state if it is the best."""
@@ -173,11 +179,14 @@ class Run:
                 selected = evaluator.accuracy(best_state, 'test', step / total)
         if math.isnan(rate):
             rate = _rate_before(self.workdir)
-        result = record.result(self.config, self.setup.cost, test, best and best[0], selected,
-                               int(state.step), rate)
+        result = record.result(
+            self.config, self.setup.cost, test, best and best[0], selected, int(state.step), rate
+        )
         if self._writes:
-            write_json(self._folder / 'evaluation.json', {
-                'split': 'test', 'class_names': self.setup.info.class_names, **test})
+            write_json(
+                self._folder / 'evaluation.json',
+                {'split': 'test', 'class_names': self.setup.info.class_names, **test},
+            )
             write_json(self._folder / 'result.json', result)
             if self._writer:
                 self._writer.close()

@@ -26,8 +26,12 @@ class Durations:
 
     def row_ends(self, step: int) -> bool:
         """Whether a row of training metrics ends with this step."""
-        return (step % self.logs == 0 or step == self.total
-                or step in self.evaluations or step in self.checkpoints)
+        return (
+            step % self.logs == 0
+            or step == self.total
+            or step in self.evaluations
+            or step in self.checkpoints
+        )
 
 
 def durations(config: Config, train_images: int) -> Durations:
@@ -50,7 +54,10 @@ def durations(config: Config, train_images: int) -> Durations:
         return frozenset(m for m in marks | {total} if m <= total)
 
     return Durations(
-        total=total, warmup=steps(train.warmup_steps, train.warmup_epochs), per_epoch=per_epoch,
+        total=total,
+        warmup=steps(train.warmup_steps, train.warmup_epochs),
+        per_epoch=per_epoch,
         evaluations=every(config.eval.every_steps, config.eval.every_epochs),
         checkpoints=every(config.checkpoint.every_steps, config.checkpoint.every_epochs),
-        logs=config.log.every_steps)
+        logs=config.log.every_steps,
+    )

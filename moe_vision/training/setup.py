@@ -45,8 +45,9 @@ class Setup:
       cost: FLOPs, parameters and leverages.
     """
 
-    def __init__(self, config: Config, for_training: bool = True,
-                 devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self, config: Config, for_training: bool = True, devices: Sequence[jax.Device] | None = None
+    ):
         self.config = config
         self.info: DatasetInfo = input_pipeline.info(config.dataset)
         self.mesh = mesh.make(config.mesh.expert, devices)
@@ -54,8 +55,12 @@ class Setup:
         self.images_per_group = images_per_group(config, tokens)
         if for_training:
             rows = config.train.batch_size // config.train.micro_batches
-            mesh.check_groups(rows, self.images_per_group, self.mesh, 'train.batch_size'
-                              + (' / micro_batches' if config.train.micro_batches > 1 else ''))
+            mesh.check_groups(
+                rows,
+                self.images_per_group,
+                self.mesh,
+                'train.batch_size' + (' / micro_batches' if config.train.micro_batches > 1 else ''),
+            )
         if devices is None:
             input_pipeline.require(config.dataset)
             self.info = input_pipeline.info(config.dataset)  # now with its digest
@@ -66,8 +71,9 @@ class Setup:
         images = leverage.trace_images(config, tokens) * self.mesh.size
         init = init_variables_fn(self.network, self.info.image_shape, images)
         key = jax.random.key(0)
-        self.tx = optimizer.make(config.train, self.learning_rate,
-                                 jax.eval_shape(init, key)['params'])
+        self.tx = optimizer.make(
+            config.train, self.learning_rate, jax.eval_shape(init, key)['params']
+        )
 
         def fresh(key: jax.Array) -> TrainState:
             return init_state(init(key), key, self.tx, bool(config.train.ema_decay))
@@ -77,15 +83,25 @@ class Setup:
         self.abstract = checkpoints.abstract(self.shapes, self.shardings)
         self._fresh = jit_once(fresh, out_shardings=self.shardings)
         self.gather = Gather(config, mesh.batch_sharding(self.mesh))
-        self.step = jax.jit(self.step_of(self.network), donate_argnums=0,
-                            out_shardings=(self.shardings, mesh.replicated(self.mesh)))
+        self.step = jax.jit(
+            self.step_of(self.network),
+            donate_argnums=0,
+            out_shardings=(self.shardings, mesh.replicated(self.mesh)),
+        )
         self.evaluator = Evaluator(config, self.info, self.mesh, tokens)
 
     def step_of(self, network: nn.Module) -> Callable:
         """The training step for a network built from this config, not jitted."""
-        step = train_step_fn(network, self.config, self.tx, self.learning_rate,
-                             self.times.total, self.info.num_classes, self.images_per_group,
-                             *input_pipeline.mean_std(self.config.dataset))
+        step = train_step_fn(
+            network,
+            self.config,
+            self.tx,
+            self.learning_rate,
+            self.times.total,
+            self.info.num_classes,
+            self.images_per_group,
+            *input_pipeline.mean_std(self.config.dataset),
+        )
         return platform.made_for(self.mesh)(step)
 
     @functools.cached_property

@@ -39,29 +39,38 @@ class TrainState:
     def variables(self, averaged: bool = False) -> dict[str, Tree]:
         """The variables for `apply`; `averaged` takes the moving average of the weights, if any."""
         params = self.ema if averaged and jax.tree.leaves(self.ema) else self.params
-        return {'params': params, 'batch_stats': self.batch_stats,
-                'router_state': self.router_state}
+        return {
+            'params': params,
+            'batch_stats': self.batch_stats,
+            'router_state': self.router_state,
+        }
 
 
-def init_variables_fn(model: nn.Module, image_shape: tuple[int, int, int],
-                      batch: int) -> Callable[[Array], Tree]:
+def init_variables_fn(
+    model: nn.Module, image_shape: tuple[int, int, int], batch: int
+) -> Callable[[Array], Tree]:
     """`init(key)`: a network's variables before the first step, derived from the seed's key and
     each parameter's path. It is jitted so that it is traced only once."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
-    return jax.jit(lambda key: model.init(
-        jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step()))
+    return jax.jit(
+        lambda key: model.init(jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step())
+    )
 
 
-def init_state(variables: Tree, key: Array, tx: optax.GradientTransformation,
-               ema: bool) -> TrainState:
+def init_state(
+    variables: Tree, key: Array, tx: optax.GradientTransformation, ema: bool
+) -> TrainState:
     """The state before the first step."""
     params = variables['params']
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed_key=jax.random.key_data(jax.random.fold_in(key, SeedStream.STEPS)),
-        params=params, batch_stats=variables.get('batch_stats', {}),
-        router_state=variables.get('router_state', {}), opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema else {})
+        params=params,
+        batch_stats=variables.get('batch_stats', {}),
+        router_state=variables.get('router_state', {}),
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+    )
 
 
 def jit_once(fn: Callable, **options: Any) -> Callable:
@@ -80,9 +89,17 @@ def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, .
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
-def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransformation,
-                  learning_rate: optax.Schedule, total_steps: int, num_classes: int,
-                  images_per_group: int, mean, std) -> Callable:
+def train_step_fn(
+    model: nn.Module,
+    config: Config,
+    tx: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    total_steps: int,
+    num_classes: int,
+    images_per_group: int,
+    mean,
+    std,
+) -> Callable:
     """`step(state, batch) -> (state, metrics)`; batch arrays are [A, B, ...].
 
     The loss is the mean over all valid images of the A micro-batches. Gradients, losses and
@@ -104,22 +121,43 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
             size = mixing_group(images_per_group, len(images))
             groups = start // size + jnp.arange(len(images) // size)
             images, targets = mix.mix(
-                jax.random.fold_in(key, StepStream.MIXING), images, targets, valid, group_size=size,
-                mixup=train.mixup, cutmix=train.cutmix, group_ids=groups)
+                jax.random.fold_in(key, StepStream.MIXING),
+                images,
+                targets,
+                valid,
+                group_size=size,
+                mixup=train.mixup,
+                cutmix=train.cutmix,
+                group_ids=groups,
+            )
         # A supervised router learns the class that has the larger part in a mixed image.
-        step = Step(valid=valid, key=jax.random.fold_in(key, StepStream.NETWORK),
-                    fraction=fraction, start=start,
-                    labels=jnp.argmax(targets, -1) if supervised else None, train=True)
+        step = Step(
+            valid=valid,
+            key=jax.random.fold_in(key, StepStream.NETWORK),
+            fraction=fraction,
+            start=start,
+            labels=jnp.argmax(targets, -1) if supervised else None,
+            train=True,
+        )
         (logits, infos), updates = model.apply(
             {'params': params, 'batch_stats': batch_stats, 'router_state': router_state},
-            images, step, mutable=['batch_stats'])
+            images,
+            step,
+            mutable=['batch_stats'],
+        )
         each = optax.softmax_cross_entropy(logits, targets)
         task = jnp.sum(jnp.where(valid, each, 0.0)) / total_valid
-        aux = {name: sum(i['losses'][name] for i in infos.values()) / parts
-               for name in sorted({n for i in infos.values() for n in i['losses']})}
+        aux = {
+            name: sum(i['losses'][name] for i in infos.values()) / parts
+            for name in sorted({n for i in infos.values() for n in i['losses']})
+        }
         accuracy = jnp.sum(valid & (jnp.argmax(logits, -1) == labels)) / total_valid
-        sums = {'task_loss': task, 'accuracy': accuracy, 'losses': aux,
-                'layers': {layer: i['telemetry'] for layer, i in infos.items()}}
+        sums = {
+            'task_loss': task,
+            'accuracy': accuracy,
+            'losses': aux,
+            'layers': {layer: i['telemetry'] for layer, i in infos.items()},
+        }
         return task + sum(aux.values()), (sums, updates.get('batch_stats', {}))
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Any]]:
@@ -131,22 +169,35 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
 
         def one_part(batch_stats, micro, part):
             (loss, (sums, stats)), grads = gradient(
-                state.params, batch_stats, state.router_state, micro, key, part * rows, fraction,
-                total_valid, parts)
+                state.params,
+                batch_stats,
+                state.router_state,
+                micro,
+                key,
+                part * rows,
+                fraction,
+                total_valid,
+                parts,
+            )
             return stats, (grads, {'loss': loss, **sums})
 
         first = jax.tree.map(lambda x: x[0], batch)
         stats, total = one_part(state.batch_stats, first, 0)
         if parts > 1:
+
             def next_part(carry, xs):
                 stats, total = carry
                 stats, added = one_part(stats, *xs)
                 return (stats, jax.tree.map(jnp.add, total, added)), None
+
             rest = jax.tree.map(lambda x: x[1:], batch)
             # Unrolled on a CPU, where gradients of convolutions in a loop are many times slower.
-            (stats, total), _ = jax.lax.scan(next_part, (stats, total),
-                                             (rest, jnp.arange(1, parts)),
-                                             unroll=platform.target() == 'cpu')
+            (stats, total), _ = jax.lax.scan(
+                next_part,
+                (stats, total),
+                (rest, jnp.arange(1, parts)),
+                unroll=platform.target() == 'cpu',
+            )
         grads, metrics = total
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -157,16 +208,25 @@ def train_step_fn(model: nn.Module, config: Config, tx: optax.GradientTransforma
         ema = state.ema
         if train.ema_decay:
             ema = optax.incremental_update(params, ema, 1 - train.ema_decay)
-        metrics |= {'grad_norm': optax.tree.norm(grads),
-                    'learning_rate': learning_rate(state.step),
-                    'bad_images': jnp.sum(~batch['valid'])}
+        metrics |= {
+            'grad_norm': optax.tree.norm(grads),
+            'learning_rate': learning_rate(state.step),
+            'bad_images': jnp.sum(~batch['valid']),
+        }
         new = dataclasses.replace(
-            state, step=state.step + 1, params=params, batch_stats=stats,
-            router_state=router_state, opt_state=opt_state, ema=ema)
+            state,
+            step=state.step + 1,
+            params=params,
+            batch_stats=stats,
+            router_state=router_state,
+            opt_state=opt_state,
+            ema=ema,
+        )
         if train.skip_nonfinite:
             finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
             new = dataclasses.replace(
-                jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), step=new.step)
+                jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), step=new.step
+            )
         return new, metrics
 
     return step
@@ -211,16 +271,26 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
     Batch arrays are [1, B, ...]; `start` is the place of the first image in the split. Losses are
     without label smoothing, and 0 for padding. An `intervention` changes the routes of the layers.
     """
+
     def step(variables, batch, key, start, fraction, intervention=None):
         batch = jax.tree.map(lambda x: x[0], batch)
         valid, labels = batch['valid'], batch['label']
-        info = Step(valid=valid, key=key, fraction=fraction, labels=labels, start=start,
-                    num_classes=num_classes, intervention=intervention)
+        info = Step(
+            valid=valid,
+            key=key,
+            fraction=fraction,
+            labels=labels,
+            start=start,
+            num_classes=num_classes,
+            intervention=intervention,
+        )
         logits, infos = model.apply(variables, normalize_images(batch['image'], mean, std), info)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {
-            'loss': jnp.where(valid, loss, 0.0), 'prediction': jnp.argmax(logits, -1),
-            'label': labels, 'valid': valid,
+            'loss': jnp.where(valid, loss, 0.0),
+            'prediction': jnp.argmax(logits, -1),
+            'label': labels,
+            'valid': valid,
             'layers': {layer: i['telemetry'] for layer, i in infos.items()},
             'choices': {layer: i['choices'] for layer, i in infos.items()},
         }

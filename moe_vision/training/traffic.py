@@ -62,9 +62,12 @@ def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> 
         data = mesh_shape['data']
         gradients = Fraction(devices - 1, devices) - Fraction(data - 1, data * shared)
         traffic[block.name] = Traffic(
-            tokens=tokens // devices, across=across, exchanged=int(times * once * sent),
+            tokens=tokens // devices,
+            across=across,
+            exchanged=int(times * once * sent),
             replicated=int(2 * block.bytes_experts * gradients),
-            padding=max(0.0, 1 - 1 / capacity.effective_factor) if capacity.capacity else 0.0)
+            padding=max(0.0, 1 - 1 / capacity.effective_factor) if capacity.capacity else 0.0,
+        )
     return traffic
 
 
@@ -76,7 +79,8 @@ def lines(traffic: Mapping[str, Traffic]) -> list[str]:
         + f'; {x.padding:.0%} of the slots are padding; per step a device sends '
         f'{_megabytes(x.exchanged)} to reach experts on other devices, or would send '
         f'{_megabytes(x.replicated)} more of gradients if it held all experts'
-        for name, x in traffic.items()]
+        for name, x in traffic.items()
+    ]
 
 
 def _megabytes(count: int) -> str:

@@ -17,8 +17,11 @@ class Health:
 
     def check(self, row: dict[str, Any]) -> list[str]:
         """Logs and returns the warnings that are new in a metrics row."""
-        problems = {(layer, kind): f'step {row["step"]}, {layer}: {message}'
-                    for layer, x in row['layers'].items() for kind, message in self._problems(x)}
+        problems = {
+            (layer, kind): f'step {row["step"]}, {layer}: {message}'
+            for layer, x in row['layers'].items()
+            for kind, message in self._problems(x)
+        }
         new = [message for problem, message in problems.items() if problem not in self._known]
         self._known = set(problems)
         for message in new:
@@ -30,14 +33,34 @@ class Health:
         log, moe = self._config.log, self._config.model.moe
         e = moe.num_experts
         if x['dead_experts']:
-            yield 'dead', (f'{x["dead_experts"]} of {e} experts get almost no tokens; look at '
-                           'model.moe.losses and model.moe.router_args.')
+            yield (
+                'dead',
+                (
+                    f'{x["dead_experts"]} of {e} experts get almost no tokens; look at '
+                    'model.moe.losses and model.moe.router_args.'
+                ),
+            )
         if x['effective_experts'] < e / 2:
-            yield 'collapse', (f'the load has collapsed to {x["effective_experts"]:.1f} effective '
-                               f'experts of {e}; look at model.moe.losses.')
+            yield (
+                'collapse',
+                (
+                    f'the load has collapsed to {x["effective_experts"]:.1f} effective '
+                    f'experts of {e}; look at model.moe.losses.'
+                ),
+            )
         elif x['max_over_mean'] > log.warn_max_over_mean:
-            yield 'load', (f'one expert has {x["max_over_mean"]:.1f} times the mean load; look at '
-                           'model.moe.losses.')
+            yield (
+                'load',
+                (
+                    f'one expert has {x["max_over_mean"]:.1f} times the mean load; look at '
+                    'model.moe.losses.'
+                ),
+            )
         if x['drop_rate'] > log.warn_drop_rate:
-            yield 'drops', (f'{x["drop_rate"]:.0%} of the choices are dropped; look at '
-                            'model.moe.capacity_factor and model.moe.losses.')
+            yield (
+                'drops',
+                (
+                    f'{x["drop_rate"]:.0%} of the choices are dropped; look at '
+                    'model.moe.capacity_factor and model.moe.losses.'
+                ),
+            )

@@ -41,13 +41,22 @@ def test_all_forms_compute_the_same_layer(shape):
 def test_with_k_equal_to_e_the_layer_runs_every_token_through_every_expert():
     shape = layer.Shape(12, 8, 16, 4, 4, 1.0)
     params, bank, x = layer.drawn(shape)
-    np.testing.assert_allclose(jax.jit(layer.routed(shape))(params, bank, x),
-                               jax.jit(layer.everything(shape))(params, bank, x), 1e-4, 1e-4)
+    np.testing.assert_allclose(
+        jax.jit(layer.routed(shape))(params, bank, x),
+        jax.jit(layer.everything(shape))(params, bank, x),
+        1e-4,
+        1e-4,
+    )
 
 
-@pytest.mark.parametrize('shape, compared', [
-    (VECTORS, ['layer', 'floor', 'dense', 'einsum', 'ragged', 'all']),
-    (MAPS, ['layer', 'floor', 'dense'])], ids=str)
+@pytest.mark.parametrize(
+    'shape, compared',
+    [
+        (VECTORS, ['layer', 'floor', 'dense', 'einsum', 'ragged', 'all']),
+        (MAPS, ['layer', 'floor', 'dense']),
+    ],
+    ids=str,
+)
 def test_a_row_has_a_time_for_everything_compared(shape, compared):
     row = layer.beside_floor(shape, rounds=2)
     assert list(row.seconds) == compared and set(row.aims) < set(compared)
@@ -106,14 +115,18 @@ def test_kernels_of_a_program_by_hand():
         assert slow.busy == pytest.approx(fast.busy * 989 / 67)
 
 
-@pytest.mark.parametrize('kind, first, second, result', [
-    ('Forward', '2,8,8,4', '6,3,3,4', '2,8,8,6'),
-    ('BiasActivationForward', '2,8,8,4', '6,3,3,4', '2,8,8,6'),
-    ('BackwardInput', '2,8,8,6', '6,3,3,4', '2,8,8,4'),
-    ('BackwardFilter', '2,8,8,4', '2,8,8,6', '6,3,3,4')])
+@pytest.mark.parametrize(
+    'kind, first, second, result',
+    [
+        ('Forward', '2,8,8,4', '6,3,3,4', '2,8,8,6'),
+        ('BiasActivationForward', '2,8,8,4', '6,3,3,4', '2,8,8,6'),
+        ('BackwardInput', '2,8,8,6', '6,3,3,4', '2,8,8,4'),
+        ('BackwardFilter', '2,8,8,4', '2,8,8,6', '6,3,3,4'),
+    ],
+)
 def test_a_convolution_of_a_program_by_hand(kind, first, second, result):
     """2 images of 8x8, from 4 to 6 channels by 3x3 taps: 768 outputs, each from 36 weights."""
-    kernel, = compiled_for_gpu.kernels(f"""HloModule jit_f
+    (kernel,) = compiled_for_gpu.kernels(f"""HloModule jit_f
 
 ENTRY %main (x: bf16[{first}], y: bf16[{second}]) -> bf16[{result}] {{
   %x = bf16[{first}]{{3,2,1,0}} parameter(0)
@@ -134,26 +147,45 @@ def test_without_the_gpu_compiler_the_error_says_how_to_install_it(monkeypatch, 
 
 
 def test_ratios_are_medians_of_rounds():
-    row = Row('a case', {'ours': [1.0, 4.0, 3.0], 'theirs': [2.0, 2.0, 3.0],
-                         'others': [1.0, 1.0, 1.0]}, {'theirs': 0.9, 'others': 3.0}, {'MB': 1234})
+    row = Row(
+        'a case',
+        {'ours': [1.0, 4.0, 3.0], 'theirs': [2.0, 2.0, 3.0], 'others': [1.0, 1.0, 1.0]},
+        {'theirs': 0.9, 'others': 3.0},
+        {'MB': 1234},
+    )
     assert row.ratios == {'theirs': 1.0, 'others': 3.0} and row.missed == ['theirs']
     assert row.milliseconds == {'ours': 3000, 'theirs': 2000, 'others': 1000}
-    rows = [row, Row('another', {'ours': [0.5], 'theirs': [2.0]}),
-            Row('a third', {'ours': [0.25], 'last': [2.0]})]
+    rows = [
+        row,
+        Row('another', {'ours': [0.5], 'theirs': [2.0]}),
+        Row('a third', {'ours': [0.25], 'last': [2.0]}),
+    ]
     assert markdown([r.record() for r in rows]) == [
-        '| case | ms | / theirs | / others | MB |', '|---|---|---|---|---|',
+        '| case | ms | / theirs | / others | MB |',
+        '|---|---|---|---|---|',
         '| a case | 3,000 | **1** (0.9) | 3 (3) | 1,234 |',
-        '| another | 500 | 0.25 |  |  |', '',
-        '| case | ms | / last |', '|---|---|---|', '| a third | 250 | 0.125 |']
+        '| another | 500 | 0.25 |  |  |',
+        '',
+        '| case | ms | / last |',
+        '|---|---|---|',
+        '| a third | 250 | 0.125 |',
+    ]
 
 
 def test_the_files_keep_suites_that_were_measured_before(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, 'device', lambda: 'a-chip')
-    suites = {n: types.SimpleNamespace(__doc__=f'About {n}.\n\nMore.', rows=lambda rounds, n=n: [
-        Row(f'case of {n}', {'ours': [1.0] * rounds, 'theirs': [2.0] * rounds})])
-        for n in ('layer', 'input')}
-    monkeypatch.setattr(run.importlib, 'import_module',
-                        {run.SUITES[n]: m for n, m in suites.items()}.__getitem__)
+    suites = {
+        n: types.SimpleNamespace(
+            __doc__=f'About {n}.\n\nMore.',
+            rows=lambda rounds, n=n: [
+                Row(f'case of {n}', {'ours': [1.0] * rounds, 'theirs': [2.0] * rounds})
+            ],
+        )
+        for n in ('layer', 'input')
+    }
+    monkeypatch.setattr(
+        run.importlib, 'import_module', {run.SUITES[n]: m for n, m in suites.items()}.__getitem__
+    )
     for name in 'input', 'layer':
         monkeypatch.setattr(sys, 'argv', ['run', f'--suite={name}', f'--out={tmp_path}'])
         assert run.main() == 0
@@ -188,13 +220,19 @@ def test_a_command_is_timed_to_its_end_or_to_a_line(tmp_path):
 
 
 def test_the_whole_study_differs_only_by_its_seed_mode(monkeypatch):
-    studies = {mode: load.load(f'benchmarks/whole_study.py:{mode}').study
-               for mode in ('together', 'one_by_one')}
+    studies = {
+        mode: load.load(f'benchmarks/whole_study.py:{mode}').study
+        for mode in ('together', 'one_by_one')
+    }
     assert studies['together'].seed_mode == 'together' and len(studies['together'].seeds) == 8
     assert dataclasses.replace(studies['together'], name='', seed_mode='one_by_one') == (
-        dataclasses.replace(studies['one_by_one'], name=''))
-    monkeypatch.setattr(seeds, 'study_seconds', lambda *way: {
-        ('together', 1): 4.0, ('one_by_one', 1): 5.0, ('one_by_one', 2): 2.0}[way])
+        dataclasses.replace(studies['one_by_one'], name='')
+    )
+    monkeypatch.setattr(
+        seeds,
+        'study_seconds',
+        lambda *way: {('together', 1): 4.0, ('one_by_one', 1): 5.0, ('one_by_one', 2): 2.0}[way],
+    )
     assert seeds.whole_study(2).ratios == {'one by one': 0.8, 'one by one, two processes': 2.0}
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match='whole_study.py:apart .* failed'):
@@ -205,8 +243,11 @@ def test_a_campaign_by_hand(monkeypatch):
     """The arm with k = 2 compiles once; its 8 seeds train, evaluate and run 3 + 8 probes."""
     data = campaign.SETS['fashion_mnist']
     timed = {100: {'seconds': 70.0, 'compile_seconds': 40.0, 'images_per_second': 500.0}}
-    monkeypatch.setattr(campaign.rows, 'timings', lambda workdir: dict.fromkeys(
-        campaign.pilot.study_of(data).arms, timed))
+    monkeypatch.setattr(
+        campaign.rows,
+        'timings',
+        lambda workdir: dict.fromkeys(campaign.pilot.study_of(data).arms, timed),
+    )
     seconds = campaign.seconds(data, '')['placement']['backbone']
     evaluating = 70 - 40 - 6000 / 500
     evaluating *= 1 + 11 * 2000 / (2 * 3000 + 10000)
@@ -230,8 +271,10 @@ def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
     monkeypatch.setattr(input_pipeline, 'BATCH', 2)
     files = input_pipeline.photographs(4)
     assert len(set(files)) == 4 and all(80_000 < len(f) < 160_000 for f in files)
-    ours, pillow = (read(files)(7) for read in (lambda f: input_pipeline.by_rows(f, 0),
-                                                input_pipeline.by_pillow))
+    ours, pillow = (
+        read(files)(7)
+        for read in (lambda f: input_pipeline.by_rows(f, 0), input_pipeline.by_pillow)
+    )
     for one, other in zip(ours, pillow, strict=True):
         assert one.shape == other.shape == (224, 224, 3)
         assert np.abs(one.astype(int) - other).mean() < 8  # the same crop, by another filter

@@ -97,10 +97,14 @@ class _Requests(BaseHTTPRequestHandler):
         if not name:
             prefix = f'/{bucket}/'
             begin, end = options.get('startOffset', ''), options.get('endOffset')
-            names = sorted(p.removeprefix(prefix) for p in list(Bucket.store)
-                           if p.startswith(prefix + options.get('prefix', '')))
-            items = [_about(f'{prefix}{n}', n) for n in names
-                     if n >= begin and (end is None or n < end)]
+            names = sorted(
+                p.removeprefix(prefix)
+                for p in list(Bucket.store)
+                if p.startswith(prefix + options.get('prefix', ''))
+            )
+            items = [
+                _about(f'{prefix}{n}', n) for n in names if n >= begin and (end is None or n < end)
+            ]
             self._answer(200, json.dumps({'items': items}).encode())
             return
         path = f'/{bucket}/{name}'
@@ -115,10 +119,16 @@ class _Requests(BaseHTTPRequestHandler):
             self._answer(304)
         elif 'Range' in self.headers:
             first, _, last = self.headers['Range'].removeprefix('bytes=').partition('-')
-            part = data[int(first): int(last) + 1 if last else None] if first else data[-int(last):]
+            part = (
+                data[int(first) : int(last) + 1 if last else None] if first else data[-int(last) :]
+            )
             begin = int(first) if first else len(data) - len(part)
-            self._answer(206, part, x_goog_generation=generation,
-                         Content_Range=f'bytes {begin}-{begin + len(part) - 1}/{len(data)}')
+            self._answer(
+                206,
+                part,
+                x_goog_generation=generation,
+                Content_Range=f'bytes {begin}-{begin + len(part) - 1}/{len(data)}',
+            )
         else:
             self._answer(200, data, x_goog_generation=generation)
 
@@ -145,9 +155,14 @@ def _generation(path: str) -> int:
 
 
 def _about(path: str, name: str) -> dict[str, str]:
-    return {'name': name, 'generation': str(_generation(path)), 'metageneration': '1',
-            'size': str(len(Bucket.store[path].getvalue())), 'timeCreated': '2026-01-01T00:00:00Z',
-            'updated': '2026-01-01T00:00:00Z'}
+    return {
+        'name': name,
+        'generation': str(_generation(path)),
+        'metageneration': '1',
+        'size': str(len(Bucket.store[path].getvalue())),
+        'timeCreated': '2026-01-01T00:00:00Z',
+        'updated': '2026-01-01T00:00:00Z',
+    }
 
 
 def serve() -> ThreadingHTTPServer:

@@ -1,6 +1,6 @@
 """A script for eight virtual devices: trains on every mesh and prints what it measures as JSON.
 
-    python eight_devices.py DATA_DIR FOLDER
+python eight_devices.py DATA_DIR FOLDER
 """
 
 import json
@@ -19,31 +19,57 @@ from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.setup import Setup
 
 SHAPES = {'one': (1, 1), '8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4), '1x8': (1, 8)}
-COMMON = {'model.moe.num_experts': 8, 'model.moe.group_size': 8, 'train.batch_size': 64,
-          'train.steps': 100, 'train.warmup_steps': 0, 'train.learning_rate': 0.1,
-          'train.optimizer': 'sgd',  # Adam would turn rounding errors into full steps
-          'train.clip_norm': 0.0, 'train.ema_decay': 0.0, 'train.mixup': 0.0,
-          'model.moe.router': 'bias_balanced',
-          'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True}}
+COMMON = {
+    'model.moe.num_experts': 8,
+    'model.moe.group_size': 8,
+    'train.batch_size': 64,
+    'train.steps': 100,
+    'train.warmup_steps': 0,
+    'train.learning_rate': 0.1,
+    'train.optimizer': 'sgd',  # Adam would turn rounding errors into full steps
+    'train.clip_norm': 0.0,
+    'train.ema_decay': 0.0,
+    'train.mixup': 0.0,
+    'model.moe.router': 'bias_balanced',
+    'model.moe.router_args': {'bias_rate': 1e-3, 'renormalize': True},
+}
 CASES = {
     'conv': COMMON | {'model.args': {'widths': (8,), 'depth': 1}, 'train.mixup': 0.3},
-    'sharded': COMMON | train_cases.TOP_K | {
-        'model.name': 'vit', 'model.moe.placement': 'every_1', 'mesh.shard_optimizer': True,
-        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}},
+    'sharded': COMMON
+    | train_cases.TOP_K
+    | {
+        'model.name': 'vit',
+        'model.moe.placement': 'every_1',
+        'mesh.shard_optimizer': True,
+        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
+    },
 }
 CASES['across'] = CASES['conv'] | {  # a device holds 8 images
-    'model.moe.group_size': 32, 'model.moe.capacity_factor': 1.0}
+    'model.moe.group_size': 32,
+    'model.moe.capacity_factor': 1.0,
+}
 CASES['across soft'] = COMMON | {
-    'model.args': {'widths': (8,), 'depth': 1}, 'model.moe.group_size': 32,
-    'model.moe.router': 'soft', 'model.moe.router_args': {}, 'model.moe.losses': {}}
-MESHES = {'conv': SHAPES, 'across': ('one', '2x4', '1x8'),
-          'across soft': ('one', '2x4'), 'sharded': ('one', '2x4')}
+    'model.args': {'widths': (8,), 'depth': 1},
+    'model.moe.group_size': 32,
+    'model.moe.router': 'soft',
+    'model.moe.router_args': {},
+    'model.moe.losses': {},
+}
+MESHES = {
+    'conv': SHAPES,
+    'across': ('one', '2x4', '1x8'),
+    'across soft': ('one', '2x4'),
+    'sharded': ('one', '2x4'),
+}
 DEEP = CASES['sharded'] | {
     'model.args': {'width': 8, 'depth': 3, 'heads': 2, 'patch_size': 4},
-    'mesh.shard_optimizer': False}
+    'mesh.shard_optimizer': False,
+}
 STEPS = 10
-COLLECTIVE = re.compile(r'= (.+?) (all-to-all|all-gather|all-reduce|collective-permute|'
-                        r'reduce-scatter)(?:-start)?\(')
+COLLECTIVE = re.compile(
+    r'= (.+?) (all-to-all|all-gather|all-reduce|collective-permute|'
+    r'reduce-scatter)(?:-start)?\('
+)
 
 
 def batches():
@@ -53,13 +79,18 @@ def batches():
         labels = rng.integers(0, 10, 64).astype(np.int32)
         noise = rng.integers(-40, 40, (64, 8, 8, 1))
         valid = rng.random(64) > 0.05
-        yield {'image': (means[labels] + noise).clip(0, 255).astype(np.uint8), 'label': labels,
-               'valid': valid}
+        yield {
+            'image': (means[labels] + noise).clip(0, 255).astype(np.uint8),
+            'label': labels,
+            'valid': valid,
+        }
 
 
 def make_setup(changes: dict, shape: tuple[int, int], data_dir: str) -> Setup:
-    return Setup(train_cases.make(data_dir, changes | {'mesh.expert': shape[1]}),
-                 devices=jax.devices()[: shape[0] * shape[1]])
+    return Setup(
+        train_cases.make(data_dir, changes | {'mesh.expert': shape[1]}),
+        devices=jax.devices()[: shape[0] * shape[1]],
+    )
 
 
 def compiled_step(setup: Setup):
@@ -84,12 +115,14 @@ def on_mesh(case: str, shape: tuple[int, int], data_dir: str, first):
 
 
 def shardings(state) -> dict[str, str]:
-    return {path_name(p): list(x.sharding.spec)
-            for p, x in jax.tree_util.tree_leaves_with_path(state)}
+    return {
+        path_name(p): list(x.sharding.spec) for p, x in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def furthest(ours, theirs) -> float:
     """The largest difference of any array, relative to its largest value or to 0.1."""
+
     def distance(a, b):
         return float(np.abs(a - b).max() / max(np.abs(b).max(), 0.1))
 
@@ -99,9 +132,12 @@ def furthest(ours, theirs) -> float:
 def refusals(data_dir: str) -> dict[str, str]:
     """The errors of configs that do not fit the devices."""
     errors = {}
-    for name, changes in {'group': {'model.moe.group_size': 16}, 'batch': {'train.batch_size': 24},
-                          'axis': {'mesh.expert': 4, 'model.moe.group_size': 64},
-                          'micro': {'train.micro_batches': 4}}.items():
+    for name, changes in {
+        'group': {'model.moe.group_size': 16},
+        'batch': {'train.batch_size': 24},
+        'axis': {'mesh.expert': 4, 'model.moe.group_size': 64},
+        'micro': {'train.micro_batches': 4},
+    }.items():
         try:
             Setup(train_cases.make(data_dir, CASES['conv'] | changes))
         except UserError as e:
@@ -121,29 +157,38 @@ def main(data_dir: str, folder: str) -> None:
         for name in MESHES[case]:
             shape = SHAPES[name]
             own = name == '2x4'  # draws its own initial values, which must equal one device's
-            losses, state, collectives, live = on_mesh(case, shape, data_dir,
-                                                       None if own else first)
+            losses, state, collectives, live = on_mesh(
+                case, shape, data_dir, None if own else first
+            )
             if name == 'one':
                 want_losses, want = losses, state
             seen[f'{case} {name}'] = {
-                'losses': losses, 'shape': shape,
-                'loss_error': max(abs(a / b - 1) for a, b in
-                                  zip(losses, want_losses, strict=True)),
+                'losses': losses,
+                'shape': shape,
+                'loss_error': max(abs(a / b - 1) for a, b in zip(losses, want_losses, strict=True)),
                 'params_error': furthest(state.params, want.params),
-                'stats_error': furthest(state.batch_stats or {'': np.zeros(1)},
-                                        want.batch_stats or {'': np.zeros(1)}),
-                'router_error': furthest(state.router_state or {'': np.zeros(1)},
-                                         want.router_state or {'': np.zeros(1)}),
+                'stats_error': furthest(
+                    state.batch_stats or {'': np.zeros(1)}, want.batch_stats or {'': np.zeros(1)}
+                ),
+                'router_error': furthest(
+                    state.router_state or {'': np.zeros(1)}, want.router_state or {'': np.zeros(1)}
+                ),
                 'counts': Counter(op for _, op in collectives),
                 'gathers': [s for s, op in collectives if op == 'all-gather'],
                 'permutes': [s for s, op in collectives if op == 'collective-permute'],
                 'shapes': [','.join(map(str, x.shape)) for x in jax.tree.leaves(live.params)],
-                'shardings': shardings(live)}
+                'shardings': shardings(live),
+            }
             if (case, name) == ('conv', '2x4'):
                 with Checkpoints(folder, 1) as saved:
                     saved.save(STEPS, live)
-                np.savez(f'{folder}/params.npz', **{
-                    path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)})
+                np.savez(
+                    f'{folder}/params.npz',
+                    **{
+                        path_name(p): x
+                        for p, x in jax.tree_util.tree_leaves_with_path(state.params)
+                    },
+                )
     program = compiled_step(make_setup(DEEP, (2, 4), data_dir)).as_text()
     seen['deep'] = Counter(op for _, op in COLLECTIVE.findall(program))
     print(json.dumps(seen))

@@ -33,13 +33,16 @@ def moe(num_experts=4, k=2, group_size=4, hidden=16, **kwargs):
 
 def init(layer, x, step=TRAIN, seed=0):
     """Variables with drawn values, which are quicker to make than initial ones."""
+
     def draw(path, leaf):
         rng = np.random.default_rng((seed, len(str(path))))
         values = rng.normal(size=leaf.shape) * max(leaf.shape[-2:-1] + (1,)) ** -0.5
         bias = path[-1].key.endswith('bias')
         return jnp.asarray(0.1 * values if bias else values, leaf.dtype)
+
     return jax.tree_util.tree_map_with_path(
-        draw, jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x))
+        draw, jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x)
+    )
 
 
 class Counting(Router):
@@ -52,5 +55,11 @@ class Counting(Router):
         start = jnp.zeros(features.shape[:2], jnp.int32) if context.carry is None else context.carry
         none = jnp.zeros((*features.shape[:2], self.num_experts))
         ids = (start % self.num_experts)[..., None]
-        return Routing(probs=jax.nn.softmax(none), logits=none, expert_of_choice=ids,
-                       gate=jnp.ones(ids.shape), active=context.valid[..., None], carry=start + 1)
+        return Routing(
+            probs=jax.nn.softmax(none),
+            logits=none,
+            expert_of_choice=ids,
+            gate=jnp.ones(ids.shape),
+            active=context.valid[..., None],
+            carry=start + 1,
+        )

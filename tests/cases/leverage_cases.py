@@ -11,15 +11,19 @@ from moe_vision.leverage import Leverage, measure
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # digits are 8x8x1 in 10 classes; widths 8 and 16, one block each: a map of 8x8, then of 4x4
-SMALL = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 4,
-         'model.moe.group_size': 16}
+SMALL = {
+    'model.args': {'widths': (8, 16), 'depth': 1},
+    'model.moe.num_experts': 4,
+    'model.moe.group_size': 16,
+}
 
 
 def make(**changes) -> Config:
     """The checked small config; `__` in a name is a dot."""
     values = {**SMALL, **{k.replace('__', '.'): v for k, v in changes.items()}}
     common, opened, _ = source.take_overrides(
-        [f'--config.{key}={value}' for key, value in values.items()])
+        [f'--config.{key}={value}' for key, value in values.items()]
+    )
     return config_lib.check(source.load(str(ROOT / 'configs' / 'base.py'), common, opened))
 
 
@@ -44,19 +48,29 @@ WRONG = [  # arguments, and parts of the error
     (['--config=configs/base.py', '--solve=', '--target_rho=0.2'], ["--solve is ''", 'hidden']),
     (['--config=configs/base.py', '--sweep=model.moe.k=1', '--out='], ["--out is ''"]),
     (['--config=configs/base.py', '--sweep=model.moe.k=1', '--out=/proc/x'], ["'/proc/x'"]),
-    (['--config=configs/base.py', '--solve=model.moe.hidden', '--target_rho=20'],
-     ["--target_rho is '20'", 'above 0 and below 1']),
-    (['--config=configs/base.py', '--solve=model.moe.router', '--target_rho=0.2'],
-     ["holds 'top_k'", 'a key that holds an int']),
+    (
+        ['--config=configs/base.py', '--solve=model.moe.hidden', '--target_rho=20'],
+        ["--target_rho is '20'", 'above 0 and below 1'],
+    ),
+    (
+        ['--config=configs/base.py', '--solve=model.moe.router', '--target_rho=0.2'],
+        ["holds 'top_k'", 'a key that holds an int'],
+    ),
     (['--config=configs/base.py', '--solve=model.args.depht', '--target_rho=0.2'], ['depth']),
-    (['--config=configs/base.py', '--solve=model.moe.k', '--target_rho=0.2', '--rho=rho'],
-     ["--rho is 'rho'", 'rho_place, rho_active, rho_executed']),
-    (['--config=configs/base.py', '--solve=model.moe.k', '--target_rho=.2', '--sweep=seed=1'],
-     ['--sweep and --solve are both given']),
+    (
+        ['--config=configs/base.py', '--solve=model.moe.k', '--target_rho=0.2', '--rho=rho'],
+        ["--rho is 'rho'", 'rho_place, rho_active, rho_executed'],
+    ),
+    (
+        ['--config=configs/base.py', '--solve=model.moe.k', '--target_rho=.2', '--sweep=seed=1'],
+        ['--sweep and --solve are both given'],
+    ),
     (['--config=configs/base.py', '--rho=rho_active'], ['--rho is set but is not read']),
     (['--config=configs/base.py', '--out=x'], ['--out is set but is not read']),
-    (['--config=configs/base.py', '--sweep=model.moe.k=1', '--out=configs/base.py/x'],
-     ["--out is 'configs/base.py/x'", 'a folder of your own']),
+    (
+        ['--config=configs/base.py', '--sweep=model.moe.k=1', '--out=configs/base.py/x'],
+        ["--out is 'configs/base.py/x'", 'a folder of your own'],
+    ),
     (['--config=configs/base.py', 'stray'], ["unexpected argument 'stray'"]),
     (['--config=configs/base.py', '--config.model.moe.k=9'], ['k can be 1 to 8']),
     (['--config=configs/base.py', '--json=1'], ['--json']),

@@ -34,14 +34,33 @@ def config(name, placement='every_2', twin='none', dtype='float32', args=None, *
     if hasattr(expert_args, 'norm_groups'):
         expert_args = dataclasses.replace(expert_args, norm_groups=4)
     router = moe.get('router', 'top_k')
-    routing = Moe(**{
-        'placement': placement, 'router': router, 'num_experts': 3, 'k': 2,
-        'router_args': registry.entry('router', registry.ROUTERS, router).args(),
-        'capacity_factor': 1.25, 'eval_capacity_factor': 2.0, 'capacity_multiple': 1,
-        'group_size': 2, 'priority': 'token', 'expert': expert, 'expert_args': expert_args,
-        'hidden': 0, 'losses': {'importance': 0.1}} | moe)
-    return Model(name=name, args=entry.args(**SMALL.get(name, {}) | (args or {})), dtype=dtype,
-                 remat=False, twin=twin, moe=routing)
+    routing = Moe(
+        **{
+            'placement': placement,
+            'router': router,
+            'num_experts': 3,
+            'k': 2,
+            'router_args': registry.entry('router', registry.ROUTERS, router).args(),
+            'capacity_factor': 1.25,
+            'eval_capacity_factor': 2.0,
+            'capacity_multiple': 1,
+            'group_size': 2,
+            'priority': 'token',
+            'expert': expert,
+            'expert_args': expert_args,
+            'hidden': 0,
+            'losses': {'importance': 0.1},
+        }
+        | moe
+    )
+    return Model(
+        name=name,
+        args=entry.args(**SMALL.get(name, {}) | (args or {})),
+        dtype=dtype,
+        remat=False,
+        twin=twin,
+        moe=routing,
+    )
 
 
 def build(*args, **kwargs):
@@ -59,14 +78,18 @@ def abstract(net):
 
 def filled(net):
     """Variables with drawn values, which are quicker to make than initial ones."""
+
     def draw(path, leaf):
         rng = np.random.default_rng(len(str(path)))
         values = rng.normal(size=leaf.shape) * max(np.prod(leaf.shape[:-1]), 1) ** -0.5
         name = path[-1].key
         return jnp.asarray(values + (name in ('scale', 'var')), leaf.dtype)
+
     return jax.tree_util.tree_map_with_path(draw, abstract(net))
 
 
 def paths(tree):
-    return {'/'.join(k.key for k in path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        '/'.join(k.key for k in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -15,22 +15,33 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(jax_environment, command: list[str], devices: int = 4,
-          processes: int = 2) -> list[subprocess.Popen]:
+def start(
+    jax_environment, command: list[str], devices: int = 4, processes: int = 2
+) -> list[subprocess.Popen]:
     """Starts the processes with `devices` virtual devices each.
 
     They write to files, because a full pipe that nobody reads yet would block one of them.
     """
-    flags = (f'{jax_environment.get("XLA_FLAGS", "")} '
-             f'--xla_force_host_platform_device_count={devices}')
-    environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
-                                     'PYTHONFAULTHANDLER': '1'}
+    flags = (
+        f'{jax_environment.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+    )
+    environment = jax_environment | {
+        'XLA_FLAGS': flags,
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONFAULTHANDLER': '1',
+    }
     started = []
     for i in range(processes):
         out, err = tempfile.TemporaryFile('w+'), tempfile.TemporaryFile('w+')
-        started.append(subprocess.Popen(
-            [sys.executable, *(c.replace('{process}', str(i)) for c in command)], env=environment,
-            stdout=out, stderr=err, cwd=train_cases.ROOT))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *(c.replace('{process}', str(i)) for c in command)],
+                env=environment,
+                stdout=out,
+                stderr=err,
+                cwd=train_cases.ROOT,
+            )
+        )
         started[-1].files = out, err
     return started
 

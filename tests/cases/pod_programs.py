@@ -23,6 +23,7 @@ def exchange(x):  # three times in a loop, [1, 16] as four pieces of 4
         with jax.named_scope('block_1'):
             pieces = x.reshape(4, 4)
             return jax.lax.all_to_all(pieces, 'expert', 0, 0, tiled=True).reshape(1, 16), None
+
     return jax.lax.scan(body, x, None, length=3)[0]
 
 

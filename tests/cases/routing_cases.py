@@ -23,16 +23,24 @@ PRIORITIES = ('token', 'gate', 'random')
 # Settings besides the defaults. A router that is missing here runs with its defaults only.
 _MORE = {
     'top_k': [
-        {'noise': 'gaussian', 'gate': 'top_k_softmax'}, {'noise': 'learned', 'gate': 'sigmoid'},
-        {'noise': 'jitter', 'renormalize': True, 'second_choice': 'random',
-         'temperature': 'entropy_floor'},
-        {'second_choice': 'random_expert', 'noise': 'gaussian'}],
+        {'noise': 'gaussian', 'gate': 'top_k_softmax'},
+        {'noise': 'learned', 'gate': 'sigmoid'},
+        {
+            'noise': 'jitter',
+            'renormalize': True,
+            'second_choice': 'random',
+            'temperature': 'entropy_floor',
+        },
+        {'second_choice': 'random_expert', 'noise': 'gaussian'},
+    ],
     'random': [{'gate': 'softmax'}],
-    'shuffled': [{'noise': 'gaussian'}], 'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
+    'shuffled': [{'noise': 'gaussian'}],
+    'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
 }
-CASES = [(name, tuple(args.items())) for name in registry.ROUTERS
-         for args in [{}, *_MORE.get(name, [])]]
+CASES = [
+    (name, tuple(args.items())) for name in registry.ROUTERS for args in [{}, *_MORE.get(name, [])]
+]
 
 
 def _quick_to_compile():
@@ -59,8 +67,11 @@ def make(case, num_experts=E, k=K):
 def draws(case):
     """Whether this router draws random numbers while training."""
     args = dict(case[1])
-    return (case[0] in ('random', 'shuffled') or args.get('noise', 'none') != 'none'
-            or args.get('second_choice', 'always') != 'always')
+    return (
+        case[0] in ('random', 'shuffled')
+        or args.get('noise', 'none') != 'none'
+        or args.get('second_choice', 'always') != 'always'
+    )
 
 
 def normal(seed, *shape):
@@ -70,20 +81,28 @@ def normal(seed, *shape):
 def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, train=True):
     return Context(
         valid=jnp.ones((groups, tokens), bool) if valid is None else jnp.asarray(valid),
-        key=jax.random.key(key), fraction=jnp.float32(fraction), train=train,
+        key=jax.random.key(key),
+        fraction=jnp.float32(fraction),
+        train=train,
         group=jnp.arange(groups) if group is None else jnp.asarray(group),
-        labels=jnp.arange(groups * tokens).reshape(groups, tokens) % CLASSES)
+        labels=jnp.arange(groups * tokens).reshape(groups, tokens) % CLASSES,
+    )
 
 
 def inputs(case, seed=0, num_experts=E, k=K):
     """Everything that a pipeline takes, with drawn values in place of initial ones."""
     router = make(case, num_experts, k)
     return {
-        'params': {n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
-                   for i, (n, (shape, _)) in enumerate(router.params(D).items())},
-        'state': {n: 0.1 * normal((seed, 50 + i), *v.shape)
-                  for i, (n, v) in enumerate(router.init_state().items())},
-        'features': normal((seed, 90), G, T, D), 'x': normal((seed, 91), G, T, D),
+        'params': {
+            n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
+            for i, (n, (shape, _)) in enumerate(router.params(D).items())
+        },
+        'state': {
+            n: 0.1 * normal((seed, 50 + i), *v.shape)
+            for i, (n, v) in enumerate(router.init_state().items())
+        },
+        'features': normal((seed, 90), G, T, D),
+        'x': normal((seed, 91), G, T, D),
         'weights': (normal((seed, 92), num_experts, D, F), normal((seed, 93), num_experts, 1, F)),
         'context': context(),
     }
@@ -100,8 +119,11 @@ def losses_of(routing, ctx, num_experts=E):
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
-    return {n: registry.load(entry.path)(routing, ctx, num_experts)
-            for n, entry in registry.LOSSES.items() if offers >= set(entry.needs)}
+    return {
+        n: registry.load(entry.path)(routing, ctx, num_experts)
+        for n, entry in registry.LOSSES.items()
+        if offers >= set(entry.needs)
+    }
 
 
 class Pipeline:
@@ -123,7 +145,9 @@ class Pipeline:
         def loss(params, features):
             routing, losses = self._forward(params, features, state, ctx)
             return sum(jnp.sum(v) for v in losses.values()) + sum(
-                jnp.sum(getattr(routing, n) * d) for n, d in d_routing.items())
+                jnp.sum(getattr(routing, n) * d) for n, d in d_routing.items()
+            )
+
         return jax.grad(loss, (0, 1))(params, features)
 
     def __call__(self, inputs):
@@ -133,15 +157,22 @@ class Pipeline:
         d_routing: dict = {}
         out: dict = {'routing': routing, 'losses': losses, 'y': {}, 'plans': {}, 'counts': {}}
         for priority in ['soft'] if soft else PRIORITIES:
-            parts = ({n: getattr(routing, n) for n in ('combine', 'dispatch')} if soft else
-                     {n: getattr(routing, n) for n in ('expert_of_choice', 'gate', 'active')})
-            grads, (y, plan) = _execute(parts, inputs['x'], inputs['weights'], inputs['context'],
-                                        priority)
+            parts = (
+                {n: getattr(routing, n) for n in ('combine', 'dispatch')}
+                if soft
+                else {n: getattr(routing, n) for n in ('expert_of_choice', 'gate', 'active')}
+            )
+            grads, (y, plan) = _execute(
+                parts, inputs['x'], inputs['weights'], inputs['context'], priority
+            )
             out['y'][priority], out['plans'][priority] = y, plan
             out['counts'][priority] = _count(routing, plan, inputs['context'])
             if not d_routing:
-                d_routing = {n: g for n, g in grads[0].items()
-                             if n in ('combine', 'dispatch', 'gate') and g is not None}
+                d_routing = {
+                    n: g
+                    for n, g in grads[0].items()
+                    if n in ('combine', 'dispatch', 'gate') and g is not None
+                }
                 gradients = {'x': grads[1], 'weights': grads[2]}
         d_params, d_features = self.backward(*learned, d_routing)
         return jax.device_get((gradients | {'params': d_params, 'features': d_features}, out))

@@ -1,6 +1,6 @@
 """A script for eight virtual devices: compares seeds trained together with each trained alone.
 
-    python seeds_laid_out.py DATA_DIR
+python seeds_laid_out.py DATA_DIR
 """
 
 import json
@@ -31,8 +31,9 @@ def together(setup, devices):
     """(losses [steps, S], states, on how many devices the arrays lie) of all seeds together."""
     config, program = setup.config, Program(setup, len(SEEDS), devices)
     states = program.stack([setup.fresh_state(seed) for seed in SEEDS])
-    sources = [feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS)
-               for seed in SEEDS]
+    sources = [
+        feed.on_host(config, seed, range(config.train.batch_size), 0, STEPS) for seed in SEEDS
+    ]
     losses = []
     for arrays in zip(*[s.__enter__() for s in sources], strict=True):
         states, out = program.step(states, program.batch(arrays))
@@ -53,10 +54,13 @@ def main(data_dir: str) -> None:
         single = [alone(setup, seed) for seed in SEEDS]
         want = np.array([each for each, _ in single]).T
         seen[f'{name} {devices}'] = {
-            'laid': sorted(laid), 'loss_error': float(np.abs(losses / want - 1).max()),
+            'laid': sorted(laid),
+            'loss_error': float(np.abs(losses / want - 1).max()),
             'apart': float(np.abs(want - want.mean(1, keepdims=True)).min()),
-            'params_error': max(furthest(a.params, b.params)
-                                for a, (_, b) in zip(states, single, strict=True))}
+            'params_error': max(
+                furthest(a.params, b.params) for a, (_, b) in zip(states, single, strict=True)
+            ),
+        }
     print(json.dumps(seen))
 
 

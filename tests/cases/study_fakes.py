@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 4
 FLOPS = 6_000
 
-STUDY = '''
+STUDY = """
 from moe_vision.study.types import Arm, Comparison, Figure, Study
 
 SMALL = {'model.args.widths': (8, 16), 'model.args.depth': 1, 'model.moe.num_experts': 4,
@@ -36,7 +36,7 @@ def get_study():
         margin=0.3, patterns={'gain': ('k2',)}, latency_arms=('dense', 'k1'),
         figures=(Figure('k_ablation', 'by k', {'conv': ('k1', 'k2')}),
                  Figure('traces', 'over time', {'conv': ('k1',)})))
-'''
+"""
 
 
 def write_study(folder: Path, *changes: tuple[str, str]) -> str:
@@ -63,8 +63,15 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
             if me == os.environ.get('FAKE_FAILS'):
                 raise ValueError('a worker\ndied')
             _write_config(folder, config)
-            row = {'step': step, 'epoch': step / 20, 'split': 'validation', 'loss': 1 / step,
-                   'accuracy': _number(config, step), 'layers': {}, 'timing': time.time()}
+            row = {
+                'step': step,
+                'epoch': step / 20,
+                'split': 'validation',
+                'loss': 1 / step,
+                'accuracy': _number(config, step),
+                'layers': {},
+                'timing': time.time(),
+            }
             _write(folder / 'metrics' / f'until-{step:09d}.jsonl', json.dumps(row))
             (folder / 'checkpoints' / 'latest' / str(step)).mkdir(parents=True)
             _log(folder, f'{me} step {step}')
@@ -73,10 +80,21 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
             error = 'loss is not finite at step 4; no checkpoint yet.'
         else:
             accuracy = _number(config, 0)
-            _write(folder / 'evaluation.json', json.dumps(
-                {'correct': 'AA==', 'layers': {'head': {'drop_rate': 0.1, 'expert_by_class': []}}}))
-            _write(folder / 'result.json', json.dumps(
-                {'test_accuracy': accuracy, 'flops': 10, 'images_per_second': time.time()}))
+            _write(
+                folder / 'evaluation.json',
+                json.dumps(
+                    {
+                        'correct': 'AA==',
+                        'layers': {'head': {'drop_rate': 0.1, 'expert_by_class': []}},
+                    }
+                ),
+            )
+            _write(
+                folder / 'result.json',
+                json.dumps(
+                    {'test_accuracy': accuracy, 'flops': 10, 'images_per_second': time.time()}
+                ),
+            )
         done(number, error)
 
 
@@ -90,8 +108,9 @@ def finished_study(folder: Path):
     for arm in loaded.configs:
         seeds = loaded.study.seeds
         runs = [str(folder / 'runs' / arm / f'seed_{s}') for s in seeds]
-        fake_train_arm([loaded.config(arm, s) for s in seeds], runs, 'one_by_one', False,
-                       lambda i, error: None)
+        fake_train_arm(
+            [loaded.config(arm, s) for s in seeds], runs, 'one_by_one', False, lambda i, error: None
+        )
         for seed, run in zip(seeds, runs, strict=True):
             rows.write(str(folder), rows.collect(run, 'tiny', arm, seed, digest), {'seconds': 1.0})
     return loaded, record, digest
@@ -100,12 +119,28 @@ def finished_study(folder: Path):
 def _write_config(folder, config):
     from moe_vision.config import check as config_lib
 
-    facts = ('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed', 'flops',
-             'flops_executed')
-    _write(folder / 'config.json', json.dumps({
-        'config': config_lib.to_dict(config), 'versions': {'jax': '0'}, 'git_commit': 'abc',
-        'device': 'fake', 'dataset': {'num_classes': 10, 'split_sizes': {'test': 360}},
-        'preflight': dict.fromkeys(facts, 10) | {'blocks': []}}))
+    facts = (
+        'params_total',
+        'params_active',
+        'rho_place',
+        'rho_active',
+        'rho_executed',
+        'flops',
+        'flops_executed',
+    )
+    _write(
+        folder / 'config.json',
+        json.dumps(
+            {
+                'config': config_lib.to_dict(config),
+                'versions': {'jax': '0'},
+                'git_commit': 'abc',
+                'device': 'fake',
+                'dataset': {'num_classes': 10, 'split_sizes': {'test': 360}},
+                'preflight': dict.fromkeys(facts, 10) | {'blocks': []},
+            }
+        ),
+    )
 
 
 def _newest(folder: Path) -> int:
@@ -114,7 +149,7 @@ def _newest(folder: Path) -> int:
 
 def _number(config, step: int) -> float:
     name = f'{config.seed} {config.model.moe.k} {config.model.twin} {step}'
-    return int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) / 16 ** 6
+    return int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) / 16**6
 
 
 def _write(path: Path, text: str) -> None:
@@ -164,4 +199,5 @@ if __name__ == '__main__':
     sys.path.insert(0, str(ROOT))
     pretend()
     from moe_vision.study.__main__ import main
+
     sys.exit(main(sys.argv[1:]))

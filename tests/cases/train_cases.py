@@ -15,25 +15,46 @@ from moe_vision.run_folder import checkpoints, metrics
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 TINY = {
-    'dataset.cache': True, 'dataset.augment': 'pad_crop',
+    'dataset.cache': True,
+    'dataset.augment': 'pad_crop',
     'model.args': {'widths': (8, 16), 'depth': 1},
-    'model.moe.router': 'bias_balanced', 'model.moe.router_args': {'bias_rate': 0.01},
-    'model.moe.losses': {'switch': 0.01}, 'model.moe.num_experts': 4, 'model.moe.group_size': 16,
-    'train.batch_size': 32, 'train.steps': 12, 'train.warmup_epochs': 0.0, 'train.warmup_steps': 2,
-    'train.learning_rate': 3e-3, 'train.label_smoothing': 0.1, 'train.ema_decay': 0.8,
-    'train.mixup': 0.2, 'eval.every_steps': 4, 'checkpoint.every_steps': 5, 'log.every_steps': 3,
+    'model.moe.router': 'bias_balanced',
+    'model.moe.router_args': {'bias_rate': 0.01},
+    'model.moe.losses': {'switch': 0.01},
+    'model.moe.num_experts': 4,
+    'model.moe.group_size': 16,
+    'train.batch_size': 32,
+    'train.steps': 12,
+    'train.warmup_epochs': 0.0,
+    'train.warmup_steps': 2,
+    'train.learning_rate': 3e-3,
+    'train.label_smoothing': 0.1,
+    'train.ema_decay': 0.8,
+    'train.mixup': 0.2,
+    'eval.every_steps': 4,
+    'checkpoint.every_steps': 5,
+    'log.every_steps': 3,
 }
-TOP_K = {'model.moe.router': 'top_k', 'model.moe.router_args': {'noise': 'gaussian'},
-         'model.moe.losses': {'importance': 0.01, 'load': 0.01}}
-VIT = {'model.name': 'vit', 'model.moe.group_size': 16,
-       'model.args': {'width': 8, 'depth': 2, 'heads': 2, 'patch_size': 2}}
+TOP_K = {
+    'model.moe.router': 'top_k',
+    'model.moe.router_args': {'noise': 'gaussian'},
+    'model.moe.losses': {'importance': 0.01, 'load': 0.01},
+}
+VIT = {
+    'model.name': 'vit',
+    'model.moe.group_size': 16,
+    'model.args': {'width': 8, 'depth': 2, 'heads': 2, 'patch_size': 2},
+}
 
 
 def make(data_dir: str, changes: dict | None = None, start: dict | None = None) -> Config:
     """The checked tiny config, with the keys in `changes` set by dotted path."""
     c = base.get_config()
-    for path, value in {**(TINY if start is None else start), 'dataset.data_dir': data_dir,
-                        **(changes or {})}.items():
+    for path, value in {
+        **(TINY if start is None else start),
+        'dataset.data_dir': data_dir,
+        **(changes or {}),
+    }.items():
         holder, *rest = path.split('.')
         section = c
         for part in [holder, *rest][:-1]:
@@ -82,8 +103,9 @@ def assert_same_runs(ours, theirs) -> None:
     assert steps(ours) == steps(theirs)
     assert steps(ours, 'best') == steps(theirs, 'best')
     for kind in ('latest', 'best'):
-        assert_same_bits(checkpoints.load_raw(str(ours), kind),
-                         checkpoints.load_raw(str(theirs), kind))
+        assert_same_bits(
+            checkpoints.load_raw(str(ours), kind), checkpoints.load_raw(str(theirs), kind)
+        )
     assert rows(ours) == rows(theirs)
     assert result(ours) == result(theirs)
 

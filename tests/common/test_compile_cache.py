@@ -36,9 +36,9 @@ def entries():
 def test_a_program_is_kept_and_a_damaged_one_is_compiled_again(empty):
     compile_cache.use()
     result = jax.jit(square)(3.0)
-    entry, = entries()
+    (entry,) = entries()
     whole = entry.read_bytes()
-    entry.write_bytes(whole[:len(whole) // 2])
+    entry.write_bytes(whole[: len(whole) // 2])
     jax.clear_caches()
     with pytest.warns(UserWarning, match='persistent compilation cache'):
         assert jax.jit(square)(3.0) == result

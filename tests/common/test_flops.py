@@ -26,6 +26,7 @@ def scoped(name, fn):
     def inner(*args):
         with jax.named_scope(name):
             return fn(*args)
+
     return inner
 
 
@@ -55,11 +56,14 @@ def test_dense():
 
 def test_batched_dot_general():
     # batch 4, m 5, k 7, n 11
-    assert total(count(lambda a, b: jnp.einsum('bmk,bkn->bmn', a, b),
-                       f32(4, 5, 7), f32(4, 7, 11))) == 2 * 4 * 5 * 7 * 11  # 3080
+    assert (
+        total(count(lambda a, b: jnp.einsum('bmk,bkn->bmn', a, b), f32(4, 5, 7), f32(4, 7, 11)))
+        == 2 * 4 * 5 * 7 * 11
+    )  # 3080
     # two contracted dimensions, 2·3, and two free ones on the right, 5·7
-    assert total(count(lambda a, b: jnp.tensordot(a, b, 2),
-                       f32(4, 2, 3), f32(2, 3, 5, 7))) == 2 * 4 * (2 * 3) * (5 * 7)  # 1680
+    assert total(
+        count(lambda a, b: jnp.tensordot(a, b, 2), f32(4, 2, 3), f32(2, 3, 5, 7))
+    ) == 2 * 4 * (2 * 3) * (5 * 7)  # 1680
 
 
 def test_attention():
@@ -91,19 +95,22 @@ def test_ragged_dot_needs_each_row_once():
 # convolutions: 2 · out elements · kernel positions · Cin / groups, on 2 images of 8×8×6
 
 
-@pytest.mark.parametrize('options, flops', [
-    (dict(), 2 * (2 * 8 * 8 * 4) * 9 * 6),  # SAME: borders count in full, 55296
-    (dict(strides=2), 2 * (2 * 4 * 4 * 4) * 9 * 6),  # 13824
-    (dict(padding='VALID'), 2 * (2 * 6 * 6 * 4) * 9 * 6),  # 8 - 3 + 1 = 6: 31104
-    (dict(padding='VALID', strides=2), 2 * (2 * 3 * 3 * 4) * 9 * 6),  # ceil(6 / 2) = 3: 7776
-    (dict(features=6, feature_group_count=6), 2 * (2 * 8 * 8 * 6) * 9 * 1),  # depthwise, 13824
-    (dict(features=12, feature_group_count=6), 2 * (2 * 8 * 8 * 12) * 9 * 1),  # multiplier 2
-    (dict(feature_group_count=2), 2 * (2 * 8 * 8 * 4) * 9 * 3),  # 27648
-    (dict(kernel_dilation=2), 2 * (2 * 8 * 8 * 4) * 9 * 6),  # nine positions, further apart
-    (dict(kernel_dilation=2, padding='VALID'), 2 * (2 * 4 * 4 * 4) * 9 * 6),  # 8 - 5 + 1 = 4
-    (dict(kernel_size=(1, 1)), 2 * (2 * 8 * 8 * 4) * 1 * 6),  # 6144
-    (dict(kernel_size=(3, 5), strides=(2, 1)), 2 * (2 * 4 * 8 * 4) * 15 * 6),  # 46080
-])
+@pytest.mark.parametrize(
+    'options, flops',
+    [
+        (dict(), 2 * (2 * 8 * 8 * 4) * 9 * 6),  # SAME: borders count in full, 55296
+        (dict(strides=2), 2 * (2 * 4 * 4 * 4) * 9 * 6),  # 13824
+        (dict(padding='VALID'), 2 * (2 * 6 * 6 * 4) * 9 * 6),  # 8 - 3 + 1 = 6: 31104
+        (dict(padding='VALID', strides=2), 2 * (2 * 3 * 3 * 4) * 9 * 6),  # ceil(6 / 2) = 3: 7776
+        (dict(features=6, feature_group_count=6), 2 * (2 * 8 * 8 * 6) * 9 * 1),  # depthwise, 13824
+        (dict(features=12, feature_group_count=6), 2 * (2 * 8 * 8 * 12) * 9 * 1),  # multiplier 2
+        (dict(feature_group_count=2), 2 * (2 * 8 * 8 * 4) * 9 * 3),  # 27648
+        (dict(kernel_dilation=2), 2 * (2 * 8 * 8 * 4) * 9 * 6),  # nine positions, further apart
+        (dict(kernel_dilation=2, padding='VALID'), 2 * (2 * 4 * 4 * 4) * 9 * 6),  # 8 - 5 + 1 = 4
+        (dict(kernel_size=(1, 1)), 2 * (2 * 8 * 8 * 4) * 1 * 6),  # 6144
+        (dict(kernel_size=(3, 5), strides=(2, 1)), 2 * (2 * 4 * 8 * 4) * 15 * 6),  # 46080
+    ],
+)
 def test_convolution(options, flops):
     module = nn.Conv(**(dict(features=4, kernel_size=(3, 3)) | options))
     assert linen(module, f32(2, 8, 8, 6)) == {('Conv',): flops}
@@ -111,16 +118,20 @@ def test_convolution(options, flops):
 
 def test_convolution_batch_groups():
     def conv(x, w):
-        return lax.conv_general_dilated(x, w, (1, 1), 'SAME', batch_group_count=2,
-                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        return lax.conv_general_dilated(
+            x, w, (1, 1), 'SAME', batch_group_count=2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+
     # 4 images in 2 groups, group i makes 5 of the 10 features: out [2, 8, 8, 10], each from 6·9
     assert total(count(conv, f32(4, 8, 8, 6), f32(3, 3, 6, 10))) == 2 * (2 * 8 * 8 * 10) * 9 * 6
 
 
 def test_vmap_over_kernels_counts_a_convolution_for_each():
     def conv(x, w):
-        return lax.conv_general_dilated(x, w, (1, 1), 'SAME',
-                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        return lax.conv_general_dilated(
+            x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+
     args = f32(5, 2, 8, 8, 6), f32(5, 3, 3, 6, 4)
     assert total(count(jax.vmap(conv), *args)) == 5 * 2 * (2 * 8 * 8 * 4) * 9 * 6
 
@@ -132,8 +143,9 @@ def test_transposed_convolution_does_not_count_holes():
     assert total(counts) == 2 * 2 * 12**2 * 6 * 5  # 17280
 
 
-@pytest.mark.parametrize('module', [nn.Conv(4, (3, 3), strides=2),
-                                    nn.ConvTranspose(4, (3, 3), strides=(2, 2))])
+@pytest.mark.parametrize(
+    'module', [nn.Conv(4, (3, 3), strides=2), nn.ConvTranspose(4, (3, 3), strides=(2, 2))]
+)
 def test_the_gradient_of_a_strided_convolution_costs_two_more(module):
     x = f32(2, 8, 8, 6)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
@@ -161,13 +173,16 @@ def test_scan_multiplies_by_its_length():
 
 
 def test_fori_loop_with_static_bounds():
-    assert total(count(lambda x: lax.fori_loop(2, 6, lambda i, c: square(c), x),
-                       f32(3, 3))) == 4 * SQUARE
+    assert (
+        total(count(lambda x: lax.fori_loop(2, 6, lambda i, c: square(c), x), f32(3, 3)))
+        == 4 * SQUARE
+    )
 
 
 def test_while_loop_of_unknown_length_is_refused_if_it_has_flops():
     def loop(body, cond=lambda x: x.sum() < 9):
         return scoped('outer', scoped('search', lambda x: lax.while_loop(cond, body, x)))
+
     assert count(loop(lambda x: x + 1), f32(3, 3)) == {}
     for fn in (loop(square), loop(lambda x: x + 1, lambda x: square(x).sum() < 9)):
         with pytest.raises(UserError, match="scope 'outer/search' inside a while") as error:
@@ -178,6 +193,7 @@ def test_while_loop_of_unknown_length_is_refused_if_it_has_flops():
 def test_primitive_with_unknown_repetitions_is_refused():
     def solve(x):
         return lax.custom_linear_solve(lambda y: x @ y, x, solve=lambda _, b: x @ b)
+
     with pytest.raises(UserError, match="scope 'a' inside 'custom_linear_solve'"):
         count(scoped('a', solve), f32(3, 3))
 
@@ -197,8 +213,10 @@ def with_vjp(x):
     return scoped('primal', square)(x)
 
 
-with_vjp.defvjp(lambda x: (scoped('fwd', square)(x), x),
-                lambda x, g: (scoped('bwd', lambda: (x @ g) @ (x @ g))(),))
+with_vjp.defvjp(
+    lambda x: (scoped('fwd', square)(x), x),
+    lambda x, g: (scoped('bwd', lambda: (x @ g) @ (x @ g))(),),
+)
 
 
 @jax.custom_jvp
@@ -221,10 +239,18 @@ def _(axis_size, in_batched, x):
     return scoped('batched', square)(x), True
 
 
-@pytest.mark.parametrize('call, inner', [
-    (jax.jit(scoped('b', square)), 'b'), (jax.jit(jax.jit(scoped('b', square))), 'b'),
-    (jax.checkpoint(scoped('b', square)), 'b'), (jax.vmap(scoped('b', lambda r: r @ r)), None),
-    (with_vjp, 'primal'), (with_jvp, 'primal'), (with_vmap, 'single')])
+@pytest.mark.parametrize(
+    'call, inner',
+    [
+        (jax.jit(scoped('b', square)), 'b'),
+        (jax.jit(jax.jit(scoped('b', square))), 'b'),
+        (jax.checkpoint(scoped('b', square)), 'b'),
+        (jax.vmap(scoped('b', lambda r: r @ r)), None),
+        (with_vjp, 'primal'),
+        (with_jvp, 'primal'),
+        (with_vmap, 'single'),
+    ],
+)
 def test_calls_count_once_under_the_scope_they_are_called_in(call, inner):
     if inner is None:  # vmap of 3 rows, each 2·3
         assert count(scoped('a', call), f32(3, 3)) == {('a', 'b'): 3 * 2 * 3}
@@ -259,17 +285,19 @@ def test_gradient_of_dense():
 
 
 @pytest.mark.parametrize('inner', [lambda f: f, jax.jit], ids=['', 'jit'])
-@pytest.mark.parametrize('outer', [lambda f: f, jax.jit, lambda f: scoped('o', f)],
-                         ids=['', 'jit', 'scope'])
+@pytest.mark.parametrize(
+    'outer', [lambda f: f, jax.jit, lambda f: scoped('o', f)], ids=['', 'jit', 'scope']
+)
 def test_remat_adds_a_forward_to_the_same_scope(inner, outer):
     def body(w, x):
         return jnp.sin(scoped('dense', lambda x, w: jnp.sin(x @ w) @ w)(x, w))
+
     one = 2 * 5 * 7 * 7
     # 2 matmuls, with 2 each in the backward pass
     for call, times in ((body, 2 + 4), (jax.checkpoint(body), 2 + 2 + 4)):
         model = inner(scoped('a', scoped('b', call)))
         grad = outer(jax.grad(lambda w, x, model=model: model(w, x).sum(), (0, 1)))
-        (scope, flops), = count(grad, f32(7, 7), f32(5, 7)).items()
+        ((scope, flops),) = count(grad, f32(7, 7), f32(5, 7)).items()
         assert flops == times * one
         assert scope in [('a', 'b', 'dense'), ('o', 'a', 'b', 'dense')]
 
@@ -286,8 +314,9 @@ class Block(nn.Module):
 class Model(nn.Module):
     def setup(self):
         self.plain, self.remat = Block(), nn.remat(Block)()
-        self.stack = nn.scan(Block, variable_axes={'params': 0}, split_rngs={'params': True},
-                             length=3)()
+        self.stack = nn.scan(
+            Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=3
+        )()
         self.head = nn.Sequential([nn.Sequential([nn.Dense(13)])])
 
     def encode(self, x):
@@ -334,20 +363,34 @@ def test_concrete_arguments_and_exact_large_ints():
 
 def sharded(devices):
     """Counts [8, 6] @ [6, 4], rows sharded over both axes; over 'data'; over 'expert' in 'data'."""
-    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, min(devices, 2)), ('data', 'expert'),
-                axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(
+        np.array(jax.devices()[:devices]).reshape(-1, min(devices, 2)),
+        ('data', 'expert'),
+        axis_types=(AxisType.Auto,) * 2,
+    )
     both = PartitionSpec(('data', 'expert'))
-    full = jax.shard_map(scoped('mm', matmul), mesh=mesh, in_specs=(both, PartitionSpec()),
-                         out_specs=both)
-    some = jax.shard_map(scoped('mm', matmul), mesh=mesh, axis_names={'data'},
-                         in_specs=(PartitionSpec('data'), PartitionSpec()),
-                         out_specs=PartitionSpec('data'))
+    full = jax.shard_map(
+        scoped('mm', matmul), mesh=mesh, in_specs=(both, PartitionSpec()), out_specs=both
+    )
+    some = jax.shard_map(
+        scoped('mm', matmul),
+        mesh=mesh,
+        axis_names={'data'},
+        in_specs=(PartitionSpec('data'), PartitionSpec()),
+        out_specs=PartitionSpec('data'),
+    )
     nested = jax.shard_map(
-        lambda x, w: jax.shard_map(scoped('mm', matmul), axis_names={'expert'},
-                                   in_specs=(PartitionSpec('expert'), PartitionSpec()),
-                                   out_specs=PartitionSpec('expert'))(x, w),
-        mesh=mesh, axis_names={'data'}, in_specs=(PartitionSpec('data'), PartitionSpec()),
-        out_specs=PartitionSpec('data'))
+        lambda x, w: jax.shard_map(
+            scoped('mm', matmul),
+            axis_names={'expert'},
+            in_specs=(PartitionSpec('expert'), PartitionSpec()),
+            out_specs=PartitionSpec('expert'),
+        )(x, w),
+        mesh=mesh,
+        axis_names={'data'},
+        in_specs=(PartitionSpec('data'), PartitionSpec()),
+        out_specs=PartitionSpec('data'),
+    )
     return [count(scoped('a', jax.jit(fn)), f32(8, 6), f32(6, 4)) for fn in (full, some, nested)]
 
 
@@ -363,8 +406,17 @@ def test_shard_map_on_one_device():
 def test_shard_map_on_four_devices():
     here = pathlib.Path(__file__).parent
     path = os.pathsep.join([str(ROOT), str(here), os.environ.get('PYTHONPATH', '')])
-    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path,
-                        'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
-    done = subprocess.run([sys.executable, '-c', 'import test_flops as t; t.check_shard_map(4)'],
-                          env=env, capture_output=True, text=True, timeout=100, check=False)
+    env = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': path,
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    }
+    done = subprocess.run(
+        [sys.executable, '-c', 'import test_flops as t; t.check_shard_map(4)'],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

@@ -13,8 +13,12 @@ def test_the_root_is_the_folder_of_this_repository():
 
 def test_no_other_module_counts_its_way_up_to_it():
     counting = re.compile(r'__file__\)?[^\n]*(\.parent|parents\[|dirname)|dirname\([^\n]*__file__')
-    found = {str(p.relative_to(ROOT)) for folder in ('moe_vision', 'benchmarks', 'configs')
-             for p in (ROOT / folder).rglob('*.py') if counting.search(p.read_text())}
+    found = {
+        str(p.relative_to(ROOT))
+        for folder in ('moe_vision', 'benchmarks', 'configs')
+        for p in (ROOT / folder).rglob('*.py')
+        if counting.search(p.read_text())
+    }
     found |= {'main.py'} & {'main.py' for _ in counting.findall((ROOT / 'main.py').read_text())}
     assert found == {'moe_vision/common/paths.py'}
 

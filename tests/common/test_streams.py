@@ -12,16 +12,25 @@ from moe_vision.common.streams import (
 
 def test_the_values_are_those_of_all_earlier_runs():
     """A run resumes, and a study is repeated, only where every draw is what it was."""
-    assert {name: {stream.name: int(stream) for stream in getattr(streams, name)}
-            for name in vars(streams) if name.endswith('Stream')} == {
+    assert {
+        name: {stream.name: int(stream) for stream in getattr(streams, name)}
+        for name in vars(streams)
+        if name.endswith('Stream')
+    } == {
         'SeedStream': {'INITIAL_VALUES': 0, 'STEPS': 1},
         'RunStream': {'EVALUATION': 4294967295},
         'StepStream': {'MIXING': 1, 'NETWORK': 2},
         'NetworkStream': {'DROP_PATH': 1073741824},
         'LayerStream': {'SHUFFLE': 7, 'DRAW': 8, 'PRIORITY': 9},
-        'TopKStream': {'JITTER': 0, 'NOISE': 1, 'SECOND_CHOICE_MADE': 2, 'SECOND_EXPERT': 3,
-                       'SHUFFLE': 4},
-        'RandomStream': {'EXPERTS': 0}}
+        'TopKStream': {
+            'JITTER': 0,
+            'NOISE': 1,
+            'SECOND_CHOICE_MADE': 2,
+            'SECOND_EXPERT': 3,
+            'SHUFFLE': 4,
+        },
+        'RandomStream': {'EXPERTS': 0},
+    }
 
 
 def test_what_is_folded_into_one_key_differs():

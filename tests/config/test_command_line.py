@@ -15,9 +15,12 @@ from moe_vision.config.command_line import OverridesParser, exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {  # command: (a flag misspelt and all else missing, the flag that is meant)
-    'leverage': ('--swep=a=1', '--sweep'), 'pod': ('--topologie=v5e:2x2', '--topology'),
-    'predict': ('--wrokdir=W', '--workdir'), 'report': ('--wrokdir=W', '--workdir'),
-    'study': ('--keep_run', '--keep_runs')}
+    'leverage': ('--swep=a=1', '--sweep'),
+    'pod': ('--topologie=v5e:2x2', '--topology'),
+    'predict': ('--wrokdir=W', '--workdir'),
+    'report': ('--wrokdir=W', '--workdir'),
+    'study': ('--keep_run', '--keep_runs'),
+}
 WITH_OVERRIDES = ('leverage', 'pod', 'study')
 
 
@@ -65,11 +68,13 @@ def test_a_flag_that_is_like_a_key_names_the_key(capsys, command, wrong):
 
 
 def test_mistakes_are_told_without_jax():
-    code = ('import sys, importlib\n'
-            f'for name in {[*COMMANDS]}:\n'
-            '    command = importlib.import_module(f"moe_vision.{name}.__main__")\n'
-            '    assert command.main(["--nonsense"]) == 2\n'
-            'assert "jax" not in sys.modules')
+    code = (
+        'import sys, importlib\n'
+        f'for name in {[*COMMANDS]}:\n'
+        '    command = importlib.import_module(f"moe_vision.{name}.__main__")\n'
+        '    assert command.main(["--nonsense"]) == 2\n'
+        'assert "jax" not in sys.modules'
+    )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count('\n') == len(COMMANDS), done.stderr
 
@@ -83,22 +88,34 @@ def parser() -> OverridesParser:
 
 def test_flags_and_overrides_may_stand_in_any_order():
     args, common, opened = parser().parse_with_overrides(
-        ['--config.train.epochs', '5', '--number', '-0.5', '--config.model.moe.router_args.x=1,2',
-         '--switch', '--noconfig.dataset.cache'])
+        [
+            '--config.train.epochs',
+            '5',
+            '--number',
+            '-0.5',
+            '--config.model.moe.router_args.x=1,2',
+            '--switch',
+            '--noconfig.dataset.cache',
+        ]
+    )
     assert (args.number, args.switch) == (-0.5, True)
     assert common == ['--config.train.epochs=5', '--config.dataset.cache=False']
     assert opened == {'model.moe.router_args.x': (1, 2)}
 
 
-@pytest.mark.parametrize('arguments, told', [
-    (['--num=1'], "unknown flag '--num'. Did you mean '--number'?"),  # nothing is abbreviated
-    (['-number=1'], "unknown flag '-number'. Did you mean '--number'?"),
-    (['--number=x', '--swich'], "unknown flag '--swich'. Did you mean '--switch'?"),
-    (['stray'], "unexpected argument 'stray'; flags are written --name=value."),
-    (['--number=x'], "invalid float value: 'x'; python -m moe_vision.some --help"),
-    (['--number'], 'expected one argument'),
-    (['--switch=1'], '--switch'),
-    (['--config.train.epochs'], "'--config.train.epochs' has no value")])
+@pytest.mark.parametrize(
+    'arguments, told',
+    [
+        (['--num=1'], "unknown flag '--num'. Did you mean '--number'?"),  # nothing is abbreviated
+        (['-number=1'], "unknown flag '-number'. Did you mean '--number'?"),
+        (['--number=x', '--swich'], "unknown flag '--swich'. Did you mean '--switch'?"),
+        (['stray'], "unexpected argument 'stray'; flags are written --name=value."),
+        (['--number=x'], "invalid float value: 'x'; python -m moe_vision.some --help"),
+        (['--number'], 'expected one argument'),
+        (['--switch=1'], '--switch'),
+        (['--config.train.epochs'], "'--config.train.epochs' has no value"),
+    ],
+)
 def test_a_mistake_raises_a_user_error(arguments, told):
     with pytest.raises(UserError) as error:
         parser().parse_with_overrides(arguments)
@@ -114,13 +131,18 @@ def test_after_two_dashes_nothing_is_a_flag():
 def fails(error: BaseException):
     def command() -> int:
         raise error
+
     return command
 
 
-@pytest.mark.parametrize('error, code, line', [
-    (UserError('two\n  lines'), 2, 'error: two lines\n'),
-    (DataError('no set'), 2, 'error: no set\n'),
-    (KeyboardInterrupt(), 130, 'interrupted\n')])
+@pytest.mark.parametrize(
+    'error, code, line',
+    [
+        (UserError('two\n  lines'), 2, 'error: two lines\n'),
+        (DataError('no set'), 2, 'error: no set\n'),
+        (KeyboardInterrupt(), 130, 'interrupted\n'),
+    ],
+)
 def test_a_command_ends_with_a_line_and_a_code(capsys, error, code, line):
     assert exit_code(fails(error)) == code
     assert capsys.readouterr() == ('', line)

@@ -28,8 +28,11 @@ from moe_vision.config import (
 
 ROOT = Path(__file__).parents[2]
 VIT = {'model.name': 'vit', 'model.args': {'width': 12, 'depth': 2, 'heads': 2, 'patch_size': 4}}
-TAUGHT = {'model.moe.router': 'supervised', 'model.moe.router_args': {},
-          'model.moe.losses': {'supervised': 0.1}}
+TAUGHT = {
+    'model.moe.router': 'supervised',
+    'model.moe.router_args': {},
+    'model.moe.losses': {'supervised': 0.1},
+}
 
 
 def changed(changes=()) -> ConfigDict:
@@ -62,9 +65,16 @@ def test_through_json_and_back_is_the_same(name):
     assert config_lib.from_dict(json.loads(stored)) == c
 
 
-@pytest.mark.parametrize('text, want', [
-    ('1,2,inf', (1.0, 2.0, float('inf'))), ('(0.5, 1)', (0.5, 1.0)), ('inf', (float('inf'),)),
-    ('1.5', (1.5,)), ('()', ())])
+@pytest.mark.parametrize(
+    'text, want',
+    [
+        ('1,2,inf', (1.0, 2.0, float('inf'))),
+        ('(0.5, 1)', (0.5, 1.0)),
+        ('inf', (float('inf'),)),
+        ('1.5', (1.5,)),
+        ('()', ()),
+    ],
+)
 def test_numbers_in_a_list_on_the_command_line(text, want):
     common, opened, _ = source.take_overrides([f'--config.eval.capacity_factors={text}'])
     c = config_lib.check(source.load('configs/digits_k2.py', common, opened))
@@ -127,8 +137,12 @@ def test_defaults_are_new_each_time():
     assert schema.defaults()['model']['moe']['losses'] == {'importance': 0.005, 'load': 0.005}
 
 
-WRONG = {int: (True, 3.0, '3', None), float: (True, '3', None, [1.0]), bool: (1, 0.0, 'True'),
-         str: (1, None, True)}
+WRONG = {
+    int: (True, 3.0, '3', None),
+    float: (True, '3', None, [1.0]),
+    bool: (1, 0.0, 'True'),
+    str: (1, None, True),
+}
 
 
 @pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in WRONG])
@@ -154,8 +168,11 @@ POSITIVE = """
     log.warn_max_over_mean
 """.split()
 BELOW_ONE = ['train.label_smoothing', 'train.ema_decay']
-STEPS = {'train.epochs': 'train.steps', 'eval.every_epochs': 'eval.every_steps',
-         'checkpoint.every_epochs': 'checkpoint.every_steps'}
+STEPS = {
+    'train.epochs': 'train.steps',
+    'eval.every_epochs': 'eval.every_steps',
+    'checkpoint.every_epochs': 'checkpoint.every_steps',
+}
 
 
 @pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in (int, float)])
@@ -165,8 +182,13 @@ def test_zero_is_allowed_unless_a_number_must_be_positive(key):
     elif key == 'dataset.randaugment_magnitude':  # not read where RandAugment is off
         config_lib.check(changed({key: 0, 'dataset.randaugment_layers': 1}))
     else:
-        config_lib.check(changed({key: 0} | ({STEPS[key]: 3} if key in STEPS else {})
-                                 | ({'train.warmup_epochs': 0} if key == 'train.epochs' else {})))
+        config_lib.check(
+            changed(
+                {key: 0}
+                | ({STEPS[key]: 3} if key in STEPS else {})
+                | ({'train.warmup_epochs': 0} if key == 'train.epochs' else {})
+            )
+        )
 
 
 @pytest.mark.parametrize('key', BELOW_ONE)
@@ -186,100 +208,194 @@ def test_an_int_is_fine_for_a_float_and_lists_become_tuples():
     assert c.model.args.widths == (8, 16)
 
 
-@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items()
-                                 if typing.get_origin(kind) is typing.Literal])
+@pytest.mark.parametrize(
+    'key', [k for k, kind in source.KEYS.items() if typing.get_origin(kind) is typing.Literal]
+)
 def test_a_choice_is_told_with_the_nearest(key):
     allowed = source.KEYS[key].__args__
     given = allowed[-1] + 'x'
     told({key: given}, f"{key} is '{given}'. Did you mean '{allowed[-1]}'?", *allowed)
 
 
-@pytest.mark.parametrize('changes, parts', [
-    ({'model.moe.router': 'topk'}, ["router 'topk'", "'top_k'"]),
-    ({'model.moe.router': 'none:Such'}, ["'none:Such'", "module 'none'"]),
-    ({'model.moe.router': 'json:Topk'}, ["'json:Topk'", "has no 'Topk'"]),
-    ({'model.moe.router_args': {'nois': 'gaussian'}},
-     ["argument of router 'top_k'", "'noise'", 'renormalize', '--config.model.moe.router_args={}']),
-    ({'model.moe.router_args': {'noise': 'gausian'}},
-     ['model.moe.router_args.noise', "'gaussian'", 'jitter']),
-    ({'model.moe.router_args': {'renormalize': 1}}, ['router_args.renormalize is 1', 'True or']),
-    ({'model.moe.router_args': {'temperature_start': 0.0}},
-     ['model.moe.router_args.temperature_start is 0.0', 'positive']),
-    ({'model.moe.router_args': {'noise_scale': 2.0}},
-     ['model.moe.router_args.noise_scale', 'not read', "noise is 'none'"]),
-    ({'model.moe.expert': 'convs'}, ["expert 'convs'", "'conv'"]),
-    ({'model.moe.expert': 'mlp'}, ["expert 'mlp'", 'conv or depthwise_conv']),
-    ({'model.moe.expert': 'conv', 'model.moe.placement': 'head'}, ["expert 'conv'", 'use mlp']),
-    ({'model.moe.expert_args': {'kernels': 3}}, ["argument of expert 'conv'", "'kernel'"]),
-    ({'model.moe.expert_args': {'norm_groups': 5}}, ['norm_groups is 5', '128', '4']),
-    ({'model.moe.hidden': 12}, ['norm_groups is 8', 'model.moe.hidden 12']),
-    ({'model.moe.losses': {'lod': 0.1}}, ["loss 'lod'", "'load'", 'importance']),
-    ({'model.moe.losses': {'load': '0.1'}}, ['model.moe.losses.load', 'a number']),
-    ({'model.moe.losses': {'load': -0.1}}, ['model.moe.losses.load', '-0.1']),
-    ({'model.moe.router_args': {}}, ['losses.load', 'no noise', 'router_args.noise']),
-    ({'model.name': 'convv'}, ["backbone 'convv'", "'conv'"]),
-    ({'model.name': 'resnet', 'model.args': {'widths': (8, 16)}}, ['widths is (8, 16)', 'each']),
-    ({'model.name': 'resnet', 'model.args': {'widths': (6,), 'depths': (2,)}}, ['multiples of 4']),
-    ({'model.name': 'resnet', 'model.args': {'widths': (64,), 'depths': (3,)},
-      'model.moe.expert_args': {'norm_groups': 32}}, ['norm_groups is 32', 'hidden width', '16']),
-    ({'model.name': 'vit', 'model.args': {'drop_path': 1.0}}, ['drop_path is 1.0', '< 1']),
-    ({'model.name': 'examples.mixer_backbone:Mixer', 'model.args': {}, 'model.remat': True},
-     ['model.remat is True', 'not read', 'Mixer']),
-    ({'model.args': {'width': (8,)}}, ["argument of backbone 'conv'", "'widths'"]),
-    ({'model.args': {'expansion': 2}}, ["argument of backbone 'conv'", 'expansion']),
-    ({'model.args': {'widths': ()}}, ['model.args.widths', 'positive']),
-    ({'model.args': {'depth': 2.0}}, ['model.args.depth is 2.0', 'an int']),
-    ({'model.args': 3}, ['model.args is 3', 'widths']),
-    ({'train.optimizer': 'adam'}, ["optimizer 'adam'", "'adamw'", 'sgd']),
-    ({'train.optimizer': 'sgd', 'train.optimizer_args': {'momentun': 0.8}},
-     ["argument of optimizer 'sgd'", "'momentum'"]),
-    ({'train.optimizer_args': {'b1': 1.0}}, ['train.optimizer_args.b1 is 1.0', 'b1 < 1']),
-    ({'dataset.name': 'digit'}, ["data set 'digit'", "'digits'", 'fashion_mnist']),
-    ({'train': 3}, ['train is 3', 'epochs']),
-    ({'model.moe.capacity_factor': 0}, ['model.moe.capacity_factor is 0.0', 'positive']),
-    ({'model.moe.eval_capacity_factor': 0}, ['model.moe.eval_capacity_factor', 'positive']),
-    ({'model.moe.capacity_multiple': 0}, ['model.moe.capacity_multiple', 'positive']),
-    ({'eval.capacity_factors': (1.0, 0.0)}, ['eval.capacity_factors', '0.0', 'positive']),
-    ({'eval.capacity_factors': (float('nan'),)}, ['eval.capacity_factors is nan', 'a number']),
-    ({'eval.capacity_factors': (1.0,), 'model.moe.placement': 'none'},
-     ['eval.capacity_factors is set to (1.0,) but is not read', "'none'"]),
-    ({'eval.capacity_factors': (1.0,), 'model.moe.router': 'soft', 'model.moe.losses': {},
-      'model.moe.router_args': {}}, ['eval.capacity_factors', 'not read', "'soft'"]),
-    ({'train.learning_rate': 0}, ['train.learning_rate', 'positive']),
-    ({'train.label_smoothing': 1}, ['train.label_smoothing is 1.0', '< 1']),
-    ({'train.ema_decay': 1.0}, ['train.ema_decay is 1.0', '< 1']),
-    ({'train.epochs': 0}, ['train.epochs and train.steps', 'both 0']),
-    ({'eval.every_epochs': 0}, ['eval.every_epochs and eval.every_steps', 'both 0']),
-    ({'train.warmup_epochs': 30}, ['train.warmup_epochs is 30.0 of train.epochs 30.0', 'less']),
-    ({'train.steps': 5, 'train.warmup_steps': 5}, ['train.warmup_steps is 5', 'less']),
-    ({'train.trainable': '('}, ["train.trainable is '('", 'regular expression']),
-    ({'train.micro_batches': 3}, ['train.batch_size 128', 'train.micro_batches 3', '2, 4']),
-    ({'mesh.expert': 3}, ['num_experts 8', 'mesh.expert 3', '2, 4']),
-    ({'model.moe.k': 9}, ['model.moe.k is 9', '1 to 8']),
-    ({'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {},
-      'model.twin': 'same_active_flops'}, ['model.twin', "'soft'", 'same_width']),
-    ({'model.moe.router': 'soft', 'model.moe.router_args': {}, 'model.moe.losses': {'switch': 1.0}},
-     ['losses.switch', "'soft'", 'no choices']),
-    ({'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {
-        'axis': 'tokens'}}, ["axis is 'tokens'", "'batch' or 'none'"]),
-    ({'model.moe.k': 3, 'model.moe.router_args': {'second_choice': 'random', 'noise': 'gaussian'}},
-     ['second_choice', 'k = 2', 'is 3']),
-    ({'model.moe.k': 1, 'model.moe.router_args': {
-        'second_choice': 'random_expert', 'noise': 'gaussian'}},
-     ["second_choice is 'random_expert'", 'k = 2', 'is 1']),
-    ({'model.moe.losses': {'supervised': 0.1}},
-     ["router 'top_k' has no superclass", "router to 'supervised'"]),
-    ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 8)}},
-     ['superclasses names 8', '0 to 7']),
-    ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, -1)}}, ['superclasses names -1']),
-    ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 1)}, 'model.moe.losses': {}},
-     ['superclasses is set but is not read', "no 'supervised'"]),
-    ({'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {},
-      'model.twin': 'same_drops'}, ["'same_drops'", "'soft'", 'same_width']),
-    ({'model.moe.router': 'null_experts', 'model.moe.router_args': {}, 'model.moe.losses': {},
-      'model.moe.k': 9, 'model.twin': 'same_drops'}, ["'same_drops'", 'k is 9', '8']),
-    ({'model.twin': 'same_width', 'model.moe.placement': 'none'}, ['model.twin', 'placement']),
-])
+@pytest.mark.parametrize(
+    'changes, parts',
+    [
+        ({'model.moe.router': 'topk'}, ["router 'topk'", "'top_k'"]),
+        ({'model.moe.router': 'none:Such'}, ["'none:Such'", "module 'none'"]),
+        ({'model.moe.router': 'json:Topk'}, ["'json:Topk'", "has no 'Topk'"]),
+        (
+            {'model.moe.router_args': {'nois': 'gaussian'}},
+            [
+                "argument of router 'top_k'",
+                "'noise'",
+                'renormalize',
+                '--config.model.moe.router_args={}',
+            ],
+        ),
+        (
+            {'model.moe.router_args': {'noise': 'gausian'}},
+            ['model.moe.router_args.noise', "'gaussian'", 'jitter'],
+        ),
+        (
+            {'model.moe.router_args': {'renormalize': 1}},
+            ['router_args.renormalize is 1', 'True or'],
+        ),
+        (
+            {'model.moe.router_args': {'temperature_start': 0.0}},
+            ['model.moe.router_args.temperature_start is 0.0', 'positive'],
+        ),
+        (
+            {'model.moe.router_args': {'noise_scale': 2.0}},
+            ['model.moe.router_args.noise_scale', 'not read', "noise is 'none'"],
+        ),
+        ({'model.moe.expert': 'convs'}, ["expert 'convs'", "'conv'"]),
+        ({'model.moe.expert': 'mlp'}, ["expert 'mlp'", 'conv or depthwise_conv']),
+        ({'model.moe.expert': 'conv', 'model.moe.placement': 'head'}, ["expert 'conv'", 'use mlp']),
+        ({'model.moe.expert_args': {'kernels': 3}}, ["argument of expert 'conv'", "'kernel'"]),
+        ({'model.moe.expert_args': {'norm_groups': 5}}, ['norm_groups is 5', '128', '4']),
+        ({'model.moe.hidden': 12}, ['norm_groups is 8', 'model.moe.hidden 12']),
+        ({'model.moe.losses': {'lod': 0.1}}, ["loss 'lod'", "'load'", 'importance']),
+        ({'model.moe.losses': {'load': '0.1'}}, ['model.moe.losses.load', 'a number']),
+        ({'model.moe.losses': {'load': -0.1}}, ['model.moe.losses.load', '-0.1']),
+        ({'model.moe.router_args': {}}, ['losses.load', 'no noise', 'router_args.noise']),
+        ({'model.name': 'convv'}, ["backbone 'convv'", "'conv'"]),
+        (
+            {'model.name': 'resnet', 'model.args': {'widths': (8, 16)}},
+            ['widths is (8, 16)', 'each'],
+        ),
+        (
+            {'model.name': 'resnet', 'model.args': {'widths': (6,), 'depths': (2,)}},
+            ['multiples of 4'],
+        ),
+        (
+            {
+                'model.name': 'resnet',
+                'model.args': {'widths': (64,), 'depths': (3,)},
+                'model.moe.expert_args': {'norm_groups': 32},
+            },
+            ['norm_groups is 32', 'hidden width', '16'],
+        ),
+        ({'model.name': 'vit', 'model.args': {'drop_path': 1.0}}, ['drop_path is 1.0', '< 1']),
+        (
+            {'model.name': 'examples.mixer_backbone:Mixer', 'model.args': {}, 'model.remat': True},
+            ['model.remat is True', 'not read', 'Mixer'],
+        ),
+        ({'model.args': {'width': (8,)}}, ["argument of backbone 'conv'", "'widths'"]),
+        ({'model.args': {'expansion': 2}}, ["argument of backbone 'conv'", 'expansion']),
+        ({'model.args': {'widths': ()}}, ['model.args.widths', 'positive']),
+        ({'model.args': {'depth': 2.0}}, ['model.args.depth is 2.0', 'an int']),
+        ({'model.args': 3}, ['model.args is 3', 'widths']),
+        ({'train.optimizer': 'adam'}, ["optimizer 'adam'", "'adamw'", 'sgd']),
+        (
+            {'train.optimizer': 'sgd', 'train.optimizer_args': {'momentun': 0.8}},
+            ["argument of optimizer 'sgd'", "'momentum'"],
+        ),
+        ({'train.optimizer_args': {'b1': 1.0}}, ['train.optimizer_args.b1 is 1.0', 'b1 < 1']),
+        ({'dataset.name': 'digit'}, ["data set 'digit'", "'digits'", 'fashion_mnist']),
+        ({'train': 3}, ['train is 3', 'epochs']),
+        ({'model.moe.capacity_factor': 0}, ['model.moe.capacity_factor is 0.0', 'positive']),
+        ({'model.moe.eval_capacity_factor': 0}, ['model.moe.eval_capacity_factor', 'positive']),
+        ({'model.moe.capacity_multiple': 0}, ['model.moe.capacity_multiple', 'positive']),
+        ({'eval.capacity_factors': (1.0, 0.0)}, ['eval.capacity_factors', '0.0', 'positive']),
+        ({'eval.capacity_factors': (float('nan'),)}, ['eval.capacity_factors is nan', 'a number']),
+        (
+            {'eval.capacity_factors': (1.0,), 'model.moe.placement': 'none'},
+            ['eval.capacity_factors is set to (1.0,) but is not read', "'none'"],
+        ),
+        (
+            {
+                'eval.capacity_factors': (1.0,),
+                'model.moe.router': 'soft',
+                'model.moe.losses': {},
+                'model.moe.router_args': {},
+            },
+            ['eval.capacity_factors', 'not read', "'soft'"],
+        ),
+        ({'train.learning_rate': 0}, ['train.learning_rate', 'positive']),
+        ({'train.label_smoothing': 1}, ['train.label_smoothing is 1.0', '< 1']),
+        ({'train.ema_decay': 1.0}, ['train.ema_decay is 1.0', '< 1']),
+        ({'train.epochs': 0}, ['train.epochs and train.steps', 'both 0']),
+        ({'eval.every_epochs': 0}, ['eval.every_epochs and eval.every_steps', 'both 0']),
+        ({'train.warmup_epochs': 30}, ['train.warmup_epochs is 30.0 of train.epochs 30.0', 'less']),
+        ({'train.steps': 5, 'train.warmup_steps': 5}, ['train.warmup_steps is 5', 'less']),
+        ({'train.trainable': '('}, ["train.trainable is '('", 'regular expression']),
+        ({'train.micro_batches': 3}, ['train.batch_size 128', 'train.micro_batches 3', '2, 4']),
+        ({'mesh.expert': 3}, ['num_experts 8', 'mesh.expert 3', '2, 4']),
+        ({'model.moe.k': 9}, ['model.moe.k is 9', '1 to 8']),
+        (
+            {
+                'model.moe.router': 'soft',
+                'model.moe.losses': {},
+                'model.moe.router_args': {},
+                'model.twin': 'same_active_flops',
+            },
+            ['model.twin', "'soft'", 'same_width'],
+        ),
+        (
+            {
+                'model.moe.router': 'soft',
+                'model.moe.router_args': {},
+                'model.moe.losses': {'switch': 1.0},
+            },
+            ['losses.switch', "'soft'", 'no choices'],
+        ),
+        (
+            {
+                'model.moe.router': 'soft',
+                'model.moe.losses': {},
+                'model.moe.router_args': {'axis': 'tokens'},
+            },
+            ["axis is 'tokens'", "'batch' or 'none'"],
+        ),
+        (
+            {
+                'model.moe.k': 3,
+                'model.moe.router_args': {'second_choice': 'random', 'noise': 'gaussian'},
+            },
+            ['second_choice', 'k = 2', 'is 3'],
+        ),
+        (
+            {
+                'model.moe.k': 1,
+                'model.moe.router_args': {'second_choice': 'random_expert', 'noise': 'gaussian'},
+            },
+            ["second_choice is 'random_expert'", 'k = 2', 'is 1'],
+        ),
+        (
+            {'model.moe.losses': {'supervised': 0.1}},
+            ["router 'top_k' has no superclass", "router to 'supervised'"],
+        ),
+        (
+            {**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 8)}},
+            ['superclasses names 8', '0 to 7'],
+        ),
+        ({**TAUGHT, 'model.moe.router_args': {'superclasses': (0, -1)}}, ['superclasses names -1']),
+        (
+            {**TAUGHT, 'model.moe.router_args': {'superclasses': (0, 1)}, 'model.moe.losses': {}},
+            ['superclasses is set but is not read', "no 'supervised'"],
+        ),
+        (
+            {
+                'model.moe.router': 'soft',
+                'model.moe.losses': {},
+                'model.moe.router_args': {},
+                'model.twin': 'same_drops',
+            },
+            ["'same_drops'", "'soft'", 'same_width'],
+        ),
+        (
+            {
+                'model.moe.router': 'null_experts',
+                'model.moe.router_args': {},
+                'model.moe.losses': {},
+                'model.moe.k': 9,
+                'model.twin': 'same_drops',
+            },
+            ["'same_drops'", 'k is 9', '8'],
+        ),
+        ({'model.twin': 'same_width', 'model.moe.placement': 'none'}, ['model.twin', 'placement']),
+    ],
+)
 def test_each_mistake_says_what_was_given_and_what_is_allowed(changes, parts):
     told(changes, *parts)
 
@@ -289,13 +405,18 @@ def test_superclasses_are_one_for_each_class():
     with pytest.raises(UserError, match='3 entries.*10 classes'):
         config_lib.check_with_data(c, INFO)
     for fits in ((), tuple(range(5)) * 2):
-        config_lib.check_with_data(config_lib.check(changed(
-            {**TAUGHT, 'model.moe.router_args': {'superclasses': fits}})), INFO)
+        config_lib.check_with_data(
+            config_lib.check(changed({**TAUGHT, 'model.moe.router_args': {'superclasses': fits}})),
+            INFO,
+        )
 
 
 def test_null_experts_can_be_chosen_too():
-    changes = {'model.moe.router': 'null_experts', 'model.moe.router_args': {'null_experts': 2},
-               'model.moe.losses': {}}
+    changes = {
+        'model.moe.router': 'null_experts',
+        'model.moe.router_args': {'null_experts': 2},
+        'model.moe.losses': {},
+    }
     config_lib.check(changed({**changes, 'model.moe.k': 10}))
     told({**changes, 'model.moe.k': 11}, 'k is 11', 'null_experts 2', '1 to 10')
 
@@ -309,20 +430,36 @@ def test_a_router_gets_what_it_needs_or_is_refused(monkeypatch):
     config_lib.check(changed())
 
 
-OTHER = {'router': 'random', 'router_args': {'noise': 'jitter'}, 'num_experts': 4, 'k': 1,
-         'capacity_factor': 1.0, 'eval_capacity_factor': 1.0, 'capacity_multiple': 4,
-         'group_size': 32, 'priority': 'gate', 'expert': 'depthwise_conv',
-         'expert_args': {'kernel': 5}, 'hidden': 8, 'losses': {}}
+OTHER = {
+    'router': 'random',
+    'router_args': {'noise': 'jitter'},
+    'num_experts': 4,
+    'k': 1,
+    'capacity_factor': 1.0,
+    'eval_capacity_factor': 1.0,
+    'capacity_multiple': 4,
+    'group_size': 32,
+    'priority': 'gate',
+    'expert': 'depthwise_conv',
+    'expert_args': {'kernel': 5},
+    'hidden': 8,
+    'losses': {},
+}
 
 
-@pytest.mark.parametrize('key', [f.name for f in dataclasses.fields(schema.Moe)
-                                 if f.name != 'placement'])
+@pytest.mark.parametrize(
+    'key', [f.name for f in dataclasses.fields(schema.Moe) if f.name != 'placement']
+)
 def test_routing_keys_are_not_read_without_routing_but_may_stand_in_a_twin(key):
     changes = {f'model.moe.{key}': OTHER[key]}
     if key == 'router':
         changes['model.moe.router_args'] = {}
-    told({**changes, 'model.moe.placement': 'none'}, f'model.moe.{key} is set to', 'not read',
-         "placement is 'none'")
+    told(
+        {**changes, 'model.moe.placement': 'none'},
+        f'model.moe.{key} is set to',
+        'not read',
+        "placement is 'none'",
+    )
     if key in ('router', 'router_args'):
         changes['model.moe.losses'] = {}
     config_lib.check(changed({**changes, 'model.twin': 'same_width'}))
@@ -359,8 +496,14 @@ def test_groups_of_patches_are_whole_images_or_parts_of_one():
 
 
 def test_slots_over_a_batch_of_patches_need_more_than_one_image():
-    soft = {**VIT, 'dataset.image_size': 16, 'train.batch_size': 6, 'model.moe.router': 'soft',
-            'model.moe.losses': {}, 'model.moe.router_args': {'axis': 'batch'}}
+    soft = {
+        **VIT,
+        'dataset.image_size': 16,
+        'train.batch_size': 6,
+        'model.moe.router': 'soft',
+        'model.moe.losses': {},
+        'model.moe.router_args': {'axis': 'batch'},
+    }
     config_lib.check(changed({**soft, 'model.moe.group_size': 32}))
     told({**soft, 'model.moe.group_size': 16}, "axis is 'batch'", 'one image (16)', '32')
     tokens = {**soft, 'model.moe.router_args': {'axis': 'tokens'}, 'model.moe.group_size': 16}
@@ -384,30 +527,60 @@ def test_the_image_size_of_the_data_is_used_where_the_config_has_none():
 
 def test_a_class_token_is_a_token():
     args = {**VIT['model.args'], 'pool': 'token'}
-    c = config_lib.check(changed({**VIT, 'model.args': args, 'model.moe.group_size': 17,
-                              'train.batch_size': 6}))
+    c = config_lib.check(
+        changed({**VIT, 'model.args': args, 'model.moe.group_size': 17, 'train.batch_size': 6})
+    )
     config_lib.check_with_data(c, INFO)
 
 
-@pytest.mark.parametrize('changes, part', [
-    ({'train.batch_size': 256}, 'only 200 training images'),
-    ({'train.batch_size': 64, 'train.steps': 6, 'train.warmup_epochs': 2.0}, '6 of 6 steps'),
-])
+@pytest.mark.parametrize(
+    'changes, part',
+    [
+        ({'train.batch_size': 256}, 'only 200 training images'),
+        ({'train.batch_size': 64, 'train.steps': 6, 'train.warmup_epochs': 2.0}, '6 of 6 steps'),
+    ],
+)
 def test_the_number_of_images_limits_batch_and_warm_up(changes, part):
     with pytest.raises(UserError, match=part):
         config_lib.check_with_data(config_lib.check(changed(changes)), INFO)
 
 
-@pytest.mark.parametrize('placement, blocks, routed', [
-    ('none', 3, ()), ('head', 3, ()), ('last_2', 6, (4, 5)), ('last_6', 6, (0, 1, 2, 3, 4, 5)),
-    ('every_2', 6, (1, 3, 5)), ('every_4', 6, (3,)), ('0', 1, (0,)), ('3,1', 4, (1, 3)),
-])
+@pytest.mark.parametrize(
+    'placement, blocks, routed',
+    [
+        ('none', 3, ()),
+        ('head', 3, ()),
+        ('last_2', 6, (4, 5)),
+        ('last_6', 6, (0, 1, 2, 3, 4, 5)),
+        ('every_2', 6, (1, 3, 5)),
+        ('every_4', 6, (3,)),
+        ('0', 1, (0,)),
+        ('3,1', 4, (1, 3)),
+    ],
+)
 def test_placements_name_blocks(placement, blocks, routed):
     assert schema.routed_blocks(placement, blocks) == routed
 
 
-@pytest.mark.parametrize('placement', ['', 'last', 'last_0', 'every_0', 'last_1,2', '1,1', '1,',
-                                       '-1', 'Head', 'every_two', 'last_7', 'every_7', '6', '0,6'])
+@pytest.mark.parametrize(
+    'placement',
+    [
+        '',
+        'last',
+        'last_0',
+        'every_0',
+        'last_1,2',
+        '1,1',
+        '1,',
+        '-1',
+        'Head',
+        'every_two',
+        'last_7',
+        'every_7',
+        '6',
+        '0,6',
+    ],
+)
 def test_other_placements_are_refused(placement):
     told({'model.moe.placement': placement}, f"model.moe.placement is '{placement}'")
 
@@ -420,20 +593,31 @@ def test_the_default_expert_copies_what_it_replaces(placement, expert):
 
 
 def test_arguments_get_their_defaults():
-    c = config_lib.check(changed({'train.optimizer': 'sgd',
-                                  'train.optimizer_args': {'momentum': 0.8}}))
+    c = config_lib.check(
+        changed({'train.optimizer': 'sgd', 'train.optimizer_args': {'momentum': 0.8}})
+    )
     assert c.train.optimizer_args == registry.SgdArgs(momentum=0.8, nesterov=True)
 
 
 def test_overrides_reach_locked_configs_and_their_open_dictionaries(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text('from configs import base\nget_config = base.get_config\n')
-    common, opened, others = source.take_overrides([
-        '--config=x.py', '--config.train.epochs', '3', '--config.dataset.cache',
-        '--config.model.moe.router_args.noise=learned', '--config.model.args.widths=16,32',
-        '--config.model.moe.losses={}', '--config.model.moe.losses.z=1e-3',
-        '-config.train.optimizer_args.b1=0.8', '--mode', 'eval',
-        '--config.model.moe.router_args.renormalize=true'])
+    common, opened, others = source.take_overrides(
+        [
+            '--config=x.py',
+            '--config.train.epochs',
+            '3',
+            '--config.dataset.cache',
+            '--config.model.moe.router_args.noise=learned',
+            '--config.model.args.widths=16,32',
+            '--config.model.moe.losses={}',
+            '--config.model.moe.losses.z=1e-3',
+            '-config.train.optimizer_args.b1=0.8',
+            '--mode',
+            'eval',
+            '--config.model.moe.router_args.renormalize=true',
+        ]
+    )
     assert others == ['--config=x.py', '--mode', 'eval']
     loaded = source.load(str(path), common, opened)
     assert loaded.is_locked
@@ -449,8 +633,10 @@ def test_the_config_of_a_run_can_be_overridden(tmp_path):
     stored = config_lib.check(start)
     (tmp_path / 'config.json').write_text(json.dumps({'config': config_lib.to_dict(stored)}))
     assert config_lib.load(str(tmp_path)) == stored
-    again = source.load(f'{ROOT}/configs/workdir.py:{tmp_path}',
-                             ['--config.eval.batch_size=1', '--config.model.moe.capacity_factor=2'])
+    again = source.load(
+        f'{ROOT}/configs/workdir.py:{tmp_path}',
+        ['--config.eval.batch_size=1', '--config.model.moe.capacity_factor=2'],
+    )
     want = dataclasses.replace(stored, eval=dataclasses.replace(stored.eval, batch_size=1))
     moe = dataclasses.replace(want.model.moe, capacity_factor=2.0)
     want = dataclasses.replace(want, model=dataclasses.replace(want.model, moe=moe))
@@ -458,8 +644,9 @@ def test_the_config_of_a_run_can_be_overridden(tmp_path):
 
 
 def test_a_run_from_before_a_key_was_there_has_its_default(tmp_path):
-    stored = config_lib.check(changed({'eval.batch_size': 3, 'model.moe.router_args': {},
-                                   'model.moe.losses': {}}))
+    stored = config_lib.check(
+        changed({'eval.batch_size': 3, 'model.moe.router_args': {}, 'model.moe.losses': {}})
+    )
     values = config_lib.to_dict(stored)
     del values['eval']['capacity_factors'], values['dataset']['randaugment_layers']
     (tmp_path / 'config.json').write_text(json.dumps({'config': values}))
@@ -474,12 +661,15 @@ def test_a_broken_config_of_a_run_is_told(tmp_path, text):
 
 
 def test_checking_imports_nothing_slow():
-    code = ('import sys; from configs import base; from moe_vision.config import check;'
-            'check.check(base.get_config());'
-            "print([m for m in ('jax', 'flax', 'grain', 'tensorflow_datasets', 'numpy')"
-            ' if m in sys.modules])')
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    code = (
+        'import sys; from configs import base; from moe_vision.config import check;'
+        'check.check(base.get_config());'
+        "print([m for m in ('jax', 'flax', 'grain', 'tensorflow_datasets', 'numpy')"
+        ' if m in sys.modules])'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == '[]'
 
 

@@ -32,8 +32,14 @@ def shadowed(tmp_path_factory) -> dict[str, str]:
 def refused(shadowed, *args: str, cwd: Path = ROOT) -> str:
     """The one line that `main.py` answers."""
     start = time.monotonic()
-    done = subprocess.run([sys.executable, str(ROOT / 'main.py'), *args], cwd=cwd, env=shadowed,
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'main.py'), *args],
+        cwd=cwd,
+        env=shadowed,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     took = time.monotonic() - start
     assert done.returncode == 2, done.stderr
     assert done.stdout == ''
@@ -42,53 +48,59 @@ def refused(shadowed, *args: str, cwd: Path = ROOT) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize('args, parts', [
-    (['--config.model.moe.rooter=top_k'], ['--config.model.moe.rooter', 'model.moe.router']),
-    (['--config.trian.epochs=3'], ['--config.trian.epochs', "'--config.train.epochs'"]),
-    (['--config.train=3'], ['--config.train', '--config.train.epochs']),
-    (['--config.train.epochs'], ['--config.train.epochs', 'no value']),
-    (['--train.epochs=3'], ["'--train.epochs'", "'--config.train.epochs'"]),
-    (['--wrokdir=W'], ["'--wrokdir'", "'--workdir'", '--mode']),
-    (['--mode=evla'], ["'evla'", "'eval'", 'summary']),
-    (['--mode'], ['--mode']),
-    (['W'], ["'W'", '--name=value']),
-    (['--profile_steps=20,10'], ["'20,10'", '10,20']),
-    (['--mode=summary', '--profile_steps=1,2'], ['--profile_steps', 'not read', 'summary']),
-    (['--coordinator=a:1'], ['--processes and --process missing', '--coordinator=HOST:PORT']),
-    (['--coordinator=a', *OF_TWO], ["'a'", 'free port']),
-    (['--coordinator=a:70000', *OF_TWO], ["'a:70000'", 'free port']),
-    (['--coordinator=a:1', *OF_TWO, '--process=2'], ['--process is 2', '0 to 1']),
-    (['--coordinator=a:1', *OF_TWO, '--processes=0'], ['--processes is 0', 'positive']),
-    (['--coordinator=a:1', *OF_TWO, '--processes=two'], ['--processes', 'two']),
-    (['--mode=summary', '--coordinator=a:1', *OF_TWO], ['--coordinator', 'not read']),
-    (['--config.train.skip_nonfinite=-1'], ['train.skip_nonfinite is -1', 'negative']),
-    (['--config.model.moe.router=topk'], ["router 'topk'", "'top_k'", 'soft']),
-    (['--config.model.moe.router_args.noize=jitter'], ["noize'", "'noise'", 'gate_scale']),
-    (['--config.model.moe.router_args.noise=jiter'], ["'jiter'", "'jitter'", 'learned']),
-    (['--config.model.name=convv'], ["backbone 'convv'", "'conv'", 'vit']),
-    (['--config.model.args.widhts=8,16'], ["widhts'", "'widths'", 'depth']),
-    (['--config.model.moe.expert=covn'], ["expert 'covn'", "'conv'"]),
-    (['--config.model.moe.losses.lode=1'], ["loss 'lode'", "'load'"]),
-    (['--config.dataset.name=digit'], ["data set 'digit'", "'digits'", 'cifar10']),
-    (['--config.dataset.augment=pad'], ["augment 'pad'", 'pad_crop_flip']),
-    (['--config.train.optimizer=adamv'], ["optimizer 'adamv'", "'adamw'", 'sgd']),
-    (['--config.train.optimizer_args.momentum=1'], ["momentum'", 'b1, b2, eps']),
-    (['--config.model.moe.k=9'], ['model.moe.k is 9', '1 to 8']),
-    (['--config.mesh.expert=3'], ['num_experts 8', 'mesh.expert 3', '2, 4']),
-    (['--config.train.batch_size=100'], ['group_size is 64', '100 images', '25, 50']),
-    (['--config.train.micro_batches=5'], ['batch_size 128', 'micro_batches 5', '4, 8']),
-    (['--config.model.moe.group_size=48'], ['group_size is 48', '32, 64']),
-    (['--config.model.moe.capacity_factor=0'], ['capacity_factor is 0.0', 'positive']),
-    (['--config.model.moe.capacity_factor=-1'], ['capacity_factor is -1.0', 'positive']),
-    (['--config.model.moe.capacity_factor=nan'], ['capacity_factor is nan', 'a number']),
-    (['--config.train.epochs=many'], ["train.epochs is 'many'", 'a number']),
-    (['--config.seed=0.5'], ["seed is '0.5'", 'an int']),
-    (['--config.dataset.cache=2'], ["dataset.cache is '2'", 'True or False']),
-    (['--config.model.args.widths=wide'], ["model.args.widths is 'wide'", 'an int']),
-    (['--config.eval.split=valid'], ["'valid'", "'validation'", 'test']),
-    (['--config.model.moe.placement=none', '--config.model.moe.k=1'], ['model.moe.k', 'not read']),
-    (['--config.init_from={tmp}/gone'], ["/gone'", 'no such folder']),
-])
+@pytest.mark.parametrize(
+    'args, parts',
+    [
+        (['--config.model.moe.rooter=top_k'], ['--config.model.moe.rooter', 'model.moe.router']),
+        (['--config.trian.epochs=3'], ['--config.trian.epochs', "'--config.train.epochs'"]),
+        (['--config.train=3'], ['--config.train', '--config.train.epochs']),
+        (['--config.train.epochs'], ['--config.train.epochs', 'no value']),
+        (['--train.epochs=3'], ["'--train.epochs'", "'--config.train.epochs'"]),
+        (['--wrokdir=W'], ["'--wrokdir'", "'--workdir'", '--mode']),
+        (['--mode=evla'], ["'evla'", "'eval'", 'summary']),
+        (['--mode'], ['--mode']),
+        (['W'], ["'W'", '--name=value']),
+        (['--profile_steps=20,10'], ["'20,10'", '10,20']),
+        (['--mode=summary', '--profile_steps=1,2'], ['--profile_steps', 'not read', 'summary']),
+        (['--coordinator=a:1'], ['--processes and --process missing', '--coordinator=HOST:PORT']),
+        (['--coordinator=a', *OF_TWO], ["'a'", 'free port']),
+        (['--coordinator=a:70000', *OF_TWO], ["'a:70000'", 'free port']),
+        (['--coordinator=a:1', *OF_TWO, '--process=2'], ['--process is 2', '0 to 1']),
+        (['--coordinator=a:1', *OF_TWO, '--processes=0'], ['--processes is 0', 'positive']),
+        (['--coordinator=a:1', *OF_TWO, '--processes=two'], ['--processes', 'two']),
+        (['--mode=summary', '--coordinator=a:1', *OF_TWO], ['--coordinator', 'not read']),
+        (['--config.train.skip_nonfinite=-1'], ['train.skip_nonfinite is -1', 'negative']),
+        (['--config.model.moe.router=topk'], ["router 'topk'", "'top_k'", 'soft']),
+        (['--config.model.moe.router_args.noize=jitter'], ["noize'", "'noise'", 'gate_scale']),
+        (['--config.model.moe.router_args.noise=jiter'], ["'jiter'", "'jitter'", 'learned']),
+        (['--config.model.name=convv'], ["backbone 'convv'", "'conv'", 'vit']),
+        (['--config.model.args.widhts=8,16'], ["widhts'", "'widths'", 'depth']),
+        (['--config.model.moe.expert=covn'], ["expert 'covn'", "'conv'"]),
+        (['--config.model.moe.losses.lode=1'], ["loss 'lode'", "'load'"]),
+        (['--config.dataset.name=digit'], ["data set 'digit'", "'digits'", 'cifar10']),
+        (['--config.dataset.augment=pad'], ["augment 'pad'", 'pad_crop_flip']),
+        (['--config.train.optimizer=adamv'], ["optimizer 'adamv'", "'adamw'", 'sgd']),
+        (['--config.train.optimizer_args.momentum=1'], ["momentum'", 'b1, b2, eps']),
+        (['--config.model.moe.k=9'], ['model.moe.k is 9', '1 to 8']),
+        (['--config.mesh.expert=3'], ['num_experts 8', 'mesh.expert 3', '2, 4']),
+        (['--config.train.batch_size=100'], ['group_size is 64', '100 images', '25, 50']),
+        (['--config.train.micro_batches=5'], ['batch_size 128', 'micro_batches 5', '4, 8']),
+        (['--config.model.moe.group_size=48'], ['group_size is 48', '32, 64']),
+        (['--config.model.moe.capacity_factor=0'], ['capacity_factor is 0.0', 'positive']),
+        (['--config.model.moe.capacity_factor=-1'], ['capacity_factor is -1.0', 'positive']),
+        (['--config.model.moe.capacity_factor=nan'], ['capacity_factor is nan', 'a number']),
+        (['--config.train.epochs=many'], ["train.epochs is 'many'", 'a number']),
+        (['--config.seed=0.5'], ["seed is '0.5'", 'an int']),
+        (['--config.dataset.cache=2'], ["dataset.cache is '2'", 'True or False']),
+        (['--config.model.args.widths=wide'], ["model.args.widths is 'wide'", 'an int']),
+        (['--config.eval.split=valid'], ["'valid'", "'validation'", 'test']),
+        (
+            ['--config.model.moe.placement=none', '--config.model.moe.k=1'],
+            ['model.moe.k', 'not read'],
+        ),
+        (['--config.init_from={tmp}/gone'], ["/gone'", 'no such folder']),
+    ],
+)
 def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
     args = [a.replace('{tmp}', str(tmp_path)) for a in args]
     line = refused(shadowed, CONFIG, f'--workdir={tmp_path}', *args)
@@ -97,20 +109,26 @@ def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('args, parts', [
-    ([CONFIG], ['--workdir is missing']),
-    (['--workdir=W'], ['--config is missing', '--config=configs/']),
-    (['--mode=summary'], ['--config is missing']),
-    (['--config=configs/digit_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
-    (['--config=digits_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
-    (['--config=configs', '--workdir=W'], ["'configs' does not exist"]),
-    (['--config=configs/digits_k2.py:k1', '--workdir=W'], ['takes no argument', "':k1'"]),
-    (['--config=configs/imagenet_ablation.py', '--workdir=W'], ['no arm is named', 'k1_same_c']),
-    (['--config=configs/imagenet_ablation.py:k1_same', '--workdir=W'], ["'k1_same_c'"]),
-    (['--config=LICENCE.txt', '--workdir=W'], ["'LICENCE.txt'"]),
-    (['--mode=eval', '--workdir={tmp}/gone'], ["/gone'", 'no such file', 'train there']),
-    (['--mode=eval', CONFIG, '--workdir={tmp}/gone'], ["/gone'", 'does not exist']),
-])
+@pytest.mark.parametrize(
+    'args, parts',
+    [
+        ([CONFIG], ['--workdir is missing']),
+        (['--workdir=W'], ['--config is missing', '--config=configs/']),
+        (['--mode=summary'], ['--config is missing']),
+        (['--config=configs/digit_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
+        (['--config=digits_k2.py', '--workdir=W'], ["'configs/digits_k2.py'"]),
+        (['--config=configs', '--workdir=W'], ["'configs' does not exist"]),
+        (['--config=configs/digits_k2.py:k1', '--workdir=W'], ['takes no argument', "':k1'"]),
+        (
+            ['--config=configs/imagenet_ablation.py', '--workdir=W'],
+            ['no arm is named', 'k1_same_c'],
+        ),
+        (['--config=configs/imagenet_ablation.py:k1_same', '--workdir=W'], ["'k1_same_c'"]),
+        (['--config=LICENCE.txt', '--workdir=W'], ["'LICENCE.txt'"]),
+        (['--mode=eval', '--workdir={tmp}/gone'], ["/gone'", 'no such file', 'train there']),
+        (['--mode=eval', CONFIG, '--workdir={tmp}/gone'], ["/gone'", 'does not exist']),
+    ],
+)
 def test_what_is_missing_is_named(shadowed, tmp_path, args, parts):
     line = refused(shadowed, *[a.replace('{tmp}', str(tmp_path)) for a in args])
     for part in parts:
@@ -118,21 +136,33 @@ def test_what_is_missing_is_named(shadowed, tmp_path, args, parts):
     assert not (ROOT / 'W').exists() and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('text, parts', [
-    ('x = 1\n', ['no get_config()']),
-    ('def get_confg():\n  return 1\n', ['no get_config()', "'get_confg'"]),
-    ('def get_config(:\n', ['line 1', 'SyntaxError']),
-    ('def get_config():\n  return 1 / 0\n', ['line 2', 'ZeroDivisionError']),
-    ('def get_config():\n  raise ValueError("two\\nlines")\n', ['ValueError: two lines']),
-    ('def get_config(name):\n  return name\n', ['needs an argument', "mine.py:ARGUMENT'"]),
-    ('def get_config():\n  pass\n', ['NoneType', 'ConfigDict']),
-    ('from configs import base\ndef get_config():\n  c = base.get_config()\n'
-     '  c.train.epoch = 3\n  return c\n', ["'train.epoch'", "'epochs'"]),
-    ('from configs import base\ndef get_config():\n  c = base.get_config()\n'
-     '  del c.train.epochs\n  return c\n', ["'train.epochs' is missing"]),
-    ('from configs import base\ndef get_config():\n  c = base.get_config()\n'
-     '  c.train.epochs = "3"\n  return c\n', ['line 4', "'epochs'", "'float'"]),
-])
+@pytest.mark.parametrize(
+    'text, parts',
+    [
+        ('x = 1\n', ['no get_config()']),
+        ('def get_confg():\n  return 1\n', ['no get_config()', "'get_confg'"]),
+        ('def get_config(:\n', ['line 1', 'SyntaxError']),
+        ('def get_config():\n  return 1 / 0\n', ['line 2', 'ZeroDivisionError']),
+        ('def get_config():\n  raise ValueError("two\\nlines")\n', ['ValueError: two lines']),
+        ('def get_config(name):\n  return name\n', ['needs an argument', "mine.py:ARGUMENT'"]),
+        ('def get_config():\n  pass\n', ['NoneType', 'ConfigDict']),
+        (
+            'from configs import base\ndef get_config():\n  c = base.get_config()\n'
+            '  c.train.epoch = 3\n  return c\n',
+            ["'train.epoch'", "'epochs'"],
+        ),
+        (
+            'from configs import base\ndef get_config():\n  c = base.get_config()\n'
+            '  del c.train.epochs\n  return c\n',
+            ["'train.epochs' is missing"],
+        ),
+        (
+            'from configs import base\ndef get_config():\n  c = base.get_config()\n'
+            '  c.train.epochs = "3"\n  return c\n',
+            ['line 4', "'epochs'", "'float'"],
+        ),
+    ],
+)
 def test_a_config_file_that_fails(shadowed, tmp_path, text, parts):
     (tmp_path / 'mine.py').write_text(text)
     line = refused(shadowed, f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/w')
@@ -148,8 +178,13 @@ def test_a_workdir_that_cannot_be_written(shadowed, tmp_path):
 
 
 def test_main_works_from_another_folder(shadowed, tmp_path):
-    line = refused(shadowed, f'--config={ROOT}/configs/digits_k2.py', '--workdir=w',
-                   '--config.model.moe.k=9', cwd=tmp_path)
+    line = refused(
+        shadowed,
+        f'--config={ROOT}/configs/digits_k2.py',
+        '--workdir=w',
+        '--config.model.moe.k=9',
+        cwd=tmp_path,
+    )
     assert 'model.moe.k is 9' in line
 
 
@@ -181,17 +216,29 @@ sys.exit(main.main(sys.argv))
 def handed(shadowed, *args: str, effect: str = 'None') -> subprocess.CompletedProcess:
     """`main` with the trainer replaced by one that prints what it was given."""
     code = HANDED.format(root=str(ROOT), effect=effect)
-    return subprocess.run([sys.executable, '-c', code, *args], cwd=ROOT, env=shadowed,
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, '-c', code, *args],
+        cwd=ROOT,
+        env=shadowed,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_train_is_handed_the_config_and_the_profile(shadowed, tmp_path):
-    done = handed(shadowed, CONFIG, f'--workdir={tmp_path}/a/b', '--config.train.epochs=7',
-                  '--profile_steps=3,5')
+    done = handed(
+        shadowed,
+        CONFIG,
+        f'--workdir={tmp_path}/a/b',
+        '--config.train.epochs=7',
+        '--profile_steps=3,5',
+    )
     assert done.returncode == 0
     assert done.stdout.startswith(
         f"train 7.0 256 {{'workdir': '{tmp_path}/a/b', 'config_file': 'configs/digits_k2.py', "
-        "'profile_steps': (3, 5), 'stop': <moe_vision.processes.stop.Stop ")
+        "'profile_steps': (3, 5), 'stop': <moe_vision.processes.stop.Stop "
+    )
     assert done.stderr.count('\n') == 1 and done.stderr.endswith(' I hello\n')
     assert (tmp_path / 'a/b').is_dir()
 
@@ -207,11 +254,14 @@ def test_evaluate_takes_the_config_of_the_run(shadowed, tmp_path):
     assert done.stdout == 'summary 11.0 256 {}\n', done.stderr
 
 
-@pytest.mark.parametrize('effect, code, line', [
-    ("UserError('no')", 2, 'error: no'),
-    ("DataError('two\\nlines')", 2, 'error: two lines'),
-    ('KeyboardInterrupt()', 130, 'interrupted; start again with the same command to continue.'),
-])
+@pytest.mark.parametrize(
+    'effect, code, line',
+    [
+        ("UserError('no')", 2, 'error: no'),
+        ("DataError('two\\nlines')", 2, 'error: two lines'),
+        ('KeyboardInterrupt()', 130, 'interrupted; start again with the same command to continue.'),
+    ],
+)
 def test_what_goes_wrong_after_start_is_one_line_too(shadowed, tmp_path, effect, code, line):
     done = handed(shadowed, CONFIG, f'--workdir={tmp_path}', effect=effect)
     assert done.returncode == code
@@ -219,10 +269,17 @@ def test_what_goes_wrong_after_start_is_one_line_too(shadowed, tmp_path, effect,
 
 
 def test_missing_data_are_told_before_jax_is_imported(shadowed, tmp_path):
-    done = handed(shadowed, '--config=configs/imagenet_k2.py',
-                  f'--workdir={tmp_path}/w', f'--config.dataset.data_dir={tmp_path}')
+    done = handed(
+        shadowed,
+        '--config=configs/imagenet_k2.py',
+        f'--workdir={tmp_path}/w',
+        f'--config.dataset.data_dir={tmp_path}',
+    )
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.count('\n') == 1
-    for part in (f'{tmp_path}/imagenet2012', 'input_pipeline.prepare --dataset=imagenet2012',
-                 'configs/digits_k2.py works now'):
+    for part in (
+        f'{tmp_path}/imagenet2012',
+        'input_pipeline.prepare --dataset=imagenet2012',
+        'configs/digits_k2.py works now',
+    ):
         assert part in done.stderr

@@ -25,10 +25,19 @@ from moe_vision.study import __main__ as study_command
 from moe_vision.study import registration, rows
 from moe_vision.study.load import load
 
-NAMES = ('model.name', 'model.moe.router', 'model.moe.expert', 'train.optimizer', 'dataset.name',
-         'model.moe.losses')
-TEXTS = sorted(k for k, kind in typed.flatten(schema.Config).items()
-               if kind is str or typing.get_origin(kind) is typing.Literal)
+NAMES = (
+    'model.name',
+    'model.moe.router',
+    'model.moe.expert',
+    'train.optimizer',
+    'dataset.name',
+    'model.moe.losses',
+)
+TEXTS = sorted(
+    k
+    for k, kind in typed.flatten(schema.Config).items()
+    if kind is str or typing.get_origin(kind) is typing.Literal
+)
 
 
 def with_name(values: dict, key: str, name: str) -> dict:
@@ -54,7 +63,8 @@ def evil(tmp_path, monkeypatch):
         'from moe_vision.config.registry import TopKArgs\n'
         'from moe_vision.routing.routers.top_k import TopK\n'
         'class R(TopK):\n'
-        '    Args = TopKArgs\n')
+        '    Args = TopKArgs\n'
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield 'stranger.evil:R', mark.exists
     for name in ('stranger', 'stranger.evil'):
@@ -64,6 +74,7 @@ def evil(tmp_path, monkeypatch):
 @pytest.fixture
 def run(tmp_path):
     """Makes the folder of a run whose config names this code under this key."""
+
     def make(key, name, folder=tmp_path / 'run'):
         folder.mkdir(exist_ok=True)
         values = with_name(base.get_config().to_dict(), key, name)
@@ -89,7 +100,9 @@ def from_file(workdir, *args):
 
 COMMANDS = {
     'predict': lambda workdir, *args: predict.main([f'--workdir={workdir}', *args, 'image.png']),
-    'eval': from_main('eval'), 'summary': from_main('summary'), 'config of a run': from_file,
+    'eval': from_main('eval'),
+    'summary': from_main('summary'),
+    'config of a run': from_file,
 }
 
 
@@ -107,7 +120,7 @@ def test_a_command_refuses_code_that_a_run_names(command, key, run, evil, capsys
     name, imported = evil
     assert COMMANDS[command](run(key, name)) == 2
     told = capsys.readouterr().err
-    assert told.count('\n') == 1 and f"{key}" in told and name in told
+    assert told.count('\n') == 1 and f'{key}' in told and name in told
     assert '--trust=stranger.evil' in told and not imported()
 
 
@@ -200,8 +213,13 @@ def study(tmp_path_factory):
     record, digest = registration.register(loaded, str(folder))
     for arm in loaded.configs:
         runs = [str(folder / 'runs' / arm / f'seed_{s}') for s in loaded.study.seeds]
-        fake_train_arm([loaded.config(arm, s) for s in loaded.study.seeds], runs, 'one_by_one',
-                       False, lambda i, error: None)
+        fake_train_arm(
+            [loaded.config(arm, s) for s in loaded.study.seeds],
+            runs,
+            'one_by_one',
+            False,
+            lambda i, error: None,
+        )
         for seed, made in zip(loaded.study.seeds, runs, strict=True):
             row = rows.collect(made, 'tiny', arm, seed, digest)
             rows.write(str(folder), row, {'seconds': 1.0, 'flops': 10})
@@ -252,18 +270,29 @@ def test_a_folder_of_data_names_no_class(tmp_path, evil):
     """tfds imports the classes that features.json names."""
     name, imported = evil
     config = input_pipeline.DatasetConfig(
-        name='digits', data_dir=str(tmp_path), validation_fraction=0.1, image_size=0,
-        augment='none', workers=0, cache=False, train_images=0, resident=False,
-        randaugment_layers=0, randaugment_magnitude=9.0)
+        name='digits',
+        data_dir=str(tmp_path),
+        validation_fraction=0.1,
+        image_size=0,
+        augment='none',
+        workers=0,
+        cache=False,
+        train_images=0,
+        resident=False,
+        randaugment_layers=0,
+        randaugment_magnitude=9.0,
+    )
     input_pipeline.require(config)
     file = next(Path(tmp_path).glob('digits/*/features.json'))
     good = json.loads(file.read_text())
     inner = good['featuresDict']['features']
     image = inner['image'] | {'pythonClassName': 'stranger.evil.R'}
-    for change in ({**good, 'pythonClassName': 'stranger.evil.R'},
-                   {**good, 'python_class_name': 'stranger.evil.R'},
-                   {**good, 'type': 'stranger.evil.R', 'content': {}},
-                   {**good, 'featuresDict': {'features': inner | {'image': image}}}):
+    for change in (
+        {**good, 'pythonClassName': 'stranger.evil.R'},
+        {**good, 'python_class_name': 'stranger.evil.R'},
+        {**good, 'type': 'stranger.evil.R', 'content': {}},
+        {**good, 'featuresDict': {'features': inner | {'image': image}}},
+    ):
         file.write_text(json.dumps(change))
         with pytest.raises(input_pipeline.DataError, match=r'stranger\.evil\.R'):
             input_pipeline.info(config)

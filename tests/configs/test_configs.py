@@ -22,11 +22,12 @@ PROMISED = """
 PROMISED_ARMS = {
     'fashion_mnist_ablation.py': 'dense k1 soft_batch soft_per_sample',
     'cifar_ablation.py': 'cifar10_depthwise cifar10_depthwise_dense cifar10_standard_dense '
-                         'cifar100_soft_batch cifar100_soft_per_sample',
+    'cifar100_soft_batch cifar100_soft_per_sample',
     'imagenet_ablation.py': 'k1 k4 head_k2 k2_half_width dense_active k1_unbounded k2_unbounded '
-                            'k1_same_c k4_same_c dense_drops_k1 dense_drops_k2 k1_top_k_softmax '
-                            'k2_top_k_softmax k1_scaled k2_scaled k1_plus_random k1_supervised '
-                            'shuffled random frozen_random'}
+    'k1_same_c k4_same_c dense_drops_k1 dense_drops_k2 k1_top_k_softmax '
+    'k2_top_k_softmax k1_scaled k2_scaled k1_plus_random k1_supervised '
+    'shuffled random frozen_random',
+}
 COSTED = [f for f in FILES if f not in {*TABLES, 'base.py', 'digits_k2.py', 'digits_dense.py'}]
 MESH = ('model.moe.group_size', 'mesh.expert')  # where nothing is routed they are not read
 SOFT = {'model.moe.router', 'model.moe.router_args', 'model.moe.losses'}
@@ -37,21 +38,30 @@ NEIGHBOURS = {
     'fashion_mnist_ablation.py:k1': ('fashion_mnist_k2.py', {'model.moe.k'}),
     'fashion_mnist_ablation.py:soft_batch': ('fashion_mnist_k2.py', SOFT),
     'fashion_mnist_ablation.py:soft_per_sample': (
-        'fashion_mnist_ablation.py:soft_batch', {'model.moe.router_args'}),
+        'fashion_mnist_ablation.py:soft_batch',
+        {'model.moe.router_args'},
+    ),
     'cifar_ablation.py:cifar10_depthwise': ('cifar10_standard.py', {'model.name', 'model.args'}),
     'cifar_ablation.py:cifar10_standard_dense': ('cifar10_standard.py', {'model.twin'}),
     'cifar_ablation.py:cifar10_depthwise_dense': (
-        'cifar_ablation.py:cifar10_depthwise', {'model.twin'}),
+        'cifar_ablation.py:cifar10_depthwise',
+        {'model.twin'},
+    ),
     'cifar_ablation.py:cifar100_soft_batch': ('cifar10_standard.py', {'dataset.name', *SOFT}),
     'cifar_ablation.py:cifar100_soft_per_sample': (
-        'cifar_ablation.py:cifar100_soft_batch', {'model.moe.router_args'}),
+        'cifar_ablation.py:cifar100_soft_batch',
+        {'model.moe.router_args'},
+    ),
     'imagenet_dense.py': ('imagenet_k2.py', {'model.twin'}),
-    'imagenet_resnet50.py': ('imagenet_k2.py', {
-        'model.moe.placement', 'model.moe.hidden', *MESH}),
-    'imagenet_ablation.py:head_k2': ('imagenet_k2.py', {
-        'model.moe.placement', 'model.moe.hidden', 'model.moe.expert', 'model.moe.expert_args'}),
-    'imagenet_convnext_t.py': ('imagenet_resnet50.py', {
-        'model.name', 'model.args', 'model.moe.expert', 'model.moe.expert_args'}),
+    'imagenet_resnet50.py': ('imagenet_k2.py', {'model.moe.placement', 'model.moe.hidden', *MESH}),
+    'imagenet_ablation.py:head_k2': (
+        'imagenet_k2.py',
+        {'model.moe.placement', 'model.moe.hidden', 'model.moe.expert', 'model.moe.expert_args'},
+    ),
+    'imagenet_convnext_t.py': (
+        'imagenet_resnet50.py',
+        {'model.name', 'model.args', 'model.moe.expert', 'model.moe.expert_args'},
+    ),
     'imagenet_convnext_k2.py': ('imagenet_convnext_t.py', {'model.moe.placement', *MESH}),
     'imagenet_vit_s16_dense.py': ('imagenet_vit_s16_k2.py', {'model.twin'}),
     'imagenet_vit_s16_k1.py': ('imagenet_vit_s16_k2.py', {'model.moe.k'}),
@@ -67,7 +77,8 @@ def checked(name: str) -> schema.Config:
 def test_the_promised_configs_exist():
     assert set(PROMISED) <= set(FILES)
     assert {f'{f}:{arm}' for f, arms in PROMISED_ARMS.items() for arm in arms.split()} <= set(
-        CONFIGS)
+        CONFIGS
+    )
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -89,12 +100,15 @@ def test_the_cost_on_top_of_a_file_is_what_the_leverage_command_prints(file):
     cost = leverage.measure(config, input_pipeline.info(config.dataset))
     assert module(file).__doc__.splitlines()[2] == (
         f'Cost: {si(cost.flops)} FLOPs per image ({si(cost.flops_executed)} executed), '
-        f'{cost.params_total:,} parameters, rho_place {cost.rho_place:.4f}.')
+        f'{cost.params_total:,} parameters, rho_place {cost.rho_place:.4f}.'
+    )
 
 
 @pytest.mark.parametrize('file', TABLES)
-@pytest.mark.parametrize('argument, words', [
-    ('', ['no arm is named', "'FILE.py:"]), (':k1_same', ["unknown arm 'k1_same'"])])
+@pytest.mark.parametrize(
+    'argument, words',
+    [('', ['no arm is named', "'FILE.py:"]), (':k1_same', ["unknown arm 'k1_same'"])],
+)
 def test_an_arm_that_is_not_in_the_table_is_refused_in_a_line(file, argument, words):
     with pytest.raises(UserError) as e:
         made(file + argument)
@@ -102,7 +116,8 @@ def test_an_arm_that_is_not_in_the_table_is_refused_in_a_line(file, argument, wo
     assert all(w in message for w in [*words, f'Allowed: {", ".join(sorted(TABLES[file]))}.'])
     assert '\n' not in message
     assert ("Did you mean 'k1_same_c'?" in message) == (
-        bool(argument) and file == 'imagenet_ablation.py')
+        bool(argument) and file == 'imagenet_ablation.py'
+    )
 
 
 def test_two_arms_of_the_ablation_have_a_file_of_their_own():
@@ -121,11 +136,14 @@ def test_a_config_differs_from_its_neighbour_only_in_what_its_name_says(name):
             for part in key.split('.'):
                 values[key] = getattr(values[key], part)
         return values
+
     ours, theirs = leaves(checked(name)), leaves(checked(neighbour))
     assert {k for k in ours if ours[k] != theirs[k]} == keys
 
 
 def test_a_depthwise_backbone_keeps_the_size_of_the_standard_one():
-    ours, theirs = (checked(file).model.args for file in (
-        'cifar_ablation.py:cifar10_depthwise', 'cifar10_standard.py'))
+    ours, theirs = (
+        checked(file).model.args
+        for file in ('cifar_ablation.py:cifar10_depthwise', 'cifar10_standard.py')
+    )
     assert (ours.widths, ours.depth, ours.norm) == (theirs.widths, theirs.depth, theirs.norm)

@@ -9,8 +9,12 @@ import input_pipeline
 from moe_vision.config import check as config_lib
 from moe_vision.training import loop
 
-SMALL = {'conv': {'depth': 1}, 'resnet': {'widths': (32,), 'depths': (2,)},
-         'convnext': {'widths': (16,), 'depths': (1,)}, 'vit': {'depth': 2}}
+SMALL = {
+    'conv': {'depth': 1},
+    'resnet': {'widths': (32,), 'depths': (2,)},
+    'convnext': {'widths': (16,), 'depths': (1,)},
+    'vit': {'depth': 2},
+}
 NAMES = [n for n in CONFIGS if n != 'base.py']
 
 
@@ -33,15 +37,25 @@ def test_a_config_builds_and_traces(name, monkeypatch):
     setup = loop.Setup(config)
     h, w, channels = setup.info.image_shape
     rows = (1, config.train.batch_size)
-    state, out = jax.eval_shape(setup.step, setup.abstract, {
-        'image': jax.ShapeDtypeStruct((*rows, h, w, channels), jnp.uint8),
-        'label': jax.ShapeDtypeStruct(rows, jnp.int32),
-        'valid': jax.ShapeDtypeStruct(rows, jnp.bool_)})
+    state, out = jax.eval_shape(
+        setup.step,
+        setup.abstract,
+        {
+            'image': jax.ShapeDtypeStruct((*rows, h, w, channels), jnp.uint8),
+            'label': jax.ShapeDtypeStruct(rows, jnp.int32),
+            'valid': jax.ShapeDtypeStruct(rows, jnp.bool_),
+        },
+    )
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, setup.shapes)
     assert all(jax.tree.leaves(same))
     assert out['loss'].shape == () and out['loss'].dtype == jnp.float32
     routed = config.model.moe.placement != 'none' and config.model.twin == 'none'
     drops = config.model.twin == 'same_drops'  # tells what it drops
     assert bool(out['layers']) == (routed or drops)
-    assert any('/experts/' in f'{jax.tree_util.keystr(p, simple=True, separator="/")}/'
-               for p, _ in jax.tree_util.tree_leaves_with_path(setup.shapes.params)) == routed
+    assert (
+        any(
+            '/experts/' in f'{jax.tree_util.keystr(p, simple=True, separator="/")}/'
+            for p, _ in jax.tree_util.tree_leaves_with_path(setup.shapes.params)
+        )
+        == routed
+    )

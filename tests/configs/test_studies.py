@@ -55,17 +55,22 @@ def differing(ours, theirs):
 
 
 def test_each_question_is_a_file_that_takes_the_data_sets():
-    assert {'digits', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet',
-            'imagenet'} == set(SETS)
+    assert {'digits', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet', 'imagenet'} == set(
+        SETS
+    )
     files = {p.stem for p in STUDIES.glob('*.py') if 'def get_study(' in p.read_text()}
     assert files == {*KINDS, 'tuning', 'pilot'}
 
 
-@pytest.mark.parametrize('kind, allowed', [
-    *((k, SETS) for k in KINDS), ('tuning', TUNED), ('pilot', ['fashion_mnist'])])
+@pytest.mark.parametrize(
+    'kind, allowed', [*((k, SETS) for k in KINDS), ('tuning', TUNED), ('pilot', ['fashion_mnist'])]
+)
 def test_a_data_set_that_is_missing_or_unknown_is_refused_in_a_line(kind, allowed):
-    for argument, start in (('', 'no data set is named'), (':digit', "unknown data set 'digit'."),
-                            (':mnist', "unknown data set 'mnist'. Did you mean 'fashion_mnist'?")):
+    for argument, start in (
+        ('', 'no data set is named'),
+        (':digit', "unknown data set 'digit'."),
+        (':mnist', "unknown data set 'mnist'. Did you mean 'fashion_mnist'?"),
+    ):
         with pytest.raises(UserError) as e:
             load.load(f'{STUDIES}/{kind}.py{argument}')
         assert str(e.value).startswith(start) and '\n' not in str(e.value)
@@ -79,9 +84,12 @@ def test_the_pilot_times_every_arm_of_its_set():
     assert data.recipe['eval.every_epochs'] * pilot.VALIDATIONS == data.epochs
     for kind in KINDS:
         for name, config in loaded(kind, 'fashion_mnist').configs.items():
-            alike = [c for c in found.configs.values()
-                     if differing(c, config) <= {'train.epochs', 'train.warmup_epochs',
-                                                 'eval.every_epochs', *data.before}]
+            alike = [
+                c
+                for c in found.configs.values()
+                if differing(c, config)
+                <= {'train.epochs', 'train.warmup_epochs', 'eval.every_epochs', *data.before}
+            ]
             assert alike and alike[0].train.epochs == pilot.EPOCHS, (kind, name)
 
 
@@ -92,14 +100,19 @@ def test_tuning_gives_the_twin_and_k2_one_grid_and_touches_no_reported_seed(name
     assert not any(c.primary for c in found.study.comparisons.values())
     grid = {(rate, epochs) for rate in data.rates for epochs in data.lengths}
     assert (data.learning_rate, data.epochs) in grid
-    arms = {kind: {(c.train.learning_rate, c.train.epochs): c for n, c in found.configs.items()
-                   if n.startswith(kind)} for kind in ('dense', 'k2')}
+    arms = {
+        kind: {
+            (c.train.learning_rate, c.train.epochs): c
+            for n, c in found.configs.items()
+            if n.startswith(kind)
+        }
+        for kind in ('dense', 'k2')
+    }
     for setting in grid:
         pair = arms['dense'][setting], arms['k2'][setting]
         assert differing(*pair) == {'model.twin'}
         reported = loaded('top_k', name).configs['k2']
-        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs',
-                                                *data.before}
+        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs', *data.before}
     assert set(arms['dense']) == set(arms['k2']) == grid
 
 
@@ -136,8 +149,11 @@ def test_every_study_has_the_four_controls(kind, name):
     assert not null.primary and {null.baseline} == twins
     assert study.arms['dense_again'].seed_offset == common.DENSE_AGAIN
     assert configs['dense_again'] == configs[null.baseline]
-    keys = {'random': {'model.moe.router', 'model.moe.router_args', 'model.moe.losses'},
-            'frozen_random': {'model.moe.router'}, 'shuffled': {'model.moe.router'}}
+    keys = {
+        'random': {'model.moe.router', 'model.moe.router_args', 'model.moe.losses'},
+        'frozen_random': {'model.moe.router'},
+        'shuffled': {'model.moe.router'},
+    }
     for control, different in keys.items():
         assert differing(configs[control], configs[null.baseline]) == {'model.twin'} | different
 
@@ -147,8 +163,7 @@ def quick(config):
     takes long where many stand side by side, and the widths of a sweep trace alike."""
     model, args, moe = config.model, config.model.args, config.model.moe
     each = {'resnet': {'depths': (2, 2)}, 'convnext': {'depths': (1, 1)}}
-    args = dataclasses.replace(args, widths=args.widths[-2:],
-                               **each.get(model.name, {'depth': 1}))
+    args = dataclasses.replace(args, widths=args.widths[-2:], **each.get(model.name, {'depth': 1}))
     placement = {'last': 'last_1', 'every': 'every_1'}.get(moe.placement.split('_')[0], 'head')
     few = min(moe.num_experts, max(moe.k, 2))
     moe = dataclasses.replace(moe, placement=placement, num_experts=few, hidden=min(moe.hidden, 48))
@@ -170,9 +185,9 @@ def trace(model, shape, images):
         step = Step(train=True, key=key, fraction=0.5, labels=labels, num_classes=10)
         return net.init_with_output(key, x, step)
 
-    (logits, infos), _ = jax.eval_shape(outputs,
-                                        jax.random.key(0),
-                                        jax.ShapeDtypeStruct((images, *shape), jnp.float32))
+    (logits, infos), _ = jax.eval_shape(
+        outputs, jax.random.key(0), jax.ShapeDtypeStruct((images, *shape), jnp.float32)
+    )
     assert logits.shape == (images, 10)
     assert bool(infos) == (model.twin in ('none', 'same_drops'))
 
@@ -187,16 +202,22 @@ def test_every_arm_traces(data):
                 traced().add(repr((config.model, shape)))
 
 
-BLOCK = {'conv': lambda w, h: 36 * w * h, 'depthwise': lambda w, h: 18 * w + 4 * w * h,
-         'resnet': lambda w, h: 4 * w * h + 18 * h * h, 'convnext': lambda w, h: 98 * w + 4 * w * h}
+BLOCK = {
+    'conv': lambda w, h: 36 * w * h,
+    'depthwise': lambda w, h: 18 * w + 4 * w * h,
+    'resnet': lambda w, h: 4 * w * h + 18 * h * h,
+    'convnext': lambda w, h: 98 * w + 4 * w * h,
+}
 
 
 def hand_flops(config):
     """(the replaced blocks, everything), in the same_width twin."""
     args, moe, name = config.model.args, config.model.moe, config.model.name
     side, _, channels = info(config.dataset).image_shape
-    into, taps, stride = {'resnet': (args.widths[0] // 4, 49, 2),
-                          'convnext': (args.widths[0], 16, 4)}.get(name, (args.widths[0], 9, 1))
+    into, taps, stride = {
+        'resnet': (args.widths[0] // 4, 49, 2),
+        'convnext': (args.widths[0], 16, 4),
+    }.get(name, (args.widths[0], 9, 1))
     side //= stride
     rest = 2 * taps * channels * into * side**2
     rest, blocks = rest + 2 * args.widths[-1] * info(config.dataset).num_classes, []
@@ -226,10 +247,13 @@ def hand_rho(config):
 def test_rho_is_what_the_file_says(data):
     width, place = (loaded(k, data.name).configs for k in ('width', 'placement'))
     names = {'imagenet': {'standard': 'resnet', 'depthwise': 'convnext'}}.get(
-        data.name, {'standard': 'conv', 'depthwise': 'depthwise'})
-    said = {'backbone': (place['backbone'], data.backbone.rho),
-            'head': (place['head'], data.head.rho), 'throughout': (place['throughout'],
-                                                                  data.every.rho)}
+        data.name, {'standard': 'conv', 'depthwise': 'depthwise'}
+    )
+    said = {
+        'backbone': (place['backbone'], data.backbone.rho),
+        'head': (place['head'], data.head.rho),
+        'throughout': (place['throughout'], data.every.rho),
+    }
     for family, networks in data.sweep.items():
         rhos = [n.rho for n in networks]
         assert len(rhos) >= 5 and rhos == sorted(rhos) and rhos[0] < 0.01 and rhos[-1] > 0.5
@@ -249,8 +273,9 @@ def test_the_leverage_tool_says_the_same_of_the_backbone(name):
     assert measured == pytest.approx(hand_rho(config), rel=1e-9)
 
 
-@pytest.mark.parametrize('file', ['imagenet_k2', 'imagenet_convnext_k2', 'imagenet_vit_s16_k2',
-                                  'imagenet_ablation'])
+@pytest.mark.parametrize(
+    'file', ['imagenet_k2', 'imagenet_convnext_k2', 'imagenet_vit_s16_k2', 'imagenet_ablation']
+)
 def test_a_config_states_its_rho(file):
     arm = ':head_k2' if file == 'imagenet_ablation' else ''
     checked = config_lib.check(config_cases.made(f'{file}.py{arm}'))
@@ -264,8 +289,10 @@ def test_a_config_states_its_rho(file):
 
 
 def test_the_imagenet_configs_are_the_arms_of_its_studies():
-    arms = {**loaded('top_k', 'imagenet').configs,
-            'head_k2': loaded('placement', 'imagenet').configs['head']}
+    arms = {
+        **loaded('top_k', 'imagenet').configs,
+        'head_k2': loaded('placement', 'imagenet').configs['head'],
+    }
     for arm in set(arms) - {'dense_again'}:  # which differs by its seeds alone
         made = config_cases.made(f'imagenet_ablation.py:{arm}')
         assert config_lib.check(made) == arms[arm], arm
@@ -275,16 +302,26 @@ ROUTER_ARGS, LOSSES = 'model.moe.router_args', 'model.moe.losses'
 CAPACITIES = {'model.moe.capacity_factor', 'model.moe.eval_capacity_factor'}
 # arm of top_k: (its neighbour, the only keys in which they differ)
 TOP_K = {
-    'k1': ('k2', {'model.moe.k'}), 'k4': ('k2', {'model.moe.k'}), 'dense': ('k2', {'model.twin'}),
-    'k1_unbounded': ('k1', CAPACITIES), 'k2_unbounded': ('k2', CAPACITIES),
-    'k1_same_c': ('k1', CAPACITIES), 'k4_same_c': ('k4', CAPACITIES),
-    'k1_top_k_softmax': ('k1', {ROUTER_ARGS}), 'k2_top_k_softmax': ('k2', {ROUTER_ARGS}),
-    'k1_scaled': ('k1', {ROUTER_ARGS}), 'k2_scaled': ('k2', {ROUTER_ARGS}),
-    'k2_half_width': ('k2', {'model.moe.hidden'}), 'k1_plus_random': ('k2', {ROUTER_ARGS}),
+    'k1': ('k2', {'model.moe.k'}),
+    'k4': ('k2', {'model.moe.k'}),
+    'dense': ('k2', {'model.twin'}),
+    'k1_unbounded': ('k1', CAPACITIES),
+    'k2_unbounded': ('k2', CAPACITIES),
+    'k1_same_c': ('k1', CAPACITIES),
+    'k4_same_c': ('k4', CAPACITIES),
+    'k1_top_k_softmax': ('k1', {ROUTER_ARGS}),
+    'k2_top_k_softmax': ('k2', {ROUTER_ARGS}),
+    'k1_scaled': ('k1', {ROUTER_ARGS}),
+    'k2_scaled': ('k2', {ROUTER_ARGS}),
+    'k2_half_width': ('k2', {'model.moe.hidden'}),
+    'k1_plus_random': ('k2', {ROUTER_ARGS}),
     'k1_supervised': ('k1_unbounded', {'model.moe.router', ROUTER_ARGS, LOSSES}),
-    'dense_active': ('dense', {'model.twin'}), 'dense_drops_k2': ('dense', {'model.twin'}),
+    'dense_active': ('dense', {'model.twin'}),
+    'dense_drops_k2': ('dense', {'model.twin'}),
     'dense_drops_k1': ('dense', {'model.twin', 'model.moe.k'}),
-    'dense_longer': ('dense', {'train.epochs'}), 'dense_longest': ('dense', {'train.epochs'})}
+    'dense_longer': ('dense', {'train.epochs'}),
+    'dense_longest': ('dense', {'train.epochs'}),
+}
 
 
 @every_set
@@ -301,16 +338,21 @@ def test_arms_of_the_k_ablation_differ_in_what_their_names_say(data):
 def test_the_controls_of_the_k_ablation_are_what_they_claim(data):
     configs = loaded('top_k', data.name).configs
     moe = {name: c.model.moe for name, c in configs.items()}
-    slots = {n: (moe[n].capacity_factor * moe[n].k, moe[n].eval_capacity_factor * moe[n].k)
-             for n in ('k1_same_c', 'k2', 'k4_same_c')}
+    slots = {
+        n: (moe[n].capacity_factor * moe[n].k, moe[n].eval_capacity_factor * moe[n].k)
+        for n in ('k1_same_c', 'k2', 'k4_same_c')
+    }
     assert len(set(slots.values())) == 1
     assert moe['k2'].capacity_factor == top_k.CAPACITY
     assert {moe['k1_unbounded'].capacity_factor, moe['k2_unbounded'].eval_capacity_factor} == {
-        float('inf')}
+        float('inf')
+    }
     twins = {n: c.model.twin for n, c in configs.items() if c.model.twin != 'same_width'}
     assert {n: t for n, t in twins.items() if t != 'none'} == {
-        'dense_active': 'same_active_flops', 'dense_drops_k1': 'same_drops',
-        'dense_drops_k2': 'same_drops'}
+        'dense_active': 'same_active_flops',
+        'dense_drops_k1': 'same_drops',
+        'dense_drops_k2': 'same_drops',
+    }
     assert moe['k1_plus_random'].router_args.second_choice == 'random_expert'
     assert moe['k1_supervised'].router == 'supervised'
     for k in (1, 2):
@@ -337,7 +379,8 @@ def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
     slots = [e * p for e, p in data.soft_batch]
     assert slots == sorted(slots) and slots[0] < classes < slots[-1]
     for (e, p), (arm, config) in zip(
-            data.soft_batch, [i for i in configs.items() if i[0].startswith('batch')], strict=True):
+        data.soft_batch, [i for i in configs.items() if i[0].startswith('batch')], strict=True
+    ):
         moe = config.model.moe
         assert arm == f'batch_{e}x{p}' and moe.router_args.axis == 'batch'
         assert (moe.num_experts, moe.router_args.slots_per_expert) == (e, p)
@@ -356,12 +399,18 @@ def test_soft_slots_lie_below_and_above_the_number_of_classes(data):
 def test_temperatures_and_batches(data):
     configs = loaded('temperature', data.name).configs
     args = {n: c.model.moe.router_args for n, c in configs.items()}
-    for arm, (kind, end) in {'linear_01': ('linear', 0.1), 'linear_03': ('linear', 0.3),
-                             'sigmoid_01': ('sigmoid', 0.1), 'cosine_01': ('cosine', 0.1)}.items():
+    for arm, (kind, end) in {
+        'linear_01': ('linear', 0.1),
+        'linear_03': ('linear', 0.3),
+        'sigmoid_01': ('sigmoid', 0.1),
+        'cosine_01': ('cosine', 0.1),
+    }.items():
         assert (args[arm].temperature, args[arm].temperature_end) == (kind, end)
         assert differing(configs[arm], configs['constant']) == {ROUTER_ARGS}
-        assert dataclasses.replace(args[arm], temperature='constant',
-                                   temperature_end=0.1) == args['constant']
+        assert (
+            dataclasses.replace(args[arm], temperature='constant', temperature_end=0.1)
+            == args['constant']
+        )
     study = loaded('wall_clock', data.name).study
     assert (min(study.latency_batches), max(study.latency_batches)) == (1, 512)
     assert {'dense', 'dense_active', 'k1', 'k2', 'k4', 'head'} <= set(study.latency_arms)

@@ -37,11 +37,15 @@ def _loss_falls(config, image_shape, num_classes):
     @jax.jit
     def step(variables):
         def loss(params):
-            (logits, infos), _ = net.apply({**variables, 'params': params}, x,
-                                           Step(train=True, key=jax.random.key(2)),
-                                           mutable=['batch_stats'])
+            (logits, infos), _ = net.apply(
+                {**variables, 'params': params},
+                x,
+                Step(train=True, key=jax.random.key(2)),
+                mutable=['batch_stats'],
+            )
             each = -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y]
             return each.mean(), list(infos)
+
         (value, layers), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
         params = jax.tree.map(lambda p, g: p - 0.05 * g, variables['params'], grads)
         return {**variables, 'params': params}, value
@@ -55,36 +59,50 @@ def _loss_falls(config, image_shape, num_classes):
 
 
 def test_a_router_of_ones_own():
-    config = _config(moe__router='examples.cosine_router:Cosine', moe__router_args={'project': 16},
-                     moe__losses={'importance': 0.01}, moe__num_experts=4, moe__expert_args={},
-                     model__args={'widths': (8, 16), 'depth': 1})
+    config = _config(
+        moe__router='examples.cosine_router:Cosine',
+        moe__router_args={'project': 16},
+        moe__losses={'importance': 0.01},
+        moe__num_experts=4,
+        moe__expert_args={},
+        model__args={'widths': (8, 16), 'depth': 1},
+    )
     assert config.model.moe.router_args.project == 16
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
     router = make_router('examples.cosine_router:Cosine', {}, 4, 2)
     params = {n: init(jax.random.key(3), shape) for n, (shape, init) in router.params(6).items()}
     x = jax.random.normal(jax.random.key(4), (1, 5, 6))
-    context = Context(valid=jnp.ones((1, 5), bool), key=jax.random.key(0),
-                      group=jnp.zeros(1, jnp.int32))
+    context = Context(
+        valid=jnp.ones((1, 5), bool), key=jax.random.key(0), group=jnp.zeros(1, jnp.int32)
+    )
     once, tenfold = router(params, {}, x, context), router(params, {}, 10 * x, context)
     np.testing.assert_allclose(once.logits, tenfold.logits, rtol=1e-4)  # cosines have no scale
     assert np.abs(once.logits).max() <= 2.0 + 1e-5  # the initial scale is exp(log 2)
 
 
 def test_a_backbone_of_ones_own():
-    config = _config(model__name='examples.mixer_backbone:Mixer', model__args={'width': 16},
-                     moe__group_size=64, moe__num_experts=4)
+    config = _config(
+        model__name='examples.mixer_backbone:Mixer',
+        model__args={'width': 16},
+        moe__group_size=64,
+        moe__num_experts=4,
+    )
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_2']
 
 
 def test_a_data_set_of_ones_own(tmp_path):
-    config = _config(dataset__name='examples.patches_dataset:Patches', dataset__augment='none',
-                     dataset__data_dir=str(tmp_path))
+    config = _config(
+        dataset__name='examples.patches_dataset:Patches',
+        dataset__augment='none',
+        dataset__data_dir=str(tmp_path),
+    )
     info = input_pipeline.info(config.dataset)
     assert (info.num_classes, info.image_shape) == (2, (16, 16, 3))
     input_pipeline.require(config.dataset)
     seen = 0
-    with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=100,
-                                           rows=range(100)) as batches:
+    with input_pipeline.evaluation_batches(
+        config.dataset, split='test', batch_size=100, rows=range(100)
+    ) as batches:
         for batch in batches:
             seen += int(batch['valid'].sum())
     assert seen == info.split_sizes['test'] == 1040  # 2 photographs x 26 rows x 20 columns

@@ -211,6 +211,7 @@ def test_tiny_imagenet_refusals(tmp_path):
 
 # imagenet2012
 
+
 def test_imagenet(tmp_path):
     originals = imagenet(tmp_path / 'in')
     labels = 'n15075141\nn01440764\nn01443537\n'

@@ -60,21 +60,29 @@ def files(data_dir):
 
 def test_the_original_bytes_are_stored(tmp_path):
     members = {
-        WNIDS[0]: [(f'{WNIDS[0]}_{i}.JPEG', data) for i, data in enumerate((
-            encoded(picture(1)),
-            encoded(picture(2), mode='CMYK'),
-            encoded(picture(3), 'PNG'),
-            encoded(picture(4), 'PNG', 'RGBA'),
-            encoded(picture(5), mode='L'),
-        ))],
+        WNIDS[0]: [
+            (f'{WNIDS[0]}_{i}.JPEG', data)
+            for i, data in enumerate(
+                (
+                    encoded(picture(1)),
+                    encoded(picture(2), mode='CMYK'),
+                    encoded(picture(3), 'PNG'),
+                    encoded(picture(4), 'PNG', 'RGBA'),
+                    encoded(picture(5), mode='L'),
+                )
+            )
+        ],
         WNIDS[2]: [('one.JPEG', encoded(picture(6)) + b'what follows the image')],
     }
     val = [(f'ILSVRC2012_val_{i:08d}.JPEG', encoded(picture(i))) for i in (2, 1)]
     archives(tmp_path, members, val)
     line = prepare('imagenet2012', str(tmp_path), str(tmp_path))
     assert 'cannot be decoded' not in line and f'digest {digest(tmp_path)[:16]}' in line
-    want = [(name, data, label) for (wnid, label) in ((WNIDS[0], 0), (WNIDS[2], 999))
-            for name, data in members[wnid]]
+    want = [
+        (name, data, label)
+        for (wnid, label) in ((WNIDS[0], 0), (WNIDS[2], 999))
+        for name, data in members[wnid]
+    ]
     assert stored(tmp_path, 'train') == want
     assert [row[:2] for row in stored(tmp_path, 'validation')] == sorted(val)
     assert prepare('imagenet2012', str(tmp_path), '').count(digest(tmp_path)[:16]) == 1
@@ -191,15 +199,23 @@ def test_a_truncated_archive_is_refused_before_anything_is_written(tmp_path, sou
 IMAGE = encoded(picture(1))
 
 
-@pytest.mark.parametrize(('train', 'val', 'match'), [
-    ([('a.tar', b'')] * 2, [], "img_train.tar holds member 'a.tar' twice"),
-    ([('a.tar', b''), ('x/a.tar', b'')], [], "img_train.tar holds member 'x/a.tar' twice"),
-    ([(f'{WNIDS[0]}.tar', tar_bytes([('1.JPEG', IMAGE)] * 2))], [],
-     "inside member 'n01440764.tar': .*img_train.tar holds member '1.JPEG' twice"),
-    ([(f'{WNIDS[0]}.tar', tar_bytes([('1.JPEG', IMAGE)]))],
-     [('ILSVRC2012_val_00000001.JPEG', IMAGE)] * 2,
-     "img_val.tar holds member 'ILSVRC2012_val_00000001.JPEG' twice"),
-])
+@pytest.mark.parametrize(
+    ('train', 'val', 'match'),
+    [
+        ([('a.tar', b'')] * 2, [], "img_train.tar holds member 'a.tar' twice"),
+        ([('a.tar', b''), ('x/a.tar', b'')], [], "img_train.tar holds member 'x/a.tar' twice"),
+        (
+            [(f'{WNIDS[0]}.tar', tar_bytes([('1.JPEG', IMAGE)] * 2))],
+            [],
+            "inside member 'n01440764.tar': .*img_train.tar holds member '1.JPEG' twice",
+        ),
+        (
+            [(f'{WNIDS[0]}.tar', tar_bytes([('1.JPEG', IMAGE)]))],
+            [('ILSVRC2012_val_00000001.JPEG', IMAGE)] * 2,
+            "img_val.tar holds member 'ILSVRC2012_val_00000001.JPEG' twice",
+        ),
+    ],
+)
 def test_what_is_there_twice_is_refused(tmp_path, train, val, match):
     val = val or [('ILSVRC2012_val_00000001.JPEG', IMAGE)]
     rewrite(tmp_path / TRAIN, tar_bytes(train))
@@ -211,8 +227,12 @@ def test_what_is_there_twice_is_refused(tmp_path, train, val, match):
 
 def test_images_that_cannot_be_decoded_are_named(tmp_path, caplog):
     cut = encoded(picture(2))[:-200]
-    members = [('good.JPEG', IMAGE), ('cut.JPEG', cut), ('text.JPEG', b'not an image'),
-               ('empty.JPEG', b'')]
+    members = [
+        ('good.JPEG', IMAGE),
+        ('cut.JPEG', cut),
+        ('text.JPEG', b'not an image'),
+        ('empty.JPEG', b''),
+    ]
     val = [(f'ILSVRC2012_val_{i:08d}.JPEG', d) for i, d in ((1, IMAGE), (2, cut))]
     archives(tmp_path, {WNIDS[0]: members, WNIDS[1]: []}, val)
     line = prepare('imagenet2012', str(tmp_path), str(tmp_path))
@@ -221,18 +241,21 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path, caplog):
     prepared = json.loads(files(tmp_path)['prepared.json'])
     assert prepared['unreadable']['train'] == ['cut.JPEG', 'text.JPEG', 'empty.JPEG']
     cfg = config('imagenet2012', tmp_path, image_size=8)
-    with ip.train_batches(cfg, seed=0, batch_size=4, rows=range(4), start_step=0,
-                          num_steps=1) as batches:
+    with ip.train_batches(
+        cfg, seed=0, batch_size=4, rows=range(4), start_step=0, num_steps=1
+    ) as batches:
         assert next(batches)['valid'].sum() == 1 and batches.bad_images == 3
     with pytest.raises(ip.DataError, match="'ILSVRC2012_val_00000002.JPEG'"):
         with ip.evaluation_batches(cfg, split='test', batch_size=2, rows=[0, 1]) as batches:
             list(batches)
 
 
-@pytest.mark.parametrize(('size', 'md5', 'difference'), [
-    (0, '', ''), (0, '0' * 32, 'has MD5'), (1, '', 'has .* bytes')])
+@pytest.mark.parametrize(
+    ('size', 'md5', 'difference'), [(0, '', ''), (0, '0' * 32, 'has MD5'), (1, '', 'has .* bytes')]
+)
 def test_an_archive_that_is_not_the_published_one_is_reported(
-        tmp_path, source, monkeypatch, capsys, size, md5, difference):
+    tmp_path, source, monkeypatch, capsys, size, md5, difference
+):
     data = (source / TRAIN).read_bytes()
     actual = hashlib.md5(data).hexdigest()
     monkeypatch.setattr(Imagenet2012, 'published', {TRAIN: (len(data) + size, md5 or actual)})
@@ -241,9 +264,13 @@ def test_an_archive_that_is_not_the_published_one_is_reported(
     assert bool(re.search(warning, line)) == bool(difference)
     # a wrong MD5 is also reported before anything is written
     assert bool(re.search(warning, capsys.readouterr().err)) == ('MD5' in difference)
-    about, = json.loads(files(tmp_path)['prepared.json'])['sources']
-    assert about == {'name': TRAIN, 'bytes': len(data), 'published': not difference,
-                     'md5': None if size else actual}
+    (about,) = json.loads(files(tmp_path)['prepared.json'])['sources']
+    assert about == {
+        'name': TRAIN,
+        'bytes': len(data),
+        'published': not difference,
+        'md5': None if size else actual,
+    }
 
 
 def test_a_full_disk(tmp_path, source):

@@ -21,9 +21,12 @@ def image():
 
 
 def affine(*matrix):
-    return lambda i, s: i.transform(i.size, Image.Transform.AFFINE,
-                                    [v(s) if callable(v) else v for v in matrix],
-                                    Image.Resampling.BILINEAR)
+    return lambda i, s: i.transform(
+        i.size,
+        Image.Transform.AFFINE,
+        [v(s) if callable(v) else v for v in matrix],
+        Image.Resampling.BILINEAR,
+    )
 
 
 def enhance(kind):
@@ -62,8 +65,15 @@ def test_as_pillow_does_it(image, name, strength):
     assert ours.dtype == np.uint8 and ours.shape == image.shape
     # at the border of a moved image, OpenCV fades to black and Pillow does not
     shown = np.asarray(theirs(Image.fromarray(np.full_like(image, 255)), strength))
-    inside = cv2.erode(np.ascontiguousarray(shown), np.ones((5, 5)),
-                       borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    inside = (
+        cv2.erode(
+            np.ascontiguousarray(shown),
+            np.ones((5, 5)),
+            borderType=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        )
+        > 0
+    )
     inside = inside if tolerance == 5 else np.ones_like(inside)
     far = np.abs(ours.astype(int) - np.asarray(theirs(Image.fromarray(image), strength)))
     assert inside.mean() > 0.4 and far[inside].max() <= tolerance
@@ -80,18 +90,21 @@ def test_any_shape_and_strength_0(name, shape):
         np.testing.assert_array_equal(OPERATIONS[name](image, 0.0), image)
 
 
-@pytest.mark.parametrize(('name', 'strength', 'want'), [
-    ('autocontrast', 0, [0, 63, 127, 255]),  # (v - 50) 255 // 200
-    ('solarize', 0.5, [50, 100, 105, 5]),  # inverted from 128 upwards
-    ('posterize', 0.9, [48, 96, 144, 240]),  # 4 bits
-    ('posterize', 0.5, [48, 100, 148, 248]),  # 6 bits
-    ('brightness', 1, [95, 190, 255, 255]),  # 1.9 v
-    ('brightness', -1, [5, 10, 15, 25]),  # 0.1 v
-    ('contrast', -1, [129, 134, 139, 149]),  # mean 137.5 -> 138; 138 + 0.1 (v - 138)
-    ('color', 1, [50, 100, 150, 250]),  # a gray image has no colour
-    ('translate_x', 0.9, [0, 50, 100, 150]),  # int(4 * 150 / 331 * 0.9) = 1 to the right
-    ('translate_x', -0.9, [100, 150, 250, 0]),
-])
+@pytest.mark.parametrize(
+    ('name', 'strength', 'want'),
+    [
+        ('autocontrast', 0, [0, 63, 127, 255]),  # (v - 50) 255 // 200
+        ('solarize', 0.5, [50, 100, 105, 5]),  # inverted from 128 upwards
+        ('posterize', 0.9, [48, 96, 144, 240]),  # 4 bits
+        ('posterize', 0.5, [48, 100, 148, 248]),  # 6 bits
+        ('brightness', 1, [95, 190, 255, 255]),  # 1.9 v
+        ('brightness', -1, [5, 10, 15, 25]),  # 0.1 v
+        ('contrast', -1, [129, 134, 139, 149]),  # mean 137.5 -> 138; 138 + 0.1 (v - 138)
+        ('color', 1, [50, 100, 150, 250]),  # a gray image has no colour
+        ('translate_x', 0.9, [0, 50, 100, 150]),  # int(4 * 150 / 331 * 0.9) = 1 to the right
+        ('translate_x', -0.9, [100, 150, 250, 0]),
+    ],
+)
 def test_four_pixels_by_hand(name, strength, want):
     row = np.array([50, 100, 150, 250], np.uint8).reshape(1, 4, 1)
     assert OPERATIONS[name](row, strength)[0, :, 0].tolist() == want
@@ -119,6 +132,7 @@ def test_equalize_by_hand():
 
 def test_what_is_drawn(image):
     """Each layer draws one of 14 operations, all equally likely, and a direction."""
+
     def one(seed):
         return randaugment.randaugment(image, np.random.default_rng(seed), 1, 9.0)
 
@@ -143,8 +157,9 @@ def test_what_is_drawn(image):
 
 def batches(tmp_path, **changes):
     cfg = config('digits', tmp_path, augment='pad_crop', **changes)
-    with ip.train_batches(cfg, seed=1, batch_size=8, rows=[3, 5], start_step=2,
-                          num_steps=4) as loader:
+    with ip.train_batches(
+        cfg, seed=1, batch_size=8, rows=[3, 5], start_step=2, num_steps=4
+    ) as loader:
         return [batch['image'] for batch in loader]
 
 
@@ -152,11 +167,11 @@ def test_rows_are_keyed_and_off_changes_no_bit(tmp_path):
     off, on = batches(tmp_path), batches(tmp_path, randaugment_layers=2)
     assert not np.array_equal(off, on)
     cfg = config('digits', tmp_path, augment='pad_crop')
-    with ip.train_batches(cfg, seed=1, batch_size=8, rows=[5], start_step=3,
-                          num_steps=4) as loader:
+    with ip.train_batches(cfg, seed=1, batch_size=8, rows=[5], start_step=3, num_steps=4) as loader:
         index = int(next(loader)['index'][0])
-    with ip.evaluation_batches(config('digits', tmp_path), split='train', batch_size=1437,
-                               rows=range(1437)) as loader:
+    with ip.evaluation_batches(
+        config('digits', tmp_path), split='train', batch_size=1437, rows=range(1437)
+    ) as loader:
         whole = next(loader)
     image = whole['image'][whole['index'] == index][0]
     rng = augment.generator(1, 3, 5)
@@ -165,13 +180,19 @@ def test_rows_are_keyed_and_off_changes_no_bit(tmp_path):
     np.testing.assert_array_equal(on[1][1], randaugment.randaugment(cropped, rng, 2, 9.0))
 
 
-@pytest.mark.parametrize(('changes', 'match'), [
-    ({'randaugment_layers': -1}, 'randaugment_layers is -1'),
-    ({'randaugment_layers': 1, 'randaugment_magnitude': 11.0}, r'11.0; it must lie in \[0, 10\]'),
-    ({'randaugment_layers': 1, 'randaugment_magnitude': float('nan')}, 'nan; it must lie'),
-    ({'randaugment_magnitude': 5.0}, '5.0 but is not read: randaugment_layers is 0'),
-    ({'randaugment_layers': 1, 'resident': True}, 'resident is set, but randaugment_layers'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'randaugment_layers': -1}, 'randaugment_layers is -1'),
+        (
+            {'randaugment_layers': 1, 'randaugment_magnitude': 11.0},
+            r'11.0; it must lie in \[0, 10\]',
+        ),
+        ({'randaugment_layers': 1, 'randaugment_magnitude': float('nan')}, 'nan; it must lie'),
+        ({'randaugment_magnitude': 5.0}, '5.0 but is not read: randaugment_layers is 0'),
+        ({'randaugment_layers': 1, 'resident': True}, 'resident is set, but randaugment_layers'),
+    ],
+)
 def test_refusals(tmp_path, changes, match):
     with pytest.raises(ip.DataError, match=match) as caught:
         ip.info(config('digits', tmp_path, **changes))

@@ -27,8 +27,14 @@ def on_device(cfg, seed, batch_size, rows, steps):
 
 
 def on_host(cfg, seed, batch_size, rows, steps):
-    with ip.train_batches(cfg, seed=seed, batch_size=batch_size, rows=rows,
-                          start_step=steps[0], num_steps=steps[-1] + 1) as batches:
+    with ip.train_batches(
+        cfg,
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        start_step=steps[0],
+        num_steps=steps[-1] + 1,
+    ) as batches:
         return list(batches)
 
 
@@ -47,8 +53,7 @@ def test_the_batches_are_those_of_the_host(data_dir, kind):
     rows, steps = [5, 0, 31, 7], range(60, 70)
     ours = on_device(cfg, 3, 32, rows, steps)
     assert_same(ours, on_host(cfg, 3, 32, rows, steps))
-    assert not np.array_equal(ours[0]['image'],
-                              on_device(cfg, 4, 32, rows, steps[:1])[0]['image'])
+    assert not np.array_equal(ours[0]['image'], on_device(cfg, 4, 32, rows, steps[:1])[0]['image'])
 
 
 def test_any_step_may_be_asked_for(data_dir):
@@ -89,8 +94,9 @@ def test_leading_axes_are_kept(data_dir):
 def test_integers_are_those_of_numpy(high):
     steps, rows = np.array([0, 1, 77, 2**31 - 1]), np.array([0, 5, 1023])
     for seed in (0, 1, 2**40):
-        want = [[augment.generator(seed, int(s), int(r)).integers(0, high) for r in rows]
-                for s in steps]
+        want = [
+            [augment.generator(seed, int(s), int(r)).integers(0, high) for r in rows] for s in steps
+        ]
         np.testing.assert_array_equal(resident.integers(seed, steps, rows, high), want)
 
 

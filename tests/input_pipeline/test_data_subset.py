@@ -54,10 +54,13 @@ def test_more_images_keep_those_of_fewer_and_all_is_all(data_dir):
     assert trained(everything, 0) == trained(config(NUMBERED, data_dir), 0)
 
 
-@pytest.mark.parametrize('wanted, message', [
-    (20, "train_images is 20, but 'numbered' has 18 training images; give at most"),
-    (-1, 'train_images is -1; give a number of images, or 0'),
-])
+@pytest.mark.parametrize(
+    'wanted, message',
+    [
+        (20, "train_images is 20, but 'numbered' has 18 training images; give at most"),
+        (-1, 'train_images is -1; give a number of images, or 0'),
+    ],
+)
 def test_more_than_there_are_is_refused_in_one_line(data_dir, wanted, message):
     cfg = config(NUMBERED, data_dir, validation_fraction=0.2, train_images=wanted)
     with pytest.raises(ip.DataError, match=message) as caught:

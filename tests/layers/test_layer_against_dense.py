@@ -61,8 +61,11 @@ def test_all_experts_without_bound_are_the_explicit_sum(expert):
         gates = jax.nn.softmax(v @ variables['params']['router']['kernel'])
         one = make_expert(expert, expert_args(expert), 8, 16)
         bank = variables['params']['experts']
-        want = sum(gates[:, e].reshape(8, *(1,) * (x.ndim - 1))
-                   * one.apply({n: w[e] for n, w in bank.items()}, x) for e in range(3))
+        want = sum(
+            gates[:, e].reshape(8, *(1,) * (x.ndim - 1))
+            * one.apply({n: w[e] for n, w in bank.items()}, x)
+            for e in range(3)
+        )
         return y, want
 
     chex.assert_trees_all_close(*both(variables, x), atol=2e-5)

@@ -28,8 +28,14 @@ SHAPES = {  # images, kernel, stride, groups
 
 
 def native(x, kernel, stride=1, groups=1):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), 'SAME', feature_group_count=groups,
-                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        'SAME',
+        feature_group_count=groups,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
 
 def drawn(shape, lead=()):
@@ -40,8 +46,10 @@ def drawn(shape, lead=()):
 
 def both(conv, stride, groups):
     """(value, gradient of both operands) of a function in which every element counts."""
+
     def loss(x, kernel):
         return jnp.sum(jnp.sin(conv(x, kernel, stride, groups)))
+
     return jax.value_and_grad(loss, argnums=(0, 1))
 
 
@@ -55,8 +63,9 @@ def close(ours, theirs):
 def test_values_and_gradients_are_those_of_jax(name):
     stride, groups = SHAPES[name][2:]
     x, kernel = drawn(SHAPES[name])
-    np.testing.assert_array_equal(convolution(x, kernel, stride, groups),
-                                  native(x, kernel, stride, groups))
+    np.testing.assert_array_equal(
+        convolution(x, kernel, stride, groups), native(x, kernel, stride, groups)
+    )
     close(both(convolution, stride, groups)(x, kernel), both(native, stride, groups)(x, kernel))
 
 
@@ -64,10 +73,12 @@ def test_values_and_gradients_are_those_of_jax(name):
 @pytest.mark.parametrize('name', ['3x3', 'stride 2, odd', 'depthwise, two out'])
 def test_a_batch_of_either_is_one_after_another(name, axes):
     stride, groups = SHAPES[name][2:]
-    x, kernel = (a if axis == 0 else a[0]
-                 for a, axis in zip(drawn(SHAPES[name], (3,)), axes, strict=True))
-    ours, theirs = (jax.vmap(both(c, stride, groups), axes)(x, kernel)
-                    for c in (convolution, native))
+    x, kernel = (
+        a if axis == 0 else a[0] for a, axis in zip(drawn(SHAPES[name], (3,)), axes, strict=True)
+    )
+    ours, theirs = (
+        jax.vmap(both(c, stride, groups), axes)(x, kernel) for c in (convolution, native)
+    )
     close(ours, theirs)
 
 
@@ -77,8 +88,10 @@ def test_seeds_of_experts_and_loops():
     want = jax.vmap(jax.vmap(both(native, 1, 1)))(x, kernel)
     close(jax.jit(jax.vmap(jax.vmap(fn)))(x, kernel), want)
     close(jax.jit(lambda a, b: lax.map(lambda c: jax.vmap(fn)(*c), (a, b)))(x, kernel), want)
-    got, want = (jax.grad(lambda k, fn=fn: jnp.sum(jax.vmap(fn)(x[0], k) ** 2))(kernel[0])
-                 for fn in (convolution, native))
+    got, want = (
+        jax.grad(lambda k, fn=fn: jnp.sum(jax.vmap(fn)(x[0], k) ** 2))(kernel[0])
+        for fn in (convolution, native)
+    )
     close(got, want)
 
 
@@ -106,7 +119,8 @@ def test_flops_are_those_of_jax(name):
         return flops.total(flops.count(fn, *args))
 
     assert count(lambda x, k: convolution(x, k, stride, groups)) == count(
-        lambda x, k: native(x, k, stride, groups))
+        lambda x, k: native(x, k, stride, groups)
+    )
     assert count(both(convolution, stride, groups)) == count(both(native, stride, groups))
 
 
@@ -120,8 +134,9 @@ def test_in_flax():
     x = drawn(SHAPES['stride 2, odd'])[0]
     conv = functools.partial(nn.Conv, 4, (3, 3), (2, 2))
     variables = conv().init(jax.random.key(0), x)
-    np.testing.assert_array_equal(conv(conv_general_dilated=in_flax).apply(variables, x),
-                                  conv().apply(variables, x))
+    np.testing.assert_array_equal(
+        conv(conv_general_dilated=in_flax).apply(variables, x), conv().apply(variables, x)
+    )
     with pytest.raises(ValueError, match='VALID'):
         conv(conv_general_dilated=in_flax, padding='VALID').apply(variables, x)
 

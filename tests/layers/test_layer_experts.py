@@ -18,8 +18,10 @@ D, F = 8, 16
 def drawn(expert, seed=0, stacked=()):
     """Parameters of one expert, or of as many as `stacked` says, none at its initial value."""
     made = make_expert(expert, expert_args(expert), D, F)
-    return made, {n: 0.3 * normal((seed, i), *stacked, *shape) + (0.7 if 'scale' in n else 0)
-                  for i, (n, (shape, _)) in enumerate(made.shapes().items())}
+    return made, {
+        n: 0.3 * normal((seed, i), *stacked, *shape) + (0.7 if 'scale' in n else 0)
+        for i, (n, (shape, _)) in enumerate(made.shapes().items())
+    }
 
 
 def test_mlp_is_two_products():

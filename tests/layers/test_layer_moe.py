@@ -25,8 +25,9 @@ def test_a_users_own_model_in_ten_lines_learns():
         @nn.compact
         def __call__(self, x, step):
             x = nn.Dense(16)(x)
-            y, info = MoE(num_experts=4, k=2, group_size=8, hidden=32,
-                          losses={'importance': 0.01})(x, step)
+            y, info = MoE(num_experts=4, k=2, group_size=8, hidden=32, losses={'importance': 0.01})(
+                x, step
+            )
             return nn.Dense(3)(x + y), sum(info['losses'].values())
 
     x, labels, model, tx = normal(0, 32, 6), jnp.arange(32) % 3, Mine(), optax.adam(1e-2)
@@ -37,6 +38,7 @@ def test_a_users_own_model_in_ten_lines_learns():
         def loss(params):
             logits, aux = model.apply({'params': params}, x, Step(key=key, train=True))
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + aux
+
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt = tx.update(grads, opt)
         return optax.apply_updates(params, updates), opt, value, grads
@@ -51,15 +53,23 @@ def test_a_users_own_model_in_ten_lines_learns():
 
 def test_initial_values_do_not_know_k():
     x = normal(0, 8, D)
-    one, *others = jit(lambda x: [moe(k=k, capacity_factor=cf).init(jax.random.key(3), x, TRAIN)
-                                  for k, cf in ((1, 1.0), (2, 1.25), (4, 9.0))])(x)
+    one, *others = jit(
+        lambda x: [
+            moe(k=k, capacity_factor=cf).init(jax.random.key(3), x, TRAIN)
+            for k, cf in ((1, 1.0), (2, 1.25), (4, 9.0))
+        ]
+    )(x)
     for other in others:
         chex.assert_trees_all_equal(other, one)
 
 
 def test_experts_begin_independent_and_do_not_know_how_many_they_are():
-    four, eight = jit(lambda x: [moe(num_experts=e, hidden=64).init(jax.random.key(3), x, TRAIN)
-                                 ['params']['experts'] for e in (4, 8)])(normal(0, 8, D))
+    four, eight = jit(
+        lambda x: [
+            moe(num_experts=e, hidden=64).init(jax.random.key(3), x, TRAIN)['params']['experts']
+            for e in (4, 8)
+        ]
+    )(normal(0, 8, D))
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[:4], eight), four)
     for name in ('in_kernel', 'out_kernel'):
         flat = np.asarray(eight[name]).reshape(8, -1)
@@ -84,8 +94,10 @@ def test_layers_share_a_bank():
     params = init(model, x)['params']
     assert set(params) == {'experts', 'a', 'b'}
     assert set(params['a']) == set(params['b']) == {'router'}
-    alone = {n: {'params': {'experts': params['experts'], 'router': params[n]['router']}}
-             for n in ('a', 'b')}
+    alone = {
+        n: {'params': {'experts': params['experts'], 'router': params[n]['router']}}
+        for n in ('a', 'b')
+    }
 
     @jit
     def both(params):
@@ -117,13 +129,19 @@ def test_a_users_router_by_path_and_what_it_carries():
 @pytest.mark.parametrize('count, group_size', [(8, 3), (4, 8), (10, 4)])
 def test_groups_must_divide_the_tokens(count, group_size):
     with pytest.raises(ValueError, match=f'{count} tokens .* {group_size}'):
-        jax.eval_shape(lambda x: moe(group_size=group_size).init(jax.random.key(0), x),
-                       normal(0, count, D))
+        jax.eval_shape(
+            lambda x: moe(group_size=group_size).init(jax.random.key(0), x), normal(0, count, D)
+        )
 
 
-@pytest.mark.parametrize('kwargs, hint', [
-    ({'router': 'topk'}, 'top_k'), ({'expert': 'convv', 'expert_args': {}}, 'conv'),
-    ({'losses': {'importanc': 1.0}}, 'importance')])
+@pytest.mark.parametrize(
+    'kwargs, hint',
+    [
+        ({'router': 'topk'}, 'top_k'),
+        ({'expert': 'convv', 'expert_args': {}}, 'conv'),
+        ({'losses': {'importanc': 1.0}}, 'importance'),
+    ],
+)
 def test_names_are_suggested(kwargs, hint):
     with pytest.raises(UserError, match=f"Did you mean '{hint}'"):
         jax.eval_shape(lambda x: moe(**kwargs).init(jax.random.key(0), x), normal(0, 8, D))
@@ -156,8 +174,12 @@ def test_gradients_in_a_users_shard_map(expert):
         return jnp.square(y).mean() + info['losses']['importance']
 
     mesh = Mesh(jax.devices()[:1], 'data')
-    split = jax.shard_map(lambda *args: jax.lax.pmean(loss(*args), 'data'), mesh=mesh,
-                          in_specs=(P(), P('data')), out_specs=P())
+    split = jax.shard_map(
+        lambda *args: jax.lax.pmean(loss(*args), 'data'),
+        mesh=mesh,
+        in_specs=(P(), P('data')),
+        out_specs=P(),
+    )
     plain, ours = (jit(jax.grad(f))(variables['params'], x) for f in (loss, split))
     chex.assert_trees_all_close(ours, plain, rtol=1e-5, atol=1e-6)
 
@@ -167,8 +189,9 @@ def test_gradients_have_the_type_of_their_parameters(expert):
     layer, x = moe(expert=expert), tokens(expert)
     variables = init(layer, x)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables['params'])
-    grads = jax.eval_shape(jax.grad(lambda p: layer.apply(
-        {**variables, 'params': p}, x, TRAIN)[0].sum()), params)
+    grads = jax.eval_shape(
+        jax.grad(lambda p: layer.apply({**variables, 'params': p}, x, TRAIN)[0].sum()), params
+    )
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
 
 
@@ -202,10 +225,11 @@ def test_losses_are_means_over_groups_with_somebody_in_them():
     variables = init(layer, x)
     loss = jit(lambda x, valid: layer.apply(variables, x, Step(valid=valid))[1]['losses']['z'])
     all_here = jnp.ones(12, bool)
-    each = [float(loss(jnp.tile(x[i:i + 4], (3, 1)), all_here)) for i in (0, 4, 8)]
+    each = [float(loss(jnp.tile(x[i : i + 4], (3, 1)), all_here)) for i in (0, 4, 8)]
     assert float(loss(x, all_here)) == pytest.approx(np.mean(each), rel=1e-5)
-    assert float(loss(x, all_here.at[4:8].set(False))) == pytest.approx((each[0] + each[2]) / 2,
-                                                                        rel=1e-5)
+    assert float(loss(x, all_here.at[4:8].set(False))) == pytest.approx(
+        (each[0] + each[2]) / 2, rel=1e-5
+    )
     assert float(loss(x, ~all_here)) == 0
 
 
@@ -218,14 +242,16 @@ def test_results_do_not_depend_on_the_batch_size(kwargs):
     run = jit(lambda x, start: layer.apply(variables, x, Step(start=start, key=key)))
     whole, info = run(x, 0)
     assert info['telemetry']['dropped'] > 0
-    parts = [run(x[i:i + 4], i)[0] for i in range(0, 16, 4)]
+    parts = [run(x[i : i + 4], i)[0] for i in range(0, 16, 4)]
     chex.assert_trees_all_close(jnp.concatenate(parts), whole, atol=1e-6)
     assert not np.allclose(run(x[4:8], 0)[0], whole[4:8])  # something is at stake
 
 
-@pytest.mark.parametrize('kwargs', [
-    {'router': 'random'}, {'priority': 'random'},
-    {'router_args': {'noise': 'gaussian'}}], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [{'router': 'random'}, {'priority': 'random'}, {'router_args': {'noise': 'gaussian'}}],
+    ids=str,
+)
 def test_what_draws_at_random_wants_a_key(kwargs):
     x, layer = normal(0, 16, D), moe(**kwargs)
     variables = init(layer, x)
@@ -249,8 +275,10 @@ def test_capacity_of_training_and_evaluation():
     x = jnp.broadcast_to(normal(0, 1, D), (8, D))  # all alike: all to the same two experts
     layer = moe(group_size=8, capacity_factor=1.0, eval_capacity_factor=float('inf'))
     variables = init(layer, x)
-    dropped = jit(lambda x, train: layer.apply(variables, x, Step(train=train))[1]['telemetry']
-                  ['dropped'], static_argnums=1)
+    dropped = jit(
+        lambda x, train: layer.apply(variables, x, Step(train=train))[1]['telemetry']['dropped'],
+        static_argnums=1,
+    )
     assert dropped(x, True) == 2 * (8 - 4)  # C = 2 * 8 / 4
     assert dropped(x, False) == 0
 
@@ -268,6 +296,7 @@ def test_padding_may_hold_anything(router, expert):
             some = valid.reshape(-1, *(1,) * (x.ndim - 1))
             aux = sum(info['losses'].values())
             return jnp.sum(jnp.where(some, jnp.sin(y), 0)) + aux, (y, info['telemetry'])
+
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables, x)
 
     clean, dirty = run(variables, x), run(variables, x.at[np.array([0, 5])].set(jnp.nan))
@@ -283,11 +312,13 @@ def test_vmap_over_seeds():
         def loss(variables):
             y, info = layer.apply(variables, x, TRAIN)
             return jnp.sum(jnp.sin(y)) + info['losses']['importance']
+
         return jax.value_and_grad(loss)(variables)
 
     seeds = [init(layer, x, seed=seed) for seed in range(3)]
     together = jit(jax.vmap(run, (0, None)))(jax.tree.map(lambda *a: jnp.stack(a), *seeds), x)
     alone = jit(run)
     for number, variables in enumerate(seeds):
-        chex.assert_trees_all_close(jax.tree.map(lambda a, s=number: a[s], together),
-                                    alone(variables, x), atol=1e-5)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, s=number: a[s], together), alone(variables, x), atol=1e-5
+        )

@@ -18,11 +18,14 @@ LARGE = B * D // 4  # payload is B * D and more; tables are 2 * B choices, E * C
 CASES = [(name, {}) for name in registry.ROUTERS] + [
     ('top_k', {'noise': 'learned', 'gate': 'sigmoid', 'renormalize': True}),
     ('top_k', {'noise': 'gaussian', 'gate': 'top_k_softmax', 'second_choice': 'random'}),
-    ('top_k', {'noise': 'jitter', 'temperature': 'entropy_floor'}), ('soft', {'axis': 'batch'})]
+    ('top_k', {'noise': 'jitter', 'temperature': 'entropy_floor'}),
+    ('soft', {'axis': 'batch'}),
+]
 
 
 def traced(layer, x, step=TRAIN):
     """All equations of the layer's forward and backward."""
+
     def loss(variables, x):
         y, info = layer.apply(variables, x, step)
         return jnp.sum(jnp.sin(y)) + sum(info['losses'].values()), info['telemetry']
@@ -39,18 +42,27 @@ def losses(router, args):
     return {n: 1.0 for n, entry in registry.LOSSES.items() if offers >= set(entry.needs)}
 
 
-@pytest.mark.parametrize('router, args, priority', [
-    *((name, args, 'token') for name, args in CASES), ('top_k', {}, 'gate'),
-    ('top_k', {}, 'random')], ids=str)
+@pytest.mark.parametrize(
+    'router, args, priority',
+    [
+        *((name, args, 'token') for name, args in CASES),
+        ('top_k', {}, 'gate'),
+        ('top_k', {}, 'random'),
+    ],
+    ids=str,
+)
 def test_floats_are_not_scattered(router, args, priority):
-    layer = moe(E, 2, B, router=router, router_args=args, priority=priority,
-                losses=losses(router, args))
+    layer = moe(
+        E, 2, B, router=router, router_args=args, priority=priority, losses=losses(router, args)
+    )
     found = traced(layer, tokens('mlp', B, D))
-    scatters = [v.aval for eqn in found if eqn.primitive.name.startswith('scatter')
-                for v in eqn.outvars]
+    scatters = [
+        v.aval for eqn in found if eqn.primitive.name.startswith('scatter') for v in eqn.outvars
+    ]
     assert all(a.dtype in (jnp.int32, bool) and a.size <= 2 * B for a in scatters), scatters
-    gathers = [eqn for eqn in found if eqn.primitive.name == 'gather'
-               and eqn.outvars[0].aval.size >= LARGE]
+    gathers = [
+        eqn for eqn in found if eqn.primitive.name == 'gather' and eqn.outvars[0].aval.size >= LARGE
+    ]
     # Forward: slots from tokens, and k tokens from slots; backward: their transposes.
     assert len(gathers) == (0 if router == 'soft' else 6)
 
@@ -59,12 +71,16 @@ def test_floats_are_not_scattered(router, args, priority):
 def test_no_expert_scatters(expert):
     x = jax.ShapeDtypeStruct(tokens(expert, 16).shape, jnp.float32)
     found = traced(moe(4, 1, 8, expert=expert), x)
-    large = [eqn for eqn in found if eqn.primitive.name == 'gather'
-             and eqn.outvars[0].aval.size >= x.size]
+    large = [
+        eqn
+        for eqn in found
+        if eqn.primitive.name == 'gather' and eqn.outvars[0].aval.size >= x.size
+    ]
     assert len(large) == 4  # k = 1: out and back, forward and backward
     for eqn in found:
         assert not eqn.primitive.name.startswith('scatter') or all(
-            v.aval.dtype in (jnp.int32, bool) for v in eqn.outvars), eqn
+            v.aval.dtype in (jnp.int32, bool) for v in eqn.outvars
+        ), eqn
 
 
 def test_nothing_is_as_large_as_tokens_times_experts_times_slots():

@@ -35,9 +35,16 @@ def test_the_table(capsys):
     # experts' parameters
     assert row[2:6] == ['147k', '295k', '369k', '128']
     assert row[6:8] == ['18,752', '9,408']
-    for part in ('configs/base.py: conv, 4 experts, k=2, at last_1, router top_k; digits, 8×8×1',
-                 'rho_place', 'rho_active', 'rho_executed', 'same_width', 'same_active_flops',
-                 'same_params', 'groups of 16 tokens, 10 slots per expert'):
+    for part in (
+        'configs/base.py: conv, 4 experts, k=2, at last_1, router top_k; digits, 8×8×1',
+        'rho_place',
+        'rho_active',
+        'rho_executed',
+        'same_width',
+        'same_active_flops',
+        'same_params',
+        'groups of 16 tokens, 10 slots per expert',
+    ):
         assert part in text, part
 
 
@@ -51,19 +58,35 @@ def test_json_says_the_same_as_the_table(capsys):
     assert two['twins']['same_width']['cost'] == 1
     dense = json.loads(printed(capsys, CONFIG, '--config.model.moe.placement=none', '--json'))[0]
     assert dense['rho_place'] == 0 and dense['twins'] == {}
-    soft = json.loads(printed(capsys, CONFIG, *SETS, '--config.model.moe.router=soft', '--json',
-                           '--config.model.moe.losses={}', '--config.model.moe.router_args={}'))
+    soft = json.loads(
+        printed(
+            capsys,
+            CONFIG,
+            *SETS,
+            '--config.model.moe.router=soft',
+            '--json',
+            '--config.model.moe.losses={}',
+            '--config.model.moe.router_args={}',
+        )
+    )
     assert soft[0]['capacity']['block_1']['effective_factor'] is None  # strict JSON has no NaN
     assert 'refused' in soft[0]['twins']['same_active_flops']
 
 
 def test_a_sweep_over_several_configs(capsys, tmp_path):
     out = tmp_path / 'new' / 'folder'
-    text = printed(capsys, CONFIG, '--config=configs/digits_k2.py', *SETS, f'--out={out}',
-                '--sweep=model.moe.hidden=8,32')
+    text = printed(
+        capsys,
+        CONFIG,
+        '--config=configs/digits_k2.py',
+        *SETS,
+        f'--out={out}',
+        '--sweep=model.moe.hidden=8,32',
+    )
     rows = list(csv.DictReader((out / 'sweep.csv').open()))
     assert [(r['config'], r['value']) for r in rows] == [
-        (c, v) for c in ('configs/base.py', 'configs/digits_k2.py') for v in ('8', '32')]
+        (c, v) for c in ('configs/base.py', 'configs/digits_k2.py') for v in ('8', '32')
+    ]
     at = {r['value']: r for r in rows[:2]}
     conv = 2 * 2 * 16 * 9 * 16 * 8  # hidden width 8
     rest = int(at['8']['flops_twin']) - conv
@@ -77,16 +100,29 @@ def test_a_sweep_over_several_configs(capsys, tmp_path):
     assert 'var(' not in (out / 'sweep.svg').read_text()
 
 
-@pytest.mark.parametrize('values, shown', [
-    ('model.args.widths=8,16;16,32', ['(8, 16)', '(16, 32)']),
-    ('model.args.widths=[8,16];[16,32]', ['[8, 16]', '[16, 32]']),
-    ("model.moe.losses={};{'importance':0.1}", ['{}', "{'importance': 0.1}"]),
-    ('model.moe.router=top_k;random', ['top_k', 'random'])])
+@pytest.mark.parametrize(
+    'values, shown',
+    [
+        ('model.args.widths=8,16;16,32', ['(8, 16)', '(16, 32)']),
+        ('model.args.widths=[8,16];[16,32]', ['[8, 16]', '[16, 32]']),
+        ("model.moe.losses={};{'importance':0.1}", ['{}', "{'importance': 0.1}"]),
+        ('model.moe.router=top_k;random', ['top_k', 'random']),
+    ],
+)
 def test_a_sweep_over_names_lists_and_tables(values, shown, capsys, tmp_path):
-    text = printed(capsys, CONFIG, *SETS, f'--out={tmp_path}', '--rho=rho_executed',
-                f'--sweep={values}', *(['--config.model.moe.losses={}',
-                                        '--config.model.moe.router_args={}']
-                                       if 'router' in values else []))
+    text = printed(
+        capsys,
+        CONFIG,
+        *SETS,
+        f'--out={tmp_path}',
+        '--rho=rho_executed',
+        f'--sweep={values}',
+        *(
+            ['--config.model.moe.losses={}', '--config.model.moe.router_args={}']
+            if 'router' in values
+            else []
+        ),
+    )
     assert all(f' {s} ' in text for s in shown)
     assert 'cost: FLOPs over those of the same_width twin' in text
     assert 'rho_executed' in (tmp_path / 'sweep.svg').read_text()
@@ -94,8 +130,9 @@ def test_a_sweep_over_names_lists_and_tables(values, shown, capsys, tmp_path):
 
 
 def test_solve_takes_only_widths_that_the_norm_allows(capsys):
-    row = json.loads(printed(capsys, CONFIG, *SETS, '--solve=model.moe.hidden', '--json',
-                             '--target_rho=0.6'))[0]
+    row = json.loads(
+        printed(capsys, CONFIG, *SETS, '--solve=model.moe.hidden', '--json', '--target_rho=0.6')
+    )[0]
     # 2 * 16 * 9 * 16 h FLOPs for each of two convolutions
     rest = row['flops_twin'] * (1 - row['rho_place'])
     best = min(range(8, 4096, 8), key=lambda h: abs(9216 * h / (9216 * h + rest) - 0.6))
@@ -104,20 +141,28 @@ def test_solve_takes_only_widths_that_the_norm_allows(capsys):
 
 
 def test_solving_another_rho_for_another_key(capsys):
-    text = printed(capsys, CONFIG, *SETS, '--solve=model.moe.k', '--target_rho=0.73',
-                '--rho=rho_active')
+    text = printed(
+        capsys, CONFIG, *SETS, '--solve=model.moe.k', '--target_rho=0.73', '--rho=rho_active'
+    )
     # k experts of 147456 FLOPs beside 193984: 0.695 for k=3, 0.753 for k=4
     assert 'model.moe.k=4 gives rho_active' in text
 
 
 def wrong(*args, env=None):
     begin = os.times()  # processor seconds do not count other processes
-    done = subprocess.run([sys.executable, '-m', 'moe_vision.leverage', *args], cwd=ROOT,
-                          env={**os.environ, **(env or {})}, capture_output=True, text=True,
-                          timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, '-m', 'moe_vision.leverage', *args],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     now = os.times()
-    return done, (now.children_user + now.children_system
-                  - begin.children_user - begin.children_system)
+    return done, (
+        now.children_user + now.children_system - begin.children_user - begin.children_system
+    )
 
 
 @pytest.mark.parametrize('args, parts', WRONG)
@@ -133,11 +178,17 @@ def test_mistakes_are_reported_before_jax_is_imported(tmp_path):
     for name in ('jax', 'flax', 'matplotlib'):
         (tmp_path / f'{name}.py').write_text('raise SystemExit("imported")')
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    for args, part in ((['--config=configs/base.py', '--solve=model.moe.hiden',
-                         '--target_rho=0.2'], 'model.moe.hidden'),
-                       (['--config=configs/base.py', '--sweep=model.moe.hidden=8,12'], '12'),
-                       (['--config=configs/base.py', '--sweep=model.moe.k=1',
-                         '--out=configs/base.py/x'], 'a folder of your own')):
+    for args, part in (
+        (
+            ['--config=configs/base.py', '--solve=model.moe.hiden', '--target_rho=0.2'],
+            'model.moe.hidden',
+        ),
+        (['--config=configs/base.py', '--sweep=model.moe.hidden=8,12'], '12'),
+        (
+            ['--config=configs/base.py', '--sweep=model.moe.k=1', '--out=configs/base.py/x'],
+            'a folder of your own',
+        ),
+    ):
         done, seconds = wrong(*args, env={'PYTHONPATH': path})
         assert done.returncode == 2 and part in done.stderr, done.stderr
         assert done.stderr.count('\n') == 1 and seconds < 3

@@ -34,8 +34,13 @@ def flops_of(leverage):
 
 def test_a_convolutional_network():
     cost = measured()
-    assert flops_of(cost) == {'stem': STEM, 'block_0': BLOCK_0, 'down_1': DOWN,
-                              'block_1': 2 * EXPERT + ROUTER, 'classifier': CLASSIFIER}
+    assert flops_of(cost) == {
+        'stem': STEM,
+        'block_0': BLOCK_0,
+        'down_1': DOWN,
+        'block_1': 2 * EXPERT + ROUTER,
+        'classifier': CLASSIFIER,
+    }
     assert cost.flops == TWIN + EXPERT + ROUTER
     # 4 experts of 10 slots for 16 images: 2.5 expert passes per image
     assert cost.flops_executed == TWIN + 1.5 * EXPERT + ROUTER
@@ -97,11 +102,20 @@ def test_a_grouped_convolution_reads_its_group(groups):
     assert flops.total(flops.count(lambda x, k: conv(x, k, groups), x, kernel)) == one
     direct = flops.count(
         lambda x, k: lax.conv_general_dilated(
-            x, k, (1, 2), 'VALID', feature_group_count=groups,
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC')), x, kernel)
+            x,
+            k,
+            (1, 2),
+            'VALID',
+            feature_group_count=groups,
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        ),
+        x,
+        kernel,
+    )
     assert flops.total(direct) == 2 * (3 * 4 * 2 * 16) * 9 * (8 // groups)
-    stacked = jax.eval_shape(nn.Conv(16, (3, 3), feature_group_count=groups).init,
-                             jax.random.key(0), x)
+    stacked = jax.eval_shape(
+        nn.Conv(16, (3, 3), feature_group_count=groups).init, jax.random.key(0), x
+    )
     assert stacked['params']['kernel'].shape == (3, 3, 8 // groups, 16)
 
 
@@ -110,8 +124,9 @@ def test_attention_and_patches(pool, n):
     """An 8x8 image has 16 patches of 2x2, and a class token with pool='token'; two heads of 4."""
     d, f, group = 8, 24, 16 if pool == 'mean' else 17
     args = {'width': d, 'depth': 3, 'heads': 2, 'patch_size': 2, 'hidden': f, 'pool': pool}
-    cost = measured(model__name='vit', model__args=args, model__moe__group_size=group,
-                    model__moe__placement='1')
+    cost = measured(
+        model__name='vit', model__args=args, model__moe__group_size=group, model__moe__placement='1'
+    )
     projections = 4 * 2 * n * d * d
     scores, mixture = 2 * 2 * n * n * 4, 2 * 2 * n * n * 4  # two heads, four features each
     mlp = 2 * n * d * f + 2 * n * f * d
@@ -136,8 +151,11 @@ def test_attention_and_patches(pool, n):
 @pytest.mark.parametrize('group', [4, 16, 64])
 def test_a_transformer_in_groups_of_patches(group):
     n, d, f = 16, 8, 32
-    cost = measured(model__name='vit', model__moe__group_size=group,
-                    model__args={'width': d, 'depth': 2, 'heads': 2, 'patch_size': 2})
+    cost = measured(
+        model__name='vit',
+        model__moe__group_size=group,
+        model__args={'width': d, 'depth': 2, 'heads': 2, 'patch_size': 2},
+    )
     attention = 2 * n * 4 * d * d + 2 * 2 * n * n * d  # four projections; scores and mixture
     mlp = 2 * 2 * n * d * f
     assert cost.rho_place == mlp / (2 * n * 4 * d + 2 * attention + 2 * mlp + 2 * d * 10)
@@ -159,8 +177,12 @@ def test_a_head_on_the_pooled_vector(k):
     assert head.bytes_experts == 4 * 4 * (2 * h * d + h + d)
     assert head.bytes_buffers == 2 * 20 * k * d * 4 // 16  # 20 k slots for 16 images
     assert cost.rho_place == 4 * h * d / (TWIN + 4 * h * d)
-    transformer = measured(model__name='vit', model__moe__placement='head', model__moe__hidden=h,
-                           model__args={'width': 8, 'depth': 1, 'heads': 1, 'patch_size': 4})
+    transformer = measured(
+        model__name='vit',
+        model__moe__placement='head',
+        model__moe__hidden=h,
+        model__args={'width': 8, 'depth': 1, 'heads': 1, 'patch_size': 4},
+    )
     assert block(transformer, 'head').flops_twin == 4 * h * 8
     assert transformer.capacities['head'].tokens_per_image == 1
 
@@ -192,8 +214,11 @@ def test_soft_routing_of_each_image_runs_all_experts_and_mixes_their_outputs():
 
 
 def test_null_experts_cost_nothing():
-    cost = measured(model__moe__router='null_experts', model__moe__losses={},
-                    model__moe__router_args={'null_experts': 4})
+    cost = measured(
+        model__moe__router='null_experts',
+        model__moe__losses={},
+        model__moe__router_args={'null_experts': 4},
+    )
     # balanced routing sends half of the two choices to true experts; the router has 8 ids
     assert block(cost, 'block_1').flops == EXPERT + 2 * 16 * 8
     assert cost.rho_active_at(1.5, 1.0) == 1.5 * EXPERT / (TWIN + 0.5 * EXPERT + 2 * 16 * 8)
@@ -231,19 +256,27 @@ def test_a_twin_has_places_but_routes_nothing():
 
 
 def test_a_dense_network_has_no_places():
-    dense = measured(model__moe__placement='none', model__moe__num_experts=8,
-                     model__moe__group_size=64)  # the defaults: a dense network reads neither
+    dense = measured(
+        model__moe__placement='none', model__moe__num_experts=8, model__moe__group_size=64
+    )  # the defaults: a dense network reads neither
     assert (dense.rho_place, dense.rho_active, dense.rho_executed) == (0, 0, 0)
     assert dense.flops == TWIN and not dense.capacities
 
 
-@pytest.mark.parametrize('router, args', [
-    ('shuffled', {'noise': 'gaussian'}), ('random', {}), ('supervised', {'noise': 'gaussian'}),
-    ('top_k', {'noise': 'learned'})])
+@pytest.mark.parametrize(
+    'router, args',
+    [
+        ('shuffled', {'noise': 'gaussian'}),
+        ('random', {}),
+        ('supervised', {'noise': 'gaussian'}),
+        ('top_k', {'noise': 'learned'}),
+    ],
+)
 def test_the_cost_does_not_depend_on_how_routes_are_drawn(router, args):
     losses = {'supervised': 0.1} if router == 'supervised' else {}
-    cost = measured(model__moe__router=router, model__moe__router_args=args,
-                    model__moe__losses=losses)
+    cost = measured(
+        model__moe__router=router, model__moe__router_args=args, model__moe__losses=losses
+    )
     products = {'random': 0}.get(router, 2 if args.get('noise') == 'learned' else 1)
     assert block(cost, 'block_1').flops == 2 * EXPERT + products * ROUTER
     assert cost.rho_place == EXPERT / TWIN

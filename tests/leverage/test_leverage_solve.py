@@ -41,9 +41,9 @@ def test_a_number_that_falls():
 
 
 def test_a_curved_number_of_few_values():
-    value, _ = search(lambda n: (n / 10)**3, 0.1, allowed=lambda n: 1 <= n <= 6)
+    value, _ = search(lambda n: (n / 10) ** 3, 0.1, allowed=lambda n: 1 <= n <= 6)
     assert value == 5  # gives 0.125; 4 gives 0.064
-    value, _ = search(lambda n: (n / 10)**3, 0.21604, allowed=lambda n: 1 <= n <= 6)
+    value, _ = search(lambda n: (n / 10) ** 3, 0.21604, allowed=lambda n: 1 <= n <= 6)
     assert value == 6  # the largest; equal to the target in four decimals
 
 

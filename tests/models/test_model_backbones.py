@@ -27,8 +27,9 @@ UNIT = {name: entry.unit for name, entry in registry.BACKBONES.items()}
 
 def forward_and_gradient(net):
     def loss(params, rest, x):
-        (logits, infos), _ = net.apply({'params': params, **rest}, x, TRAIN,
-                                       mutable=['batch_stats'])
+        (logits, infos), _ = net.apply(
+            {'params': params, **rest}, x, TRAIN, mutable=['batch_stats']
+        )
         aux = sum(sum(i['losses'].values()) for i in infos.values())
         return jnp.sum(jnp.sin(logits)) + aux, (logits, infos)
 
@@ -40,8 +41,10 @@ def forward_and_gradient(net):
 
 
 @every_backbone
-@pytest.mark.parametrize('placement, layers', [
-    ('head', ['head']), ('last_1', ['block_1']), ('0,1', ['block_0', 'block_1'])])
+@pytest.mark.parametrize(
+    'placement, layers',
+    [('head', ['head']), ('last_1', ['block_1']), ('0,1', ['block_0', 'block_1'])],
+)
 def test_runs_and_learns_at_every_place(name, placement, layers):
     net = build(name, placement)
     grads, (logits, infos) = jit(forward_and_gradient(net))(filled(net), images())
@@ -63,8 +66,10 @@ def test_runs_and_learns_at_every_place(name, placement, layers):
 def test_places_are_those_of_the_spelling(name):
     trees = {p: abstract(build(name, p)) for p in ('last_1', 'every_2', '1', 'none', 'head')}
     chex.assert_trees_all_equal_shapes(trees['every_2'], trees['last_1'], trees['1'])
-    routed = {placement: {path.split('/')[0] for path in paths(tree['params'])
-                          if '/router/' in path} for placement, tree in trees.items()}
+    routed = {
+        placement: {path.split('/')[0] for path in paths(tree['params']) if '/router/' in path}
+        for placement, tree in trees.items()
+    }
     assert routed['1'] == {'block_1'} and routed['head'] == {'head'} and not routed['none']
     for placement in ('2', 'last_3', 'every_3'):
         with pytest.raises(UserError, match='2 blocks'):
@@ -74,8 +79,13 @@ def test_places_are_those_of_the_spelling(name):
 @every_backbone
 def test_soft_routing_and_padding_leave_valid_images_alone(name):
     """Whatever an unreadable image holds, logits, losses and gradients of the others stay."""
-    net = build(name, 'last_1', router='soft', router_args=registry.SoftArgs(axis='batch'),
-                group_size=16 if UNIT[name] == 'patch' else B)
+    net = build(
+        name,
+        'last_1',
+        router='soft',
+        router_args=registry.SoftArgs(axis='batch'),
+        group_size=16 if UNIT[name] == 'patch' else B,
+    )
     valid = jnp.asarray([True, True, False, True])
 
     variables = filled(net)
@@ -85,8 +95,9 @@ def test_soft_routing_and_padding_leave_valid_images_alone(name):
     def run(x):
         def loss(params):
             step = Step(valid=valid, train=True)
-            (logits, infos), _ = net.apply({'params': params, **variables}, x, step,
-                                           mutable=['batch_stats'])
+            (logits, infos), _ = net.apply(
+                {'params': params, **variables}, x, step, mutable=['batch_stats']
+            )
             aux = infos['block_1']['losses']['importance']
             return jnp.sum(jnp.where(valid[:, None], jnp.sin(logits), 0)) + aux, logits
 
@@ -102,7 +113,8 @@ def test_bfloat16_compute_keeps_parameters_float32(name):
     net = build(name, '0,1', dtype='bfloat16')
     variables = abstract(net)
     program, (grads, (logits, infos)) = jax.make_jaxpr(
-        forward_and_gradient(net), return_shape=True)(variables, images())
+        forward_and_gradient(net), return_shape=True
+    )(variables, images())
     chex.assert_type(jax.tree.leaves(variables['params']), jnp.float32)
     chex.assert_type([logits, *jax.tree.leaves(grads)], jnp.float32)
     for info in infos.values():

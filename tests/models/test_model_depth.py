@@ -54,11 +54,17 @@ def test_nothing_is_dropped_in_evaluation_and_no_draw_goes_without_a_key():
 @every_backbone
 def test_a_branch_that_is_left_out_gives_nothing_but_is_routed(name):
     """All images lose the last block; routing, capacity and losses do not notice."""
+
     def run(rate):
         net = build(name, 'last_1', args={'drop_path': rate}, capacity_factor=0.5)
         variables = filled(net)
-        other = {**variables, 'params': {**variables['params'], 'block_1': jax.tree.map(
-            lambda a: 2 * a, variables['params']['block_1'])}}
+        other = {
+            **variables,
+            'params': {
+                **variables['params'],
+                'block_1': jax.tree.map(lambda a: 2 * a, variables['params']['block_1']),
+            },
+        }
         apply = jit(lambda v: net.apply(v, images(), TRAIN, mutable=['batch_stats'])[0])
         return [jax.device_get(apply(v)) for v in (variables, other)]
 
@@ -73,10 +79,12 @@ def test_a_branch_that_is_left_out_gives_nothing_but_is_routed(name):
 
 def gradient(net, variables):
     def loss(params):
-        (logits, infos), stats = net.apply({**variables, 'params': params}, images(), TRAIN,
-                                           mutable=['batch_stats'])
+        (logits, infos), stats = net.apply(
+            {**variables, 'params': params}, images(), TRAIN, mutable=['batch_stats']
+        )
         aux = sum(sum(i['losses'].values()) for i in infos.values())
         return jnp.sum(jnp.sin(logits)) + aux, (logits, infos, stats)
+
     return jax.value_and_grad(loss, has_aux=True)(variables['params'])
 
 
@@ -84,18 +92,27 @@ def gradient(net, variables):
 def test_each_block_is_computed_again_and_nothing_else(name):
     model = config(name, 'last_1')
     nets = [models.build(dataclasses.replace(model, remat=r), CLASSES) for r in (False, True)]
-    variables = [jax.eval_shape(lambda x, n=n: n.init(jax.random.key(0), x, TRAIN), images())
-                 for n in nets]
+    variables = [
+        jax.eval_shape(lambda x, n=n: n.init(jax.random.key(0), x, TRAIN), images()) for n in nets
+    ]
     chex.assert_trees_all_equal_shapes(*variables)
-    counts = [str(jax.make_jaxpr(lambda v, n=n: gradient(n, v))(variables[0])).count(
-        'differentiated=True') for n in nets]
+    counts = [
+        str(jax.make_jaxpr(lambda v, n=n: gradient(n, v))(variables[0])).count(
+            'differentiated=True'
+        )
+        for n in nets
+    ]
     blocks = 3 if name == 'resnet' else 2  # one that projects
     assert counts == [0, blocks]
 
 
-DEEP = {'conv': {'widths': (8,), 'depth': 6}, 'depthwise': {'widths': (8,), 'depth': 6},
-        'resnet': {'widths': (32,), 'depths': (6,)}, 'convnext': {'widths': (16,), 'depths': (6,)},
-        'vit': {'width': 16, 'depth': 6}}
+DEEP = {
+    'conv': {'widths': (8,), 'depth': 6},
+    'depthwise': {'widths': (8,), 'depth': 6},
+    'resnet': {'widths': (32,), 'depths': (6,)},
+    'convnext': {'widths': (16,), 'depths': (6,)},
+    'vit': {'width': 16, 'depth': 6},
+}
 
 
 @every_backbone
@@ -104,6 +121,7 @@ def test_little_is_kept_for_the_backward_pass(name):
 
     What a compiler makes of this differs: for a CPU XLA merges what is computed twice.
     """
+
     def kept(remat):
         model = config(name, 'last_1', args=DEEP[name], group_size=64)
         net = models.build(dataclasses.replace(model, remat=remat), CLASSES)
@@ -112,14 +130,19 @@ def test_little_is_kept_for_the_backward_pass(name):
 
         def forward(params, rest, x):
             def run(params):
-                return net.apply({'params': params, **rest}, x, TRAIN,
-                                 mutable=['batch_stats'])[0][0]
+                return net.apply({'params': params, **rest}, x, TRAIN, mutable=['batch_stats'])[0][
+                    0
+                ]
+
             return jax.vjp(run, params)[1]
 
         rest = {n: v for n, v in variables.items() if n != 'params'}
         residuals = jax.eval_shape(forward, variables['params'], rest, x)
-        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(residuals)
-                   if a.ndim > 1 and a.shape[0] >= 64)
+        return sum(
+            a.size * a.dtype.itemsize
+            for a in jax.tree.leaves(residuals)
+            if a.ndim > 1 and a.shape[0] >= 64
+        )
 
     assert kept(True) < 0.5 * kept(False)
 
@@ -143,10 +166,12 @@ def test_a_small_one_trains_in_bfloat16_with_all_of_it(name):
     @jit
     def step(params):
         def loss(params):
-            (logits, infos), _ = net.apply({**variables, 'params': params}, images(), TRAIN,
-                                           mutable=['batch_stats'])
+            (logits, infos), _ = net.apply(
+                {**variables, 'params': params}, images(), TRAIN, mutable=['batch_stats']
+            )
             chosen = jax.nn.log_softmax(logits)[jnp.arange(B), labels]
             return -chosen.mean() + sum(infos['block_1']['losses'].values())
+
         value, grads = jax.value_and_grad(loss)(params)
         return value, jax.tree.map(lambda p, g: p - 0.02 * g, params, grads)
 

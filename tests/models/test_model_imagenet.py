@@ -24,7 +24,8 @@ TEXTBOOK = {  # network: (backbone, arguments, parameters as timm gives them)
     'resnet50': ('resnet', {}, 25_557_032),
     'convnext_tiny': ('convnext', {}, 28_589_128),
     'deit_small_patch16_224': ('vit', {**VIT, 'width': 384, 'heads': 6}, 22_050_664),
-    'vit_base_patch16_224': ('vit', {**VIT, 'width': 768, 'heads': 12}, 86_567_656)}
+    'vit_base_patch16_224': ('vit', {**VIT, 'width': 768, 'heads': 12}, 86_567_656),
+}
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 every_textbook = pytest.mark.parametrize('name', TEXTBOOK)
 
@@ -33,8 +34,9 @@ every_textbook = pytest.mark.parametrize('name', TEXTBOOK)
 def traced(name):
     """(variables, what each module returned, FLOPs) of a textbook network, as shapes."""
     backbone, args, _ = TEXTBOOK[name]
-    model = dataclasses.replace(config(backbone, 'none'),
-                                args=registry.BACKBONES[backbone].args(**args))
+    model = dataclasses.replace(
+        config(backbone, 'none'), args=registry.BACKBONES[backbone].args(**args)
+    )
     net, shapes = models.build(model, 1000), {}
 
     def look(call, args, kwargs, context):
@@ -93,8 +95,12 @@ def test_vit_shapes():
 
 def test_what_published_vit_weights_need():
     """The arrays of timm's ViT, by what they are: a norm's epsilon is 1e-6 there and here."""
-    shapes = {'/'.join(k.key for k in path): leaf.shape for path, leaf in
-              jax.tree_util.tree_leaves_with_path(traced('deit_small_patch16_224')[0]['params'])}
+    shapes = {
+        '/'.join(k.key for k in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            traced('deit_small_patch16_224')[0]['params']
+        )
+    }
     assert shapes['class_token'] == (1, 1, 384) and shapes['position'] == (1, 197, 384)
     for part in ('query', 'key', 'value'):
         assert shapes[f'block_0_attention/{part}/kernel'] == (384, 6, 64)
@@ -106,10 +112,14 @@ def test_what_published_vit_weights_need():
 def resnet50():
     """Multiply-adds by hand; each stage's first block projects, and strides in its 3x3."""
     found, d_in = 112**2 * 49 * 3 * 64, 64
-    for side, width, blocks, stride in ((56, 256, 3, 1), (28, 512, 4, 2), (14, 1024, 6, 2),
-                                        (7, 2048, 3, 2)):
+    for side, width, blocks, stride in (
+        (56, 256, 3, 1),
+        (28, 512, 4, 2),
+        (14, 1024, 6, 2),
+        (7, 2048, 3, 2),
+    ):
         h = width // 4
-        found += (side * stride)**2 * d_in * h + side**2 * (9 * h * h + h * width + d_in * width)
+        found += (side * stride) ** 2 * d_in * h + side**2 * (9 * h * h + h * width + d_in * width)
         found += (blocks - 1) * side**2 * (2 * h * width + 9 * h * h)
         d_in = width
     return found + 2048 * 1000
@@ -130,9 +140,15 @@ def vit(width):
     return 196 * 16 * 16 * 3 * width + 12 * block + width * 1000
 
 
-@pytest.mark.parametrize('name, macs, about', [
-    ('resnet50', resnet50(), 4.09e9), ('convnext_tiny', convnext_t(), 4.46e9),
-    ('deit_small_patch16_224', vit(384), 4.6e9), ('vit_base_patch16_224', vit(768), 17.56e9)])
+@pytest.mark.parametrize(
+    'name, macs, about',
+    [
+        ('resnet50', resnet50(), 4.09e9),
+        ('convnext_tiny', convnext_t(), 4.46e9),
+        ('deit_small_patch16_224', vit(384), 4.6e9),
+        ('vit_base_patch16_224', vit(768), 17.56e9),
+    ],
+)
 def test_flops_are_those_of_the_hand_formula(name, macs, about):
     assert flops.total(traced(name)[2]) == 2 * macs
     assert macs == pytest.approx(about, rel=2e-3)
@@ -152,11 +168,14 @@ def test_the_twin_of_convnext_is_the_textbook_network():
     """Its norm sees one position of one image, so it may stand in an expert as it is."""
     model = config('convnext', 'last_7', args={'depths': (1, 1, 9, 1), 'widths': (4, 4, 8, 8)})
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    dense, twin = (models.build(dataclasses.replace(model, twin=t, moe=dataclasses.replace(
-        model.moe, placement=p)), 5) for t, p in (('none', 'none'), ('same_width', 'last_7')))
+    dense, twin = (
+        models.build(
+            dataclasses.replace(model, twin=t, moe=dataclasses.replace(model.moe, placement=p)), 5
+        )
+        for t, p in (('none', 'none'), ('same_width', 'last_7'))
+    )
 
     def program(net):
-        return str(jax.make_jaxpr(
-            lambda x: net.init_with_output(jax.random.key(0), x, Step()))(x))
+        return str(jax.make_jaxpr(lambda x: net.init_with_output(jax.random.key(0), x, Step()))(x))
 
     assert program(dense) == program(twin)

@@ -18,14 +18,27 @@ N, D = 240, 4
 
 def block(**given):
     expert = make_expert('mlp', None, D, 8)
-    return DroppingBlock(expert, **{'num_experts': 4, 'k': 2, 'group_size': 60,
-                                    'capacity_factor': 0.5, 'eval_capacity_factor': 0.75} | given)
+    return DroppingBlock(
+        expert,
+        **{
+            'num_experts': 4,
+            'k': 2,
+            'group_size': 60,
+            'capacity_factor': 0.5,
+            'eval_capacity_factor': 0.75,
+        }
+        | given,
+    )
 
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(N, D)), jnp.float32)
 VALID = np.random.default_rng(1).random(N) < 0.8
-PARAMS = {'params': {n: jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
-                     for n, (shape, _) in make_expert('mlp', None, D, 8).shapes().items()}}
+PARAMS = {
+    'params': {
+        n: jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
+        for n, (shape, _) in make_expert('mlp', None, D, 8).shapes().items()
+    }
+}
 DENSE = DenseBlock(make_expert('mlp', None, D, 8)).apply(PARAMS, X)
 
 
@@ -46,11 +59,20 @@ def test_the_output_is_the_dense_blocks_times_the_share_of_choices_with_a_slot(t
     # C = ceil(0.5 * k * 60 / 4), or of 0.75, of each of 4 experts in each of 4 groups; by hand:
     slots = {(True, 1): 8, (True, 2): 15, (False, 1): 12, (False, 2): 23}[train, k]
     held = np.zeros((4, 4), int)
-    np.add.at(held, (np.arange(N)[:, None].repeat(k, 1)[info['choices']['kept']] // 60,
-                     info['choices']['expert'][info['choices']['kept']]), 1)
+    np.add.at(
+        held,
+        (
+            np.arange(N)[:, None].repeat(k, 1)[info['choices']['kept']] // 60,
+            info['choices']['expert'][info['choices']['kept']],
+        ),
+        1,
+    )
     wanted = np.zeros((4, 4), int)
-    np.add.at(wanted, (np.arange(N)[VALID][:, None].repeat(k, 1) // 60,
-                       info['choices']['expert'][VALID]), 1)
+    np.add.at(
+        wanted,
+        (np.arange(N)[VALID][:, None].repeat(k, 1) // 60, info['choices']['expert'][VALID]),
+        1,
+    )
     np.testing.assert_array_equal(held, np.minimum(wanted, slots))
     rates = telemetry.summarize(info['telemetry'], 4)
     assert rates['drop_rate'] == pytest.approx(1 - held.sum() / (k * VALID.sum()))
@@ -75,9 +97,12 @@ def test_what_is_dropped_depends_on_the_key_and_on_nothing_in_the_tokens():
 
 
 def test_results_do_not_depend_on_the_batch_size():
-    part = jit(lambda x, start: block(k=1, eval_capacity_factor=0.5).apply(
-        PARAMS, x, Step(key=jax.random.key(3), start=start))[0])
-    parts = [part(X[i:i + 60], i) for i in range(0, N, 60)]
+    part = jit(
+        lambda x, start: block(k=1, eval_capacity_factor=0.5).apply(
+            PARAMS, x, Step(key=jax.random.key(3), start=start)
+        )[0]
+    )
+    parts = [part(X[i : i + 60], i) for i in range(0, N, 60)]
     chex.assert_trees_all_close(jnp.concatenate(parts), part(X, 0), atol=1e-6)
     assert not np.allclose(part(X[60:120], 0), parts[1])  # something is at stake
 
@@ -86,13 +111,22 @@ def test_results_do_not_depend_on_the_batch_size():
 @pytest.mark.parametrize('placement', ['every_2', 'head'])
 def test_parameters_and_flops_are_those_of_same_width(name, placement):
     nets = [build(name, placement, twin=twin) for twin in ('same_width', 'same_drops')]
-    plain, drops = (jax.eval_shape(lambda x, net=net: net.init(jax.random.key(0), x, Step()),
-                                   images()) for net in nets)
+    plain, drops = (
+        jax.eval_shape(lambda x, net=net: net.init(jax.random.key(0), x, Step()), images())
+        for net in nets
+    )
     chex.assert_trees_all_equal_shapes(plain, drops)
     assert paths(plain).keys() == paths(drops).keys()
-    cost = [flops.total(flops.count(
-        lambda v, x, net=net: net.apply(v, x, Step(key=jax.random.key(0)))[0], plain, images()))
-        for net in nets]
+    cost = [
+        flops.total(
+            flops.count(
+                lambda v, x, net=net: net.apply(v, x, Step(key=jax.random.key(0)))[0],
+                plain,
+                images(),
+            )
+        )
+        for net in nets
+    ]
     assert cost[0] == cost[1] > 0
 
 
@@ -103,9 +137,11 @@ def test_in_a_network_it_reports_its_drops_and_passes_gradients():
     @jit
     def run(variables):
         def loss(params):
-            (logits, infos), _ = net.apply({**variables, 'params': params}, images(), step,
-                                           mutable=['batch_stats'])
+            (logits, infos), _ = net.apply(
+                {**variables, 'params': params}, images(), step, mutable=['batch_stats']
+            )
             return jnp.sum(jnp.sin(logits)), infos
+
         return jax.grad(loss, has_aux=True)(variables['params'])
 
     grads, infos = jax.device_get(run(filled(net)))

@@ -21,11 +21,18 @@ every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
 
 @every_backbone
 def test_routed_and_dense_networks_begin_equal_wherever_they_share(name):
-    kinds = {'k2': {}, 'k1': {'k': 1, 'capacity_factor': 1.0}, 'twin': {'twin': 'same_width'},
-             'dense': {'placement': 'none'}}
+    kinds = {
+        'k2': {},
+        'k1': {'k': 1, 'capacity_factor': 1.0},
+        'twin': {'twin': 'same_width'},
+        'dense': {'placement': 'none'},
+    }
     nets = {kind: build(name, **kwargs) for kind, kwargs in kinds.items()}
-    begun = jit(lambda x: {kind: net.init(jax.random.key(3), x, TRAIN)['params']
-                           for kind, net in nets.items()})(images())
+    begun = jit(
+        lambda x: {
+            kind: net.init(jax.random.key(3), x, TRAIN)['params'] for kind, net in nets.items()
+        }
+    )(images())
     chex.assert_trees_all_equal(begun['k1'], begun['k2'])
     routed, twin, dense = (paths(begun[n]) for n in ('k2', 'twin', 'dense'))
     outside = {p for p in routed if not p.startswith('block_1/')}
@@ -49,18 +56,26 @@ def test_a_vit_twin_of_same_width_is_the_dense_vit():
     chex.assert_trees_all_equal(twin, dense)
 
 
-PLACES = [('vit', 'mlp', 16, 64, (16,)), ('conv', 'conv', 16, 16, (4, 4, 16)),
-          ('depthwise', 'depthwise_conv', 16, 32, (4, 4, 16)), ('conv', 'mlp', 16, 64, (16,)),
-          ('resnet', 'bottleneck', 32, 8, (4, 4, 32)), ('convnext', 'convnext', 16, 64, (4, 4, 16))]
+PLACES = [
+    ('vit', 'mlp', 16, 64, (16,)),
+    ('conv', 'conv', 16, 16, (4, 4, 16)),
+    ('depthwise', 'depthwise_conv', 16, 32, (4, 4, 16)),
+    ('conv', 'mlp', 16, 64, (16,)),
+    ('resnet', 'bottleneck', 32, 8, (4, 4, 32)),
+    ('convnext', 'convnext', 16, 64, (4, 4, 16)),
+]
 
 
 def hand_flops(expert, d, f, payload):
     """2 per multiply-accumulate, of one expert on one token."""
     space = math.prod(payload[:-1])
-    return {'mlp': 2 * 2 * d * f, 'conv': 2 * 2 * 9 * d * f * space,
-            'depthwise_conv': (2 * 9 * d + 2 * 2 * d * f) * space,
-            'bottleneck': (2 * 2 * d * f + 2 * 9 * f * f) * space,
-            'convnext': (2 * 49 * d + 2 * 2 * d * f) * space}[expert]
+    return {
+        'mlp': 2 * 2 * d * f,
+        'conv': 2 * 2 * 9 * d * f * space,
+        'depthwise_conv': (2 * 9 * d + 2 * 2 * d * f) * space,
+        'bottleneck': (2 * 2 * d * f + 2 * 9 * f * f) * space,
+        'convnext': (2 * 49 * d + 2 * 2 * d * f) * space,
+    }[expert]
 
 
 @pytest.mark.parametrize('k', [1, 2, 3])
@@ -86,10 +101,13 @@ def nearest(expert, target, cost):
 
 
 def hand_params(expert, d, f):
-    return {'mlp': 2 * d * f + f + d, 'conv': 2 * 9 * d * f + 2 * d + 2 * f,
-            'depthwise_conv': 9 * d + 2 * d + 2 * d * f + f + d,
-            'bottleneck': 2 * d * f + 9 * f * f + 2 * 2 * f + 2 * d,
-            'convnext': 49 * d + d + 2 * d + 2 * d * f + f + d + d}[expert]
+    return {
+        'mlp': 2 * d * f + f + d,
+        'conv': 2 * 9 * d * f + 2 * d + 2 * f,
+        'depthwise_conv': 9 * d + 2 * d + 2 * d * f + f + d,
+        'bottleneck': 2 * d * f + 9 * f * f + 2 * 2 * f + 2 * d,
+        'convnext': 49 * d + d + 2 * d + 2 * d * f + f + d + d,
+    }[expert]
 
 
 @pytest.mark.parametrize('router', ['top_k', 'soft', 'random', 'null_experts'])
@@ -113,8 +131,15 @@ def test_hidden_width_of_experts_may_be_set():
 
 
 def test_null_experts_take_their_share_of_the_active_flops():
-    moe = config('vit', hidden=24, router='null_experts', router_args={'null_experts': 8},
-                 num_experts=8, k=2, losses={}).moe  # of 2 choices 1 is expected to be true
+    moe = config(
+        'vit',
+        hidden=24,
+        router='null_experts',
+        router_args={'null_experts': 8},
+        num_experts=8,
+        k=2,
+        losses={},
+    ).moe  # of 2 choices 1 is expected to be true
     assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 24
 
 
@@ -122,6 +147,7 @@ def test_null_experts_take_their_share_of_the_active_flops():
 @pytest.mark.parametrize('placement', ['head', '0,1'])
 def test_a_whole_twin_costs_what_one_expert_for_each_token_costs(name, placement):
     """k = 1 and as many slots as tokens: the twin's FLOPs and the router's."""
+
     def cost(**kwargs):
         net = build(name, placement, k=1, **kwargs)
         x = images()

@@ -139,8 +139,12 @@ def programs(tmp_path_factory):
 
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
     script = str(Path(__file__).parents[1] / 'cases' / 'pod_programs.py')
-    done = subprocess.run([sys.executable, script], text=True, capture_output=True,
-                          env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'})
+    done = subprocess.run(
+        [sys.executable, script],
+        text=True,
+        capture_output=True,
+        env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {n: hlo.collectives(text) for n, text in json.loads(done.stdout).items()}
 
@@ -185,7 +189,8 @@ def test_loops_multiply(read):
 
 def test_groups(read):
     gather, exchange, scatter, reduce = (
-        of_kind(read, k)[0] for k in ('all-gather', 'all-to-all', 'reduce-scatter', 'all-reduce'))
+        of_kind(read, k)[0] for k in ('all-gather', 'all-to-all', 'reduce-scatter', 'all-reduce')
+    )
     assert exchange.groups == (tuple(range(8)), tuple(range(8, 16)))  # [2,8]<=[16]
     assert gather.groups[:2] == ((0, 4, 8, 12), (1, 5, 9, 13))  # columns of a 4 × 4
     assert scatter.groups == ((0, 1, 2, 3), (4, 5, 6, 7))
@@ -193,22 +198,44 @@ def test_groups(read):
     assert of_kind(read, 'collective-permute')[0].groups == ((0, 1), (1, 0))
 
 
-@pytest.mark.parametrize('notation, groups', [
-    ("mesh['a'=2,'b'=4] {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
-    ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
-    ("mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
-    ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", ((0, 1), (2, 3))),
-    ("mesh['a'=8] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7))),  # a is 2 × 2 × 2
-    ('[2,2]<=[4]', ((0, 1), (2, 3))), ('[2,2]<=[2,2]T(1,0)', ((0, 2), (1, 3))),
-    ('{{3,1},{0,2}}', ((3, 1), (0, 2))), ('{}', ())])
+@pytest.mark.parametrize(
+    'notation, groups',
+    [
+        ("mesh['a'=2,'b'=4] {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", ((0, 1), (2, 3))),
+        ("mesh['a'=8] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7))),  # a is 2 × 2 × 2
+        ('[2,2]<=[4]', ((0, 1), (2, 3))),
+        ('[2,2]<=[2,2]T(1,0)', ((0, 2), (1, 3))),
+        ('{{3,1},{0,2}}', ((3, 1), (0, 2))),
+        ('{}', ()),
+    ],
+)
 def test_notations_of_groups(notation, groups):
-    assert replica_groups.parse(f'channel_id=1, replica_groups={notation}, '
-                                "metadata={op_name=\"a['b']\"}") == groups
+    assert (
+        replica_groups.parse(
+            f'channel_id=1, replica_groups={notation}, metadata={{op_name="a[\'b\']"}}'
+        )
+        == groups
+    )
 
 
-@pytest.mark.parametrize('shape, size', [
-    ('f32[2,3]', 24), ('bf16[7]', 14), ('pred[9]', 9), ('s4[5]', 3), ('f8e4m3fn[6]', 6),
-    ('c64[2]', 16), ('u32[]', 4), ('token[]', 0), ('f32[0,4]', 0), ('f32[<=8]', 32)])
+@pytest.mark.parametrize(
+    'shape, size',
+    [
+        ('f32[2,3]', 24),
+        ('bf16[7]', 14),
+        ('pred[9]', 9),
+        ('s4[5]', 3),
+        ('f8e4m3fn[6]', 6),
+        ('c64[2]', 16),
+        ('u32[]', 4),
+        ('token[]', 0),
+        ('f32[0,4]', 0),
+        ('f32[<=8]', 32),
+    ],
+)
 def test_bytes(shape, size):
     assert hlo.size(shape) == size
 

@@ -21,19 +21,38 @@ def collective(kind, shape, size, op_name='', times=1, groups=()):
     return Collective(kind, 'x', (Part(shape, size, op_name),), groups, times, op_name)
 
 
-@pytest.mark.parametrize('name, count', [
-    ('v5e:16x16', 256), ('v6e:1x1', 1), ('v5e:4x8', 32), ('v4:8x8x4', 256), ('v5p:2x2x1', 4),
-    ('tpu7x:4x4x8', 128), ('V5E:2x2', 4), ('v5p:12x12x12', 1728)])
+@pytest.mark.parametrize(
+    'name, count',
+    [
+        ('v5e:16x16', 256),
+        ('v6e:1x1', 1),
+        ('v5e:4x8', 32),
+        ('v4:8x8x4', 256),
+        ('v5p:2x2x1', 4),
+        ('tpu7x:4x4x8', 128),
+        ('V5E:2x2', 4),
+        ('v5p:12x12x12', 1728),
+    ],
+)
 def test_slices_that_exist(name, count):
     topology = topology_lib.parse(name)
     assert topology.chips == count and str(topology) == name.lower()
 
 
-@pytest.mark.parametrize('name, part', [
-    ('v5:16x16', "Did you mean 'v5e:16x16'?"), ('v5e:16x61', "Did you mean 'v5e:16x16'?"),
-    ('v5e:32x32', 'v5e and v6e as 1x1, 2x2'), ('v4:4x4x5', "Did you mean 'v4:4x4x"),
-    ('v5p:6x6x6', 'or three multiples of 4'), ('v5e-16', 'unknown topology'),
-    ('v5p:16x16x28', 'v5p to 6144 chips'), ('v4:0x4x4', 'unknown topology'), ('', 'unknown')])
+@pytest.mark.parametrize(
+    'name, part',
+    [
+        ('v5:16x16', "Did you mean 'v5e:16x16'?"),
+        ('v5e:16x61', "Did you mean 'v5e:16x16'?"),
+        ('v5e:32x32', 'v5e and v6e as 1x1, 2x2'),
+        ('v4:4x4x5', "Did you mean 'v4:4x4x"),
+        ('v5p:6x6x6', 'or three multiples of 4'),
+        ('v5e-16', 'unknown topology'),
+        ('v5p:16x16x28', 'v5p to 6144 chips'),
+        ('v4:0x4x4', 'unknown topology'),
+        ('', 'unknown'),
+    ],
+)
 def test_slices_that_do_not_exist_are_refused(name, part):
     with pytest.raises(UserError) as e:
         topology_lib.parse(name)
@@ -51,18 +70,32 @@ def test_chips_are_plausible(name):
     assert device.hbm * chip.devices == chip.hbm
 
 
-@pytest.mark.parametrize('kind, flops', [
-    ('TPU v5 lite', 197e12), ('TPU v5', 459e12), ('TPU7x', 2307e12 / 2),  # half a chip
-    ('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H100 PCIe', 756e12), ('NVIDIA H200', 989e12),
-    ('NVIDIA A100-SXM4-80GB', 312e12), ('cpu', None), ('TPU v9', None)])
+@pytest.mark.parametrize(
+    'kind, flops',
+    [
+        ('TPU v5 lite', 197e12),
+        ('TPU v5', 459e12),
+        ('TPU7x', 2307e12 / 2),  # half a chip
+        ('NVIDIA H100 80GB HBM3', 989e12),
+        ('NVIDIA H100 PCIe', 756e12),
+        ('NVIDIA H200', 989e12),
+        ('NVIDIA A100-SXM4-80GB', 312e12),
+        ('cpu', None),
+        ('TPU v9', None),
+    ],
+)
 def test_peaks_of_devices_by_their_kind(kind, flops):
     assert peak(kind) == flops
 
 
 def test_memory_counts_aliased_outputs_once():
     stats = types.SimpleNamespace(
-        argument_size_in_bytes=100, output_size_in_bytes=90, temp_size_in_bytes=40,
-        alias_size_in_bytes=80, generated_code_size_in_bytes=7)
+        argument_size_in_bytes=100,
+        output_size_in_bytes=90,
+        temp_size_in_bytes=40,
+        alias_size_in_bytes=80,
+        generated_code_size_in_bytes=7,
+    )
     assert memory.of_program(stats).used == 100 + 90 - 80 + 40 + 7
 
 
@@ -74,21 +107,31 @@ def test_the_state_of_a_device_by_hand():
 
     bank, shared = array((8, 16, 3), P('expert')), array((5, 7), P())
     state = TrainState(
-        step=array((), P(), jnp.int32), seed_key=array((2,), P(), jnp.uint32),
-        params={'a': bank, 'b': shared}, batch_stats={'m': array((9,), P())}, router_state={},
-        opt_state=({'a': bank}, {'b': array((6, 7), P('data'), jnp.bfloat16)}), ema={})
+        step=array((), P(), jnp.int32),
+        seed_key=array((2,), P(), jnp.uint32),
+        params={'a': bank, 'b': shared},
+        batch_stats={'m': array((9,), P())},
+        router_state={},
+        opt_state=({'a': bank}, {'b': array((6, 7), P('data'), jnp.bfloat16)}),
+        ema={},
+    )
     assert memory.of_state(state) == {
-        'parameters': 4 * (2 * 16 * 3 + 35), 'optimizer': 4 * 2 * 16 * 3 + 2 * 3 * 7,
-        'statistics': 36}
+        'parameters': 4 * (2 * 16 * 3 + 35),
+        'optimizer': 4 * 2 * 16 * 3 + 2 * 3 * 7,
+        'statistics': 36,
+    }
 
 
 def test_the_layer_of_an_operation():
     layers = ['block_1', 'block_11', 'deep', 'deep/moe']
     for op_name, want in {
-            'jit(step)/jvp(ConvNet)/block_1/all_to_all': 'block_1',
-            'jit(step)/transpose(jvp(ConvNet))/block_11/conv1/dot': 'block_11',
-            'jit(step)/jvp(Net.deep)/moe/psum': 'deep/moe', 'jit(step)/deep.call/psum': 'deep',
-            'jit(step)/block_111/psum': '', '': ''}.items():
+        'jit(step)/jvp(ConvNet)/block_1/all_to_all': 'block_1',
+        'jit(step)/transpose(jvp(ConvNet))/block_11/conv1/dot': 'block_11',
+        'jit(step)/jvp(Net.deep)/moe/psum': 'deep/moe',
+        'jit(step)/deep.call/psum': 'deep',
+        'jit(step)/block_111/psum': '',
+        '': '',
+    }.items():
         assert expected.layer_of(op_name, layers) == want, op_name
 
 
@@ -96,10 +139,12 @@ def test_only_exchanges_gradients_and_statistics_are_expected():
     planned = expected.Expected(Counter({'all-to-all': 4}), 0, frozenset({300_000}))
     layers = ['block_0', 'block_1']
     name = 'jit(step)/block_{}/x'.format
-    good = [collective('all-reduce', 'f32[100,3000]', 1_200_000, name(0)),  # a gradient
-            collective('all-reduce', 'f32[1000]', 4000, name(0)),  # a statistic
-            collective('all-to-all', 'f32[8]', 32, name(0), times=2),
-            collective('all-to-all', 'f32[8]', 32, name(1), times=2)]
+    good = [
+        collective('all-reduce', 'f32[100,3000]', 1_200_000, name(0)),  # a gradient
+        collective('all-reduce', 'f32[1000]', 4000, name(0)),  # a statistic
+        collective('all-to-all', 'f32[8]', 32, name(0), times=2),
+        collective('all-to-all', 'f32[8]', 32, name(1), times=2),
+    ]
     assert expected.unexpected(good, planned, layers) == []
     tokens = collective('all-reduce', 'bf16[64,56,56,3]', 1_204_224, name(0))
     gather = collective('all-gather', 'f32[4]', 16, name(1))
@@ -133,11 +178,13 @@ def test_slices_exchange_sums_of_what_a_device_holds_of_gradients():
     maps = collective('all-gather', 'f32[64,56,56,3]', 1_204_224)
     more = collective('all-reduce of slices', 'f32[64,56,56,3]', 1_204_224)
     tokens = collective('all-to-all of slices', 'f32[8]', 32)
-    bad = expected.unexpected([scatter, gather, part, flat, maps, more, tokens], planned,
-                              ['block_1'])
+    bad = expected.unexpected(
+        [scatter, gather, part, flat, maps, more, tokens], planned, ['block_1']
+    )
     assert [c for c, _ in bad] == [maps, more, tokens]
     assert report.slices([part, gather, part], 2)[0].startswith(
-        '  between 2 slices: 2 tensors, 156 KiB of a device')
+        '  between 2 slices: 2 tensors, 156 KiB of a device'
+    )
     assert report.slices([gather], 1) == []
     assert roofline.sent_bytes(part, 8) == 0
 
@@ -151,11 +198,12 @@ def test_if_the_optimizer_is_scattered_parameters_are_gathered():
 
 
 def test_the_estimate_by_hand():
-    device = Chip(flops=1e12, hbm=2**30, hbm_bandwidth=1e11, ici_bandwidth=1e10, axes=2,
-                  most=1)
+    device = Chip(flops=1e12, hbm=2**30, hbm_bandwidth=1e11, ici_bandwidth=1e10, axes=2, most=1)
     collectives = [
         collective('all-reduce', 'f32[]', 4000, groups=((0, 1, 2, 3),), times=2),
-        collective('all-to-all', 'f32[]', 800), collective('collective-permute', '', 500)]
+        collective('all-to-all', 'f32[]', 800),
+        collective('collective-permute', '', 500),
+    ]
     sent = 2 * 2 * 4000 * 3 / 4 + 800 * 7 / 8 + 500
     used = memory.Memory(4 * 10**8, 10**8, 25 * 10**7, aliased=10**8, code=5)  # touched: 1e9
     best = roofline.estimate(device, 10**9, used, collectives, devices=8)
@@ -171,12 +219,17 @@ def test_the_compilers_message_about_too_little_memory_is_read():
         'hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.\n\nLargest program '
         'allocations in hbm:\n\n  1. Size: 3.06G\n     Operator: op_name="jit(step)/block_0/dot"\n'
         '     Shape: bf16[256,56,56,256]{3,2,1,0:T(8,128)}\n     Unpadded size: 3.00G\n'
-        '  2. Size: 1.00G\n     Shape: f32[9]{0}\n')
+        '  2. Size: 1.00G\n     Shape: f32[9]{0}\n'
+    )
     assert str(e) == 'needs 17.25G of 15.75G'
-    assert e.tensors == ['3.06G bf16[256,56,56,256]{3,2,1,0:T(8,128)} jit(step)/block_0/dot',
-                         '1.00G f32[9]{0}']
-    e = compiled.too_large('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory '
-                           'required for HLO temporaries (16.29G) exceeds available HBM (15.75G).')
+    assert e.tensors == [
+        '3.06G bf16[256,56,56,256]{3,2,1,0:T(8,128)} jit(step)/block_0/dot',
+        '1.00G f32[9]{0}',
+    ]
+    e = compiled.too_large(
+        'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory '
+        'required for HLO temporaries (16.29G) exceeds available HBM (15.75G).'
+    )
     assert (str(e), e.tensors) == ('needs 16.29G of 15.75G', [])
 
 

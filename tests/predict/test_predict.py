@@ -22,11 +22,18 @@ from moe_vision.run_folder import checkpoints, record
 from moe_vision.training.setup import Setup
 
 CASES = {
-    'images': {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
-               'model.moe.num_experts': 8, 'model.moe.eval_capacity_factor': 0.75},
-    'patches': train_cases.VIT | {
-        'model.moe.eval_capacity_factor': 0.75, 'model.moe.group_size': 4,
-        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}},
+    'images': {
+        'model.moe.placement': 'head',
+        'model.args': {'widths': (8,), 'depth': 1},
+        'model.moe.num_experts': 8,
+        'model.moe.eval_capacity_factor': 0.75,
+    },
+    'patches': train_cases.VIT
+    | {
+        'model.moe.eval_capacity_factor': 0.75,
+        'model.moe.group_size': 4,
+        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
+    },
 }
 
 
@@ -43,9 +50,11 @@ def saved(config, folder, change=lambda state: state):
 @pytest.fixture(scope='module', params=CASES)
 def run(request, data_dir, tmp_path_factory):
     """(folder, setup, state with a moving average that differs from the weights)."""
+
     def shift(state):
-        return dataclasses.replace(state, step=state.step + 6,
-                                   ema=jax.tree.map(lambda x: x + 0.05, state.params))
+        return dataclasses.replace(
+            state, step=state.step + 6, ema=jax.tree.map(lambda x: x + 0.05, state.params)
+        )
 
     folder = tmp_path_factory.mktemp('run')
     return (folder, *saved(train_cases.make(data_dir, CASES[request.param]), folder, shift))
@@ -59,8 +68,9 @@ def model(run):
 @pytest.fixture(scope='module')
 def digits(data_dir):
     config = train_cases.make(data_dir).dataset
-    with input_pipeline.evaluation_batches(config, split='test', batch_size=360,
-                                           rows=range(360)) as batches:
+    with input_pipeline.evaluation_batches(
+        config, split='test', batch_size=360, rows=range(360)
+    ) as batches:
         return next(batches)
 
 
@@ -86,7 +96,7 @@ def test_images_are_predicted_as_the_evaluation_does_at_unbounded_capacity(run, 
     want = setup.evaluator.score(state, 'test', 0.5)['accuracy_unbounded']
     right = prediction.probabilities.argmax(1) == digits['label']
     assert float(right.mean()) == want
-    layer, = prediction.layers.values()
+    (layer,) = prediction.layers.values()
     assert layer['kept'].all() and layer['expert'].shape[2] == 2
     assert len(np.unique(layer['expert'])) > 2
 
@@ -122,21 +132,24 @@ def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
     folder, setup, _ = run
     rows = {}
     for size in (1, 4):
-        code, out, error = command(capsys, f'--workdir={folder}', f'--batch_size={size}', '--json',
-                                   pictures)
+        code, out, error = command(
+            capsys, f'--workdir={folder}', f'--batch_size={size}', '--json', pictures
+        )
         assert code == 0 and error == ''
         rows[size] = [json.loads(line) for line in out.splitlines()]
     names = [r['file'] for r in rows[1]]
     assert names == [r['file'] for r in rows[4]] == sorted(names) and len(names) == 10
     for one, other in zip(rows[1], rows[4], strict=True):
         i = int(one['file'].rsplit('/', 1)[1].removesuffix('.PNG'))
-        prediction = model(digits['image'][i:i + 1])
+        prediction = model(digits['image'][i : i + 1])
         p = prediction.probabilities[0]
         assert [c['label'] for c in one['classes']] == [*(-p).argsort(kind='stable')[:5]]
         assert [c['class'] for c in one['classes']] == [
-            setup.info.class_names[c['label']] for c in one['classes']]
-        near([c['probability'] for c in one['classes']],
-             [c['probability'] for c in other['classes']])
+            setup.info.class_names[c['label']] for c in one['classes']
+        ]
+        near(
+            [c['probability'] for c in one['classes']], [c['probability'] for c in other['classes']]
+        )
         for name, experts in one['layers'].items():
             layer = prediction.layers[name]
             want = sorted({*layer['expert'][0].ravel().tolist()})
@@ -148,8 +161,14 @@ def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
 
 @pytest.mark.parametrize('axis', ['batch', 'none'])
 def test_a_network_that_mixes_images_prints_a_note(axis, data_dir, capsys):
-    config = train_cases.make(data_dir, {'model.moe.router': 'soft', 'model.moe.losses': {},
-                                         'model.moe.router_args': {'axis': axis}})
+    config = train_cases.make(
+        data_dir,
+        {
+            'model.moe.router': 'soft',
+            'model.moe.losses': {},
+            'model.moe.router_args': {'axis': axis},
+        },
+    )
     predict._note(types.SimpleNamespace(config=config))
     assert ('mixes the images of a group' in capsys.readouterr().err) == (axis == 'batch')
 
@@ -158,8 +177,9 @@ def test_files_that_cannot_be_read_are_named_and_counted(run, pictures, tmp_path
     (tmp_path / 'text.jpg').write_text('no image')
     shutil.copy(pictures / '0.PNG', tmp_path / 'fine')
     args = f'--workdir={run[0]}', '--batch_size=2', '--top=3'
-    code, out, error = command(capsys, *args, tmp_path / 'text.jpg', tmp_path / 'gone.png',
-                               tmp_path / 'fine')
+    code, out, error = command(
+        capsys, *args, tmp_path / 'text.jpg', tmp_path / 'gone.png', tmp_path / 'fine'
+    )
     assert code == 0
     assert f"skipping '{tmp_path}/text.jpg': it cannot be decoded" in error
     assert f"skipping '{tmp_path}/gone.png': No such file" in error
@@ -182,14 +202,17 @@ def test_the_best_weights(run, tmp_path):
     assert moe_vision.load(str(tmp_path / 'run'), best=True).step == 3
 
 
-@pytest.mark.parametrize('args, message', [
-    (['x.png'], '--workdir'),
-    (['--workdir={tmp}'], 'images'),
-    (['--workdir={tmp}', 'x.png', '--batch_size=0'], '--batch_size is 0; it must be positive'),
-    (['--workdir={tmp}', 'x.png', '--batchsize=1'], "Did you mean '--batch_size'?"),
-    (['--workdir={tmp}', '{tmp}'], "{tmp}' holds no images"),
-    (['--workdir={tmp}/gone', 'x.png'], "no run to read in workdir '{tmp}/gone'"),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['x.png'], '--workdir'),
+        (['--workdir={tmp}'], 'images'),
+        (['--workdir={tmp}', 'x.png', '--batch_size=0'], '--batch_size is 0; it must be positive'),
+        (['--workdir={tmp}', 'x.png', '--batchsize=1'], "Did you mean '--batch_size'?"),
+        (['--workdir={tmp}', '{tmp}'], "{tmp}' holds no images"),
+        (['--workdir={tmp}/gone', 'x.png'], "no run to read in workdir '{tmp}/gone'"),
+    ],
+)
 def test_a_mistake_is_an_error_of_one_line(args, message, tmp_path, capsys):
     code, out, error = command(capsys, *[a.replace('{tmp}', str(tmp_path)) for a in args])
     assert code == 2 and out == '' and error.startswith('error: ') and error.count('\n') == 1
@@ -212,9 +235,12 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_mistake_is_an_error_without_importing_jax(tmp_path):
-    code = ('import sys; from moe_vision.predict import __main__ as predict\n'
-            f'assert predict.main(["--workdir={tmp_path}/gone", "x.png"]) == 2\n'
-            'assert "jax" not in sys.modules')
-    done = subprocess.run([sys.executable, '-c', code], cwd=train_cases.ROOT, text=True,
-                          capture_output=True)
+    code = (
+        'import sys; from moe_vision.predict import __main__ as predict\n'
+        f'assert predict.main(["--workdir={tmp_path}/gone", "x.png"]) == 2\n'
+        'assert "jax" not in sys.modules'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=train_cases.ROOT, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr

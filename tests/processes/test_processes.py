@@ -48,8 +48,9 @@ def one(folder, config):
 @pytest.fixture(scope='module')
 def ended(one, folder, data_dir, jax_environment):
     script = str(Path(__file__).parents[1] / 'cases' / 'two_processes.py')
-    ended = finish(start(jax_environment, [script, str(free_port()), '{process}', data_dir,
-                                           str(folder)]))
+    ended = finish(
+        start(jax_environment, [script, str(free_port()), '{process}', data_dir, str(folder)])
+    )
     for code, _, err in ended:
         assert code == 0, err[-3000:]
     printed = [out.count('test accuracy') for _, out, _ in ended]
@@ -100,7 +101,10 @@ def test_evaluation_is_exact_with_a_ragged_last_batch(seen, one, folder, run):
     assert len(ours['samples']) == 24
     for a, b in zip(ours['samples'], theirs['samples'], strict=True):
         assert (a['image_png'], a['label'], a['prediction']) == (
-            b['image_png'], b['label'], b['prediction'])
+            b['image_png'],
+            b['label'],
+            b['prediction'],
+        )
     scores = {r['step']: r for r in train_cases.rows(folder / run) if r['split'] == 'validation'}
     for row in train_cases.rows(one):
         if row['split'] == 'validation':
@@ -112,8 +116,14 @@ def test_a_checkpoint_of_one_process_is_scored_by_two(seen, one, config):
     """Also at other capacity factors and with another batch size; and only one of them writes."""
     written = one / 'evaluation-validation.json'
     ours = json.loads(written.read_text())
-    theirs = finite(loop.evaluate(dataclasses.replace(config, eval=dataclasses.replace(
-        config.eval, **two_processes.SCORED)), str(one)))
+    theirs = finite(
+        loop.evaluate(
+            dataclasses.replace(
+                config, eval=dataclasses.replace(config.eval, **two_processes.SCORED)
+            ),
+            str(one),
+        )
+    )
     assert ours['images'] == 144 and ours['at_another_batch_size']['equal']
     for scores in map(finite, (seen[0]['validation'], seen[1]['validation'], ours)):
         for name in ('images', 'accuracy'):
@@ -148,8 +158,10 @@ def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_both(seen):
 def test_a_disk_that_is_full_for_one_process_costs_all_only_that_checkpoint(seen, logged):
     assert [s['full'] for s in seen] == [[[1], [1], [1], [4, 1]]] * 2
     for step in (2, 3):
-        lines = [[x for x in err.splitlines() if f'checkpoint {step} cannot be saved' in x]
-                 for err in logged]
+        lines = [
+            [x for x in err.splitlines() if f'checkpoint {step} cannot be saved' in x]
+            for err in logged
+        ]
         assert [len(x) for x in lines] == [1, 1]
         assert 'another process cannot write' in lines[0][0] and 'No space left' in lines[1][0]
 
@@ -161,12 +173,20 @@ def test_processes_that_differ_are_refused_in_both(seen):
         assert 'not the same folder for every process' in folders
 
 
-ARGS = ['--config=configs/digits_k2.py', '--config.model.args.widths=8',
-        '--config.model.args.depth=1', '--config.model.moe.num_experts=4',
-        '--config.model.moe.group_size=8', '--config.train.batch_size=64',
-        '--config.dataset.cache', '--config.train.steps=100000', '--config.eval.every_steps=50000',
-        '--config.checkpoint.every_steps=20', '--config.log.every_steps=7',
-        '--config.mesh.expert=2']
+ARGS = [
+    '--config=configs/digits_k2.py',
+    '--config.model.args.widths=8',
+    '--config.model.args.depth=1',
+    '--config.model.moe.num_experts=4',
+    '--config.model.moe.group_size=8',
+    '--config.train.batch_size=64',
+    '--config.dataset.cache',
+    '--config.train.steps=100000',
+    '--config.eval.every_steps=50000',
+    '--config.checkpoint.every_steps=20',
+    '--config.log.every_steps=7',
+    '--config.mesh.expert=2',
+]
 
 
 @pytest.fixture(scope='module')
@@ -175,21 +195,31 @@ def stopped(folder, data_dir, jax_environment):
 
     ({signal: (exit code, stdout and stderr of each; seconds that it took)}, [newest step])
     """
-    command = ['main.py', *ARGS, f'--config.dataset.data_dir={data_dir}',
-               f'--workdir={folder / "long"}', f'--coordinator=127.0.0.1:{free_port()}',
-               '--processes=2', '--process={process}']
+    command = [
+        'main.py',
+        *ARGS,
+        f'--config.dataset.data_dir={data_dir}',
+        f'--workdir={folder / "long"}',
+        f'--coordinator=127.0.0.1:{free_port()}',
+        '--processes=2',
+        '--process={process}',
+    ]
 
     def steps() -> int:
-        return max(train_cases.steps(folder / 'long')) if (
-            folder / 'long' / 'checkpoints' / 'latest').exists() else 0
+        return (
+            max(train_cases.steps(folder / 'long'))
+            if (folder / 'long' / 'checkpoints' / 'latest').exists()
+            else 0
+        )
 
     ends, newest = {}, []
     for number in (signal.SIGTERM, signal.SIGKILL):
         pair, before = start(jax_environment, command), steps() if newest else 0
         until = time.monotonic() + 600
         while time.monotonic() < until and not (
-                (folder / 'long' / 'checkpoints' / 'latest').exists()
-                and max(train_cases.steps(folder / 'long'), default=0) > before):
+            (folder / 'long' / 'checkpoints' / 'latest').exists()
+            and max(train_cases.steps(folder / 'long'), default=0) > before
+        ):
             time.sleep(0.1)
         pair[0 if number == signal.SIGKILL else 1].send_signal(number)
         sent = time.monotonic()
@@ -214,9 +244,13 @@ def test_it_continues_where_it_was_stopped(stopped):
 
 def ends_alone(code: int, err: str, dead: int) -> None:
     line = [x for x in err.splitlines() if x.startswith('error: ')]
-    assert (code, line) == (1, [
-        f'error: process {dead} of 2 has died; start all processes again with the same '
-        'command: the run continues from its newest checkpoint.'])
+    assert (code, line) == (
+        1,
+        [
+            f'error: process {dead} of 2 has died; start all processes again with the same '
+            'command: the run continues from its newest checkpoint.'
+        ],
+    )
 
 
 def test_when_process_0_dies_the_other_ends_with_a_message(stopped):
@@ -228,9 +262,11 @@ def test_when_process_0_dies_the_other_ends_with_a_message(stopped):
 
 
 def test_when_another_process_dies_process_0_ends_with_a_message(jax_environment):
-    code = ('import os, signal, time; from moe_vision.processes import peers as p; '
-            f'p.start(p.Given("127.0.0.1:{free_port()}", 2, {{process}})); '
-            'os.kill(os.getpid(), signal.SIGKILL) if {process} else p.barrier("x")')
+    code = (
+        'import os, signal, time; from moe_vision.processes import peers as p; '
+        f'p.start(p.Given("127.0.0.1:{free_port()}", 2, {{process}})); '
+        'os.kill(os.getpid(), signal.SIGKILL) if {process} else p.barrier("x")'
+    )
     began = time.monotonic()
     (code, _, err), (killed, _, _) = finish(start(jax_environment, ['-c', code]))
     assert killed == -signal.SIGKILL and time.monotonic() - began < 2 * SILENT_SECONDS
@@ -238,12 +274,22 @@ def test_when_another_process_dies_process_0_ends_with_a_message(jax_environment
 
 
 def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line(jax_environment):
-    code = ('from moe_vision.processes import peers as p; p.CONNECT_SECONDS = 3.0; '
-            f'p.start(p.Given("127.0.0.1:{free_port()}", 2, 1))')
+    code = (
+        'from moe_vision.processes import peers as p; p.CONNECT_SECONDS = 3.0; '
+        f'p.start(p.Given("127.0.0.1:{free_port()}", 2, 1))'
+    )
     began = time.monotonic()
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                          env=jax_environment | {'JAX_PLATFORMS': 'cpu'}, timeout=60)
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        env=jax_environment | {'JAX_PLATFORMS': 'cpu'},
+        timeout=60,
+    )
     assert done.returncode == 2
-    assert re.fullmatch(r'error: process 1: the coordinator 127.0.0.1:\d+ \(process 0\) does not '
-                        r'answer after 3 s; .*\n', done.stderr), done.stderr
+    assert re.fullmatch(
+        r'error: process 1: the coordinator 127.0.0.1:\d+ \(process 0\) does not '
+        r'answer after 3 s; .*\n',
+        done.stderr,
+    ), done.stderr
     assert time.monotonic() - began < 20

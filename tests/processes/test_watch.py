@@ -13,8 +13,9 @@ import pytest
 from moe_vision.processes import peers, watch
 from moe_vision.processes.watch import Watch
 
-NEXT = ('start all processes again with the same command: the run continues from its newest '
-        'checkpoint.')
+NEXT = (
+    'start all processes again with the same command: the run continues from its newest checkpoint.'
+)
 
 
 @pytest.fixture
@@ -34,8 +35,10 @@ def three(monkeypatch):
         return address or addresses.get(timeout=10)
 
     def make(process: int) -> None:
-        watches[process] = Watch(process, 3, '127.0.0.1' if process == 0 else '', share,
-                              lines[process].append)
+        watches[process] = Watch(
+            process, 3, '127.0.0.1' if process == 0 else '', share, lines[process].append
+        )
+
     threads = [threading.Thread(target=make, args=(i,)) for i in range(2)]
     for t in threads:
         t.start()
@@ -95,6 +98,7 @@ def test_a_process_that_is_done_ends_nobody(three):
 
 def test_the_last_line_is_one_write(monkeypatch):
     """The runtime's threads write to the same stream and could come between a line and its end."""
+
     class Stream:
         def __init__(self):
             self.writes = []
@@ -104,6 +108,7 @@ def test_the_last_line_is_one_write(monkeypatch):
 
         def flush(self):
             pass
+
     stream, codes = Stream(), []
     monkeypatch.setattr(sys, 'stderr', stream)
     monkeypatch.setattr(os, '_exit', codes.append)

@@ -50,12 +50,25 @@ class Maker:
         self.config = self._config(classes, side)
         self.evaluation = self._evaluation(classes, grid, side, samples)
         self.result: dict[str, Any] = {
-            'test_accuracy': 0.975, 'test_loss': 0.09, 'test_accuracy_unbounded': 0.978,
-            'best_validation_accuracy': 0.972, 'seed': 3, 'steps': 10 * rows,
-            'params_total': 412_345, 'params_active': 143_210, 'rho_place': 0.421,
-            'rho_active': 0.553, 'rho_executed': 0.611, 'flops': 3.21e6,
-            'flops_executed': 3.9e6, 'images_per_second': 18_234.5, 'drop_rate': 0.021,
-            'orphan_rate': 0.001, 'effective_experts': 7.1, 'dead_experts': 0, 'collapsed': False,
+            'test_accuracy': 0.975,
+            'test_loss': 0.09,
+            'test_accuracy_unbounded': 0.978,
+            'best_validation_accuracy': 0.972,
+            'seed': 3,
+            'steps': 10 * rows,
+            'params_total': 412_345,
+            'params_active': 143_210,
+            'rho_place': 0.421,
+            'rho_active': 0.553,
+            'rho_executed': 0.611,
+            'flops': 3.21e6,
+            'flops_executed': 3.9e6,
+            'images_per_second': 18_234.5,
+            'drop_rate': 0.021,
+            'orphan_rate': 0.001,
+            'effective_experts': 7.1,
+            'dead_experts': 0,
+            'collapsed': False,
         }
 
     @staticmethod
@@ -70,19 +83,28 @@ class Maker:
         load = self.load(0.25 + 0.5 * (1 - progress))
         drops = 0.0 if self.soft else 0.08 * (1 - progress)
         return {
-            'load': load.tolist(), 'load_kept': ((1 - drops) * load).tolist(), 'drop_rate': drops,
-            'orphan_rate': drops / 8, 'effective_experts': float(1 / (load**2).sum()),
-            'max_over_mean': float(load.max() * self.experts), 'dead_experts': 0,
+            'load': load.tolist(),
+            'load_kept': ((1 - drops) * load).tolist(),
+            'drop_rate': drops,
+            'orphan_rate': drops / 8,
+            'effective_experts': float(1 / (load**2).sum()),
+            'max_over_mean': float(load.max() * self.experts),
+            'dead_experts': 0,
             'gate_entropy': math.log(self.experts) * (1 - 0.5 * progress),
-            'mutual_information': 0.9 * progress, 'utilisation': 0.8,
+            'mutual_information': 0.9 * progress,
+            'utilisation': 0.8,
         }
 
     def _row(self, i: int, rows: int, split: str) -> dict[str, Any]:
         t = i / rows
         loss = 2.3 * math.exp(-4 * t) + 0.03 * self.rng.uniform()
         row = {
-            'step': 10 * i, 'epoch': i / 6, 'split': split, 'loss': loss + 0.02,
-            'task_loss': loss, 'accuracy': 1 - 0.9 * math.exp(-5 * t),
+            'step': 10 * i,
+            'epoch': i / 6,
+            'split': split,
+            'loss': loss + 0.02,
+            'task_loss': loss,
+            'accuracy': 1 - 0.9 * math.exp(-5 * t),
             'losses': {'importance': 0.02 * (1 - t), 'load': 0.01 * (1 - t)},
             'layers': {name: self._layer(t) for name in self.layers},
             'timing': {'images_per_second': 18_000 + 900 * self.rng.normal(), 'seconds': 0.1},
@@ -94,25 +116,52 @@ class Maker:
         return row
 
     def _config(self, classes: int, side: int) -> dict[str, Any]:
-        moe = {'router': 'top_k', 'num_experts': self.experts, 'k': self.k,
-               'capacity_factor': 1.25, 'losses': {'importance': 0.005, 'load': 0.005}}
+        moe = {
+            'router': 'top_k',
+            'num_experts': self.experts,
+            'k': self.k,
+            'capacity_factor': 1.25,
+            'losses': {'importance': 0.005, 'load': 0.005},
+        }
         names = ['stem', 'blocks_0', *self.layers, 'classifier']
         blocks = [
-            {'name': n, 'kind': 'conv' if n.startswith('bl') else 'dense', 'params': 40_000,
-             'flops': 5e5, 'flops_executed': 6e5 if n in self.layers else 5e5,
-             'routed': n in self.layers} for n in names
+            {
+                'name': n,
+                'kind': 'conv' if n.startswith('bl') else 'dense',
+                'params': 40_000,
+                'flops': 5e5,
+                'flops_executed': 6e5 if n in self.layers else 5e5,
+                'routed': n in self.layers,
+            }
+            for n in names
         ]
-        capacity = {n: {'group_size': 64, 'num_groups': 2, 'capacity': 20,
-                        'effective_factor': 1.25} for n in self.layers}
+        capacity = {
+            n: {'group_size': 64, 'num_groups': 2, 'capacity': 20, 'effective_factor': 1.25}
+            for n in self.layers
+        }
         return {
             'config': {'seed': 3, 'model': {'name': 'conv', 'moe': moe}, 'train': {'epochs': 30}},
             'versions': {'jax': '0.10.2', 'flax': '0.12.8', 'python': '3.11.2'},
-            'git_commit': '0123456789abcdef', 'config_file': 'configs/digits_k2.py',
-            'dataset': {'name': 'digits', 'num_classes': classes, 'image_shape': [side, side, 1],
-                        'split_sizes': {'train': 1437, 'test': 360}, 'class_names': self.names},
-            'preflight': {'params_total': 412_345, 'params_active': 143_210, 'rho_place': 0.421,
-                          'rho_active': 0.553, 'rho_executed': 0.611, 'flops': 3.21e6,
-                          'flops_executed': 3.9e6, 'blocks': blocks, 'capacity': capacity},
+            'git_commit': '0123456789abcdef',
+            'config_file': 'configs/digits_k2.py',
+            'dataset': {
+                'name': 'digits',
+                'num_classes': classes,
+                'image_shape': [side, side, 1],
+                'split_sizes': {'train': 1437, 'test': 360},
+                'class_names': self.names,
+            },
+            'preflight': {
+                'params_total': 412_345,
+                'params_active': 143_210,
+                'rho_place': 0.421,
+                'rho_active': 0.553,
+                'rho_executed': 0.611,
+                'flops': 3.21e6,
+                'flops_executed': 3.9e6,
+                'blocks': blocks,
+                'capacity': capacity,
+            },
         }
 
     def _evaluation(
@@ -126,7 +175,9 @@ class Maker:
             layers[name] = values
         confusion = self.rng.poisson(0.3, (classes, classes)) + 35 * np.eye(classes)
         return {
-            'split': 'test', 'class_names': self.names, 'layers': layers,
+            'split': 'test',
+            'class_names': self.names,
+            'layers': layers,
             'confusion': confusion.tolist(),
             'samples': [self._sample(i, classes, grid, side) for i in range(samples)],
         }
@@ -137,17 +188,28 @@ class Maker:
         def route() -> dict[str, Any]:
             tokens = grid[0] * grid[1] if grid else 1
             k = self.experts if self.soft else self.k
-            ids = [list(range(k)) if self.soft else
-                   self.rng.choice(self.experts, k, replace=False).tolist() for _ in range(tokens)]
+            ids = [
+                list(range(k))
+                if self.soft
+                else self.rng.choice(self.experts, k, replace=False).tolist()
+                for _ in range(tokens)
+            ]
             gates = [np.sort(self.rng.dirichlet(np.ones(k)))[::-1].tolist() for _ in range(tokens)]
             kept = [(self.rng.uniform(size=k) > 0.15).tolist() for _ in range(tokens)]
-            return {'grid': list(grid) if grid else None, 'experts': ids, 'gates': gates,
-                    'kept': kept}
+            return {
+                'grid': list(grid) if grid else None,
+                'experts': ids,
+                'gates': gates,
+                'kept': kept,
+            }
 
         label = i % classes
-        return {'image_png': png(side, i), 'label': label,
-                'prediction': (label + (i % 5 == 4)) % classes,
-                'layers': {name: route() for name in self.layers}}
+        return {
+            'image_png': png(side, i),
+            'label': label,
+            'prediction': (label + (i % 5 == 4)) % classes,
+            'layers': {name: route() for name in self.layers},
+        }
 
     def save(self, folder: pathlib.Path) -> pathlib.Path:
         """Writes the files; a part set to an empty dictionary is left out."""

@@ -7,17 +7,31 @@ import pytest
 from moe_vision.report import formats
 
 
-@pytest.mark.parametrize('value, text', [
-    (0.4249, '+0.42'), (-0.1, '−0.10'), (0.0, '0.00'), (0.00123, '+0.0012'), (-1e-12, '0.00'),
-    (math.nan, '–'),
-])
+@pytest.mark.parametrize(
+    'value, text',
+    [
+        (0.4249, '+0.42'),
+        (-0.1, '−0.10'),
+        (0.0, '0.00'),
+        (0.00123, '+0.0012'),
+        (-1e-12, '0.00'),
+        (math.nan, '–'),
+    ],
+)
 def test_percentage_points_show_two_decimals_or_what_is_left(value, text):
     assert formats.pp(value) == text
 
 
-@pytest.mark.parametrize('value, text', [
-    (0.00001, '<0.0001'), (0.0123, '0.012'), (0.094, '0.094'), (0.5, '0.50'), (math.nan, '–'),
-])
+@pytest.mark.parametrize(
+    'value, text',
+    [
+        (0.00001, '<0.0001'),
+        (0.0123, '0.012'),
+        (0.094, '0.094'),
+        (0.5, '0.50'),
+        (math.nan, '–'),
+    ],
+)
 def test_small_p_have_a_bound(value, text):
     assert formats.p_value(value) == text
 
@@ -37,10 +51,16 @@ def test_lists_and_numbers_of_things():
     assert formats.several(1, 'seed') == '1 seed' and formats.several(0, 'seed') == '0 seeds'
 
 
-@pytest.mark.parametrize('value, text', [
-    (123, '123'), (12_345, '12.3 k'), (3.21e6, '3.21 M'), (9.87e11, '987.0 G'),
-    (float('nan'), '–'),
-])
+@pytest.mark.parametrize(
+    'value, text',
+    [
+        (123, '123'),
+        (12_345, '12.3 k'),
+        (3.21e6, '3.21 M'),
+        (9.87e11, '987.0 G'),
+        (float('nan'), '–'),
+    ],
+)
 def test_sizes_in_a_few_characters(value, text):
     assert formats.size(value) == text
 

@@ -13,8 +13,18 @@ TAGS = set(
     'i b s strong code figure figcaption table thead tbody tr th td details summary svg g defs '
     'path clippath use text tspan rect image pattern'.split()
 )
-HOSTILE = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onload='x", '</style>',
-           '</title>', '&lt;b&gt;', '$\\frac{x}$', ']]><svg onload=x>', 'url(https:)', '日本語')
+HOSTILE = (
+    '<script>alert(1)</script>',
+    '"><img src=x onerror=alert(1)>',
+    "' onload='x",
+    '</style>',
+    '</title>',
+    '&lt;b&gt;',
+    '$\\frac{x}$',
+    ']]><svg onload=x>',
+    'url(https:)',
+    '日本語',
+)
 
 
 def test_hostile_names_stay_text(make, page):
@@ -112,7 +122,8 @@ def test_evaluations_of_the_wrong_shape_do_not_stop_the_report(junk, make, page)
     maker.evaluation['samples'][0] = junk
     maker.evaluation['samples'][1] = {k: junk for k in maker.evaluation['samples'][1]}
     maker.evaluation['samples'][2]['layers'] = {
-        'head': dict.fromkeys(['grid', 'experts', 'gates', 'kept'], junk), 'blocks_1': junk,
+        'head': dict.fromkeys(['grid', 'experts', 'gates', 'kept'], junk),
+        'blocks_1': junk,
     }
     maker.evaluation['class_names'] = junk
     maker.config['preflight'] = {k: junk for k in maker.config['preflight']}

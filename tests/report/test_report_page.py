@@ -20,6 +20,8 @@ KINDS = {
     'short': {'rows': 1, 'samples': 0},
     'long': {'rows': 700},
 }
+
+
 @pytest.fixture(scope='module')
 def page_of(tmp_path_factory, make) -> Callable[[str], tuple[str, float]]:
     """The page of each kind of run, written once, and the processor seconds that it took."""
@@ -74,9 +76,21 @@ def test_complete_run_shows_every_layer_everywhere(make, page):
         for layer in ('blocks_1', 'blocks_2', 'head'):
             assert f'>{layer}<' in content, (part, layer)
     words = Parsed(text).text()
-    for expected in ('digits_k2', '97.50 %', '42.1 %', '55.3 %', '61.1 %', 'No collapse', 'ln E',
-                     'model.moe.capacity_factor', 'flax', '0123456789', 'Effective experts',
-                     'fullest ÷ even', 'even'):
+    for expected in (
+        'digits_k2',
+        '97.50 %',
+        '42.1 %',
+        '55.3 %',
+        '61.1 %',
+        'No collapse',
+        'ln E',
+        'model.moe.capacity_factor',
+        'flax',
+        '0123456789',
+        'Effective experts',
+        'fullest ÷ even',
+        'even',
+    ):
         assert expected in words, expected
     assert 'Not in this folder' not in words
 
@@ -138,8 +152,12 @@ def test_null_experts_are_no_experts(make, page):
 
 def test_patch_grid_colours_each_patch_once(make, page):
     maker = make(layers=('moe',), grid=(2, 3), side=12, samples=1, experts=4)
-    route = {'grid': [2, 3], 'experts': [[0, 1]] * 3 + [[2, 0]] * 3, 'gates': [[0.7, 0.3]] * 6,
-             'kept': [[True, True], [False, True], [False, False]] + [[True, True]] * 3}
+    route = {
+        'grid': [2, 3],
+        'experts': [[0, 1]] * 3 + [[2, 0]] * 3,
+        'gates': [[0.7, 0.3]] * 6,
+        'kept': [[True, True], [False, True], [False, False]] + [[True, True]] * 3,
+    }
     maker.evaluation['samples'][0]['layers'] = {'moe': route}
     text = page(maker)
     drawing = next(s for s in re.findall(r'<svg .*?</svg>', text, re.S) if '0 0 3 2' in s)
@@ -155,12 +173,15 @@ def test_large_images_are_left_out_beyond_the_budget(make, page):
     assert '3 more images are left out' in page(maker)
 
 
-@pytest.mark.parametrize('lost, message', [
-    (('result',), 'result.json is missing'),
-    (('evaluation',), 'No confusion matrix'),
-    (('result', 'evaluation'), 'best so far'),
-    (('config',), 'config.json is missing'),
-])
+@pytest.mark.parametrize(
+    'lost, message',
+    [
+        (('result',), 'result.json is missing'),
+        (('evaluation',), 'No confusion matrix'),
+        (('result', 'evaluation'), 'best so far'),
+        (('config',), 'config.json is missing'),
+    ],
+)
 def test_partial_runs_say_what_is_missing(lost, message, make, page):
     maker = make(rows=12)
     for name in lost:

@@ -16,8 +16,13 @@ ROOT = PACKAGE.parent.parent
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-m', 'moe_vision.report', *arguments], cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, '-m', 'moe_vision.report', *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_command_writes_the_page(make, tmp_path):
@@ -27,13 +32,16 @@ def test_command_writes_the_page(make, tmp_path):
     assert (folder / 'report.html').read_text().startswith('<!doctype html>')
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ((), '--workdir'),
-    (('--wrokdir=missing',), "Did you mean '--workdir'?"),
-    (('--workdir=missing',), "'missing' is not a folder"),
-    (('--workdir=.ci',), 'no run'),
-    (('--workdir=.', '--nonsense'), '--nonsense'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((), '--workdir'),
+        (('--wrokdir=missing',), "Did you mean '--workdir'?"),
+        (('--workdir=missing',), "'missing' is not a folder"),
+        (('--workdir=.ci',), 'no run'),
+        (('--workdir=.', '--nonsense'), '--nonsense'),
+    ],
+)
 def test_command_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path):
     arguments = tuple(a.replace('.ci', str(tmp_path)) for a in arguments)
     done = command(*arguments)
@@ -44,12 +52,14 @@ def test_command_errors_are_one_line_and_exit_code_2(arguments, message, tmp_pat
 
 def test_importing_and_writing_needs_no_jax(make, tmp_path):
     folder = make(rows=2, samples=1).save(tmp_path / 'run')
-    code = (f'import sys; from moe_vision import report; report.write({str(folder)!r}); '
-            'print([m for m in sys.modules if m.split(".")[0] in '
-            '("jax", "jaxlib", "flax", "tensorflow")'
-            ' or m == "matplotlib.pyplot" or m.startswith("moe_vision.") '
-            'and m != "moe_vision.config" '
-            'and not m.startswith(("moe_vision.report", "moe_vision.common"))])')
+    code = (
+        f'import sys; from moe_vision import report; report.write({str(folder)!r}); '
+        'print([m for m in sys.modules if m.split(".")[0] in '
+        '("jax", "jaxlib", "flax", "tensorflow")'
+        ' or m == "matplotlib.pyplot" or m.startswith("moe_vision.") '
+        'and m != "moe_vision.config" '
+        'and not m.startswith(("moe_vision.report", "moe_vision.common"))])'
+    )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stderr
 
@@ -75,11 +85,18 @@ def test_healthy_run_is_called_healthy(make, tmp_path):
     assert verdict.level == 'good' and not verdict.points
 
 
-@pytest.mark.parametrize('change, key, message', [
-    ({'dead_experts': 2}, 'model.moe.losses', 'head (2 of 8)'),
-    ({'drop_rate': 0.25}, 'model.moe.capacity_factor (now 1.25)', 'head (25.0 %'),
-    ({'effective_experts': 3.1}, 'model.moe.router (now top_k)', 'head (equivalent to 3.1 of 8)'),
-])
+@pytest.mark.parametrize(
+    'change, key, message',
+    [
+        ({'dead_experts': 2}, 'model.moe.losses', 'head (2 of 8)'),
+        ({'drop_rate': 0.25}, 'model.moe.capacity_factor (now 1.25)', 'head (25.0 %'),
+        (
+            {'effective_experts': 3.1},
+            'model.moe.router (now top_k)',
+            'head (equivalent to 3.1 of 8)',
+        ),
+    ],
+)
 def test_trouble_names_layer_number_and_config_key(change, key, message, make, tmp_path):
     maker = make()
     maker.evaluation['layers']['head'].update(change)
@@ -142,7 +159,8 @@ def test_text_is_escaped_and_markup_is_not():
     inner = markup.tag('b', '<i> & "x"')
     assert inner == '<b>&lt;i&gt; &amp; &quot;x&quot;</b>'
     assert markup.tag('p', [inner, None, 3], title='">', hidden=True, id=None) == (
-        f'<p title="&quot;&gt;" hidden>{inner}3</p>')
+        f'<p title="&quot;&gt;" hidden>{inner}3</p>'
+    )
 
 
 def test_spread_keeps_order_distance_and_place():

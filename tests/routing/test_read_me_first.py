@@ -23,19 +23,23 @@ EMPTY = None  # a slot without a token: its entry in a table means nothing
 
 def expect(table, *rows):
     """The table has these rows. EMPTY stands for any value."""
-    got = [[None if want is EMPTY else value for value, want in zip(values, row, strict=True)]
-           for values, row in zip(table.tolist(), rows, strict=True)]
+    got = [
+        [None if want is EMPTY else value for value, want in zip(values, row, strict=True)]
+        for values, row in zip(table.tolist(), rows, strict=True)
+    ]
     assert got == [list(row) for row in rows]
 
 
 def test_each_token_chooses_two_experts_and_one_choice_is_dropped():
     # What does the router say? A probability for each of 4 experts; each row sums to 1.
-    probs = jnp.asarray([
-        [0.5, 0.25, 0.125, 0.125],
-        [0.5, 0.125, 0.25, 0.125],
-        [0.25, 0.5, 0.125, 0.125],
-        [0.125, 0.125, 0.5, 0.25],
-    ])[None]  # [G, T, E]
+    probs = jnp.asarray(
+        [
+            [0.5, 0.25, 0.125, 0.125],
+            [0.5, 0.125, 0.25, 0.125],
+            [0.25, 0.5, 0.125, 0.125],
+            [0.125, 0.125, 0.5, 0.25],
+        ]
+    )[None]  # [G, T, E]
 
     # Who chooses whom? Each token chooses its two most probable experts, the best one first. The
     # probability of a chosen expert is the gate, the weight of that expert's output.
@@ -43,8 +47,13 @@ def test_each_token_chooses_two_experts_and_one_choice_is_dropped():
     expect(ids[0], [0, 1], [0, 2], [1, 0], [2, 3])
     gate = pick(probs, ids)
     expect(gate[0], [0.5, 0.25], [0.5, 0.25], [0.5, 0.25], [0.5, 0.25])
-    routing = Routing(probs=probs, logits=jnp.log(probs), expert_of_choice=ids, gate=gate,
-                      active=jnp.ones((1, 4, 2), bool))
+    routing = Routing(
+        probs=probs,
+        logits=jnp.log(probs),
+        expert_of_choice=ids,
+        gate=gate,
+        active=jnp.ones((1, 4, 2), bool),
+    )
 
     # How much room is there? 4 tokens with 2 choices each are 8 choices. With a capacity factor of
     # 1 the 4 experts share them evenly: 2 slots each.
@@ -109,8 +118,13 @@ def test_a_null_expert_takes_no_slot_is_no_drop_and_gives_nothing():
     # choices gate 0; this example shows that the plan ignores their gate anyway.)
     ids = jnp.asarray([[[0, 2], [3, 1], [0, 1], [2, 3]]])
     even = jnp.full((1, 4, 4), 0.25)  # probabilities and logits matter to losses, not to the plan
-    routing = Routing(probs=even, logits=even, expert_of_choice=ids, gate=jnp.full(ids.shape, 0.5),
-                      active=jnp.ones(ids.shape, bool))
+    routing = Routing(
+        probs=even,
+        logits=even,
+        expert_of_choice=ids,
+        gate=jnp.full(ids.shape, 0.5),
+        active=jnp.ones(ids.shape, bool),
+    )
 
     # Who wants a slot? 4 of the 8 choices.
     plan = index_plan(routing, num_experts=2, capacity=2)

@@ -21,21 +21,24 @@ VALID = np.random.default_rng(0).random((G, T)) < 0.7
 
 
 def kernel(router, seed=1):
-    return {n: normal((seed, i), *shape)
-            for i, (n, (shape, _)) in enumerate(router.params(D).items())}
+    return {
+        n: normal((seed, i), *shape) for i, (n, (shape, _)) in enumerate(router.params(D).items())
+    }
 
 
 def route(name, args=None, k=2, ctx=None, seed=1):
     router = make((name, tuple((args or {}).items())), k=k)
     ctx = ctx or context(VALID, tokens=T)
-    return jax.device_get(jit(lambda params, x, ctx: router(params, {}, x, ctx))(
-        kernel(router, seed), X, ctx))
+    return jax.device_get(
+        jit(lambda params, x, ctx: router(params, {}, x, ctx))(kernel(router, seed), X, ctx)
+    )
 
 
 def routes(routing, g, valid):
     """The valid tokens' routes of a group, sorted: a multiset."""
-    each = zip(routing.expert_of_choice[g][valid].tolist(), routing.gate[g][valid].tolist(),
-               strict=True)
+    each = zip(
+        routing.expert_of_choice[g][valid].tolist(), routing.gate[g][valid].tolist(), strict=True
+    )
     return sorted(map(str, each))
 
 
@@ -61,7 +64,8 @@ def test_random_routes_can_have_the_gates_of_a_learned_router(train):
     believed = route('top_k', ctx=ctx).probs  # with the same kernel
     np.testing.assert_allclose(learned.probs, believed, rtol=1e-6)
     np.testing.assert_allclose(
-        learned.gate, np.take_along_axis(believed, learned.expert_of_choice, -1), rtol=1e-6)
+        learned.gate, np.take_along_axis(believed, learned.expert_of_choice, -1), rtol=1e-6
+    )
 
 
 def test_shuffling_is_uniform_and_drawn_anew_at_each_step():
@@ -96,8 +100,13 @@ def test_shuffling_hides_the_class_and_keeps_loads_and_losses():
         def run(params, x, ctx, router=router):
             routing = router(params, {}, x, ctx)
             counts = telemetry.count(routing, index_plan(routing, E, 120), ctx)
-            return (telemetry.by_class(routing, jnp.asarray(labels), ctx, E).sum(0), counts,
-                    losses.importance(routing, ctx, E), losses.switch(routing, ctx, E))
+            return (
+                telemetry.by_class(routing, jnp.asarray(labels), ctx, E).sum(0),
+                counts,
+                losses.importance(routing, ctx, E),
+                losses.switch(routing, ctx, E),
+            )
+
         found[name] = jax.device_get(run(params, x, ctx))
     assert telemetry.mutual_information(found['top_k'][0]) == pytest.approx(np.log(E), abs=0.01)
     assert telemetry.mutual_information(found['shuffled'][0]) < 0.02
@@ -121,8 +130,9 @@ def test_gates_of_shuffled_routes_teach_the_token_they_came_from():
     def gradient(router, w):
         return jit(jax.grad(lambda p: jnp.sum(w * router(p, {}, X, ctx).gate)))(kernel(plain))
 
-    np.testing.assert_allclose(gradient(router, w)['kernel'], gradient(plain, back)['kernel'],
-                               rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        gradient(router, w)['kernel'], gradient(plain, back)['kernel'], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('train', [True, False])

@@ -152,10 +152,14 @@ def test_padding_takes_nobodys_place(case):
     def move(a):
         return jnp.take_along_axis(a, order[..., None], 1)
 
-    moved = given | {'features': move(given['features']), 'x': move(given['x']),
-                     'context': dataclasses.replace(
-                         context(np.take_along_axis(VALID, order, 1)),
-                         labels=np.take_along_axis(given['context'].labels, order, 1))}
+    moved = given | {
+        'features': move(given['features']),
+        'x': move(given['x']),
+        'context': dataclasses.replace(
+            context(np.take_along_axis(VALID, order, 1)),
+            labels=np.take_along_axis(given['context'].labels, order, 1),
+        ),
+    }
     grads2, out2 = compiled(case)(moved)
     for priority in {'token', 'gate', 'soft'} & set(out['y']):
         chex.assert_trees_all_close(out2['y'][priority], move(out['y'][priority]), atol=1e-5)
@@ -169,21 +173,28 @@ def test_padding_takes_nobodys_place(case):
 def test_groups_do_not_see_each_other(case):
     given = inputs(case)
     _, out = compiled(case)(given)
-    changed = given | {'features': given['features'].at[1].set(normal(5, T, D)),
-                       'x': given['x'].at[1].set(9.0)}
+    changed = given | {
+        'features': given['features'].at[1].set(normal(5, T, D)),
+        'x': given['x'].at[1].set(9.0),
+    }
     _, out2 = compiled(case)(changed)
     for name in ('y', 'losses', 'counts'):
-        chex.assert_trees_all_equal(*(jax.tree.map(lambda a: a[0], tree[name])
-                                      for tree in (out2, out)))
+        chex.assert_trees_all_equal(
+            *(jax.tree.map(lambda a: a[0], tree[name]) for tree in (out2, out))
+        )
     # A group is the same wherever it lies: its number, not its place, says what is drawn.
-    swapped = given | {'features': given['features'][::-1], 'x': given['x'][::-1],
-                       'context': dataclasses.replace(
-                           context(group=np.arange(G)[::-1].copy()),
-                           labels=given['context'].labels[::-1])}
+    swapped = given | {
+        'features': given['features'][::-1],
+        'x': given['x'][::-1],
+        'context': dataclasses.replace(
+            context(group=np.arange(G)[::-1].copy()), labels=given['context'].labels[::-1]
+        ),
+    }
     _, out3 = compiled(case)(swapped)
     chex.assert_trees_all_close(out3['y'], jax.tree.map(lambda a: a[::-1], out['y']), atol=1e-6)
-    chex.assert_trees_all_close(out3['losses'], jax.tree.map(lambda a: a[::-1], out['losses']),
-                                rtol=1e-5)
+    chex.assert_trees_all_close(
+        out3['losses'], jax.tree.map(lambda a: a[::-1], out['losses']), rtol=1e-5
+    )
 
 
 @every_router
@@ -200,19 +211,22 @@ def test_permuting_experts_permutes_everything(case):
             return a
         null = router.num_ids - E
         p = (a.shape[-1] - null) // E
-        own = a[..., :E * p].reshape(*a.shape[:-1], E, p)[..., perm, :]
-        return jnp.concatenate([own.reshape(*a.shape[:-1], E * p), a[..., E * p:]], -1)
+        own = a[..., : E * p].reshape(*a.shape[:-1], E, p)[..., perm, :]
+        return jnp.concatenate([own.reshape(*a.shape[:-1], E * p), a[..., E * p :]], -1)
 
-    moved = given | {'params': jax.tree.map(columns, given['params']),
-                     'state': jax.tree.map(columns, given['state']),
-                     'weights': jax.tree.map(lambda a: a[perm], given['weights'])}
+    moved = given | {
+        'params': jax.tree.map(columns, given['params']),
+        'state': jax.tree.map(columns, given['state']),
+        'weights': jax.tree.map(lambda a: a[perm], given['weights']),
+    }
     grads, out = compiled(case)(given)
     grads2, out2 = compiled(case)(moved)
     names = {'token', 'gate', 'soft'} & set(out['y'])
     for name in names:
         chex.assert_trees_all_close(out2['y'][name], out['y'][name], atol=1e-5)
-        chex.assert_trees_all_close(out2['counts'][name]['chosen'],
-                                    columns(out['counts'][name]['chosen']), atol=1e-4)
+        chex.assert_trees_all_close(
+            out2['counts'][name]['chosen'], columns(out['counts'][name]['chosen']), atol=1e-4
+        )
     chex.assert_trees_all_close(out2['losses'], out['losses'], rtol=1e-4)
     chex.assert_trees_all_close(grads2['params'], jax.tree.map(columns, grads['params']), atol=1e-4)
 
@@ -222,8 +236,12 @@ def test_other_values_need_no_other_program(case):
     run = compiled(case)
     for seed in range(3):
         given = inputs(case, seed)
-        given['context'] = context(np.random.default_rng(seed).random((G, T)) < 0.8, key=seed,
-                                   group=np.arange(G) + 5 * seed, fraction=seed / 3)
+        given['context'] = context(
+            np.random.default_rng(seed).random((G, T)) < 0.8,
+            key=seed,
+            group=np.arange(G) + 5 * seed,
+            fraction=seed / 3,
+        )
         run(given)
     assert run.forward._cache_size() == run.backward._cache_size() == 1
 
@@ -250,8 +268,9 @@ def test_gradients_are_finite_at_corners(case, corner):
     else:
         given['params'] = jax.tree.map(lambda a: 300 * a, given['params'])
     grads, out = compiled(case)(given)
-    chex.assert_tree_all_finite((grads, out['y'], out['losses'], out['counts'],
-                                 out['routing'].probs))
+    chex.assert_tree_all_finite(
+        (grads, out['y'], out['losses'], out['counts'], out['routing'].probs)
+    )
     if corner == 'nobody':
         for losses in out['losses'].values():
             assert losses[1] == 0
@@ -292,8 +311,11 @@ def test_arithmetic_stays_float32_for_bfloat16_tokens(case):
             assert all(v.aval.dtype != jnp.bfloat16 for v in eqn.invars), eqn
     routing, losses = jax.eval_shape(route, given['params'], given['state'], features)
     chex.assert_type(list(losses.values()), jnp.float32)
-    floats = [a for a in jax.tree.leaves(dataclasses.replace(routing, temperature=1.0))
-              if hasattr(a, 'dtype') and jnp.issubdtype(a.dtype, jnp.floating)]
+    floats = [
+        a
+        for a in jax.tree.leaves(dataclasses.replace(routing, temperature=1.0))
+        if hasattr(a, 'dtype') and jnp.issubdtype(a.dtype, jnp.floating)
+    ]
     chex.assert_type(floats, jnp.float32)
     if isinstance(routing, Routing):
         assert routing.expert_of_choice.dtype == jnp.int32
@@ -308,7 +330,8 @@ def test_normalised_features_times_a_kernel(factors):
 
     x, kernel, by, dy = (
         jnp.asarray(np.random.default_rng(n).normal(size=shape), jnp.float32)
-        for n, shape in enumerate([(3, 4, 6), (6, 5), (3, 4, 6), (3, 4, 5)]))
+        for n, shape in enumerate([(3, 4, 6), (6, 5), (3, 4, 6), (3, 4, 5)])
+    )
     by = by if factors else None
     x = x.at[0, 0].set(0.0).at[0, 1].set(1.0).at[0, 2].add(1e3)  # two of no variance; a large mean
     for f in linear, jax.vmap(linear, (0, None, 0 if factors else None)):
@@ -319,8 +342,9 @@ def test_normalised_features_times_a_kernel(factors):
         np.testing.assert_allclose(ours[0][1:], theirs[0][1:], rtol=1e-5, atol=1e-5)
         # A constant feature of 1 is zero but for units of 6e-8, divided by a deviation of 1e-3.
         np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(f(lead(x), kernel, lead(by)).reshape(3, 4, 5), ours[0],
-                                   rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            f(lead(x), kernel, lead(by)).reshape(3, 4, 5), ours[0], rtol=1e-3, atol=1e-3
+        )
         (dx, d_kernel), (dx_, d_kernel_) = ours[1](dy), theirs[1](dy)
         np.testing.assert_allclose(dx[1:], dx_[1:], rtol=1e-4, atol=1e-5)
         assert np.isfinite(dx).all()

@@ -51,7 +51,8 @@ def ranks(priority, gate, active):
     if priority == 'gate':
         best = np.where(active, gate, -np.inf).max(-1)
         ahead = (best[:, None] > best[:, :, None]) | (
-            (best[:, None] == best[:, :, None]) & (place[:, None] < place[:, :, None]))
+            (best[:, None] == best[:, :, None]) & (place[:, None] < place[:, :, None])
+        )
         return ahead.sum(-1)
     # At random: where everybody wants expert 0 and there is room, slots tell the order.
     return np.asarray(plan_of(np.zeros((G, T, 1)), gate[..., :1], E, T, 'random').slot[..., 0] % T)
@@ -65,7 +66,8 @@ def ours(priority, capacity, gate, x, weights, ids, active):
 
 def theirs(capacity, gate, x, weights, ids, active, rank):
     y, dispatch = jax.vmap(lambda *a: one_hot_oracle(a[0], weights, *a[1:], capacity))(
-        x, ids, gate, active, rank)
+        x, ids, gate, active, rank
+    )
     return jnp.sum(jnp.sin(y)), (y, dispatch)
 
 
@@ -74,16 +76,24 @@ def gradients(which, *static):
     return jit(jax.value_and_grad(functools.partial(which, *static), (0, 1, 2), has_aux=True))
 
 
-@pytest.mark.parametrize('k, capacity, priority', [
-    (1, 2, 'token'), (1, 2, 'gate'), *((2, 3, p) for p in PRIORITIES), (4, 4, 'token'),
-    (4, 4, 'random')])
+@pytest.mark.parametrize(
+    'k, capacity, priority',
+    [
+        (1, 2, 'token'),
+        (1, 2, 'gate'),
+        *((2, 3, p) for p in PRIORITIES),
+        (4, 4, 'token'),
+        (4, 4, 'random'),
+    ],
+)
 def test_equals_one_hot_einsums_forward_and_backward(k, capacity, priority):
     for seed in range(3):
         ids, active, gate, x, weights = drawn(seed, k)
         (_, (y, plan)), grads = gradients(ours, priority, capacity)(gate, x, weights, ids, active)
         rank = jnp.asarray(ranks(priority, gate, active))
         (_, (want, dispatch)), want_grads = gradients(theirs, capacity)(
-            gate, x, weights, ids, active, rank)
+            gate, x, weights, ids, active, rank
+        )
         chex.assert_shape(y, (G, T, F))
         np.testing.assert_array_equal(plan.filled, dispatch.any(1).swapaxes(0, 1))
         chex.assert_trees_all_close(y, want, atol=1e-5)
@@ -98,8 +108,9 @@ def test_vmap_over_seeds_agrees():
     for seed in range(3):
         ids, active, gate, x, weights = drawn(seed, 2)
         alone = gradients(ours, 'gate', 3)(gate, x, weights, ids, active)
-        chex.assert_trees_all_close(jax.tree.map(lambda a, s=seed: a[s], together), alone,
-                                    atol=1e-5)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, s=seed: a[s], together), alone, atol=1e-5
+        )
 
 
 def test_permuting_experts_changes_nothing():
@@ -118,16 +129,23 @@ def test_permuting_experts_changes_nothing():
 FOUR = {'ids': [0, 0, 0, 1], 'gate': [0.2, 0.9, 0.5, 0.7]}
 
 
-@pytest.mark.parametrize('priority, kept', [
-    ('token', [True, True, False, True]),  # expert 0 has two slots: tokens 0 and 1 come first
-    ('gate', [False, True, True, True])])  # ... 0.9 and 0.5 come before 0.2
+@pytest.mark.parametrize(
+    'priority, kept',
+    [
+        ('token', [True, True, False, True]),  # expert 0 has two slots: tokens 0 and 1 come first
+        ('gate', [False, True, True, True]),
+    ],
+)  # ... 0.9 and 0.5 come before 0.2
 def test_four_tokens_two_experts(priority, kept):
     ids, gate = (np.array(FOUR[name])[None, :, None] for name in ('ids', 'gate'))
     plan = plan_of(ids, gate, 2, 2, priority)
     np.testing.assert_array_equal(plan.keep[0, :, 0], kept)
     x = jnp.asarray([1.0, 2.0, 4.0, 8.0]).reshape(1, 4, 1)
-    y = jit(lambda plan, x: plan.apply(
-        x, lambda slots: slots * jnp.asarray([10.0, 100.0])[:, None, None] + 1))(plan, x)
+    y = jit(
+        lambda plan, x: plan.apply(
+            x, lambda slots: slots * jnp.asarray([10.0, 100.0])[:, None, None] + 1
+        )
+    )(plan, x)
     # gate * (10 x + 1) for expert 0, gate * (100 x + 1) for expert 1, zero where dropped
     full = np.array([0.2 * 11, 0.9 * 21, 0.5 * 41, 0.7 * 801])
     np.testing.assert_allclose(y[0, :, 0], full * kept, rtol=1e-6)
@@ -141,7 +159,8 @@ def test_all_first_choices_come_before_all_second_ones():
     # First choices: 0 -> e0, 1 -> e2, 2 -> e1, 3 -> e1: all fit. Second ones: 0 -> e1 full;
     # 1 -> e0 takes its last slot; 2 -> e2 takes its last slot; 3 -> e0 full.
     np.testing.assert_array_equal(
-        plan.keep[0], [[True, False], [True, True], [True, True], [True, False]])
+        plan.keep[0], [[True, False], [True, True], [True, True], [True, False]]
+    )
     np.testing.assert_array_equal(plan.expert_of_choice, ids)  # a dropped choice knows its expert
 
 
@@ -194,10 +213,14 @@ def test_building_costs_no_product_of_tokens_experts_and_slots():
     t, e, c = 256, 32, 64
     ids = jnp.zeros((1, t, 2), jnp.int32)
     for priority in PRIORITIES:
-        built = jax.make_jaxpr(lambda gate, p=priority: index_plan(
-            routing_of(ids, gate, ids == 0), e, c, p, jax.random.split(jax.random.key(0), 1)))
-        largest = max(v.aval.size for eqn in equations(built(jnp.ones(ids.shape)).jaxpr)
-                      for v in eqn.outvars)
+        built = jax.make_jaxpr(
+            lambda gate, p=priority: index_plan(
+                routing_of(ids, gate, ids == 0), e, c, p, jax.random.split(jax.random.key(0), 1)
+            )
+        )
+        largest = max(
+            v.aval.size for eqn in equations(built(jnp.ones(ids.shape)).jaxpr) for v in eqn.outvars
+        )
         # The tables are [E, C] = 2,048 and [T, K] = 512 (bounds: E + 1 rows); T E C is 524,288.
         assert largest <= 2 * max(e * c, t * 2)
 
@@ -224,12 +247,19 @@ def test_the_parts_of_experts_add_up_to_the_plan():
 
         def parts(gate, x, w, b):
             plan = index_plan(routing_of(ids, gate, active), E, 2)
-            return sum(plan.for_experts(jnp.int32(first), E // 2).apply(
-                x, experts((w[first:first + E // 2], b[first:first + E // 2])))
-                for first in (0, E // 2))
+            return sum(
+                plan.for_experts(jnp.int32(first), E // 2).apply(
+                    x, experts((w[first : first + E // 2], b[first : first + E // 2]))
+                )
+                for first in (0, E // 2)
+            )
 
-        return [jax.value_and_grad(lambda *args, run=run: jnp.sum(jnp.sin(run(*args))),
-                                   argnums=(0, 1, 2, 3))(gate, x, w, b) for run in (whole, parts)]
+        return [
+            jax.value_and_grad(
+                lambda *args, run=run: jnp.sum(jnp.sin(run(*args))), argnums=(0, 1, 2, 3)
+            )(gate, x, w, b)
+            for run in (whole, parts)
+        ]
 
     want, found = both(gate, x, w, b)
     assert float(jnp.abs(want[1][1]).sum()) > 0
@@ -249,7 +279,8 @@ def test_choices_one_by_one_give_what_buffers_give(k, room):
         return index_plan(routing_of(ids, gate, active), E, room)
 
     buffers, keep = jit(lambda *a: (plan(*a).apply(x, experts(weights)), plan(*a).keep))(
-        ids, active, gate)
+        ids, active, gate
+    )
     wanted = (active & (ids < E)).sum()
     assert keep.sum() == wanted if room > 2 else 0 < keep.sum() < wanted
     one_by_one = jit(lambda *a: plan(*a).apply_each(x, each)).lower(ids, active, gate).compile()

@@ -20,7 +20,8 @@ from moe_vision.routing.types import SoftRouting
 VALID = np.array([[1, 0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]], bool)
 CTX = context(VALID, train=False)
 every_router = pytest.mark.parametrize(
-    'case', [case for case in CASES if not case[1] or case[0] == 'soft'], ids=case_id)
+    'case', [case for case in CASES if not case[1] or case[0] == 'soft'], ids=case_id
+)
 
 
 def routed(case):
@@ -55,16 +56,19 @@ def test_every_router_can_be_intervened_upon(case):
     else:
         np.testing.assert_array_equal(ablated.gate, routing.gate)  # nothing is renormalised
         np.testing.assert_array_equal(
-            ablated.active, routing.active & (routing.expert_of_choice != 1))
+            ablated.active, routing.active & (routing.expert_of_choice != 1)
+        )
 
     shuffled, drawn = change(SHUFFLE), change(DRAW)
     for g in range(G):  # each row of a group is found once
         old, new = weights(routing)[g][VALID[g]], weights(shuffled)[g][VALID[g]]
         assert sorted(new.reshape(len(new), -1).tolist()) == sorted(
-            old.reshape(len(old), -1).tolist())
+            old.reshape(len(old), -1).tolist()
+        )
     if soft:
-        np.testing.assert_allclose(np.sort(drawn.combine.sum(-1)), np.sort(routing.combine.sum(-1)),
-                                   rtol=1e-6)
+        np.testing.assert_allclose(
+            np.sort(drawn.combine.sum(-1)), np.sort(routing.combine.sum(-1)), rtol=1e-6
+        )
         np.testing.assert_array_equal(drawn.dispatch, routing.dispatch)
     else:
         ids = drawn.expert_of_choice
@@ -116,9 +120,13 @@ class Network:
         self.layer = MoE(E, 2, 8, 6, eval_capacity_factor=0.75, **given)
         shapes = jax.eval_shape(lambda x: self.layer.init(jax.random.key(0), x), X)
         self.variables = jax.tree_util.tree_map_with_path(
-            lambda path, a: normal(len(str(path)), *a.shape), shapes)
-        self.run = jit(lambda intervention: self.layer.apply(
-            self.variables, X, Step(key=jax.random.key(1), intervention=intervention)))
+            lambda path, a: normal(len(str(path)), *a.shape), shapes
+        )
+        self.run = jit(
+            lambda intervention: self.layer.apply(
+                self.variables, X, Step(key=jax.random.key(1), intervention=intervention)
+            )
+        )
 
 
 @pytest.fixture(scope='module')
@@ -154,9 +162,9 @@ def test_only_the_layer_that_is_meant_is_changed(network):
 
 def test_without_an_intervention_the_program_is_what_it_was(network):
     """Nothing of it is left in the trace, and the bits are those of the neutral one."""
+
     def trace(step):
-        return str(jax.make_jaxpr(
-            lambda x: network.layer.apply(network.variables, x, step))(X))
+        return str(jax.make_jaxpr(lambda x: network.layer.apply(network.variables, x, step))(X))
 
     assert 'cond' not in trace(Step(key=jax.random.key(1)))
     assert 'cond' in trace(Step(key=jax.random.key(1), intervention=of(NONE)))

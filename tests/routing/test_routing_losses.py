@@ -17,18 +17,22 @@ from moe_vision.routing.types import Routing
 E = 4
 
 
-def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None,
-            superclass=None):
+def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None, superclass=None):
     """One group. probs [T, N], ids [T, K]."""
     probs, ids = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (probs, ids))
     logits = np.log(np.maximum(probs, 1e-9)) if logits is None else logits
     active = np.ones(ids.shape, bool) if active is None else np.asarray(active)
     noisy = logits if noisy is None else noisy
     return Routing(
-        probs=probs[None], logits=logits[None], expert_of_choice=ids[None],
-        gate=np.ones((1, *ids.shape)), active=active[None],
-        noise_std=noise_std, noisy_logits=noisy[None],
-        superclass=np.asarray(ids)[None, :, 0] if superclass is None else superclass[None])
+        probs=probs[None],
+        logits=logits[None],
+        expert_of_choice=ids[None],
+        gate=np.ones((1, *ids.shape)),
+        active=active[None],
+        noise_std=noise_std,
+        noisy_logits=noisy[None],
+        superclass=np.asarray(ids)[None, :, 0] if superclass is None else superclass[None],
+    )
 
 
 def value(name, r, valid=None, num_experts=E):
@@ -90,11 +94,11 @@ def test_z_is_the_mean_squared_logsumexp():
     logits = np.array([[0.0, 0.0, 0.0, 0.0], [3.0, -1.0, 2.0, 0.5]], np.float32)
     lse = [math.log(4), math.log(sum(map(math.exp, logits[1])))]
     r = routing(UNIFORM[:2], ALL_ZERO[:2], logits=logits)
-    assert value('z', r) == pytest.approx((lse[0]**2 + lse[1]**2) / 2)
+    assert value('z', r) == pytest.approx((lse[0] ** 2 + lse[1] ** 2) / 2)
     shifted = routing(UNIFORM[:2], ALL_ZERO[:2], logits=logits + 1)  # softmax would not see this
-    assert value('z', shifted) == pytest.approx(((lse[0] + 1)**2 + (lse[1] + 1)**2) / 2)
+    assert value('z', shifted) == pytest.approx(((lse[0] + 1) ** 2 + (lse[1] + 1) ** 2) / 2)
     # Only the first of two tokens is real.
-    assert value('z', r, valid=[True, False]) == pytest.approx(lse[0]**2)
+    assert value('z', r, valid=[True, False]) == pytest.approx(lse[0] ** 2)
 
 
 def test_z_gradient_shrinks_logits():
@@ -127,16 +131,26 @@ def test_load_is_squared_variation_of_smooth_counts(k):
     # Near k for each token: the noise of the others is taken as drawn, so not exactly.
     assert p.sum(-1).mean() == pytest.approx(k, abs=0.15)
     count = p.sum(0)
-    r = routing(np.full((60, E), 0.25), np.argsort(-noisy, -1)[:, :k], logits=logits,
-                noise_std=0.5, noisy=noisy)
-    assert value('load', r) == pytest.approx(count.var() / count.mean()**2, rel=1e-3)
+    r = routing(
+        np.full((60, E), 0.25),
+        np.argsort(-noisy, -1)[:, :k],
+        logits=logits,
+        noise_std=0.5,
+        noisy=noisy,
+    )
+    assert value('load', r) == pytest.approx(count.var() / count.mean() ** 2, rel=1e-3)
 
 
 def test_load_at_its_ends():
     same = np.zeros((8, E), np.float32)
     drawn = np.random.default_rng(0).normal(size=(4000, E)).astype(np.float32)
-    r = routing(np.full((4000, E), 0.25), np.argsort(-drawn, -1)[:, :2],
-                logits=np.zeros_like(drawn), noise_std=1.0, noisy=drawn)
+    r = routing(
+        np.full((4000, E), 0.25),
+        np.argsort(-drawn, -1)[:, :2],
+        logits=np.zeros_like(drawn),
+        noise_std=1.0,
+        noisy=drawn,
+    )
     assert value('load', r) < 0.002  # zero router: every expert as likely
     crowd = same + [9, 0, 0, 0]
     # One choice, certainly expert 0: counts (8, 0, 0, 0), CV^2 = E - 1.

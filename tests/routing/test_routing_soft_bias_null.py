@@ -35,16 +35,20 @@ def soft_inputs(groups, tokens, p=1, seed=0):
 @pytest.mark.parametrize('axis', ['tokens', 'batch'])
 def test_groups_of_one_token_are_the_per_sample_form(axis):
     params, x, weights = soft_inputs(7, 1)
-    chex.assert_trees_all_close(soft(params, x, weights, axis)[1],
-                                soft(params, x, weights, 'none')[1], atol=1e-6)
+    chex.assert_trees_all_close(
+        soft(params, x, weights, axis)[1], soft(params, x, weights, 'none')[1], atol=1e-6
+    )
 
 
 def test_soft_weights_against_numpy():
     params, x, weights = soft_inputs(2, 7, p=2)
     routing, y = soft(params, x, weights, 'tokens', p=2)
     x, slots = np.asarray(x), np.asarray(params['slots'])
-    logits = 3 * (x / np.linalg.norm(x, axis=-1, keepdims=True)
-                  @ (slots / np.linalg.norm(slots, axis=0, keepdims=True)))
+    logits = 3 * (
+        x
+        / np.linalg.norm(x, axis=-1, keepdims=True)
+        @ (slots / np.linalg.norm(slots, axis=0, keepdims=True))
+    )
     np.testing.assert_allclose(routing.logits, logits, atol=1e-5)
     e = np.exp(logits)
     dispatch, combine = e / e.sum(1, keepdims=True), e / e.sum(2, keepdims=True)
@@ -54,16 +58,18 @@ def test_soft_weights_against_numpy():
     slots = np.einsum('gts,gtd->gsd', dispatch, x).reshape(2, E, 2, D)
     kernel, bias = map(np.asarray, weights)
     out = np.tanh(np.einsum('gepd,edf->gepf', slots, kernel)) + bias
-    np.testing.assert_allclose(y, np.einsum('gts,gsf->gtf', combine, out.reshape(2, -1, F)),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        y, np.einsum('gts,gsf->gtf', combine, out.reshape(2, -1, F)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('p', [1, 2])
 def test_a_group_says_no_more_than_its_slots(p):
     params, x, weights = soft_inputs(1, 20, p)
     wide = (normal(9, E, D, 16), normal(8, E, 1, 16))  # 16 outputs: rank could be 16
-    rank = np.linalg.matrix_rank(np.asarray(soft(params, x, wide, 'batch', p)[1][0], np.float64),
-                                 tol=1e-4)
+    rank = np.linalg.matrix_rank(
+        np.asarray(soft(params, x, wide, 'batch', p)[1][0], np.float64), tol=1e-4
+    )
     assert rank == E * p
     per_sample = soft({**params, 'slots': params['slots'][:, :E]}, x, wide, 'none')[1][0]
     assert np.linalg.matrix_rank(np.asarray(per_sample, np.float64), tol=1e-4) > 2 * E
@@ -125,8 +131,9 @@ def test_the_bias_chooses_and_does_not_weigh(score):
 
 def test_bias_moves_against_the_load_by_the_rate():
     router = biased()
-    new = router.update_state({'bias': jnp.asarray([0.5, 0.0, -0.5, 0.0])},
-                              jnp.asarray([10, 6, 2, 6]))  # mean 6
+    new = router.update_state(
+        {'bias': jnp.asarray([0.5, 0.0, -0.5, 0.0])}, jnp.asarray([10, 6, 2, 6])
+    )  # mean 6
     np.testing.assert_allclose(new['bias'], [0.499, 0, -0.499, 0], atol=1e-7)
     np.testing.assert_array_equal(router.init_state()['bias'], np.zeros(4))
 
@@ -138,10 +145,12 @@ def test_balancing_a_skewed_toy():
     @jit
     def loads(bias):
         def step(bias, _):
-            ids = router({'kernel': kernel}, {'bias': bias}, x,
-                         context(groups=1, tokens=200)).expert_of_choice
+            ids = router(
+                {'kernel': kernel}, {'bias': bias}, x, context(groups=1, tokens=200)
+            ).expert_of_choice
             counts = jax.nn.one_hot(ids, 4).sum((0, 1, 2))
             return router.update_state({'bias': bias}, counts)['bias'], counts
+
         return jax.lax.scan(step, bias, None, length=600)[1]
 
     counts = np.asarray(loads(jnp.zeros(4)))
@@ -164,8 +173,12 @@ def test_null_choices_cost_and_give_nothing():
     def run(kernel):
         routing = router({'kernel': kernel}, {}, features, ctx)
         plan = index_plan(routing, 2, 1)  # one slot for each expert
-        return routing, plan, plan.apply(jnp.ones((1, 4, 3)), lambda s: s + 5), telemetry.count(
-            routing, plan, ctx)
+        return (
+            routing,
+            plan,
+            plan.apply(jnp.ones((1, 4, 3)), lambda s: s + 5),
+            telemetry.count(routing, plan, ctx),
+        )
 
     routing, plan, y, counts = run(kernel)
     # logits: tokens 0, 3 (2, 1, -9, -10); tokens 1, 2 (-2, -1, 9, 10)
@@ -186,8 +199,11 @@ def test_null_choices_cost_and_give_nothing():
 
 def test_mixed_choices_are_renormalised_over_the_true_ones():
     router = make(('null_experts', (('null_experts', 6),)), 2, 2)
-    routing = jit(lambda: router({'kernel': normal(1, D, 8)}, {}, normal(0, 1, 300, D),
-                                 context(groups=1, tokens=300)))()
+    routing = jit(
+        lambda: router(
+            {'kernel': normal(1, D, 8)}, {}, normal(0, 1, 300, D), context(groups=1, tokens=300)
+        )
+    )()
     true = np.asarray(routing.expert_of_choice) < 2
     gate = np.asarray(routing.gate)
     some = true.any(-1)

@@ -18,9 +18,18 @@ def sums(chosen, *, tokens=100.0, probs=None, **more):
     """Sums as `count` gives them, for counts of choices before capacity."""
     chosen = np.asarray(chosen, float)
     zero = dict.fromkeys(('dropped', 'orphans', 'entropy', 'temperature'), 0.0)
-    return zero | {'tokens': tokens, 'chosen': chosen, 'kept': chosen, 'choices': chosen.sum(),
-                   'slots': 2 * chosen.sum(),
-                   'probs': tokens * chosen / chosen.sum() if probs is None else probs} | more
+    return (
+        zero
+        | {
+            'tokens': tokens,
+            'chosen': chosen,
+            'kept': chosen,
+            'choices': chosen.sum(),
+            'slots': 2 * chosen.sum(),
+            'probs': tokens * chosen / chosen.sum() if probs is None else probs,
+        }
+        | more
+    )
 
 
 @pytest.mark.parametrize('experts', [1, 2, 8])
@@ -38,7 +47,7 @@ def test_uniform_and_collapsed_load(experts):
 def test_effective_experts_and_squared_variation_are_one_number():
     q = np.random.default_rng(0).dirichlet(np.ones(6))
     rates = summarize(sums(1000 * q), 6)
-    assert rates['effective_experts'] == pytest.approx(6 / (1 + q.var() / q.mean()**2))
+    assert rates['effective_experts'] == pytest.approx(6 / (1 + q.var() / q.mean() ** 2))
     np.testing.assert_allclose(rates['load'], q)
 
 
@@ -78,8 +87,12 @@ def test_mutual_information_is_bounded(experts, classes):
 def test_mutual_information_of_routes_that_ignore_the_label():
     rng = np.random.default_rng(0)
     routes, labels = rng.integers(0, 8, (200, 500)), rng.integers(0, 10, (200, 500))
-    counts = np.stack([np.histogram2d(a, b, (8, 10), ((0, 8), (0, 10)))[0]
-                       for a, b in zip(routes, labels, strict=True)])
+    counts = np.stack(
+        [
+            np.histogram2d(a, b, (8, 10), ((0, 8), (0, 10)))[0]
+            for a, b in zip(routes, labels, strict=True)
+        ]
+    )
     p = counts / 500
     plain = [(q * np.log(np.maximum(q, 1e-30) / np.outer(q.sum(1), q.sum(0)))).sum() for q in p]
     assert np.mean(plain) == pytest.approx(7 * 9 / 1000, rel=0.1)  # the bias: 0.063
@@ -97,8 +110,9 @@ def test_counts_agree_with_the_plan(case):
     for priority, counts in out['counts'].items():
         assert all(v.dtype == np.float32 and v.shape[0] == G for v in counts.values())
         np.testing.assert_array_equal(counts['tokens'], valid.sum(1))
-        np.testing.assert_allclose(counts['probs'], (routing.probs * valid[..., None]).sum(1),
-                                   rtol=1e-5)
+        np.testing.assert_allclose(
+            counts['probs'], (routing.probs * valid[..., None]).sum(1), rtol=1e-5
+        )
         if priority == 'soft':  # loads are mean combine weights
             weights = (routing.combine.sum(-1) * valid[..., None]).sum(1)
             np.testing.assert_allclose(counts['chosen'], weights, rtol=1e-5)
@@ -136,5 +150,6 @@ def test_sums_add_up_over_groups():
     added = jax.tree.map(lambda *v: sum(v), *parts)
     chex.assert_trees_all_close(summarize(whole, E), summarize(added, E), rtol=1e-5)
     np.testing.assert_array_equal(whole['by_class'].sum(1), whole['chosen'])
-    np.testing.assert_array_equal(whole['by_class'].sum(0),
-                                  2 * np.bincount(np.asarray(labels).ravel(), minlength=3))
+    np.testing.assert_array_equal(
+        whole['by_class'].sum(0), 2 * np.bincount(np.asarray(labels).ravel(), minlength=3)
+    )

@@ -13,12 +13,16 @@ from moe_vision.routing.temperature import entropy, schedule, with_entropy_floor
 START, END = 2.0, 0.5
 
 
-@pytest.mark.parametrize('kind, quarter, half', [
-    ('constant', 2.0, 2.0),
-    ('linear', 1.625, 1.25),  # 2 - 1.5 / 4
-    ('cosine', 0.5 + 1.5 * 0.5 * (1 + math.sqrt(0.5)), 1.25),
-    ('sigmoid', 0.5 + 1.5 / (1 + math.exp(-1.75)), 1.25),  # 7 (1/4 - 1/2) = -1.75
-    ('entropy_floor', 1.625, 1.25)])
+@pytest.mark.parametrize(
+    'kind, quarter, half',
+    [
+        ('constant', 2.0, 2.0),
+        ('linear', 1.625, 1.25),  # 2 - 1.5 / 4
+        ('cosine', 0.5 + 1.5 * 0.5 * (1 + math.sqrt(0.5)), 1.25),
+        ('sigmoid', 0.5 + 1.5 / (1 + math.exp(-1.75)), 1.25),  # 7 (1/4 - 1/2) = -1.75
+        ('entropy_floor', 1.625, 1.25),
+    ],
+)
 def test_values_by_hand(kind, quarter, half):
     assert schedule(kind, START, END, 0.25) == pytest.approx(quarter)
     assert schedule(kind, START, END, 0.5) == pytest.approx(half)
@@ -59,5 +63,6 @@ def test_entropy_floor_of_two_logits_by_hand():
 
 def test_entropy_floor_has_no_gradient():
     gradient = jit(jax.grad(lambda x: jnp.sum(with_entropy_floor(x, jnp.float32(0.1), 0.5))))(
-        normal(0, 3, 4))
+        normal(0, 3, 4)
+    )
     np.testing.assert_array_equal(gradient, 0)

@@ -18,14 +18,26 @@ def router(name, args=(), k=2, e=E):
     return jit(make((name, args), e, k).__call__)
 
 
-def route(name='top_k', k=2, e=E, key=0, group=None, train=True, fraction=0.0, kernel=None,
-          features=None, params=None, **args):
+def route(
+    name='top_k',
+    k=2,
+    e=E,
+    key=0,
+    group=None,
+    train=True,
+    fraction=0.0,
+    kernel=None,
+    features=None,
+    params=None,
+    **args,
+):
     features = normal(1, G, T, D) if features is None else jnp.asarray(features, jnp.float32)
     kernel = normal(2, D, e) if kernel is None else kernel
     g, t = features.shape[:2]
     ctx = context(groups=g, tokens=t, key=key, group=group, train=train, fraction=fraction)
     return router(name, tuple(sorted(args.items())), k, e)(
-        {'kernel': kernel, **(params or {})}, {}, features, ctx)
+        {'kernel': kernel, **(params or {})}, {}, features, ctx
+    )
 
 
 def task_gradient(case, k):
@@ -120,7 +132,8 @@ def test_gaussian_noise_has_deviation_one_over_experts():
     assert noise.std() == pytest.approx(0.3, abs=0.012) and abs(noise.mean()) < 0.02
     # Chosen and weighed by the noisy logits; told without the noise.
     np.testing.assert_array_equal(
-        routing.expert_of_choice, np.argsort(-np.asarray(routing.noisy_logits), -1)[..., :2])
+        routing.expert_of_choice, np.argsort(-np.asarray(routing.noisy_logits), -1)[..., :2]
+    )
     np.testing.assert_allclose(routing.probs, softmax(np.asarray(routing.logits)), atol=1e-6)
 
 
@@ -129,8 +142,9 @@ def test_learned_noise_has_deviation_softplus():
     routing = route(noise='learned', params={'noise_kernel': kernel})
     x = np.asarray(normal(1, G, T, D), np.float64)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(routing.noise_std, np.log1p(np.exp(x @ np.asarray(kernel))),
-                               rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        routing.noise_std, np.log1p(np.exp(x @ np.asarray(kernel))), rtol=1e-3, atol=1e-5
+    )
     z = np.asarray((routing.noisy_logits - routing.logits) / routing.noise_std)
     assert z.std() == pytest.approx(1, abs=0.15)  # 600 draws: standard error 0.029
 

@@ -35,8 +35,9 @@ def bucket():
 
 @pytest.fixture(scope='module')
 def small(data_dir):
-    return train_cases.make(data_dir, {'train.steps': 6, 'eval.every_steps': 3,
-                                       'checkpoint.every_steps': 3})
+    return train_cases.make(
+        data_dir, {'train.steps': 6, 'eval.every_steps': 3, 'checkpoint.every_steps': 3}
+    )
 
 
 @pytest.fixture(scope='module')
@@ -60,10 +61,12 @@ def runs(bucket, small, tmp_path_factory):
 def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
     folder, _, _ = runs
     assert train_cases.rows(folder) == [
-        {k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(WORKDIR)]
+        {k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(WORKDIR)
+    ]
     for kind in ('latest', 'best'):
-        train_cases.assert_same_bits(checkpoints.load_raw(WORKDIR, kind),
-                                     checkpoints.load_raw(str(folder), kind))
+        train_cases.assert_same_bits(
+            checkpoints.load_raw(WORKDIR, kind), checkpoints.load_raw(str(folder), kind)
+        )
 
 
 def test_no_object_of_ours_is_written_twice_by_one_start_of_a_run(runs):
@@ -90,5 +93,6 @@ def test_a_run_is_scored_and_reported_there(runs, small, bucket):
 def test_a_run_starts_from_the_weights_of_one_in_a_bucket(runs, data_dir):
     other = train_cases.make(data_dir, {'init_from': WORKDIR, 'train.steps': 6})
     state = loop.Setup(other).fresh_state()
-    train_cases.assert_same_bits(jax.device_get(state.params),
-                                 checkpoints.load_raw(WORKDIR)['params'])
+    train_cases.assert_same_bits(
+        jax.device_get(state.params), checkpoints.load_raw(WORKDIR)['params']
+    )

@@ -28,9 +28,11 @@ def state(n: int) -> State:
 
 
 ABSTRACT = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
-                                   sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-    jax.eval_shape(lambda: state(0)))
+    lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ),
+    jax.eval_shape(lambda: state(0)),
+)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def garble(folder):
     file = biggest(folder)
     data = bytearray(file.read_bytes())
     middle = len(data) // 2
-    data[middle: middle + 64] = bytes(255 - b for b in data[middle: middle + 64])
+    data[middle : middle + 64] = bytes(255 - b for b in data[middle : middle + 64])
     file.write_bytes(bytes(data))
 
 
@@ -92,8 +94,11 @@ def restore(workdir, abstract=ABSTRACT):
 
 def warnings(caplog) -> list[str]:
     """Our own warnings, without those of orbax and asyncio."""
-    return [r.getMessage() for r in caplog.records
-            if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname
+    ]
 
 
 @pytest.mark.parametrize('damage', DAMAGES, ids=lambda f: f.__name__)
@@ -146,8 +151,9 @@ def test_checkpoints_of_another_network_are_refused_and_kept(workdir, change):
     params = dict(ABSTRACT.params)
     if change == 'shape':
         leaf = params['dense']['kernel']
-        params = {'dense': {'kernel': jax.ShapeDtypeStruct((41, 50), leaf.dtype,
-                                                           sharding=leaf.sharding)}}
+        params = {
+            'dense': {'kernel': jax.ShapeDtypeStruct((41, 50), leaf.dtype, sharding=leaf.sharding)}
+        }
     if change == 'name':
         params = {'other': params['dense']}
     if change == 'more':
@@ -194,6 +200,7 @@ def test_reading_for_evaluation_changes_nothing(workdir):
 def test_a_save_is_not_changed_by_steps_that_reuse_its_memory(tmp_path):
     """The next steps get the same buffers while the save is still being written."""
     from moe_vision.training.run import _own
+
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     s = {f'w{i}': jnp.full((300, 300), 7.0) for i in range(8)}
     s = State(s, (), {})
@@ -207,8 +214,9 @@ def test_a_save_is_not_changed_by_steps_that_reuse_its_memory(tmp_path):
 
 def test_unfinished_saves_are_deleted_by_the_run_and_not_by_scoring(workdir, caplog):
     """Because a run may be saving while another process scores it."""
-    left = [workdir / 'checkpoints' / kind / '40.orbax-checkpoint-tmp' for kind in
-            ('latest', 'best')]
+    left = [
+        workdir / 'checkpoints' / kind / '40.orbax-checkpoint-tmp' for kind in ('latest', 'best')
+    ]
     for folder in left:
         shutil.copytree(workdir / 'checkpoints' / 'latest' / '30', folder)
     with Checkpoints(str(workdir), keep=3) as saved:

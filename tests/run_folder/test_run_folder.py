@@ -22,8 +22,13 @@ KEYS = """test_accuracy test_loss test_accuracy_unbounded test_accuracy_selected
 best_validation_accuracy seed steps
 params_total params_active rho_place rho_active rho_executed flops flops_executed
 images_per_second drop_rate orphan_rate effective_experts dead_experts collapsed""".split()
-SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1}, 'seed': 7,
-         'train.mixup': 0.0, 'checkpoint.every_steps': 6}
+SMALL = {
+    'model.moe.placement': 'head',
+    'model.args': {'widths': (8,), 'depth': 1},
+    'seed': 7,
+    'train.mixup': 0.0,
+    'checkpoint.every_steps': 6,
+}
 
 
 @pytest.fixture(scope='module')
@@ -45,8 +50,10 @@ def setup(config):
 
 def strictly(text):
     """JSON without NaN and Infinity, which the standard does not know."""
+
     def refuse(name):
         raise ValueError(name)
+
     return json.loads(text, parse_constant=refuse)
 
 
@@ -58,14 +65,23 @@ def test_the_result_has_exactly_its_keys(workdir):
     validation = [r for r in train_cases.rows(workdir) if r['split'] == 'validation']
     assert result['best_validation_accuracy'] == max(r['accuracy'] for r in validation)
     assert train_cases.steps(workdir, 'best') == [
-        next(r['step'] for r in validation if r['accuracy'] == result['best_validation_accuracy'])]
+        next(r['step'] for r in validation if r['accuracy'] == result['best_validation_accuracy'])
+    ]
 
 
 def test_the_config_is_kept_whole_with_versions_and_data(config, workdir):
     record = strictly((workdir / 'config.json').read_text())
-    assert set(record) == {'config', 'config_file', 'versions', 'git_commit', 'device',
-                          'dataset', 'preflight'}
+    assert set(record) == {
+        'config',
+        'config_file',
+        'versions',
+        'git_commit',
+        'device',
+        'dataset',
+        'preflight',
+    }
     from moe_vision.config import check as config_lib
+
     assert config_lib.load(str(workdir)) == config
     assert {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'} <= set(record['versions'])
     assert record['dataset']['split_sizes'] == {'train': 1293, 'validation': 144, 'test': 360}
@@ -74,11 +90,22 @@ def test_the_config_is_kept_whole_with_versions_and_data(config, workdir):
 
 
 def test_metric_rows_are_json_by_step(workdir):
-    rows = [strictly(line) for path in sorted((workdir / 'metrics').iterdir())
-            for line in path.read_text().splitlines()]
+    rows = [
+        strictly(line)
+        for path in sorted((workdir / 'metrics').iterdir())
+        for line in path.read_text().splitlines()
+    ]
     assert [(r['step'], r['split']) for r in rows] == [
-        (3, 'train'), (4, 'train'), (4, 'validation'), (6, 'train'), (8, 'train'),
-        (8, 'validation'), (9, 'train'), (12, 'train'), (12, 'validation')]
+        (3, 'train'),
+        (4, 'train'),
+        (4, 'validation'),
+        (6, 'train'),
+        (8, 'train'),
+        (8, 'validation'),
+        (9, 'train'),
+        (12, 'train'),
+        (12, 'validation'),
+    ]
     for r in rows:
         assert {'loss', 'accuracy', 'epoch', 'layers'} <= set(r)
         assert math.isclose(sum(r['layers']['head']['load']), 1)
@@ -100,14 +127,19 @@ def test_tensorboard_events_and_a_profile_and_the_report_are_there(workdir):
 
 @pytest.mark.parametrize('split, images', [('validation', 144), ('test', 360)])
 def test_a_run_is_scored_on_any_split_as_it_was_while_training(
-        config, workdir, split, images, capsys, caplog):
+    config, workdir, split, images, capsys, caplog
+):
     whole = (workdir / 'config.json').read_text()
     digest = train_cases.other_data(workdir)
-    changed = dataclasses.replace(config, eval=dataclasses.replace(
-        config.eval, split=split, batch_size=1, capacity_factors=(float('inf'),)))
+    changed = dataclasses.replace(
+        config,
+        eval=dataclasses.replace(
+            config.eval, split=split, batch_size=1, capacity_factors=(float('inf'),)
+        ),
+    )
     scores = loop.evaluate(changed, str(workdir))
     (workdir / 'config.json').write_text(whole)
-    assert sum(f"{'0' * 16} -> {digest[:16]};" in r.getMessage() for r in caplog.records) == 1
+    assert sum(f'{"0" * 16} -> {digest[:16]};' in r.getMessage() for r in caplog.records) == 1
     assert scores['images'] == images
     if split == 'test':
         want = train_cases.result(workdir)['test_accuracy']
@@ -124,12 +156,12 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
     assert f'capacity factor inf (effective 2.00): accuracy {free:.4f}' in out
 
 
-def test_scoring_needs_a_checkpoint_and_a_split_that_exists(
-        config, data_dir, tmp_path):
+def test_scoring_needs_a_checkpoint_and_a_split_that_exists(config, data_dir, tmp_path):
     with pytest.raises(UserError, match='train first'):
         loop.evaluate(config, str(tmp_path))
-    none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0,
-                                               'eval.split': 'validation'})
+    none = train_cases.make(
+        data_dir, SMALL | {'dataset.validation_fraction': 0.0, 'eval.split': 'validation'}
+    )
     with pytest.raises(UserError, match="'validation', but digits has train, test"):
         loop.evaluate(none, str(tmp_path))
 
@@ -147,26 +179,42 @@ def test_a_run_starts_from_the_weights_of_another(setup, workdir):
 
 def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
     fresh = setup.fresh_state()
-    params = {**fresh.params, 'classifier': {'kernel': jax.numpy.ones((8, 7)),
-                                             'bias': jax.numpy.ones(7)}}
+    params = {
+        **fresh.params,
+        'classifier': {'kernel': jax.numpy.ones((8, 7)), 'bias': jax.numpy.ones(7)},
+    }
     fresh = dataclasses.replace(fresh, params=params, ema=params)
     state = init_from(fresh, str(workdir), setup.shardings)
     raw = checkpoints.load_raw(str(workdir))['params']
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(state.params),
-                            jax.tree.leaves(params), strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
+    ):
         name = path_name(path)
-        taken = np.asarray(y) if name.startswith('classifier') else dict(
-            (path_name(p), v) for p, v in jax.tree_util.tree_leaves_with_path(raw))[name]
+        taken = (
+            np.asarray(y)
+            if name.startswith('classifier')
+            else dict((path_name(p), v) for p, v in jax.tree_util.tree_leaves_with_path(raw))[name]
+        )
         train_cases.assert_same_bits(x, taken)
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4))}},
-     r"parameter 'stem/kernel' is \(3, 3, 1, 8\) in .* and \(3, 3, 1, 4\) here"),
-    (lambda p: {**p, 'heat': p['head']}, "no parameter 'heat/experts/in_bias'. Did you mean "
-                                         "'head/experts/in_bias'"),
-    (lambda p: {n: x for n, x in p.items() if n != 'block_0'},
-     "has a parameter 'block_0/.*' that this network lacks")])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4))}},
+            r"parameter 'stem/kernel' is \(3, 3, 1, 8\) in .* and \(3, 3, 1, 4\) here",
+        ),
+        (
+            lambda p: {**p, 'heat': p['head']},
+            "no parameter 'heat/experts/in_bias'. Did you mean 'head/experts/in_bias'",
+        ),
+        (
+            lambda p: {n: x for n, x in p.items() if n != 'block_0'},
+            "has a parameter 'block_0/.*' that this network lacks",
+        ),
+    ],
+)
 def test_another_network_is_refused_by_the_parameter(setup, workdir, change, message):
     fresh = setup.fresh_state()
     fresh = dataclasses.replace(fresh, params=change(fresh.params))
@@ -190,14 +238,32 @@ def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_line(data_dir, tmp_path, jax_environment):
-    flags = {'dataset.data_dir': data_dir, 'model.moe.placement': 'head', 'train.batch_size': 64,
-             'model.args.widths': '8,', 'model.args.depth': 1, 'train.learning_rate': 1e30,
-             'train.warmup_epochs': 0, 'train.steps': 20, 'log.every_steps': 4,
-             'checkpoint.every_steps': 1, 'eval.every_steps': 20}
+    flags = {
+        'dataset.data_dir': data_dir,
+        'model.moe.placement': 'head',
+        'train.batch_size': 64,
+        'model.args.widths': '8,',
+        'model.args.depth': 1,
+        'train.learning_rate': 1e30,
+        'train.warmup_epochs': 0,
+        'train.steps': 20,
+        'log.every_steps': 4,
+        'checkpoint.every_steps': 1,
+        'eval.every_steps': 20,
+    }
     done = subprocess.run(
-        [sys.executable, 'main.py', '--config=configs/digits_k2.py', f'--workdir={tmp_path}',
-         *[f'--config.{k}={v}' for k, v in flags.items()]],
-        cwd=train_cases.ROOT, env=jax_environment, capture_output=True, text=True)
+        [
+            sys.executable,
+            'main.py',
+            '--config=configs/digits_k2.py',
+            f'--workdir={tmp_path}',
+            *[f'--config.{k}={v}' for k, v in flags.items()],
+        ],
+        cwd=train_cases.ROOT,
+        env=jax_environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2, done.stderr
     assert 'Traceback' not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -206,6 +272,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(data_dir, tmp_path, jax_envi
     assert f'is not finite at step {saved + 1}; the last finite checkpoint is step {saved}' in last
     for hint in ('train.learning_rate', 'train.clip_norm', '--workdir'):
         assert hint in last
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(
-        checkpoints.load_raw(str(tmp_path))['params']))
+    assert all(
+        np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.load_raw(str(tmp_path))['params'])
+    )
     assert not (tmp_path / 'result.json').exists()

@@ -50,7 +50,7 @@ def change(workdir, cell, **values):
 
 def replace(workdir, number, line: bytes, kind='rows'):
     found = lines(workdir, kind)
-    found[number - 1:number] = [line]
+    found[number - 1 : number] = [line]
     (workdir / f'{kind}.jsonl').write_bytes(b'\n'.join(found) + b'\n')
 
 
@@ -58,7 +58,11 @@ def test_a_packed_study_reads_the_same(study, workdir):
     before, timings = read(study, workdir), rows.timings(str(workdir))
     pack(str(workdir))
     assert sorted(p.name for p in workdir.iterdir()) == [
-        'claims', 'preregistration.json', 'rows.jsonl', 'timings.jsonl']
+        'claims',
+        'preregistration.json',
+        'rows.jsonl',
+        'timings.jsonl',
+    ]
     assert json.dumps(read(study, workdir)) == json.dumps(before)
     assert json.dumps(rows.timings(str(workdir))) == json.dumps(timings)
     for arm, seed in CELLS:
@@ -76,8 +80,16 @@ def test_a_line_is_a_cell_in_the_order_of_the_registration(workdir):
 
 
 def test_values_are_kept_exactly(study, workdir):
-    values = {'a': 0.1 + 0.2, 'b': 5e-324, 'c': -0.0, 'd': 2 ** 60, 'e': None, 'f': float('nan'),
-              'line\u2028break': 1, 'test_accuracy': 'none'}
+    values = {
+        'a': 0.1 + 0.2,
+        'b': 5e-324,
+        'c': -0.0,
+        'd': 2**60,
+        'e': None,
+        'f': float('nan'),
+        'line\u2028break': 1,
+        'test_accuracy': 'none',
+    }
     change(workdir, ('k1', 1), result=values, device='Größe')
     change(workdir, ('k2', 0), status='diverged', error='not finite', preregistration='f' * 64)
     before = json.dumps(read(study, workdir))
@@ -130,10 +142,17 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
                 if len(steps) == last:
                     raise Killed
                 return result
+
             return step
+
         with monkeypatch.context() as patch:
-            for owner, name in ((Path, 'write_bytes'), (Path, 'replace'), (Path, 'rmdir'),
-                                (Path, 'unlink'), (os, 'fsync')):
+            for owner, name in (
+                (Path, 'write_bytes'),
+                (Path, 'replace'),
+                (Path, 'rmdir'),
+                (Path, 'unlink'),
+                (os, 'fsync'),
+            ):
                 patch.setattr(owner, name, killed(getattr(owner, name)))
             try:
                 rows.pack(str(copy), study[1])
@@ -148,21 +167,25 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
     assert last > 2 * 12
 
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda line: line[:len(line) // 2], 'half-written or damaged, not JSON'),
-    (lambda line: line[:100] + b'\xff' + line[101:], 'half-written or damaged, not JSON'),
-    (lambda line: b'<<<<<<< HEAD', 'half-written or damaged, not JSON'),
-    (lambda line: b'[' * 100_000, 'half-written or damaged, not JSON'),
-    (lambda line: b'1' * 10_000, 'half-written or damaged, not JSON'),
-    (lambda line: b'[1]', 'it is not an object'),
-    (lambda line: b'{}', 'it lacks arm, seed'),
-    (lambda line: line.replace(b'"images":360', b'"images":0'), 'images is not a whole number'),
-    (lambda line: line.replace(b'"run_seed":1', b'"run_seed":7'), "its run's seed is 7, not 1"),
-    (lambda line: line.replace(b'"steps":4', b'"steps":9'), 'train.steps 4 -> 9'),
-    (lambda line: line.replace(b'"arm":"k1"', b'"arm":"k\\ud800"'), "unknown arm 'k\\ud800'"),
-    (lambda line: line.replace(b'"seed":1', b'"seed":NaN', 1), 'it names no cell'),
-    (lambda line: line.replace(b'"seed":1', b'"seed":1e999', 1), 'it names no cell'),
-    (lambda line: line.replace(b'"seed":1', b'"seed":9', 1), 'seed 9 is not one of the study')])
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (lambda line: line[: len(line) // 2], 'half-written or damaged, not JSON'),
+        (lambda line: line[:100] + b'\xff' + line[101:], 'half-written or damaged, not JSON'),
+        (lambda line: b'<<<<<<< HEAD', 'half-written or damaged, not JSON'),
+        (lambda line: b'[' * 100_000, 'half-written or damaged, not JSON'),
+        (lambda line: b'1' * 10_000, 'half-written or damaged, not JSON'),
+        (lambda line: b'[1]', 'it is not an object'),
+        (lambda line: b'{}', 'it lacks arm, seed'),
+        (lambda line: line.replace(b'"images":360', b'"images":0'), 'images is not a whole number'),
+        (lambda line: line.replace(b'"run_seed":1', b'"run_seed":7'), "its run's seed is 7, not 1"),
+        (lambda line: line.replace(b'"steps":4', b'"steps":9'), 'train.steps 4 -> 9'),
+        (lambda line: line.replace(b'"arm":"k1"', b'"arm":"k\\ud800"'), "unknown arm 'k\\ud800'"),
+        (lambda line: line.replace(b'"seed":1', b'"seed":NaN', 1), 'it names no cell'),
+        (lambda line: line.replace(b'"seed":1', b'"seed":1e999', 1), 'it names no cell'),
+        (lambda line: line.replace(b'"seed":1', b'"seed":9', 1), 'seed 9 is not one of the study'),
+    ],
+)
 def test_a_damaged_line_is_named_and_left_out(study, workdir, damage, message):
     pack(str(workdir))
     whole, damaged = lines(workdir), damage(lines(workdir)[4])
@@ -177,8 +200,10 @@ def test_a_damaged_line_is_named_and_left_out(study, workdir, damage, message):
     '\n'.join(problems).encode()  # can be written, whatever the line held
 
     printed = pack(str(workdir))
-    assert printed[-1] == f'lines that cannot be used or repeat a cell are kept in ' \
-                       f'{workdir}/rows.jsonl.set_aside_1'
+    assert (
+        printed[-1] == f'lines that cannot be used or repeat a cell are kept in '
+        f'{workdir}/rows.jsonl.set_aside_1'
+    )
     assert (workdir / 'rows.jsonl.set_aside_1').read_bytes() == damaged + b'\n'
     assert lines(workdir) == whole[:4] + whole[5:]
     replace(workdir, 5, b'true')
@@ -194,8 +219,9 @@ def test_the_first_of_two_lines_of_a_cell_counts(study, workdir):
     replace(workdir, 5, first + b'\n' + other + b'\n' + first)
     found, problems = read(study, workdir)
     assert found['k1'][1]['correct'] == 'AA=='
-    assert problems == [f'rows.jsonl line {n}: k1 seed 1 is already on line 5; it is left out.'
-                        for n in (6, 7)]
+    assert problems == [
+        f'rows.jsonl line {n}: k1 seed 1 is already on line 5; it is left out.' for n in (6, 7)
+    ]
     assert rows.usable(str(workdir), study[1], 'k1', 1)['correct'] == 'AA=='
     pack(str(workdir))
     assert lines(workdir)[4] == first
@@ -211,8 +237,9 @@ def test_the_file_of_a_cell_takes_precedence_over_its_line(study, workdir):
     found, problems = read(study, workdir)
     assert found['k1'][1]['correct'] == 'BB=='
     assert rows.usable(str(workdir), study[1], 'k1', 1)['correct'] == 'BB=='
-    assert problems == ['rows.jsonl line 5: rows/k1/seed_1.json differs and takes precedence; it '
-                        'is left out.']
+    assert problems == [
+        'rows.jsonl line 5: rows/k1/seed_1.json differs and takes precedence; it is left out.'
+    ]
     pack(str(workdir))
     assert b'"correct":"BB=="' in lines(workdir)[4] and len(lines(workdir)) == 12
     assert (workdir / 'rows.jsonl.set_aside_1').read_bytes() == line + b'\n'
@@ -261,7 +288,8 @@ def test_problems_are_in_the_same_order(study, workdir):
         change(workdir, cell, status='diverged', error=f'of {cell}', preregistration='f' * 64)
     problems = read(study, workdir)[1]
     assert [p.partition(':')[0] for p in problems[::2]] == [
-        f'{a} seed {s}' for a, s in [*CELLS[9:], *CELLS[5:9]]]
+        f'{a} seed {s}' for a, s in [*CELLS[9:], *CELLS[5:9]]
+    ]
     pack(str(workdir))
     assert read(study, workdir)[1] == problems
 
@@ -272,7 +300,11 @@ def test_timings_are_read_leniently(workdir):
         replace(workdir, number, line, 'timings')
     found = rows.timings(str(workdir))
     assert [(a, s) for a in found for s in found[a]] == [
-        *(('again', s) for s in range(3)), *(('dense', s) for s in range(3)), ('k2', 1), ('k2', 2)]
+        *(('again', s) for s in range(3)),
+        *(('dense', s) for s in range(3)),
+        ('k2', 1),
+        ('k2', 2),
+    ]
     pack(str(workdir))
     assert len((workdir / 'timings.jsonl.set_aside_1').read_bytes().splitlines()) == 4
 
@@ -289,12 +321,20 @@ def test_a_line_is_parsed_once_however_often_cells_are_looked_up(study, workdir,
     assert len(parsed) == 12
     replace(workdir, 5, b'{}')
     assert list(plan.states(str(workdir), study[1], ['k1'], Claims(str(workdir))).values()) == [
-        'done', 'missing', 'done']
+        'done',
+        'missing',
+        'done',
+    ]
 
 
-@pytest.mark.parametrize('line, state', [
-    (lambda line: line[:len(line) // 2], 'unusable'), (lambda line: b'', 'missing'),
-    (lambda line: line.replace(b'"steps":4', b'"steps":9'), 'unusable')])
+@pytest.mark.parametrize(
+    'line, state',
+    [
+        (lambda line: line[: len(line) // 2], 'unusable'),
+        (lambda line: b'', 'missing'),
+        (lambda line: line.replace(b'"steps":4', b'"steps":9'), 'unusable'),
+    ],
+)
 def test_the_state_of_a_cell_whose_line_is_damaged(study, workdir, line, state):
     pack(str(workdir))
     replace(workdir, 5, line(lines(workdir)[4]))
@@ -322,6 +362,7 @@ def test_nobody_packs_while_others_work(workdir):
 def test_no_room_is_one_line_and_loses_nothing(study, workdir, monkeypatch, capsys):
     def full(path, data):
         raise OSError(28, 'No space left on device')
+
     before = tables(workdir)
     monkeypatch.setattr(files, 'write', full)
     assert study_command.main(['pack', f'--workdir={workdir}']) == 2
@@ -348,6 +389,8 @@ def test_the_command_packs_every_study_below_a_folder(study, workdir, tmp_path_f
         assert study_command.main(['pack', f'--workdir={root}']) == 0
         assert capsys.readouterr().out.splitlines() == [
             f'{root}/set/{name}/{k}.jsonl holds 12 of 12 {k}'
-            for name in ('a', 'b') for k in ('timings', 'rows')]
+            for name in ('a', 'b')
+            for k in ('timings', 'rows')
+        ]
     assert [p.name for p in (root / 'set' / 'without').iterdir()] == ['preregistration.json']
     assert not (root / 'set' / 'a' / 'timings').exists()

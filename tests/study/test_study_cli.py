@@ -26,8 +26,14 @@ def without_jax(tmp_path_factory) -> dict[str, str]:
 
 
 def command(environment, *args: str, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-m', 'moe_vision.study', *args], cwd=cwd,
-                          env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, '-m', 'moe_vision.study', *args],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def refused(capsys, *args: str) -> str:
@@ -38,39 +44,54 @@ def refused(capsys, *args: str) -> str:
     return err
 
 
-@pytest.mark.parametrize('args, parts', [
-    (['rnu'], ["command 'rnu'", "'run'", 'register']),
-    ([], ['command']),
-    (['run', '--workdir={W}'], ['--study is missing', 'configs/studies/']),
-    (['run', '--study={S}'], ['--workdir is missing']),
-    (['run', '--study={S}', '--wrokdir={W}'], ['--wrokdir', "'--workdir'"]),
-    (['run', '--study={S}', '--workdir=gs://b/x'], ['gs://b/x', 'file system']),
-    (['run', '--study=configs/studies/no.py', '--workdir={W}'], ['no.py', 'does not exist']),
-    (['run', '--study={S}', '--workdir={W}', '--only=k9'], ["arm in --only 'k9'", 'dense']),
-    (['run', '--study={S}', '--workdir={W}', '--config.train.epochs=3'],
-     ["'--config.train.epochs'", 'study file', 'dataset.data_dir']),
-    (['run', '--study={S}', '--workdir={W}', '--config.model.moe.router_args.noise=none'],
-     ['router_args.noise', 'cannot be set']),
-    (['run', '--study={S}', '--workdir={W}', '--config.dataset.data_dri=x'],
-     ['dataset.data_dri', 'dataset.data_dir']),
-    (['run', '--study={S}', '--workdir={W}', '--config.dataset.workers=many'],
-     ["arm 'dense'", "dataset.workers is 'many'", 'an int']),
-    (['report'], ['--workdir is missing']),
-    (['report', '--workdir={W}'], ['preregistration.json', 'does not exist']),
-    (['report', '--workdir={W}', '--study={S}'], ['report reads --workdir alone']),
-    (['pack'], ['--workdir is missing']),
-    (['pack', '--workdir={W}'], ['preregistration.json', 'does not exist']),
-    (['pack', '--workdir={W}', '--study={S}'], ['pack reads --workdir alone']),
-    (['pack', '--workdir={W}', '--list'], ['--list is set but is not read', 'pack']),
-    (['report', '--workdir={W}', '--only=k1'], ['--only is set but is not read', 'report']),
-    (['report', '--workdir={W}', '--process=0'], ['--process is set but is not read']),
-    (['run', '--study={S}', '--workdir={W}', '--list', '--processes=2'],
-     ['--processes is set but is not read']),
-    (['run', '--study={S}', '--workdir={W}', '--processes=2'],
-     ['--coordinator and --process missing', '--coordinator=HOST:PORT']),
-    (['run', '--study={S}', '--workdir={W}', '--processes=two'], ['--processes', "'two'"]),
-    (['run', '--study={S}', '--workdir=/proc/nowhere'], ['/proc/nowhere', 'cannot be written']),
-])
+@pytest.mark.parametrize(
+    'args, parts',
+    [
+        (['rnu'], ["command 'rnu'", "'run'", 'register']),
+        ([], ['command']),
+        (['run', '--workdir={W}'], ['--study is missing', 'configs/studies/']),
+        (['run', '--study={S}'], ['--workdir is missing']),
+        (['run', '--study={S}', '--wrokdir={W}'], ['--wrokdir', "'--workdir'"]),
+        (['run', '--study={S}', '--workdir=gs://b/x'], ['gs://b/x', 'file system']),
+        (['run', '--study=configs/studies/no.py', '--workdir={W}'], ['no.py', 'does not exist']),
+        (['run', '--study={S}', '--workdir={W}', '--only=k9'], ["arm in --only 'k9'", 'dense']),
+        (
+            ['run', '--study={S}', '--workdir={W}', '--config.train.epochs=3'],
+            ["'--config.train.epochs'", 'study file', 'dataset.data_dir'],
+        ),
+        (
+            ['run', '--study={S}', '--workdir={W}', '--config.model.moe.router_args.noise=none'],
+            ['router_args.noise', 'cannot be set'],
+        ),
+        (
+            ['run', '--study={S}', '--workdir={W}', '--config.dataset.data_dri=x'],
+            ['dataset.data_dri', 'dataset.data_dir'],
+        ),
+        (
+            ['run', '--study={S}', '--workdir={W}', '--config.dataset.workers=many'],
+            ["arm 'dense'", "dataset.workers is 'many'", 'an int'],
+        ),
+        (['report'], ['--workdir is missing']),
+        (['report', '--workdir={W}'], ['preregistration.json', 'does not exist']),
+        (['report', '--workdir={W}', '--study={S}'], ['report reads --workdir alone']),
+        (['pack'], ['--workdir is missing']),
+        (['pack', '--workdir={W}'], ['preregistration.json', 'does not exist']),
+        (['pack', '--workdir={W}', '--study={S}'], ['pack reads --workdir alone']),
+        (['pack', '--workdir={W}', '--list'], ['--list is set but is not read', 'pack']),
+        (['report', '--workdir={W}', '--only=k1'], ['--only is set but is not read', 'report']),
+        (['report', '--workdir={W}', '--process=0'], ['--process is set but is not read']),
+        (
+            ['run', '--study={S}', '--workdir={W}', '--list', '--processes=2'],
+            ['--processes is set but is not read'],
+        ),
+        (
+            ['run', '--study={S}', '--workdir={W}', '--processes=2'],
+            ['--coordinator and --process missing', '--coordinator=HOST:PORT'],
+        ),
+        (['run', '--study={S}', '--workdir={W}', '--processes=two'], ['--processes', "'two'"]),
+        (['run', '--study={S}', '--workdir=/proc/nowhere'], ['/proc/nowhere', 'cannot be written']),
+    ],
+)
 def test_a_mistake_is_one_line(capsys, tmp_path, args, parts):
     study = write_study(tmp_path)
     error = refused(capsys, *[a.format(S=study, W=tmp_path / 'W') for a in args])
@@ -89,10 +110,18 @@ def test_a_mistake_is_reported_within_three_seconds_without_jax(without_jax, tmp
 
 
 def test_missing_data_are_reported_before_anything_is_trained(without_jax, tmp_path):
-    study = write_study(tmp_path, ('configs/digits_k2.py', 'configs/fashion_mnist_k2.py'),
-                        ("'model.args.depth': 1,", "'model.args.depth': 1,"))
-    done = command(without_jax, 'run', f'--study={study}', f'--workdir={tmp_path / "W"}',
-                   f'--config.dataset.data_dir={tmp_path}')
+    study = write_study(
+        tmp_path,
+        ('configs/digits_k2.py', 'configs/fashion_mnist_k2.py'),
+        ("'model.args.depth': 1,", "'model.args.depth': 1,"),
+    )
+    done = command(
+        without_jax,
+        'run',
+        f'--study={study}',
+        f'--workdir={tmp_path / "W"}',
+        f'--config.dataset.data_dir={tmp_path}',
+    )
     assert done.returncode == 2 and done.stderr.count('\n') == 1
     assert "arm 'dense'" in done.stderr and 'fashion_mnist' in done.stderr, done.stderr
     assert not (tmp_path / 'W' / 'preregistration.json').exists()
@@ -115,8 +144,10 @@ def test_registering_and_listing_need_no_jax(without_jax, tmp_path):
 
 def test_a_dry_run_shows_cells_and_flops_and_writes_nothing(capsys, tmp_path):
     study = write_study(tmp_path)
-    assert main(['run', f'--study={study}', f'--workdir={tmp_path / "W"}', '--dry_run',
-                 '--only=k1']) == 0
+    assert (
+        main(['run', f'--study={study}', f'--workdir={tmp_path / "W"}', '--dry_run', '--only=k1'])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ['k1', '3'] and lines[2].split()[0] == 'all'
     assert float(lines[1].split()[3]) == pytest.approx(3 * float(lines[1].split()[2]), rel=1e-3)
@@ -135,18 +166,26 @@ def test_a_packed_study_is_listed_and_planned_without_jax(without_jax, tmp_path,
     assert packing.returncode == 0 and 'rows.jsonl holds 12 of 12 rows' in packing.stdout
     listed = command(without_jax, *flags, '--list')
     assert listed.stdout.splitlines() == [
-        f'{arm} seed {seed}: done' for arm in ('dense', 'k1', 'k2', 'again') for seed in range(3)]
+        f'{arm} seed {seed}: done' for arm in ('dense', 'k1', 'k2', 'again') for seed in range(3)
+    ]
     assert main([*flags, '--dry_run']) == 0 and capsys.readouterr().out == planned
 
 
-REAL = (("'model.moe.num_experts': 4,", "'model.moe.num_experts': 4, 'model.moe.placement': 'head',"
-         " 'model.moe.group_size': 16, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,"),
-        ("'model.args.widths': (8, 16)", "'model.args.widths': (8,)"),
-        ("'k1': Arm('configs/digits_k2.py', {**SMALL, 'model.moe.k': 1}),", ''),
-        ("'again': Arm('configs/digits_k2.py', SMALL, seed_offset=100)", ''),
-        ("'k1': Comparison('k1', 'dense'),", ''), ("('dense', 'k1')", "('dense', 'k2')"),
-        ("{'conv': ('k1', 'k2')}", "{'conv': ('k2',)}"), ("{'conv': ('k1',)}", "{'conv': ('k2',)}"),
-        ('(0, 1, 2)', '(0, 1)'))
+REAL = (
+    (
+        "'model.moe.num_experts': 4,",
+        "'model.moe.num_experts': 4, 'model.moe.placement': 'head',"
+        " 'model.moe.group_size': 16, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,",
+    ),
+    ("'model.args.widths': (8, 16)", "'model.args.widths': (8,)"),
+    ("'k1': Arm('configs/digits_k2.py', {**SMALL, 'model.moe.k': 1}),", ''),
+    ("'again': Arm('configs/digits_k2.py', SMALL, seed_offset=100)", ''),
+    ("'k1': Comparison('k1', 'dense'),", ''),
+    ("('dense', 'k1')", "('dense', 'k2')"),
+    ("{'conv': ('k1', 'k2')}", "{'conv': ('k2',)}"),
+    ("{'conv': ('k1',)}", "{'conv': ('k2',)}"),
+    ('(0, 1, 2)', '(0, 1)'),
+)
 
 
 @pytest.fixture(scope='module')
@@ -181,6 +220,7 @@ def test_a_study_that_was_stopped_ends_with_the_same_bytes(real, tmp_path, monke
         if len(calls) in (4, 7):
             raise KeyboardInterrupt
         return validate(self, step, state)
+
     monkeypatch.setattr(run_lib.Run, 'validate', stops)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -194,6 +234,7 @@ def test_a_study_that_was_stopped_ends_with_the_same_bytes(real, tmp_path, monke
 def test_the_report_reads_the_workdir_alone(real, without_jax, tmp_path):
     """Committed files are enough: no runs, no study file, no jax."""
     import shutil
+
     for name in ('rows', 'timings'):
         shutil.copytree(real[1] / name, tmp_path / name)
     shutil.copy(real[1] / 'preregistration.json', tmp_path)

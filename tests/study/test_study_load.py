@@ -24,11 +24,18 @@ def refused(folder, *changes, overrides=()) -> str:
 
 def test_an_arm_is_its_config_as_the_command_line_would_set_it(tmp_path):
     loaded = load(write_study(tmp_path))
-    common, opened, _ = source.take_overrides([
-        '--config.model.args.widths=8,16', '--config.model.args.depth=1',
-        '--config.model.moe.num_experts=4', '--config.train.batch_size=64',
-        '--config.train.steps=4', '--config.train.warmup_steps=1',
-        '--config.model.moe.k=1', '--config.seed=2'])
+    common, opened, _ = source.take_overrides(
+        [
+            '--config.model.args.widths=8,16',
+            '--config.model.args.depth=1',
+            '--config.model.moe.num_experts=4',
+            '--config.train.batch_size=64',
+            '--config.train.steps=4',
+            '--config.train.warmup_steps=1',
+            '--config.model.moe.k=1',
+            '--config.seed=2',
+        ]
+    )
     by_hand = config_lib.check(source.load(f'{ROOT}/configs/digits_k2.py', common, opened))
     assert loaded.config('k1', 2) == by_hand
     assert loaded.config('again', 2) == dataclasses.replace(loaded.config('k2', 2), seed=102)
@@ -37,69 +44,106 @@ def test_an_arm_is_its_config_as_the_command_line_would_set_it(tmp_path):
 
 def test_values_keep_their_types(tmp_path):
     """Also a string that looks like a number, and infinity."""
-    study = load(write_study(tmp_path, (
-        "'model.moe.k': 1}", "'model.moe.k': 1, 'model.moe.capacity_factor': float('inf'), "
-        "'model.moe.router_args': {'noise': 'none', 'gate_scale': 2}, "
-        "'model.moe.losses': {}, 'model.moe.placement': '0'}")))
+    study = load(
+        write_study(
+            tmp_path,
+            (
+                "'model.moe.k': 1}",
+                "'model.moe.k': 1, 'model.moe.capacity_factor': float('inf'), "
+                "'model.moe.router_args': {'noise': 'none', 'gate_scale': 2}, "
+                "'model.moe.losses': {}, 'model.moe.placement': '0'}",
+            ),
+        )
+    )
     moe = study.configs['k1'].model.moe
     assert (moe.capacity_factor, moe.router_args.gate_scale, moe.placement) == (
-        float('inf'), 2.0, '0')
+        float('inf'),
+        2.0,
+        '0',
+    )
 
 
 def test_a_study_file_takes_an_argument(tmp_path):
-    file = write_study(tmp_path, ('def get_study():', 'def get_study(name):'),
-                       ("name='tiny'", 'name=name'))
+    file = write_study(
+        tmp_path, ('def get_study():', 'def get_study(name):'), ("name='tiny'", 'name=name')
+    )
     assert load(f'{file}:other').study.name == 'other'
 
 
 def test_operational_keys_are_set_for_every_arm(tmp_path):
-    loaded = load(write_study(tmp_path), [
-        '--config.dataset.data_dir=/d', '--config.checkpoint.every_steps=7',
-        '--config.log.every_steps=3'])
+    loaded = load(
+        write_study(tmp_path),
+        [
+            '--config.dataset.data_dir=/d',
+            '--config.checkpoint.every_steps=7',
+            '--config.log.every_steps=3',
+        ],
+    )
     for one in loaded.configs.values():
         assert (one.dataset.data_dir, one.checkpoint.every_steps, one.log.every_steps) == (
-            '/d', 7, 3)
+            '/d',
+            7,
+            3,
+        )
     assert operational('checkpoint.keep') and operational('dataset.workers')
     assert not operational('dataset.name') and not operational('train.steps')
 
 
-@pytest.mark.parametrize('old, new, parts', [
-    ("'model.moe.k': 1}", "'model.moe.kk': 1}", ["arm 'k1'", 'model.moe.kk', 'model.moe.k']),
-    ("'model.moe.k': 1}", "'model.moe.k': 9}", ["arm 'k1'", 'model.moe.k is 9', '1 to 4']),
-    ("'model.moe.k': 1}", "'model.moe.router_args.noize': 1}", ["arm 'k1'", "'noise'"]),
-    ("Arm('configs/digits_k2.py', SMALL)", "Arm('configs/digits_k3.py', SMALL)",
-     ["arm 'k2'", 'digits_k3.py', 'digits_k2.py']),
-    ("'train.batch_size': 64", "'train.batch_size': 6400", ["arm 'dense'", '6400', 'images']),
-    ("Comparison('k1', 'dense')", "Comparison('kk1', 'dense')",
-     ["comparison 'k1'", "unknown arm 'kk1'", "'k1'"]),
-    ("Comparison('k1', 'dense')", "Comparison('k1', 'k1')", ["comparison 'k1'", 'itself']),
-    ("'positive'", "'positiv'", ["comparison 'k2'", "'positive'", 'equivalent']),
-    (', primary=True', '', ['hypotheses', 'primary=True']),
-    ("('k2',)}, latency", "('k1',)}, latency", ["pattern 'gain'", "primary comparison 'k1'"]),
-    ("'dense', 'k1'),", "'dens', 'k1'),", ['latency_arms', "'dens'", "'dense'"]),
-    ("('k2',)}, latency", "()}, latency", ["pattern 'gain' has no members", 'k2']),
-    ("'positive', primary", "'none', primary",
-     ["pattern 'gain'", "'k2' has expected='none'", 'positive, negative, equivalent']),
-    ("'positive', primary", "'inconclusive', primary", ["pattern 'gain'", "'inconclusive'"]),
-    ("{'conv': ('k1', 'k2')}", "{'conv': ('k3',)}", ["figure 'by k'", "comparison 'k3'"]),
-    ("{'conv': ('k1', 'k2')}", "{'conv': ('dense',)}", ["figure 'by k'", "comparison 'dense'"]),
-    ("{'conv': ('k1',)}", "{'conv': ('k7',)}", ["figure 'over time'", "arm 'k7'"]),
-    ("'traces'", "'trace'", ['figure', "'trace'", "'traces'"]),
-    ('(0, 1, 2)', '(0, 1, 1)', ['seeds', 'different']),
-    ('(0, 1, 2)', '(0,)', ['seeds', 'two or more']),
-    ('(0, 1, 2)', "(0, '1')", ['seeds', 'an int']),
-    ('seed_offset=100', 'seed_offset=2', ["arm 'again'", 'seed_offset is 2', '3']),
-    ('margin=0.3', 'margin=0', ['margin 0']),
-    ('margin=0.3', "margin='wide'", ['margin', 'a number']),
-    ("'k1': Arm(", "'k 1': Arm(", ["arm name 'k 1'", 'a-z']),
-    ("'k2': Comparison('k2', 'dense', 'positive', primary=True)", "'k2': 3",
-     ["'k2' is 3", 'Comparison']),
-    ("**SMALL, 'model.twin'", "**SMALL, 'dataset.augment': 'none', 'model.twin'",
-     ["comparison 'k1'", 'dataset.augment', "'pad_crop'", "'none'", 'same data set']),
-    ('def get_study()', 'def get_studdy()', ['no get_study()', 'get_studdy']),
-    ('return Study(', 'return dict(', ['returned a dict', 'Study']),
-    ('def get_study():', 'def get_study():\n    1 / 0', ['line 8', 'ZeroDivisionError']),
-])
+@pytest.mark.parametrize(
+    'old, new, parts',
+    [
+        ("'model.moe.k': 1}", "'model.moe.kk': 1}", ["arm 'k1'", 'model.moe.kk', 'model.moe.k']),
+        ("'model.moe.k': 1}", "'model.moe.k': 9}", ["arm 'k1'", 'model.moe.k is 9', '1 to 4']),
+        ("'model.moe.k': 1}", "'model.moe.router_args.noize': 1}", ["arm 'k1'", "'noise'"]),
+        (
+            "Arm('configs/digits_k2.py', SMALL)",
+            "Arm('configs/digits_k3.py', SMALL)",
+            ["arm 'k2'", 'digits_k3.py', 'digits_k2.py'],
+        ),
+        ("'train.batch_size': 64", "'train.batch_size': 6400", ["arm 'dense'", '6400', 'images']),
+        (
+            "Comparison('k1', 'dense')",
+            "Comparison('kk1', 'dense')",
+            ["comparison 'k1'", "unknown arm 'kk1'", "'k1'"],
+        ),
+        ("Comparison('k1', 'dense')", "Comparison('k1', 'k1')", ["comparison 'k1'", 'itself']),
+        ("'positive'", "'positiv'", ["comparison 'k2'", "'positive'", 'equivalent']),
+        (', primary=True', '', ['hypotheses', 'primary=True']),
+        ("('k2',)}, latency", "('k1',)}, latency", ["pattern 'gain'", "primary comparison 'k1'"]),
+        ("'dense', 'k1'),", "'dens', 'k1'),", ['latency_arms', "'dens'", "'dense'"]),
+        ("('k2',)}, latency", '()}, latency', ["pattern 'gain' has no members", 'k2']),
+        (
+            "'positive', primary",
+            "'none', primary",
+            ["pattern 'gain'", "'k2' has expected='none'", 'positive, negative, equivalent'],
+        ),
+        ("'positive', primary", "'inconclusive', primary", ["pattern 'gain'", "'inconclusive'"]),
+        ("{'conv': ('k1', 'k2')}", "{'conv': ('k3',)}", ["figure 'by k'", "comparison 'k3'"]),
+        ("{'conv': ('k1', 'k2')}", "{'conv': ('dense',)}", ["figure 'by k'", "comparison 'dense'"]),
+        ("{'conv': ('k1',)}", "{'conv': ('k7',)}", ["figure 'over time'", "arm 'k7'"]),
+        ("'traces'", "'trace'", ['figure', "'trace'", "'traces'"]),
+        ('(0, 1, 2)', '(0, 1, 1)', ['seeds', 'different']),
+        ('(0, 1, 2)', '(0,)', ['seeds', 'two or more']),
+        ('(0, 1, 2)', "(0, '1')", ['seeds', 'an int']),
+        ('seed_offset=100', 'seed_offset=2', ["arm 'again'", 'seed_offset is 2', '3']),
+        ('margin=0.3', 'margin=0', ['margin 0']),
+        ('margin=0.3', "margin='wide'", ['margin', 'a number']),
+        ("'k1': Arm(", "'k 1': Arm(", ["arm name 'k 1'", 'a-z']),
+        (
+            "'k2': Comparison('k2', 'dense', 'positive', primary=True)",
+            "'k2': 3",
+            ["'k2' is 3", 'Comparison'],
+        ),
+        (
+            "**SMALL, 'model.twin'",
+            "**SMALL, 'dataset.augment': 'none', 'model.twin'",
+            ["comparison 'k1'", 'dataset.augment', "'pad_crop'", "'none'", 'same data set'],
+        ),
+        ('def get_study()', 'def get_studdy()', ['no get_study()', 'get_studdy']),
+        ('return Study(', 'return dict(', ['returned a dict', 'Study']),
+        ('def get_study():', 'def get_study():\n    1 / 0', ['line 8', 'ZeroDivisionError']),
+    ],
+)
 def test_a_mistake_is_one_line(tmp_path, old, new, parts):
     error = refused(tmp_path, (old, new))
     for part in parts:
@@ -138,14 +182,23 @@ def spent() -> float:
 
 
 def test_twenty_five_arms_take_less_than_three_seconds_and_no_jax(tmp_path):
-    many = "arms={f'a{i}': Arm('configs/digits_k2.py', {**SMALL, 'model.moe.hidden': 8 * i}) " \
-           "for i in range(1, 22)} | {"
+    many = (
+        "arms={f'a{i}': Arm('configs/digits_k2.py', {**SMALL, 'model.moe.hidden': 8 * i}) "
+        'for i in range(1, 22)} | {'
+    )
     file = write_study(tmp_path, ('arms={', many))
     start = spent()
     done = subprocess.run(
-        [sys.executable, '-c', 'import sys; from moe_vision.study import load, registration\n'
-         f'loaded = load.load({file!r}); registration.register(loaded, {str(tmp_path)!r})\n'
-         "assert len(loaded.configs) == 25 and not {'jax', 'flax', 'grain'} & set(sys.modules)"],
-        cwd=ROOT, capture_output=True, text=True)
+        [
+            sys.executable,
+            '-c',
+            'import sys; from moe_vision.study import load, registration\n'
+            f'loaded = load.load({file!r}); registration.register(loaded, {str(tmp_path)!r})\n'
+            "assert len(loaded.configs) == 25 and not {'jax', 'flax', 'grain'} & set(sys.modules)",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert spent() - start < 3

@@ -25,20 +25,24 @@ def registered(workdir) -> dict:
 def commit(workdir, record) -> None:
     """As if this record had been registered by an earlier version of the code."""
     (workdir / 'preregistration.json').write_text(
-        json.dumps({'hash': registration.digest(record), 'record': record}))
+        json.dumps({'hash': registration.digest(record), 'record': record})
+    )
 
 
 def again(tmp_path, *changes, overrides=()):
-    return registration.register(load(write_study(tmp_path, *changes), overrides),
-                                 str(tmp_path / 'W'))
+    return registration.register(
+        load(write_study(tmp_path, *changes), overrides), str(tmp_path / 'W')
+    )
 
 
 def test_the_hash_is_of_the_canonical_json(workdir):
     found = registered(workdir)
     text = json.dumps(found['record'], sort_keys=True, separators=(',', ':'))
     assert found['hash'] == hashlib.sha256(text.encode()).hexdigest()
-    assert registration.digest({'b': [1, 2.5], 'a': 'x'}) == hashlib.sha256(
-        b'{"a":"x","b":[1,2.5]}').hexdigest()
+    assert (
+        registration.digest({'b': [1, 2.5], 'a': 'x'})
+        == hashlib.sha256(b'{"a":"x","b":[1,2.5]}').hexdigest()
+    )
     assert [p.name for p in workdir.iterdir()] == ['preregistration.json']
 
 
@@ -46,7 +50,11 @@ def test_the_record_holds_what_changes_results_and_nothing_else(workdir):
     record = registered(workdir)['record']
     assert record['question'] == 'Is k = 1 enough?' and record['seeds'] == [0, 1, 2]
     assert record['comparisons']['k2'] == {
-        'arm': 'k2', 'baseline': 'dense', 'expected': 'positive', 'primary': True}
+        'arm': 'k2',
+        'baseline': 'dense',
+        'expected': 'positive',
+        'primary': True,
+    }
     assert list(record['arms']) == ['dense', 'k1', 'k2', 'again']  # the study's order
     assert record['arms']['again']['seed_offset'] == 100
     config = record['arms']['k1']['config']
@@ -66,23 +74,34 @@ def test_a_folder_of_studies_means_those_below_it(tmp_path, workdir):
 
 
 def test_the_same_study_registers_again_wherever_its_data_lie(tmp_path, workdir):
-    record, digest = again(tmp_path, overrides=['--config.dataset.data_dir=/other',
-                                                '--config.checkpoint.every_steps=9'])
+    record, digest = again(
+        tmp_path,
+        overrides=['--config.dataset.data_dir=/other', '--config.checkpoint.every_steps=9'],
+    )
     assert {'hash': digest, 'record': record} == registered(workdir)
 
 
-@pytest.mark.parametrize('old, new, leaf', [
-    ("'train.steps': 4", "'train.steps': 5", 'arms.dense.config.train.steps 4 -> 5'),
-    ("'model.moe.k': 1}", "'model.moe.k': 2}", 'arms.k1.config.model.moe.k 1 -> 2'),
-    ("Comparison('k1', 'dense')", "Comparison('k1', 'dense', 'negative')",
-     "comparisons.k1.expected 'none' -> 'negative'"),
-    ('(0, 1, 2)', '(0, 1, 2, 3)', 'seeds [0, 1, 2] -> [0, 1, 2, 3]'),
-    ('(0, 1, 2)', '(0, 1, 3)', 'seeds.2 2 -> 3'),
-    ('margin=0.3', 'margin=0.5', 'margin 0.3 -> 0.5'),
-    ('margin=0.3', 'margin=0.3, alpha=0.1', 'alpha 0.05 -> 0.1'),
-    ("'k1': Comparison('k1', 'dense'),", '',
-     'comparisons.k1 {arm, baseline, expected, primary} -> nothing'),
-])
+@pytest.mark.parametrize(
+    'old, new, leaf',
+    [
+        ("'train.steps': 4", "'train.steps': 5", 'arms.dense.config.train.steps 4 -> 5'),
+        ("'model.moe.k': 1}", "'model.moe.k': 2}", 'arms.k1.config.model.moe.k 1 -> 2'),
+        (
+            "Comparison('k1', 'dense')",
+            "Comparison('k1', 'dense', 'negative')",
+            "comparisons.k1.expected 'none' -> 'negative'",
+        ),
+        ('(0, 1, 2)', '(0, 1, 2, 3)', 'seeds [0, 1, 2] -> [0, 1, 2, 3]'),
+        ('(0, 1, 2)', '(0, 1, 3)', 'seeds.2 2 -> 3'),
+        ('margin=0.3', 'margin=0.5', 'margin 0.3 -> 0.5'),
+        ('margin=0.3', 'margin=0.3, alpha=0.1', 'alpha 0.05 -> 0.1'),
+        (
+            "'k1': Comparison('k1', 'dense'),",
+            '',
+            'comparisons.k1 {arm, baseline, expected, primary} -> nothing',
+        ),
+    ],
+)
 def test_a_changed_study_is_refused_with_its_first_difference(tmp_path, workdir, old, new, leaf):
     before = (workdir / 'preregistration.json').read_bytes()
     changes = [(old, new)]
@@ -94,10 +113,19 @@ def test_a_changed_study_is_refused_with_its_first_difference(tmp_path, workdir,
     assert (workdir / 'preregistration.json').read_bytes() == before
 
 
-@pytest.mark.parametrize('path', [
-    'arms.k1.config.train.mixup', 'arms.k2.config.model.moe.router_args.gate_scale',
-    'arms.k2.config.train.optimizer_args.b1', 'arms.dense.config.model.args.norm',
-    'arms.k1.config.mesh', 'stopping', 'comparisons.k1.primary', 'arms.dense.seed_offset'])
+@pytest.mark.parametrize(
+    'path',
+    [
+        'arms.k1.config.train.mixup',
+        'arms.k2.config.model.moe.router_args.gate_scale',
+        'arms.k2.config.train.optimizer_args.b1',
+        'arms.dense.config.model.args.norm',
+        'arms.k1.config.mesh',
+        'stopping',
+        'comparisons.k1.primary',
+        'arms.dense.seed_offset',
+    ],
+)
 def test_a_key_that_the_code_gained_changes_nothing_at_its_default(tmp_path, workdir, path):
     record = registered(workdir)['record']
     holder, *rest = record, *path.split('.')

@@ -19,6 +19,7 @@ def study(tmp_path_factory):
 @pytest.fixture
 def workdir(study, tmp_path):
     import shutil
+
     shutil.copytree(study[0] / 'rows', tmp_path / 'rows')
     return tmp_path
 
@@ -44,7 +45,12 @@ def test_a_row_says_what_the_folder_says(study):
     run = folder / 'runs' / 'again' / 'seed_1'
     row = rows.collect(str(run), 'tiny', 'again', 1, digest)
     assert (row['arm'], row['seed'], row['run_seed'], row['status'], row['error']) == (
-        'again', 1, 101, 'done', '')
+        'again',
+        1,
+        101,
+        'done',
+        '',
+    )
     assert row['config'] == record['arms']['again']['config']
     assert (row['preregistration'], row['study']) == (digest, 'tiny')
     assert (row['git_commit'], row['device'], row['versions']) == ('abc', 'fake', {'jax': '0'})
@@ -61,19 +67,35 @@ def test_a_row_says_what_the_folder_says(study):
 
 def test_the_curve_keeps_what_shows_collapse(study, tmp_path):
     run = study[0] / 'runs' / 'k1' / 'seed_0'
-    kept = {'effective_experts': 2.0, 'dead_experts': 1, 'drop_rate': 0.1, 'orphan_rate': 0.2,
-            'gate_entropy': 0.3, 'temperature': 1.0, 'max_over_mean': 2.5}
+    kept = {
+        'effective_experts': 2.0,
+        'dead_experts': 1,
+        'drop_rate': 0.1,
+        'orphan_rate': 0.2,
+        'gate_entropy': 0.3,
+        'temperature': 1.0,
+        'max_over_mean': 2.5,
+    }
     for name in ('config.json', 'result.json', 'evaluation.json'):
         (tmp_path / name).write_text((run / name).read_text())
     (tmp_path / 'metrics').mkdir()
-    row = {'step': 3, 'epoch': 0.5, 'split': 'validation', 'accuracy': 0.5, 'loss': 1.0,
-           'layers': {'head': kept | {'load': [1, 0]}}, 'accuracy_unbounded': 0.6}
+    row = {
+        'step': 3,
+        'epoch': 0.5,
+        'split': 'validation',
+        'accuracy': 0.5,
+        'loss': 1.0,
+        'layers': {'head': kept | {'load': [1, 0]}},
+        'accuracy_unbounded': 0.6,
+    }
     (tmp_path / 'metrics' / 'until-000000003.jsonl').write_text(
-        json.dumps(row) + '\n' + json.dumps(row | {'split': 'train'}) + '\n')
+        json.dumps(row) + '\n' + json.dumps(row | {'split': 'train'}) + '\n'
+    )
     (tmp_path / 'mechanism.json').write_text('{"shuffle_drop": 0.25}')
     found = rows.collect(str(tmp_path), 'tiny', 'k1', 0, 'h')
     assert found['curve'] == [
-        {'step': 3, 'epoch': 0.5, 'accuracy': 0.5, 'loss': 1.0, 'layers': {'head': kept}}]
+        {'step': 3, 'epoch': 0.5, 'accuracy': 0.5, 'loss': 1.0, 'layers': {'head': kept}}
+    ]
     assert found['mechanism'] == {'shuffle_drop': 0.25}
 
 
@@ -85,10 +107,16 @@ def test_a_diverged_run_has_only_the_costs_of_the_preflight(study):
     assert (row['correct'], row['layers'], len(row['curve'])) == ('', {}, 4)
 
 
-@pytest.mark.parametrize('text, message', [
-    ('', 'half-written or damaged, not JSON'), ('{"arm": "k1", "se', 'half-written or damaged'),
-    ('[1]', 'half-written or damaged'), ('[' * 100_000, 'half-written or damaged'),
-    ('{"arm": "k1"}', 'it lacks seed')])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('', 'half-written or damaged, not JSON'),
+        ('{"arm": "k1", "se', 'half-written or damaged'),
+        ('[1]', 'half-written or damaged'),
+        ('[' * 100_000, 'half-written or damaged'),
+        ('{"arm": "k1"}', 'it lacks seed'),
+    ],
+)
 def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, message):
     file = workdir / 'rows' / 'k1' / 'seed_1.json'
     file.write_text(text)
@@ -98,58 +126,90 @@ def test_a_half_written_row_is_named_and_left_alone(study, workdir, text, messag
     assert problems[1:] == ['k1: no row for seed 1.'] and file.read_text() == text
 
 
-@pytest.mark.parametrize('values, message', [
-    ({'seed': 2}, "it says arm 'k1' seed 2"), ({'arm': 'k2'}, "it says arm 'k2' seed 1"),
-    ({'run_seed': 7}, "its run's seed is 7, not 1"), ({'status': 'fine'}, "status is 'fine'"),
-    ({'config': {}}, 'its config is not the arm'), ({'config': 3}, 'its config is not the arm'),
-    ({'arm': ['k\n1']}, "it says arm ['k\\n1'] seed 1")])
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        ({'seed': 2}, "it says arm 'k1' seed 2"),
+        ({'arm': 'k2'}, "it says arm 'k2' seed 1"),
+        ({'run_seed': 7}, "its run's seed is 7, not 1"),
+        ({'status': 'fine'}, "status is 'fine'"),
+        ({'config': {}}, 'its config is not the arm'),
+        ({'config': 3}, 'its config is not the arm'),
+        ({'arm': ['k\n1']}, "it says arm ['k\\n1'] seed 1"),
+    ],
+)
 def test_a_row_of_something_else_is_named_and_left_out(study, workdir, values, message):
     change(workdir, 'k1/seed_1.json', **values)
     found, problems = read(study, workdir)
     assert list(found['k1']) == [0, 2] and message in problems[0], problems
 
 
-HUGE = 10 ** 400
+HUGE = 10**400
 
 
-@pytest.mark.parametrize('key, values, kind', [
-    ('versions', [None, 'jax', ['jax'], {'jax': 1}], 'an object of lines of text'),
-    ('git_commit', [1, ['abc'], {}, 'a\nb'], 'a line of text or null'),
-    ('device', [None, 3, ['cpu'], 'a\nb'], 'a line of text'),
-    ('error', [None, 3, 'a\nb'], 'a line of text'),
-    ('preregistration', [None, 3], 'a line of text'),
-    ('correct', [None, 3, ['AA==']], 'a line of text'),
-    ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number, 1 or more'),
-    ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number, 2 or more'),
-    ('result', [None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}],
-     'an object of numbers'),
-    ('layers', [None, [], {'head': 1}, {'head': {'load': [HUGE]}}], 'an object of objects'),
-    ('curve', [None, {}, [1], [{}], [{'step': 1, 'epoch': 1, 'accuracy': '1', 'loss': 1,
-                                     'layers': {}}],
-               [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': []}],
-               [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': {'head': {'x': 'y'}}}]],
-     'a list of points with the numbers step, epoch, accuracy, loss and layers'),
-    ('mechanism', [1, [], 'none', {'ablation': {'head': [HUGE]}}], 'an object or null')])
+@pytest.mark.parametrize(
+    'key, values, kind',
+    [
+        ('versions', [None, 'jax', ['jax'], {'jax': 1}], 'an object of lines of text'),
+        ('git_commit', [1, ['abc'], {}, 'a\nb'], 'a line of text or null'),
+        ('device', [None, 3, ['cpu'], 'a\nb'], 'a line of text'),
+        ('error', [None, 3, 'a\nb'], 'a line of text'),
+        ('preregistration', [None, 3], 'a line of text'),
+        ('correct', [None, 3, ['AA==']], 'a line of text'),
+        ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number, 1 or more'),
+        ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number, 2 or more'),
+        (
+            'result',
+            [None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}],
+            'an object of numbers',
+        ),
+        ('layers', [None, [], {'head': 1}, {'head': {'load': [HUGE]}}], 'an object of objects'),
+        (
+            'curve',
+            [
+                None,
+                {},
+                [1],
+                [{}],
+                [{'step': 1, 'epoch': 1, 'accuracy': '1', 'loss': 1, 'layers': {}}],
+                [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': []}],
+                [{'step': 1, 'epoch': 1, 'accuracy': 1, 'loss': 1, 'layers': {'head': {'x': 'y'}}}],
+            ],
+            'a list of points with the numbers step, epoch, accuracy, loss and layers',
+        ),
+        ('mechanism', [1, [], 'none', {'ablation': {'head': [HUGE]}}], 'an object or null'),
+    ],
+)
 def test_a_field_of_another_kind_is_one_line(study, workdir, key, values, kind):
     for value in values:
         change(workdir, 'k1/seed_1.json', **{key: value})
         found, problems = read(study, workdir)
         assert list(found['k1']) == [0, 2]
-        assert problems == ['rows/k1/seed_1.json: half-written or damaged, its '
-                            f'{key} is not {kind}; it is left out.', 'k1: no row for seed 1.']
+        assert problems == [
+            'rows/k1/seed_1.json: half-written or damaged, its '
+            f'{key} is not {kind}; it is left out.',
+            'k1: no row for seed 1.',
+        ]
         assert rows.usable(str(workdir), study[2], 'k1', 1) is None
 
 
 def test_numbers_that_are_not_finite_and_no_commit_are_fine(study, workdir):
     row = json.loads((workdir / 'rows/k1/seed_1.json').read_text())
     row['curve'][-1] |= {'loss': None, 'accuracy': float('nan')}
-    change(workdir, 'k1/seed_1.json', curve=row['curve'], git_commit=None, versions={},
-           result=row['result'] | {'effective_experts': None, 'collapsed': True})
+    change(
+        workdir,
+        'k1/seed_1.json',
+        curve=row['curve'],
+        git_commit=None,
+        versions={},
+        result=row['result'] | {'effective_experts': None, 'collapsed': True},
+    )
     assert list(read(study, workdir)[0]['k1']) == [0, 1, 2]
 
 
-@pytest.mark.parametrize('name', ['seed_01.json', 'seed_\u0661.json', 'seed_-1.json',
-                                  'seed_1.json.bak', 'Seed_1.json'])
+@pytest.mark.parametrize(
+    'name', ['seed_01.json', 'seed_\u0661.json', 'seed_-1.json', 'seed_1.json.bak', 'Seed_1.json']
+)
 def test_a_file_of_another_name_is_no_row(study, workdir, name):
     file = workdir / 'rows' / 'k1' / 'seed_1.json'
     file.with_name(name).write_bytes(file.read_bytes())
@@ -181,8 +241,9 @@ def test_a_row_of_another_registration_is_kept_and_named(study, workdir):
     change(workdir, 'k2/seed_0.json', preregistration='f' * 64)
     found, problems = read(study, workdir)
     assert 0 in found['k2'] and len(problems) == 1
-    assert problems[0].startswith('k2 seed 0: registered under another hash (ffffffffffffffff, not '
-                                  + study[3][:16])
+    assert problems[0].startswith(
+        'k2 seed 0: registered under another hash (ffffffffffffffff, not ' + study[3][:16]
+    )
 
 
 def test_rows_of_another_commit_are_named(study, workdir):
@@ -190,15 +251,17 @@ def test_rows_of_another_commit_are_named(study, workdir):
     change(workdir, 'k1/seed_2.json', git_commit='def')
     found, problems = read(study, workdir)
     assert sum(map(len, found.values())) == 12
-    assert problems == ['made by another commit of the code (def, most rows by abc): '
-                        'k1 seed 2, k2 seed 0.']
+    assert problems == [
+        'made by another commit of the code (def, most rows by abc): k1 seed 2, k2 seed 0.'
+    ]
 
 
 def test_code_that_was_never_committed_is_noted(study, workdir):
     change(workdir, 'k2/seed_0.json', git_commit='abc+changes')
     assert read(study, workdir)[1] == [
         'made by another commit of the code (abc+changes, most rows by abc): k2 seed 0.',
-        '1 row made by code with uncommitted changes.']
+        '1 row made by code with uncommitted changes.',
+    ]
 
 
 @pytest.mark.parametrize('accuracy', [None, float('nan'), 1.5, '0.9', HUGE, [1]])

@@ -20,20 +20,36 @@ from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import normalize_images
 
-HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
-        'model.moe.eval_capacity_factor': 0.75, 'model.moe.num_experts': 8}
+HEAD = {
+    'model.moe.placement': 'head',
+    'model.args': {'widths': (8,), 'depth': 1},
+    'model.moe.eval_capacity_factor': 0.75,
+    'model.moe.num_experts': 8,
+}
 DEFAULTS = {'model.moe.router_args': {}, 'model.moe.losses': {}}
 CASES = {name: HEAD | DEFAULTS | {'model.moe.router': name} for name in registry.ROUTERS}
 for axis in ('none', 'batch'):
-    CASES[f'soft {axis}'] = HEAD | DEFAULTS | {
-        'model.moe.router': 'soft', 'model.moe.router_args': {'axis': axis},
-        'model.moe.eval_capacity_factor': 2.0}
+    CASES[f'soft {axis}'] = (
+        HEAD
+        | DEFAULTS
+        | {
+            'model.moe.router': 'soft',
+            'model.moe.router_args': {'axis': axis},
+            'model.moe.eval_capacity_factor': 2.0,
+        }
+    )
 del CASES['soft']
 CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
 CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
-CASES['patches'] = train_cases.VIT | DEFAULTS | {
-    'model.moe.router': 'top_k', 'model.moe.eval_capacity_factor': 0.75,
-    'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}}
+CASES['patches'] = (
+    train_cases.VIT
+    | DEFAULTS
+    | {
+        'model.moe.router': 'top_k',
+        'model.moe.eval_capacity_factor': 0.75,
+        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
+    }
+)
 CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}
 
 
@@ -45,8 +61,9 @@ def test_a_batch_is_rounded_up_to_whole_groups(asked, whole, data_dir):
 
 
 def scores(config, state, batch_size, split='test'):
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval,
-                                                                  batch_size=batch_size))
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, batch_size=batch_size)
+    )
     info = input_pipeline.info(config.dataset)
     evaluator = Evaluator(config, info, mesh.make(1), tokens_per_image(config, info))
     return evaluator.score(state, split, 0.5, details=True), evaluator
@@ -66,7 +83,7 @@ def test_the_batch_size_changes_nothing(name, data_dir):
     unit = 16 if 'patches' not in name else 4
     assert evaluator.batch == unit
     assert want['images'] == 360 and np.sum(want['confusion']) == 360
-    layer, = want['layers'].values()
+    (layer,) = want['layers'].values()
     hard = 'soft' not in name
     if hard:
         assert layer['drop_rate'] > 0.02  # otherwise this would not test capacity
@@ -75,7 +92,7 @@ def test_the_batch_size_changes_nothing(name, data_dir):
     assert result['accuracy_unbounded'] == want['accuracy_unbounded']
     assert result['confusion'] == want['confusion']
     assert math.isclose(result['loss'], want['loss'], rel_tol=1e-6)
-    again, = result['layers'].values()
+    (again,) = result['layers'].values()
     for key, value in layer.items():
         np.testing.assert_allclose(again[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
     if name in ('maps', 'patches'):
@@ -89,8 +106,11 @@ def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monke
     state, _ = trained(config)
     ran: list[bool] = []
     step = Evaluator._step
-    monkeypatch.setattr(Evaluator, '_step', lambda self, unbounded: (
-        ran.append(unbounded), step(self, unbounded))[1])
+    monkeypatch.setattr(
+        Evaluator,
+        '_step',
+        lambda self, unbounded: (ran.append(unbounded), step(self, unbounded))[1],
+    )
     want, _ = scores(config, state, 16)
     batches = -(-360 // 16)
     dropped = ran.count(True)  # so some batches have drops and some have none
@@ -103,8 +123,9 @@ def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monke
 
 
 def test_a_sweep_scores_at_each_capacity_factor(data_dir):
-    config = train_cases.make(data_dir, CASES['top_k'] | {
-        'eval.capacity_factors': (0.8, 0.75, float('inf'))})
+    config = train_cases.make(
+        data_dir, CASES['top_k'] | {'eval.capacity_factors': (0.8, 0.75, float('inf'))}
+    )
     state, setup = trained(config)
     want, evaluator = scores(config, state, 64)
     rows = evaluator.sweep(state, 'test', 0.5)
@@ -130,11 +151,11 @@ def by_hand(config, setup, variables) -> float:
     """Accuracy on the whole split in one batch, with a slot for every token at every expert."""
     moe = dataclasses.replace(config.model.moe, eval_capacity_factor=1000.0)
     net = models.build(dataclasses.replace(config.model, moe=moe), 10)
-    with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=384,
-                                           rows=range(384)) as batches:
+    with input_pipeline.evaluation_batches(
+        config.dataset, split='test', batch_size=384, rows=range(384)
+    ) as batches:
         batch = next(iter(batches))
-    images = normalize_images(jnp.asarray(batch['image']),
-                              *input_pipeline.mean_std(config.dataset))
+    images = normalize_images(jnp.asarray(batch['image']), *input_pipeline.mean_std(config.dataset))
     logits, infos = jax.jit(net.apply)(variables, images, Step(valid=jnp.asarray(batch['valid'])))
     assert all(float(i['telemetry']['dropped'].sum()) == 0 for i in infos.values())
     right = np.argmax(logits, -1) == batch['label']
@@ -144,10 +165,11 @@ def by_hand(config, setup, variables) -> float:
 def test_labels_and_choices_are_counted_by_class(data_dir):
     config = train_cases.make(data_dir, HEAD | DEFAULTS | {'model.moe.router': 'top_k'})
     result, _ = scores(config, trained(config)[0], 256)
-    with input_pipeline.evaluation_batches(config.dataset, split='test', batch_size=360,
-                                           rows=range(360)) as batches:
+    with input_pipeline.evaluation_batches(
+        config.dataset, split='test', batch_size=360, rows=range(360)
+    ) as batches:
         labels = np.bincount(next(iter(batches))['label'], minlength=10)
-    layer, = result['layers'].values()
+    (layer,) = result['layers'].values()
     assert np.sum(result['confusion'], 1).tolist() == labels.tolist()
     assert np.sum(layer['expert_by_class'], 0).tolist() == (2 * labels).tolist()  # k = 2
     by_expert = np.sum(layer['expert_by_class'], 1)
@@ -179,5 +201,6 @@ def test_padding_is_no_image(data_dir, monkeypatch):
                 image, label = batch['image'].copy(), batch['label'].copy()
                 image[~batch['valid']], label[~batch['valid']] = 255, 3
                 yield batch | {'image': image, 'label': label}
+
     monkeypatch.setattr(input_pipeline, 'evaluation_batches', Dirty)
     assert scores(config, state, 256)[0] == want

@@ -39,8 +39,12 @@ def seen(folder, data_dir, jax_environment):
     script = Path(__file__).parents[1] / 'cases' / 'eight_devices.py'
     flags = f'{jax_environment.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
     environment = jax_environment | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
-    done = subprocess.run([sys.executable, str(script), data_dir, str(folder)], text=True,
-                          capture_output=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, str(script), data_dir, str(folder)],
+        text=True,
+        capture_output=True,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -101,7 +105,9 @@ def test_the_table_of_exchanges():
     assert expected(mesh, 3, first_input_has_gradient=False) == {'all-to-all': 11}
     assert expected(mesh, 3, across=True) == {'all-gather': 6, 'all-to-all': 6}
     assert expected(mesh, 3, across=True, first_input_has_gradient=False) == {
-        'all-gather': 6, 'all-to-all': 5}
+        'all-gather': 6,
+        'all-to-all': 5,
+    }
     # counted in the traced step of two layers: 12; and 6 (10 with `valid`) and 4
     assert expected(mesh, 2, remat=True) == {'all-to-all': 12}
     assert expected(mesh, 2, across=True, remat=True) == {'all-gather': 6, 'all-to-all': 4}
@@ -126,15 +132,25 @@ def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing
     assert all(shardings[n] == [] for n in set(shardings) - banks)
 
 
-@pytest.mark.parametrize('what, message', [
-    ('group', 'train.batch_size gives each of 8 devices 8 images, which do not make whole routing '
-              'groups of 16 images; groups that fit, in images: 1, 2, 4, 8.'),
-    ('axis', 'train.batch_size gives the 4 devices of each of 2 expert axes 32 images, which do '
-             'not make whole routing groups of 64 images; groups that fit, in images: 1, 2, 4, 8, '
-             '16, 32.'),
-    ('batch', 'groups that fit, in images: 1, 3.'),
-    ('micro', 'train.batch_size / micro_batches gives each of 8 devices 2 images'),
-    ('mesh', 'mesh.expert is 3, but there are 8 devices; allowed: 1, 2, 4, 8.')])
+@pytest.mark.parametrize(
+    'what, message',
+    [
+        (
+            'group',
+            'train.batch_size gives each of 8 devices 8 images, which do not make whole routing '
+            'groups of 16 images; groups that fit, in images: 1, 2, 4, 8.',
+        ),
+        (
+            'axis',
+            'train.batch_size gives the 4 devices of each of 2 expert axes 32 images, which do '
+            'not make whole routing groups of 64 images; groups that fit, in images: 1, 2, 4, 8, '
+            '16, 32.',
+        ),
+        ('batch', 'groups that fit, in images: 1, 3.'),
+        ('micro', 'train.batch_size / micro_batches gives each of 8 devices 2 images'),
+        ('mesh', 'mesh.expert is 3, but there are 8 devices; allowed: 1, 2, 4, 8.'),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_the_sizes_that_fit(seen, what, message):
     assert message in seen['refused'][what]
     assert '\n' not in seen['refused'][what]
@@ -149,14 +165,16 @@ def test_a_checkpoint_of_eight_devices_is_read_on_one(seen, folder, data_dir):
     assert step == 10
     fresh = init_from(setup.fresh_state(), str(folder), setup.shardings)
     for params in (state.params, fresh.params):
-        values = {path_name(p): np.asarray(x)
-                  for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        values = {
+            path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(params)
+        }
         train_cases.assert_same_bits(values, want)
 
 
 def test_a_batch_that_no_group_can_fit_says_which_batch_would(monkeypatch):
     class Eight:
         size, shape = 8, {'data': 8, 'expert': 1}
+
     with pytest.raises(UserError, match='none: make train.batch_size a multiple of 8'):
         mesh.check_groups(12, 4, Eight(), 'train.batch_size')
 
@@ -179,13 +197,18 @@ class Device:
     platform, device_kind, core_on_chip = 'tpu', 'TPU v5', 0
 
     def __init__(self, number, shape):
-        self.id, self.process_index, self.slice_index = number, number // 4, number // math.prod(
-            shape)
+        self.id, self.process_index, self.slice_index = (
+            number,
+            number // 4,
+            number // math.prod(shape),
+        )
         self.coords = [int(n) for n in np.unravel_index(number % math.prod(shape), shape)]
 
 
-@pytest.mark.parametrize('shape, expert', [
-    ((4, 4, 4), 8), ((4, 4, 4), 2), ((16, 16, 1), 8), ((16, 16, 1), 32), ((8, 8, 4), 8)])
+@pytest.mark.parametrize(
+    'shape, expert',
+    [((4, 4, 4), 8), ((4, 4, 4), 2), ((16, 16, 1), 8), ((16, 16, 1), 32), ((8, 8, 4), 8)],
+)
 def test_an_expert_axis_may_be_part_of_an_axis_of_the_torus(shape, expert):
     devices = [Device(n, shape) for n in range(math.prod(shape))]
     grid = mesh.make(expert, devices)
@@ -202,6 +225,9 @@ def test_an_expert_axis_lies_within_a_slice():
     for row in grid.devices:
         assert len({d.slice_index for d in row}) == 1
     assert len(set(grid.devices.flat)) == 16
-    with pytest.raises(UserError, match=r'mesh\.expert is 16, but there are 8 devices in a slice; '
-                                        r'allowed: 1, 2, 4, 8\.'):
+    with pytest.raises(
+        UserError,
+        match=r'mesh\.expert is 16, but there are 8 devices in a slice; '
+        r'allowed: 1, 2, 4, 8\.',
+    ):
         mesh.make(16, devices)

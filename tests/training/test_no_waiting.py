@@ -11,8 +11,13 @@ from moe_vision.training import loop
 from moe_vision.training.setup import Setup
 
 EPOCH = 41  # steps: 1,293 images by 32
-LOOP = {'train.steps': 3 * EPOCH, 'eval.every_steps': EPOCH, 'checkpoint.every_steps': EPOCH,
-        'log.every_steps': 10, 'model.args': {'widths': (8,), 'depth': 1}}
+LOOP = {
+    'train.steps': 3 * EPOCH,
+    'eval.every_steps': EPOCH,
+    'checkpoint.every_steps': EPOCH,
+    'log.every_steps': 10,
+    'model.args': {'widths': (8,), 'depth': 1},
+}
 
 
 @pytest.fixture
@@ -24,6 +29,7 @@ def fetched(monkeypatch):
     def watched(array):
         times.append(array.shape)
         return value(array)
+
     monkeypatch.setattr(jax._src.array.ArrayImpl, '_value', property(watched))
     return times
 
@@ -36,6 +42,7 @@ def compiling():
     def listen(event: str, _: float, **__) -> None:
         if event.endswith(('backend_compile_duration', 'jaxpr_trace_duration')):
             events.append(event)
+
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         yield events
@@ -45,7 +52,8 @@ def compiling():
 
 @pytest.mark.parametrize('changes', [{}, {'dataset.resident': True}])
 def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
-        data_dir, tmp_path, monkeypatch, fetched, changes):
+    data_dir, tmp_path, monkeypatch, fetched, changes
+):
     config = train_cases.make(data_dir, LOOP | changes)
     seen = {}  # steps -> numbers of fetches and compilations before that row, + 0.5: after it
     row = metrics.Interval.row
@@ -56,6 +64,7 @@ def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
         result = row(self, *args)
         seen[step + 0.5] = len(fetched), len(events)
         return result
+
     monkeypatch.setattr(metrics.Interval, 'row', counted)
     with compiling() as events:
         loop.train(config, str(tmp_path), full_report=False)
@@ -68,10 +77,14 @@ def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
 def test_a_step_donates_its_state(data_dir):
     setup = Setup(train_cases.make(data_dir))
     state = setup.fresh_state(0)
-    batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), {
-        'image': jax.ShapeDtypeStruct((1, 32, 8, 8, 1), 'uint8'),
-        'label': jax.ShapeDtypeStruct((1, 32), 'int32'),
-        'valid': jax.ShapeDtypeStruct((1, 32), 'bool')})
+    batch = jax.tree.map(
+        lambda x: jax.numpy.zeros(x.shape, x.dtype),
+        {
+            'image': jax.ShapeDtypeStruct((1, 32, 8, 8, 1), 'uint8'),
+            'label': jax.ShapeDtypeStruct((1, 32), 'int32'),
+            'valid': jax.ShapeDtypeStruct((1, 32), 'bool'),
+        },
+    )
     new, _ = setup.step(state, batch)
     jax.block_until_ready(new)
     leaves = jax.tree_util.tree_leaves_with_path(state)

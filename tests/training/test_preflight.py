@@ -13,14 +13,20 @@ def test_the_preflight_shows_sizes_schedule_and_leverages(data_dir):
     config = train_cases.make(data_dir, CONV)
     info = input_pipeline.info(config.dataset)
     cost = measure(config, info)
-    text = preflight.text(config, info, {'data': 1, 'expert': 1}, cost,
-                          schedule.durations(config, 1293))
-    for part in ('mesh data 1 × expert 1', '1,293 train, 144 validation, 360 test; 10 classes',
-                 f'{cost.params_total:,} total, {cost.params_active:,} active',
-                 '12 steps of 32 images (0.3 epochs), adamw, peak learning rate 0.003',
-                 f'rho_place {cost.rho_place:.4f}', f'rho_active {cost.rho_active:.4f}',
-                 f'rho_executed {cost.rho_executed:.4f}', 'block_1 *',
-                 'groups of 16 tokens, 10 slots per expert (asked 1.25, effective 1.250)'):
+    text = preflight.text(
+        config, info, {'data': 1, 'expert': 1}, cost, schedule.durations(config, 1293)
+    )
+    for part in (
+        'mesh data 1 × expert 1',
+        '1,293 train, 144 validation, 360 test; 10 classes',
+        f'{cost.params_total:,} total, {cost.params_active:,} active',
+        '12 steps of 32 images (0.3 epochs), adamw, peak learning rate 0.003',
+        f'rho_place {cost.rho_place:.4f}',
+        f'rho_active {cost.rho_active:.4f}',
+        f'rho_executed {cost.rho_executed:.4f}',
+        'block_1 *',
+        'groups of 16 tokens, 10 slots per expert (asked 1.25, effective 1.250)',
+    ):
         assert part in text, part
 
 

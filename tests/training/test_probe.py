@@ -17,9 +17,13 @@ DEFAULTS = {'model.moe.router_args': {}, 'model.moe.losses': {}}
 CASES = {
     'images': HEAD | DEFAULTS | {'model.moe.router': 'top_k'},
     'soft': HEAD | DEFAULTS | {'model.moe.router': 'soft', 'model.moe.eval_capacity_factor': 2.0},
-    'patches': train_cases.VIT | DEFAULTS | {
-        'model.moe.router': 'top_k', 'model.moe.group_size': 4,
-        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4}},
+    'patches': train_cases.VIT
+    | DEFAULTS
+    | {
+        'model.moe.router': 'top_k',
+        'model.moe.group_size': 4,
+        'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
+    },
 }
 
 
@@ -32,18 +36,20 @@ def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
     recorded = []
     for size in (16, 208):
         resized = dataclasses.replace(
-            config, eval=dataclasses.replace(config.eval, batch_size=size))
+            config, eval=dataclasses.replace(config.eval, batch_size=size)
+        )
         tokens = tokens_per_image(config, setup.info)
         evaluator = Evaluator(resized, setup.info, setup.mesh, tokens)
         recorded.append(evaluator.score(state, 'test', 0.5)['probe'])
     assert recorded[0] == recorded[1]
     short = evaluator.score(state, 'validation', 0.5)['probe']  # ends with padding
     assert {len(v) for v in short.values()} == {
-        min(setup.info.split_sizes['validation'] * tokens, 256)}
+        min(setup.info.split_sizes['validation'] * tokens, 256)
+    }
     want = []
     for batch, run in setup.evaluator.outputs(state, 'test', 0.5):
         out = jax.device_get(run())
-        (layer, choices), = out['choices'].items()
+        ((layer, choices),) = out['choices'].items()
         ids = np.take_along_axis(choices['expert'], choices['gate'].argmax(-1)[:, None], -1)
         if not soft(config.model):
             assert (ids[:, 0] == choices['expert'][:, 0]).all()  # the best comes first
@@ -54,15 +60,26 @@ def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
 
 
 def test_events_do_not_hold_the_probe():
-    row = {'step': 4, 'split': 'validation', 'loss': 1.0, 'probe': {'head': [1, 2]},
-           'layers': {'head': {'load': [0.5, 0.5]}}}
+    row = {
+        'step': 4,
+        'split': 'validation',
+        'loss': 1.0,
+        'probe': {'head': [1, 2]},
+        'layers': {'head': {'load': [0.5, 0.5]}},
+    }
     assert [name for name, _ in tensorboard.flat(row)] == [
-        'loss', 'layers/head/load/0', 'layers/head/load/1']
+        'loss',
+        'layers/head/load/0',
+        'layers/head/load/1',
+    ]
 
 
 def test_a_twin_with_drops_reports_them_and_without_them_is_the_dense_twin(data_dir):
-    routed = HEAD | DEFAULTS | {'model.moe.router': 'top_k', 'model.moe.k': 1,
-                             'model.moe.eval_capacity_factor': 0.5}
+    routed = (
+        HEAD
+        | DEFAULTS
+        | {'model.moe.router': 'top_k', 'model.moe.k': 1, 'model.moe.eval_capacity_factor': 0.5}
+    )
     scores = {}
     for twin in ('same_width', 'same_drops'):
         setup = Setup(train_cases.make(data_dir, routed | {'model.twin': twin}))

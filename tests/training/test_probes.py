@@ -15,10 +15,18 @@ from moe_vision.training import loop, probes
 from moe_vision.training.setup import Setup
 
 E, L = 12, 10
-HEAD = {'model.moe.placement': 'head', 'model.args': {'widths': (16,), 'depth': 1},
-        'model.moe.num_experts': E, 'model.moe.k': 1, 'model.moe.router_args': {},
-        'model.moe.eval_capacity_factor': math.inf, 'model.moe.losses': {},
-        'dataset.augment': 'none', 'train.mixup': 0.0, 'train.ema_decay': 0.0}
+HEAD = {
+    'model.moe.placement': 'head',
+    'model.args': {'widths': (16,), 'depth': 1},
+    'model.moe.num_experts': E,
+    'model.moe.k': 1,
+    'model.moe.router_args': {},
+    'model.moe.eval_capacity_factor': math.inf,
+    'model.moe.losses': {},
+    'dataset.augment': 'none',
+    'train.mixup': 0.0,
+    'train.ema_decay': 0.0,
+}
 
 
 class ByClass(Router):
@@ -29,10 +37,18 @@ class ByClass(Router):
 
     def choose(self, params, state, features, context):
         none = jnp.zeros((*features.shape[:2], self.num_experts)) + 0 * params['kernel'].sum()
-        ids = jnp.zeros(features.shape[:2], jnp.int32) if context.labels is None else self.expert(
-            context)
-        return Routing(probs=jax.nn.softmax(none), logits=none, expert_of_choice=ids[..., None],
-                       gate=jnp.ones((*ids.shape, 1)), active=context.valid[..., None])
+        ids = (
+            jnp.zeros(features.shape[:2], jnp.int32)
+            if context.labels is None
+            else self.expert(context)
+        )
+        return Routing(
+            probs=jax.nn.softmax(none),
+            logits=none,
+            expert_of_choice=ids[..., None],
+            gate=jnp.ones((*ids.shape, 1)),
+            active=context.valid[..., None],
+        )
 
 
 class ToOne(ByClass):
@@ -83,8 +99,14 @@ def test_routes_by_class_are_worth_everything(data_dir, labels):
     setup = setup_of(data_dir, {'model.moe.router': 'test_probes:ByClass'})
     state = expert_names_class(setup)
     result = probed(setup, state)
-    assert set(result) == {'shuffle_drop', 'random_drop', 'ablation', 'specialisation', 'agreement',
-                          'router_gradient'}
+    assert set(result) == {
+        'shuffle_drop',
+        'random_drop',
+        'ablation',
+        'specialisation',
+        'agreement',
+        'router_gradient',
+    }
     share = np.bincount(labels, minlength=E) / len(labels)
     want = [0.0, *share[1:]]  # a network that sees nothing predicts class 0
     np.testing.assert_allclose(result['ablation']['head'], want, atol=1e-12)
@@ -96,7 +118,8 @@ def test_routes_by_class_are_worth_everything(data_dir, labels):
     # Each class has its own expert: I = H, minus the bias (10 - 1) (10 - 1) / 2N.
     assert specialisation['mutual_information'] == pytest.approx(entropy - 81 / (2 * len(labels)))
     assert specialisation['normalised'] == pytest.approx(
-        specialisation['mutual_information'] / entropy)
+        specialisation['mutual_information'] / entropy
+    )
     assert specialisation['normalised'] > 0.94
     assert result['agreement'] == {'head': {'epoch': [], 'with_previous': [], 'with_final': []}}
     assert result['router_gradient'] == {'head': {'task': 0.0, 'balance': 0.0}}
@@ -124,9 +147,11 @@ def gradients(data_dir, **changes):
 
 def test_the_order_of_softmax_and_top_k_decides_what_reaches_the_router(data_dir):
     """With k = 1, a softmax over the one chosen expert is 1 whatever the logits are."""
+
     def with_gate(gate, weight):
-        return gradients(data_dir, router='top_k', router_args={'gate': gate},
-                         losses={'importance': weight})
+        return gradients(
+            data_dir, router='top_k', router_args={'gate': gate}, losses={'importance': weight}
+        )
 
     before, after = with_gate('softmax_top_k', 1.0), with_gate('top_k_softmax', 1.0)
     assert after['task'] == 0 and before['task'] > 1e-6
@@ -140,8 +165,11 @@ def test_nothing_reaches_a_router_that_is_frozen_or_has_no_parameters(data_dir):
         assert gradients(data_dir, router=router) == {'task': 0.0, 'balance': 0.0}
 
 
-@pytest.mark.parametrize('changes', [{'model.twin': 'same_width'}, {'model.twin': 'same_drops'},
-                                     {'model.moe.placement': 'none'}], ids=str)
+@pytest.mark.parametrize(
+    'changes',
+    [{'model.twin': 'same_width'}, {'model.twin': 'same_drops'}, {'model.moe.placement': 'none'}],
+    ids=str,
+)
 def test_a_dense_network_has_no_probe(changes, data_dir):
     if 'model.moe.placement' in changes:
         changes = {k: v for k, v in HEAD.items() if not k.startswith('model.moe.')} | changes
@@ -153,23 +181,33 @@ def test_a_dense_network_has_no_probe(changes, data_dir):
 
 def test_layers_are_numbered_in_the_order_of_the_network(data_dir):
     """block_10 comes after block_2, although it sorts before it."""
-    setup = setup_of(data_dir, {
-        'model.moe.placement': '2,10', 'model.args': {'widths': (8,), 'depth': 11}})
+    setup = setup_of(
+        data_dir, {'model.moe.placement': '2,10', 'model.args': {'widths': (8,), 'depth': 11}}
+    )
     assert probes._layers(setup) == ('block_2', 'block_10')
 
 
 def rows(*choices):
-    return [{'split': 'train', 'epoch': 0.5},
-            *({'split': 'validation', 'epoch': float(n), 'probe': {'a': c, 'b': [0] * 4}}
-              for n, c in enumerate(choices, 1))]
+    return [
+        {'split': 'train', 'epoch': 0.5},
+        *(
+            {'split': 'validation', 'epoch': float(n), 'probe': {'a': c, 'b': [0] * 4}}
+            for n, c in enumerate(choices, 1)
+        ),
+    ]
 
 
 def test_agreement_by_hand():
     assert probes.agreement(rows([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 3, 0]), 'a') == {
-        'epoch': [1.0, 2.0, 3.0], 'with_previous': [None, 0.75, 0.5],
-        'with_final': [0.25, 0.5, 1.0]}
+        'epoch': [1.0, 2.0, 3.0],
+        'with_previous': [None, 0.75, 0.5],
+        'with_final': [0.25, 0.5, 1.0],
+    }
     assert probes.agreement(rows([1, 2, 3, 0]), 'a') == {
-        'epoch': [1.0], 'with_previous': [None], 'with_final': [1.0]}
+        'epoch': [1.0],
+        'with_previous': [None],
+        'with_final': [1.0],
+    }
     assert probes.agreement(rows([5] * 4, [6] * 4), 'b')['with_final'] == [1.0, 1.0]
 
 
@@ -185,10 +223,19 @@ def test_specialisation_by_hand():
 
 def test_a_run_writes_its_probe(data_dir, tmp_path):
     """After a few steps with everything on, the file holds what `probe` returns."""
-    config = train_cases.make(data_dir, HEAD | {
-        'model.moe.router': 'top_k', 'model.moe.router_args': {'noise': 'gaussian'},
-        'model.moe.num_experts': 4, 'model.moe.losses': {'importance': 0.01, 'load': 0.01},
-        'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2})
+    config = train_cases.make(
+        data_dir,
+        HEAD
+        | {
+            'model.moe.router': 'top_k',
+            'model.moe.router_args': {'noise': 'gaussian'},
+            'model.moe.num_experts': 4,
+            'model.moe.losses': {'importance': 0.01, 'load': 0.01},
+            'train.steps': 4,
+            'eval.every_steps': 2,
+            'checkpoint.every_steps': 2,
+        },
+    )
     loop.train(config, str(tmp_path), full_report=False, probe=True)
     result = json.loads((tmp_path / 'mechanism.json').read_text())
     agreement = result['agreement']['head']

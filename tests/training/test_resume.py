@@ -39,9 +39,11 @@ def whole(config, tmp_path_factory):
 
     def watched(folder, step, state):
         if 'latest' in str(folder.path):
-            ON_DISK.append((step, train_cases.rows(workdir)[-1]['step'],
-                            train_cases.steps(workdir, 'best')))
+            ON_DISK.append(
+                (step, train_cases.rows(workdir)[-1]['step'], train_cases.steps(workdir, 'best'))
+            )
         save(folder, step, state)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Folder, 'save', watched)
         loop.train(config, str(workdir))
@@ -51,8 +53,9 @@ def whole(config, tmp_path_factory):
 
 def test_what_belongs_to_a_checkpoint_is_on_disk_before_it(whole):
     """A run continued from it writes neither those rows nor that best checkpoint again."""
-    scores = {r['step']: r['accuracy'] for r in train_cases.rows(whole)
-              if r['split'] == 'validation'}
+    scores = {
+        r['step']: r['accuracy'] for r in train_cases.rows(whole) if r['split'] == 'validation'
+    }
     assert [step for step, _, _ in ON_DISK] == [5, 10, 12]
     for step, row, best in ON_DISK:
         assert row == step
@@ -63,6 +66,7 @@ def test_what_belongs_to_a_checkpoint_is_on_disk_before_it(whole):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Makes the next run end after it has computed a step, before it writes anything about it."""
+
     def arm(step):
         add = metrics.Interval.add
 
@@ -70,8 +74,10 @@ def stop_at(monkeypatch):
             if n == step:
                 raise Stop
             add(self, n, values)
+
         monkeypatch.setattr(metrics.Interval, 'add', stopping if step else add)
         return lambda: monkeypatch.undo()
+
     return arm
 
 
@@ -95,15 +101,24 @@ def test_a_checkpoint_holds_the_whole_state(whole):
 
 
 def test_a_run_killed_at_a_random_moment_ends_as_an_uninterrupted_one(
-        config, whole, tmp_path, data_dir, jax_environment):
-    code = ('import json, sys; from moe_vision.config import check; '
-            'from moe_vision.training import loop; '
-            'loop.train(check.from_dict(json.loads(sys.argv[1])), sys.argv[2])')
+    config, whole, tmp_path, data_dir, jax_environment
+):
+    code = (
+        'import json, sys; from moe_vision.config import check; '
+        'from moe_vision.training import loop; '
+        'loop.train(check.from_dict(json.loads(sys.argv[1])), sys.argv[2])'
+    )
     from moe_vision.config import check as config_lib
+
     encoded = json.dumps(config_lib.to_dict(config))
     process = subprocess.Popen(
-        [sys.executable, '-c', code, encoded, str(tmp_path)], cwd=train_cases.ROOT,
-        env=jax_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        [sys.executable, '-c', code, encoded, str(tmp_path)],
+        cwd=train_cases.ROOT,
+        env=jax_environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     seen = []
     for line in process.stderr:  # from the first steps on, anywhere
         seen.append(line)
@@ -125,7 +140,8 @@ def damage(workdir: Path, step: int) -> None:
 
 
 def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
-        config, whole, tmp_path, caplog):
+    config, whole, tmp_path, caplog
+):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     damage(workdir, 12)
@@ -150,7 +166,8 @@ def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, whole
 
 
 def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
-        config, whole, tmp_path, data_dir, caplog):
+    config, whole, tmp_path, data_dir, caplog
+):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     other = train_cases.make(data_dir, {'model.args': {'widths': (8, 24), 'depth': 1}})
@@ -179,9 +196,9 @@ def test_a_changed_config_is_reported_with_its_keys(config, whole, tmp_path, dat
     digest = train_cases.other_data(workdir)
     other = train_cases.make(data_dir, {'log.every_steps': 4, 'train.weight_decay': 0.5})
     loop.train(other, str(workdir))
-    message, = (r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage())
+    (message,) = (r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage())
     assert f"digest of 'digits' {'0' * 16} -> {digest[:16]};" in message
-    message, = (r.getMessage() for r in caplog.records if 'differs' in r.getMessage())
+    (message,) = (r.getMessage() for r in caplog.records if 'differs' in r.getMessage())
     assert 'log.every_steps 3 -> 4; ' in message + '; '
     assert 'train.weight_decay 0.0001 -> 0.5; ' in message + '; '
     assert message.count('->') == 2

@@ -12,11 +12,17 @@ import train_cases
 from moe_vision.training import feed, loop, mesh
 from moe_vision.training.setup import Setup
 
-SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
-         'train.steps': 6, 'eval.every_steps': 2,
-         'checkpoint.every_steps': 3, 'model.moe.router': 'top_k',
-         'model.moe.router_args': {'noise': 'gaussian'}, 'train.mixup': 0.2,
-         'model.moe.losses': {'importance': 0.01, 'load': 0.01}}
+SMALL = {
+    'model.moe.placement': 'head',
+    'model.args': {'widths': (8,), 'depth': 1},
+    'train.steps': 6,
+    'eval.every_steps': 2,
+    'checkpoint.every_steps': 3,
+    'model.moe.router': 'top_k',
+    'model.moe.router_args': {'noise': 'gaussian'},
+    'train.mixup': 0.2,
+    'model.moe.losses': {'importance': 0.01, 'load': 0.01},
+}
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +71,7 @@ def test_a_setup_of_another_config_is_refused(runs, data_dir, tmp_path):
 def test_the_selected_checkpoint_is_the_best_on_validation(runs, config):
     """Its accuracy equals that of the best checkpoint, restored and scored here."""
     (first, _, _), shared = runs
-    best, = train_cases.steps(first, 'best')
+    (best,) = train_cases.steps(first, 'best')
     with loop.checkpoints.Checkpoints(str(first), 2) as saved:
         step, state = saved.restore_best(shared.abstract)
     assert step == best == int(state.step)
@@ -85,22 +91,25 @@ def test_correct_holds_a_bit_per_image_in_order(runs, config):
 
 def test_initial_values_follow_the_seed_asked_for(runs, config):
     _, shared = runs
-    train_cases.assert_same_bits(jax.device_get(shared.fresh_state(3)),
-                                 jax.device_get(Setup(dataclasses.replace(config, seed=3))
-                                                .fresh_state()))
+    train_cases.assert_same_bits(
+        jax.device_get(shared.fresh_state(3)),
+        jax.device_get(Setup(dataclasses.replace(config, seed=3)).fresh_state()),
+    )
 
 
 def test_without_a_validation_split_nothing_is_selected(data_dir, tmp_path):
-    none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0,
-                                               'train.steps': 3})
+    none = train_cases.make(
+        data_dir, SMALL | {'dataset.validation_fraction': 0.0, 'train.steps': 3}
+    )
     result = loop.train(none, str(tmp_path), full_report=False)
     assert result['test_accuracy_selected'] is None
     assert result['best_validation_accuracy'] is None
 
 
 def test_a_resident_split_gives_the_same_run(runs, config, tmp_path):
-    resident = dataclasses.replace(config, dataset=dataclasses.replace(
-        config.dataset, resident=True))
+    resident = dataclasses.replace(
+        config, dataset=dataclasses.replace(config.dataset, resident=True)
+    )
     loop.train(resident, str(tmp_path), full_report=False)
     train_cases.assert_same_runs(tmp_path, runs[0][0])
 
@@ -108,8 +117,9 @@ def test_a_resident_split_gives_the_same_run(runs, config, tmp_path):
 def test_micro_batches_of_a_resident_split_are_those_of_the_host(data_dir):
     seen = []
     for resident in (False, True):
-        config = train_cases.make(data_dir, SMALL | {'train.micro_batches': 2,
-                                                     'dataset.resident': resident})
+        config = train_cases.make(
+            data_dir, SMALL | {'train.micro_batches': 2, 'dataset.resident': resident}
+        )
         one = mesh.make(1)
         gather = feed.Gather(config, mesh.batch_sharding(one))
         with feed.on_host(config, 0, range(32), 5, 7) as batches:

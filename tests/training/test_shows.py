@@ -34,7 +34,7 @@ def row(step, **layers):
 def test_a_warning_comes_once_until_the_problem_has_passed(health, kind, caplog):
     ill, says, key = ILL[kind]
     assert health.check(row(1, block_1={})) == []
-    warning, = health.check(row(2, block_1=ill))
+    (warning,) = health.check(row(2, block_1=ill))
     assert says in warning and key in warning and 'step 2, block_1' in warning
     assert caplog.messages == [warning]
     assert health.check(row(3, block_1=ill)) == []
@@ -44,10 +44,13 @@ def test_a_warning_comes_once_until_the_problem_has_passed(health, kind, caplog)
 
 def test_each_layer_and_kind_of_problem_warns_for_itself(health):
     assert len(health.check(row(1, block_1=ILL['dead'][0], block_2={}))) == 1
-    warnings = health.check(row(2, block_1=ILL['dead'][0] | ILL['drops'][0],
-                                block_2=ILL['dead'][0]))
+    warnings = health.check(
+        row(2, block_1=ILL['dead'][0] | ILL['drops'][0], block_2=ILL['dead'][0])
+    )
     assert [('drops' if 'dropped' in w else 'dead', w.split()[2]) for w in warnings] == [
-        ('drops', 'block_1:'), ('dead', 'block_2:')]
+        ('drops', 'block_1:'),
+        ('dead', 'block_2:'),
+    ]
     assert health.check({'step': 3, 'layers': {}}) == []  # a dense network has nothing to warn of
 
 
@@ -76,10 +79,19 @@ def shown(stream, clock):
     for step in (5, 10):
         timing = p.timing(step)
         assert timing['images_per_second'] == pytest.approx(32)
-        rows.append({'step': step, 'epoch': step / 4, 'loss': 1.23456, 'accuracy': 0.5,
-                     'layers': {'a': {'drop_rate': 0.1, 'max_over_mean': 2.0},
-                                'b': {'drop_rate': 0.2, 'max_over_mean': 1.5}},
-                     'timing': timing})
+        rows.append(
+            {
+                'step': step,
+                'epoch': step / 4,
+                'loss': 1.23456,
+                'accuracy': 0.5,
+                'layers': {
+                    'a': {'drop_rate': 0.1, 'max_over_mean': 2.0},
+                    'b': {'drop_rate': 0.2, 'max_over_mean': 1.5},
+                },
+                'timing': timing,
+            }
+        )
         p.clear()
         p.show(rows[-1])
         with p.paused():
@@ -103,8 +115,16 @@ def test_the_share_of_the_peak_where_the_chip_is_known(monkeypatch, data_dir):
     clock.now += 2
     timing = p.timing(3)  # 32 images/s
     assert timing['share_of_peak'] == pytest.approx(32 * seconds_at_peak)
-    p.show({'step': 3, 'epoch': 1, 'loss': 1, 'accuracy': 1, 'layers': {},
-            'timing': timing | {'share_of_peak': 0.415}})
+    p.show(
+        {
+            'step': 3,
+            'epoch': 1,
+            'loss': 1,
+            'accuracy': 1,
+            'layers': {},
+            'timing': timing | {'share_of_peak': 0.415},
+        }
+    )
     assert '32 img/s  41.5% of peak  ETA' in stream.getvalue()
 
 
@@ -112,9 +132,12 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
     text = shown(Stream(False), Clock(monkeypatch))
     assert text.splitlines() == [
         'step 5/20  epoch 1.2  loss 1.235  acc 0.500  drop 20.0%  max/mean 2.00  32 img/s  '
-        'ETA 0:15', 'validation',
+        'ETA 0:15',
+        'validation',
         'step 10/20  epoch 2.5  loss 1.235  acc 0.500  drop 20.0%  max/mean 2.00  32 img/s  '
-        'ETA 0:10', 'validation']
+        'ETA 0:10',
+        'validation',
+    ]
 
 
 def test_a_bar_where_there_is_one(monkeypatch):
@@ -132,25 +155,39 @@ def test_long_times_have_hours():
 
 def test_numbers_that_json_lacks_become_null():
     assert finite({'a': float('nan'), 'b': [1.0, float('-inf')], 'c': (2, 'x', True)}) == {
-        'a': None, 'b': [1.0, None], 'c': [2, 'x', True]}
+        'a': None,
+        'b': [1.0, None],
+        'c': [2, 'x', True],
+    }
 
 
 def test_differences_name_the_leaves():
     before = plain({'a': {'b': 1, 'c': (1, 2)}, 'd': float('inf')})
     assert list(differences(before, {'a': {'b': 1, 'c': [1, 2]}, 'd': 'inf'})) == []
     assert list(differences(before, {'a': {'b': 2, 'c': [1, 3]}, 'e': 'x'})) == [
-        'a.b 1 -> 2', 'a.c.1 2 -> 3', "d 'inf' -> nothing", "e nothing -> 'x'"]
+        'a.b 1 -> 2',
+        'a.c.1 2 -> 3',
+        "d 'inf' -> nothing",
+        "e nothing -> 'x'",
+    ]
     assert list(differences({}, {'e': 'x'}, lambda path, new: 'x')) == []
 
 
 def test_rows_are_flattened_for_tensorboard():
     assert flat({'step': 3, 'split': 'train', 'loss': 0.5, 'layers': {'a': {'load': [1, 2]}}}) == [
-        ('loss', 0.5), ('layers/a/load/0', 1), ('layers/a/load/1', 2)]
+        ('loss', 0.5),
+        ('layers/a/load/0', 1),
+        ('layers/a/load/1', 2),
+    ]
 
 
-@pytest.mark.parametrize('layer, want', [
-    ({'effective_experts': 2.0, 'dead_experts': 0}, False),
-    ({'effective_experts': 1.99, 'dead_experts': 0}, True),
-    ({'effective_experts': 3.0, 'dead_experts': 1}, True)])
+@pytest.mark.parametrize(
+    'layer, want',
+    [
+        ({'effective_experts': 2.0, 'dead_experts': 0}, False),
+        ({'effective_experts': 1.99, 'dead_experts': 0}, True),
+        ({'effective_experts': 3.0, 'dead_experts': 1}, True),
+    ],
+)
 def test_collapse(layer, want):
     assert collapsed({'a': {'effective_experts': 4.0, 'dead_experts': 0}, 'b': layer}, 4) is want

@@ -19,20 +19,33 @@ from moe_vision.training.schedule import durations
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import mixing_group, normalize_images
 
-SMALL = {'model.moe.placement': 'head', 'model.moe.group_size': 8, 'train.ema_decay': 0.0,
-         'model.args': {'widths': (8,), 'depth': 1, 'norm': 'group'}, 'train.mixup': 0.0,
-         'train.label_smoothing': 0.0, 'train.warmup_steps': 0, 'train.learning_rate': 0.5,
-         'train.optimizer': 'sgd', 'train.optimizer_args': {'momentum': 0.0, 'nesterov': False},
-         'train.weight_decay': 0.0, 'train.clip_norm': 0.0, 'train.steps': 10,
-         'model.moe.capacity_factor': float('inf')}
+SMALL = {
+    'model.moe.placement': 'head',
+    'model.moe.group_size': 8,
+    'train.ema_decay': 0.0,
+    'model.args': {'widths': (8,), 'depth': 1, 'norm': 'group'},
+    'train.mixup': 0.0,
+    'train.label_smoothing': 0.0,
+    'train.warmup_steps': 0,
+    'train.learning_rate': 0.5,
+    'train.optimizer': 'sgd',
+    'train.optimizer_args': {'momentum': 0.0, 'nesterov': False},
+    'train.weight_decay': 0.0,
+    'train.clip_norm': 0.0,
+    'train.steps': 10,
+    'model.moe.capacity_factor': float('inf'),
+}
 
 
 def batch(rows=32, invalid=(3, 4, 20)) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     valid = np.ones(rows, bool)
     valid[list(invalid)] = False
-    return {'image': rng.integers(0, 256, (rows, 8, 8, 1)).astype(np.uint8),
-            'label': rng.integers(0, 10, rows).astype(np.int32), 'valid': valid}
+    return {
+        'image': rng.integers(0, 256, (rows, 8, 8, 1)).astype(np.uint8),
+        'label': rng.integers(0, 10, rows).astype(np.int32),
+        'valid': valid,
+    }
 
 
 class Run:
@@ -55,8 +68,9 @@ class Run:
         return jax.device_get(self.step(state, arrays))
 
     def moved(self, step=1):
-        return jax.tree.map(lambda a, b: a - b, self.states[step].params,
-                            self.states[step - 1].params)
+        return jax.tree.map(
+            lambda a, b: a - b, self.states[step].params, self.states[step - 1].params
+        )
 
 
 @pytest.fixture(scope='module')
@@ -70,8 +84,9 @@ def mixing(data_dir):
 
 
 def close(ours, theirs, rtol=1e-5):
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs),
-                            strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
         near = max(rtol * np.abs(b).max(), 2e-7)
         np.testing.assert_allclose(a, b, rtol=rtol, atol=near, err_msg=path_name(path))
 
@@ -92,14 +107,18 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(mixing, data_dir):
 
 
 def forward(run, images):
-    params = {'params': run.states[0].params, 'batch_stats': {},
-              'router_state': run.states[0].router_state}
+    params = {
+        'params': run.states[0].params,
+        'batch_stats': {},
+        'router_state': run.states[0].router_state,
+    }
     x = normalize_images(jnp.asarray(images), *mean_std(run))
     return jax.jit(run.setup.network.apply)(params, x, Step(valid=jnp.asarray(batch()['valid'])))
 
 
 def mean_std(run):
     import input_pipeline
+
     return input_pipeline.mean_std(run.config.dataset)
 
 
@@ -111,22 +130,29 @@ def test_the_loss_is_the_mean_over_valid_images_and_the_gradient_is_its_own(basi
     np.testing.assert_allclose(basic.out[0]['task_loss'], each[rows['valid']].mean(), rtol=1e-5)
     right = (np.argmax(logits, -1) == rows['label'])[rows['valid']]
     np.testing.assert_allclose(basic.out[0]['accuracy'], right.mean(), rtol=1e-6)
-    np.testing.assert_allclose(basic.out[0]['loss'], basic.out[0]['task_loss']
-                               + basic.out[0]['losses']['switch'], rtol=1e-6)
+    np.testing.assert_allclose(
+        basic.out[0]['loss'],
+        basic.out[0]['task_loss'] + basic.out[0]['losses']['switch'],
+        rtol=1e-6,
+    )
     # with SGD without momentum the parameters move by learning rate times gradient
     norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(basic.moved()))) / 0.5
     np.testing.assert_allclose(basic.out[0]['grad_norm'], norm, rtol=1e-4)
 
 
 def test_smoothing_clipping_and_averaging(basic, data_dir):
-    run = Run(data_dir, {'train.label_smoothing': 0.2, 'train.clip_norm': 0.01,
-                         'train.ema_decay': 0.75}, steps=2)
+    run = Run(
+        data_dir,
+        {'train.label_smoothing': 0.2, 'train.clip_norm': 0.01, 'train.ema_decay': 0.75},
+        steps=2,
+    )
     rows = batch()
     p = np.asarray(jax.nn.log_softmax(forward(basic, rows['image'])[0]))
     # smoothing spreads a weight of 0.2 evenly over the ten classes
     targets = np.full((32, 10), 0.02) + 0.8 * np.eye(10)[rows['label']]
-    np.testing.assert_allclose(run.out[0]['task_loss'],
-                               -(p * targets).sum(1)[rows['valid']].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        run.out[0]['task_loss'], -(p * targets).sum(1)[rows['valid']].mean(), rtol=1e-5
+    )
     assert run.out[0]['grad_norm'] > 0.01
     norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(run.moved())))
     np.testing.assert_allclose(norm, 0.5 * 0.01, rtol=1e-3)
@@ -140,8 +166,10 @@ def test_smoothing_clipping_and_averaging(basic, data_dir):
 
 def test_each_step_draws_anew_and_the_same_step_the_same(mixing):
     later = dataclasses.replace(mixing.states[0], step=np.int32(1))
-    losses = [float(mixing.take(batch(), s)[1]['task_loss'])
-              for s in (mixing.states[0], mixing.states[0], later)]
+    losses = [
+        float(mixing.take(batch(), s)[1]['task_loss'])
+        for s in (mixing.states[0], mixing.states[0], later)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -159,16 +187,27 @@ def test_partners_of_a_mixture_lie_in_the_same_group(basic, mixing, data_dir, ki
 
 
 def test_parameters_that_are_not_trainable_keep_their_bits(data_dir):
-    run = Run(data_dir, {'train.trainable': 'head/router|classifier', 'train.optimizer': 'adamw',
-                         'train.optimizer_args': {}, 'train.weight_decay': 0.1}, steps=2)
+    run = Run(
+        data_dir,
+        {
+            'train.trainable': 'head/router|classifier',
+            'train.optimizer': 'adamw',
+            'train.optimizer_args': {},
+            'train.weight_decay': 0.1,
+        },
+        steps=2,
+    )
     first, last = run.states[0].params, run.states[2].params
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(last),
-                            strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(last), strict=True
+    ):
         trained = path_name(path).startswith(('head/router', 'classifier'))
         assert (a.tobytes() == b.tobytes()) == (not trained), path_name(path)
-    moments = {path_name(p).split('/mu/')[1] for p, _ in
-               jax.tree_util.tree_leaves_with_path(run.states[2].opt_state)
-               if '/mu/' in path_name(p)}
+    moments = {
+        path_name(p).split('/mu/')[1]
+        for p, _ in jax.tree_util.tree_leaves_with_path(run.states[2].opt_state)
+        if '/mu/' in path_name(p)
+    }
     assert moments == {'head/router/kernel', 'classifier/kernel', 'classifier/bias'}
 
 
@@ -194,26 +233,43 @@ def test_an_expression_that_matches_nothing_is_refused_with_names(data_dir):
 
 
 PARAMS = {
-    'block_0': {'conv1': {'kernel': jnp.ones((3, 3, 4, 4))}, 'norm': {'scale': jnp.ones(4)},
-                'query': {'kernel': jnp.ones((4, 2, 2)), 'bias': jnp.ones((2, 2))}},
-    'block_1': {'experts': {'in_kernel': jnp.ones((3, 4, 5)), 'in_bias': jnp.ones((3, 5)),
-                            'conv1': jnp.ones((3, 3, 3, 4, 4)), 'norm1_scale': jnp.ones((3, 4))},
-                'router': {'kernel': jnp.ones((4, 3))}},
-    'position': jnp.ones((1, 16, 4)), 'class_token': jnp.ones((1, 1, 4)),
+    'block_0': {
+        'conv1': {'kernel': jnp.ones((3, 3, 4, 4))},
+        'norm': {'scale': jnp.ones(4)},
+        'query': {'kernel': jnp.ones((4, 2, 2)), 'bias': jnp.ones((2, 2))},
+    },
+    'block_1': {
+        'experts': {
+            'in_kernel': jnp.ones((3, 4, 5)),
+            'in_bias': jnp.ones((3, 5)),
+            'conv1': jnp.ones((3, 3, 3, 4, 4)),
+            'norm1_scale': jnp.ones((3, 4)),
+        },
+        'router': {'kernel': jnp.ones((4, 3))},
+    },
+    'position': jnp.ones((1, 16, 4)),
+    'class_token': jnp.ones((1, 1, 4)),
 }
-DECAYED = {'block_0/conv1/kernel', 'block_0/query/kernel', 'block_1/experts/in_kernel',
-           'block_1/experts/conv1'}  # not the router: a frozen one must not change
+DECAYED = {
+    'block_0/conv1/kernel',
+    'block_0/query/kernel',
+    'block_1/experts/in_kernel',
+    'block_1/experts/conv1',
+}  # not the router: a frozen one must not change
 
 
 @pytest.mark.parametrize('name', ['adamw', 'sgd'])
 def test_only_matrices_and_filters_decay(data_dir, name):
-    train = train_cases.make(data_dir, {'train.optimizer': name, 'train.weight_decay': 0.5,
-                                        'train.clip_norm': 0.0}).train
+    train = train_cases.make(
+        data_dir, {'train.optimizer': name, 'train.weight_decay': 0.5, 'train.clip_norm': 0.0}
+    ).train
     tx = optimizer.make(train, optax.constant_schedule(0.1), PARAMS)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     updates = jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])(zero, PARAMS)
-    moved = {path_name(p): float(jnp.abs(x).max())
-             for p, x in jax.tree_util.tree_leaves_with_path(updates)}
+    moved = {
+        path_name(p): float(jnp.abs(x).max())
+        for p, x in jax.tree_util.tree_leaves_with_path(updates)
+    }
     assert {n for n, x in moved.items() if x} == DECAYED
     # adamw: lr * wd * w; sgd with Nesterov momentum 0.9: 1.9 times that in the first step
     want = 0.1 * 0.5 * (1.9 if name == 'sgd' else 1.0)
@@ -225,12 +281,14 @@ def test_the_first_step_of_each_optimizer(data_dir):
     grads = {'kernel': jnp.array([[3.0, -0.5], [1e-3, 2.0]])}
     params = {'kernel': jnp.zeros((2, 2))}
     for name, args, want in [
-            ('adamw', {'eps': 1e-3}, -0.1 * np.array([[3 / 3.001, -0.5 / 0.501],
-                                                      [0.5, 2 / 2.001]])),
-            ('sgd', {'momentum': 0.8}, -0.18 * np.asarray(grads['kernel'])),
-            ('sgd', {'momentum': 0.8, 'nesterov': False}, -0.1 * np.asarray(grads['kernel']))]:
-        train = train_cases.make(data_dir, {
-            'train.optimizer': name, 'train.optimizer_args': args, 'train.clip_norm': 0.0}).train
+        ('adamw', {'eps': 1e-3}, -0.1 * np.array([[3 / 3.001, -0.5 / 0.501], [0.5, 2 / 2.001]])),
+        ('sgd', {'momentum': 0.8}, -0.18 * np.asarray(grads['kernel'])),
+        ('sgd', {'momentum': 0.8, 'nesterov': False}, -0.1 * np.asarray(grads['kernel'])),
+    ]:
+        train = train_cases.make(
+            data_dir,
+            {'train.optimizer': name, 'train.optimizer_args': args, 'train.clip_norm': 0.0},
+        ).train
         tx = optimizer.make(train, optax.constant_schedule(0.1), params)
         updates, _ = tx.update(grads, tx.init(params), params)
         np.testing.assert_allclose(updates['kernel'], want, rtol=1e-4)
@@ -253,21 +311,36 @@ def times(data_dir, images=100, **changes):
 
 
 def test_durations_count_epochs_unless_steps_are_given(data_dir):
-    t = times(data_dir, train__warmup_epochs=0.5, eval__every_epochs=1.0,
-              checkpoint__every_epochs=2.0, log__every_steps=7)
+    t = times(
+        data_dir,
+        train__warmup_epochs=0.5,
+        eval__every_epochs=1.0,
+        checkpoint__every_epochs=2.0,
+        log__every_steps=7,
+    )
     assert (t.total, t.warmup, t.per_epoch) == (30, 5, 10.0)
     assert sorted(t.evaluations) == [10, 20, 30]
     assert sorted(t.checkpoints) == [20, 30]  # and at the end
     assert [n for n in range(1, 31) if t.row_ends(n)] == [7, 10, 14, 20, 21, 28, 30]
-    t = times(data_dir, train__steps=25, train__warmup_steps=3, eval__every_steps=10,
-              checkpoint__every_steps=25)
+    t = times(
+        data_dir,
+        train__steps=25,
+        train__warmup_steps=3,
+        eval__every_steps=10,
+        checkpoint__every_steps=25,
+    )
     assert (t.total, t.warmup) == (25, 3)
     assert sorted(t.evaluations) == [10, 20, 25] and sorted(t.checkpoints) == [25]
 
 
 def test_durations_do_not_drift_when_an_epoch_is_no_whole_number_of_steps(data_dir):
-    t = times(data_dir, images=96, train__epochs=10.0, eval__every_epochs=1.0,
-              checkpoint__every_epochs=0.25)  # every 9.6 and 2.4 steps
+    t = times(
+        data_dir,
+        images=96,
+        train__epochs=10.0,
+        eval__every_epochs=1.0,
+        checkpoint__every_epochs=0.25,
+    )  # every 9.6 and 2.4 steps
     assert t.total == 96
     assert sorted(t.evaluations) == [10, 19, 29, 38, 48, 58, 67, 77, 86, 96]
     assert len(t.checkpoints) == 40
@@ -280,7 +353,9 @@ def test_a_config_is_the_same_after_json_and_back(data_dir):
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
 
 
-@pytest.mark.parametrize('group, images, want', [
-    (64, 128, 4), (12, 48, 4), (7, 28, 7), (13, 26, 13), (9, 18, 3), (1, 32, 4), (1, 11, 11)])
+@pytest.mark.parametrize(
+    'group, images, want',
+    [(64, 128, 4), (12, 48, 4), (7, 28, 7), (13, 26, 13), (9, 18, 3), (1, 32, 4), (1, 11, 11)],
+)
 def test_partners_are_few_neighbours_of_one_routing_group(group, images, want):
     assert mixing_group(group, images) == want

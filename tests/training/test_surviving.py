@@ -41,16 +41,21 @@ def whole(setup, config, tmp_path_factory):
 
 
 def warnings(caplog) -> list[str]:
-    return [r.getMessage() for r in caplog.records
-            if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.levelno >= logging.WARNING and 'moe_vision' in r.pathname
+    ]
 
 
 @pytest.mark.parametrize('stops', [(7,), (8, 10), (1, 2)], ids=str)
 def test_a_stopped_run_continues_bit_for_bit(setup, config, whole, tmp_path, stops):
     """Stopped between two rows, at a validation, at a checkpoint, and before any of them."""
     for last in stops:
-        with pytest.raises(Stopped, match=f'stopped by SIGTERM at step {last} of 12, saved at step '
-                                          f'{last}; start again') as e:
+        with pytest.raises(
+            Stopped,
+            match=f'stopped by SIGTERM at step {last} of 12, saved at step {last}; start again',
+        ) as e:
             loop.train(config, str(tmp_path), setup=setup, stop=train_cases.StopAt(last))
         assert '\n' not in str(e.value)
         assert max(train_cases.steps(tmp_path)) == last
@@ -74,10 +79,12 @@ def test_sigterm_waits_for_the_end_of_a_step_and_otherwise_stops_at_once():
 def test_processes_agree_on_the_number_of_calls(monkeypatch):
     """It keeps growing, as jax's service needs it; each run of a study begins at step 1 again."""
     from jax.experimental import multihost_utils
+
     calls = []
     monkeypatch.setattr(peers, 'joined', lambda: True)
-    monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point',
-                        lambda n: calls.append(n) or n == 6)
+    monkeypatch.setattr(
+        multihost_utils, 'reached_preemption_sync_point', lambda n: calls.append(n) or n == 6
+    )
     with Stop() as stop:
         assert [stop.at(step) for step in (1, 2, 1, 2)] == [False] * 4
         with pytest.raises(Stopped, match='same command'):
@@ -89,8 +96,9 @@ def test_processes_agree_on_the_number_of_calls(monkeypatch):
 def test_sigterm_during_a_save_does_not_count_as_a_failed_save(tmp_path, monkeypatch):
     folder = checkpoints.Folder(tmp_path / 'latest', keep=1)
     with monkeypatch.context() as patch, Stop(), pytest.raises(Stopped):
-        patch.setattr(folder._manager, 'wait_until_finished',
-                      lambda: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(
+            folder._manager, 'wait_until_finished', lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
         folder.wait()
     folder.close()
 
@@ -107,7 +115,8 @@ def no_room(size: int):
 
 
 def test_training_continues_while_the_disk_is_full(
-        setup, config, whole, tmp_path, monkeypatch, caplog):
+    setup, config, whole, tmp_path, monkeypatch, caplog
+):
     save, write = checkpoints.Folder.save, files.write
     full = []
 
@@ -129,8 +138,10 @@ def test_training_continues_while_the_disk_is_full(
     monkeypatch.setattr(metrics, 'write', write_without_room)
     loop.train(config, str(tmp_path), setup=setup, full_report=False)
     messages = warnings(caplog)
-    assert sum('checkpoint 5 cannot be saved' in m and 'training continues' in m
-               for m in messages) == 1
+    assert (
+        sum('checkpoint 5 cannot be saved' in m and 'training continues' in m for m in messages)
+        == 1
+    )
     assert sum('rows of metrics cannot be written (No space left' in m for m in messages) >= 1
     for message in ('Task exception was never retrieved', 'another thing'):  # the first: by orbax
         logging.getLogger('asyncio').error(message)
@@ -138,8 +149,9 @@ def test_training_continues_while_the_disk_is_full(
     assert train_cases.steps(tmp_path) == [10, 12]
     assert not list((tmp_path / 'checkpoints').rglob('*orbax-checkpoint-tmp*'))
     assert train_cases.rows(tmp_path) == train_cases.rows(whole)
-    train_cases.assert_same_bits(checkpoints.load_raw(str(tmp_path)),
-                                 checkpoints.load_raw(str(whole)))
+    train_cases.assert_same_bits(
+        checkpoints.load_raw(str(tmp_path)), checkpoints.load_raw(str(whole))
+    )
 
 
 def test_a_save_without_room_leaves_the_checkpoints_before_it(setup, tmp_path, caplog):
@@ -163,16 +175,27 @@ def poisoned():
     """Makes the loss NaN for a batch of white images, whatever the weights."""
     normalize = step.normalize_images
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, 'normalize_images', lambda x, *args: jnp.where(
-            jnp.all(x == 255), jnp.nan, normalize(x, *args)))
+        patch.setattr(
+            step,
+            'normalize_images',
+            lambda x, *args: jnp.where(jnp.all(x == 255), jnp.nan, normalize(x, *args)),
+        )
         yield
 
 
 @pytest.fixture(scope='module')
 def skipping(poisoned, data_dir):
-    return loop.Setup(train_cases.make(data_dir, {
-        'train.skip_nonfinite': 2, 'train.mixup': 0.0, 'log.every_steps': 6,
-        'eval.every_steps': 12}))
+    return loop.Setup(
+        train_cases.make(
+            data_dir,
+            {
+                'train.skip_nonfinite': 2,
+                'train.mixup': 0.0,
+                'log.every_steps': 6,
+                'eval.every_steps': 12,
+            },
+        )
+    )
 
 
 def white(monkeypatch, *steps: int) -> None:
@@ -182,13 +205,18 @@ def white(monkeypatch, *steps: int) -> None:
     @contextlib.contextmanager
     def some_white(config, seed, rows, start, stop):
         with on_host(config, seed, rows, start, stop) as batches:
-            yield ({n: np.full_like(x, 255) if n == 'image' and step in steps else x
-                    for n, x in batch.items()} for step, batch in enumerate(batches, start + 1))
+            yield (
+                {
+                    n: np.full_like(x, 255) if n == 'image' and step in steps else x
+                    for n, x in batch.items()
+                }
+                for step, batch in enumerate(batches, start + 1)
+            )
+
     monkeypatch.setattr(feed, 'on_host', some_white)
 
 
-def test_the_update_of_a_step_that_is_not_finite_is_skipped(
-        skipping, tmp_path, monkeypatch):
+def test_the_update_of_a_step_that_is_not_finite_is_skipped(skipping, tmp_path, monkeypatch):
     white(monkeypatch, 4, 6, 7)
     states = {}
     step_fn = skipping.step
@@ -198,11 +226,14 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
         state, out = step_fn(state, batch)
         states[int(state.step)] = before, jax.device_get(state)
         return state, out
+
     monkeypatch.setattr(skipping, 'step', watched)
     loop.train(skipping.config, str(tmp_path), setup=skipping, full_report=False)
     for number, (before, after) in states.items():
-        moved = not all(np.array_equal(a, b) for a, b in zip(
-            *map(jax.tree.leaves, (before.params, after.params)), strict=True))
+        moved = not all(
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)
+        )
         assert moved == (number not in (1, 4, 6, 7))  # a warm-up's first step moves nothing
         if number in (4, 6, 7):
             for name in ('params', 'opt_state', 'batch_stats', 'router_state', 'ema'):
@@ -210,7 +241,11 @@ def test_the_update_of_a_step_that_is_not_finite_is_skipped(
             assert after.step == before.step + 1
     rows = {r['step']: r for r in train_cases.rows(tmp_path) if r['split'] == 'train'}
     assert {s: (r['skipped'], r['skipped_in_a_row']) for s, r in rows.items()} == {
-        5: (1, 0), 6: (1, 1), 10: (1, 0), 12: (0, 0)}
+        5: (1, 0),
+        6: (1, 1),
+        10: (1, 0),
+        12: (0, 0),
+    }
     assert rows[6]['loss'] is None and np.isfinite(rows[5]['loss'])
     shown = io.StringIO()
     Progress(12, 0, 32, shown).show(rows[5] | {'timing': {'images_per_second': 1.0}})
@@ -230,9 +265,13 @@ def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkey
 
 def test_a_program_checks_for_finite_numbers_only_if_steps_may_be_skipped(setup, skipping):
     def program(setup):
-        micro = {'image': ((1, 32, 8, 8, 1), np.uint8), 'label': ((1, 32), np.int32),
-                 'valid': ((1, 32), bool)}
+        micro = {
+            'image': ((1, 32, 8, 8, 1), np.uint8),
+            'label': ((1, 32), np.int32),
+            'valid': ((1, 32), bool),
+        }
         batch = {n: jax.ShapeDtypeStruct(*x) for n, x in micro.items()}
         return str(jax.make_jaxpr(setup.step_of(setup.network))(setup.shapes, batch))
+
     assert 'is_finite' not in program(setup)
     assert program(skipping).count('is_finite') == 2

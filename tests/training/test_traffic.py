@@ -9,10 +9,17 @@ import input_pipeline
 from moe_vision import leverage
 from moe_vision.training import traffic
 
-NET = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 8,
-       'model.moe.k': 2, 'model.moe.capacity_factor': 1.25, 'model.moe.group_size': 16,
-       'train.batch_size': 128, 'model.moe.router': 'top_k',
-       'model.moe.router_args': {'noise': 'gaussian'}, 'model.moe.losses': {'importance': 0.01}}
+NET = {
+    'model.args': {'widths': (8, 16), 'depth': 1},
+    'model.moe.num_experts': 8,
+    'model.moe.k': 2,
+    'model.moe.capacity_factor': 1.25,
+    'model.moe.group_size': 16,
+    'train.batch_size': 128,
+    'model.moe.router': 'top_k',
+    'model.moe.router_args': {'noise': 'gaussian'},
+    'model.moe.losses': {'importance': 0.01},
+}
 TOKEN = 4 * 4 * 16 * 4  # bytes of a map at block_1: 4x4 of 16 channels, float32
 
 

@@ -13,11 +13,15 @@ CELLS = 50  # most classes for a table in which every cell can be read; more bec
 FAINT = 0.05  # full orange stands for at least this share of a class
 PIXELS = 200  # most rows and columns in a picture of the confusion matrix
 SPREAD = 300  # most rows in a picture of a map; more classes are averaged in groups
-_TABLE = ('How to read: each row is a class and adds up to 100 %, each column is an expert. A row '
-          'of even colour is a class that all experts share. Point at a cell for counts.')
-_PICTURE = ('How to read: each row is a class, sorted by the expert it uses most, and each column '
-            'is an expert. A staircase of strong blocks shows specialisation, an even field shows '
-            'none.')
+_TABLE = (
+    'How to read: each row is a class and adds up to 100 %, each column is an expert. A row '
+    'of even colour is a class that all experts share. Point at a cell for counts.'
+)
+_PICTURE = (
+    'How to read: each row is a class, sorted by the expert it uses most, and each column '
+    'is an expert. A staircase of strong blocks shows specialisation, an even field shows '
+    'none.'
+)
 
 
 def render(run: Run) -> Markup:
@@ -55,8 +59,11 @@ def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
         readable &= small
         draw = _as_table if small else _as_picture
         values = as_dict(value_at(run.evaluation, 'layers', layer))
-        panels.append(panel(layer, draw(layer, share, counts.T, names, top),
-                            _information(values, share.shape)))
+        panels.append(
+            panel(
+                layer, draw(layer, share, counts.T, names, top), _information(values, share.shape)
+            )
+        )
     key = heatmaps.scale(f'{100 * top:.0f} % of a class’s choices')
     longest = max(map(len, names), default=4)
     experts = max(m.shape[0] for m in maps.values())
@@ -75,8 +82,10 @@ def _information(values: dict, shape: tuple[int, ...]) -> str | None:
     known = number(values.get('mutual_information'))
     if math.isnan(known):
         return None
-    return (f'I(expert; class) = {formats.significant(known)} nats (at most '
-            f'{formats.significant(math.log(max(min(shape), 1)))})')
+    return (
+        f'I(expert; class) = {formats.significant(known)} nats (at most '
+        f'{formats.significant(math.log(max(min(shape), 1)))})'
+    )
 
 
 def _as_table(
@@ -90,8 +99,10 @@ def _as_table(
 
     def title(c: int, e: int) -> str:
         whole = formats.count(float(np.nansum(counts[c])))
-        return (f'expert {e}, class {classes[c]}: {formats.count(counts[c, e])} of {whole} '
-                f'choices, {formats.percent(share[c, e])}')
+        return (
+            f'expert {e}, class {classes[c]}: {formats.count(counts[c, e])} of {whole} '
+            f'choices, {formats.percent(share[c, e])}'
+        )
 
     def show(c: int, e: int) -> str:
         return f'{100 * share[c, e]:.0f}' if share[c, e] >= 0.005 else ''
@@ -110,17 +121,30 @@ def _as_picture(
     picture = heatmaps.image(
         heatmaps.rgba(rows / top),
         f'Share of each of {len(share)} classes that goes to each of {share.shape[1]} experts, '
-        f'{layer}', across='expert', down='class, by its main expert',
-        size=share.shape, height=max(220, min(560, 3 * len(rows) + 44)), width=352,
+        f'{layer}',
+        across='expert',
+        down='class, by its main expert',
+        size=share.shape,
+        height=max(220, min(560, 3 * len(rows) + 44)),
+        width=352,
     )
     lines = [
-        [name_of(names, c), formats.count(float(np.nansum(counts[c]))),
-         ', '.join(f'{e} ({formats.percent(float(share[c, e]), 0)})'
-                   for e in np.argsort(-filled[c], kind='stable')[:3] if filled[c, e] > 0)]
+        [
+            name_of(names, c),
+            formats.count(float(np.nansum(counts[c]))),
+            ', '.join(
+                f'{e} ({formats.percent(float(share[c, e]), 0)})'
+                for e in np.argsort(-filled[c], kind='stable')[:3]
+                if filled[c, e] > 0
+            ),
+        ]
         for c in order
     ]
-    listing = tag('details', tag('summary', 'Classes and their main experts'),
-                  table(('class', 'choices', 'main experts'), lines, class_='numbers'))
+    listing = tag(
+        'details',
+        tag('summary', 'Classes and their main experts'),
+        table(('class', 'choices', 'main experts'), lines, class_='numbers'),
+    )
     return Markup(picture + listing)
 
 
@@ -135,8 +159,10 @@ def confusions(confusion: np.ndarray, names: list[str]) -> Markup:
         picture = _small(confusion, share, wrong, top, names)
     else:
         picture, top = _large(confusion, share)
-    how = ('How to read: rows are the truth, columns the prediction. Blue on the diagonal is '
-           f'right, orange is wrong; full orange is {formats.percent(top)} of a row. ')
+    how = (
+        'How to read: rows are the truth, columns the prediction. Blue on the diagonal is '
+        f'right, orange is wrong; full orange is {formats.percent(top)} of a row. '
+    )
     if len(share) > PIXELS:
         how += f'Neighbouring classes share a cell, so {PIXELS} rows remain.'
     return Markup(figure(tag('div', picture, pairs, class_='beside'), how))
@@ -154,12 +180,21 @@ def _small(
     values = np.where(np.eye(count) > 0, np.nan_to_num(share) * top, wrong)
 
     def title(i: int, j: int) -> str:
-        return (f'{classes[i]} taken for {classes[j]}: {formats.count(confusion[i, j])} '
-                f'({formats.percent(share[i, j])})')
+        return (
+            f'{classes[i]} taken for {classes[j]}: {formats.count(confusion[i, j])} '
+            f'({formats.percent(share[i, j])})'
+        )
 
-    return heatmaps.cells(values, heads, classes, top, title,
-                          lambda i, j: formats.count(confusion[i, j]) if confusion[i, j] else '',
-                          label='Confusion matrix, counts', warm=lambda i, j: i != j)
+    return heatmaps.cells(
+        values,
+        heads,
+        classes,
+        top,
+        title,
+        lambda i, j: formats.count(confusion[i, j]) if confusion[i, j] else '',
+        label='Confusion matrix, counts',
+        warm=lambda i, j: i != j,
+    )
 
 
 def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
@@ -172,10 +207,19 @@ def _large(confusion: np.ndarray, share: np.ndarray) -> tuple[Markup, float]:
     top = max(float(np.where(right, 0, merged).max()), FAINT)
     blue, orange = heatmaps.rgba(merged), heatmaps.rgba(merged / top, palette.HEAT_WARM)
     picture = np.where(right[..., None], blue, orange)
-    label = (f'Confusion matrix of {len(share)} classes; mean of the diagonal '
-             f'{formats.percent(float(np.nanmean(np.diag(share))))}')
-    return heatmaps.image(picture, label, across='predicted class', down='true class',
-                          size=share.shape, height=520, width=540), top
+    label = (
+        f'Confusion matrix of {len(share)} classes; mean of the diagonal '
+        f'{formats.percent(float(np.nanmean(np.diag(share))))}'
+    )
+    return heatmaps.image(
+        picture,
+        label,
+        across='predicted class',
+        down='true class',
+        size=share.shape,
+        height=520,
+        width=540,
+    ), top
 
 
 def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup | None:
@@ -184,9 +228,19 @@ def _pairs(confusion: np.ndarray, wrong: np.ndarray, names: list[str]) -> Markup
         i, j = divmod(flat, len(wrong))
         if wrong[i, j] > 0:
             images, share = float(confusion[i, j]), float(wrong[i, j])
-            rows.append((name_of(names, i), name_of(names, j), formats.count(images),
-                         formats.percent(share)))
+            rows.append(
+                (
+                    name_of(names, i),
+                    name_of(names, j),
+                    formats.count(images),
+                    formats.percent(share),
+                )
+            )
     if not rows:
         return None
-    return table(('truth', 'predicted', 'images', 'share of the class'), rows, class_='numbers',
-                 label='Most frequent confusions')
+    return table(
+        ('truth', 'predicted', 'images', 'share of the class'),
+        rows,
+        class_='numbers',
+        label='Most frequent confusions',
+    )

@@ -10,8 +10,10 @@ from moe_vision.report.charts import Series
 from moe_vision.report.markup import Markup, grid, missing, panel, section, tag
 from moe_vision.report.read import Run
 
-_HOW = ('How to read: training steps run from left to right. Blue is training, orange is '
-        'validation; a gap in a curve means that no finite value was recorded.')
+_HOW = (
+    'How to read: training steps run from left to right. Blue is training, orange is '
+    'validation; a gap in a curve means that no finite value was recorded.'
+)
 
 
 def column(rows: list[dict], *keys: str) -> np.ndarray:
@@ -41,8 +43,12 @@ def render(run: Run) -> Markup:
         'learning rate': _panel('Learning rate', _train(run, 'learning_rate'), low=0.0),
         'losses': _losses(run),
         'gradient norm': _panel('Gradient norm', _train(run, 'grad_norm'), low=0.0),
-        'speed': _panel('Training images per second', _train(run, 'timing', 'images_per_second'),
-                        formats.tick, low=0.0),
+        'speed': _panel(
+            'Training images per second',
+            _train(run, 'timing', 'images_per_second'),
+            formats.tick,
+            low=0.0,
+        ),
     }
     shown = [picture for picture in wanted.values() if picture]
     gaps = [name for name, picture in wanted.items() if not picture and name != 'losses']
@@ -54,8 +60,10 @@ def _both(run: Run, *keys: str) -> list[Series]:
     """Training and validation, each by the first of the keys that it has."""
     colours = {'train': palette.ACCENT, 'validation': palette.WARM}
     splits = {name: run.split(name) for name in colours}
-    have = {name: next((k for k in keys if any(k in row for row in rows)), keys[0])
-            for name, rows in splits.items()}
+    have = {
+        name: next((k for k in keys if any(k in row for row in rows)), keys[0])
+        for name, rows in splits.items()
+    }
     return [
         Series(name, steps(rows), column(rows, have[name]), colours[name], name == 'validation')
         for name, rows in splits.items()
@@ -82,15 +90,20 @@ def _panel(
     finite = np.concatenate([s.y[np.isfinite(s.y)] for s in shown])
     log = bool(log and finite.min() > 0 and finite.max() / finite.min() > 30)
     picture = charts.lines(shown, title, form, low=low, high=high, log=log)
-    broken = [f'{np.isnan(s.y).sum()} {s.name} values are not finite numbers'
-              for s in shown if np.isnan(s.y).any()]
+    broken = [
+        f'{np.isnan(s.y).sum()} {s.name} values are not finite numbers'
+        for s in shown
+        if np.isnan(s.y).any()
+    ]
     return panel(f'{title} (log scale)' if log else title, picture, '; '.join(broken))
 
 
 def _losses(run: Run) -> Markup | None:
     rows = run.split('train')
     names = list(dict.fromkeys(name for row in rows for name in as_dict(row.get('losses'))))
-    series = [Series(name, steps(rows), column(rows, 'losses', name), palette.depth(i, len(names)))
-              for i, name in enumerate(names)]
+    series = [
+        Series(name, steps(rows), column(rows, 'losses', name), palette.depth(i, len(names)))
+        for i, name in enumerate(names)
+    ]
     title = f'Added loss: {names[0]}' if len(names) == 1 else 'Added losses'
     return _panel(title, series)

@@ -54,21 +54,40 @@ def cards(run: Run) -> Markup:
     flops, executed = value(run, 'flops'), value(run, 'flops_executed')
     total, active = value(run, 'params_total'), value(run, 'params_active')
     shown = [
-        card('Test accuracy', percent(tested, 2), 'not evaluated yet' if math.isnan(tested) else
-              f'{percent(open_, 2)} with unbounded capacity ({100 * gain:+.2f} points)'
-              if math.isfinite(gain) else None, big=True),
+        card(
+            'Test accuracy',
+            percent(tested, 2),
+            'not evaluated yet'
+            if math.isnan(tested)
+            else f'{percent(open_, 2)} with unbounded capacity ({100 * gain:+.2f} points)'
+            if math.isfinite(gain)
+            else None,
+            big=True,
+        ),
         card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
-        _rho('ρ place', value(run, 'rho_place'), 'of the dense twin’s compute is in the '
-             'replaced blocks'),
+        _rho(
+            'ρ place',
+            value(run, 'rho_place'),
+            'of the dense twin’s compute is in the replaced blocks',
+        ),
         _rho('ρ active', value(run, 'rho_active'), 'of the compute is in the chosen experts'),
-        _rho('ρ executed', value(run, 'rho_executed'), 'of the executed compute is in '
-             'the experts’ buffers, padding included'),
-        card('Compute', f'{size(flops)}FLOP' if size(flops)[-1:].isalpha() else
-              f'{size(flops)} FLOP', f'per image; {size(executed)} executed, '
-              f'{100 * (executed / flops - 1):+.0f} %' if executed > 0 and flops > 0 else
-              'per image'),
-        card('Parameters', size(total), None if math.isnan(active) else
-              f'{size(active)} active per image'),
+        _rho(
+            'ρ executed',
+            value(run, 'rho_executed'),
+            'of the executed compute is in the experts’ buffers, padding included',
+        ),
+        card(
+            'Compute',
+            f'{size(flops)}FLOP' if size(flops)[-1:].isalpha() else f'{size(flops)} FLOP',
+            f'per image; {size(executed)} executed, {100 * (executed / flops - 1):+.0f} %'
+            if executed > 0 and flops > 0
+            else 'per image',
+        ),
+        card(
+            'Parameters',
+            size(total),
+            None if math.isnan(active) else f'{size(active)} active per image',
+        ),
         card('Speed', _speed(run), 'training images per second'),
     ]
     if run.layers():
@@ -77,8 +96,9 @@ def cards(run: Run) -> Markup:
         experts = max(run.num_experts(layer) for layer in run.layers())
         shown += [
             card('Effective experts', significant(effective), f'of {experts}; {count(dead)} dead'),
-            card('Dropped choices', percent(drops),
-                 f'{percent(orphans)} of tokens lose all choices'),
+            card(
+                'Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all choices'
+            ),
         ]
     return tag('div', shown, class_='cards')
 
@@ -113,12 +133,19 @@ def health(run: Run, judged: Verdict) -> Markup:
     points = tag('ul', (tag('li', p) for p in judged.points)) if judged.points else None
     fine = None
     if not judged.points and judged.level == 'good':
-        fine = tag('p', 'No dead experts, no layer drops more than 10 % of its choices, and every '
-                   'layer uses the equivalent of at least half of its experts.')
+        fine = tag(
+            'p',
+            'No dead experts, no layer drops more than 10 % of its choices, and every '
+            'layer uses the equivalent of at least half of its experts.',
+        )
     lacking = None
     if run.missing:
-        lacking = tag('div', tag('strong', 'Missing from this folder'),
-                      tag('ul', (tag('li', m) for m in run.missing)), class_='missing')
+        lacking = tag(
+            'div',
+            tag('strong', 'Missing from this folder'),
+            tag('ul', (tag('li', m) for m in run.missing)),
+            class_='missing',
+        )
     if not (fine or points):
         fine = tag('p', judged.line)
     return section('health', 'Health', fine, points, lacking)

@@ -12,30 +12,45 @@ from moe_vision.report.markup import Markup, grid, missing, panel, section, tabl
 from moe_vision.report.read import Run, vector
 from moe_vision.report.sections.curves import column, steps, thinned
 
-_LOAD = ('How to read: each band is one expert’s share of the choices before capacity. If routing '
-         'is balanced, the edges of the bands lie on the dotted lines; in a collapse, one band '
-         'fills the panel.')
-_LOAD_MANY = ('How to read: each row is one expert, each column a time. The stronger the colour, '
-              'the larger its share of the choices; full colour is the largest share in the panel.')
-_BARS = ('How to read: the pale bar is the share of all choices that went to an expert, the full '
-         'bar the share that found room in its buffer; the dashed line is an even split.')
-_TIME = ('How to read: one curve per routed layer, from teal (first) to magenta (last). A dashed '
-         'line is the value of perfectly even routing or, for drops, the limit of 10 %.')
+_LOAD = (
+    'How to read: each band is one expert’s share of the choices before capacity. If routing '
+    'is balanced, the edges of the bands lie on the dotted lines; in a collapse, one band '
+    'fills the panel.'
+)
+_LOAD_MANY = (
+    'How to read: each row is one expert, each column a time. The stronger the colour, '
+    'the larger its share of the choices; full colour is the largest share in the panel.'
+)
+_BARS = (
+    'How to read: the pale bar is the share of all choices that went to an expert, the full '
+    'bar the share that found room in its buffer; the dashed line is an even split.'
+)
+_TIME = (
+    'How to read: one curve per routed layer, from teal (first) to magenta (last). A dashed '
+    'line is the value of perfectly even routing or, for drops, the limit of 10 %.'
+)
 
 
 def render(run: Run) -> Markup:
     """Everything about routing except classes and images."""
     layers = run.layers()
     if not layers:
-        words = ('Nothing is routed in this run, so there is no routing to show.' if run.rows else
-                 'No routing has been recorded yet.')
+        words = (
+            'Nothing is routed in this run, so there is no routing to show.'
+            if run.rows
+            else 'No routing has been recorded yet.'
+        )
         return section('routing', 'Routing', missing(words))
     rows = run.routed_rows()
     return section(
-        'routing', 'Routing',
-        tag('h3', 'Load over training'), _loads(run, layers, rows),
-        tag('h3', 'Balance over training'), _balance(run, layers, rows),
-        tag('h3', 'Newest load and capacity'), _newest(run, layers),
+        'routing',
+        'Routing',
+        tag('h3', 'Load over training'),
+        _loads(run, layers, rows),
+        tag('h3', 'Balance over training'),
+        _balance(run, layers, rows),
+        tag('h3', 'Newest load and capacity'),
+        _newest(run, layers),
     )
 
 
@@ -60,8 +75,10 @@ def _loads(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         many |= load.shape[1] > MANY
         note = None
         if load.shape[1] > MANY:
-            note = (f'full colour: {formats.percent(np.nanmax(load))} of choices; '
-                    f'even: {formats.percent(1 / load.shape[1])}')
+            note = (
+                f'full colour: {formats.percent(np.nanmax(load))} of choices; '
+                f'even: {formats.percent(1 / load.shape[1])}'
+            )
         panels.append(panel(layer, charts.shares(x, load, f'Load of {layer} over training'), note))
     return grid(panels, (_LOAD_MANY if many else _LOAD) + thinned(rows))
 
@@ -75,13 +92,23 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     names = formats.apart(layers)
 
     def make(
-        key: str, title: str, form: Callable[[float], str] = formats.significant, *,
-        reference: tuple[float, str] | None = None, low: float | None = 0.0,
+        key: str,
+        title: str,
+        form: Callable[[float], str] = formats.significant,
+        *,
+        reference: tuple[float, str] | None = None,
+        low: float | None = 0.0,
         when: Callable[[np.ndarray], bool] = lambda values: True,
     ) -> Markup | None:
-        series = [Series(names[layer], steps(rows), column(rows, 'layers', layer, key),
-                         palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT)
-                  for i, layer in enumerate(layers)]
+        series = [
+            Series(
+                names[layer],
+                steps(rows),
+                column(rows, 'layers', layer, key),
+                palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT,
+            )
+            for i, layer in enumerate(layers)
+        ]
         shown = [s for s in series if s and when(s.y)]
         if not shown:
             return None
@@ -101,8 +128,11 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         make('choices_per_token', 'Choices per token', when=_varies),
         make('null_rate', 'Choices of no expert', percent, when=_positive),
     ]
-    quiet = [name for name, at in (('choices dropped', 0), ('orphans', 1), ('dead experts', 5))
-             if panels[at] is None]
+    quiet = [
+        name
+        for name, at in (('choices dropped', 0), ('orphans', 1), ('dead experts', 5))
+        if panels[at] is None
+    ]
     remark = f' Not drawn, because never above zero or not recorded: {", ".join(quiet)}.'
     return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
 
@@ -128,13 +158,32 @@ def _newest(run: Run, layers: list[str]) -> Markup:
             elif math.isfinite(drops):
                 kept = kept / np.nansum(kept) * (1 - drops)
             panels.append(panel(layer, charts.bars(load, kept, f'Load of {layer} {where}'), where))
-        form = (('effective_experts', formats.significant), ('dead_experts', formats.count),
-                ('max_over_mean', formats.significant), ('drop_rate', formats.percent),
-                ('orphan_rate', formats.percent), ('gate_entropy', formats.significant),
-                ('mutual_information', formats.significant))
-        rows.append([tag('th', layer, scope='row'), str(len(as_list(values.get('load')))),
-                     *(show(number(values.get(key))) for key, show in form)])
-    head = ('layer', 'experts', 'effective', 'dead', 'fullest ÷ even', 'dropped', 'orphans',
-            'gate entropy', 'I(expert; class)')
+        form = (
+            ('effective_experts', formats.significant),
+            ('dead_experts', formats.count),
+            ('max_over_mean', formats.significant),
+            ('drop_rate', formats.percent),
+            ('orphan_rate', formats.percent),
+            ('gate_entropy', formats.significant),
+            ('mutual_information', formats.significant),
+        )
+        rows.append(
+            [
+                tag('th', layer, scope='row'),
+                str(len(as_list(values.get('load')))),
+                *(show(number(values.get(key))) for key, show in form),
+            ]
+        )
+    head = (
+        'layer',
+        'experts',
+        'effective',
+        'dead',
+        'fullest ÷ even',
+        'dropped',
+        'orphans',
+        'gate entropy',
+        'I(expert; class)',
+    )
     listing = table(head, rows, class_='numbers', label='Routing per layer in numbers')
     return Markup(grid(panels, _BARS) + listing)

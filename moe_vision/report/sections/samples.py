@@ -15,12 +15,16 @@ from moe_vision.report.sections.classes import name_of
 BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
 CHIPS = 4  # most choices drawn as chips; more (soft routing) become one bar of weights
 _PNG = b'\x89PNG\r\n\x1a\n'
-_CHIPS = ('a chip shows the number of an expert and its gate; a choice that is struck through '
-          'found no room and added nothing')
+_CHIPS = (
+    'a chip shows the number of an expert and its gate; a choice that is struck through '
+    'found no room and added nothing'
+)
 _SOFT = 'a bar is divided among the experts by their weights in this image’s output'
-_PATCHES = ('a coloured square over an image is a patch, in the colour of the kept expert with the '
-            'largest gate; a crossed square lost all its experts; point at an overlay to see the '
-            'image beneath')
+_PATCHES = (
+    'a coloured square over an image is a patch, in the colour of the kept expert with the '
+    'largest gate; a crossed square lost all its experts; point at an overlay to see the '
+    'image beneath'
+)
 
 
 def render(run: Run) -> Markup:
@@ -33,8 +37,11 @@ def render(run: Run) -> Markup:
             break
         shown.append(_card(run, sample))
     if not shown:
-        return section('samples', 'Images and their experts', missing(
-            'No sample images: nothing has been evaluated on the test set.'))
+        return section(
+            'samples',
+            'Images and their experts',
+            missing('No sample images: nothing has been evaluated on the test set.'),
+        )
     page = ''.join(shown)
     kinds = (('class="chip', _CHIPS), ('class="bar"', _SOFT), ('route patches', _PATCHES))
     wide = 'wide' if 'route patches' in page and len(run.layers()) > 2 else ''
@@ -43,8 +50,11 @@ def render(run: Run) -> Markup:
     how = f'How to read: {"; ".join(marks) or "each image with its true and predicted class"}.'
     if len(shown) < len(samples):
         how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'
-    return section('samples', 'Images and their experts',
-                   figure(tag('div', shown, class_=f'samples {wide}'), how))
+    return section(
+        'samples',
+        'Images and their experts',
+        figure(tag('div', shown, class_=f'samples {wide}'), how),
+    )
 
 
 def png_size(encoded: Any) -> tuple[int, int] | None:
@@ -69,21 +79,32 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
         box = f'width:{size[0] * scale:.0f}px;height:{size[1] * scale:.0f}px'
         style = f'--png:url(data:image/png;base64,{sample["image_png"]})'
     kind = 'image' + (' tiny' if size and max(size) <= 64 else '') + ('' if size else ' broken')
-    picture = tag('span', None if size else 'unreadable image', class_=kind, role='img', style=box,
-                  aria_label=f'An image of class {truth}, predicted as {guessed}')
+    picture = tag(
+        'span',
+        None if size else 'unreadable image',
+        class_=kind,
+        role='img',
+        style=box,
+        aria_label=f'An image of class {truth}, predicted as {guessed}',
+    )
     outcome = '✓ right' if right else f'✕ taken for {guessed}'
-    caption = (tag('strong', truth, title=truth),
-               tag('span', outcome, title=outcome, class_='good' if right else 'bad'))
+    caption = (
+        tag('strong', truth, title=truth),
+        tag('span', outcome, title=outcome, class_='good' if right else 'bad'),
+    )
     routes = as_dict(sample.get('layers'))
     short = formats.apart(list(routes))
     layers = [_layer(run, n, short[n], as_dict(r), kind, box) for n, r in routes.items()]
-    return tag('div', tag('div', picture, tag('p', caption), class_='what'),
-               tag('div', layers, class_='routes'), class_='sample', style=style)
+    return tag(
+        'div',
+        tag('div', picture, tag('p', caption), class_='what'),
+        tag('div', layers, class_='routes'),
+        class_='sample',
+        style=style,
+    )
 
 
-def _layer(
-    run: Run, layer: str, short: str, route: dict[str, Any], kind: str, box: str
-) -> Markup:
+def _layer(run: Run, layer: str, short: str, route: dict[str, Any], kind: str, box: str) -> Markup:
     tokens = [as_list(t) for t in as_list(route.get('experts'))]
     gates, kept = as_list(route.get('gates')), as_list(route.get('kept'))
     choices = [_choices(t, _at(gates, i), _at(kept, i)) for i, t in enumerate(tokens)]
@@ -106,9 +127,13 @@ def _at(values: list[Any], index: int) -> list[Any]:
 def _choices(experts: list, gates: list, kept: list) -> list[tuple[int, float, bool]]:
     """(expert, gate, kept) of each choice of a token; NaN and True where not known."""
     return [
-        (int(number(e)), number(gates[i]) if i < len(gates) else math.nan,
-         bool(kept[i]) if i < len(kept) else True)
-        for i, e in enumerate(experts) if math.isfinite(number(e))
+        (
+            int(number(e)),
+            number(gates[i]) if i < len(gates) else math.nan,
+            bool(kept[i]) if i < len(kept) else True,
+        )
+        for i, e in enumerate(experts)
+        if math.isfinite(number(e))
     ]
 
 
@@ -119,9 +144,13 @@ def _chip(expert: int, gate: float, kept: bool, experts: int) -> Markup:
     weight = f'{gate:.2f}' if math.isfinite(gate) else ''
     words = f'expert {name}, gate {weight or "unknown"}' + ('' if kept else ', dropped: no room')
     inside = (tag('b', name), ' ', weight)
-    return tag('span', inside if kept else tag('s', inside), title=words,
-               class_='chip' if kept else 'chip dropped',
-               style=f'--c:{colour};--t:{palette.ink_on(colour)}')
+    return tag(
+        'span',
+        inside if kept else tag('s', inside),
+        title=words,
+        class_='chip' if kept else 'chip dropped',
+        style=f'--c:{colour};--t:{palette.ink_on(colour)}',
+    )
 
 
 def _bar(choices: list[tuple[int, float, bool]]) -> Markup:
@@ -129,13 +158,19 @@ def _bar(choices: list[tuple[int, float, bool]]) -> Markup:
     whole = sum(weights) or 1.0
     best = choices[weights.index(max(weights))]
     parts = [
-        tag('i', title=f'expert {e}: {w:.3f}',
-            style=f'width:{100 * w / whole:.2f}%;background:{palette.expert(e)}')
-        for (e, _, _), w in zip(choices, weights, strict=True) if w / whole >= 0.001
+        tag(
+            'i',
+            title=f'expert {e}: {w:.3f}',
+            style=f'width:{100 * w / whole:.2f}%;background:{palette.expert(e)}',
+        )
+        for (e, _, _), w in zip(choices, weights, strict=True)
+        if w / whole >= 0.001
     ]
     label = f'Weights over {len(choices)} experts; expert {best[0]} has the largest'
-    return Markup(tag('span', parts, class_='bar', role='img', aria_label=label)
-                  + tag('span', f'largest: {best[0]} ({best[1]:.2f})', class_='note'))
+    return Markup(
+        tag('span', parts, class_='bar', role='img', aria_label=label)
+        + tag('span', f'largest: {best[0]} ({best[1]:.2f})', class_='note')
+    )
 
 
 def _overlay(
@@ -152,12 +187,25 @@ def _overlay(
             continue
         best = max(alive, key=lambda c: c[1] if math.isfinite(c[1]) else 0.0)[0]
         squares[best] = squares.get(best, '') + f'M{x} {y}h1v1h-1z'
-    paths = [tag('path', tag('title', f'expert {e}: {d.count("M")} patches'), d=d,
-                 fill=palette.expert(e)) for e, d in sorted(squares.items())]
+    paths = [
+        tag(
+            'path', tag('title', f'expert {e}: {d.count("M")} patches'), d=d, fill=palette.expert(e)
+        )
+        for e, d in sorted(squares.items())
+    ]
     cross = tag('path', d=crosses, class_='cross') if crosses else None
     most = sorted(squares, key=lambda e: -squares[e].count('M'))[:3]
-    label = (f'{rows} × {columns} patches coloured by expert, {layer}; most go to '
-             f'{", ".join(str(e) for e in most) or "none"}')
-    drawing = tag('svg', paths, cross, viewBox=f'0 0 {columns} {rows}', role='img',
-                  aria_label=label, preserveAspectRatio='none')
+    label = (
+        f'{rows} × {columns} patches coloured by expert, {layer}; most go to '
+        f'{", ".join(str(e) for e in most) or "none"}'
+    )
+    drawing = tag(
+        'svg',
+        paths,
+        cross,
+        viewBox=f'0 0 {columns} {rows}',
+        role='img',
+        aria_label=label,
+        preserveAspectRatio='none',
+    )
     return tag('span', drawing, class_=kind, style=box)

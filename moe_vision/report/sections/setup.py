@@ -15,16 +15,27 @@ def compute(run: Run) -> Markup:
     blocks = [as_dict(b) for b in as_list(preflight.get('blocks'))]
     parts: list[Markup] = []
     if blocks:
-        parts.append(figure(_blocks(blocks), 'How to read: a bar is the block’s share of one '
-                            'image’s forward FLOPs (2 per multiply-add). Orange blocks are routed; '
-                            '“executed” includes the padding of the experts’ buffers.'))
+        parts.append(
+            figure(
+                _blocks(blocks),
+                'How to read: a bar is the block’s share of one '
+                'image’s forward FLOPs (2 per multiply-add). Orange blocks are routed; '
+                '“executed” includes the padding of the experts’ buffers.',
+            )
+        )
     else:
         parts.append(missing('There is no table of blocks: config.json has no pre-flight.'))
     capacity = as_dict(preflight.get('capacity'))
     if capacity:
-        parts += [tag('h3', 'Capacity'), figure(_capacity(capacity), 'How to read: every expert '
-                  'takes at most C tokens of a group. The effective factor C·E/(k·T) is the number '
-                  'of slots per choice; with perfect balance, 1 is just enough.')]
+        parts += [
+            tag('h3', 'Capacity'),
+            figure(
+                _capacity(capacity),
+                'How to read: every expert '
+                'takes at most C tokens of a group. The effective factor C·E/(k·T) is the number '
+                'of slots per choice; with perfect balance, 1 is just enough.',
+            ),
+        ]
     return section('compute', 'Compute', parts)
 
 
@@ -37,28 +48,42 @@ def _blocks(blocks: list[dict]) -> Markup:
         share = flops / whole
         width = f'width:{100 * share:.2f}%' if math.isfinite(share) else 'width:0'
         routed = bool(block.get('routed'))
-        bar = tag('span', tag('i', style=width, class_='routed' if routed else None),
-                  class_='share')
+        bar = tag(
+            'span', tag('i', style=width, class_='routed' if routed else None), class_='share'
+        )
         return [
             tag('th', str(block.get('name', '?')), scope='row'),
             *([str(block.get('kind', ''))] if kinds else []),
             tag('span', 'routed', class_='routed-mark') if routed else '',
             tag('td', bar, percent(share), class_='withbar'),
-            size(flops), size(executed),
+            size(flops),
+            size(executed),
             *([size(number(block.get('flops_twin')))] if twins else []),
             size(number(block.get('params'))),
         ]
 
-    head = ['block', *(['kind'] if kinds else []), '', 'share of FLOPs', 'FLOPs', 'executed',
-            *(['in the dense twin'] if twins else []), 'parameters']
+    head = [
+        'block',
+        *(['kind'] if kinds else []),
+        '',
+        'share of FLOPs',
+        'FLOPs',
+        'executed',
+        *(['in the dense twin'] if twins else []),
+        'parameters',
+    ]
     return table(head, map(row, blocks), class_='numbers blocks', label='Blocks and their compute')
 
 
 def _capacity(capacity: dict) -> Markup:
     rows = [
-        [tag('th', layer, scope='row'), count(number(c.get('group_size'))),
-         count(number(c.get('num_groups'))), count(number(c.get('capacity'))),
-         significant(number(c.get('effective_factor')))]
+        [
+            tag('th', layer, scope='row'),
+            count(number(c.get('group_size'))),
+            count(number(c.get('num_groups'))),
+            count(number(c.get('capacity'))),
+            significant(number(c.get('effective_factor'))),
+        ]
         for layer, c in ((layer, as_dict(c)) for layer, c in capacity.items())
     ]
     head = ('layer', 'tokens per group', 'groups', 'capacity C', 'effective factor')
@@ -73,14 +98,23 @@ def record(run: Run) -> Markup:
     folds = [
         _fold('Config', flat, run.record.get('config_file')),
         _fold('Data set', _flat(data)),
-        _fold('Versions', {**_flat(run.section('versions')),
-                           **({'git commit': str(run.record['git_commit'])}
-                              if run.record.get('git_commit') else {})}),
+        _fold(
+            'Versions',
+            {
+                **_flat(run.section('versions')),
+                **(
+                    {'git commit': str(run.record['git_commit'])}
+                    if run.record.get('git_commit')
+                    else {}
+                ),
+            },
+        ),
         _fold('Result', _flat(run.result)),
     ]
     shown = [f for f in folds if f]
-    return section('record', 'Record',
-                   shown or missing('Neither config nor versions were recorded.'))
+    return section(
+        'record', 'Record', shown or missing('Neither config nor versions were recorded.')
+    )
 
 
 def _fold(name: str, values: dict[str, str], note: str | None = None) -> Markup | None:

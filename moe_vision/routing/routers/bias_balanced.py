@@ -27,9 +27,12 @@ class BiasBalanced(Router):
         if a.renormalize:
             gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
         return Routing(
-            probs=probs, logits=logits, expert_of_choice=ids,
+            probs=probs,
+            logits=logits,
+            expert_of_choice=ids,
             gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape))
+            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
+        )
 
     def update_state(self, state, counts):
         counts = counts[: self.num_experts].astype(jnp.float32)

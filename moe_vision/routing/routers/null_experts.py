@@ -25,5 +25,9 @@ class NullExperts(Router):
         if a.renormalize:
             gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
         return Routing(
-            probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape))
+            probs=probs,
+            logits=logits,
+            expert_of_choice=ids,
+            gate=gate * a.gate_scale,
+            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
+        )

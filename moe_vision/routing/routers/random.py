@@ -32,6 +32,9 @@ class Random(Router):
             logits = jnp.zeros((g, t, self.num_experts), jnp.float32)
             gate = jnp.full(ids.shape, 1 / self.k, jnp.float32)
         return Routing(
-            probs=jax.nn.softmax(logits), logits=logits, expert_of_choice=ids,
+            probs=jax.nn.softmax(logits),
+            logits=logits,
+            expert_of_choice=ids,
             gate=gate * self.args.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape))
+            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
+        )

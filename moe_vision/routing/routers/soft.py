@@ -21,15 +21,18 @@ class Soft(Router):
 
     def params(self, width):
         shape = (width, self.num_experts * self.slots)
-        return {'slots': (shape, jax.nn.initializers.normal(width**-0.5)),
-                'scale': ((), jax.nn.initializers.ones)}
+        return {
+            'slots': (shape, jax.nn.initializers.normal(width**-0.5)),
+            'scale': ((), jax.nn.initializers.ones),
+        }
 
     def choose(self, params, state, features, context: Context) -> SoftRouting:
         g, t, _ = features.shape
         e, p = self.num_experts, self.slots
         x = _unit(features.astype(jnp.float32), -1)
-        logits = params['scale'] * jnp.einsum('gtd,ds->gts', x, _unit(params['slots'], 0),
-                                              precision='highest')
+        logits = params['scale'] * jnp.einsum(
+            'gtd,ds->gts', x, _unit(params['slots'], 0), precision='highest'
+        )
         logits = logits / self.args.temperature
         combine = jax.nn.softmax(logits).reshape(g, t, e, p)
         dispatch = None
@@ -38,8 +41,13 @@ class Soft(Router):
             seen = jnp.where(valid, logits, -jnp.inf)
             seen = jnp.where(context.valid.any(1)[:, None, None], seen, 0.0)
             dispatch = jnp.where(valid, jax.nn.softmax(seen, axis=1), 0.0).reshape(g, t, e, p)
-        return SoftRouting(probs=combine.sum(-1), logits=logits, combine=combine,
-                           dispatch=dispatch, temperature=self.args.temperature)
+        return SoftRouting(
+            probs=combine.sum(-1),
+            logits=logits,
+            combine=combine,
+            dispatch=dispatch,
+            temperature=self.args.temperature,
+        )
 
 
 def _unit(x, axis):

@@ -33,8 +33,14 @@ class TopK(Router):
         a, train = self.args, context.train
         jitter = None
         if a.noise == 'jitter' and train:
-            jitter = _per_group(context, TopKStream.JITTER, jax.random.uniform, features.shape[1:],
-                                minval=1 - 0.01 * a.noise_scale, maxval=1 + 0.01 * a.noise_scale)
+            jitter = _per_group(
+                context,
+                TopKStream.JITTER,
+                jax.random.uniform,
+                features.shape[1:],
+                minval=1 - 0.01 * a.noise_scale,
+                maxval=1 + 0.01 * a.noise_scale,
+            )
         logits = linear(features, params['kernel'], jitter)
         tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
         if a.temperature == 'entropy_floor':
@@ -48,7 +54,8 @@ class TopK(Router):
             std = a.noise_scale * jax.nn.softplus(linear(features, params['noise_kernel']))
         if std is not None and train:
             noisy = logits + std * _per_group(
-                context, TopKStream.NOISE, jax.random.normal, logits.shape[1:])
+                context, TopKStream.NOISE, jax.random.normal, logits.shape[1:]
+            )
 
         probs = jax.nn.softmax(logits)
         ids, scored = top_k_ids(noisy, self.k), None
@@ -65,12 +72,21 @@ class TopK(Router):
         active = jnp.broadcast_to(context.valid[..., None], ids.shape)
         if a.second_choice == 'random' and train and self.k == 2:
             share = gate[..., 1] / (gate.sum(-1) + 1e-9)
-            drawn = _per_group(context, TopKStream.SECOND_CHOICE_MADE, jax.random.uniform,
-                               share.shape[1:])
+            drawn = _per_group(
+                context, TopKStream.SECOND_CHOICE_MADE, jax.random.uniform, share.shape[1:]
+            )
             active = active.at[..., 1].set(active[..., 1] & (drawn < 2 * share))
-        return Routing(probs=probs, logits=logits, expert_of_choice=ids, gate=gate * a.gate_scale,
-                       active=active, noisy_logits=noisy, noise_std=std, temperature=tau,
-                       scored=scored)
+        return Routing(
+            probs=probs,
+            logits=logits,
+            expert_of_choice=ids,
+            gate=gate * a.gate_scale,
+            active=active,
+            noisy_logits=noisy,
+            noise_std=std,
+            temperature=tau,
+            scored=scored,
+        )
 
 
 class FrozenRandom(TopK):
@@ -111,8 +127,14 @@ class Supervised(TopK):
 
 def _with_random_second(first, num_ids: int, context: Context):
     """first [G, T] and one of the other ids, drawn uniformly: [G, T, 2]."""
-    step = _per_group(context, TopKStream.SECOND_EXPERT, jax.random.randint, first.shape[1:],
-                      minval=1, maxval=num_ids)
+    step = _per_group(
+        context,
+        TopKStream.SECOND_EXPERT,
+        jax.random.randint,
+        first.shape[1:],
+        minval=1,
+        maxval=num_ids,
+    )
     return jnp.stack([first, (first + step) % num_ids], -1)
 
 

@@ -101,16 +101,21 @@ class Analysis:
 
     def cells(self) -> list[tuple[str, int, Row]]:
         """(arm, seed, row) of the registered arms and seeds that have a row, in their order."""
-        return [(a.name, seed, self.rows[a.name][seed]) for a in self.arms.values()
-                if a.name in self.rows for seed in a.seeds]
+        return [
+            (a.name, seed, self.rows[a.name][seed])
+            for a in self.arms.values()
+            if a.name in self.rows
+            for seed in a.seeds
+        ]
 
     def diverged(self, arm: str) -> tuple[int, ...]:
         """Seeds of an arm whose run diverged."""
         return self.arms[arm].diverged if arm in self.arms else ()
 
 
-def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
-            problems: Sequence[str] = ()) -> Analysis:
+def analyse(
+    record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]], problems: Sequence[str] = ()
+) -> Analysis:
     """Judges a study.
 
     Args:
@@ -123,15 +128,20 @@ def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
     Returns:
       The analysis, with a gap for every comparison of the record.
     """
-    cells = {arm: {seed: rows[arm][seed] for seed in record['seeds'] if seed in rows.get(arm, {})}
-             for arm in record['arms']}
-    lines = [*problems, *(f'arm {arm}: not in the pre-registration, left out' for arm in rows
-                             if arm not in cells)]
+    cells = {
+        arm: {seed: rows[arm][seed] for seed in record['seeds'] if seed in rows.get(arm, {})}
+        for arm in record['arms']
+    }
+    lines = [
+        *problems,
+        *(f'arm {arm}: not in the pre-registration, left out' for arm in rows if arm not in cells),
+    ]
     for arm, seeds in cells.items():
         extra = [seed for seed in rows.get(arm, {}) if seed not in seeds]
         if extra:
-            lines.append(f'arm {arm}: {pairing.listed(extra)} not in the pre-registration, '
-                            'left out')
+            lines.append(
+                f'arm {arm}: {pairing.listed(extra)} not in the pre-registration, left out'
+            )
         if unused := summaries.unused(arm, seeds):
             lines.append(unused)
     compared = {}
@@ -142,34 +152,54 @@ def analyse(record: dict[str, Any], hash: str, rows: dict[str, dict[int, Row]],
             lines.append(f'comparison {name}: incomplete: {lacking}')
     judged = verdicts.judge(compared, record['margin'], record['alpha'])
     arms = {arm: summaries.summarise(arm, seeds) for arm, seeds in cells.items()}
-    gaps = {name: _gap(name, record, compared[name][0], judged[name], arms, hash)
-            for name in compared}
-    patterns = tuple(_pattern(name, members, gaps)
-                     for name, members in record['patterns'].items())
+    gaps = {
+        name: _gap(name, record, compared[name][0], judged[name], arms, hash) for name in compared
+    }
+    patterns = tuple(_pattern(name, members, gaps) for name, members in record['patterns'].items())
     return Analysis(record, hash, arms, gaps, patterns, tuple(lines), rows)
 
 
-def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
-         arms: Mapping[str, ArmSummary], hash: str) -> Gap:
+def _gap(
+    name: str,
+    record: Mapping[str, Any],
+    pairs: Pairs,
+    judged: Judgement,
+    arms: Mapping[str, ArmSummary],
+    hash: str,
+) -> Gap:
     comparison = record['comparisons'][name]
     primary, gaps = bool(comparison['primary']), pairs.gaps()
     arm, baseline = arms[pairs.arm], arms[pairs.baseline]
     flags = pairing.flags(pairs, hash)
     if primary and len(pairs.seeds) < len(record['seeds']):
-        flags.insert(0, f'{EXPLORATORY}only {len(pairs.seeds)} of {len(record["seeds"])} '
-                        'registered seeds have both runs')
+        flags.insert(
+            0,
+            f'{EXPLORATORY}only {len(pairs.seeds)} of {len(record["seeds"])} '
+            'registered seeds have both runs',
+        )
     if not primary:
         flags.insert(0, f'{_NOT_PRIMARY}, judged at {record["alpha"]:g} without correction')
     values = [pairs.accuracies(side) for side in (0, 1)]
     correct = pairs.correct()
     return Gap(
-        name=name, arm=arm.name, baseline=baseline.name, primary=primary,
-        expected=comparison['expected'], seeds=pairs.seeds,
-        arm_values=tuple(map(float, values[0])), baseline_values=tuple(map(float, values[1])),
+        name=name,
+        arm=arm.name,
+        baseline=baseline.name,
+        primary=primary,
+        expected=comparison['expected'],
+        seeds=pairs.seeds,
+        arm_values=tuple(map(float, values[0])),
+        baseline_values=tuple(map(float, values[1])),
         estimate=statistics.estimate(gaps, judged.level),
-        effect_size=statistics.effect_size(gaps), p=judged.p, p_holm=judged.p_holm,
-        p_sign_flip=judged.p_sign_flip, p_tost=judged.p_tost, p_tost_holm=judged.p_tost_holm,
-        verdict=judged.verdict, note=judged.note, mde=judged.mde,
+        effect_size=statistics.effect_size(gaps),
+        p=judged.p,
+        p_holm=judged.p_holm,
+        p_sign_flip=judged.p_sign_flip,
+        p_tost=judged.p_tost,
+        p_tost_holm=judged.p_tost_holm,
+        verdict=judged.verdict,
+        note=judged.note,
+        mde=judged.mde,
         correlation=statistics.correlation(*values),
         image_error=math.nan if correct is None else statistics.image_error(*correct),
         selected=statistics.estimate(pairs.selected(), judged.level),
@@ -177,8 +207,10 @@ def _gap(name: str, record: Mapping[str, Any], pairs: Pairs, judged: Judgement,
         diverged=sum(pairing.diverged(row) for both in pairs.rows for row in both),
         cost=_ratio(arm.flops, baseline.flops),
         cost_executed=_ratio(arm.flops_executed, baseline.flops_executed),
-        params=_ratio(arm.params_total, baseline.params_total), rho_place=arm.rho_place,
-        flags=tuple(flags))
+        params=_ratio(arm.params_total, baseline.params_total),
+        rho_place=arm.rho_place,
+        flags=tuple(flags),
+    )
 
 
 def _ratio(a: float, b: float) -> float:
@@ -197,5 +229,10 @@ def _pattern(name: str, members: Sequence[str], gaps: Mapping[str, Gap]) -> Patt
     p = [gap.p_tost_holm if gap.expected == 'equivalent' else gap.p_holm for gap in compared]
     largest = math.nan if any(map(math.isnan, p)) else max(p)
     supported = met and not math.isnan(largest) and all(gap.confirms for gap in compared)
-    return Pattern(name, tuple(members), tuple(gap.verdict for gap in compared),
-                   largest if met else 1.0, supported)
+    return Pattern(
+        name,
+        tuple(members),
+        tuple(gap.verdict for gap in compared),
+        largest if met else 1.0,
+        supported,
+    )

@@ -106,13 +106,17 @@ class Pairs:
 
     def ended(self) -> list[Fraction]:
         """Gaps of the pairs in which neither run diverged, pp."""
-        return [accuracy(a) - accuracy(b) for a, b in self.rows
-                if not diverged(a) and not diverged(b)]
+        return [
+            accuracy(a) - accuracy(b) for a, b in self.rows if not diverged(a) and not diverged(b)
+        ]
 
     def lost(self) -> list[int]:
         """Seeds in which both runs diverged."""
-        return [seed for seed, (a, b) in zip(self.seeds, self.rows, strict=True)
-                if diverged(a) and diverged(b)]
+        return [
+            seed
+            for seed, (a, b) in zip(self.seeds, self.rows, strict=True)
+            if diverged(a) and diverged(b)
+        ]
 
     @property
     def void(self) -> bool:
@@ -125,7 +129,7 @@ class Pairs:
         known = [b for side in sides for b in side if b is not None]
         if not known or len(known) < 2 * len(self.rows) or len({len(b) for b in known}) > 1:
             return None
-        return np.array(known[:len(self.rows)]), np.array(known[len(self.rows):])
+        return np.array(known[: len(self.rows)]), np.array(known[len(self.rows) :])
 
 
 def listed(seeds: Iterable[int]) -> str:
@@ -138,14 +142,24 @@ def pair(arm: str, baseline: str, cells: Cells) -> tuple[Pairs, str]:
     """Pairs two arms by seed. Also returns a line about seeds that are left out, or ''."""
     a, b = cells.get(arm, {}), cells.get(baseline, {})
     seeds = tuple(seed for seed in a if seed in b)
-    lacking = [f'{name} has no row for {listed(missing)}' for name, missing in
-               ((arm, [s for s in b if s not in a]), (baseline, [s for s in a if s not in b]))
-               if missing]
+    lacking = [
+        f'{name} has no row for {listed(missing)}'
+        for name, missing in (
+            (arm, [s for s in b if s not in a]),
+            (baseline, [s for s in a if s not in b]),
+        )
+        if missing
+    ]
     if not seeds:
-        lacking = [f'no pair of seeds: {name} has no rows' for name in (arm, baseline)
-                   if not cells.get(name)] or ['no pair of seeds']
-    return (Pairs(arm, baseline, seeds, tuple((a[seed], b[seed]) for seed in seeds)),
-            '; '.join(lacking))
+        lacking = [
+            f'no pair of seeds: {name} has no rows'
+            for name in (arm, baseline)
+            if not cells.get(name)
+        ] or ['no pair of seeds']
+    return (
+        Pairs(arm, baseline, seeds, tuple((a[seed], b[seed]) for seed in seeds)),
+        '; '.join(lacking),
+    )
 
 
 def flags(pairs: Pairs, hash: str) -> list[str]:
@@ -154,9 +168,14 @@ def flags(pairs: Pairs, hash: str) -> list[str]:
     These are rows of another pre-registration, and pairs whose two runs differ in device, version,
     commit or number of test images.
     """
-    foreign = {name: [seed for seed, rows in zip(pairs.seeds, pairs.rows, strict=True)
-                      if rows[side].get('preregistration') != hash]
-               for side, name in enumerate((pairs.arm, pairs.baseline))}
+    foreign = {
+        name: [
+            seed
+            for seed, rows in zip(pairs.seeds, pairs.rows, strict=True)
+            if rows[side].get('preregistration') != hash
+        ]
+        for side, name in enumerate((pairs.arm, pairs.baseline))
+    }
     named = '; '.join(f'{name} {listed(seeds)}' for name, seeds in foreign.items() if seeds)
     out = [f'{EXPLORATORY}rows of another pre-registration ({named})'] if named else []
     out += _differing(pairs, 'device', lambda row: row.get('device'))
@@ -184,8 +203,10 @@ def _differing(pairs: Pairs, what: str, read: Callable[[Row], Any]) -> list[str]
     for seed, (a, b) in zip(pairs.seeds, pairs.rows, strict=True):
         if read(a) != read(b):
             seeds_of.setdefault((read(a), read(b)), []).append(seed)
-    return [f'{what} differs: {_shown(a)} and {_shown(b)} ({listed(seeds)})'
-            for (a, b), seeds in seeds_of.items()]
+    return [
+        f'{what} differs: {_shown(a)} and {_shown(b)} ({listed(seeds)})'
+        for (a, b), seeds in seeds_of.items()
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -42,8 +42,12 @@ class Estimate:
 
 def exact(values: Values) -> list[Fraction]:
     """The values as fractions; floats to twelve decimals. Raises ValueError on NaN."""
-    return [Fraction(round(float(v) * _DECIMALS), _DECIMALS)
-            if isinstance(v, (float, np.floating)) else Fraction(v) for v in values]
+    return [
+        Fraction(round(float(v) * _DECIMALS), _DECIMALS)
+        if isinstance(v, (float, np.floating))
+        else Fraction(v)
+        for v in values
+    ]
 
 
 def estimate(values: Values, level: float) -> Estimate:
@@ -57,8 +61,15 @@ def estimate(values: Values, level: float) -> Estimate:
     mean = sum(numbers, Fraction(0)) / n if n else math.nan
     sd = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (n - 1)) if n > 1 else math.nan
     half = stats.t.isf((1 - level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 and sd else math.nan
-    return Estimate(tuple(map(float, numbers)), n, float(mean), sd, float(mean - half),
-                    float(mean + half), level)
+    return Estimate(
+        tuple(map(float, numbers)),
+        n,
+        float(mean),
+        sd,
+        float(mean - half),
+        float(mean + half),
+        level,
+    )
 
 
 def effect_size(values: Values) -> float:
@@ -224,8 +235,9 @@ def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:
     return value, (1 + int((abs(orders @ a) >= abs(observed)).sum())) / (1 + DRAWS)
 
 
-def family_difference(a: Mapping[int, float], b: Mapping[int, float], margin: float,
-                      alpha: float) -> tuple[Estimate, float]:
+def family_difference(
+    a: Mapping[int, float], b: Mapping[int, float], margin: float, alpha: float
+) -> tuple[Estimate, float]:
     """Tests whether two families have the same gap within the margin, at one level of rho.
 
     Args:
@@ -236,6 +248,8 @@ def family_difference(a: Mapping[int, float], b: Mapping[int, float], margin: fl
       equivalent, and is the same as the interval lying within the margin.
     """
     common = [seed for seed in a if seed in b]
-    values = [u - v for u, v in zip(exact([a[s] for s in common]), exact([b[s] for s in common]),
-                                    strict=True)]
+    values = [
+        u - v
+        for u, v in zip(exact([a[s] for s in common]), exact([b[s] for s in common]), strict=True)
+    ]
     return estimate(values, 1 - 2 * alpha), tost(values, margin)

@@ -57,15 +57,27 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
     chosen = [pairs.selected(row) for row in rows]
     probed = [row['mechanism'] for row in rows if row.get('mechanism')]
     return ArmSummary(
-        name=name, seeds=tuple(cells), values=accuracy.values, mean=accuracy.mean, sd=accuracy.sd,
-        validation=tuple(100 * number(row['curve'][-1].get('accuracy'))
-                         if row.get('curve') and not diverged(row) else math.nan for row in rows),
+        name=name,
+        seeds=tuple(cells),
+        values=accuracy.values,
+        mean=accuracy.mean,
+        sd=accuracy.sd,
+        validation=tuple(
+            100 * number(row['curve'][-1].get('accuracy'))
+            if row.get('curve') and not diverged(row)
+            else math.nan
+            for row in rows
+        ),
         selected=tuple(math.nan if v is None else float(v) for v in chosen),
-        unbounded=tuple(math.nan if diverged(row) else 100 * result(row, 'test_accuracy_unbounded')
-                        for row in rows),
+        unbounded=tuple(
+            math.nan if diverged(row) else 100 * result(row, 'test_accuracy_unbounded')
+            for row in rows
+        ),
         diverged=tuple(seed for seed, row in cells.items() if diverged(row)),
-        flops=first('flops'), flops_executed=first('flops_executed'),
-        params_total=_whole(first('params_total')), params_active=_whole(first('params_active')),
+        flops=first('flops'),
+        flops_executed=first('flops_executed'),
+        params_total=_whole(first('params_total')),
+        params_active=_whole(first('params_active')),
         rho_place=first('rho_place'),
         rho_active=math.fsum(rho_active) / len(rho_active) if rho_active else math.nan,
         rho_executed=first('rho_executed'),
@@ -73,9 +85,11 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
         collapsed=sum((row.get('result') or {}).get('collapsed') == 1 for row in rows),
         effective_experts=each('effective_experts'),
         dead_experts=tuple(v if math.isnan(v) else int(v) for v in each('dead_experts')),
-        drop_rate=each('drop_rate'), orphan_rate=each('orphan_rate'),
+        drop_rate=each('drop_rate'),
+        orphan_rate=each('orphan_rate'),
         mechanism=mean_leaves(probed) if probed else {},
-        config=next((row['config'] for row in rows if row.get('config')), {}))
+        config=next((row['config'] for row in rows if row.get('config')), {}),
+    )
 
 
 def _whole(value: float) -> int:
@@ -100,7 +114,16 @@ def mean_leaves(trees: Sequence[Any]) -> Any:
 
 def unused(name: str, cells: Mapping[int, Row]) -> str:
     """A line about lists of correct images that `image_error` cannot use; '' if there are none."""
-    seeds = [seed for seed, row in cells.items()
-             if row.get('correct') and not diverged(row) and pairs.bits(row) is None]
-    return (f'arm {name}: {pairs.listed(seeds)}: the list of correct test images contradicts the '
-            'accuracy and is not used') if seeds else ''
+    seeds = [
+        seed
+        for seed, row in cells.items()
+        if row.get('correct') and not diverged(row) and pairs.bits(row) is None
+    ]
+    return (
+        (
+            f'arm {name}: {pairs.listed(seeds)}: the list of correct test images contradicts the '
+            'accuracy and is not used'
+        )
+        if seeds
+        else ''
+    )

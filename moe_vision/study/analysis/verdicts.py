@@ -36,8 +36,9 @@ class Judgement:
     mde: float
 
 
-def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
-          alpha: float) -> dict[str, Judgement]:
+def judge(
+    compared: Mapping[str, tuple[Pairs, bool]], margin: float, alpha: float
+) -> dict[str, Judgement]:
     """Judges all comparisons of a study.
 
     Args:
@@ -56,22 +57,39 @@ def judge(compared: Mapping[str, tuple[Pairs, bool]], margin: float,
         values = gaps[name]
         adjusted, differs, level = different[name]
         adjusted_tost, equivalent, level_tost = same[name]
-        verdict, note = _equal(pairs, values) if len(set(values)) < 2 else _verdict(
-            values, differs, equivalent, margin,
-            f'p = {adjusted:.2g} by Holm' if is_primary else f'p = {p[name]:.2g}, unadjusted')
+        verdict, note = (
+            _equal(pairs, values)
+            if len(set(values)) < 2
+            else _verdict(
+                values,
+                differs,
+                equivalent,
+                margin,
+                f'p = {adjusted:.2g} by Holm' if is_primary else f'p = {p[name]:.2g}, unadjusted',
+            )
+        )
         if pairs.lost() and not pairs.void:
-            note += '; ' * bool(note) + (f'both arms diverged ({listed(pairs.lost())}): an '
-                                         'equivalence must also hold without these pairs')
+            note += '; ' * bool(note) + (
+                f'both arms diverged ({listed(pairs.lost())}): an '
+                'equivalence must also hold without these pairs'
+            )
         if len(values) > statistics.ENUMERATED:
             note += '; ' * bool(note) + (
-                f'sign-flip p from {statistics.DRAWS:,} random sign patterns')
+                f'sign-flip p from {statistics.DRAWS:,} random sign patterns'
+            )
         sd = statistics.estimate(values, 1 - alpha).sd
         share = alpha / len(primary) if is_primary else alpha
         out[name] = Judgement(
-            verdict, note, 1 - 2 * level_tost if equivalent else 1 - level, p[name],
-            adjusted if is_primary else math.nan, statistics.sign_flip(values), p_tost[name],
+            verdict,
+            note,
+            1 - 2 * level_tost if equivalent else 1 - level,
+            p[name],
+            adjusted if is_primary else math.nan,
+            statistics.sign_flip(values),
+            p_tost[name],
             adjusted_tost if is_primary else math.nan,
-            statistics.detectable(len(values), share) * sd if sd else math.nan)
+            statistics.detectable(len(values), share) * sd if sd else math.nan,
+        )
     return out
 
 
@@ -85,19 +103,22 @@ def _tost(pairs: Pairs, margin: float) -> float:
     return float(np.maximum(p, statistics.tost(pairs.ended(), margin))) if pairs.lost() else p
 
 
-def _family(p: Mapping[str, float], primary: list[str],
-            alpha: float) -> dict[str, tuple[float, bool, float]]:
+def _family(
+    p: Mapping[str, float], primary: list[str], alpha: float
+) -> dict[str, tuple[float, bool, float]]:
     """name -> (adjusted p, rejected, level): Holm over the primary ones, the others one by one."""
     out: dict[str, tuple[float, bool, float]] = {}
     for names in (primary, *([name] for name in p if name not in primary)):
         holm = statistics.holm([p[name] for name in names], alpha)
-        out |= dict(zip(names, zip(holm.adjusted, holm.rejected, holm.level, strict=True),
-                        strict=True))
+        out |= dict(
+            zip(names, zip(holm.adjusted, holm.rejected, holm.level, strict=True), strict=True)
+        )
     return out
 
 
-def _verdict(gaps: list[Fraction], differs: bool, equivalent: bool, margin: float,
-             p: str) -> tuple[Verdict, str]:
+def _verdict(
+    gaps: list[Fraction], differs: bool, equivalent: bool, margin: float, p: str
+) -> tuple[Verdict, str]:
     """Verdict and note if both tests could be made; `p` is text for the note."""
     if equivalent:
         note = f'negligible: differs from 0 ({p}) but lies within ±{margin:g} pp'
@@ -112,8 +133,9 @@ def _equal(pairs: Pairs, gaps: list[Fraction]) -> tuple[Verdict, str]:
     if len(gaps) < 2:
         return 'inconclusive', ('one pair of seeds' if gaps else 'no pair of seeds') + ': no test'
     if gaps[0]:
-        return 'inconclusive', (f'sd = 0: {float(gaps[0]):+.2f} pp in every seed, so no t-test; '
-                                'see the sign-flip p')
+        return 'inconclusive', (
+            f'sd = 0: {float(gaps[0]):+.2f} pp in every seed, so no t-test; see the sign-flip p'
+        )
     if pairs.void:
         return 'inconclusive', 'sd = 0: both arms diverged in every seed, so no test'
     correct = pairs.correct()

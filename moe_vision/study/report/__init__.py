@@ -60,29 +60,38 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     return sorted(str(folder / name) for name in contents)
 
 
-def _document(analysis: Analysis, drawn: list[Picture | Text],
-              along: Section | None) -> Document:
+def _document(analysis: Analysis, drawn: list[Picture | Text], along: Section | None) -> Document:
     from moe_vision.study.report import answer, arms, limits, registered, verdicts
 
     agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
     study = analysis.study
     primary = sum(g.confirms for g in analysis.gaps.values())
-    facts = [f'{len(as_dict(study.get("arms")))} arms', f'{len(as_list(study.get("seeds")))} seeds',
-             f'{primary} primary and {len(analysis.gaps) - primary} exploratory comparisons',
-             *(f'{count(n)} test images' for n in limits.images_of(analysis)),
-             f'pre-registration {analysis.hash[:12]}']
-    clock = Text('Accuracy against latency and throughput depends on the machine, so it is in '
-                 'timings.md.', 'note')
-    return Document(str(study.get('name', 'study')), 'Study report', ' · '.join(facts), (
-        answer.section(analysis),
-        registered.section(analysis),
-        verdicts.section(analysis),
-        Section('figures', 'Figures', [*(p for p in drawn if p not in agreement), clock]),
-        *([along] if along else []),
-        verdicts.per_seed(analysis),
-        arms.section(analysis),
-        arms.collapse(analysis),
-        arms.mechanism(analysis, agreement[0] if agreement else None),
-        registered.problems(analysis),
-        registered.provenance(analysis),
-    ))
+    facts = [
+        f'{len(as_dict(study.get("arms")))} arms',
+        f'{len(as_list(study.get("seeds")))} seeds',
+        f'{primary} primary and {len(analysis.gaps) - primary} exploratory comparisons',
+        *(f'{count(n)} test images' for n in limits.images_of(analysis)),
+        f'pre-registration {analysis.hash[:12]}',
+    ]
+    clock = Text(
+        'Accuracy against latency and throughput depends on the machine, so it is in timings.md.',
+        'note',
+    )
+    return Document(
+        str(study.get('name', 'study')),
+        'Study report',
+        ' · '.join(facts),
+        (
+            answer.section(analysis),
+            registered.section(analysis),
+            verdicts.section(analysis),
+            Section('figures', 'Figures', [*(p for p in drawn if p not in agreement), clock]),
+            *([along] if along else []),
+            verdicts.per_seed(analysis),
+            arms.section(analysis),
+            arms.collapse(analysis),
+            arms.mechanism(analysis, agreement[0] if agreement else None),
+            registered.problems(analysis),
+            registered.provenance(analysis),
+        ),
+    )

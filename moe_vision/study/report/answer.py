@@ -35,27 +35,38 @@ def section(analysis: Analysis) -> Section:
     blocks: list[Block] = [Text(question)] if question else []
     blocks += [Text(_headline(primary), 'headline'), _cards(analysis, primary)]
     if primary:
-        blocks += [Heading('What each primary comparison says'),
-                   Bullets([sentence(g, number(analysis.study.get('margin'))) for g in primary])]
+        blocks += [
+            Heading('What each primary comparison says'),
+            Bullets([sentence(g, number(analysis.study.get('margin'))) for g in primary]),
+        ]
     blocks += _waiting(analysis) + _expected(analysis, primary)
-    blocks += [Heading('What these data cannot say'),
-               Bullets(list(limits.sentences(analysis, primary)))]
+    blocks += [
+        Heading('What these data cannot say'),
+        Bullets(list(limits.sentences(analysis, primary))),
+    ]
     return Section('answer', 'Question and answer', blocks)
 
 
 def _headline(primary: list[Gap]) -> Words:
     if not primary:
-        return ('No primary comparison was registered, or none has the rows of all its seeds yet, '
-                'so everything below is exploratory.')
+        return (
+            'No primary comparison was registered, or none has the rows of all its seeds yet, '
+            'so everything below is exploratory.'
+        )
     counts: Counter[str] = Counter(g.verdict for g in primary)
     mde = numbers.finite(g.mde for g in primary)
     if counts['inconclusive'] == len(primary) and all(g.estimate.sd for g in primary):
-        all_of_them = ('the only primary comparison could not' if len(primary) == 1 else
-                       f'none of the {len(primary)} primary comparisons could')
+        all_of_them = (
+            'the only primary comparison could not'
+            if len(primary) == 1
+            else f'none of the {len(primary)} primary comparisons could'
+        )
         least = f'a gap smaller than {pp(min(mde), sign=False)} pp' if mde else 'the gaps'
-        return (f'Inconclusive: {all_of_them} be decided. The data show neither a gap nor that '
-                'gaps lie within the margin; this design was too small to detect '
-                f'{least} reliably.')
+        return (
+            f'Inconclusive: {all_of_them} be decided. The data show neither a gap nor that '
+            'gaps lie within the margin; this design was too small to detect '
+            f'{least} reliably.'
+        )
     if len(primary) == 1:
         return f'The only primary comparison is {primary[0].verdict}.'
     parts = [f'{n} {"is" if n == 1 else "are"} {v}' for v in VERDICTS if (n := counts[v])]
@@ -75,18 +86,30 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
     mde = numbers.finite(g.mde for g in primary)
     span = sorted({pp(min(mde), sign=False), pp(max(mde), sign=False)}, key=float) if mde else []
     margin = number(analysis.study.get('margin'))
-    return Cards([
-        ('Cells', f'{done} of {planned}' if planned else str(done), note),
-        ('Seeds', str(len(seeds)) if seeds else NONE,
-         'the same for every arm, except those with a seed offset'),
-        ('Margin of equivalence', f'±{pp(margin, sign=False)} pp', 'set before the first run'),
-        ('Smallest detectable gap', f'{" to ".join(span)} pp' if span else NONE,
-         'with 80 % power, over the primary comparisons: each with its own sd and the '
-         'strictest level of the correction'),
-        ('Resolution of accuracy', ', '.join(one) or NONE,
-         f'one of {" or ".join(map(str, images))} test images' if images else
-         'the rows do not say how many test images there are'),
-    ])
+    return Cards(
+        [
+            ('Cells', f'{done} of {planned}' if planned else str(done), note),
+            (
+                'Seeds',
+                str(len(seeds)) if seeds else NONE,
+                'the same for every arm, except those with a seed offset',
+            ),
+            ('Margin of equivalence', f'±{pp(margin, sign=False)} pp', 'set before the first run'),
+            (
+                'Smallest detectable gap',
+                f'{" to ".join(span)} pp' if span else NONE,
+                'with 80 % power, over the primary comparisons: each with its own sd and the '
+                'strictest level of the correction',
+            ),
+            (
+                'Resolution of accuracy',
+                ', '.join(one) or NONE,
+                f'one of {" or ".join(map(str, images))} test images'
+                if images
+                else 'the rows do not say how many test images there are',
+            ),
+        ]
+    )
 
 
 def sentence(g: Gap, margin: float) -> list[str]:
@@ -96,8 +119,11 @@ def sentence(g: Gap, margin: float) -> list[str]:
     if not e.n or not math.isfinite(e.mean):
         return [*start, 'no seed has been run in both arms, so nothing can be said.']
     interval = formats.interval(e.low, e.high)
-    facts = [f'gap {pp(e.mean)} pp', f'{formats.share(e.level, 5)} interval {interval} pp',
-             several(e.n, 'paired seed')]
+    facts = [
+        f'gap {pp(e.mean)} pp',
+        f'{formats.share(e.level, 5)} interval {interval} pp',
+        several(e.n, 'paired seed'),
+    ]
     if interval == NONE:
         del facts[1]
     within = f'±{pp(margin, sign=False)} pp'
@@ -108,25 +134,43 @@ def sentence(g: Gap, margin: float) -> list[str]:
     elif g.verdict == 'equivalent':
         body = [Name(g.arm), ' and ', Name(g.baseline), f' are equivalent within {within}']
     elif e.n > 1 and e.sd == 0:
-        body = ['every seed gave the same gap between ', Name(g.arm), ' and ', Name(g.baseline),
-                ', so no t-test is possible']
+        body = [
+            'every seed gave the same gap between ',
+            Name(g.arm),
+            ' and ',
+            Name(g.baseline),
+            ', so no t-test is possible',
+        ]
     else:
-        body = ['the data show neither a gap between ', Name(g.arm), ' and ', Name(g.baseline),
-                f' nor that it lies within {within}']
+        body = [
+            'the data show neither a gap between ',
+            Name(g.arm),
+            ' and ',
+            Name(g.baseline),
+            f' nor that it lies within {within}',
+        ]
     out = [*start, Verdict(g.verdict), ', ', *body, end]
     if g.verdict == 'inconclusive' and math.isfinite(g.mde):
         out.append(f' The smallest gap detectable with 80 % power is {pp(g.mde, sign=False)} pp.')
     if g.diverged:
-        out.append(f' This counts {several(g.diverged, "diverged run")} as chance; without these '
-                   f'pairs the gap is {numbers.estimate(g.without_diverged)} pp.')
+        out.append(
+            f' This counts {several(g.diverged, "diverged run")} as chance; without these '
+            f'pairs the gap is {numbers.estimate(g.without_diverged)} pp.'
+        )
     return [*out, f' Note: {g.note}.' if g.note else '']
 
 
 def _waiting(analysis: Analysis) -> list[Block]:
     """The registered primary comparisons that confirm nothing yet, and why."""
-    waiting = [[Name(g.name), ': ', '; '.join(f.removeprefix(EXPLORATORY) for f in g.flags
-                                              if f.startswith(EXPLORATORY))]
-               for g in analysis.gaps.values() if g.primary and not g.confirms]
+    waiting = [
+        [
+            Name(g.name),
+            ': ',
+            '; '.join(f.removeprefix(EXPLORATORY) for f in g.flags if f.startswith(EXPLORATORY)),
+        ]
+        for g in analysis.gaps.values()
+        if g.primary and not g.confirms
+    ]
     if not waiting:
         return []
     return [Heading('Registered as primary, but not decided here'), Bullets(waiting)]
@@ -158,8 +202,14 @@ def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
     blocks += [Text(_pattern(p, analysis)) for p in analysis.patterns]
     if len(blocks) == 1:
         return [*blocks, Text('No direction and no pattern was registered.', 'missing')]
-    return [*blocks, Text('Only the registered directions and patterns are judged; the hypotheses '
-                          'in words are under Pre-registration.', 'note')]
+    return [
+        *blocks,
+        Text(
+            'Only the registered directions and patterns are judged; the hypotheses '
+            'in words are under Pre-registration.',
+            'note',
+        ),
+    ]
 
 
 def _outcome(g: Gap) -> list[str]:
@@ -171,17 +221,25 @@ def pattern_standing(p: Pattern, expected: Iterable[str]) -> str:
     """supported; not supported, if a comparison was decided against it; or undecided."""
     if p.supported:
         return 'supported'
-    against = any(standing(e, v) == 'not supported' for e, v in zip(expected, p.verdicts,
-                                                                    strict=False))
+    against = any(
+        standing(e, v) == 'not supported' for e, v in zip(expected, p.verdicts, strict=False)
+    )
     return 'not supported' if against else 'undecided'
 
 
 def _pattern(p: Pattern, analysis: Analysis) -> list[str]:
     gaps = [analysis.gaps.get(name) for name in p.comparisons]
     word = pattern_standing(p, [g.expected if g else 'none' for g in gaps])
-    members = ([Name(name), f' {verdict}']
-               for name, verdict in zip(p.comparisons, p.verdicts, strict=False))
+    members = (
+        [Name(name), f' {verdict}']
+        for name, verdict in zip(p.comparisons, p.verdicts, strict=False)
+    )
     tested = p.supported and math.isfinite(p.p)
-    return ['Pattern ', Name(p.name), f': {word}. All its comparisons must come out as expected; '
-            'the verdicts are: ', *joined(members, ', '),
-            f'. Their largest p is {formats.p_value(p.p)}' if tested else '', '.']
+    return [
+        'Pattern ',
+        Name(p.name),
+        f': {word}. All its comparisons must come out as expected; the verdicts are: ',
+        *joined(members, ', '),
+        f'. Their largest p is {formats.p_value(p.p)}' if tested else '',
+        '.',
+    ]

@@ -22,37 +22,80 @@ from moe_vision.study.report.document import (
 from moe_vision.study.report.numbers import spread
 from moe_vision.study.report.tables import mechanism_rows
 
-_HEAD = ('arm', 'seeds', 'test accuracy, %', 'final validation accuracy, %',
-         'at the checkpoint selected on validation, %', 'with unbounded capacity, %',
-         'diverged', 'FLOPs per image', 'executed FLOPs', 'ρ place', 'ρ active', 'ρ executed',
-         'parameters', 'active parameters')
-_COLLAPSE = ('arm', 'collapsed', 'effective experts', 'fewest effective', 'experts',
-             'most dead experts', 'drop rate, %', 'orphan rate, %')
-_MECHANISM = ('arm', 'specialisation', 'agreement with the final routes, first; halfway',
-              'cost of shuffled routes, pp', 'cost of random routes, pp',
-              'cost of ablating an expert, pp', 'cost of ablating the costliest, pp',
-              'router gradient, task', 'router gradient, balance', 'task / balance')
+_HEAD = (
+    'arm',
+    'seeds',
+    'test accuracy, %',
+    'final validation accuracy, %',
+    'at the checkpoint selected on validation, %',
+    'with unbounded capacity, %',
+    'diverged',
+    'FLOPs per image',
+    'executed FLOPs',
+    'ρ place',
+    'ρ active',
+    'ρ executed',
+    'parameters',
+    'active parameters',
+)
+_COLLAPSE = (
+    'arm',
+    'collapsed',
+    'effective experts',
+    'fewest effective',
+    'experts',
+    'most dead experts',
+    'drop rate, %',
+    'orphan rate, %',
+)
+_MECHANISM = (
+    'arm',
+    'specialisation',
+    'agreement with the final routes, first; halfway',
+    'cost of shuffled routes, pp',
+    'cost of random routes, pp',
+    'cost of ablating an expert, pp',
+    'cost of ablating the costliest, pp',
+    'router gradient, task',
+    'router gradient, balance',
+    'task / balance',
+)
 
 
 def section(analysis: Analysis) -> Section:
     """Accuracy, cost and size of every arm."""
     if not analysis.arms:
         return Section('arms', 'Arms', [Text('No arm has a row yet.', 'missing')])
-    text = ('Mean ± sd over seeds. ρ place: share of the same-width dense twin’s FLOPs in the '
-            'replaced blocks. ρ active: share of this arm’s FLOPs in the chosen experts. ρ '
-            'executed: share of the executed FLOPs in the experts’ buffers, padding included.')
-    return Section('arms', 'Arms', [
-        Text(text), Table(_HEAD, [_arm(a) for a in analysis.arms.values()], 'arms')])
+    text = (
+        'Mean ± sd over seeds. ρ place: share of the same-width dense twin’s FLOPs in the '
+        'replaced blocks. ρ active: share of this arm’s FLOPs in the chosen experts. ρ '
+        'executed: share of the executed FLOPs in the experts’ buffers, padding included.'
+    )
+    return Section(
+        'arms',
+        'Arms',
+        [Text(text), Table(_HEAD, [_arm(a) for a in analysis.arms.values()], 'arms')],
+    )
 
 
 def _arm(a: ArmSummary) -> list[Words]:
     accuracy = pp(a.mean, sign=False)
     if len(a.values) > 1:
         accuracy += f' ± {pp(a.sd, sign=False)}'
-    return [Name(a.name), str(len(a.seeds)), accuracy, spread(a.validation), spread(a.selected),
-            spread(a.unbounded) if a.routed else NONE, str(len(a.diverged)), size(a.flops),
-            size(a.flops_executed), *map(share, (a.rho_place, a.rho_active, a.rho_executed)),
-            count(a.params_total), count(a.params_active)]
+    return [
+        Name(a.name),
+        str(len(a.seeds)),
+        accuracy,
+        spread(a.validation),
+        spread(a.selected),
+        spread(a.unbounded) if a.routed else NONE,
+        str(len(a.diverged)),
+        size(a.flops),
+        size(a.flops_executed),
+        *map(share, (a.rho_place, a.rho_active, a.rho_executed)),
+        count(a.params_total),
+        count(a.params_active),
+    ]
 
 
 def collapse(analysis: Analysis) -> Section:
@@ -64,22 +107,33 @@ def collapse(analysis: Analysis) -> Section:
     text: list[str] = [
         'Values of the worst layer of each run on the test set; mean ± sd over seeds. Effective '
         'experts are 1/Σq² of the load q before capacity. An expert is dead if it gets less than '
-        '1 % of an equal share. An orphan is a token that lost all its choices. ']
+        '1 % of an equal share. An orphan is a token that lost all its choices. '
+    ]
     if lost:
         text += ['Collapsed in at least one seed: ', *joined(Name(a.name) for a in lost), '.']
     else:
         text.append('No run collapsed.')
-    return Section('collapse', 'Collapse', [
-        Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')])
+    return Section(
+        'collapse',
+        'Collapse',
+        [Text(text), Table(_COLLAPSE, [_collapse(a) for a in routed], 'collapse')],
+    )
 
 
 def _collapse(a: ArmSummary) -> list[Words]:
     effective = numbers.finite(a.effective_experts)
     dead = numbers.finite(a.dead_experts)
     experts = value_at(a.config, 'model', 'moe', 'num_experts')
-    return [Name(a.name), f'{a.collapsed} of {len(a.seeds)}', spread(effective, _two),
-            f'{min(effective):.2f}' if effective else NONE, str(experts) if experts else NONE,
-            str(int(max(dead))) if dead else NONE, _rate(a.drop_rate), _rate(a.orphan_rate)]
+    return [
+        Name(a.name),
+        f'{a.collapsed} of {len(a.seeds)}',
+        spread(effective, _two),
+        f'{min(effective):.2f}' if effective else NONE,
+        str(experts) if experts else NONE,
+        str(int(max(dead))) if dead else NONE,
+        _rate(a.drop_rate),
+        _rate(a.orphan_rate),
+    ]
 
 
 def _rate(values: Iterable[float]) -> str:
@@ -97,22 +151,29 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
         if math.isfinite(number(value)):
             probes.setdefault(arm, {}).setdefault(quantity, []).append((seed, layer, at, value))
     if not probes:
-        return Section('mechanism', 'Mechanism', [
-            Text('No trained routed cell was probed, so nothing is known about why.', 'missing')])
+        return Section(
+            'mechanism',
+            'Mechanism',
+            [Text('No trained routed cell was probed, so nothing is known about why.', 'missing')],
+        )
     blocks: list[Block] = [
-        Text('Mean ± sd over seeds, layers averaged within a seed. Specialisation is I(expert; '
-             'class), corrected for its bias and divided by its maximum: 0 is none, 1 is an expert '
-             'per class. Agreement is the share of fixed probe images whose first choice is the '
-             'same as after training: at the first validation, and halfway through training.'),
-        Text('How to read them together: the cost of shuffled routes is what a token gains from '
-             'its own expert instead of another token’s. If it is near zero, the experts are '
-             'almost interchangeable on these images, however even their load and however high '
-             'their specialisation. If it is large but the gap is not positive, the experts '
-             'differ, but these data show no gain over the twin. Random routes keep the gates of '
-             'the choices that they replace, so part of their cost may come from a gate that now '
-             'weights another expert. A task gradient far below the balance gradient means that '
-             'the router learns to balance rather than to choose; at k = 1 with gates normalised '
-             'over the chosen experts, the task gradient is zero by construction.'),
+        Text(
+            'Mean ± sd over seeds, layers averaged within a seed. Specialisation is I(expert; '
+            'class), corrected for its bias and divided by its maximum: 0 is none, 1 is an expert '
+            'per class. Agreement is the share of fixed probe images whose first choice is the '
+            'same as after training: at the first validation, and halfway through training.'
+        ),
+        Text(
+            'How to read them together: the cost of shuffled routes is what a token gains from '
+            'its own expert instead of another token’s. If it is near zero, the experts are '
+            'almost interchangeable on these images, however even their load and however high '
+            'their specialisation. If it is large but the gap is not positive, the experts '
+            'differ, but these data show no gain over the twin. Random routes keep the gates of '
+            'the choices that they replace, so part of their cost may come from a gate that now '
+            'weights another expert. A task gradient far below the balance gradient means that '
+            'the router learns to balance rather than to choose; at k = 1 with gates normalised '
+            'over the chosen experts, the task gradient is zero by construction.'
+        ),
         Table(_MECHANISM, [_probed(name, arm) for name, arm in probes.items()], 'mechanism'),
     ]
     return Section('mechanism', 'Mechanism', [*blocks, agreement] if agreement else blocks)
@@ -135,9 +196,14 @@ def _probed(name: str, probes: dict[str, list[tuple[int, str, Any, float]]]) -> 
     task, balance = seeds('router_gradient.task'), seeds('router_gradient.balance')
     ratios = [t / b for t, b in zip(task, balance, strict=False) if b]
     return [
-        Name(name), spread(seeds('specialisation.normalised'), _two),
+        Name(name),
+        spread(seeds('specialisation.normalised'), _two),
         '; '.join(map(share, agreement)) or NONE,
-        spread(seeds('shuffle_drop', 100)), spread(seeds('random_drop', 100)),
-        spread(seeds('ablation', 100)), spread(seeds('ablation', 100, worst=True)),
-        spread(task, significant), spread(balance, significant), spread(ratios, significant),
+        spread(seeds('shuffle_drop', 100)),
+        spread(seeds('random_drop', 100)),
+        spread(seeds('ablation', 100)),
+        spread(seeds('ablation', 100, worst=True)),
+        spread(task, significant),
+        spread(balance, significant),
+        spread(ratios, significant),
     ]

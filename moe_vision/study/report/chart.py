@@ -103,12 +103,16 @@ def picture(
 
     def all_panels(whole: Figure) -> None:
         panels = [
-            whole.add_axes((
-                (left + c * (inner + between[0])) / width,
-                1 - (top + r * (panel + between[1]) + panel) / height,
-                inner / width, panel / height,
-            ))
-            for r in range(rows) for c in range(columns)
+            whole.add_axes(
+                (
+                    (left + c * (inner + between[0])) / width,
+                    1 - (top + r * (panel + between[1]) + panel) / height,
+                    inner / width,
+                    panel / height,
+                )
+            )
+            for r in range(rows)
+            for c in range(columns)
         ]
         _legend(whole, lines, width, height, left)
         paint(panels)
@@ -122,8 +126,14 @@ def _legend(whole: Figure, lines: list[list[str]], width: int, height: int, left
         x, y = min(left, 20.0), 1 - (12 + 20 * i) / height
         for name in line:
             style = look(number)
-            key = Line2D([x / width, (x + 20) / width], [y, y], color=style.colour,
-                         marker=style.marker, markersize=5, linewidth=1.6)
+            key = Line2D(
+                [x / width, (x + 20) / width],
+                [y, y],
+                color=style.colour,
+                marker=style.marker,
+                markersize=5,
+                linewidth=1.6,
+            )
             if style.dashes:
                 key.set_dashes(style.dashes)
             whole.add_artist(key)
@@ -149,18 +159,28 @@ def ground(axes: Axes, margin: float, span: tuple[float, float], *, across: bool
     """Zero line and margin band, gaps on the y axis (`across`: on the x axis)."""
     line = axes.axvline if across else axes.axhline
     if math.isfinite(margin):
-        (axes.axvspan if across else axes.axhspan)(-margin, margin, color=palette.MUTED, alpha=0.13,
-                                                   linewidth=0, zorder=0)
+        (axes.axvspan if across else axes.axhspan)(
+            -margin, margin, color=palette.MUTED, alpha=0.13, linewidth=0, zorder=0
+        )
     line(0, color=palette.INK, linewidth=1, zorder=1)
     (axes.set_xlim if across else axes.set_ylim)(*span)
     axis = axes.xaxis if across else axes.yaxis
-    figure.write_ticks(axis, lambda gap: f'{gap:+.3g}'.replace('-', MINUS) if abs(gap) > 1e-9
-                       else '0')
+    figure.write_ticks(
+        axis, lambda gap: f'{gap:+.3g}'.replace('-', MINUS) if abs(gap) > 1e-9 else '0'
+    )
 
 
 def whisker(
-    axes: Axes, at: float, gap: Gap, span: tuple[float, float], colour: str, marker: str,
-    *, filled: bool = True, across: bool = False, shift: float = 0.0,
+    axes: Axes,
+    at: float,
+    gap: Gap,
+    span: tuple[float, float],
+    colour: str,
+    marker: str,
+    *,
+    filled: bool = True,
+    across: bool = False,
+    shift: float = 0.0,
 ) -> None:
     """One gap with its interval; if it lies outside, an arrow at the edge with its number.
 
@@ -176,8 +196,9 @@ def whisker(
 
     def plot(values: list[float], **kind: Any) -> None:
         other = [at] * len(values)
-        axes.plot(*((values, other) if across else (other, values)), transform=move,
-                  color=colour, **kind)
+        axes.plot(
+            *((values, other) if across else (other, values)), transform=move, color=colour, **kind
+        )
 
     if math.isfinite(e.low) and math.isfinite(e.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
@@ -188,13 +209,28 @@ def whisker(
     room = 0 if inside else 0.015 * (span[1] - span[0])
     mean = min(max(e.mean, span[0] + room), span[1] - room)
     edge = {(False, False): '^', (False, True): '>'}.get((e.mean < mean, across)) or (
-        '<' if across else 'v')
-    plot([mean], marker=marker if inside else edge, markersize=7, zorder=4, clip_on=inside,
-         markerfacecolor=colour if filled else palette.PAPER, markeredgewidth=1.5)
+        '<' if across else 'v'
+    )
+    plot(
+        [mean],
+        marker=marker if inside else edge,
+        markersize=7,
+        zorder=4,
+        clip_on=inside,
+        markerfacecolor=colour if filled else palette.PAPER,
+        markeredgewidth=1.5,
+    )
     if not inside and not across:
         aside = (8 + shift, 6 if e.mean < mean else -6)
-        axes.annotate(f'{pp(e.mean)} pp', (at, mean), xytext=aside, textcoords='offset pixels',
-                      fontsize=9, color=colour, va='center')
+        axes.annotate(
+            f'{pp(e.mean)} pp',
+            (at, mean),
+            xytext=aside,
+            textcoords='offset pixels',
+            fontsize=9,
+            color=colour,
+            va='center',
+        )
 
 
 def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:

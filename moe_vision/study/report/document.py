@@ -169,8 +169,10 @@ def _block(block: Block, folder: str) -> str:
             return _table(head, rows)
         case Picture(name=name, title=title, how=how):
             path = f'{folder}/{name}'
-            return (f'### {escape(title)}\n\n![{escape(title)}]({path}.svg)\n\n'
-                    f'{escape(how)} Numbers: [{path}.csv]({path}.csv).')
+            return (
+                f'### {escape(title)}\n\n![{escape(title)}]({path}.svg)\n\n'
+                f'{escape(how)} Numbers: [{path}.csv]({path}.csv).'
+            )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Words]]) -> str:

@@ -15,10 +15,16 @@ from moe_vision.study.report.chart import NoData, Series, look, short
 from moe_vision.study.report.document import Picture
 
 ORDER = ('gap_pp', 'low_pp', 'high_pp', 'level', 'seeds', 'verdict', 'primary', 'cost')
-_MARKS = {'positive': (palette.ACCENT, '^'), 'negative': (palette.WARM, 'v'),
-          'equivalent': (palette.INK, 's'), 'inconclusive': (palette.MUTED, 'o')}
-HOW = ('Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
-        'equivalence. ')
+_MARKS = {
+    'positive': (palette.ACCENT, '^'),
+    'negative': (palette.WARM, 'v'),
+    'equivalent': (palette.INK, 's'),
+    'inconclusive': (palette.MUTED, 'o'),
+}
+HOW = (
+    'Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
+    'equivalence. '
+)
 _FILLED = 'Filled: primary; hollow: exploratory. '
 
 
@@ -31,8 +37,11 @@ def row_of(g: Gap) -> list[Any]:
 def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
     """The sentence on arrows at the edge, or '' if all gaps lie inside."""
     outside = any(not span[0] <= g.estimate.mean <= span[1] for g in gaps)
-    return ('Arrows at the edge: gaps with a diverged run that lie outside the picture. '
-            if outside else '')
+    return (
+        'Arrows at the edge: gaps with a diverged run that lie outside the picture. '
+        if outside
+        else ''
+    )
 
 
 def gaps_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
@@ -70,9 +79,16 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
             if math.isfinite(e.low):
                 gap += f' [{formats.pp(e.low)}, {formats.pp(e.high)}]'
             for x, words in ((10, g.verdict), (88, gap), (236, formats.times(g.cost))):
-                axes.annotate(words, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(x, 0),
-                              textcoords='offset pixels', va='center', fontsize=10,
-                              color=palette.INK if g.confirms else palette.MUTED)
+                axes.annotate(
+                    words,
+                    (1, place),
+                    xycoords=axes.get_yaxis_transform(),
+                    xytext=(x, 0),
+                    textcoords='offset pixels',
+                    va='center',
+                    fontsize=10,
+                    color=palette.INK if g.confirms else palette.MUTED,
+                )
         axes.set_ylim(places[-1] + 0.7, -0.7)
         axes.yaxis.set_major_locator(FixedLocator(places))
         axes.set_yticklabels([short(g.name, 34) for g in gaps])
@@ -81,16 +97,29 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel('gap, pp')
 
-    svg = chart.picture(paint, f'{title}: ' + '; '.join(
-        f'{g.name} {g.verdict} {formats.pp(g.estimate.mean)} pp' for g in gaps),
-        panel=max(60, round(24 * (places[-1] + 1.4))), left=24 + round(6.1 * longest), right=300,
-        width=960)
-    how = HOW + ('Primary comparisons are filled and above the dashed line; exploratory ones '
-                  'are hollow. ' if 0 < split < len(gaps) else '') + (
-        'On the right: verdict, gap with its interval, FLOPs ÷ those of the baseline. '
-        ) + edge(gaps, span)
-    return Picture(name, title, svg, how.strip(), ('comparison', *ORDER),
-                   [[g.name, *row_of(g)] for g in gaps])
+    svg = chart.picture(
+        paint,
+        f'{title}: '
+        + '; '.join(f'{g.name} {g.verdict} {formats.pp(g.estimate.mean)} pp' for g in gaps),
+        panel=max(60, round(24 * (places[-1] + 1.4))),
+        left=24 + round(6.1 * longest),
+        right=300,
+        width=960,
+    )
+    how = (
+        HOW
+        + (
+            'Primary comparisons are filled and above the dashed line; exploratory ones '
+            'are hollow. '
+            if 0 < split < len(gaps)
+            else ''
+        )
+        + ('On the right: verdict, gap with its interval, FLOPs ÷ those of the baseline. ')
+        + edge(gaps, span)
+    )
+    return Picture(
+        name, title, svg, how.strip(), ('comparison', *ORDER), [[g.name, *row_of(g)] for g in gaps]
+    )
 
 
 def _curves(
@@ -102,17 +131,30 @@ def _curves(
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
         for a, b in zip(known, known[1:], strict=False):
             if all(span[0] <= g.estimate.mean <= span[1] for g in (a, b)):
-                axes.plot([x[a.name], x[b.name]], [a.estimate.mean, b.estimate.mean],
-                          color=style.colour, linewidth=1.1, alpha=0.55, zorder=2,
-                          dashes=style.dashes or (None, None))
+                axes.plot(
+                    [x[a.name], x[b.name]],
+                    [a.estimate.mean, b.estimate.mean],
+                    color=style.colour,
+                    linewidth=1.1,
+                    alpha=0.55,
+                    zorder=2,
+                    dashes=style.dashes or (None, None),
+                )
         for g in known:
-            chart.whisker(axes, x[g.name], g, span, style.colour, style.marker, filled=g.confirms,
-                          shift=shift)
+            chart.whisker(
+                axes, x[g.name], g, span, style.colour, style.marker, filled=g.confirms, shift=shift
+            )
 
 
 def _against(
-    analysis: Analysis, name: str, title: str, curves: dict[str, list[Gap]], x: dict[str, float],
-    column: str, finish: Callable[[Axes], None], how: str,
+    analysis: Analysis,
+    name: str,
+    title: str,
+    curves: dict[str, list[Gap]],
+    x: dict[str, float],
+    column: str,
+    finish: Callable[[Axes], None],
+    how: str,
 ) -> Picture:
     """Gaps over a number of their arm, `x[comparison]`, which files and labels call `column`."""
     margin = number(analysis.study.get('margin'))
@@ -126,15 +168,21 @@ def _against(
         _curves(axes, curves, x, span)
         axes.set_ylabel('gap, pp')
 
-    label = f'{title}: ' + '; '.join(f'{g.name} at {column} {x[g.name]:.4g}: '
-                                     f'{formats.pp(g.estimate.mean)} pp' for g in gaps)
+    label = f'{title}: ' + '; '.join(
+        f'{g.name} at {column} {x[g.name]:.4g}: {formats.pp(g.estimate.mean)} pp' for g in gaps
+    )
     svg = chart.picture(paint, label, names=list(curves), panel=290)
     apart = 'Series are shifted sideways by a few pixels. ' if len(curves) > 1 else ''
-    rows = [[s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
-            for s, members in curves.items() for g in members if g.name in x]
+    rows = [
+        [s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
+        for s, members in curves.items()
+        for g in members
+        if g.name in x
+    ]
     head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
-    return Picture(name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(),
-                   head, rows)
+    return Picture(
+        name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(), head, rows
+    )
 
 
 def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -166,17 +214,29 @@ def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Pict
     if not x:
         raise NoData('no config of its arms gives the number of experts')
     arms = {g.arm for g in gaps}
-    classes = sorted({int(row['num_classes']) for arm, _, row in analysis.cells()
-                      if arm in arms and math.isfinite(number(row.get('num_classes')))})
+    classes = sorted(
+        {
+            int(row['num_classes'])
+            for arm, _, row in analysis.cells()
+            if arm in arms and math.isfinite(number(row.get('num_classes')))
+        }
+    )
 
     def finish(axes: Axes) -> None:
         places = sorted({*x.values(), *classes})
         axes.set_xscale('log', base=2)
         for c in classes:
             axes.axvline(c, color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=1)
-            axes.annotate(f'{c} classes', (c, 1), xycoords=axes.get_xaxis_transform(),
-                          xytext=(6, -3), textcoords='offset pixels', fontsize=9.5,
-                          color=palette.MUTED, va='top')
+            axes.annotate(
+                f'{c} classes',
+                (c, 1),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(6, -3),
+                textcoords='offset pixels',
+                fontsize=9.5,
+                color=palette.MUTED,
+                va='top',
+            )
         axes.set_xlim(places[0] / 1.35, places[-1] * 1.35)
         axes.xaxis.set_major_locator(FixedLocator(sorted(set(x.values()))))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -37,14 +37,36 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
 
     label = f'{title}: ' + '; '.join(f'{g.name} {formats.pp(g.estimate.mean)} pp' for g in every)
     low = max(_slope(analysis, gaps)[1] for gaps in panels_of.values())
-    svg = chart.picture(paint, label, rows=rows, columns=columns, between=(46, low + 30),
-                        bottom=low, top=30 if len(panels_of) > 1 else 12)
-    how = ('Thin lines: one per seed; a dot is a gap, a cross a gap with a diverged run. Thick '
-           'line: mean over seeds. ') + gap_figures.HOW + gap_figures.edge(every, span)
-    return Picture(name, title, svg, how.strip(), (
-        'series', 'comparison', 'label', 'seed', 'seed_gap_pp', *gap_figures.ORDER), [
+    svg = chart.picture(
+        paint,
+        label,
+        rows=rows,
+        columns=columns,
+        between=(46, low + 30),
+        bottom=low,
+        top=30 if len(panels_of) > 1 else 12,
+    )
+    how = (
+        (
+            'Thin lines: one per seed; a dot is a gap, a cross a gap with a diverged run. Thick '
+            'line: mean over seeds. '
+        )
+        + gap_figures.HOW
+        + gap_figures.edge(every, span)
+    )
+    return Picture(
+        name,
+        title,
+        svg,
+        how.strip(),
+        ('series', 'comparison', 'label', 'seed', 'seed_gap_pp', *gap_figures.ORDER),
+        [
             [s, g.name, _label(analysis, g, gaps), seed, value, *gap_figures.row_of(g)]
-            for s, gaps in panels_of.items() for g in gaps for seed, value in g.by_seed.items()])
+            for s, gaps in panels_of.items()
+            for g in gaps
+            for seed, value in g.by_seed.items()
+        ],
+    )
 
 
 def _label(analysis: Analysis, g: Gap, gaps: Sequence[Gap]) -> str:
@@ -60,12 +82,27 @@ def _k_panel(
     chart.ground(axes, margin, span)
     for seed in sorted({s for g in gaps for s in g.seeds}):
         y = [g.by_seed.get(seed, math.nan) for g in gaps]
-        axes.plot(range(len(gaps)), y, color=palette.ACCENT, linewidth=0.9, alpha=0.5, marker='o',
-                  markersize=2.6, zorder=2)
+        axes.plot(
+            range(len(gaps)),
+            y,
+            color=palette.ACCENT,
+            linewidth=0.9,
+            alpha=0.5,
+            marker='o',
+            markersize=2.6,
+            zorder=2,
+        )
         for i, g in enumerate(gaps):
             if seed in (*analysis.diverged(g.arm), *analysis.diverged(g.baseline)):
-                axes.plot([i], [min(max(y[i], span[0]), span[1])], marker='x', clip_on=False,
-                          color=palette.WARM, markersize=6, zorder=5)
+                axes.plot(
+                    [i],
+                    [min(max(y[i], span[0]), span[1])],
+                    marker='x',
+                    clip_on=False,
+                    color=palette.WARM,
+                    markersize=6,
+                    zorder=5,
+                )
     known = [g.estimate.mean if span[0] <= g.estimate.mean <= span[1] else math.nan for g in gaps]
     axes.plot(range(len(gaps)), known, color=palette.INK, linewidth=1.8, zorder=3)
     for i, g in enumerate(gaps):
@@ -73,8 +110,12 @@ def _k_panel(
     axes.set_xlim(-0.4, len(gaps) - 0.6)
     axes.xaxis.set_major_locator(FixedLocator(range(len(gaps))))
     slope, _ = _slope(analysis, gaps)
-    axes.set_xticklabels([short(_label(analysis, g, gaps), 22) for g in gaps], rotation=slope,
-                         ha='right' if slope else 'center', rotation_mode='anchor')
+    axes.set_xticklabels(
+        [short(_label(analysis, g, gaps), 22) for g in gaps],
+        rotation=slope,
+        ha='right' if slope else 'center',
+        rotation_mode='anchor',
+    )
     axes.set_ylabel('gap, pp')
 
 

@@ -17,24 +17,33 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     """
     undecided = sum(g.verdict == 'inconclusive' for g in primary)
     if undecided:
-        yield (f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive. '
-               'A large p does not show that two arms are alike, only that these seeds cannot '
-               'distinguish them. Only the verdict “equivalent” shows that a gap is small: it lies '
-               'within the margin.')
+        yield (
+            f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive. '
+            'A large p does not show that two arms are alike, only that these seeds cannot '
+            'distinguish them. Only the verdict “equivalent” shows that a gap is small: it lies '
+            'within the margin.'
+        )
     yield from _test_set(analysis, primary)
     yield from _otherwise(analysis, primary)
     exploratory = len(analysis.gaps) - len(primary)
     if exploratory:
-        yield (f'Exploratory comparisons ({exploratory}) are judged one by one, without a '
-               'correction for their number: expect some positive or negative ones by chance.')
+        yield (
+            f'Exploratory comparisons ({exploratory}) are judged one by one, without a '
+            'correction for their number: expect some positive or negative ones by chance.'
+        )
     lost = [Name(f'{a.name} seed {s}') for a in analysis.arms.values() for s in a.diverged]
     if lost:
-        yield [f'{several(len(lost), "run")} diverged and counted as chance: ', *joined(lost),
-               '. A gap with such a run shows that training failed, not how accurate a trained '
-               'network is, so the report gives it with and without that run.']
-    yield ('Only these networks, this data set and this length of training were compared; other '
-           'sizes are not covered. Costs are counted in FLOPs; measured times depend on the '
-           'machine and are in timings.md.')
+        yield [
+            f'{several(len(lost), "run")} diverged and counted as chance: ',
+            *joined(lost),
+            '. A gap with such a run shows that training failed, not how accurate a trained '
+            'network is, so the report gives it with and without that run.',
+        ]
+    yield (
+        'Only these networks, this data set and this length of training were compared; other '
+        'sizes are not covered. Costs are counted in FLOPs; measured times depend on the '
+        'machine and are in timings.md.'
+    )
 
 
 def images_of(analysis: Analysis) -> list[int]:
@@ -45,16 +54,20 @@ def images_of(analysis: Analysis) -> list[int]:
 
 def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     for images in images_of(analysis):
-        yield (f'The test set has {images:,} images, so accuracies move in steps of '
-               f'{pp(100 / images, sign=False)} pp. A gap that is smaller in every seed cannot be '
-               'seen.')
+        yield (
+            f'The test set has {images:,} images, so accuracies move in steps of '
+            f'{pp(100 / images, sign=False)} pp. A gap that is smaller in every seed cannot be '
+            'seen.'
+        )
     error = numbers.finite(g.image_error for g in primary or analysis.gaps.values())
     text = 'The intervals are over training seeds, on this one test set. '
     if error:
         low, high = pp(min(error), sign=False), pp(max(error), sign=False)
-        yield (text + 'Its finite size adds a standard error to each mean gap that more seeds do '
-               f'not reduce: here about {low if low == high else f"{low} to {high}"} pp, without '
-               'the part of the variation over images that depends on the seed.')
+        yield (
+            text + 'Its finite size adds a standard error to each mean gap that more seeds do '
+            f'not reduce: here about {low if low == high else f"{low} to {high}"} pp, without '
+            'the part of the variation over images that depends on the seed.'
+        )
     elif analysis.gaps:
         yield text + 'These rows do not show what its finite size adds.'
 
@@ -63,11 +76,18 @@ def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
     """Where the registered answer disagrees with other ways to measure or test it."""
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:
-        yield ['At the checkpoint selected on validation the mean gap has the opposite sign: ',
-               *joined(Name(g.name) for g in turned), '.']
+        yield [
+            'At the checkpoint selected on validation the mean gap has the opposite sign: ',
+            *joined(Name(g.name) for g in turned),
+            '.',
+        ]
     alpha = number(analysis.study.get('alpha'))
     weak = [g for g in primary if g.verdict in ('positive', 'negative') and g.p_sign_flip > alpha]
     for g in weak:
-        yield ['The exact sign-flip test does not confirm ', Name(g.name), ': its p is '
-               f'{p_value(g.p_sign_flip)}, uncorrected. The verdict rests on the t-test, which '
-               'assumes that gaps are normally distributed.']
+        yield [
+            'The exact sign-flip test does not confirm ',
+            Name(g.name),
+            ': its p is '
+            f'{p_value(g.p_sign_flip)}, uncorrected. The verdict rests on the t-test, which '
+            'assumes that gaps are normally distributed.',
+        ]

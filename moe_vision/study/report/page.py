@@ -34,9 +34,16 @@ def render(document: Document) -> str:
     """The page, complete from doctype to footer."""
     anchors = [(s.anchor, s.title) for s in document.sections]
     sections = (section(s.anchor, s.title, map(_block, s.blocks)) for s in document.sections)
-    return page(document.kind, clean_all(document.title), clean_all(document.facts), anchors,
-                sections, css=_CSS, source='the rows of the study',
-                command='python -m moe_vision.study report --workdir=W')
+    return page(
+        document.kind,
+        clean_all(document.title),
+        clean_all(document.facts),
+        anchors,
+        sections,
+        css=_CSS,
+        source='the rows of the study',
+        command='python -m moe_vision.study report --workdir=W',
+    )
 
 
 def _words(words: Words) -> list[Child]:
@@ -74,14 +81,23 @@ def _block(block: Block) -> Child:
         case Cards(items):
             return tag('div', (card(*item) for item in items), class_='cards')
         case Table(head, rows, label):
-            return table(head, ((_cell(cell) for cell in row) for row in rows), class_='numbers',
-                         label=label or None)
+            return table(
+                head,
+                ((_cell(cell) for cell in row) for row in rows),
+                class_='numbers',
+                label=label or None,
+            )
         case Picture():
             return _picture(block)
 
 
 def _picture(picture: Picture) -> Markup:
     width = picture.svg.split('viewBox="', 1)[1].split('"', 1)[0].split()[2]
-    return tag('figure', tag('h3', clean_all(picture.title)), picture.svg,
-               tag('figcaption', picture.how), class_='picture',
-               style=f'--w:{1.15 * float(width):.0f}px')
+    return tag(
+        'figure',
+        tag('h3', clean_all(picture.title)),
+        picture.svg,
+        tag('figcaption', picture.how),
+        class_='picture',
+        style=f'--w:{1.15 * float(width):.0f}px',
+    )

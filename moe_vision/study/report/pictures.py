@@ -25,8 +25,11 @@ def every(analysis: Analysis) -> Iterator[Picture | Text]:
         if kind in _KINDS:
             yield _draw(_KINDS[kind], analysis, name, title, series)
         elif kind != 'wall_clock':
-            yield Text(f'Figure “{title}” is left out: its kind is “{kind}”; known kinds are '
-                       f'{", ".join([*_KINDS, "wall_clock"])}.', 'missing')
+            yield Text(
+                f'Figure “{title}” is left out: its kind is “{kind}”; known kinds are '
+                f'{", ".join([*_KINDS, "wall_clock"])}.',
+                'missing',
+            )
     try:
         yield training_figures.agreement(analysis, 'agreement', 'Agreement of routes')
     except NoData:
@@ -54,8 +57,10 @@ def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, lis
         kind = str(figure.get('kind', ''))
         seen[kind] = seen.get(kind, 0) + 1
         name = kind if seen[kind] == 1 else f'{kind}_{seen[kind]}'
-        series = {str(label): [str(m) for m in members or ()]
-                  for label, members in as_dict(figure.get('series')).items()}
+        series = {
+            str(label): [str(m) for m in members or ()]
+            for label, members in as_dict(figure.get('series')).items()
+        }
         yield kind, name, str(figure.get('title') or kind), series
 
 

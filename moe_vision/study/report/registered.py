@@ -19,8 +19,10 @@ from moe_vision.study.report.document import (
     joined,
 )
 
-_MODES = {'one_by_one': 'one after another, with the same compiled program',
-          'together': 'together, as one program'}
+_MODES = {
+    'one_by_one': 'one after another, with the same compiled program',
+    'together': 'together, as one program',
+}
 
 
 def section(analysis: Analysis) -> Section:
@@ -42,8 +44,10 @@ def section(analysis: Analysis) -> Section:
     ):
         rows.append([what, str(value or formats.NONE)])
     blocks: list[Block] = [
-        Text('As registered. The hash is that of the whole record; Provenance counts the rows that '
-             'carry it.'),
+        Text(
+            'As registered. The hash is that of the whole record; Provenance counts the rows that '
+            'carry it.'
+        ),
         Table(('what', 'as registered'), rows, 'pre-registration'),
     ]
     hypotheses = [str(h) for h in as_list(study.get('hypotheses'))]
@@ -55,11 +59,16 @@ def section(analysis: Analysis) -> Section:
         rest = len(comparisons) - len(primary)
         blocks += [
             Heading('Comparisons'),
-            Text(f'Of {formats.several(len(comparisons), "registered comparison")}, '
-                 f'{len(primary)} are primary. The other {rest} were registered as exploratory; '
-                 'the table of verdicts lists them with their expected directions.'),
-            Table(('primary comparison', 'arm − baseline', 'expected'),
-                  [_comparison(name, as_dict(c)) for name, c in primary.items()], 'primary'),
+            Text(
+                f'Of {formats.several(len(comparisons), "registered comparison")}, '
+                f'{len(primary)} are primary. The other {rest} were registered as exploratory; '
+                'the table of verdicts lists them with their expected directions.'
+            ),
+            Table(
+                ('primary comparison', 'arm − baseline', 'expected'),
+                [_comparison(name, as_dict(c)) for name, c in primary.items()],
+                'primary',
+            ),
         ]
     patterns = as_dict(study.get('patterns'))
     if patterns:
@@ -77,8 +86,11 @@ def _metric(metric: Any) -> Any:
 
 
 def _comparison(name: str, c: dict[str, Any]) -> list[Words]:
-    return [Name(name), [Name(str(c.get('arm'))), ' − ', Name(str(c.get('baseline')))],
-            str(c.get('expected', 'none'))]
+    return [
+        Name(name),
+        [Name(str(c.get('arm'))), ' − ', Name(str(c.get('baseline')))],
+        str(c.get('expected', 'none')),
+    ]
 
 
 def _pattern(name: str, comparisons: Any) -> list[str]:
@@ -104,13 +116,20 @@ def provenance(analysis: Analysis) -> Section:
         ('pre-registration', (row.get('preregistration') for row in rows)),
         ('commit', (row.get('git_commit') for row in rows)),
         ('device', (row.get('device') for row in rows)),
-        *((f'version of {name}', [as_dict(row.get('versions')).get(name) for row in rows])
-          for name in sorted({str(n) for row in rows for n in as_dict(row.get('versions'))})),
+        *(
+            (f'version of {name}', [as_dict(row.get('versions')).get(name) for row in rows])
+            for name in sorted({str(n) for row in rows for n in as_dict(row.get('versions'))})
+        ),
     ):
         table.append([what, _counted(values)])
-    return Section('provenance', 'Provenance', [
-        Text(f'Counted over {formats.several(len(rows), "row")}.'),
-        Table(('what', 'value (rows)'), table, 'provenance')])
+    return Section(
+        'provenance',
+        'Provenance',
+        [
+            Text(f'Counted over {formats.several(len(rows), "row")}.'),
+            Table(('what', 'value (rows)'), table, 'provenance'),
+        ],
+    )
 
 
 def _counted(values: Iterable[Any]) -> list[str]:

@@ -13,12 +13,41 @@ from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
 
 _INTERVAL = ('mean', 'sd', 'low', 'high')
-_GAP = ('effect_size', 'p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm', 'mde', 'correlation',
-        'image_error', 'diverged', 'cost', 'cost_executed', 'params', 'rho_place')
-_ARM = ('flops', 'flops_executed', 'params_total', 'params_active', 'rho_place',
-        'rho_active', 'rho_executed', 'routed')
-_PER_SEED = ('validation', 'selected', 'unbounded', 'effective_experts', 'dead_experts',
-             'drop_rate', 'orphan_rate')
+_GAP = (
+    'effect_size',
+    'p',
+    'p_holm',
+    'p_sign_flip',
+    'p_tost',
+    'p_tost_holm',
+    'mde',
+    'correlation',
+    'image_error',
+    'diverged',
+    'cost',
+    'cost_executed',
+    'params',
+    'rho_place',
+)
+_ARM = (
+    'flops',
+    'flops_executed',
+    'params_total',
+    'params_active',
+    'rho_place',
+    'rho_active',
+    'rho_executed',
+    'routed',
+)
+_PER_SEED = (
+    'validation',
+    'selected',
+    'unbounded',
+    'effective_experts',
+    'dead_experts',
+    'drop_rate',
+    'orphan_rate',
+)
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -44,22 +73,41 @@ def every(analysis: Analysis) -> dict[str, str]:
     return {
         'gaps.csv': _gaps(analysis.gaps.values()),
         'per_seed.csv': csv_text(
-            ('comparison', 'arm', 'baseline', 'seed', 'accuracy_arm_pp', 'accuracy_baseline_pp',
-             'gap_pp', 'arm_diverged', 'baseline_diverged'), _per_seed(analysis)),
+            (
+                'comparison',
+                'arm',
+                'baseline',
+                'seed',
+                'accuracy_arm_pp',
+                'accuracy_baseline_pp',
+                'gap_pp',
+                'arm_diverged',
+                'baseline_diverged',
+            ),
+            _per_seed(analysis),
+        ),
         'arms.csv': _arms(analysis.arms.values()),
         'collapse.csv': csv_text(
-            ('arm', 'seed', 'accuracy_pp', 'diverged', 'collapsed', *_PER_SEED),
-            _collapse(analysis)),
+            ('arm', 'seed', 'accuracy_pp', 'diverged', 'collapsed', *_PER_SEED), _collapse(analysis)
+        ),
         'patterns.csv': csv_text(
             ('pattern', 'comparisons', 'verdicts', 'p', 'supported'),
-            ((p.name, ' '.join(p.comparisons), ' '.join(p.verdicts), p.p, p.supported)
-             for p in analysis.patterns)),
-        'mechanism.csv': csv_text(('arm', 'seed', 'quantity', 'layer', 'at', 'value'),
-                               mechanism_rows(analysis)),
+            (
+                (p.name, ' '.join(p.comparisons), ' '.join(p.verdicts), p.p, p.supported)
+                for p in analysis.patterns
+            ),
+        ),
+        'mechanism.csv': csv_text(
+            ('arm', 'seed', 'quantity', 'layer', 'at', 'value'), mechanism_rows(analysis)
+        ),
         'layers.csv': csv_text(('arm', 'seed', 'layer', 'quantity', 'value'), _layers(analysis)),
-        'problems.csv': csv_text(('comparison', 'what'), [
-            *(('', problem) for problem in analysis.problems),
-            *((g.name, flag) for g in analysis.gaps.values() for flag in g.remarks)]),
+        'problems.csv': csv_text(
+            ('comparison', 'what'),
+            [
+                *(('', problem) for problem in analysis.problems),
+                *((g.name, flag) for g in analysis.gaps.values() for flag in g.remarks),
+            ],
+        ),
     }
 
 
@@ -67,11 +115,20 @@ def _gaps(gaps: Iterable[Gap]) -> str:
     parts = ('', 'selected_', 'without_diverged_')
     head = ['comparison', 'arm', 'baseline', 'primary', 'expected', 'verdict', 'note']
     head += [f'{part}{key}' for part in parts for key in ('n', *_INTERVAL, 'level')]
-    return csv_text(head + [*_GAP, 'seeds', 'flags'], (
-        [g.name, g.arm, g.baseline, g.primary, g.expected, g.verdict, g.note]
-        + [value for e in (g.estimate, g.selected, g.without_diverged) for value in _estimate(e)]
-        + [getattr(g, key) for key in _GAP] + [' '.join(map(str, g.seeds)), '; '.join(g.flags)]
-        for g in gaps))
+    return csv_text(
+        head + [*_GAP, 'seeds', 'flags'],
+        (
+            [g.name, g.arm, g.baseline, g.primary, g.expected, g.verdict, g.note]
+            + [
+                value
+                for e in (g.estimate, g.selected, g.without_diverged)
+                for value in _estimate(e)
+            ]
+            + [getattr(g, key) for key in _GAP]
+            + [' '.join(map(str, g.seeds)), '; '.join(g.flags)]
+            for g in gaps
+        ),
+    )
 
 
 def _estimate(e: Estimate) -> list[Any]:
@@ -86,13 +143,36 @@ def _per_seed(analysis: Analysis) -> Iterator[Sequence[Any]]:
 
 
 def _arms(arms: Iterable[ArmSummary]) -> str:
-    head = ['arm', 'seeds', 'diverged', 'mean_pp', 'sd_pp', 'validation_mean_pp',
-            'selected_mean_pp', 'unbounded_mean_pp', 'collapsed_seeds', *_ARM]
-    return csv_text(head, (
-        [a.name, len(a.seeds), len(a.diverged), a.mean, a.sd, numbers.mean(a.validation),
-         numbers.mean(a.selected), numbers.mean(a.unbounded), a.collapsed,
-         *(getattr(a, key) for key in _ARM)]
-        for a in arms))
+    head = [
+        'arm',
+        'seeds',
+        'diverged',
+        'mean_pp',
+        'sd_pp',
+        'validation_mean_pp',
+        'selected_mean_pp',
+        'unbounded_mean_pp',
+        'collapsed_seeds',
+        *_ARM,
+    ]
+    return csv_text(
+        head,
+        (
+            [
+                a.name,
+                len(a.seeds),
+                len(a.diverged),
+                a.mean,
+                a.sd,
+                numbers.mean(a.validation),
+                numbers.mean(a.selected),
+                numbers.mean(a.unbounded),
+                a.collapsed,
+                *(getattr(a, key) for key in _ARM),
+            ]
+            for a in arms
+        ),
+    )
 
 
 def _collapse(analysis: Analysis) -> Iterator[Sequence[Any]]:
@@ -100,9 +180,14 @@ def _collapse(analysis: Analysis) -> Iterator[Sequence[Any]]:
         for i, seed in enumerate(a.seeds):
             result = as_dict(analysis.rows.get(a.name, {}).get(seed, {})).get('result')
             values = (getattr(a, key) for key in _PER_SEED)
-            yield (a.name, seed, a.values[i] if i < len(a.values) else None, seed in a.diverged,
-                   as_dict(result).get('collapsed'),
-                   *(v[i] if i < len(v) else None for v in values))
+            yield (
+                a.name,
+                seed,
+                a.values[i] if i < len(a.values) else None,
+                seed in a.diverged,
+                as_dict(result).get('collapsed'),
+                *(v[i] if i < len(v) else None for v in values),
+            )
 
 
 def mechanism_rows(analysis: Analysis) -> Iterator[tuple[str, int, str, str, Any, float]]:

@@ -25,11 +25,27 @@ from moe_vision.study.report.document import (
 )
 from moe_vision.study.report.tables import csv_text
 
-_CELLS = ('arm', 'cells', 'seconds per cell', 'shortest', 'longest', 'total, hours',
-          'images per second', 'device')
+_CELLS = (
+    'arm',
+    'cells',
+    'seconds per cell',
+    'shortest',
+    'longest',
+    'total, hours',
+    'images per second',
+    'device',
+)
 _KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
-_LATENCY = ('arm', 'FLOPs per image', 'batch size', 'median, ms', 'low, ms', 'high, ms',
-            'images per second', 'accuracy, %')
+_LATENCY = (
+    'arm',
+    'FLOPs per image',
+    'batch size',
+    'median, ms',
+    'low, ms',
+    'high, ms',
+    'images per second',
+    'accuracy, %',
+)
 
 
 class Latency(NamedTuple):
@@ -62,18 +78,42 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
     command = Name('python -m moe_vision.study time')
     parts: list[Block] = [Text(['Not measured yet: run ', command, '.'], 'missing')]
     if latency:
-        parts = [Text(['Inference on ', Name(device or 'an unknown device'), ': medians over '
-                       'interleaved rounds; low and high are the first and third quartiles. They '
-                       'hold only for this device and these batch sizes.'])]
-        parts.append(Table(_LATENCY, [
-            [Name(row.arm), formats.size(number(row.flops)), str(row.batch),
-             *(signed(number(ms)) for ms in (row.median_ms, row.low_ms, row.high_ms)),
-             _speed(number(row.images_per_second)), formats.pp(row.accuracy_pp, sign=False)]
-            for row in latency_rows(analysis, latency)]))
-    return Document(f'{name}: timings', 'Timings of a study', (
-        'Everything that depends on a clock is here and nowhere else in the report.'), (
+        parts = [
+            Text(
+                [
+                    'Inference on ',
+                    Name(device or 'an unknown device'),
+                    ': medians over '
+                    'interleaved rounds; low and high are the first and third quartiles. They '
+                    'hold only for this device and these batch sizes.',
+                ]
+            )
+        ]
+        parts.append(
+            Table(
+                _LATENCY,
+                [
+                    [
+                        Name(row.arm),
+                        formats.size(number(row.flops)),
+                        str(row.batch),
+                        *(signed(number(ms)) for ms in (row.median_ms, row.low_ms, row.high_ms)),
+                        _speed(number(row.images_per_second)),
+                        formats.pp(row.accuracy_pp, sign=False),
+                    ]
+                    for row in latency_rows(analysis, latency)
+                ],
+            )
+        )
+    return Document(
+        f'{name}: timings',
+        'Timings of a study',
+        ('Everything that depends on a clock is here and nowhere else in the report.'),
+        (
             Section('training', 'Training', [took]),
-            Section('latency', 'Inference', [*parts, *pictures])))
+            Section('latency', 'Inference', [*parts, *pictures]),
+        ),
+    )
 
 
 def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
@@ -81,20 +121,29 @@ def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
     seconds = numbers.finite(cell.get('seconds') for cell in timed)
     speed = numbers.finite(cell.get('images_per_second') for cell in timed)
     devices = sorted({str(cell['device']) for cell in timed if cell.get('device')})
-    return [Name(arm), str(len(timed)), numbers.spread(seconds, signed),
-            *(signed(f(seconds)) if seconds else NONE for f in (min, max)),
-            signed(sum(seconds) / 3600) if seconds else NONE,
-            numbers.spread(speed, _speed), ', '.join(devices)]
+    return [
+        Name(arm),
+        str(len(timed)),
+        numbers.spread(seconds, signed),
+        *(signed(f(seconds)) if seconds else NONE for f in (min, max)),
+        signed(sum(seconds) / 3600) if seconds else NONE,
+        numbers.spread(speed, _speed),
+        ', '.join(devices),
+    ]
 
 
 def tables(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, str]:
     """The tables of timings, file name -> content."""
-    cells = [[arm, seed, *(value_at(cell, key) for key in _KEYS)]
-             for arm, seeds in as_dict(timings.get('cells')).items()
-             for seed, cell in as_dict(seeds).items()]
+    cells = [
+        [arm, seed, *(value_at(cell, key) for key in _KEYS)]
+        for arm, seeds in as_dict(timings.get('cells')).items()
+        for seed, cell in as_dict(seeds).items()
+    ]
     latency = latency_rows(analysis, as_dict(timings.get('latency')))
-    return {'cells.csv': csv_text(('arm', 'seed', *_KEYS), cells),
-            'latency.csv': csv_text(Latency._fields, latency)}
+    return {
+        'cells.csv': csv_text(('arm', 'seed', *_KEYS), cells),
+        'latency.csv': csv_text(Latency._fields, latency),
+    }
 
 
 def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[Latency]:
@@ -106,8 +155,11 @@ def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[Latency
         batches = as_dict(value_at(measured, 'batches'))
         for batch, times in sorted(batches.items(), key=lambda b: _int(b[0])):
             measures = (value_at(times, key) for key in Latency._fields[3:7])
-            rows.append(Latency._make([str(arm), value_at(measured, 'flops'), _int(batch),
-                                       *measures, *accuracy]))
+            rows.append(
+                Latency._make(
+                    [str(arm), value_at(measured, 'flops'), _int(batch), *measures, *accuracy]
+                )
+            )
     return rows
 
 
@@ -119,13 +171,19 @@ def _int(batch: Any) -> int:
     return int(batch) if str(batch).isdecimal() else 0
 
 
-def wall_clock(analysis: Analysis, name: str, title: str, series: Series,
-               latency: Mapping[str, Any]) -> Picture:
+def wall_clock(
+    analysis: Analysis, name: str, title: str, series: Series, latency: Mapping[str, Any]
+) -> Picture:
     """Accuracy against latency (above) and throughput (below), a column per batch size."""
     wanted = [str(arm) for arms in series.values() for arm in as_list(list(arms))]
     rows = [r for r in latency_rows(analysis, latency) if not wanted or r.arm in wanted]
-    rows = [r for r in rows if number(r.median_ms) > 0 and number(r.images_per_second) > 0
-            and math.isfinite(r.accuracy_pp)]
+    rows = [
+        r
+        for r in rows
+        if number(r.median_ms) > 0
+        and number(r.images_per_second) > 0
+        and math.isfinite(r.accuracy_pp)
+    ]
     if not rows:
         raise NoData('none of its arms has both a latency and an accuracy yet')
     arms = list(dict.fromkeys(r.arm for r in rows))
@@ -146,12 +204,23 @@ def wall_clock(analysis: Analysis, name: str, title: str, series: Series,
             axes.set_ylim(low - pad, high + pad)
 
     label = f'{title}: ' + '; '.join(
-        f'{r.arm} at batch size {r.batch} {signed(r.median_ms)} ms' for r in rows)
-    svg = chart.picture(paint, label, rows=2, columns=len(batches), names=arms, panel=180,
-                        width=max(chart.WIDTH, 62 + 190 * len(batches)), between=(30, 58),
-                        top=30)
-    how = ('Better is up and left in the upper row, up and right in the lower row. Vertical bars: '
-           'sd of accuracy over seeds; horizontal bars: quartiles of latency.')
+        f'{r.arm} at batch size {r.batch} {signed(r.median_ms)} ms' for r in rows
+    )
+    svg = chart.picture(
+        paint,
+        label,
+        rows=2,
+        columns=len(batches),
+        names=arms,
+        panel=180,
+        width=max(chart.WIDTH, 62 + 190 * len(batches)),
+        between=(30, 58),
+        top=30,
+    )
+    how = (
+        'Better is up and left in the upper row, up and right in the lower row. Vertical bars: '
+        'sd of accuracy over seeds; horizontal bars: quartiles of latency.'
+    )
     return Picture(name, title, svg, how, Latency._fields, rows)
 
 

@@ -16,18 +16,26 @@ from moe_vision.study.report.document import Picture
 
 Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
-_QUANTITIES = {'temperature': 'temperature', 'gate_entropy': 'gate entropy, nats',
-               'accuracy': 'validation accuracy, %'}
+_QUANTITIES = {
+    'temperature': 'temperature',
+    'gate_entropy': 'gate entropy, nats',
+    'accuracy': 'validation accuracy, %',
+}
 _HOW = 'Thin lines: one per seed; thick lines: mean over seeds; layers are averaged. '
 
 
 def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Temperature, gate entropy and validation accuracy over epochs, one colour per arm."""
-    arms = {arm: label if len(names) == 1 else arm
-            for label, names in series.items() for arm in names}
-    rows = [[arms[arm], arm, seed, *_point(as_dict(point))]
-            for arm in arms for known, seed, row in analysis.cells() if known == arm
-            for point in as_list(row.get('curve'))]
+    arms = {
+        arm: label if len(names) == 1 else arm for label, names in series.items() for arm in names
+    }
+    rows = [
+        [arms[arm], arm, seed, *_point(as_dict(point))]
+        for arm in arms
+        for known, seed, row in analysis.cells()
+        if known == arm
+        for point in as_list(row.get('curve'))
+    ]
     drawn = [q for i, q in enumerate(_QUANTITIES) if any(math.isfinite(r[5 + i]) for r in rows)]
     if not drawn:
         raise NoData('none of its arms has a row with a curve yet')
@@ -48,38 +56,61 @@ def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture
             panels[-1].set_ylim(_late(curves['accuracy']), top)
         panels[-1].set_xlabel('epoch')
 
-    svg = chart.picture(paint, f'{title}: ' + '; '.join(_ends(curves[q], q) for q in drawn),
-                        rows=len(drawn), names=names, panel=150, between=(0, 18))
+    svg = chart.picture(
+        paint,
+        f'{title}: ' + '; '.join(_ends(curves[q], q) for q in drawn),
+        rows=len(drawn),
+        names=names,
+        panel=150,
+        between=(0, 18),
+    )
     missing = [_QUANTITIES[q].split(',')[0] for q in _QUANTITIES if q not in drawn]
     how = _HOW
     if 'accuracy' in drawn:
         how += 'The accuracy axis starts below the lowest value of the second half of training. '
     if missing:
         how += f'Not recorded: {formats.all_of(missing)}.'
-    head = ('series', 'arm', 'seed', 'step', 'epoch', *(
-        f'{q}_percent' if q == 'accuracy' else q for q in _QUANTITIES))
+    head = (
+        'series',
+        'arm',
+        'seed',
+        'step',
+        'epoch',
+        *(f'{q}_percent' if q == 'accuracy' else q for q in _QUANTITIES),
+    )
     return Picture(name, title, svg, how.strip(), head, rows)
 
 
 def _point(point: dict[str, Any]) -> list[Any]:
     layers = [as_dict(values) for values in as_dict(point.get('layers')).values()]
-    return [point.get('step'), number(point.get('epoch')),
-            *(numbers.mean(layer.get(q) for layer in layers) for q in list(_QUANTITIES)[:2]),
-            100 * number(point.get('accuracy'))]
+    return [
+        point.get('step'),
+        number(point.get('epoch')),
+        *(numbers.mean(layer.get(q) for layer in layers) for q in list(_QUANTITIES)[:2]),
+        100 * number(point.get('accuracy')),
+    ]
 
 
 def mean_curve(seeds: Mapping[int, Points]) -> Points:
     """epoch -> mean over the seeds with a value there, at epochs where more than half have one."""
     epochs = sorted({epoch for points in seeds.values() for epoch in points})
-    return {e: numbers.mean(p[e] for p in seeds.values() if e in p)
-            for e in epochs if 2 * sum(e in p for p in seeds.values()) > len(seeds)}
+    return {
+        e: numbers.mean(p[e] for p in seeds.values() if e in p)
+        for e in epochs
+        if 2 * sum(e in p for p in seeds.values()) > len(seeds)
+    }
 
 
 def _late(curves: Curves) -> float:
     """Just below the lowest value in the second half of the epochs."""
     last = max(e for seeds in curves.values() for points in seeds.values() for e in points)
-    late = [v for seeds in curves.values() for points in seeds.values()
-            for e, v in points.items() if e > last / 2]
+    late = [
+        v
+        for seeds in curves.values()
+        for points in seeds.values()
+        for e, v in points.items()
+        if e > last / 2
+    ]
     return min(late) - 0.04 * (max(late) - min(late)) - 0.1
 
 
@@ -87,13 +118,26 @@ def _lines(axes: Axes, curves: Curves, names: Sequence[str]) -> None:
     for label, seeds in curves.items():
         style = look(names.index(label))
         for points in seeds.values():
-            axes.plot(list(points), list(points.values()), color=style.colour, linewidth=0.7,
-                      alpha=0.3, zorder=2)
+            axes.plot(
+                list(points),
+                list(points.values()),
+                color=style.colour,
+                linewidth=0.7,
+                alpha=0.3,
+                zorder=2,
+            )
         mean = mean_curve(seeds)
         marked = max(1, len(mean) // 8)
-        axes.plot(list(mean), list(mean.values()), color=style.colour, marker=style.marker,
-                  markersize=4.5, markevery=marked, zorder=3,
-                  dashes=style.dashes or (None, None))
+        axes.plot(
+            list(mean),
+            list(mean.values()),
+            color=style.colour,
+            marker=style.marker,
+            markersize=4.5,
+            markevery=marked,
+            zorder=3,
+            dashes=style.dashes or (None, None),
+        )
     axes.margins(x=0.02, y=0.1)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     figure.write_ticks(axes.yaxis, '{:.4g}'.format)
@@ -104,7 +148,9 @@ def _ends(curves: Curves, what: str) -> str:
     means = {label: list(mean_curve(seeds).values()) for label, seeds in curves.items()}
     return f'{what} ' + ', '.join(
         f'{label} from {formats.signed(mean[0])} to {formats.signed(mean[-1])}'
-        for label, mean in means.items() if mean)
+        for label, mean in means.items()
+        if mean
+    )
 
 
 def _few(analysis: Analysis, arms: list[str], most: int = 8) -> list[str]:
@@ -118,7 +164,9 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     """Share of probe images with the same first choice as before, and as at the end."""
     rows: list[list[Any]] = []
     curves: dict[str, dict[str, dict[int, dict[float, list[float]]]]] = {
-        'with_previous': {}, 'with_final': {}}
+        'with_previous': {},
+        'with_final': {},
+    }
     for arm, seed, row in analysis.cells():
         for layer, probed in as_dict(value_at(row, 'mechanism', 'agreement')).items():
             epochs, *values = (as_list(as_dict(probed).get(key)) for key in ('epoch', *curves))
@@ -137,22 +185,34 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
     def paint(panels: list[Axes]) -> None:
         heads = ('compared with the previous validation', 'compared with the final routes')
         for axes, key, head in zip(panels, curves, heads, strict=True):
-            means = {arm: {seed: {e: numbers.mean(v) for e, v in points.items()}
-                           for seed, points in seeds.items()}
-                     for arm, seeds in curves[key].items() if arm in names}
+            means = {
+                arm: {
+                    seed: {e: numbers.mean(v) for e, v in points.items()}
+                    for seed, points in seeds.items()
+                }
+                for arm, seeds in curves[key].items()
+                if arm in names
+            }
             _lines(axes, means, names)
             axes.set_title(head)
             axes.set_ylabel('same first choice, %')
             axes.set_ylim(top=min(axes.get_ylim()[1], 102))
             axes.set_xlabel('epoch')
 
-    svg = chart.picture(paint, f'{title}: arms {", ".join(names)}', columns=2, names=names,
-                        panel=210, top=30)
+    svg = chart.picture(
+        paint, f'{title}: arms {", ".join(names)}', columns=2, names=names, panel=210, top=30
+    )
     how = _HOW + 'Routes that settle late had little time to specialise. '
     if len(names) < len(known):
-        how += (f'The picture shows {len(names)} of {len(known)} probed arms, those of primary '
-                'comparisons first; the file has all of them.')
-    return Picture(name, title, svg, how.strip(), (
-        'arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'), rows)
-
-
+        how += (
+            f'The picture shows {len(names)} of {len(known)} probed arms, those of primary '
+            'comparisons first; the file has all of them.'
+        )
+    return Picture(
+        name,
+        title,
+        svg,
+        how.strip(),
+        ('arm', 'seed', 'layer', 'epoch', 'with_previous', 'with_final'),
+        rows,
+    )

@@ -29,13 +29,19 @@ def section(analysis: Analysis, figures: Sequence[Series]) -> Section | None:
     if not trends:
         return None
     blocks: list[Block] = [
-        Text('Exploratory. “trend” is the rank correlation (Spearman) of the mean gap with ρ over '
-             'the levels of one family; p is exact for up to 8 levels. “family” is the gap of one '
-             'family minus that of the other at the same ρ, paired by seed, with its 90 % interval '
-             'at α = 0.05; p is from two one-sided tests against the margin. A small p means that '
-             'the families differ by less than the margin there; a large p means nothing.'),
-        Table(('what', 'families', 'ρ', 'value', 'interval, pp', 'p'), [_row(x) for x in trends],
-              'trend')]
+        Text(
+            'Exploratory. “trend” is the rank correlation (Spearman) of the mean gap with ρ over '
+            'the levels of one family; p is exact for up to 8 levels. “family” is the gap of one '
+            'family minus that of the other at the same ρ, paired by seed, with its 90 % interval '
+            'at α = 0.05; p is from two one-sided tests against the margin. A small p means that '
+            'the families differ by less than the margin there; a large p means nothing.'
+        ),
+        Table(
+            ('what', 'families', 'ρ', 'value', 'interval, pp', 'p'),
+            [_row(x) for x in trends],
+            'trend',
+        ),
+    ]
     return Section('trend', 'Gaps along ρ', blocks)
 
 
@@ -61,12 +67,21 @@ def lines(analysis: Analysis, figures: Sequence[Series]) -> Iterator[Line]:
                 if abs(a.rho_place - b.rho_place) < NEAR * a.rho_place:
                     values = [dict(zip(g.seeds, g.estimate.values, strict=True)) for g in (a, b)]
                     e, p = family_difference(values[0], values[1], margin, alpha)
-                    yield ('family', f'{one} - {other}', share(a.rho_place), e.mean, e.low,
-                           e.high, p)
+                    yield (
+                        'family',
+                        f'{one} - {other}',
+                        share(a.rho_place),
+                        e.mean,
+                        e.low,
+                        e.high,
+                        p,
+                    )
 
 
 def _levels(analysis: Analysis, names: Sequence[str]) -> list[Gap]:
     """The comparisons that have a mean and a ρ, in order of ρ."""
     gaps = [analysis.gaps[n] for n in names if n in analysis.gaps]
-    return sorted((g for g in gaps if math.isfinite(g.estimate.mean) and g.rho_place > 0),
-                  key=lambda g: g.rho_place)
+    return sorted(
+        (g for g in gaps if math.isfinite(g.estimate.mean) and g.rho_place > 0),
+        key=lambda g: g.rho_place,
+    )

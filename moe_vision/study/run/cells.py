@@ -15,9 +15,15 @@ from moe_vision.training.setup import Setup
 Begin = Callable[[int], bool]
 
 
-def train_arm(configs: Sequence[Config], folders: Sequence[str],
-              mode: Literal['one_by_one', 'together'], probe: bool, done: Done,
-              begin: Begin = lambda number: True, stop: Stop | None = None) -> None:
+def train_arm(
+    configs: Sequence[Config],
+    folders: Sequence[str],
+    mode: Literal['one_by_one', 'together'],
+    probe: bool,
+    done: Done,
+    begin: Begin = lambda number: True,
+    stop: Stop | None = None,
+) -> None:
     """Trains each config in its folder, continuing a run that is there.
 
     If several processes form one mesh, each of them makes the same call; 'together' needs a single

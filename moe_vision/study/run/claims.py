@@ -33,8 +33,7 @@ def _machine() -> str:
         namespace = os.readlink('/proc/self/ns/pid')
     except OSError:
         namespace = ''
-    return ' '.join([socket.gethostname(), _read('/proc/sys/kernel/random/boot_id')[:8],
-                     namespace])
+    return ' '.join([socket.gethostname(), _read('/proc/sys/kernel/random/boot_id')[:8], namespace])
 
 
 class Claims:
@@ -49,8 +48,14 @@ class Claims:
         self._folder = Path(workdir) / 'claims'
         self._beat, self._stale = beat, stale
         self._machine = _machine()
-        self._own = json.dumps({'pid': os.getpid(), 'started': _started(os.getpid()),
-                                'host': self._machine, 'token': os.urandom(8).hex()})
+        self._own = json.dumps(
+            {
+                'pid': os.getpid(),
+                'started': _started(os.getpid()),
+                'host': self._machine,
+                'token': os.urandom(8).hex(),
+            }
+        )
         self._held: set[Cell] = set()
         self._lock = threading.Lock()
         self._end = threading.Event()

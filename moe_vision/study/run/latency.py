@@ -24,8 +24,9 @@ from moe_vision.training.step import init_variables_fn, jit_once, normalize_imag
 LEAST = 3  # rounds, however long they take
 
 
-def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int = 30,
-            budget_s: float = 300.0) -> dict[str, Any]:
+def measure(
+    arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int = 30, budget_s: float = 300.0
+) -> dict[str, Any]:
     """Times one forward pass of each arm at each batch size; needs no data and no run.
 
     At each batch size all arms take turns, one call each per round. A time is the median over
@@ -47,7 +48,8 @@ def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int =
     costs = {name: leverage.measure(c, input_pipeline.info(c.dataset)) for name, c in arms.items()}
     measured: dict[str, Any] = {
         name: {'flops': cost.flops, 'flops_executed': cost.flops_executed, 'batches': {}}
-        for name, cost in costs.items()}
+        for name, cost in costs.items()
+    }
     variables = {name: variables_of(config) for name, config in arms.items()}
     for batch in batches:
         logging.info('batch %d: compiling %d arms', batch, len(arms))
@@ -55,7 +57,8 @@ def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int =
         times = timing.rounds(calls, repeats, budget_s / len(batches), LEAST)
         for name, seconds in times.items():
             measured[name]['batches'][str(batch)] = summary(seconds, batch) | {
-                'group_size': group_size(arms[name], batch)}
+                'group_size': group_size(arms[name], batch)
+            }
             logging.info('batch %d  %s  %.3f ms', batch, name, 1e3 * float(np.median(seconds)))
     return {'device': jax.devices()[0].device_kind, 'arms': measured}
 
@@ -63,8 +66,13 @@ def measure(arms: Mapping[str, Config], batches: tuple[int, ...], repeats: int =
 def summary(seconds: list[float], batch: int) -> dict[str, Any]:
     """Median and quartiles of the time of a call, and images per second at the median."""
     low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
-    return {'median_ms': 1e3 * median, 'low_ms': 1e3 * low, 'high_ms': 1e3 * high,
-            'images_per_second': batch / median, 'runs': len(seconds)}
+    return {
+        'median_ms': 1e3 * median,
+        'low_ms': 1e3 * low,
+        'high_ms': 1e3 * high,
+        'images_per_second': batch / median,
+        'runs': len(seconds),
+    }
 
 
 def group_size(config: Config, batch: int) -> int:

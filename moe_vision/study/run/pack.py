@@ -28,6 +28,7 @@ def pack(workdir: str) -> list[str]:
             for seed in record['seeds']:
                 if claims.taken((arm, seed)):
                     who = claims.owner((arm, seed)) or 'another process'
-                    raise UserError(f"{who} works on {arm} seed {seed} in '{workdir}'; pack when "
-                                    'it has ended.')
+                    raise UserError(
+                        f"{who} works on {arm} seed {seed} in '{workdir}'; pack when it has ended."
+                    )
         return rows.pack(workdir, record)

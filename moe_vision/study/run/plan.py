@@ -27,8 +27,9 @@ def folder(workdir: str, cell: Cell) -> Path:
     return Path(workdir) / 'runs' / cell[0] / f'seed_{cell[1]}'
 
 
-def states(workdir: str, record: Mapping[str, Any], arms: Iterable[str],
-           claims: Claims) -> dict[Cell, State]:
+def states(
+    workdir: str, record: Mapping[str, Any], arms: Iterable[str], claims: Claims
+) -> dict[Cell, State]:
     """The state of each cell of these arms."""
     out: dict[Cell, State] = {}
     for arm in arms:
@@ -62,8 +63,9 @@ def training_flops(config: Config) -> int:
 
 def costs(configs: Mapping[str, Config], timings: Timings) -> dict[str, int]:
     """Training FLOPs of one cell of each arm; arms that were timed are not traced again."""
-    known = {arm: t['flops'] for arm, cells in timings.items() for t in cells.values()
-             if t.get('flops')}
+    known = {
+        arm: t['flops'] for arm, cells in timings.items() for t in cells.values() if t.get('flops')
+    }
     return {arm: known.get(arm) or training_flops(config) for arm, config in configs.items()}
 
 
@@ -71,8 +73,11 @@ def this_device() -> dict[str, Any]:
     """What must be equal for timings of cells to be comparable."""
     import jax
 
-    return {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
-            'host_cores': os.cpu_count()}
+    return {
+        'device': jax.devices()[0].device_kind,
+        'devices': jax.device_count(),
+        'host_cores': os.cpu_count(),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +107,9 @@ class Plan:
         whole = sum(self.flops[a] * n for a, n in self.cells.items())
         return 1 - sum(self.flops[a] * n for a, n in self.todo.items()) / whole
 
-    def seconds(self, timings: Timings, device: Mapping[str, Any],
-                started: str = '') -> dict[str, float] | None:
+    def seconds(
+        self, timings: Timings, device: Mapping[str, Any], started: str = ''
+    ) -> dict[str, float] | None:
         """arm -> seconds that one process needs for its cells; None if no cell has been timed yet.
 
         Seconds per FLOP come from the arm's own cells on the same device and number of devices,
@@ -115,25 +121,32 @@ class Plan:
           device: what `this_device` returns.
           started: the arm that this process has compiled already.
         """
-        timed = [(arm, t) for arm, cells in timings.items() for t in cells.values()
-                 if t.get('trained_flops') and t.get('seconds')
-                 and device.items() <= ({'devices': 1} | dict(t)).items()]
+        timed = [
+            (arm, t)
+            for arm, cells in timings.items()
+            for t in cells.values()
+            if t.get('trained_flops')
+            and t.get('seconds')
+            and device.items() <= ({'devices': 1} | dict(t)).items()
+        ]
         if not timed:
             return None
         steady = [(arm, t) for arm, t in timed if not t.get('first')]
 
         def rate(chosen: list[tuple[str, Mapping[str, Any]]]) -> float:
-            return (sum(t['seconds'] for _, t in chosen)
-                    / sum(t['trained_flops'] for _, t in chosen))
+            return sum(t['seconds'] for _, t in chosen) / sum(t['trained_flops'] for _, t in chosen)
 
         def rate_of(arm: str) -> float:
             return rate([x for x in steady if x[0] == arm] or steady or timed)
 
-        starts = [t['seconds'] - rate_of(arm) * t['trained_flops']
-                  for arm, t in timed if t.get('first')]
+        starts = [
+            t['seconds'] - rate_of(arm) * t['trained_flops'] for arm, t in timed if t.get('first')
+        ]
         start = max(sum(starts) / len(starts), 0.0) if starts and steady else 0.0
-        return {arm: n * self.flops[arm] * rate_of(arm) + (start if n and arm != started else 0.0)
-                for arm, n in self.todo.items()}
+        return {
+            arm: n * self.flops[arm] * rate_of(arm) + (start if n and arm != started else 0.0)
+            for arm, n in self.todo.items()
+        }
 
 
 def clock(seconds: float) -> str:
@@ -151,7 +164,10 @@ def table(plan: Plan, timings: Timings, device: Mapping[str, Any]) -> str:
     total = sum(n * plan.flops[a] for a, n in plan.todo.items())
     time = clock(sum(seconds.values())) if seconds else 'unknown'
     lines.append(f'{"all":{width}}  {sum(plan.todo.values()):5}  {"":9}   {total:.3e}  {time}')
-    time_note = ('time: one process, from the seconds per FLOP of cells done on the same number of '
-                 'devices of this kind' if seconds else
-                 'time unknown: no cell has been timed yet on this device')
+    time_note = (
+        'time: one process, from the seconds per FLOP of cells done on the same number of '
+        'devices of this kind'
+        if seconds
+        else 'time unknown: no cell has been timed yet on this device'
+    )
     return '\n'.join([*lines, _FLOPS_NOTE, time_note])

@@ -33,9 +33,15 @@ AGAIN = 0.1  # seconds until the next try, if another process was faster
 REMIND = 600.0  # seconds between two messages while waiting
 
 
-def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
-        train_arm: TrainArm | None = None, stream: TextIO = sys.stderr,
-        stop: Stop | None = None) -> int:
+def run(
+    loaded: Loaded,
+    workdir: str,
+    only: str = '',
+    keep_runs: bool = False,
+    train_arm: TrainArm | None = None,
+    stream: TextIO = sys.stderr,
+    stop: Stop | None = None,
+) -> int:
     """Registers the study, then trains every cell that is not done.
 
     When it returns, all cells are done, by this process or by others.
@@ -75,8 +81,17 @@ def run(loaded: Loaded, workdir: str, only: str = '', keep_runs: bool = False,
 class _Runner:
     """Trains cells of a study in this process, and counts them."""
 
-    def __init__(self, loaded: Loaded, workdir: str, record: dict[str, Any], digest: str,
-                 arms: list[str], claims: Claims, keep_runs: bool, stream: TextIO):
+    def __init__(
+        self,
+        loaded: Loaded,
+        workdir: str,
+        record: dict[str, Any],
+        digest: str,
+        arms: list[str],
+        claims: Claims,
+        keep_runs: bool,
+        stream: TextIO,
+    ):
         self._loaded, self._workdir, self._record, self._digest = loaded, workdir, record, digest
         self._arms, self._claims, self._keep, self._stream = arms, claims, keep_runs, stream
         self._together = loaded.study.seed_mode == 'together'
@@ -101,12 +116,17 @@ class _Runner:
         """
         reminded = -math.inf  # when it last said that it waits
         while not all(map(plan.ended, (states := self._states()).values())):
-            busy = {arm: sum(states[arm, s] == 'running' for s in self._record['seeds'])
-                    for arm in self._arms}
+            busy = {
+                arm: sum(states[arm, s] == 'running' for s in self._record['seeds'])
+                for arm in self._arms
+            }
             pause = WAIT
             for arm in sorted(self._arms, key=lambda a: busy[a]):  # stable: in the study's order
-                todo = [c for c, state in states.items() if c[0] == arm
-                        and not plan.ended(state) and state != 'running']
+                todo = [
+                    c
+                    for c, state in states.items()
+                    if c[0] == arm and not plan.ended(state) and state != 'running'
+                ]
                 if not todo or self._together and busy[arm]:
                     continue
                 wanted = todo if self._together else todo[:1]
@@ -155,27 +175,42 @@ class _Runner:
             if self._together:
                 seconds, compiling = seconds / len(seeds), compiling / len(seeds)
                 self._make_room((arm, seeds[i]))
-            self._finish((arm, seeds[i]), folders[i], error, {
-                'seconds': seconds, 'compile_seconds': compiling, 'first': first,
-                'flops': self._flops[arm],
-                'trained_flops': None if error or resumed[i] else self._flops[arm]})
+            self._finish(
+                (arm, seeds[i]),
+                folders[i],
+                error,
+                {
+                    'seconds': seconds,
+                    'compile_seconds': compiling,
+                    'first': first,
+                    'flops': self._flops[arm],
+                    'trained_flops': None if error or resumed[i] else self._flops[arm],
+                },
+            )
             first = False
 
         try:
             if self._together:
                 self._say(f'{arm}, {len(seeds)} seeds together: starts')
             team.train(arm, seeds)
-            train_arm([self._loaded.config(arm, s) for s in seeds], folders,
-                      self._loaded.study.seed_mode, self._loaded.study.mechanism, done,
-                      lambda i: peers.share(begin(i)))
+            train_arm(
+                [self._loaded.config(arm, s) for s in seeds],
+                folders,
+                self._loaded.study.seed_mode,
+                self._loaded.study.mechanism,
+                done,
+                lambda i: peers.share(begin(i)),
+            )
         except UserError as e:
             raise UserError(f'cell {arm} seed {current}: {e}') from e
         except Exception as e:
             log = Path(folders[seeds.index(current)]) / 'error.txt'
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
-            message = (f"cell {arm} seed {current}: {type(e).__name__}: {e}; the traceback is in "
-                       f"'{log}'. Finished cells are kept; run again to continue.")
+            message = (
+                f'cell {arm} seed {current}: {type(e).__name__}: {e}; the traceback is in '
+                f"'{log}'. Finished cells are kept; run again to continue."
+            )
             if peers.joined():  # another process may have died, whose error is the one to report
                 e.add_note(message)
                 raise
@@ -190,10 +225,12 @@ class _Runner:
 
     def _say_waiting(self, running: list[Cell]) -> None:
         (arm, seed), *others = running
-        self._say(f'waits for {arm} seed {seed}'
-                  + (f' and {len(others)} more cells' if others else '')
-                  + f' ({self._claims.owner((arm, seed)) or "another process"} works on it); it '
-                  'takes over what is given up')
+        self._say(
+            f'waits for {arm} seed {seed}'
+            + (f' and {len(others)} more cells' if others else '')
+            + f' ({self._claims.owner((arm, seed)) or "another process"} works on it); it '
+            'takes over what is given up'
+        )
 
     def say_end(self) -> None:
         states = self._states().values()
@@ -211,12 +248,19 @@ class _Runner:
         """Writes the row of a cell that ended, and prints how far the study is."""
         arm, seed = cell
         if not self._claims.holds(cell):
-            raise UserError('its claim was lost while this process stood still, and another '
-                            'process works on it; run again to help with the rest.')
+            raise UserError(
+                'its claim was lost while this process stood still, and another '
+                'process works on it; run again to help with the rest.'
+            )
         if not self._row(cell):
             row = rows.collect(folder, self._record['name'], arm, seed, self._digest, error)
-            rows.write(self._workdir, row, timing | self._device | {
-                'images_per_second': None if error else rows.images_per_second(folder)})
+            rows.write(
+                self._workdir,
+                row,
+                timing
+                | self._device
+                | {'images_per_second': None if error else rows.images_per_second(folder)},
+            )
             self.count += 1
         if not self._keep:
             _drop_checkpoints(folder)
@@ -226,9 +270,11 @@ class _Runner:
         left = todo.seconds(rows.timings(self._workdir), self._device, arm)
         eta = f', about {plan.clock(sum(left.values()))} left' if left else ''
         ended = sum(map(plan.ended, states.values()))
-        self._say(f'{arm} seed {seed}: {"diverged" if error else "done"} in '
-                  f'{plan.clock(timing["seconds"])}. {ended} of {len(states)} cells, '
-                  f'{todo.share_done():.0%} of the FLOPs{eta}')
+        self._say(
+            f'{arm} seed {seed}: {"diverged" if error else "done"} in '
+            f'{plan.clock(timing["seconds"])}. {ended} of {len(states)} cells, '
+            f'{todo.share_done():.0%} of the FLOPs{eta}'
+        )
 
     def _say(self, message: str) -> None:
         print(f'study {self._record["name"]}: {message}', file=self._stream, flush=True)

@@ -27,9 +27,11 @@ def check(loaded: Loaded, workdir: str, only: str) -> None:
       UserError: they cannot; raised in all of them.
     """
     if loaded.study.seed_mode == 'together':
-        raise UserError("the study has seed_mode 'together', which lays seeds over the devices of "
-                        'one process; run it in one process, or register a study with '
-                        "seed_mode='one_by_one', with a new --workdir.")
+        raise UserError(
+            "the study has seed_mode 'together', which lays seeds over the devices of "
+            'one process; run it in one process, or register a study with '
+            "seed_mode='one_by_one', with a new --workdir."
+        )
     ours = f'{registration.digest(registration.record(loaded))} {only}'
     peers.check_shared(epath.Path(workdir), ours, 'studies')
 
@@ -71,6 +73,11 @@ def follow(loaded: Loaded, workdir: str, train_arm: TrainArm, stop: Stop) -> Non
             stop.sleep(message['wait'])
             continue
         arm, seeds = message['train'], message['seeds']
-        train_arm([loaded.config(arm, s) for s in seeds],
-                  [str(plan.folder(workdir, (arm, s))) for s in seeds], loaded.study.seed_mode,
-                  loaded.study.mechanism, lambda i, error: None, lambda i: peers.share(None))
+        train_arm(
+            [loaded.config(arm, s) for s in seeds],
+            [str(plan.folder(workdir, (arm, s))) for s in seeds],
+            loaded.study.seed_mode,
+            loaded.study.mechanism,
+            lambda i, error: None,
+            lambda i: peers.share(None),
+        )

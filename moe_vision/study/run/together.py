@@ -37,14 +37,16 @@ class Program:
 
     def __init__(self, setup: Setup, seeds: int, devices: int = 0):
         devices = devices or max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
-        mesh = jax.make_mesh((devices,), ('seed',), devices=jax.devices()[:devices],
-                             axis_types=(AxisType.Auto,))
+        mesh = jax.make_mesh(
+            (devices,), ('seed',), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
+        )
         self._setup, self._sharding = setup, NamedSharding(mesh, P('seed'))
         network = models.build(setup.config.model, setup.info.num_classes, None)
         step = jax.vmap(setup.step_of(network))
         if devices > 1:
-            step = jax.shard_map(step, mesh=mesh, in_specs=P('seed'), out_specs=P('seed'),
-                                 check_vma=False)
+            step = jax.shard_map(
+                step, mesh=mesh, in_specs=P('seed'), out_specs=P('seed'), check_vma=False
+            )
         self.step = jax.jit(step, donate_argnums=0, out_shardings=self._sharding)
         self._gather = feed.Gather(setup.config, self._sharding)
 
@@ -56,14 +58,16 @@ class Program:
     def unstack(self, states: TrainState) -> Callable[[int], TrainState]:
         """A function from the place of a seed to its state, as a single run holds it."""
         on_host = jax.device_get(states)
-        return lambda i: jax.device_put(jax.tree.map(lambda x: x[i].copy(), on_host),
-                                        self._setup.shardings)
+        return lambda i: jax.device_put(
+            jax.tree.map(lambda x: x[i].copy(), on_host), self._setup.shardings
+        )
 
     def batch(self, arrays: Sequence[feed.Arrays]) -> dict[str, jax.Array]:
         """The batch [S, A, B, ...], from what `feed.on_host` yields for each seed."""
         micro = self._setup.config.train.micro_batches
-        whole = jax.tree.map(lambda *x: np.stack([a.reshape(micro, -1, *a.shape[1:]) for a in x]),
-                             *arrays)
+        whole = jax.tree.map(
+            lambda *x: np.stack([a.reshape(micro, -1, *a.shape[1:]) for a in x]), *arrays
+        )
         return self._gather(jax.device_put(whole, self._sharding))
 
 
@@ -73,10 +77,15 @@ def train(configs: Sequence[Config], folders: Sequence[str], probe: bool, done: 
     if not all(map(setup.fits, configs)):
         raise ValueError('the configs of an arm differ in more than the seed')
     with contextlib.ExitStack() as stack:
-        runs = {i: stack.enter_context(Run(setup, config, folder))
-                for i, (config, folder) in enumerate(zip(configs, folders, strict=True))}
-        ended = {i: run.restore() for i, run in runs.items()
-                 if run.saved.steps()[:1] == [setup.times.total]}
+        runs = {
+            i: stack.enter_context(Run(setup, config, folder))
+            for i, (config, folder) in enumerate(zip(configs, folders, strict=True))
+        }
+        ended = {
+            i: run.restore()
+            for i, run in runs.items()
+            if run.saved.steps()[:1] == [setup.times.total]
+        }
         start, states = _common({i: run for i, run in runs.items() if i not in ended})
         for i, run in runs.items():
             run.begin(setup.times.total if i in ended else start)
@@ -96,14 +105,18 @@ def _common(runs: dict[int, Run]) -> tuple[int, dict[int, TrainState]]:
     restored: dict[int, tuple[int, TrainState]] = {i: run.restore() for i, run in runs.items()}
     while len({step for step, _ in restored.values()}) > 1:
         least = min(step for step, _ in restored.values())
-        restored = {i: restored[i] if restored[i][0] == least else run.restore(least)
-                 for i, run in runs.items()}
+        restored = {
+            i: restored[i] if restored[i][0] == least else run.restore(least)
+            for i, run in runs.items()
+        }
     return max((step for step, _ in restored.values()), default=0), {
-        i: state for i, (_, state) in restored.items()}
+        i: state for i, (_, state) in restored.items()
+    }
 
 
-def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], start: int,
-          done: Done) -> tuple[dict[int, TrainState], float]:
+def _loop(
+    setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], start: int, done: Done
+) -> tuple[dict[int, TrainState], float]:
     """Trains steps start + 1 to the last. Returns (states of runs that did not diverge, images/s of
     one seed)."""
     config, times = setup.config, setup.times
@@ -115,8 +128,10 @@ def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], sta
     alive = dict(runs)
     rows = range(config.train.batch_size)
     with contextlib.ExitStack() as stack:
-        sources = [stack.enter_context(feed.on_host(config, run.config.seed, rows, start,
-                                                    times.total)) for run in runs.values()]
+        sources = [
+            stack.enter_context(feed.on_host(config, run.config.seed, rows, start, times.total))
+            for run in runs.values()
+        ]
         for step, arrays in enumerate(zip(*sources, strict=True), start + 1):
             stacked, out = program.step(stacked, program.batch(arrays))
             waiting.append((step, out))
@@ -148,8 +163,14 @@ def _loop(setup: Setup, runs: dict[int, Run], states: dict[int, TrainState], sta
         return {i: state_at(place[i]) for i in alive}, progress.images_per_second(times.total)
 
 
-def _save(unstack, stacked: TrainState, step: int, alive: dict[int, Run], place: dict[int, int],
-          progress: Progress) -> None:
+def _save(
+    unstack,
+    stacked: TrainState,
+    step: int,
+    alive: dict[int, Run],
+    place: dict[int, int],
+    progress: Progress,
+) -> None:
     """Validates and saves seed by seed, if this step is one for it."""
     runs = list(alive.items())
     if not runs[0][1].saves(step):
@@ -162,5 +183,7 @@ def _save(unstack, stacked: TrainState, step: int, alive: dict[int, Run], place:
             accuracies.append(run.validate(step, state)['accuracy'])
         run.save(step, state)
     if accuracies:
-        progress.line(f'step {step}  validation accuracy of {len(runs)} seeds '
-                      f'{min(accuracies):.4f} to {max(accuracies):.4f}')
+        progress.line(
+            f'step {step}  validation accuracy of {len(runs)} seeds '
+            f'{min(accuracies):.4f} to {max(accuracies):.4f}'
+        )

@@ -25,10 +25,15 @@ VERSIONS = {'jax': '0.10.2', 'numpy': '2.4.6'}
 def study(comparisons, arms=('moe', 'dense'), seeds=(0, 1, 2), margin=1.0, patterns=None):
     """The record: comparisons are name -> (arm, baseline, expected, primary)."""
     declared = types.Study(
-        name='made_up', question='?', hypotheses=(), seeds=seeds, margin=margin,
+        name='made_up',
+        question='?',
+        hypotheses=(),
+        seeds=seeds,
+        margin=margin,
         arms={name: types.Arm('configs/x.py') for name in arms},
         comparisons={n: types.Comparison(*c) for n, c in comparisons.items()},
-        patterns=patterns or {})
+        patterns=patterns or {},
+    )
     return json.loads(json.dumps(dataclasses.asdict(declared)))
 
 
@@ -36,17 +41,39 @@ def row(count, right=None, **changes):
     """A row with `count` test images right, the first ones; or those in `right` [I]."""
     right = np.arange(IMAGES) < count if right is None else right
     result = {
-        'test_accuracy': float(right.mean()), 'test_accuracy_selected': None, 'flops': 100,
-        'test_accuracy_unbounded': 0.5, 'flops_executed': 120, 'params_total': 10,
-        'params_active': 10, 'rho_place': 0.25, 'rho_active': 0.0, 'rho_executed': 0.0,
-        'drop_rate': 0.0, 'orphan_rate': 0.0, 'effective_experts': None, 'dead_experts': 0,
-        'collapsed': False}
+        'test_accuracy': float(right.mean()),
+        'test_accuracy_selected': None,
+        'flops': 100,
+        'test_accuracy_unbounded': 0.5,
+        'flops_executed': 120,
+        'params_total': 10,
+        'params_active': 10,
+        'rho_place': 0.25,
+        'rho_active': 0.0,
+        'rho_executed': 0.0,
+        'drop_rate': 0.0,
+        'orphan_rate': 0.0,
+        'effective_experts': None,
+        'dead_experts': 0,
+        'collapsed': False,
+    }
     result |= changes.pop('result', {})
     return {
-        'status': 'done', 'error': '', 'preregistration': HASH, 'versions': VERSIONS,
-        'git_commit': 'c' * 40, 'device': 'cpu', 'num_classes': 10, 'images': IMAGES,
-        'result': result, 'correct': base64.b64encode(np.packbits(right).tobytes()).decode(),
-        'layers': {}, 'curve': [], 'mechanism': None, 'config': {'k': 1}} | changes
+        'status': 'done',
+        'error': '',
+        'preregistration': HASH,
+        'versions': VERSIONS,
+        'git_commit': 'c' * 40,
+        'device': 'cpu',
+        'num_classes': 10,
+        'images': IMAGES,
+        'result': result,
+        'correct': base64.b64encode(np.packbits(right).tobytes()).decode(),
+        'layers': {},
+        'curve': [],
+        'mechanism': None,
+        'config': {'k': 1},
+    } | changes
 
 
 def diverged(**changes):
@@ -55,8 +82,10 @@ def diverged(**changes):
 
 def cells(**arms):
     """arm -> seed -> row, from a count (or a row) per seed."""
-    return {arm: {s: v if isinstance(v, dict) else row(v) for s, v in enumerate(values)}
-            for arm, values in arms.items()}
+    return {
+        arm: {s: v if isinstance(v, dict) else row(v) for s, v in enumerate(values)}
+        for arm, values in arms.items()
+    }
 
 
 PRIMARY = {'gap': ('moe', 'dense', 'positive', True)}
@@ -64,8 +93,12 @@ PRIMARY = {'gap': ('moe', 'dense', 'positive', True)}
 
 def judged(moe, dense, margin=1.0, expected='positive', primary=True, **more):
     """The gap of two arms with these counts per seed."""
-    record = study({'gap': ('moe', 'dense', expected, primary)}, seeds=tuple(range(len(moe))),
-                   margin=margin, **more)
+    record = study(
+        {'gap': ('moe', 'dense', expected, primary)},
+        seeds=tuple(range(len(moe))),
+        margin=margin,
+        **more,
+    )
     return analyse.analyse(record, HASH, cells(moe=moe, dense=dense)).gaps['gap']
 
 
@@ -80,8 +113,7 @@ def test_three_seeds_by_hand():
     assert gap.estimate.level == 0.95
     assert gap.estimate.low == pytest.approx(2 - 2.48414, abs=1e-5)
     assert gap.mde == pytest.approx(3.2640, abs=1e-4)
-    assert gap.correlation == pytest.approx(
-        np.corrcoef(gap.arm_values, gap.baseline_values)[0, 1])
+    assert gap.correlation == pytest.approx(np.corrcoef(gap.arm_values, gap.baseline_values)[0, 1])
     assert gap.selected.n == 0 and gap.diverged == 0
     assert gap.without_diverged == gap.estimate
 
@@ -94,8 +126,9 @@ def test_each_verdict():
     assert judged([930, 870, 910, 890, 901], base).verdict == 'inconclusive'
     gap = judged([901, 902, 901, 902, 901], base)  # 0.14 pp, significant, inside 1 pp
     assert gap.verdict == 'equivalent' and gap.p < 0.05
-    assert gap.note == (f'negligible: differs from 0 (p = {gap.p_holm:.2g} by Holm) but lies '
-                        'within ±1 pp')
+    assert gap.note == (
+        f'negligible: differs from 0 (p = {gap.p_holm:.2g} by Holm) but lies within ±1 pp'
+    )
     assert judged([901, 902, 901, 902, 901], base, margin=0.1).verdict == 'positive'
 
 
@@ -104,8 +137,10 @@ def test_chance_against_chance_is_no_sign_of_equivalence():
     lost = [diverged()] * 7
     gap = judged([901, *lost], [900, *lost])
     assert gap.verdict == 'inconclusive' and math.isnan(gap.p_tost)
-    assert gap.note == ('both arms diverged (seeds 1, 2, 3, 4, 5, 6, 7): an equivalence must also '
-                        'hold without these pairs')
+    assert gap.note == (
+        'both arms diverged (seeds 1, 2, 3, 4, 5, 6, 7): an equivalence must also '
+        'hold without these pairs'
+    )
     near, base = [901, 899, 900, 902, 898], [900] * 5
     whole, one_lost = judged(near, base), judged([*near, diverged()], [*base, diverged()])
     assert one_lost.verdict == 'equivalent' and one_lost.p_tost == whole.p_tost
@@ -124,8 +159,9 @@ def test_a_part_of_the_registered_seeds_confirms_nothing():
 
 
 def test_a_pattern_rests_on_tests():
-    record = study({'gap': ('moe', 'dense', 'equivalent', True)}, seeds=(0, 1),
-                   patterns={'all': ('gap',)})
+    record = study(
+        {'gap': ('moe', 'dense', 'equivalent', True)}, seeds=(0, 1), patterns={'all': ('gap',)}
+    )
     analysis = analyse.analyse(record, HASH, cells(moe=[900, 910], dense=[900, 910]))
     assert analysis.gaps['gap'].verdict == 'equivalent'  # without a test: the same on every image
     assert math.isnan(analysis.patterns[0].p) and not analysis.patterns[0].supported
@@ -146,15 +182,22 @@ def test_interval_says_what_the_verdict_says():
     seen = set()
     for _ in range(60):
         names = [f'arm_{i}' for i in range(6)]
-        counts = {n: 900 + rng.normal(rng.choice([0, 8, -25, 3]), rng.choice([3, 9]), 6)
-                  .round().astype(int) for n in names}
-        record = study({n: (n, 'dense', 'none', i < 4) for i, n in enumerate(names)},
-                       (*names, 'dense'), tuple(range(6)))
+        counts = {
+            n: 900
+            + rng.normal(rng.choice([0, 8, -25, 3]), rng.choice([3, 9]), 6).round().astype(int)
+            for n in names
+        }
+        record = study(
+            {n: (n, 'dense', 'none', i < 4) for i, n in enumerate(names)},
+            (*names, 'dense'),
+            tuple(range(6)),
+        )
         rows = cells(**counts, dense=rng.normal(900, 3, 6).round().astype(int))
         gaps = analyse.analyse(record, HASH, rows).gaps
         primary = [gaps[n] for n in names[:4]]
-        adjusted = statistics.holm([stats.ttest_rel(g.arm_values, g.baseline_values).pvalue
-                                    for g in primary], 0.05).adjusted
+        adjusted = statistics.holm(
+            [stats.ttest_rel(g.arm_values, g.baseline_values).pvalue for g in primary], 0.05
+        ).adjusted
         assert [g.p_holm for g in primary] == pytest.approx(adjusted)
         for gap in gaps.values():
             e = gap.estimate
@@ -163,39 +206,55 @@ def test_interval_says_what_the_verdict_says():
             if gap.verdict == 'equivalent':
                 assert -1 < e.low and e.high < 1
                 assert gap.note.startswith('negligible') == (
-                    (gap.p_holm if gap.primary else gap.p) <= 0.05)
+                    (gap.p_holm if gap.primary else gap.p) <= 0.05
+                )
             else:
                 assert excludes_0 == (gap.verdict != 'inconclusive')
                 assert gap.verdict == 'inconclusive' or (
-                    (e.mean > 0) == (gap.verdict == 'positive'))
+                    (e.mean > 0) == (gap.verdict == 'positive')
+                )
                 assert (gap.p_tost_holm if gap.primary else gap.p_tost) > 0.05
     assert len(seen) == 4
 
 
 def test_levels_step_down_over_the_primary_comparisons_alone():
-    arms = {'a': [930, 931, 929, 930, 932], 'b': [910, 905, 912, 909, 911],
-            'c': [902, 897, 909, 906, 894], 'x': [910, 905, 912, 909, 911]}
-    record = study({n: (n, 'dense', 'none', n != 'x') for n in arms}, (*arms, 'dense'),
-                   tuple(range(5)), margin=0.2)
+    arms = {
+        'a': [930, 931, 929, 930, 932],
+        'b': [910, 905, 912, 909, 911],
+        'c': [902, 897, 909, 906, 894],
+        'x': [910, 905, 912, 909, 911],
+    }
+    record = study(
+        {n: (n, 'dense', 'none', n != 'x') for n in arms},
+        (*arms, 'dense'),
+        tuple(range(5)),
+        margin=0.2,
+    )
     gaps = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5)).gaps
     assert [gaps[n].verdict for n in arms] == ['positive', 'positive', 'inconclusive', 'positive']
     assert [gaps[n].estimate.level for n in arms] == pytest.approx(
-        [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95, 0.95])
+        [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95, 0.95]
+    )
     assert gaps['a'].p_holm == pytest.approx(3 * gaps['a'].p)
     assert gaps['b'].p_holm == pytest.approx(2 * gaps['b'].p)
     assert math.isnan(gaps['x'].p_holm) and math.isnan(gaps['x'].p_tost_holm)
     assert gaps['x'].p == gaps['b'].p
-    assert gaps['x'].flags == ('exploratory: not a primary comparison, judged at 0.05 without '
-                             'correction',)
+    assert gaps['x'].flags == (
+        'exploratory: not a primary comparison, judged at 0.05 without correction',
+    )
     for name, level in (('a', 0.05 / 3), ('x', 0.05)):  # the smallest gap: by Bonferroni
         assert gaps[name].mde == pytest.approx(
-            statistics.detectable(5, level) * gaps[name].estimate.sd)
+            statistics.detectable(5, level) * gaps[name].estimate.sd
+        )
 
 
 def test_level_of_an_equivalent_verdict():
     counts = [901, 899, 900, 902, 898]
-    record = study({'a': ('moe', 'dense', 'none', True), 'b': ('lost', 'dense', 'none', True)},
-                   ('moe', 'dense', 'lost'), tuple(range(5)))
+    record = study(
+        {'a': ('moe', 'dense', 'none', True), 'b': ('lost', 'dense', 'none', True)},
+        ('moe', 'dense', 'lost'),
+        tuple(range(5)),
+    )
     gaps = analyse.analyse(record, HASH, cells(moe=counts, dense=[900] * 5)).gaps
     assert gaps['a'].verdict == 'equivalent'
     assert gaps['a'].estimate.level == pytest.approx(1 - 2 * 0.05 / 2)  # two in the family
@@ -206,17 +265,28 @@ IDENTICAL = 'sd = 0: identical on every test image in every seed, so no test'
 EQUAL = 'sd = 0: equal accuracies in every seed, so no test'
 
 
-@pytest.mark.parametrize('moe, dense, verdict, note', [
-    ([900, 910], [900, 910], 'equivalent', IDENTICAL),
-    ([row(0, np.arange(IMAGES) >= 100), 910], [900, 910], 'inconclusive', EQUAL),
-    ([row(900, correct=''), 910], [900, 910], 'inconclusive', EQUAL),
-    ([903, 913, 703], [900, 910, 700], 'inconclusive',
-     'sd = 0: +0.30 pp in every seed, so no t-test; see the sign-flip p'),
-    ([diverged(), diverged()], [diverged(), diverged()], 'inconclusive',
-     'sd = 0: both arms diverged in every seed, so no test'),
-    ([910], [900], 'inconclusive', 'one pair of seeds: no test'),
-    ([900], [900], 'inconclusive', 'one pair of seeds: no test'),
-])
+@pytest.mark.parametrize(
+    'moe, dense, verdict, note',
+    [
+        ([900, 910], [900, 910], 'equivalent', IDENTICAL),
+        ([row(0, np.arange(IMAGES) >= 100), 910], [900, 910], 'inconclusive', EQUAL),
+        ([row(900, correct=''), 910], [900, 910], 'inconclusive', EQUAL),
+        (
+            [903, 913, 703],
+            [900, 910, 700],
+            'inconclusive',
+            'sd = 0: +0.30 pp in every seed, so no t-test; see the sign-flip p',
+        ),
+        (
+            [diverged(), diverged()],
+            [diverged(), diverged()],
+            'inconclusive',
+            'sd = 0: both arms diverged in every seed, so no test',
+        ),
+        ([910], [900], 'inconclusive', 'one pair of seeds: no test'),
+        ([900], [900], 'inconclusive', 'one pair of seeds: no test'),
+    ],
+)
 def test_no_spread_is_labelled_and_never_significant(moe, dense, verdict, note):
     gap = judged(moe, dense)
     assert (gap.verdict, gap.note) == (verdict, note)
@@ -227,11 +297,13 @@ def test_no_spread_is_labelled_and_never_significant(moe, dense, verdict, note):
 
 def test_equal_gaps_are_seen_in_float32_shares():
     """0.9166667, 0.9138889 and so on: three images of 360 in every seed."""
+
     def share(count):
-        return row(0, images=360, correct='', result={
-            'test_accuracy': float(np.float32(count / 360))})
-    gap = judged([share(333), share(341), share(350)],
-                 [share(330), share(338), share(347)])
+        return row(
+            0, images=360, correct='', result={'test_accuracy': float(np.float32(count / 360))}
+        )
+
+    gap = judged([share(333), share(341), share(350)], [share(330), share(338), share(347)])
     assert gap.estimate.sd == 0 and gap.estimate.values == (pytest.approx(300 / 360),) * 3
     # an accuracy that is not a whole number of images stays as it is
     odd = judged([row(0, correct='', result={'test_accuracy': 0.91234567})] * 2, [900, 900])
@@ -252,21 +324,31 @@ def test_diverged_run_scores_chance(bad):
 
 
 def test_pairs_only_and_listed():
-    record = study(PRIMARY | {'none': ('lost', 'dense', 'none', True)}, ('moe', 'dense', 'lost'),
-                   seeds=(3, 1, 2, 0))
-    rows = {'moe': {0: row(910), 1: row(920), 7: row(0)},
-            'dense': {1: row(900), 2: row(900), 3: row(900)}, 'typo': {0: row(0)}}
+    record = study(
+        PRIMARY | {'none': ('lost', 'dense', 'none', True)},
+        ('moe', 'dense', 'lost'),
+        seeds=(3, 1, 2, 0),
+    )
+    rows = {
+        'moe': {0: row(910), 1: row(920), 7: row(0)},
+        'dense': {1: row(900), 2: row(900), 3: row(900)},
+        'typo': {0: row(0)},
+    }
     analysis = analyse.analyse(record, HASH, rows, ['rows/x: half-written'])
     assert analysis.problems == (
         'rows/x: half-written',
         'arm typo: not in the pre-registration, left out',
         'arm moe: seed 7 not in the pre-registration, left out',
         'comparison gap: incomplete: moe has no row for seeds 3, 2; dense has no row for seed 0',
-        'comparison none: incomplete: no pair of seeds: lost has no rows')
+        'comparison none: incomplete: no pair of seeds: lost has no rows',
+    )
     assert analysis.gaps['gap'].seeds == (1,) and analysis.arms['moe'].seeds == (1, 0)
     none = analysis.gaps['none']
     assert (none.estimate.n, none.verdict, none.note) == (
-        0, 'inconclusive', 'no pair of seeds: no test')
+        0,
+        'inconclusive',
+        'no pair of seeds: no test',
+    )
     assert math.isnan(none.cost) and math.isnan(none.params) and none.seeds == ()
     assert analysis.arms['lost'].values == () and analysis.rows is rows
 
@@ -278,7 +360,8 @@ def test_rows_of_another_pre_registration_confirm_nothing():
     rows['moe'][1]['preregistration'] = rows['moe'][2]['preregistration'] = 'b' * 64
     analysis = analyse.analyse(record, HASH, rows)
     assert analysis.gaps['gap'].flags == (
-        'exploratory: rows of another pre-registration (moe seeds 1, 2)',)
+        'exploratory: rows of another pre-registration (moe seeds 1, 2)',
+    )
     assert analysis.gaps['gap'].primary and analysis.gaps['gap'].verdict == 'positive'
     assert not analysis.patterns[0].supported
     assert analysis.patterns[0].p == analysis.gaps['gap'].p_holm
@@ -295,20 +378,35 @@ def test_unlike_pairs_are_flagged():
         'version of jax differs: 0.11.0 and 0.10.2 (seed 2)',
         'version of numpy differs: 2.4.6 and unknown (seed 2)',
         'commit differs: dddddddddd+changes and cccccccccc (seed 0)',
-        'commit differs: cccccccccc and unknown (seed 2)')
+        'commit differs: cccccccccc and unknown (seed 2)',
+    )
     rows['moe'][0]['images'] = 500
-    assert 'number of test images differs: 500 and 1000 (seed 0)' in analyse.analyse(
-        study(PRIMARY), HASH, rows).gaps['gap'].flags
+    assert (
+        'number of test images differs: 500 and 1000 (seed 0)'
+        in analyse.analyse(study(PRIMARY), HASH, rows).gaps['gap'].flags
+    )
 
 
 def test_patterns_hold_all_or_nothing():
-    arms = {'up': [930, 931, 929, 930, 932], 'down': [880, 882, 879, 880, 881],
-            'same': [900, 901, 899, 901, 900], 'open': [890, 920, 905, 880, 912]}
+    arms = {
+        'up': [930, 931, 929, 930, 932],
+        'down': [880, 882, 879, 880, 881],
+        'same': [900, 901, 899, 901, 900],
+        'open': [890, 920, 905, 880, 912],
+    }
     expected = {'up': 'positive', 'down': 'negative', 'same': 'equivalent', 'open': 'inconclusive'}
-    record = study({n: (n, 'dense', expected[n], True) for n in arms}
-                   | {'wrong': ('up', 'dense', 'negative', True)}, (*arms, 'dense'),
-                   tuple(range(5)), patterns={'reversal': ('up', 'down'), 'three': tuple(arms)[:3],
-                                              'weak': ('up', 'open'), 'bad': ('up', 'wrong')})
+    record = study(
+        {n: (n, 'dense', expected[n], True) for n in arms}
+        | {'wrong': ('up', 'dense', 'negative', True)},
+        (*arms, 'dense'),
+        tuple(range(5)),
+        patterns={
+            'reversal': ('up', 'down'),
+            'three': tuple(arms)[:3],
+            'weak': ('up', 'open'),
+            'bad': ('up', 'wrong'),
+        },
+    )
     analysis = analyse.analyse(record, HASH, cells(**arms, dense=[900] * 5))
     reversal, three, weak, bad = analysis.patterns
     gaps = analysis.gaps
@@ -322,6 +420,7 @@ def test_patterns_hold_all_or_nothing():
 def test_selected_gap():
     def at(count, best):
         return row(count, result={'test_accuracy_selected': best})
+
     rows = [at(900, 0.95), at(900, None), diverged()], [at(900, 0.93), at(900, 0.9), at(900, 0.94)]
     gap = judged(*rows)
     assert gap.selected.values == pytest.approx((2, 10 - 94))
@@ -342,18 +441,41 @@ def test_lists_of_correct_images_that_are_wrong_are_not_used(correct):
     rows = cells(moe=[910, row(920, correct=correct)], dense=[900, 900])
     analysis = analyse.analyse(study(PRIMARY, seeds=(0, 1)), HASH, rows)
     assert math.isnan(analysis.gaps['gap'].image_error)
-    assert analysis.problems == ('arm moe: seed 1: the list of correct test images contradicts '
-                                 'the accuracy and is not used',)
+    assert analysis.problems == (
+        'arm moe: seed 1: the list of correct test images contradicts the accuracy and is not used',
+    )
 
 
 def test_arm_over_its_seeds():
-    routed = {'effective_experts': 3.5, 'dead_experts': 1, 'drop_rate': 0.1, 'collapsed': True,
-              'flops': 150, 'flops_executed': 180, 'params_total': 40, 'rho_active': 0.5}
-    moe = [row(910, result=routed, mechanism={'shuffle_drop': 0.2, 'ablation': {'b': [0.1, 0.3]},
-                                              'only': 1, 'uneven': [1], 'word': 'x'}),
-           row(930, result=routed | {'rho_active': 0.4}, mechanism={
-               'shuffle_drop': 0.4, 'ablation': {'b': [0.3, None]}, 'uneven': [1, 2]}),
-           diverged(result={'flops': 150})]
+    routed = {
+        'effective_experts': 3.5,
+        'dead_experts': 1,
+        'drop_rate': 0.1,
+        'collapsed': True,
+        'flops': 150,
+        'flops_executed': 180,
+        'params_total': 40,
+        'rho_active': 0.5,
+    }
+    moe = [
+        row(
+            910,
+            result=routed,
+            mechanism={
+                'shuffle_drop': 0.2,
+                'ablation': {'b': [0.1, 0.3]},
+                'only': 1,
+                'uneven': [1],
+                'word': 'x',
+            },
+        ),
+        row(
+            930,
+            result=routed | {'rho_active': 0.4},
+            mechanism={'shuffle_drop': 0.4, 'ablation': {'b': [0.3, None]}, 'uneven': [1, 2]},
+        ),
+        diverged(result={'flops': 150}),
+    ]
     analysis = analyse.analyse(study(PRIMARY), HASH, cells(moe=moe, dense=[900, 900, 900]))
     arm, dense = analysis.arms['moe'], analysis.arms['dense']
     assert arm.values == (91, 93, 10) and arm.diverged == (2,)
@@ -364,8 +486,10 @@ def test_arm_over_its_seeds():
     assert arm.dead_experts[:2] == (1, 1) and math.isnan(arm.dead_experts[2])
     assert arm.unbounded[:2] == (50, 50) and math.isnan(arm.unbounded[2])
     assert all(map(math.isnan, dense.effective_experts)) and all(map(math.isnan, dense.selected))
-    assert arm.mechanism == {'shuffle_drop': pytest.approx(0.3),
-                             'ablation': {'b': [0.2, pytest.approx(math.nan, nan_ok=True)]}}
+    assert arm.mechanism == {
+        'shuffle_drop': pytest.approx(0.3),
+        'ablation': {'b': [0.2, pytest.approx(math.nan, nan_ok=True)]},
+    }
     assert dense.mechanism == {} and arm.config == {'k': 1}
     gap = analysis.gaps['gap']
     assert (gap.cost, gap.cost_executed, gap.params, gap.rho_place) == (1.5, 1.5, 4, 0.25)
@@ -387,7 +511,15 @@ def test_the_order_of_rows_changes_nothing():
 
 def test_importing_needs_no_jax():
     done = subprocess.run(
-        [sys.executable, '-c', 'import sys; from moe_vision.study.analysis import analyse; '
-         'print([m for m in ("jax", "flax", "matplotlib") if m in sys.modules])'],
-        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
+        [
+            sys.executable,
+            '-c',
+            'import sys; from moe_vision.study.analysis import analyse; '
+            'print([m for m in ("jax", "flax", "matplotlib") if m in sys.modules])',
+        ],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout.strip() == '[]', done.stderr

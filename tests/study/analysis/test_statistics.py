@@ -46,8 +46,9 @@ def test_agree_with_scipy(values):
     assert statistics.t_test(values) == pytest.approx(expected.pvalue, rel=1e-9)
     assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
     assert result.sd == pytest.approx(values.std(ddof=1))
-    flips = stats.permutation_test((values,), np.mean, permutation_type='samples',
-                                   n_resamples=np.inf, vectorized=False)
+    flips = stats.permutation_test(
+        (values,), np.mean, permutation_type='samples', n_resamples=np.inf, vectorized=False
+    )
     assert statistics.sign_flip(values) == pytest.approx(flips.pvalue, abs=1e-12)
     low = stats.ttest_1samp(values, -0.4, alternative='greater').pvalue
     high = stats.ttest_1samp(values, 0.4, alternative='less').pvalue
@@ -62,7 +63,8 @@ def test_signs_order_and_shift(values):
     # "mean >= margin" is "mean of (values - margin) >= 0": half the two-sided p where it is below
     shifted = values - values.min() + 1
     assert statistics.tost(shifted, 0.1) == pytest.approx(
-        1 - statistics.t_test(shifted - 0.1) / 2, rel=1e-9)
+        1 - statistics.t_test(shifted - 0.1) / 2, rel=1e-9
+    )
 
 
 def test_tost_is_the_interval_within_the_margin():
@@ -80,8 +82,13 @@ def test_tost_is_the_interval_within_the_margin():
 def test_equal_gaps_have_sd_0_and_no_test(values):
     result = statistics.estimate(values, 0.95)
     assert result.sd == 0 and result.mean == pytest.approx(float(values[1]), abs=1e-12)
-    for nothing in (result.low, result.high, statistics.t_test(values), statistics.tost(values, 1),
-                    statistics.effect_size(values)):
+    for nothing in (
+        result.low,
+        result.high,
+        statistics.t_test(values),
+        statistics.tost(values, 1),
+        statistics.effect_size(values),
+    ):
         assert math.isnan(nothing)
     assert statistics.sign_flip(values) == (0.25 if values[0] else 1)
 
@@ -89,20 +96,36 @@ def test_equal_gaps_have_sd_0_and_no_test(values):
 def test_one_value_and_none():
     one, none = statistics.estimate([1.5], 0.9), statistics.estimate([], 0.9)
     assert (one.n, one.mean, none.n) == (1, 1.5, 0)
-    for nothing in (one.sd, one.low, one.high, none.mean, none.sd, none.low, none.high,
-                    statistics.t_test([1.5]), statistics.tost([], 1), statistics.sign_flip([])):
+    for nothing in (
+        one.sd,
+        one.low,
+        one.high,
+        none.mean,
+        none.sd,
+        none.low,
+        none.high,
+        statistics.t_test([1.5]),
+        statistics.tost([], 1),
+        statistics.sign_flip([]),
+    ):
         assert math.isnan(nothing)
     assert statistics.sign_flip([1.5]) == 1
 
 
-@pytest.mark.parametrize('values, p', [
-    ([1, 1, -1], 1),  # every pattern has |sum| >= 1
-    ([2, 1, 1], 2 / 8),
-    ([1, 1, 1, -1], 10 / 16),  # |sum| is 4 in 2 patterns, 2 in 8, 0 in 6
-    ([0, 0, 5], 1),
-    ([0.3, 0.1 + 0.2, -0.3, 0.6], 8 / 16),  # in units of 0.3, |sum| is 5 in 2 patterns, 3 in 6
-    ([1] * 5, 0.0625), ([1] * 6, 0.03125), ([-1] * 8, 0.0078125), ([1] * 20, 2**-19),
-])
+@pytest.mark.parametrize(
+    'values, p',
+    [
+        ([1, 1, -1], 1),  # every pattern has |sum| >= 1
+        ([2, 1, 1], 2 / 8),
+        ([1, 1, 1, -1], 10 / 16),  # |sum| is 4 in 2 patterns, 2 in 8, 0 in 6
+        ([0, 0, 5], 1),
+        ([0.3, 0.1 + 0.2, -0.3, 0.6], 8 / 16),  # in units of 0.3, |sum| is 5 in 2 patterns, 3 in 6
+        ([1] * 5, 0.0625),
+        ([1] * 6, 0.03125),
+        ([-1] * 8, 0.0078125),
+        ([1] * 20, 2**-19),
+    ],
+)
 def test_sign_flip_by_counting(values, p):
     assert statistics.sign_flip(values) == p
 
@@ -152,14 +175,17 @@ def test_holm_level_and_adjusted_p_agree_and_errors_are_rare():
     for p in rng.uniform(size=(2000, 4)):
         result = statistics.holm(p, 0.05)
         wrong += any(result.rejected)
-        for value, adjusted, rejected, level in zip(p, result.adjusted, result.rejected,
-                                                    result.level, strict=True):
+        for value, adjusted, rejected, level in zip(
+            p, result.adjusted, result.rejected, result.level, strict=True
+        ):
             assert rejected == (adjusted <= 0.05) == (value <= level)
     assert wrong / 2000 == pytest.approx(0.05, abs=0.015)
 
 
-@pytest.mark.parametrize('n, at_5, at_1', [
-    (3, 3.27, 6.55), (5, 1.69, 2.48), (8, 1.16, 1.54), (10, 1.00, 1.29), (20, 0.67, 0.82)])
+@pytest.mark.parametrize(
+    'n, at_5, at_1',
+    [(3, 3.27, 6.55), (5, 1.69, 2.48), (8, 1.16, 1.54), (10, 1.00, 1.29), (20, 0.67, 0.82)],
+)
 def test_detectable_gap_is_that_of_the_table(n, at_5, at_1):
     """Rounded up, so that the power is at least 80 %, at 0.05 and at 0.05 / 4."""
     for level, expected in ((0.05, at_5), (0.0125, at_1)):
@@ -173,7 +199,8 @@ def test_detectable_gap_is_found_that_often():
     rng = np.random.default_rng(5)
     draws = rng.normal(statistics.detectable(5, 0.05), 1, (4000, 5))
     assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(
-        0.8, abs=0.02)
+        0.8, abs=0.02
+    )
     assert statistics.detectable(2, 0.05 / 40) > 100
     assert math.isnan(statistics.detectable(1, 0.05))
 
@@ -224,8 +251,12 @@ def test_spearman_by_hand_and_with_ties():
     value, p = statistics.spearman([1, 2, 3, 4, 5], [1, 2, 2, 4, 3])
     assert value == pytest.approx(stats.spearmanr([1, 2, 3, 4, 5], [1, 2, 2, 4, 3])[0])
     oracle = stats.permutation_test(
-        ([1, 2, 2, 4, 3],), lambda y: round(stats.spearmanr([1, 2, 3, 4, 5], y)[0], 9),
-        permutation_type='pairings', n_resamples=np.inf, vectorized=False)
+        ([1, 2, 2, 4, 3],),
+        lambda y: round(stats.spearmanr([1, 2, 3, 4, 5], y)[0], 9),
+        permutation_type='pairings',
+        n_resamples=np.inf,
+        vectorized=False,
+    )
     assert p == pytest.approx(oracle.pvalue)
     assert all(map(math.isnan, statistics.spearman([1, 2, 3], [1, 1, 1])))
     assert statistics.spearman(range(10), range(10)) == (1, 1 / (1 + statistics.DRAWS))

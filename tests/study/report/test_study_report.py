@@ -18,8 +18,18 @@ from moe_vision.study import report
 from moe_vision.study.analysis import analyse
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-NEVER = ('no difference', 'no effect', 'no significant', 'not significant', 'proves', 'proven',
-         'same accuracy', 'nan', 'None', 'inf ')
+NEVER = (
+    'no difference',
+    'no effect',
+    'no significant',
+    'not significant',
+    'proves',
+    'proven',
+    'same accuracy',
+    'nan',
+    'None',
+    'inf ',
+)
 
 
 @pytest.fixture(scope='module')
@@ -66,8 +76,17 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
     primary, other, tests, otherwise = tables((folder / 'report.md').read_text(), 'Verdicts')
     assert {r[0] for r in primary[2:]} == {n for n, g in gaps.items() if g['primary'] == '1'}
     assert {r[0] for r in other[2:]} == {n for n, g in gaps.items() if g['primary'] == '0'}
-    assert primary[0][:9] == ['comparison', 'verdict', 'gap, pp', 'interval, pp', 'level', 'seeds',
-                              'FLOPs ÷ baseline', 'executed FLOPs ÷ baseline', 'expected']
+    assert primary[0][:9] == [
+        'comparison',
+        'verdict',
+        'gap, pp',
+        'interval, pp',
+        'level',
+        'seeds',
+        'FLOPs ÷ baseline',
+        'executed FLOPs ÷ baseline',
+        'expected',
+    ]
     for name, verdict, gap, interval, level, n, cost, executed, expected, *_ in (
         primary[2:] + other[2:]
     ):
@@ -83,8 +102,7 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
         assert same(sd, row['sd']) and same(mde, row['mde']) and same(error, row['image_error'])
         assert float(effect) == pytest.approx(float(row['effect_size']), rel=6e-3, abs=1e-9)
         assert float(correlation) == pytest.approx(float(row['correlation']), rel=6e-2)
-        for p, key in zip(ps, ('p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm'),
-                          strict=True):
+        for p, key in zip(ps, ('p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm'), strict=True):
             assert (p == '–') == (row[key] == '')
             if p.startswith('<'):
                 assert float(row[key]) < float(p[1:])
@@ -156,9 +174,15 @@ def test_undecided_comparisons_are_called_undecided(made):
     assert 'A large p does not show that two arms are alike' in text
     assert 'Pattern `reversal`: undecided' in text
     turned = cases.with_gap(analysis, 'standard_h8_vs_dense_standard', verdict='positive')
-    turned = dataclasses.replace(turned, patterns=(dataclasses.replace(
-        turned.patterns[0], verdicts=tuple(turned.gaps[n].verdict
-                                           for n in turned.patterns[0].comparisons)),))
+    turned = dataclasses.replace(
+        turned,
+        patterns=(
+            dataclasses.replace(
+                turned.patterns[0],
+                verdicts=tuple(turned.gaps[n].verdict for n in turned.patterns[0].comparisons),
+            ),
+        ),
+    )
     text = document.markdown(document.Document('t', 'k', 'f', [answer.section(turned)]), 'f')
     assert 'Directions not supported: `standard_h8_vs_dense_standard` (expected negative, ' in text
     assert 'Pattern `reversal`: not supported' in text
@@ -205,7 +229,9 @@ def test_provenance_counts_rows(made, folder):
 
 
 def test_no_model_code_is_imported():
-    code = ('import sys; from moe_vision.study.report import (pictures, page, answer, arms, timing,'
-            'registered, verdicts); bad = {"jax", "flax", "optax", "configs", "ml_collections"}; '
-            'assert not bad & set(sys.modules), bad & set(sys.modules)')
+    code = (
+        'import sys; from moe_vision.study.report import (pictures, page, answer, arms, timing,'
+        'registered, verdicts); bad = {"jax", "flax", "optax", "configs", "ml_collections"}; '
+        'assert not bad & set(sys.modules), bad & set(sys.modules)'
+    )
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

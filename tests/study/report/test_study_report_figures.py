@@ -46,8 +46,14 @@ def paths(root: ElementTree.Element) -> list[list[tuple[float, float]]]:
 
 def test_every_picture_has_its_numbers_and_every_file_its_picture(folder):
     names = {p.stem for p in (folder / 'figures').glob('*.svg')}
-    assert names == {'verdicts', 'gap_against_rho', 'k_ablation', 'soft_axis', 'traces',
-                     'agreement'}
+    assert names == {
+        'verdicts',
+        'gap_against_rho',
+        'k_ablation',
+        'soft_axis',
+        'traces',
+        'agreement',
+    }
     assert names == {p.stem for p in (folder / 'figures').glob('*.csv')}
     text = (folder / 'report.md').read_text()
     for name in names:
@@ -68,8 +74,15 @@ def test_gaps_lie_where_their_numbers_say(folder):
     drawn = sorted((x, *sorted((a, b))) for (x, a), (_, b) in upright)
     assert len(rows) == 10 and len(drawn) == 10
     shift = {'standard': -2.5, 'depthwise': 2.5}
-    wanted = sorted((math.log(float(r['rho_place'])), shift[r['series']], -float(r['high_pp']),
-                     -float(r['low_pp'])) for r in rows)
+    wanted = sorted(
+        (
+            math.log(float(r['rho_place'])),
+            shift[r['series']],
+            -float(r['high_pp']),
+            -float(r['low_pp']),
+        )
+        for r in rows
+    )
     (x0, s0, top0, _), (x1, s1, *_) = wanted[0], wanted[-1]
     across = (drawn[-1][0] - s1 - drawn[0][0] + s0) / (x1 - x0)
     low, high = min(w[2] for w in wanted), max(w[3] for w in wanted)

@@ -12,12 +12,24 @@ from moe_vision.study import report
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import document
 
-HOSTILE = ('<script>alert(1)</script>', 'a|b', '`; rm', '"><img src=x onerror=alert(1)>',
-           '</style>', '$\\frac{x}$', '[l](javascript:1)', ']]><svg onload=x>',
-           'bell\x07\u202enab', 'x' * 400, '日本語')
-TAGS = set('html head meta title style body header main footer section nav a p h1 h2 h3 ul li div '
-           'span i code figure figcaption table thead tbody tr th td svg g defs path clippath use '
-           'text rect'.split())
+HOSTILE = (
+    '<script>alert(1)</script>',
+    'a|b',
+    '`; rm',
+    '"><img src=x onerror=alert(1)>',
+    '</style>',
+    '$\\frac{x}$',
+    '[l](javascript:1)',
+    ']]><svg onload=x>',
+    'bell\x07\u202enab',
+    'x' * 400,
+    '日本語',
+)
+TAGS = set(
+    'html head meta title style body header main footer section nav a p h1 h2 h3 ul li div '
+    'span i code figure figcaption table thead tbody tr th td svg g defs path clippath use '
+    'text rect'.split()
+)
 VOID = {'meta'}
 
 
@@ -46,14 +58,23 @@ class Page(html.parser.HTMLParser):
 def hostile() -> cases.Maker:
     maker = cases.Maker(3)
     base = maker.arm(HOSTILE[0], 98, 0.0, routed=False)
-    names = [maker.compare(maker.arm(name, 98.2, 0.1 * (i + 1)), base, 'positive', i == 0,
-                           name=f'{name} vs {base}')
-             for i, name in enumerate(HOSTILE[1:])]
+    names = [
+        maker.compare(
+            maker.arm(name, 98.2, 0.1 * (i + 1)), base, 'positive', i == 0, name=f'{name} vs {base}'
+        )
+        for i, name in enumerate(HOSTILE[1:])
+    ]
     for kind in ('gap_against_rho', 'k_ablation', 'soft_axis'):
-        maker.figures.append({'kind': kind, 'title': HOSTILE[3], 'series': {
-            HOSTILE[0]: names[:5], HOSTILE[8]: names[5:]}})
-    maker.figures.append({'kind': 'traces', 'title': HOSTILE[4], 'series': {
-        HOSTILE[7]: list(HOSTILE)}})
+        maker.figures.append(
+            {
+                'kind': kind,
+                'title': HOSTILE[3],
+                'series': {HOSTILE[0]: names[:5], HOSTILE[8]: names[5:]},
+            }
+        )
+    maker.figures.append(
+        {'kind': 'traces', 'title': HOSTILE[4], 'series': {HOSTILE[7]: list(HOSTILE)}}
+    )
     maker.question, maker.problems = HOSTILE[0], [HOSTILE[3], 'a\n\n# b\n- c | d']
     for rows in maker.rows.values():
         rows[1] |= {'device': HOSTILE[0], 'versions': {HOSTILE[3]: HOSTILE[7]}, 'git_commit': None}
@@ -89,8 +110,9 @@ def nothing() -> Analysis:
 
 def one_seed() -> Analysis:
     maker = cases.Maker(1)
-    maker.compare(maker.arm('k2', 98, 0.3), maker.arm('dense', 97, 0.0, routed=False), 'positive',
-                  True)
+    maker.compare(
+        maker.arm('k2', 98, 0.3), maker.arm('dense', 97, 0.0, routed=False), 'positive', True
+    )
     maker.figure('k_ablation', 'k', k=['k2_vs_dense'])
     maker.figure('gap_against_rho', 'rho', a=['k2_vs_dense'], b=['unknown'])
     return maker.analysis()
@@ -98,8 +120,9 @@ def one_seed() -> Analysis:
 
 def no_pair() -> Analysis:
     maker = cases.Maker(3)
-    maker.compare(maker.arm('k2', 98, 0.3), maker.arm('dense', 97, 0.0, routed=False), 'positive',
-                  True)
+    maker.compare(
+        maker.arm('k2', 98, 0.3), maker.arm('dense', 97, 0.0, routed=False), 'positive', True
+    )
     maker.figure('gap_against_rho', 'rho', a=['k2_vs_dense'])
     maker.rows['dense'] = {}
     return maker.analysis()
@@ -111,9 +134,12 @@ def damaged() -> Analysis:
     for i, rows in enumerate(maker.rows.values()):
         row = rows[i % 3]
         row['curve'] = [None, {'step': 'x', 'epoch': None, 'accuracy': 'high', 'layers': {'a': 3}}]
-        row['mechanism'] = {'shuffle_drop': None, 'ablation': {'a': [math.nan, 'x']},
-                            'agreement': {'a': {'epoch': [1, 2], 'with_final': [0.5]}},
-                            'router_gradient': 7}
+        row['mechanism'] = {
+            'shuffle_drop': None,
+            'ablation': {'a': [math.nan, 'x']},
+            'agreement': {'a': {'epoch': [1, 2], 'with_final': [0.5]}},
+            'router_gradient': 7,
+        }
         row['layers'], row['versions'], row['images'] = None, None, None
     return maker.analysis()
 
@@ -125,9 +151,20 @@ def test_little_or_damaged_data_is_still_a_report(build, tmp_path):
     Page((tmp_path / 'report.html').read_text())
     text = (tmp_path / 'report.md').read_text()
     assert not re.search(r'\b(nan|None|inf)\b', text.replace('None. A run', ''))
-    for number, section in enumerate(('Question and answer', 'Pre-registration', 'Verdicts',
-                                      'Figures', 'Per seed', 'Arms', 'Collapse', 'Mechanism',
-                                      'Problems and flags', 'Provenance')):
+    for number, section in enumerate(
+        (
+            'Question and answer',
+            'Pre-registration',
+            'Verdicts',
+            'Figures',
+            'Per seed',
+            'Arms',
+            'Collapse',
+            'Mechanism',
+            'Problems and flags',
+            'Provenance',
+        )
+    ):
         assert text.count(f'\n## {section}\n') == 1, number
 
 

@@ -33,9 +33,13 @@ def test_the_trend_of_a_family_is_its_rank_correlation(analysis, lines):
     for name, members in series(analysis).items():
         gaps = [analysis.gaps[m] for m in members]
         x, y = [g.rho_place for g in gaps], [g.estimate.mean for g in gaps]
-        want = stats.permutation_test((x,), lambda a, y=y: stats.spearmanr(a, y).statistic,
-                                      permutation_type='pairings', n_resamples=np.inf,
-                                      alternative='two-sided')
+        want = stats.permutation_test(
+            (x,),
+            lambda a, y=y: stats.spearmanr(a, y).statistic,
+            permutation_type='pairings',
+            n_resamples=np.inf,
+            alternative='two-sided',
+        )
         assert by_name[name][3] == pytest.approx(want.statistic)
         assert by_name[name][6] == pytest.approx(want.pvalue)
 
@@ -52,8 +56,10 @@ def test_families_are_compared_seed_by_seed_at_each_level(analysis, lines):
         interval = stats.ttest_1samp(d, 0).confidence_interval(0.9)
         assert line[3:6] == pytest.approx((d.mean(), *interval))
         margin = analysis.study['margin']
-        each = [stats.ttest_1samp(d, m, alternative=way).pvalue
-                for m, way in ((-margin, 'greater'), (margin, 'less'))]
+        each = [
+            stats.ttest_1samp(d, m, alternative=way).pvalue
+            for m, way in ((-margin, 'greater'), (margin, 'less'))
+        ]
         assert line[6] == pytest.approx(max(each))
 
 
@@ -62,10 +68,14 @@ def test_the_section_and_its_file_exist_only_with_such_a_figure(analysis, tmp_pa
     rows = list(csv.DictReader((tmp_path / 'with/tables/trend.csv').open()))
     text = (tmp_path / 'with/report.md').read_text()
     assert '## Gaps along ρ' in text and 'Exploratory.' in text
-    assert text.split('## Gaps along ρ')[1].split('\n## ')[0].count('| trend |') == sum(
-        row['what'] == 'trend' for row in rows) == len(series(analysis))
-    analysis.study['figures'][:] = [f for f in analysis.study['figures']
-                                    if f['kind'] != 'gap_against_rho']
+    assert (
+        text.split('## Gaps along ρ')[1].split('\n## ')[0].count('| trend |')
+        == sum(row['what'] == 'trend' for row in rows)
+        == len(series(analysis))
+    )
+    analysis.study['figures'][:] = [
+        f for f in analysis.study['figures'] if f['kind'] != 'gap_against_rho'
+    ]
     report.write(analysis, {}, str(tmp_path / 'without'))
     assert '## Gaps along ρ' not in (tmp_path / 'without/report.md').read_text()
     assert not (tmp_path / 'without/tables/trend.csv').exists()

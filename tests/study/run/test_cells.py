@@ -10,9 +10,14 @@ from moe_vision.run_folder import metrics
 from moe_vision.study.run.cells import train_arm
 from moe_vision.training import run
 
-SMALL = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1},
-         'train.steps': 4, 'eval.every_steps': 2, 'checkpoint.every_steps': 2,
-         'train.mixup': 0.0}
+SMALL = {
+    'model.moe.placement': 'head',
+    'model.args': {'widths': (8,), 'depth': 1},
+    'train.steps': 4,
+    'eval.every_steps': 2,
+    'checkpoint.every_steps': 2,
+    'train.mixup': 0.0,
+}
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +30,13 @@ def configs(tmp_path_factory):
 def one_by_one(configs, tmp_path_factory):
     root = tmp_path_factory.mktemp('arm')
     folders, seen = [root / str(c.seed) for c in configs], []
-    train_arm(configs, [str(f) for f in folders], 'one_by_one', False,
-              lambda i, error: seen.append((i, error)))
+    train_arm(
+        configs,
+        [str(f) for f in folders],
+        'one_by_one',
+        False,
+        lambda i, error: seen.append((i, error)),
+    )
     return folders, seen
 
 
@@ -42,8 +52,13 @@ def test_every_seed_leaves_its_run_and_is_reported(one_by_one):
 def together(configs, tmp_path_factory):
     root = tmp_path_factory.mktemp('together')
     folders, seen = [root / str(c.seed) for c in configs], []
-    train_arm(configs, [str(f) for f in folders], 'together', False,
-              lambda i, error: seen.append((i, error)))
+    train_arm(
+        configs,
+        [str(f) for f in folders],
+        'together',
+        False,
+        lambda i, error: seen.append((i, error)),
+    )
     return folders, seen
 
 
@@ -69,8 +84,13 @@ def test_seeds_together_continue_where_the_slowest_was_saved(configs, together, 
     shutil.rmtree(folders[1] / 'checkpoints' / 'latest' / '4')
     (folders[1] / 'result.json').unlink()
     seen = []
-    train_arm(configs, [str(f) for f in folders], 'together', False,
-              lambda i, error: seen.append((i, error)))
+    train_arm(
+        configs,
+        [str(f) for f in folders],
+        'together',
+        False,
+        lambda i, error: seen.append((i, error)),
+    )
     assert sorted(seen) == [(0, None), (1, None), (2, None)]
     for folder, old in zip(folders, together[0], strict=True):
         for a, b in zip(train_cases.rows(folder), train_cases.rows(old), strict=True):
@@ -94,16 +114,19 @@ def test_a_seed_that_diverges_does_not_stop_the_others(configs, tmp_path, monkey
         if self.seed == 4 and self._pending[-1][0] == 4:
             raise metrics.NonFiniteStep(4, 'loss')
         return row(self, per_epoch)
+
     init = run.Run.__init__
 
     def marked(self, setup, config, *rest):
         init(self, setup, config, *rest)
         self.interval.seed = config.seed
+
     monkeypatch.setattr(metrics.Interval, 'row', poisoned)
     monkeypatch.setattr(run.Run, '__init__', marked)
     folders, seen = [tmp_path / str(c.seed) for c in configs], {}
-    train_arm(configs, [str(f) for f in folders], mode, False, seen.__setitem__,
-              begin=lambda i: i < 2)
+    train_arm(
+        configs, [str(f) for f in folders], mode, False, seen.__setitem__, begin=lambda i: i < 2
+    )
     well = [0, 2] if mode == 'together' else [0]  # one by one, `begin` skips the last
     assert sorted(seen) == sorted([1, *well]) and not any(seen[i] for i in well)
     assert seen[1].startswith('loss is not finite at step 4; the last finite checkpoint is step 2')

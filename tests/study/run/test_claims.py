@@ -99,7 +99,7 @@ def test_a_claim_without_a_start_time_is_believed(two, tmp_path):
     assert two[0].taken(CELL) and not two[0].take(CELL)
 
 
-@pytest.mark.parametrize('pid, alive', [('x', True), (10 ** 40, True), (-1, False), (0, False)])
+@pytest.mark.parametrize('pid, alive', [('x', True), (10**40, True), (-1, False), (0, False)])
 def test_a_claim_that_names_no_process_is_judged_by_its_age(two, tmp_path, pid, alive):
     write(tmp_path, pid=pid, host=claims._machine())
     assert two[0].taken(CELL) == alive
@@ -167,6 +167,7 @@ def test_a_takeover_that_lost_its_lock_takes_nothing(two, tmp_path, monkeypatch)
         if lock.exists():
             lock.write_text('of another process')
         return found
+
     monkeypatch.setattr(Claims, '_alive', stands_still)
     assert not two[0].take(CELL) and file(tmp_path).exists() and lock.exists()
 

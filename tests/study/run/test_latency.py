@@ -31,6 +31,7 @@ class Clock:
         def fn():
             self.called.append(name)
             self.now += left.pop(0) if len(left) > 1 else left[0]
+
         return fn
 
 
@@ -64,29 +65,40 @@ def test_the_benchmarks_use_the_same_timing():
 def test_medians_and_quartiles_of_a_call():
     seconds = [0.004, 0.001, 0.002, 0.003, 0.1]
     found = latency.summary(seconds, batch=8)
-    assert found == pytest.approx({'median_ms': 3.0, 'low_ms': 2.0, 'high_ms': 4.0,
-                                   'images_per_second': 8 / 0.003, 'runs': 5})
+    assert found == pytest.approx(
+        {'median_ms': 3.0, 'low_ms': 2.0, 'high_ms': 4.0, 'images_per_second': 8 / 0.003, 'runs': 5}
+    )
     assert statistics.median(seconds) * 1e3 == found['median_ms']
 
 
 def make(**changes):
-    keys = {'model.args': {'widths': (8, 16), 'depth': 1}, 'model.moe.num_experts': 4,
-            'model.moe.group_size': 16, **{k.replace('__', '.'): v for k, v in changes.items()}}
+    keys = {
+        'model.args': {'widths': (8, 16), 'depth': 1},
+        'model.moe.num_experts': 4,
+        'model.moe.group_size': 16,
+        **{k.replace('__', '.'): v for k, v in changes.items()},
+    }
     common, opened, _ = source.take_overrides([f'--config.{k}={v}' for k, v in keys.items()])
     return config_lib.check(source.load(BASE, common, opened))
 
 
-VIT = {'model__name': 'vit',
-       'model__args': {'width': 8, 'depth': 1, 'heads': 1, 'patch_size': 2, 'pool': 'mean'}}
+VIT = {
+    'model__name': 'vit',
+    'model__args': {'width': 8, 'depth': 1, 'heads': 1, 'patch_size': 2, 'pool': 'mean'},
+}
 
 
-@pytest.mark.parametrize('changes, groups', [
-    ({}, {1: 1, 8: 8, 16: 16, 24: 12, 64: 16}),  # images; 16 does not divide 24
-    ({'model__twin': 'same_width'}, {1: 0, 8: 0}),
-    ({'model__twin': 'same_drops'}, {1: 1, 64: 16}),
-    (VIT, {1: 16, 8: 16}),  # patches: 16 of an image
-    ({**VIT, 'model__moe__group_size': 64}, {1: 16, 2: 32, 3: 48, 6: 48, 8: 64}),
-    ({**VIT, 'model__moe__placement': 'head'}, {1: 1, 8: 8, 32: 16})])
+@pytest.mark.parametrize(
+    'changes, groups',
+    [
+        ({}, {1: 1, 8: 8, 16: 16, 24: 12, 64: 16}),  # images; 16 does not divide 24
+        ({'model__twin': 'same_width'}, {1: 0, 8: 0}),
+        ({'model__twin': 'same_drops'}, {1: 1, 64: 16}),
+        (VIT, {1: 16, 8: 16}),  # patches: 16 of an image
+        ({**VIT, 'model__moe__group_size': 64}, {1: 16, 2: 32, 3: 48, 6: 48, 8: 64}),
+        ({**VIT, 'model__moe__placement': 'head'}, {1: 1, 8: 8, 32: 16}),
+    ],
+)
 def test_a_group_is_as_large_as_the_batch_lets_it_be(changes, groups):
     config = make(**changes)
     assert {b: latency.group_size(config, b) for b in groups} == groups
@@ -94,9 +106,12 @@ def test_a_group_is_as_large_as_the_batch_lets_it_be(changes, groups):
 
 @pytest.fixture(scope='module')
 def measured():
-    arms = {'random': make(model__moe__router='random', model__moe__losses={},
-                           model__moe__router_args={}),  # which also draws in evaluation
-            'dense': make(model__twin='same_width')}
+    arms = {
+        'random': make(
+            model__moe__router='random', model__moe__losses={}, model__moe__router_args={}
+        ),  # which also draws in evaluation
+        'dense': make(model__twin='same_width'),
+    }
     return arms, latency.measure(arms, (1, 8), repeats=4, budget_s=5.0)
 
 

@@ -39,8 +39,11 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def together(tmp_path_factory):
-    return load(write_study(tmp_path_factory.mktemp('together'),
-                            ('margin=0.3', "margin=0.3, seed_mode='together'")))
+    return load(
+        write_study(
+            tmp_path_factory.mktemp('together'), ('margin=0.3', "margin=0.3, seed_mode='together'")
+        )
+    )
 
 
 @pytest.fixture(scope='module')
@@ -70,8 +73,9 @@ class Reacting(io.StringIO):
 def go(loaded, workdir, train_arm=fake_train_arm, then=None, **options) -> tuple[int, str]:
     """(cells done, what it printed). `then` is called when it waits."""
     stream = Reacting(then)
-    return run(loaded, str(workdir), train_arm=train_arm, stream=stream, **options), \
-        stream.getvalue()
+    return run(
+        loaded, str(workdir), train_arm=train_arm, stream=stream, **options
+    ), stream.getvalue()
 
 
 def log(workdir) -> list[str]:
@@ -83,10 +87,21 @@ def started(workdir, *arguments, **environment) -> subprocess.Popen:
     """Starts the command with the fake trainer as a process of its own."""
     file = write_study(Path(workdir).parent)
     return subprocess.Popen(
-        [sys.executable, study_fakes.__file__, 'run', f'--study={file}', f'--workdir={workdir}',
-         *arguments], env=os.environ | environment, cwd=study_fakes.ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell ignores it
+        [
+            sys.executable,
+            study_fakes.__file__,
+            'run',
+            f'--study={file}',
+            f'--workdir={workdir}',
+            *arguments,
+        ],
+        env=os.environ | environment,
+        cwd=study_fakes.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a shell ignores it
 
 
 def until(condition, seconds=20.0) -> None:
@@ -112,7 +127,11 @@ def test_the_clock_stands_beside_the_rows(loaded, tmp_path):
     assert timing['seconds'] > 0 and timing['images_per_second'] > 0
     assert 0 <= timing['compile_seconds'] < timing['seconds']
     assert (timing['device'], timing['host_cores'], timing['flops'], timing['first']) == (
-        'fake', 2, 6000, False)
+        'fake',
+        2,
+        6000,
+        False,
+    )
     assert json.loads((tmp_path / 'timings' / 'k1' / 'seed_0.json').read_text())['first']
     assert 'per_second' not in (tmp_path / 'rows' / 'k1' / 'seed_1.json').read_text()
 
@@ -144,8 +163,9 @@ def test_a_run_that_diverges_is_a_row(loaded, tmp_path, monkeypatch):
     assert go(loaded, tmp_path)[0] == 0
 
 
-def test_another_error_stops_the_study_and_leaves_what_is_done(loaded, unbroken, tmp_path,
-                                                               monkeypatch):
+def test_another_error_stops_the_study_and_leaves_what_is_done(
+    loaded, unbroken, tmp_path, monkeypatch
+):
     monkeypatch.setenv('FAKE_FAILS', '1:1')
     with pytest.raises(UserError) as e:
         go(loaded, tmp_path)
@@ -160,6 +180,7 @@ def test_a_user_error_names_its_cell(loaded, tmp_path):
     def train_arm(configs, folders, mode, probe, done, begin):
         begin(0)
         raise UserError('no room on the disk.')
+
     with pytest.raises(UserError, match='^cell dense seed 0: no room on the disk.$'):
         go(loaded, tmp_path, train_arm)
 
@@ -194,8 +215,9 @@ def test_a_packed_study_continues(loaded, unbroken, tmp_path):
     pack(str(tmp_path))
     assert go(loaded, tmp_path) == (0, 'study tiny: 12 of 12 cells are done\n')
     lines = (tmp_path / 'rows.jsonl').read_text().splitlines()
-    assert list(map(json.loads, lines)) == [json.loads(unbroken[f'{a}/seed_{s}.json'])
-                                            for a, s in CELLS]
+    assert list(map(json.loads, lines)) == [
+        json.loads(unbroken[f'{a}/seed_{s}.json']) for a, s in CELLS
+    ]
     timings = rows.timings(str(tmp_path))
     assert all(timings[a][s]['trained_flops'] == study_fakes.FLOPS for a, s in CELLS)
 
@@ -233,8 +255,19 @@ def test_states_of_cells(loaded, tmp_path, monkeypatch):
         assert others.take(('dense', 2))
         found = plan.states(str(tmp_path), record, record['arms'], ours)
     assert list(found.values()) == [
-        'missing', 'missing', 'running', 'done', 'unusable', 'done',
-        'half-done', 'half-done', 'missing', 'done', 'done', 'done']
+        'missing',
+        'missing',
+        'running',
+        'done',
+        'unusable',
+        'done',
+        'half-done',
+        'half-done',
+        'missing',
+        'done',
+        'done',
+        'done',
+    ]
 
 
 def test_two_processes_share_the_work(tmp_path, unbroken):
@@ -244,8 +277,9 @@ def test_two_processes_share_the_work(tmp_path, unbroken):
     assert tables(tmp_path / 'W') == unbroken
     lines = log(tmp_path / 'W')
     assert len(lines) == len(set(lines)) == 12 * study_fakes.STEPS
-    begun = [[line.split()[2] for line in text.splitlines() if ' starts' in line]
-             for text in printed]
+    begun = [
+        [line.split()[2] for line in text.splitlines() if ' starts' in line] for text in printed
+    ]
     assert begun[0] and begun[1] and begun[0][0] != begun[1][0]  # each took an arm of its own
     assert sum(map(len, begun)) == 12
     assert all(text.endswith('12 of 12 cells are done\n') for text in printed)
@@ -277,13 +311,15 @@ def test_a_second_process_helps_with_the_last_arm(loaded, tmp_path):
         others.take(('k1', 1))
         count, printed = go(loaded, tmp_path, only='k1', then=lambda: others.release(('k1', 1)))
     assert count == 3 and printed.index('k1 seed 2: done') < printed.index(
-        f'waits for k1 seed 1 (process {os.getpid()} on ') < printed.index('k1 seed 1: starts')
+        f'waits for k1 seed 1 (process {os.getpid()} on '
+    ) < printed.index('k1 seed 1: starts')
 
 
 def test_it_ends_when_others_have_done_the_rest(loaded, unbroken, tmp_path):
     def ends():
         row = tmp_path / 'rows' / 'k1' / 'seed_1.json'
         row.write_bytes(unbroken['k1/seed_1.json'])
+
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
         count, printed = go(loaded, tmp_path, only='k1', then=ends)
@@ -306,6 +342,7 @@ def test_it_says_from_time_to_time_that_it_waits(loaded, tmp_path, monkeypatch):
         times.append(time.monotonic())
         if len(times) == 3:
             others.release(('k1', 1))
+
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
         assert go(loaded, tmp_path, only='k1', then=then)[0] == 3
@@ -328,18 +365,21 @@ def test_a_takeover_that_hangs_is_waited_for(loaded, tmp_path, monkeypatch):
         if len(tries) == 1200:
             os.utime(lock, (0, 0))
         return take(self, cell)
+
     monkeypatch.setattr(Claims, 'take', counted)
     assert go(loaded, tmp_path, only='k1')[0] == 3
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize('before', [(0, 1), (0,)])
-def test_a_cell_that_was_done_just_before_it_was_claimed(loaded, unbroken, tmp_path, monkeypatch,
-                                                         before):
+def test_a_cell_that_was_done_just_before_it_was_claimed(
+    loaded, unbroken, tmp_path, monkeypatch, before
+):
     def done(seed):
         row = tmp_path / 'rows' / 'k1' / f'seed_{seed}.json'
         row.parent.mkdir(parents=True, exist_ok=True)
         row.write_bytes(unbroken[f'k1/seed_{seed}.json'])
+
     for seed in before:
         done(seed)
     states, chosen, held = plan.states, len(before), []
@@ -349,6 +389,7 @@ def test_a_cell_that_was_done_just_before_it_was_claimed(loaded, unbroken, tmp_p
         held.append([p.name for p in (tmp_path / 'claims').iterdir() if p.name[0] != '.'])
         done(chosen)  # by another process, after this one looked
         return found
+
     monkeypatch.setattr(plan, 'states', late)
     assert go(loaded, tmp_path, only='k1')[0] == 2 - chosen
     assert held[0] == held[-1] == []
@@ -356,6 +397,7 @@ def test_a_cell_that_was_done_just_before_it_was_claimed(loaded, unbroken, tmp_p
 
 def test_the_commit_is_that_of_the_start(monkeypatch):
     from moe_vision.run_folder import record
+
     found = record.git_commit()
     monkeypatch.setattr(subprocess, 'run', lambda *a, **k: pytest.fail('asked again'))
     assert record.git_commit() == found
@@ -368,8 +410,10 @@ def test_a_cell_that_was_done_meanwhile_is_left_out(loaded, unbroken, tmp_path):
         other = tmp_path / 'rows' / 'k1' / 'seed_1.json'  # another process ends its cell
         other.parent.mkdir(parents=True)
         other.write_bytes(unbroken['k1/seed_1.json'])
-        fake_train_arm(configs, folders, mode, probe, done,
-                       lambda i: asked.append(begin(i)) or asked[-1])
+        fake_train_arm(
+            configs, folders, mode, probe, done, lambda i: asked.append(begin(i)) or asked[-1]
+        )
+
     assert go(loaded, tmp_path, train_arm, only='k1')[0] == 2
     assert asked == [True, False, True] and list((tmp_path / 'claims').iterdir()) == []
 
@@ -411,6 +455,7 @@ def test_together_takes_all_seeds_of_an_arm_that_have_no_row(together, tmp_path)
             fake_train_arm(configs[:1], folders[:1], mode, probe, done)
             raise ValueError('killed')
         fake_train_arm(configs, folders, mode, probe, done)
+
     with pytest.raises(UserError, match='cell k1 seed 0'):
         go(together, tmp_path, train_arm)
     before = tables(tmp_path)
@@ -433,6 +478,7 @@ def test_together_a_seed_that_diverged_is_not_trained_again(together, tmp_path, 
             (Path(folders[0]) / 'checkpoints' / 'latest' / '3').mkdir(parents=True)
             raise KeyboardInterrupt
         fake_train_arm(configs, folders, mode, probe, done)
+
     with pytest.raises(KeyboardInterrupt):
         go(together, tmp_path, train_arm, only='k1')
     before = tables(tmp_path)
@@ -451,6 +497,7 @@ def test_together_leaves_an_arm_to_whoever_works_on_it(together, tmp_path):
         def then():
             assert len(tables(tmp_path)) == 9 and not (tmp_path / 'rows' / 'k1').exists()
             others.release(('k1', 2))
+
         assert go(together, tmp_path, then=then)[0] == 12
 
 
@@ -462,17 +509,20 @@ def test_the_time_left_by_hand():
     """a takes 2 s for 10 FLOPs; b was not timed and gets the rate of all, 6 s for 30; compiling
     takes 5 s per arm."""
     todo = Plan({'a': 10, 'b': 40}, {'a': 2, 'b': 3}, {'a': 4, 'b': 4})
-    timings = {'a': {0: timing(7.0, 10, first=True), 1: timing(2.0, 10)},
-               'c': {0: timing(4.0, 20), 1: timing(99.0, 1, device='other'),
-                     2: timing(50.0, None)}}
+    timings = {
+        'a': {0: timing(7.0, 10, first=True), 1: timing(2.0, 10)},
+        'c': {0: timing(4.0, 20), 1: timing(99.0, 1, device='other'), 2: timing(50.0, None)},
+    }
     here = {'device': 'fake'}
     assert todo.seconds(timings, here) == {'a': 2 * 2.0 + 5.0, 'b': 3 * 40 * 0.2 + 5.0}
     assert todo.seconds(timings, here, started='a') == {'a': 4.0, 'b': 29.0}
     assert todo.seconds({}, here) is None and todo.seconds(timings, {'device': 'x'}) is None
     assert todo.share_done() == pytest.approx(1 - (2 * 10 + 3 * 40) / (4 * 10 + 4 * 40))
     text = plan.table(todo, timings, here)
-    timings['c'] |= {3: {'trained_flops': 20, 'seconds': 4.0, 'device': 'fake'},  # no 'first'
-                     4: {'trained_flops': 20, 'device': 'fake'}}  # no 'seconds'
+    timings['c'] |= {
+        3: {'trained_flops': 20, 'seconds': 4.0, 'device': 'fake'},  # no 'first'
+        4: {'trained_flops': 20, 'device': 'fake'},
+    }  # no 'seconds'
     assert todo.seconds(timings, here) == {'a': 9.0, 'b': 29.0}
     assert '1.400e+02' in text and '0:00:38' in text and '3 x forward' in text
     assert 'unknown: no cell has been timed yet' in plan.table(todo, {}, here)
@@ -492,6 +542,7 @@ def test_training_flops_are_three_forward_passes(loaded, monkeypatch):
     monkeypatch.undo()
     import input_pipeline
     from moe_vision import leverage
+
     config = loaded.configs['k1']
     forward = leverage.measure(config, input_pipeline.info(config.dataset)).flops_executed
     assert plan.training_flops(config) == 3 * forward * 4 * 64
@@ -507,6 +558,7 @@ def test_a_claim_that_was_lost_writes_no_row(loaded, tmp_path):
         begin(0)
         (tmp_path / 'claims' / 'dense.seed_0.json').write_text('{}')  # now another process's
         done(0, None)
+
     with pytest.raises(UserError, match='cell dense seed 0: its claim was lost'):
         go(loaded, tmp_path, train_arm)
     assert not (tmp_path / 'rows').exists() and (tmp_path / 'claims/dense.seed_0.json').exists()

@@ -8,7 +8,7 @@ import pytest
 from pair import finish, free_port, start
 from study_fakes import tables
 
-STUDY = '''
+STUDY = """
 from moe_vision.study.types import Arm, Comparison, Study
 
 SMALL = {'model.args.widths': (8,), 'model.args.depth': 1, 'model.moe.num_experts': 4,
@@ -22,7 +22,7 @@ def get_study():
         arms={'dense': Arm('configs/digits_k2.py', {**SMALL, 'model.twin': 'same_width'}),
               'k2': Arm('configs/digits_k2.py', SMALL)},
         comparisons={'k2': Comparison('k2', 'dense')})
-'''
+"""
 
 
 pytestmark = pytest.mark.slow
@@ -36,14 +36,27 @@ def folder(tmp_path_factory):
 
 
 def command(folder, name: str, *more: str) -> list[str]:
-    return ['-m', 'moe_vision.study', 'run', f'--study={folder / "pair_study.py"}',
-            f'--workdir={folder / name}', f'--config.dataset.data_dir={folder / "data"}',
-            '--only=k2', *more]
+    return [
+        '-m',
+        'moe_vision.study',
+        'run',
+        f'--study={folder / "pair_study.py"}',
+        f'--workdir={folder / name}',
+        f'--config.dataset.data_dir={folder / "data"}',
+        '--only=k2',
+        *more,
+    ]
 
 
 def pair(folder, name: str, *more: str) -> list[str]:
-    return command(folder, name, f'--coordinator=127.0.0.1:{free_port()}', '--processes=2',
-                   '--process={process}', *more)
+    return command(
+        folder,
+        name,
+        f'--coordinator=127.0.0.1:{free_port()}',
+        '--processes=2',
+        '--process={process}',
+        *more,
+    )
 
 
 @pytest.fixture(scope='module')

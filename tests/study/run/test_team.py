@@ -29,6 +29,7 @@ def first(monkeypatch):
     def share(value):
         shared.append(json.loads(json.dumps(value)))
         return value
+
     monkeypatch.setattr(peers, 'joined', lambda: True)
     monkeypatch.setattr(peers, 'first', lambda: True)
     monkeypatch.setattr(peers, 'share', share)
@@ -48,6 +49,7 @@ def follows(loaded, workdir, shared, monkeypatch, stop=None) -> list:
         for i, (config, folder) in enumerate(zip(configs, folders, strict=True)):
             seen.append((config.model.moe.k, config.seed, folder, begin(i)))
             done(i, None)
+
     monkeypatch.setattr(peers, 'share', lambda value: next(heard))
     monkeypatch.setattr(peers, 'first', lambda: False)
     assert run(loaded, workdir, train_arm=train_arm, stop=stop) == 0
@@ -55,8 +57,9 @@ def follows(loaded, workdir, shared, monkeypatch, stop=None) -> list:
     return seen
 
 
-def test_the_others_train_what_the_first_one_does_and_write_nothing(loaded, first, tmp_path,
-                                                                    monkeypatch):
+def test_the_others_train_what_the_first_one_does_and_write_nothing(
+    loaded, first, tmp_path, monkeypatch
+):
     """Another mesh works on k1 seed 1, and gives it up as soon as this one waits for it."""
     trained = []
 
@@ -64,12 +67,16 @@ def test_the_others_train_what_the_first_one_does_and_write_nothing(loaded, firs
         def noted(i):
             trained.append((configs[i].model.moe.k, configs[i].seed, folders[i], begin(i)))
             return trained[-1][-1]
+
         fake_train_arm(configs, folders, mode, probe, done, noted)
+
     with Claims(str(tmp_path)) as others:
         others.take(('k1', 1))
+
         def give_up(line):
             if 'waits' in line:
                 others.release(('k1', 1))
+
         stream = io.StringIO()
         stream.write = give_up
         assert run(loaded, str(tmp_path), 'k1,k2', train_arm=train_arm, stream=stream) == 6
@@ -110,8 +117,14 @@ def test_all_stop_in_the_same_wait(loaded, first, tmp_path, monkeypatch):
         for seed in (0, 1, 2):
             others.take(('k1', seed))
         with pytest.raises(Stopped, match='stopped by SIGTERM; start again with the same command'):
-            run(loaded, str(tmp_path), 'k1', train_arm=fake_train_arm, stream=io.StringIO(),
-                stop=stops[0])
+            run(
+                loaded,
+                str(tmp_path),
+                'k1',
+                train_arm=fake_train_arm,
+                stream=io.StringIO(),
+                stop=stops[0],
+            )
     assert first == [{'wait': 10.0}] * 2
     with pytest.raises(Stopped):
         follows(loaded, str(tmp_path), first, monkeypatch, stops[1])
@@ -126,8 +139,9 @@ def test_seeds_together_are_refused_before_anything_is_written(first, tmp_path):
 
 
 @pytest.mark.parametrize('change, only', [(('margin=0.3', 'margin=0.4'), ''), ((), 'k1')])
-def test_another_study_or_other_arms_are_noticed(loaded, first, tmp_path, monkeypatch, change,
-                                                    only):
+def test_another_study_or_other_arms_are_noticed(
+    loaded, first, tmp_path, monkeypatch, change, only
+):
     seen = []
     monkeypatch.setattr(peers, 'check_shared', lambda *args: seen.append(args))
     team.check(loaded, 'W', '')
@@ -138,9 +152,11 @@ def test_another_study_or_other_arms_are_noticed(loaded, first, tmp_path, monkey
 
 def test_an_error_that_another_process_caused_is_left_to_the_watch(loaded, first, tmp_path):
     """It is not the user's mistake, and its line would hide which process died."""
+
     def train_arm(configs, folders, mode, probe, done, begin):
         begin(0)
         raise RuntimeError('a collective failed')
+
     with pytest.raises(RuntimeError, match='a collective failed') as e:
         run(loaded, str(tmp_path), 'k1', train_arm=train_arm, stream=io.StringIO())
     assert e.value.__notes__[0].startswith('cell k1 seed 0: RuntimeError')

@@ -15,9 +15,16 @@ def seen(tmp_path_factory, jax_environment):
     flags = jax_environment.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
     environment = jax_environment | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[2] / 'cases' / 'seeds_laid_out.py'),
-         str(tmp_path_factory.mktemp('data'))],
-        cwd=ROOT, env=environment, capture_output=True, text=True)
+        [
+            sys.executable,
+            str(Path(__file__).parents[2] / 'cases' / 'seeds_laid_out.py'),
+            str(tmp_path_factory.mktemp('data')),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
