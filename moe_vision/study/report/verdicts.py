@@ -64,8 +64,8 @@ def section(analysis: Analysis) -> Section:
             'Equivalence is tested first (two one-sided tests against the margin), then the gap '
             '(paired t-test). A gap is the accuracy of the arm minus that of the baseline, after '
             'the last step, in percentage points. The interval is a t-interval over seeds, at the '
-            'level of its verdict. FLOPs per image are divided by those of the baseline: first what the '
-            'active experts need, then what is executed with padded buffers.'
+            'level of its verdict. FLOPs per image are divided by those of the baseline: first '
+            'what the active experts need, then what is executed with padded buffers.'
         )
     ]
     if primary:
