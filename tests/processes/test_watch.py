@@ -26,7 +26,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(watch, 'SILENT_SECONDS', 1.0)
     monkeypatch.setattr(watch, 'GRACE_SECONDS', 0.0)
 
-
     def make(process: int) -> None:
         watches[process] = Watch(
             process, 3, '127.0.0.1' if process == 0 else '', share, lines[process].append
