@@ -114,11 +114,6 @@ def _collect(
     return row
 
 
-def images_per_second(folder: str) -> float | None:
-    """Training speed of a run that ended, without compiling and evaluations; None if unknown."""
-    return read_json(Path(folder) / 'result.json')['images_per_second']
-
-
 def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
     """Writes the timing, then the row: a cell counts as done once its row exists."""
     cell = row['arm'], row['seed']
@@ -206,27 +201,6 @@ def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict
     return None
 
 
-def timings(workdir: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Every timing that can be read: arm -> seed -> the timing that `write` wrote."""
-    by_cell: dict[Cell, dict[str, Any]] = {}
-    for file in (Path(workdir) / 'timings').glob('*/seed_*.json'):
-        try:
-            value, seed = packed.load(file.read_bytes()), int(file.stem.removeprefix('seed_'))
-        except (OSError, ValueError):
-            continue
-        if isinstance(value, dict):
-            by_cell[file.parent.name, seed] = value
-    for line in packed.read(workdir, 'timings').lines:
-        if line.cell and not line.error:
-            by_cell.setdefault(
-                line.cell, {k: v for k, v in line.value.items() if k not in ('arm', 'seed')}
-            )
-    out: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm, seed in sorted(by_cell, key=lambda cell: (cell[0], f'seed_{cell[1]}.json')):
-        out.setdefault(arm, {})[seed] = by_cell[arm, seed]
-    return out
-
-
 def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
     """Merges the files of all cells into rows.jsonl and timings.jsonl; see `packed.pack`.
 
@@ -257,22 +231,6 @@ def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
         if aside:
             report.append(f'lines that cannot be used or repeat a cell are kept in {aside}')
     return report
-
-
-def write_latency(workdir: str, latencies: Mapping[str, Any]) -> Path:
-    """Writes what `latency.measure` returned; returns the file."""
-    file = Path(workdir) / 'timings' / 'latency.json'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, dict(latencies))
-    return file
-
-
-def latency(workdir: str) -> dict[str, Any] | None:
-    """What `write_latency` wrote; None if it cannot be read."""
-    try:
-        return json.loads((Path(workdir) / 'timings' / 'latency.json').read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:

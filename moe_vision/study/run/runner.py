@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop
-from moe_vision.study import registration, rows
+from moe_vision.study import registration, rows, stopwatch
 from moe_vision.study.load import Loaded, matching
 from moe_vision.study.run import plan, team
 from moe_vision.study.run.claims import BEAT, Cell, Claims
@@ -100,7 +100,7 @@ class _Runner:
     @functools.cached_property
     def _flops(self) -> dict[str, int]:
         configs = {arm: self._loaded.configs[arm] for arm in self._arms}
-        return plan.costs(configs, rows.timings(self._workdir))
+        return plan.costs(configs, stopwatch.timings(self._workdir))
 
     @functools.cached_property
     def _device(self) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class _Runner:
                 row,
                 timing
                 | self._device
-                | {'images_per_second': None if error else rows.images_per_second(folder)},
+                | {'images_per_second': None if error else stopwatch.images_per_second(folder)},
             )
             self.count += 1
         if not self._keep:
@@ -270,7 +270,7 @@ class _Runner:
         self._claims.release(cell)
         states = self._states()
         todo = Plan.from_states(self._flops, states)
-        left = todo.seconds(rows.timings(self._workdir), self._device, arm)
+        left = todo.seconds(stopwatch.timings(self._workdir), self._device, arm)
         eta = f', about {plan.clock(sum(left.values()))} left' if left else ''
         ended = sum(map(plan.ended, states.values()))
         self._say(
