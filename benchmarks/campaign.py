@@ -15,7 +15,7 @@ import input_pipeline
 from configs.studies import pilot
 from configs.studies.data_set import DataSet
 from moe_vision.config.schema import Config, routed_blocks
-from moe_vision.study import rows
+from moe_vision.study import stopwatch
 from moe_vision.study.load import load
 from moe_vision.study.types import Arm
 from moe_vision.training import probes as mechanism
@@ -29,7 +29,7 @@ def seconds(data: DataSet, workdir: str) -> dict[str, dict[str, float]]:
     Raises:
       KeyError: an arm was not timed.
     """
-    timed = rows.timings(workdir)
+    timed = stopwatch.timings(workdir)
     places = {repr(arm): name for name, arm in pilot.study_of(data).arms.items()}
 
     def arm_seconds(arm: Arm, config: Config, probes: bool) -> float:

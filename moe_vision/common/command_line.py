@@ -5,13 +5,19 @@ a command with a config needs.
 """
 
 import argparse
+import errno
 import itertools
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.errors import NotWritten, UserError, nearest
+
+MISTAKE, UNWRITTEN, INTERRUPTED, NOBODY_READS = 2, 3, 130, 141  # exit codes; 1 is a bug
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,13 +76,68 @@ def exit_code(
 ) -> int:
     """Calls the command; returns what it returns, 2 after a mistake, or 130 after Ctrl-C.
 
-    A mistake is printed as one line on standard error. All other exceptions are raised.
+    That is 2 after a mistake, 3 where what was done cannot be written, 130 after Ctrl-C; one line
+    on standard error says what it was. It is 141, without a line, where nobody reads the output any
+    more (`| head`). All other exceptions are raised.
     """
     try:
-        return command()
-    except mistakes as e:
-        print('error:', ' '.join(str(e).split()), file=sys.stderr)
-        return 2
+        code = command()
+        sys.stdout.flush()
+        return code
+    except Exception as e:
+        known = ending(e, mistakes)
+        if known is None:
+            raise
+        code, line = known
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
+        code, line = INTERRUPTED, 'interrupted'
+    say(line)
+    return code
+
+
+def ending(
+    error: Exception,
+    mistakes: tuple[type[Exception], ...] = (UserError,),
+) -> tuple[int, str] | None:
+    """The exit code and the line of an error that the user can mend; None for any other error."""
+    line = 'error: ' + ' '.join(str(error).split())
+    if isinstance(error, NotWritten):
+        return UNWRITTEN, line
+    if isinstance(error, mistakes):
+        return MISTAKE, line
+    if isinstance(error, BrokenPipeError):  # of the output, or of another pipe
+        return (NOBODY_READS, '') if _nobody_reads() else None
+    if isinstance(error, OSError) and error.errno in _FULL:  # wherever it is noticed
+        what = f"'{error.filename}'" if error.filename else 'the output'
+        return UNWRITTEN, (
+            f'error: {what} cannot be written: {error.strerror}; make room, and start again.'
+        )
+    return None
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error, if there is one and somebody reads it."""
+    try:
+        if line:
+            sys.stderr.write(f'{line}\n')  # in one write: other threads also write there
+            sys.stderr.flush()
+    except OSError:
+        _nobody_reads()
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output or standard error is a pipe that nobody reads any more.
+
+    Such a stream gets the null device instead: Python would print a traceback about what is left
+    in it when the process ends.
+    """
+    closed = False
+    for number in (1, 2):
+        watched = select.poll()
+        watched.register(number, 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0)):
+            closed = True
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+    return closed

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake that the user can fix. One line: what was given, what is allowed, what to do."""
 
 
+class NotWritten(UserError):
+    """Work was done but could not be written: one line saying what is lost, and what to do."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest allowed name, or the empty string."""
     matches = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)

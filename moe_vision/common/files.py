@@ -1,22 +1,27 @@
-"""Files that are whole or not there, in a folder or a bucket."""
+"""Files that are whole or not there, in a folder or a bucket, and JSON that may be damaged."""
 
+import contextlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from moe_vision.common.errors import UserError
-from moe_vision.common.json_values import finite
+from moe_vision.common import json_values
+from moe_vision.common.errors import NotWritten, UserError
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, error: type[UserError] = NotWritten) -> None:
     """Writes a value as JSON. Numbers that are not finite become null.
+
+    Args:
+      error: what to raise; UserError where no work is lost.
 
     Raises:
       UserError: the file cannot be written.
     """
     try:
-        write(path, (json.dumps(finite(value), indent=1) + '\n').encode())
+        write(path, (json.dumps(json_values.finite(value), indent=1) + '\n').encode())
     except OSError as e:
         raise UserError(
             f"'{path}' cannot be written: {e.strerror or e}; make room or give another "
@@ -29,13 +34,57 @@ def write(path: Path, data: bytes) -> None:
 
     In a bucket it is written directly: an object appears only when it is whole, and renaming would
     copy it.
+
+    Raises:
+      OSError: it cannot be written. What was there before is unchanged.
     """
     if in_bucket(path):
         path.write_bytes(data)
         return
     part = path.parent / f'.{path.name}.part'
-    part.write_bytes(data)
-    part.replace(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def read(path: Path | str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it cannot be read, or is no file: a pipe would keep the reader waiting.
+    """
+    try:
+        if in_bucket(path):
+            from etils import epath  # slower to import, and only needed for buckets
+
+            return epath.Path(path).read_bytes()
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError('not a file')
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise ValueError(f'cannot be read ({reason(e)})') from e
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file that may be damaged.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it cannot be read; the message says why, in one line.
+    """
+    return json_values.parse(read(path))
+
+
+def reason(error: BaseException | None) -> str:
+    """Why a file cannot be read or written, such as 'No space left on device'."""
+    return getattr(error, 'strerror', None) or ' '.join(str(error).split())
 
 
 def in_bucket(path: Any) -> bool:

@@ -1,10 +1,60 @@
 """JSON values: reading those that may be damaged, making strict ones, and comparing two."""
 
+import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 MISSING = object()
+_BIDI = frozenset('\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
+_LONGEST_NAME = 300
+DEEPEST = 100  # dictionaries and lists inside each other; what a run writes has fewer than 10
+
+
+def parse(data: bytes) -> Any:
+    """The JSON value in bytes that may be damaged.
+
+    Raises:
+      ValueError: there is none, or it is nested so deeply that code which follows it would fail.
+    """
+    try:
+        value = json.loads(data.decode())
+    except RecursionError:
+        value = None
+        nested = True
+    except ValueError as e:
+        raise ValueError(f'not JSON ({e})') from e
+    else:
+        nested = _depth_exceeds(value, DEEPEST)
+    if nested:
+        raise ValueError(f'nested more than {DEEPEST} deep')
+    return value
+
+
+def _depth_exceeds(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        inner = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        )
+        level = [x for values in inner for x in values if isinstance(x, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def clean(value: str) -> str:
+    """Text without control, direction-changing or unpaired characters, at most 300 long."""
+    if len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable():
+        return value
+    kept = value[: _LONGEST_NAME - 1] + '…' if len(value) > _LONGEST_NAME else value
+    return ''.join('\ufffd' if _unfit(c) else c for c in kept)
+
+
+def _unfit(c: str) -> bool:
+    nonsense = unicodedata.category(c) in ('Cc', 'Cs') or ord(c) & 0xFFFE == 0xFFFE
+    return nonsense or c in _BIDI
 
 
 def plain(value: Any, not_finite: Callable[[float], Any] = str) -> Any:

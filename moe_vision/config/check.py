@@ -7,7 +7,6 @@ Nothing here imports jax, so that a misspelt key is reported at once.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from input_pipeline import DATASETS
 from input_pipeline.registry import is_path
 from input_pipeline.types import check as check_dataset
 from moe_vision.common.errors import UserError, unknown
+from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
 from moe_vision.config import registry, rules, schema, trust, typed
 from moe_vision.config.rules import (

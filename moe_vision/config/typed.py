@@ -110,7 +110,10 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
         raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
     if kind is not float:
         return value
-    number = float(typing.cast(float, value))
+    try:
+        number = float(typing.cast(float, value))
+    except OverflowError as e:
+        raise UserError(f'{where} is larger than any float; it must be a number.') from e
     if math.isnan(number):
         raise UserError(f'{where} is nan; it must be a number.')
     return number

@@ -15,7 +15,6 @@ H and W height and width, C channels.
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -23,19 +22,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
+from moe_vision.common.paths import path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
-from moe_vision.run_folder import checkpoints
+from moe_vision.run_folder import checkpoints, record
 from moe_vision.training.evaluate import STREAM
 from moe_vision.training.schedule import durations
-from moe_vision.training.step import normalize_images
+from moe_vision.training.step import init_variables_fn, normalize_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +61,19 @@ def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model'
         ('my_project.routers',). A run's folder is data, so nothing else of yours is imported.
 
     Raises:
-      UserError: there is no run, no checkpoint can be read, or the config names code that is not
-        trusted.
+      UserError: there is no run, no checkpoint can be read, the config does not fit it, or names
+        code that is not trusted.
     """
-    config = config_lib.load(workdir, trust)
-    info = json.loads((epath.Path(workdir) / 'config.json').read_text())['dataset']
-    info |= {n: tuple(info[n]) for n in ('image_shape', 'class_names')}
+    config, info = config_lib.load(workdir, trust), record.dataset_info(workdir)
     state = checkpoints.load_raw(workdir, 'best' if best else 'latest')
-    return Model(config, DatasetInfo(**info), state)
+    try:
+        return Model(config, info, state)
+    except Exception as e:  # a config of impossible numbers makes jax raise errors of many types
+        why = ' '.join(str(e).split())[:160]
+        raise UserError(
+            f"the config.json of '{workdir}' does not fit its checkpoint ({why}); "
+            'restore that file.'
+        ) from e
 
 
 class Model:
@@ -145,3 +149,23 @@ class Model:
             )
 
         return jax.jit(forward)
+
+
+def _check_fit(network: Any, info: DatasetInfo, variables: dict[str, Any]) -> None:
+    """Raises UserError unless the arrays have the names, shapes and types of the network's own."""
+    init = init_variables_fn(network, info.image_shape, 1)
+    own = jax.eval_shape(init, jax.random.key(0))
+    for kind, arrays in variables.items():
+        ours, theirs = (
+            {
+                path_name(p): (x.shape, str(x.dtype))
+                for p, x in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (own.get(kind, {}), arrays)
+        )
+        for name in sorted({*ours, *theirs}):
+            if ours.get(name) != theirs.get(name):
+                raise UserError(
+                    f'{kind}/{name}: {theirs.get(name, "nothing")} there, '
+                    f'{ours.get(name, "nothing")} in the network of the config'
+                )

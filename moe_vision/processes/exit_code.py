@@ -4,31 +4,38 @@ import sys
 from collections.abc import Callable
 
 from input_pipeline import DataError
+from moe_vision.common import command_line
 from moe_vision.common.errors import UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import EXIT_CODE, Stopped
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Calls `run` and returns 0; 2 for an error the user can fix, 130 for Ctrl-C, 143 for SIGTERM.
+    """Calls `run` and returns 0, or the exit code of what it raises.
 
-    Other exceptions are raised. In a run of several processes an error also ends the others.
+    These are the codes of `command_line.exit_code`, and 143 for SIGTERM. Other exceptions are
+    raised. In a run of several processes an error also ends the others.
     """
     try:
         run()
+        sys.stdout.flush()
         return 0
-    except (UserError, DataError) as e:
-        code, error = 2, ' '.join(str(e).split())
-        sys.stderr.write(f'error: {error}\n')
     except Stopped as e:
-        sys.stderr.write(f'{e}\n')
+        command_line.say(str(e))
         peers.done()
         return EXIT_CODE
     except KeyboardInterrupt:
-        code, error = 130, 'interrupted'
-        sys.stderr.write('interrupted; start again with the same command to continue.\n')
+        known: tuple[int, str] | None = (
+            command_line.INTERRUPTED,
+            'interrupted; start again with the same command to continue.',
+        )
     except Exception as e:
-        peers.failed(e)
-        raise
-    peers.give_up(code, error)
+        known = command_line.ending(e, (UserError, DataError))
+        if known is None:
+            peers.failed(e)
+            raise
+    assert known is not None
+    code, line = known
+    command_line.say(line)
+    peers.give_up(code, line.removeprefix('error: ') or 'nobody reads its output any more')
     return code

@@ -14,7 +14,6 @@ import glob
 import importlib.util
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from moe_vision.common.errors import UserError
-from moe_vision.processes import logs
+from moe_vision.processes import address, logs
 from moe_vision.processes.watch import BEAT_SECONDS, Watch
 
 CONNECT_SECONDS = 60.0  # within which all processes started with flags must connect
@@ -76,9 +75,14 @@ def start(given: Given | None) -> None:
 
     Ends the process with a line and exit code 2 if they do not connect within CONNECT_SECONDS
     (POD_SECONDS in a pod); the runtime itself would end it with a stack trace.
+
+    Raises:
+      UserError: this is process 0, and it cannot listen where the others look for it.
     """
     if not given and not _tpu():
         return
+    if given and given.process == 0:
+        address.check_coordinator(given.coordinator)
     import jax
 
     args: dict[str, Any] = {}
@@ -111,18 +115,18 @@ def start(given: Given | None) -> None:
         if given:
             raise
         return  # this machine has chips but is not part of a pod
-    except Exception as e:  # a port that is taken, a name that does not resolve
+    except Exception as e:  # such as a port that was taken since it was checked
         raise UserError(f'cannot join the run: {" ".join(str(e).split())[:200]}') from e
     if several():
         logs.for_process(jax.process_index())
-        _watch(given.coordinator.rpartition(':')[0] if given else '')
+        _watch(address.split(given.coordinator)[0] if given else '')
 
 
 _watching: list[Watch] = []  # this process's watch, if it has joined others
 
 
 def _watch(host: str) -> None:
-    """Starts to watch the other processes. `host` is process 0's address; '' looks it up."""
+    """Starts to watch the other processes. `host` is the coordinator's; '' in a pod."""
     import jax
 
     host = host or socket.gethostbyname(socket.gethostname())

@@ -4,6 +4,9 @@ Every process holds a connection to process 0 and sends a byte every second. The
 process that is killed closes at once; one that is frozen, or whose machine is gone, falls silent.
 Process 0 then informs the others. Otherwise they would wait in a collective until the runtime's own
 heartbeat gives up.
+
+Process 0 listens only while the run starts, only at the address that the processes use, and only to
+those that know a token which it gives them over jax's own connections (`admit`).
 """
 
 import contextlib
@@ -15,6 +18,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from absl import logging
+
+from moe_vision.processes import address, admit
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 30.0  # after which a silent process counts as dead
@@ -29,8 +34,8 @@ class Watch:
 
     Args:
       process, processes: number of this process, and how many the run has.
-      host: address at which the others reach process 0. Only process 0 needs it.
-      share: returns in every process the string that process 0 passes.
+      host: the coordinator's host. Only process 0 needs it.
+      share: returns in every process what process 0 passes; JSON must hold it.
       ended: called with the line to print, at most once and from a thread, when this process must
         end.
     """
@@ -72,15 +77,33 @@ class Watch:
             threading.Thread(target=self._listen, args=(peer, lines), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def _accept(self, listener: socket.socket) -> None:
-        """Waits for the connections of all other processes."""
-        with listener:
-            while len(self._links) < self._processes - 1:
-                link = listener.accept()[0]
-                link.settimeout(SILENT_SECONDS)
-                lines = link.makefile()
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # not one of ours
-                    self._links[int(json.loads(lines.readline())['process'])] = link, lines
+    def _connect(self, host: str, share: Callable[[Any], Any]) -> dict[int, socket.socket]:
+        """The connections to process 0 or, in process 0, to the others. Warns if one is missing."""
+        seconds = SILENT_SECONDS / 2  # those who are in hear nothing until process 0 has them all
+        if self._process:
+            shared = share(None)
+            if not shared:
+                return {}  # process 0 warns
+            ip, port, token = shared
+            try:
+                return {0: admit.join((ip, port), token, self._process, seconds)}
+            except OSError as e:
+                _warn('this process cannot', f'{ip}, port {port}: {e}')
+                return {}
+        try:
+            listener = address.listen(host or socket.gethostname())
+        except OSError as e:
+            share(None)
+            _warn('processes cannot', str(e))
+            return {}
+        token = admit.new_token()
+        share([*listener.getsockname()[:2], token])
+        others = range(1, self._processes)
+        links = admit.admit(listener, token, others, seconds)
+        missing = ', '.join(str(p) for p in others if p not in links)
+        if missing:
+            _warn(f'process {missing} cannot', f'not connected after {seconds:.0f} s')
+        return links
 
     def _beat(self) -> None:
         """Sends a sign of life to every connection until the watch is closed."""
@@ -144,6 +167,15 @@ class Watch:
         for link, _ in self._links.values():
             with contextlib.suppress(OSError), self._lock:
                 _send(link, message)
+
+
+def _warn(who: str, why: str) -> None:
+    logging.warning(
+        '%s be watched (%s); if one dies, the others end only when the heartbeat of '
+        'jax.distributed gives up',
+        who,
+        why,
+    )
 
 
 def _send(link: socket.socket, message: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ The steps: `read` (files, tolerant) -> `sections/*` (what to say) -> `charts`, `
 
 from etils import epath
 
+from moe_vision.common import files
+from moe_vision.common.errors import NotWritten
 from moe_vision.report import read
 
 NoRun = read.NoRun
@@ -25,10 +27,17 @@ def write(workdir: epath.PathLike) -> epath.Path:
 
     Raises:
         NoRun: the folder holds neither `config.json` nor metrics nor a result.
+        NotWritten: the page cannot be written; one that was there before is unchanged.
     """
     run = read.load(workdir)
     from moe_vision.report import page  # drawing takes a second to import; errors come before
 
     path = run.path / 'report.html'
-    path.write_text(page.render(run))
+    try:
+        files.write(path, page.render(run).encode())
+    except OSError as e:
+        raise NotWritten(
+            f"'{path}' cannot be written: {files.reason(e)}; make room, then run "
+            f'python -m moe_vision.report --workdir={workdir}.'
+        ) from e
     return path

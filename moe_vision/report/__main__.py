@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from moe_vision import report
 from moe_vision.common.command_line import Parser, exit_code
-from moe_vision.common.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,12 +21,7 @@ def _run(arguments: Sequence[str]) -> int:
         '--workdir', required=True, metavar='W', help='folder of the run; may be a gs:// path'
     )
     workdir = parser.parse(arguments).workdir
-    try:
-        print(report.write(workdir))
-    except report.NoRun as e:
-        raise UserError(str(e)) from e
-    except OSError as e:
-        raise UserError(f'{workdir}/report.html cannot be written: {e}') from e
+    print(report.write(workdir))
     return 0
 
 

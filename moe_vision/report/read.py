@@ -1,23 +1,23 @@
 """Reads a run's folder without trusting it: missing or damaged files become remarks.
 
-Null and NaN are both read as NaN. Characters that no page may hold are removed from text.
+Null, NaN and numbers that no float32 holds are all read as NaN. Text loses the characters that no
+page may hold.
 """
 
 import dataclasses
-import json
-import unicodedata
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from moe_vision.common.json_values import as_dict, as_list, number, value_at
+from moe_vision.common import files, metric_rows
+from moe_vision.common.errors import UserError
+from moe_vision.common.json_values import as_dict, as_list, clean, number, value_at
 
-_BIDI = frozenset('\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
-_LONGEST_NAME = 300
+_LARGEST = 3.5e38  # no number that a run computes in float32 is larger
 
 
-class NoRun(ValueError):
+class NoRun(UserError):
     """The folder holds no training run; the message is one line."""
 
 
@@ -99,12 +99,12 @@ def load(workdir: epath.PathLike) -> Run:
 
 
 def _document(path: epath.Path, remarks: list[str], means: str) -> dict[str, Any]:
-    if not path.exists():
+    try:
+        value = _clean_tree(files.read_json(path))
+    except FileNotFoundError:
         remarks.append(f'{path.name} is missing: {means}.')
         return {}
-    try:
-        value = _clean_tree(json.loads(path.read_text()))
-    except (ValueError, RecursionError, OSError):
+    except ValueError:
         remarks.append(f'{path.name} cannot be read (half-written or damaged): {means}.')
         return {}
     if not isinstance(value, dict):
@@ -113,38 +113,12 @@ def _document(path: epath.Path, remarks: list[str], means: str) -> dict[str, Any
 
 
 def _metrics(folder: epath.Path, remarks: list[str]) -> list[dict[str, Any]]:
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    unreadable = 0
-    for path in sorted(folder.glob('*.jsonl')) if folder.is_dir() else []:
-        try:
-            lines = path.read_text().split('\n')
-        except (ValueError, OSError):
-            unreadable += 1
-            continue
-        for line in filter(str.strip, lines):
-            try:
-                row = as_dict(_clean_tree(json.loads(line)))
-                rows[str(row['split']), int(row['step'])] = row | {'step': int(row['step'])}
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                unreadable += 1
+    rows, damaged = metric_rows.read(folder)
     if not rows:
         remarks.append('metrics/*.jsonl hold no rows yet, so there are no curves.')
-    if unreadable:
-        remarks.append(f'{unreadable} metric line(s) could not be read and are left out.')
-    return sorted(rows.values(), key=lambda row: row['step'])
-
-
-def clean(value: str) -> str:
-    """Text without control, direction-changing or unpaired characters, at most 300 long."""
-    if len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable():
-        return value
-    kept = value[: _LONGEST_NAME - 1] + '…' if len(value) > _LONGEST_NAME else value
-    return ''.join('\ufffd' if _unfit(c) else c for c in kept)
-
-
-def _unfit(c: str) -> bool:
-    nonsense = unicodedata.category(c) in ('Cc', 'Cs') or ord(c) & 0xFFFE == 0xFFFE
-    return nonsense or c in _BIDI
+    if damaged:
+        remarks.append(f'{len(damaged)} metric line(s) could not be read and are left out.')
+    return [_clean_tree(row) for row in rows]
 
 
 def _clean_tree(value: Any, key: str = '') -> Any:
@@ -152,6 +126,8 @@ def _clean_tree(value: Any, key: str = '') -> Any:
         return {clean(k): _clean_tree(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_clean_tree(v) for v in value]
+    if isinstance(value, int | float) and abs(value) > _LARGEST:
+        return None
     return clean(value) if isinstance(value, str) and key != 'image_png' else value
 
 

@@ -4,6 +4,7 @@ They lie in `W/checkpoints/latest/STEP` and `W/checkpoints/best/STEP`. A save ru
 and is atomic: a folder gets its name when it is complete. If a save fails, a warning is logged and
 training continues. A checkpoint includes the optimizer state, so that training can also continue
 from the best one, and a checksum, because orbax often reads damaged files without an error.
+Whatever reads a checkpoint compares the checksum, and the state's step with the folder's name.
 
 In a run of several processes all of them call every function. Each reads what its devices hold, and
 a checkpoint is restored only if all processes can read it.
@@ -11,21 +12,21 @@ a checkpoint is restored only if all processes can read it.
 
 import contextlib
 import errno
-import logging as std_logging
 import os
+import re
 import shutil
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from moe_vision.common.errors import UserError
-from moe_vision.common.files import absolute, in_bucket
+from moe_vision.common.files import absolute, in_bucket, read_json, reason
 from moe_vision.processes import peers
+from moe_vision.run_folder import abandoned, checksum
 
 _CHECKSUM = 'checksum'
 
@@ -36,11 +37,19 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       keep: how many of the newest checkpoints to keep.
+
+    Raises:
+      UserError: the folder cannot be used.
     """
 
     def __init__(self, workdir: str, keep: int):
         root = epath.Path(workdir) / 'checkpoints'
-        self._latest, self._best = Folder(root / 'latest', keep), Folder(root / 'best', 1)
+        try:
+            self._latest, self._best = Folder(root / 'latest', keep), Folder(root / 'best', 1)
+        except OSError as e:
+            raise UserError(
+                f"'{root}' cannot be used ({reason(e)}); make room, or give another --workdir."
+            ) from e
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state of a step among the newest checkpoints."""
@@ -97,12 +106,7 @@ class Checkpoints:
     def restore_best(self, abstract: Any) -> tuple[int, Any] | None:
         """(step, state) of the best checkpoint on validation; None if none can be read."""
         self.wait()
-        for step in self._best.steps():
-            try:
-                return step, self._best.restore(step, abstract)
-            except Exception as e:
-                logging.warning('best checkpoint %d cannot be read (%s)', step, _summary(e))
-        return None
+        return self._best.restore_newest(abstract)
 
     def restore_for_evaluation(self, abstract: Any) -> tuple[int, Any]:
         """(step, state) of the newest readable checkpoint. Changes nothing on disk.
@@ -125,6 +129,12 @@ class Checkpoints:
         self._latest.wait()
         self._best.wait()
 
+    def lost(self) -> list[str]:
+        """The last saves of this process, in words, where they are not on disk. Waits for saves."""
+        self.wait()
+        lost = {'the checkpoint': self._latest.lost(), 'the best checkpoint': self._best.lost()}
+        return [f'{name} of step {step}' for name, step in lost.items() if step]
+
     def close(self) -> None:
         self._latest.close()
         self._best.close()
@@ -139,14 +149,14 @@ class Checkpoints:
 def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[str, Any]:
     """The state of the newest readable checkpoint, without knowing its config or its devices.
 
-    Returns nested dicts of host arrays, whose keys are the fields of `TrainState`.
+    Returns nested dicts of host arrays, whose keys are the fields of `TrainState`. The checksum
+    does not cover shapes: compare them with a network's. Names damaged checkpoints in the log.
 
     Raises:
       UserError: no checkpoint can be read.
     """
     root = absolute(epath.Path(workdir) / 'checkpoints' / kind)
-    steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
-    for step in sorted(steps, reverse=True):
+    for step in steps_in(root):
         try:
             with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
                 path = root / str(step) / 'default'
@@ -157,6 +167,35 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
         except Exception as e:
             logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
     raise UserError(f"there is no readable checkpoint in '{workdir}'; train there first.")
+
+
+def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
+    abandoned.hide()
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        on_host = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree
+        )
+        state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    own = checksum.of_raw(read_json(path / '_METADATA'), state)
+    _compare(step, int(state['step']), int(state[_CHECKSUM]), own)
+    return state
+
+
+def _compare(step: int, saved_step: int, saved_checksum: int, own_checksum: int) -> None:
+    """Raises ValueError unless a state that was read is the one that was saved at `step`."""
+    if saved_checksum != own_checksum:
+        raise ValueError('its checksum is wrong')
+    if saved_step != step:
+        raise ValueError(f'it holds the state of step {saved_step}')
+
+
+def steps_in(folder: epath.Path) -> list[int]:
+    """Steps of the checkpoints in a folder of them, newest first."""
+    try:
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    except OSError as e:
+        raise UserError(f"'{folder}' cannot be read ({reason(e)}); make it readable.") from e
+    return sorted((int(n) for n in names if re.fullmatch('0|[1-9][0-9]{0,17}', n)), reverse=True)
 
 
 def abstract(state: Any, shardings: Any) -> Any:
@@ -170,6 +209,7 @@ class Folder:
     """The checkpoints in one folder. Keeps at most the newest `keep` of them."""
 
     def __init__(self, path: epath.Path, keep: int):
+        abandoned.hide()
         self.path = absolute(path)
         self._manager = ocp.CheckpointManager(
             self.path,
@@ -179,14 +219,16 @@ class Folder:
             ),
         )
         self._last_step = 0  # of the last save
+        self._saving = False  # whether it is under way
+        self._failing = False  # whether the last one that ended has failed
 
     def save(self, step: int, state: Any) -> None:
         """Begins to save a state, unless this step is there. Logs a failure instead of raising."""
         self.wait()
         if step in self._manager.all_steps():
             return
-        values = _as_dict(state) | {_CHECKSUM: np.asarray(checksum(state))}
-        self._last_step = step
+        values = _as_dict(state) | {_CHECKSUM: np.asarray(checksum.of_state(state))}
+        self._last_step, self._saving = step, True
         try:
             self._check_room(state)
             self._manager.save(step, args=ocp.args.StandardSave(values), force=True)
@@ -217,6 +259,11 @@ class Folder:
             self._manager.wait_until_finished()
         except Exception as e:  # a full disk raises errors of many types
             self._give_up(e)
+        else:
+            if self._saving and self._failing:
+                logging.info('checkpoints can be saved again: %d is', self._last_step)
+            self._failing &= not self._saving
+        self._saving = False
 
     def _give_up(self, error: Exception) -> None:
         """Logs a failed save and deletes what it left."""
@@ -246,6 +293,15 @@ class Folder:
             if newer > step:
                 self._manager.delete(newer)
 
+    def restore_newest(self, abstract: Any) -> tuple[int, Any] | None:
+        """(step, state) of the newest checkpoint that can be read. Names the others in the log."""
+        for step in self.steps():
+            try:
+                return step, self.restore(step, abstract)
+            except Exception as e:  # damaged files make orbax raise errors of many types
+                _warn_of_damage(self.path, step, e)
+        return None
+
     def restore(self, step: int, state: Any) -> Any:
         """The state saved at a step.
 
@@ -263,9 +319,12 @@ class Folder:
         )
         expected = int(values.pop(_CHECKSUM))
         restored = type(state)(**values)
-        if int(checksum(restored)) != expected:
-            raise ValueError('its checksum is wrong')
+        _compare(step, int(restored.step), expected, int(checksum.of_state(restored)))
         return restored
+
+    def lost(self) -> int:
+        """The step of the last save if it is not on disk, else 0."""
+        return 0 if self._last_step in (0, *steps_in(self.path)) else self._last_step
 
     def close(self) -> None:
         """Waits for the last save."""
@@ -300,23 +359,13 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     return values
 
 
-@jax.jit
-def checksum(state: Any) -> jax.Array:
-    """A uint32 checksum of all bits and their places, independent of how arrays are sharded."""
-    total = jnp.uint32(0)
-    for x in jax.tree.leaves(state):
-        unsigned = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
-        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-        place = jnp.uint32(0)  # row-major, from iotas: a reshape would gather sharded arrays
-        for axis, size in enumerate(x.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        total = total * jnp.uint32(31) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-    return total
-
-
-def _is_not_of_a_failed_save(record: std_logging.LogRecord) -> bool:
-    """False for what asyncio logs about each write that orbax abandons in a failed save."""
-    return 'exception was never retrieved' not in record.getMessage()
+def _warn_of_damage(folder: epath.Path, step: int, error: Exception) -> None:
+    logging.warning(
+        '%scheckpoint %d cannot be read (%s); trying the one before it',
+        'best ' if folder.name == 'best' else '',
+        step,
+        _summary(error),
+    )
 
 
 def _summary(error: Exception) -> str:

@@ -6,8 +6,10 @@ a continued run writes the same rows as an uninterrupted one. Whatever depends o
 'timing'. No file is appended to, because a bucket cannot do that.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,8 +17,10 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from moe_vision.common import files, metric_rows
 from moe_vision.common.files import write
-from moe_vision.common.json_values import finite
+from moe_vision.common.json_values import finite, parse
+from moe_vision.common.metric_rows import Damage
 from moe_vision.routing import telemetry
 from moe_vision.run_folder import tensorboard
 
@@ -33,6 +37,7 @@ class Interval:
     def __init__(self, num_experts: int, may_skip: int = 0):
         self._num_experts, self._may_skip = num_experts, may_skip
         self._pending: list[tuple[int, Any]] = []
+        self._put_back = 0  # how many of them an earlier start of the run computed
         self.in_a_row = 0  # consecutive steps skipped up to now
 
     def add(self, step: int, metrics: Any) -> None:
@@ -48,6 +53,7 @@ class Interval:
 
     def put_back(self, pending: list[tuple[int, Any]]) -> None:
         """Restores the steps that `pending` returned."""
+        self._put_back = len(pending)
         self._pending = [
             (s, jax.tree.map(np.asarray, m, is_leaf=lambda leaf: isinstance(leaf, list)))
             for s, m in pending
@@ -62,9 +68,10 @@ class Interval:
         Raises:
           NonFiniteStep: more than `may_skip` consecutive steps were not finite.
         """
+        self._drop_misfits()
         steps = [s for s, _ in self._pending]
         fetched = jax.device_get([m for _, m in self._pending])
-        self._pending = []
+        self._pending, self._put_back = [], 0
         values = [v for s, v in zip(steps, fetched, strict=True) if self._is_finite(s, v)]
         skipped = {'skipped': len(steps) - len(values), 'skipped_in_a_row': self.in_a_row}
         values = values or fetched
@@ -112,26 +119,44 @@ class NonFiniteStep(Exception):
 class Writer:
     """Writes rows to W/metrics/*.jsonl and W/events, from a step on.
 
-    Rows that cannot be written are kept and written with the next ones.
+    Rows that cannot be written are kept and written with the next ones. One warning says so, until
+    writing has worked again.
 
     Args:
       start_step: the step from which the run starts or continues.
       kept: all rows up to it. The files of later rows, from before the run was stopped, are
         deleted.
+      damaged: what in W/metrics cannot be read. It is named in the log and kept in files of its
+        own, `NAME.set_aside_1`.
+
+    Raises:
+      OSError: the folder cannot be changed.
     """
 
-    def __init__(self, workdir: str, start_step: int, kept: list[dict[str, Any]]):
+    def __init__(
+        self,
+        workdir: str,
+        start_step: int,
+        kept: list[dict[str, Any]],
+        damaged: Sequence[Damage] = (),
+    ):
         self._rows, self._events = (epath.Path(workdir) / n for n in ('metrics', 'events'))
         for folder in (self._rows, self._events):
             folder.mkdir(parents=True, exist_ok=True)
         self._waiting: list[dict[str, Any]] = []
+        self._failing = ''  # why the last write failed
+        self._written: set[str] = set()  # names of the files of rows
         self._start = start_step
         name = f'until-{start_step:09d}'
-        old = list(self._rows.glob('*.json*'))
+        old = [p for p in self._rows.glob('*.json*') if p.suffix in ('.json', '.jsonl')]
+        stay = _set_aside(self._rows, damaged)
+        if _pending(start_step) not in {d.file for d in damaged}:
+            stay.add(_pending(start_step))
         if kept:
-            write(self._rows / f'{name}.jsonl', _lines(kept))
+            stay.add(f'{name}.jsonl')
+            self._write(f'{name}.jsonl', kept)
         for path in old:
-            if path.name not in (f'{name}.jsonl' if kept else '', _pending(start_step)):
+            if path.name not in stay:
                 path.unlink()
         for path in self._events.glob('*until-*'):
             if path.name.rpartition('until-')[2] > f'{start_step:09d}':
@@ -141,14 +166,17 @@ class Writer:
         """Adds a row, to be written by the next `flush`."""
         self._waiting.append(row)
 
-    def flush(self) -> None:
-        """Writes the added rows to new files."""
+    def flush(self) -> bool:
+        """Writes the added rows to new files. Returns whether no row is waiting any more."""
         if not self._waiting:
-            return
+            return True
         # Names both steps: the run may continue at the very step with which an older file ends.
         name = f'{self._start:09d}-until-{self._waiting[-1]["step"]:09d}'
         try:
-            write(self._rows / f'{name}.jsonl', _lines(self._waiting))
+            if self._failing:  # someone may have removed them; not so W, which is not made again
+                self._rows.mkdir(exist_ok=True)
+                self._events.mkdir(exist_ok=True)
+            self._write(f'{name}.jsonl', self._waiting)
             write(self._events / f'events.out.tfevents.{name}', tensorboard.encode(self._waiting))
         except OSError as e:
             logging.warning(
@@ -160,8 +188,15 @@ class Writer:
         else:
             self._waiting = []
 
-    def leave_pending(self, step: int, pending: list[tuple[int, Any]]) -> None:
-        """Writes the steps since the last row, for `read_pending` when the run continues."""
+    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        write(self._rows / name, ''.join(json.dumps(finite(r)) + '\n' for r in rows).encode())
+        self._written.add(name)
+
+    def leave_pending(self, step: int, pending: list[tuple[int, Any]]) -> bool:
+        """Writes the steps since the last row, for `read_pending` when the run continues.
+
+        Returns whether they could be written.
+        """
         try:
             write(self._rows / _pending(step), json.dumps(pending).encode())
         except OSError as e:
@@ -171,35 +206,70 @@ class Writer:
 
     def close(self) -> None:
         """Deletes pending steps: the run is over."""
-        for path in self._rows.glob('pending-*'):
-            path.unlink()
+        for path in self._rows.glob('pending-*.json'):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
-def read_pending(workdir: str, step: int) -> list[tuple[int, Any]]:
-    """The steps that `leave_pending` wrote at this step; [] if there are none."""
+def _set_aside(folder: epath.Path, damaged: Sequence[Damage]) -> set[str]:
+    """Keeps damaged lines in files of their own and names them in the log.
+
+    Returns the names of files that cannot be read at all; they stay as they are.
+    """
+    left = {d.file for d in damaged if not d.data}
+    for name, said in zip(
+        dict.fromkeys(d.file for d in damaged), metric_rows.in_words(damaged), strict=True
+    ):
+        if name in left:
+            logging.warning("%s: it is left out, and stays in '%s'", said, folder)
+            continue
+        number = 1
+        while (to := folder / f'{name}.set_aside_{number}').exists():
+            number += 1
+        write(to, b''.join(d.data + b'\n' for d in damaged if d.file == name))
+        logging.warning("%s: it is left out, and kept in '%s'", said, to)
+    return left
+
+
+def read_pending(workdir: str, step: int) -> tuple[list[tuple[int, Any]], list[Damage]]:
+    """The steps that `leave_pending` wrote at this step, and the file if it is damaged."""
     path = epath.Path(workdir) / 'metrics' / _pending(step)
-    return json.loads(path.read_text()) if path.exists() else []
+    data = b''
+    try:
+        data = files.read(path)
+        pending = parse(data)
+        _check_pending(pending, step)
+    except FileNotFoundError:
+        return [], []
+    except ValueError as e:
+        return [], [Damage(path.name, 0, data, str(e))]
+    return [(s, m) for s, m in pending], []
+
+
+def _check_pending(pending: Any, step: int) -> None:
+    """Raises ValueError unless these are metrics of consecutive steps that end with `step`."""
+    if not isinstance(pending, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in pending
+    ):
+        raise ValueError('not a list of steps with their metrics')
+    steps = [s for s, _ in pending]
+    if steps != list(range(step - len(steps) + 1, step + 1)):
+        raise ValueError(f'its steps are not those before step {step}')
+    for _, values in pending:
+        if not isinstance(values, dict) or not isinstance(values.get('layers'), dict):
+            raise ValueError('not the metrics of a step')
+        for leaf in jax.tree.leaves(values, is_leaf=lambda x: not isinstance(x, dict)):
+            if np.asarray(leaf).dtype.kind not in 'iuf':  # ragged lists raise ValueError
+                raise ValueError('it holds what is not a number')
 
 
 def _pending(step: int) -> str:
     return f'pending-{step:09d}.json'
 
 
-def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return ''.join(json.dumps(finite(r)) + '\n' for r in rows).encode()
-
-
 def read(workdir: str) -> list[dict[str, Any]]:
-    """All rows of a run by step. Skips lines that cannot be read and names them in the log.
-
-    A row that is there twice, because a restart was killed while it rewrote the files, counts once.
-    """
-    rows = {}
-    for path in sorted((epath.Path(workdir) / 'metrics').glob('*.jsonl')):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            try:
-                row = json.loads(line)
-                rows[row['step'], row['split'] != 'train'] = row
-            except (ValueError, KeyError, TypeError):
-                logging.warning('%s line %d is not JSON and is skipped', path, number)
-    return [rows[key] for key in sorted(rows)]
+    """All rows of a run by step. Leaves out lines that cannot be read and names them in the log."""
+    rows, damaged = metric_rows.read(epath.Path(workdir) / 'metrics')
+    for said in metric_rows.in_words(damaged):
+        logging.warning('%s: it is left out', said)
+    return rows

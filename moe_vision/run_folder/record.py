@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 import zlib
@@ -14,10 +15,12 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import DatasetInfo
-from moe_vision.common.files import write_json
-from moe_vision.common.json_values import differences
+from moe_vision.common.errors import UserError
+from moe_vision.common.files import read_json, write_json
+from moe_vision.common.json_values import clean, differences
 from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
+from moe_vision.config import typed
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Capacity, Leverage, soft
 from moe_vision.models.places import choices_per_token
@@ -40,12 +43,12 @@ _CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config
 def warn_if_changed(workdir: str, config: Config) -> list[str]:
     """Logs and returns the keys in which this config differs from the folder's config.json."""
     path = epath.Path(workdir) / 'config.json'
-    if not path.exists():
-        return []
     try:
-        before = json.loads(path.read_text())['config']
-    except (ValueError, KeyError, TypeError):
-        logging.warning('%s cannot be read and will be replaced', path)
+        before = read_json(path)['config']
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as e:
+        logging.warning('%s cannot be read (%s) and will be replaced', path, e)
         return []
     changed = list(differences(before, config_lib.to_dict(config)))
     if changed:
@@ -58,8 +61,7 @@ def warn_if_changed(workdir: str, config: Config) -> list[str]:
 def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
     """Logs a warning if the folder's config.json records data with another digest."""
     try:
-        record = json.loads((epath.Path(workdir) / 'config.json').read_text())
-        before = record['dataset'].get('digest', '')
+        before = read_json(epath.Path(workdir) / 'config.json')['dataset'].get('digest', '')
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # there is no run yet, or `warn_if_changed` warns that it cannot be read
     if before and info.digest and before != info.digest:

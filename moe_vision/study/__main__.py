@@ -31,7 +31,7 @@ from moe_vision.config.command_line import OverridesParser
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
-from moe_vision.study import registration, rows
+from moe_vision.study import registration, rows, stopwatch
 from moe_vision.study.load import Loaded, load, matching
 from moe_vision.study.run import claims, pack, plan, runner
 
@@ -150,7 +150,7 @@ def _show(loaded: Loaded, args: argparse.Namespace) -> None:
     if args.list:
         print('\n'.join(f'{arm} seed {seed}: {state}' for (arm, seed), state in states.items()))
     if args.dry_run:
-        timings = rows.timings(args.workdir)
+        timings = stopwatch.timings(args.workdir)
         flops = plan.costs({a: loaded.configs[a] for a in arms}, timings)
         print(plan.table(plan.Plan.from_states(flops, states), timings, plan.this_device()))
 
@@ -178,7 +178,7 @@ def _report(workdir: str) -> None:
     from moe_vision.study import report
     from moe_vision.study.analysis import analyse
 
-    timings = {'cells': rows.timings(workdir), 'latency': rows.latency(workdir)}
+    timings = {'cells': stopwatch.timings(workdir), 'latency': stopwatch.latency(workdir)}
     out = os.path.join(workdir, 'report')
     report.write(analyse.analyse(record, digest, usable_rows, problems), timings, out)
     print(f'wrote {out}/report.md and report.html')

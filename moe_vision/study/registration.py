@@ -115,7 +115,7 @@ def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         own = path.with_name(f'.{socket.gethostname()}-{os.getpid()}.{path.name}')
-        write_json(own, {'hash': digest(ours), 'record': ours})
+        write_json(own, {'hash': digest(ours), 'record': ours}, UserError)
         try:
             os.link(own, path)  # if another process was first, its record counts
         except FileExistsError:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_vision.common.errors import nearest
-from moe_vision.common.files import write_json
+from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.files import read_json, write_json
 from moe_vision.study import fields, packed, registration
 from moe_vision.study.analysis.pairs import listed, short_commit
 from moe_vision.study.packed import Cell
@@ -58,11 +58,25 @@ def collect(
       folder: the run's folder.
       digest: hash of the pre-registration.
       error: for a diverged run, where its loss stopped being finite; else None.
+
+    Raises:
+      UserError: a file of the run cannot be read.
     """
+    try:
+        return _collect(Path(folder), study, arm, seed, digest, error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"a file of the run in '{folder}' is damaged ({type(e).__name__}: {e}); "
+            'run again: that writes it anew.'
+        ) from e
+
+
+def _collect(
+    run: Path, study: str, arm: str, seed: int, digest: str, error: str | None
+) -> dict[str, Any]:
     from moe_vision.run_folder import metrics
 
-    run = Path(folder)
-    about = json.loads((run / 'config.json').read_text())
+    about = read_json(run / 'config.json')
     row = {
         'study': study,
         'arm': arm,
@@ -82,8 +96,7 @@ def collect(
         'layers': {},
     }
     if not error:
-        result = json.loads((run / 'result.json').read_text())
-        test = json.loads((run / 'evaluation.json').read_text())
+        result, test = (read_json(run / f'{name}.json') for name in ('result', 'evaluation'))
         row['result'] = {k: v for k, v in result.items() if k != 'images_per_second'}
         row['correct'] = test.get('correct', '')
         row['layers'] = {
@@ -97,13 +110,8 @@ def collect(
         if r['split'] == 'validation'
     ]
     probed = run / 'mechanism.json'
-    row['mechanism'] = json.loads(probed.read_text()) if probed.exists() and not error else None
+    row['mechanism'] = read_json(probed) if probed.exists() and not error else None
     return row
-
-
-def images_per_second(folder: str) -> float | None:
-    """Training speed of a run that ended, without compiling and evaluations; None if unknown."""
-    return json.loads((Path(folder) / 'result.json').read_text())['images_per_second']
 
 
 def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -244,22 +252,6 @@ def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
         if aside:
             report.append(f'lines that cannot be used or repeat a cell are kept in {aside}')
     return report
-
-
-def write_latency(workdir: str, latencies: Mapping[str, Any]) -> Path:
-    """Writes what `latency.measure` returned; returns the file."""
-    file = Path(workdir) / 'timings' / 'latency.json'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, dict(latencies))
-    return file
-
-
-def latency(workdir: str) -> dict[str, Any] | None:
-    """What `write_latency` wrote; None if it cannot be read."""
-    try:
-        return json.loads((Path(workdir) / 'timings' / 'latency.json').read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Starts a run from the weights of another run."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
     """
     saved = checkpoints.load_raw(workdir)
     weights = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(saved['params'])}
+    own = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)}
+    fresh_head = _another_number_of_classes(weights, own)
 
     def weight(path, fresh):
         name = path_name(path)
@@ -53,7 +56,6 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
             )
         return jnp.asarray(weights[name])
 
-    known = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)}
     for name in weights:
         if name not in known and not name.startswith(_HEAD):
             raise UserError(
@@ -68,3 +70,18 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
         stats = jax.device_put(jax.tree.map(jnp.asarray, saved_stats), shardings.batch_stats)
     ema = jax.tree.map(jnp.copy, params) if jax.tree.leaves(state.ema) else state.ema
     return dataclasses.replace(state, params=params, batch_stats=stats, ema=ema)
+
+
+def _another_number_of_classes(weights: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the classifiers differ in the last axis, the classes, in the same way everywhere."""
+    shapes = [(weights[n].shape, own[n].shape) for n in own if n.startswith(_HEAD) and n in weights]
+    return (
+        bool(shapes)
+        and all(ours and theirs and ours[:-1] == theirs[:-1] for theirs, ours in shapes)
+        and len({theirs[-1] for theirs, _ in shapes}) == 1
+        and all(ours[-1] != theirs[-1] for theirs, ours in shapes)
+    )
+
+
+def _form(array: Any) -> str:
+    return f'{array.dtype} {tuple(array.shape)}'

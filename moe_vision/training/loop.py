@@ -45,6 +45,7 @@ def train(
     Raises:
       Stopped: the run ended early and is saved.
       Diverged: the loss or gradient was not finite in more steps in a row than allowed.
+      NotWritten: the run is over, but not all of it could be written.
       UserError: any other problem that the user can fix.
     """
     compile_cache.use()
@@ -153,6 +154,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
 
     Raises:
       UserError: the data set lacks the split, or no checkpoint fits the config.
+      NotWritten: the file cannot be written; the scores are printed all the same.
     """
     compile_cache.use()
     setup = Setup(config, for_training=False)
@@ -179,6 +181,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
             {'split': split, 'step': step, 'class_names': setup.info.class_names, **scores},
         )
         print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
+        write_json(
+            epath.Path(workdir) / f'evaluation-{split}.json',
+            {'split': split, 'step': step, 'class_names': setup.info.class_names, **scores},
+        )
     return scores
 
 

@@ -7,7 +7,6 @@ with Run(setup, config, workdir) as run:
     result, layers = run.finish(state, rate)
 """
 
-import json
 import math
 from typing import Any
 
@@ -16,8 +15,10 @@ from absl import logging
 from etils import epath
 
 from moe_vision import report
-from moe_vision.common.errors import UserError
-from moe_vision.common.files import write_json
+from moe_vision.common import metric_rows
+from moe_vision.common.errors import NotWritten, UserError
+from moe_vision.common.files import read_json, reason, write_json
+from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
 from moe_vision.run_folder import checkpoints, metrics, record
@@ -29,14 +30,21 @@ from moe_vision.training.warnings import Health
 class Run:
     """Writes what a training loop produces for one seed. Use `with`: leaving it waits for saves.
 
-    In a run of several processes all of them call every method; the first one writes.
+    In a run of several processes all of them call every method; the first one writes. What cannot
+    be written while the run trains is kept and tried again; what is missing at the end is an error.
+
+    Raises:
+      UserError: the folder cannot be used.
     """
 
     def __init__(self, setup: Setup, config: Config, workdir: str, config_file: str = ''):
         self.setup, self.config, self.workdir = setup, config, workdir
         self._config_file = config_file
         self._folder = epath.Path(workdir)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise _cannot_begin(workdir, e) from e
         self._writes = peers.first()
         if self._writes:
             record.warn_if_changed(workdir, config)
@@ -51,7 +59,8 @@ class Run:
         self.interval = metrics.Interval(config.model.moe.num_experts, config.train.skip_nonfinite)
         self._health = Health(config)
         self._writer: Any = None  # metrics.Writer
-        self._closed = False
+        self._closed = self._skipped = False  # whether the last checkpoint due was left out
+        self._lost: list[str] = []  # files that could not be written, in words
         self._best: tuple[float, int] | None = None  # accuracy, step
         self._validated: set[int] = set()
 
@@ -67,12 +76,18 @@ class Run:
         return restored or (0, self.setup.fresh_state(self.config.seed))
 
     def begin(self, start: int) -> None:
-        """Writes config.json and prepares to write the metrics rows after step `start`."""
+        """Writes config.json and prepares to write the metrics rows after step `start`.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
         total = self.setup.times.total
         if start:
             logging.info('continuing at step %d of %d', start, total)
-        kept = [r for r in metrics.read(self.workdir) if r['step'] <= start]
-        self.interval.put_back(metrics.read_pending(self.workdir, start))
+        rows, damaged = metric_rows.read(self._folder / 'metrics')
+        kept = [r for r in rows if r['step'] <= start]
+        pending, damaged_pending = metrics.read_pending(self.workdir, start)
+        self.interval.put_back(pending)
         for row in kept:
             self._is_best(row)
             if row['split'] == 'validation':
@@ -140,25 +155,38 @@ class Run:
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves rows and state if they are due after this step."""
-        if self.saves(step) and self._writer:
-            self._writer.flush()  # first: a run continued from the checkpoint will not rewrite them
         if step in self.setup.times.checkpoints:
+            self._save(step, state)
+        elif self.saves(step) and self._writer:
+            self._writer.flush()
+
+    def _save(self, step: int, state: TrainState, left: bool = True) -> None:
+        """Saves a checkpoint if the rows up to it are on disk: a continued run will not write them.
+
+        Args:
+          left: whether what else belongs to it is on disk.
+        """
+        ready = left and (self._writer is None or self._writer.flush())
+        self._skipped = not peers.all_agree(ready)
+        if not self._skipped:
             self.saved.save(step, _own(state))
 
-    def save_now(self, step: int, state: TrainState) -> int:
+    def save_now(self, step: int, state: TrainState) -> None:
         """Saves everything at any step, so that the run can continue from here bit for bit.
 
-        Returns the step of the newest checkpoint, an older one if this save failed.
+        Raises:
+          NotWritten: that is not possible; the run can continue from an older checkpoint.
         """
-        if self._writer:
-            self._writer.flush()
-            if pending := self.interval.pending():
-                self._writer.leave_pending(step, pending)
-        self.saved.save(step, _own(state))
-        return max(self.saved.steps(), default=0)
+        left = True
+        if self._writer and (pending := self.interval.pending()):
+            left = self._writer.leave_pending(step, pending)
+        self._save(step, state, left)
+        self._raise_if_lost(step, f'stopped by SIGTERM at step {step}')
 
     def finish(self, state: TrainState, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scores the test split; writes evaluation.json and result.json.
+
+        What cannot be written is an error when the run is closed.
 
         Args:
           rate: images per second of the training; NaN if this process took no step to measure.
@@ -167,6 +195,8 @@ class Run:
           What result.json holds, and the test split's telemetry by layer, which `probe` reads.
         """
         evaluator, total = self.setup.evaluator, self.setup.times.total
+        if not peers.all_agree(int(state.step) in self.saved.steps()):
+            self._save(int(state.step), state)  # once more: it could not be saved when it was due
         self.saved.wait()  # a crash from here on loses no step
         test = evaluator.score(state, 'test', 1.0, details=True)
         selected, best = None, self._best
@@ -174,9 +204,15 @@ class Run:
             selected = test['accuracy']
         elif best:
             restored = self.saved.restore_best(self.setup.abstract)
-            if restored:
+            if restored and restored[0] == best[1]:
                 step, best_state = restored
                 selected = evaluator.accuracy(best_state, 'test', step / total)
+            else:
+                logging.warning(
+                    'the best checkpoint, of step %d, cannot be read; result.json is '
+                    'without test_accuracy_selected',
+                    best[1],
+                )
         if math.isnan(rate):
             rate = _rate_before(self.workdir)
         result = record.result(
@@ -192,20 +228,64 @@ class Run:
                 self._writer.close()
         return result, test['layers']
 
+    def _write(self, name: str, value: dict[str, Any]) -> bool:
+        """Writes a JSON file in the first process; returns whether it is there."""
+        try:
+            if self._writes:
+                write_json(self._folder / name, value)
+        except NotWritten as e:
+            self._lost.append(f'{name} ({reason(e.__cause__)})')
+        return not self._lost
+
     def __enter__(self) -> 'Run':
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self.close(check=kind is None)  # else other processes may not come here
 
-    def close(self) -> None:
-        """Waits for what is still being written. May be called more than once."""
+    def close(self, check: bool = True) -> None:
+        """Waits for what is still being written. May be called more than once.
+
+        Args:
+          check: whether to look for what is missing. Then all processes must call this.
+
+        Raises:
+          NotWritten: not all that the run has done is in its folder.
+        """
         if self._closed:
             return
         self._closed = True
         if self._writer:
             self._writer.flush()
-        self.saved.close()
+        try:
+            if check:
+                self._raise_if_lost(0, 'the run is over')
+        finally:
+            self.saved.close()
+
+    def _raise_if_lost(self, step: int, what: str) -> None:
+        """Raises NotWritten in all processes if something should be in the folder but is not.
+
+        Args:
+          step: of the checkpoint that was to be saved; 0 if it is the last one due.
+          what: what has happened to the run, for the message.
+        """
+        lost = [*self._lost, *self.saved.lost()]
+        if self._skipped:
+            lost.append(f'the checkpoint of step {step}' if step else 'the last checkpoint')
+        if self._writer:
+            lost += self._writer.lost()
+            if not (self._folder / 'config.json').exists():
+                lost.insert(0, 'config.json')
+        lost = peers.share(lost)
+        if lost:
+            newest = max(checkpoints.steps_in(self._folder / 'checkpoints' / 'latest'), default=0)
+            go_on = f'continues at step {newest}' if newest else 'begins anew'
+            raise NotWritten(
+                f"{what}, but these could not be written to '{self.workdir}', or are gone: "
+                f'{", ".join(lost)}. Make room, or see what happened to the folder; the same '
+                f'command then {go_on}.'
+            )
 
     def report(self) -> str:
         """Writes report.html; returns its path."""
@@ -221,8 +301,7 @@ class Run:
 
         rows = metrics.read(self.workdir) if self._writes else []
         mechanism = probes.probe(self.setup, state, rows, test_layers)
-        if self._writes:
-            write_json(self._folder / 'mechanism.json', mechanism)
+        self._write('mechanism.json', mechanism)
 
 
 class Diverged(UserError):
@@ -231,11 +310,23 @@ class Diverged(UserError):
 
 def _rate_before(workdir: str) -> float:
     """Images per second as an earlier start of the run recorded them; NaN if none did."""
-    path = epath.Path(workdir) / 'result.json'
-    rates = [(r.get('timing') or {}).get('images_per_second') for r in metrics.read(workdir)]
-    if path.exists():
-        rates.append(json.loads(path.read_text()).get('images_per_second'))
-    return next((r for r in reversed(rates) if r is not None), float('nan'))
+    rates = [value_at(r, 'timing', 'images_per_second') for r in metrics.read(workdir)]
+    try:
+        rates.append(
+            as_dict(read_json(epath.Path(workdir) / 'result.json')).get('images_per_second')
+        )
+    except FileNotFoundError:
+        pass
+    except ValueError as e:
+        logging.warning("'%s/result.json' cannot be read (%s) and will be replaced", workdir, e)
+    return next((r for r in map(number, reversed(rates)) if not math.isnan(r)), math.nan)
+
+
+def _cannot_begin(workdir: str, error: OSError) -> UserError:
+    return UserError(
+        f"workdir '{workdir}' cannot be written: {reason(error)}; make room, or give "
+        'another --workdir.'
+    )
 
 
 def _own(state: TrainState) -> TrainState:

@@ -1,13 +1,16 @@
 """Two real processes of four virtual devices each train as one device does, write once and stop
 together; and neither waits for the other when it is gone."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -293,3 +296,36 @@ def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line(jax_environm
         done.stderr,
     ), done.stderr
     assert time.monotonic() - began < 20
+
+
+def test_a_port_that_another_run_has_is_an_error_of_one_line(jax_environment, data_dir, folder):
+    """Without the check both runs would listen there, and take each other's processes."""
+    port = free_port()
+    code = (
+        f'from moe_vision.processes import peers as p; p.start(p.Given("127.0.0.1:{port}", 2, 0))'
+    )
+    other = start(jax_environment, ['-c', code], processes=1)
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with socket.socket() as s:
+                if not s.connect_ex(('127.0.0.1', port)):
+                    break
+            time.sleep(0.1)
+        command = [
+            'main.py',
+            *ARGS,
+            f'--config.dataset.data_dir={data_dir}',
+            f'--workdir={folder / "taken"}',
+            f'--coordinator=127.0.0.1:{port}',
+            '--processes=2',
+            '--process=0',
+        ]
+        ((code, _, err),) = finish(start(jax_environment, command, processes=1), 100)
+    finally:
+        other[0].kill()
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        f"error: --coordinator is '127.0.0.1:{port}', but port {port} is in use on this machine"
+    )
+    assert 'add_port' not in err  # the runtime has not tried it

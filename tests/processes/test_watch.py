@@ -1,6 +1,8 @@
 """Processes watch each other: when one dies, hangs or fails, all others name it."""
 
+import contextlib
 import json
+import logging
 import os
 import queue
 import socket
@@ -10,7 +12,7 @@ import time
 
 import pytest
 
-from moe_vision.processes import peers, watch
+from moe_vision.processes import admit, peers, watch
 from moe_vision.processes.watch import Watch
 
 NEXT = (
@@ -19,20 +21,11 @@ NEXT = (
 
 
 @pytest.fixture
-def three(monkeypatch):
-    """The watches of processes 0 and 1, a bare connection as process 2, and the lines with which
-    each watch has ended."""
+def quick(monkeypatch):
     monkeypatch.setattr(watch, 'BEAT_SECONDS', 0.05)
     monkeypatch.setattr(watch, 'SILENT_SECONDS', 1.0)
     monkeypatch.setattr(watch, 'GRACE_SECONDS', 0.0)
-    addresses: queue.Queue[str] = queue.Queue()
-    lines: list[list[str]] = [[], []]
-    watches: dict[int, Watch] = {}
 
-    def share(address: str) -> str:
-        for _ in range(2 if address else 0):
-            addresses.put(address)
-        return address or addresses.get(timeout=10)
 
     def make(process: int) -> None:
         watches[process] = Watch(
@@ -94,6 +87,133 @@ def test_a_process_that_is_done_ends_nobody(three):
     watches[0].close()
     time.sleep(0.2)
     assert lines == [[], []]
+
+
+def connect(shared, data: bytes = b'') -> socket.socket:
+    link = socket.create_connection(tuple(shared[:2]), timeout=10)
+    threading.Thread(target=send, args=(link, data), daemon=True).start()
+    return link
+
+
+def send(link: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # refused before the end of the data
+        link.sendall(data)
+
+
+def refused(link: socket.socket) -> bool:
+    """Whether process 0 has closed the connection and has sent nothing."""
+    try:
+        return not link.recv(1)
+    except ConnectionError:  # closed with bytes that it has not read
+        return True
+
+
+STRANGERS = {
+    'silent': [b''],
+    'halves': [b'0' * 20],
+    'huge': [b'x' * 10_000_000],
+    'many': [b''] * 100,
+    'http': [b'GET / HTTP/1.1\r\nHost: a\r\n\r\n'],
+    'old': [b'{"process": 1}\n', b'{"process": 2}\n'],
+    'json': [
+        b'[]\n',
+        b'null\n',
+        b'{"process": [1]}\n',
+        b'{"process": 1e999}\n',
+        b'{"done": true}\n',
+        b'{"ended": "you", "grace": 0}\n',
+        b'[' * 100_000,
+    ],
+    'wrong token': [admit.hello('0' * 32, 1), admit.hello('0' * 32, 2)],
+}
+
+
+@pytest.mark.parametrize('kind', STRANGERS)
+def test_strangers_neither_delay_nor_end_a_run_nor_take_a_place(quick, kind, monkeypatch):
+    """They connect before the run's own processes do."""
+    monkeypatch.setattr(watch, 'SILENT_SECONDS', 8.0)
+    strangers = []
+
+    def first(shared):
+        strangers.extend(connect(shared, data) for data in STRANGERS[kind])
+
+    run = Run(0, 1, 2, first=first)
+    assert run.started(3.0)  # and not only after HELLO_SECONDS or SILENT_SECONDS / 2
+    assert all(map(refused, strangers))
+    assert {p: sorted(w._links) for p, w in run.watches.items()} == {0: [1, 2], 1: [0], 2: [0]}
+    time.sleep(0.2)
+    assert run.lines == {0: [], 1: [], 2: []}
+    run.watches[2].close('the disk burns')
+    assert until(lambda: run.lines[0] and run.lines[1])
+    run.close()
+
+
+def test_nobody_can_connect_after_the_start(quick):
+    seen = []
+    run = Run(0, 1, 2, first=seen.append)
+    assert run.started()
+    with pytest.raises(ConnectionRefusedError):
+        connect(seen[0])
+    run.close()
+
+
+def test_the_port_is_open_only_at_the_address_that_the_processes_use(quick):
+    """127.0.0.2 is this machine, too."""
+    seen = []
+
+    def first(shared):
+        seen.append(shared[0])
+        with socket.socket() as s:
+            seen.append(s.connect_ex(('127.0.0.2', shared[1])))
+
+    run = Run(0, 1, 2, first=first)
+    assert run.started() and seen[0] == '127.0.0.1' and seen[1] != 0
+    run.close()
+
+
+def test_each_run_has_its_own_token(quick):
+    tokens = []
+    for _ in range(2):
+        run = Run(0, 1, 2, first=lambda shared: tokens.append(shared[2]))
+        assert run.started()
+        run.close()
+    assert len(set(tokens)) == 2 and all(len(t) == 32 for t in tokens)
+
+
+def test_without_an_address_nobody_is_watched_and_the_run_goes_on(quick, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run(0, 1, 2, host='203.0.113.7')
+        assert run.started()
+    assert [r.getMessage() for r in caplog.records] == [
+        "processes cannot be watched ('203.0.113.7' is not an address of this machine); if one "
+        'dies, the others end only when the heartbeat of jax.distributed gives up'
+    ]
+    time.sleep(1.2)
+    assert run.lines == {0: [], 1: [], 2: []}
+    run.close()
+
+
+def test_a_process_that_cannot_connect_costs_only_its_own_watch(quick, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run(0, 1)  # process 2 does not come
+        assert run.started()
+    assert 'process 2 cannot be watched' in caplog.text
+    time.sleep(1.2)
+    assert run.lines == {0: [], 1: []}
+    run.watches[1].close('the disk burns')
+    assert until(lambda: run.lines[0])
+    run.close()
+
+
+def test_a_process_that_is_refused_says_so_and_goes_on(quick, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run(0, 1, 2, first=lambda shared: [*shared[:2], '0' * 32])
+        assert run.started()
+    assert 'process 1, 2 cannot be watched' in caplog.text
+    assert caplog.text.count('this process cannot be watched') == 2
+    time.sleep(1.2)
+    assert run.lines == {0: [], 1: [], 2: []}
+    run.close()
 
 
 def test_the_last_line_is_one_write(monkeypatch):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import random
 import shutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +13,23 @@ import pytest
 import train_cases
 
 from moe_vision.common.errors import UserError
+from moe_vision.run_folder import checksum
 from moe_vision.run_folder.checkpoints import Checkpoints, load_raw
+from moe_vision.training.step import TrainState
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
+    step: jax.Array
     params: dict
     opt_state: tuple
     ema: dict
 
 
-def state(n: int) -> State:
-    w = jax.random.normal(jax.random.key(n), (40, 50))
-    return State({'dense': {'kernel': w}}, (jnp.int32(n), {'mu': w * 2}, ()), {})
+def state(n: int, seed: int = 0) -> State:
+    w = jax.random.normal(jax.random.key(n + seed), (40, 50))
+    return State(jnp.int32(n), {'dense': {'kernel': w}}, (jnp.int32(n), {'mu': w * 2}, ()), {})
 
 
 ABSTRACT = jax.tree.map(
@@ -113,10 +118,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(workdir, caplo
         assert len(messages) == 1 and 'checkpoint 30 ' in messages[0], messages
     with Checkpoints(str(workdir), keep=3) as saved:  # the run will reach that step again
         assert saved.steps() == [20, 10]
-        saved.save(30, state(31))
+        saved.save(30, state(30, seed=1))
     step, restored = restore(workdir)
     assert step == 30
-    train_cases.assert_same_bits(restored, state(31))
+    train_cases.assert_same_bits(restored, state(30, seed=1))
 
 
 def test_a_best_checkpoint_after_the_restored_step_is_saved_again(workdir):
@@ -124,16 +129,16 @@ def test_a_best_checkpoint_after_the_restored_step_is_saved_again(workdir):
     restore(workdir)
     assert train_cases.steps(workdir, 'best') == []
     with Checkpoints(str(workdir), keep=3) as saved:
-        saved.save_best(25, state(26))
-    train_cases.assert_same_bits(load_raw(str(workdir), 'best')['params'], state(26).params)
+        saved.save_best(25, state(25, seed=1))
+    train_cases.assert_same_bits(load_raw(str(workdir), 'best')['params'], state(25, seed=1).params)
 
 
 def test_a_best_checkpoint_without_any_other_is_replaced(workdir):
     shutil.rmtree(workdir / 'checkpoints' / 'latest')
     assert restore(workdir) is None
     with Checkpoints(str(workdir), keep=3) as saved:
-        saved.save_best(25, state(26))
-    train_cases.assert_same_bits(load_raw(str(workdir), 'best')['params'], state(26).params)
+        saved.save_best(25, state(25, seed=1))
+    train_cases.assert_same_bits(load_raw(str(workdir), 'best')['params'], state(25, seed=1).params)
 
 
 def test_when_all_are_damaged_the_error_is_one_line(workdir, caplog):
@@ -203,7 +208,7 @@ def test_a_save_is_not_changed_by_steps_that_reuse_its_memory(tmp_path):
 
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     s = {f'w{i}': jnp.full((300, 300), 7.0) for i in range(8)}
-    s = State(s, (), {})
+    s = State(jnp.int32(1), s, (), {})
     want = jax.tree.map(lambda x: np.array(x), s.params)
     with Checkpoints(str(tmp_path), keep=1) as saved:
         saved.save(1, _own(s))
@@ -227,3 +232,198 @@ def test_unfinished_saves_are_deleted_by_the_run_and_not_by_scoring(workdir, cap
         saved.save(40, state(40))
         assert saved.steps()[0] == 40
     assert 'already exists' not in caplog.text
+
+
+def restored_for(function, workdir, abstract=ABSTRACT):
+    """(step, state) that a function reads, or None."""
+    with Checkpoints(str(workdir), keep=3) as saved:
+        return getattr(saved, function)(abstract)
+
+
+def raw(workdir, abstract=ABSTRACT):
+    state = load_raw(str(workdir))
+    return int(state['step']), State(
+        **{f.name: state.get(f.name) for f in dataclasses.fields(State)}
+    )
+
+
+READERS = {
+    'raw': raw,
+    **{
+        name: lambda workdir, name=name: restored_for(name, workdir)
+        for name in ('restore_newest', 'restore_for_evaluation', 'restore_best')
+    },
+}
+KINDS = {
+    '_CHECKPOINT_METADATA': 2,
+    'default/_METADATA': 6,
+    'default/_sharding': 4,
+    'default/array_metadatas/process_0': 3,
+    'default/manifest.ocdbt': 4,
+    'default/d/': 4,
+    'default/ocdbt.process_0/d/': 12,
+    'default/ocdbt.process_0/manifest.ocdbt': 3,
+}
+
+
+def bits(read) -> list[bytes]:
+    step, state = read
+    return [
+        np.int32(step).tobytes(),
+        *(np.asarray(x).tobytes() for x in jax.tree.leaves(state) if x is not None),
+    ]
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    """A folder with one checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp('one')
+    with Checkpoints(str(folder), keep=1) as saved:
+        saved.save(10, state(10))
+        saved.save_best(10, state(10))
+    return folder
+
+
+@pytest.mark.parametrize('name', READERS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_flipped_bit_never_changes_what_is_read(kind, name, one, tmp_path, caplog):
+    """Either the checkpoint is refused and named, or the byte does not matter."""
+    shutil.copytree(one, tmp_path, dirs_exist_ok=True)
+    root = tmp_path / 'checkpoints' / ('best' if name == 'restore_best' else 'latest') / '10'
+    files = [
+        p for p in root.rglob('*') if p.is_file() and str(p.relative_to(root)).startswith(kind)
+    ]
+    rng, want = random.Random(kind), bits((10, state(10)))
+    assert files
+    for _ in range(KINDS[kind]):
+        file = rng.choice(files)
+        data = file.read_bytes()
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(bytes(flipped))
+        caplog.clear()
+        try:
+            read = READERS[name](tmp_path)
+        except UserError as e:
+            assert '\n' not in str(e)
+            read = None
+        if read is None:
+            assert sum('checkpoint 10 cannot be read (' in m for m in warnings(caplog)) == 1
+            shutil.rmtree(root)  # `restore_newest` may have deleted it
+            shutil.copytree(one / root.relative_to(tmp_path), root)
+        else:
+            assert bits(read) == want, (file, data, bytes(flipped))
+            file.write_bytes(data)
+
+
+def flip_weights(folder):
+    """Flips a bit in every kilobyte of the largest file, where the arrays are."""
+    file = biggest(folder)
+    data = bytearray(file.read_bytes())
+    for at in range(512, len(data), 1024):
+        data[at] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_flipped_weights_are_refused_and_the_checkpoint_before_is_taken(name, workdir, caplog):
+    kind, step = ('best', 25) if name == 'restore_best' else ('latest', 30)
+    flip_weights(workdir / 'checkpoints' / kind / str(step))
+    caplog.clear()
+    read = READERS[name](workdir)
+    assert any(f'checkpoint {step} cannot be read (' in m for m in warnings(caplog))
+    if name == 'restore_best':
+        assert read is None
+    else:
+        assert bits(read) == bits((20, state(20)))
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_the_state_of_another_step_is_refused(name, workdir, caplog):
+    """The folder of step 20 under the name of step 40, whole as it is."""
+    kind, step = ('best', 25) if name == 'restore_best' else ('latest', 20)
+    folder = workdir / 'checkpoints' / kind
+    shutil.copytree(folder / str(step), folder / '40')
+    read = READERS[name](workdir)
+    assert read[0] == (25 if name == 'restore_best' else 30)
+    assert [
+        m
+        for m in warnings(caplog)
+        if f'it holds the state of step {step}' in m and 'checkpoint 40 cannot be read' in m
+    ]
+
+
+class Moments(NamedTuple):
+    """Its fields are not in alphabetical order, unlike the keys of a dictionary."""
+
+    nu: dict
+    mu: dict
+    count: jax.Array
+    nothing: tuple = ()
+
+
+def test_the_host_computes_the_checksum_of_the_devices(tmp_path):
+    """Of any optimizer's state: named tuples, tuples of more than ten, dictionaries, nothing."""
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+
+    def array(*shape, dtype=jnp.float32):
+        return (jax.random.normal(next(keys), shape) * 1000).astype(dtype)
+
+    tree = {'b': array(3, 4), 'a': {'z': array(), 'c': array(2, 3, 5, dtype=jnp.bfloat16)}}
+    optimizer = (
+        Moments(tree, {'x': array(7)}, jnp.int32(5)),
+        None,
+        (),
+        tuple(array(2) for _ in range(12)),
+        {'kept': {}, 'trained': [array(3, dtype=jnp.int32)]},
+    )
+    s = TrainState(
+        step=jnp.int32(3),
+        seed_key=jnp.arange(2, dtype=jnp.uint32),
+        params=tree,
+        batch_stats={},
+        router_state={'l': array(4, dtype=jnp.int8)},
+        opt_state=optimizer,
+        ema={},
+    )
+    with Checkpoints(str(tmp_path), keep=1) as saved:
+        saved.save(3, s)
+    read = load_raw(str(tmp_path))
+    train_cases.assert_same_bits(read['params'], tree)
+    assert (
+        int(read['checksum'])
+        == int(checksum.of_state(s))
+        == checksum.of_arrays(np.asarray(x) for x in jax.tree.leaves(s))
+    )
+
+
+def test_the_checksum_goes_through_the_fields_of_the_state_in_their_order():
+    assert checksum.FIELDS == tuple(f.name for f in dataclasses.fields(TrainState))
+
+
+def test_the_checksum_is_what_it_always_was():
+    """The bits times 2 place + 1, each array's sum times 31 to the power of those after it."""
+    arrays = [np.array([[1, 2], [3, 4]], np.int32), np.float32(1.0)]
+    by_hand = (1 * 1 + 2 * 3 + 3 * 5 + 4 * 7) * 31 + 0x3F800000
+    assert checksum.of_arrays(arrays) == int(checksum.of_state(arrays)) == by_hand
+    long = np.arange(2**23 + 5, dtype=np.uint32)
+    assert checksum.of_arrays([long]) == int(checksum.of_state([long]))
+
+
+def test_odd_names_among_the_checkpoints_are_passed_over(workdir):
+    latest = workdir / 'checkpoints' / 'latest'
+    for name in ('²', '٣', '007', '-5', '1e9', '9' * 30):
+        (latest / name).mkdir()
+    assert int(load_raw(str(workdir))['step']) == 30
+    shutil.rmtree(latest)
+    latest.write_text('a file')
+    with pytest.raises(UserError, match='no readable checkpoint'):
+        load_raw(str(workdir))
+    with pytest.raises(UserError, match='no checkpoint in') as e:
+        restored_for('restore_for_evaluation', workdir)
+    assert '\n' not in str(e.value)
+    shutil.rmtree(workdir / 'checkpoints')
+    (workdir / 'checkpoints').write_text('a file')
+    with pytest.raises(UserError, match='cannot be used') as e:
+        Checkpoints(str(workdir), keep=3)
+    assert '\n' not in str(e.value)

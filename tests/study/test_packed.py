@@ -12,7 +12,7 @@ from study_fakes import finished_study, tables
 from moe_vision.common import files
 from moe_vision.common.errors import UserError
 from moe_vision.study import __main__ as study_command
-from moe_vision.study import packed, rows
+from moe_vision.study import packed, rows, stopwatch
 from moe_vision.study.run import plan
 from moe_vision.study.run.claims import Claims
 from moe_vision.study.run.pack import pack
@@ -55,7 +55,7 @@ def replace(workdir, number, line: bytes, kind='rows'):
 
 
 def test_a_packed_study_reads_the_same(study, workdir):
-    before, timings = read(study, workdir), rows.timings(str(workdir))
+    before, timings = read(study, workdir), stopwatch.timings(str(workdir))
     pack(str(workdir))
     assert sorted(p.name for p in workdir.iterdir()) == [
         'claims',
@@ -64,7 +64,7 @@ def test_a_packed_study_reads_the_same(study, workdir):
         'timings.jsonl',
     ]
     assert json.dumps(read(study, workdir)) == json.dumps(before)
-    assert json.dumps(rows.timings(str(workdir))) == json.dumps(timings)
+    assert json.dumps(stopwatch.timings(str(workdir))) == json.dumps(timings)
     for arm, seed in CELLS:
         assert rows.usable(str(workdir), study[1], arm, seed) == before[0][arm][seed]
 
@@ -127,7 +127,7 @@ class Killed(BaseException):
 def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_path_factory, after):
     """It is killed before or after each step that changes something on disk, one after another."""
     (workdir / 'rows.jsonl').write_text('{"arm": "k1"}\n')  # a line that will be set aside
-    before = json.dumps(rows.timings(str(workdir))), json.dumps(read(study, workdir)[0])
+    before = json.dumps(stopwatch.timings(str(workdir))), json.dumps(read(study, workdir)[0])
     for last in itertools.count(1):
         copy = tmp_path_factory.mktemp('copy') / 'W'
         shutil.copytree(workdir, copy)
@@ -159,7 +159,7 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
                 break
             except Killed:
                 pass
-        assert json.dumps(rows.timings(str(copy))) == before[0]
+        assert json.dumps(stopwatch.timings(str(copy))) == before[0]
         assert json.dumps(read(study, copy)[0]) == before[1]
         pack(str(copy))
         assert json.dumps(read(study, copy)[0]) == before[1] and not (copy / 'rows').exists()
@@ -298,7 +298,7 @@ def test_timings_are_read_leniently(workdir):
     pack(str(workdir))
     for number, line in enumerate((b'{', b'\xff', b'[1]', b'{"arm":"k1","seed":"0"}'), 4):
         replace(workdir, number, line, 'timings')
-    found = rows.timings(str(workdir))
+    found = stopwatch.timings(str(workdir))
     assert [(a, s) for a in found for s in found[a]] == [
         *(('again', s) for s in range(3)),
         *(('dense', s) for s in range(3)),

@@ -6,7 +6,7 @@ import json
 import pytest
 from study_fakes import fake_train_arm, finished_study
 
-from moe_vision.study import rows
+from moe_vision.study import rows, stopwatch
 
 
 @pytest.fixture(scope='module')
@@ -299,12 +299,12 @@ def test_a_row_is_usable_or_not(study, workdir):
 
 
 def test_timings_are_read_leniently(study, tmp_path):
-    assert rows.timings(str(study[0]))['k1'][2] == {'seconds': 1.0}
+    assert stopwatch.timings(str(study[0]))['k1'][2] == {'seconds': 1.0}
     folder = tmp_path / 'timings' / 'k1'
     folder.mkdir(parents=True)
     (folder / 'seed_0.json').write_text('{')
     (folder / 'seed_1.json').write_text('[]')
-    assert rows.timings(str(tmp_path)) == {} and rows.latency(str(tmp_path)) is None
+    assert stopwatch.timings(str(tmp_path)) == {} and stopwatch.latency(str(tmp_path)) is None
 
 
 def test_a_config_of_the_run_is_not_the_arms_when_it_differs(study, tmp_path):

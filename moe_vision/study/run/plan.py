@@ -18,7 +18,7 @@ from moe_vision.study.run.claims import Cell, Claims
 from moe_vision.training.schedule import durations
 
 State = Literal['done', 'diverged', 'running', 'half-done', 'unusable', 'missing']
-Timings = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what `rows.timings` returns
+Timings = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what `stopwatch.timings` returns
 _FLOPS_NOTE = 'training FLOPs: 3 x forward (as executed, padded buffers included) x images x epochs'
 
 

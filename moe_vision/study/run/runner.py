@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_vision.common.errors import UserError
+from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop
-from moe_vision.study import registration, rows
+from moe_vision.study import registration, rows, stopwatch
 from moe_vision.study.load import Loaded, matching
 from moe_vision.study.run import plan, team
 from moe_vision.study.run.claims import BEAT, Cell, Claims
@@ -100,7 +100,7 @@ class _Runner:
     @functools.cached_property
     def _flops(self) -> dict[str, int]:
         configs = {arm: self._loaded.configs[arm] for arm in self._arms}
-        return plan.costs(configs, rows.timings(self._workdir))
+        return plan.costs(configs, stopwatch.timings(self._workdir))
 
     @functools.cached_property
     def _device(self) -> dict[str, Any]:
@@ -202,7 +202,10 @@ class _Runner:
                 lambda i: peers.share(begin(i)),
             )
         except UserError as e:
-            raise UserError(f'cell {arm} seed {current}: {e}') from e
+            kind = NotWritten if isinstance(e, NotWritten) else UserError  # they end differently
+            raise kind(f'cell {arm} seed {current}: {e}') from e
+        except BrokenPipeError:  # nobody reads the output any more
+            raise
         except Exception as e:
             log = Path(folders[seeds.index(current)]) / 'error.txt'
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +270,7 @@ class _Runner:
         self._claims.release(cell)
         states = self._states()
         todo = Plan.from_states(self._flops, states)
-        left = todo.seconds(rows.timings(self._workdir), self._device, arm)
+        left = todo.seconds(stopwatch.timings(self._workdir), self._device, arm)
         eta = f', about {plan.clock(sum(left.values()))} left' if left else ''
         ended = sum(map(plan.ended, states.values()))
         self._say(

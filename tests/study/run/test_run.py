@@ -14,7 +14,7 @@ import study_fakes
 from study_fakes import fake_train_arm, tables, write_study
 
 from moe_vision.common.errors import UserError
-from moe_vision.study import registration, rows
+from moe_vision.study import registration, rows, stopwatch
 from moe_vision.study.load import load
 from moe_vision.study.run import plan, runner
 from moe_vision.study.run.claims import Claims
@@ -562,4 +562,4 @@ def test_a_claim_that_was_lost_writes_no_row(loaded, tmp_path):
     with pytest.raises(UserError, match='cell dense seed 0: its claim was lost'):
         go(loaded, tmp_path, train_arm)
     assert not (tmp_path / 'rows').exists() and (tmp_path / 'claims/dense.seed_0.json').exists()
-    assert rows.timings(str(tmp_path)) == {}
+    assert stopwatch.timings(str(tmp_path)) == {}

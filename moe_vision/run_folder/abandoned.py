@@ -1,0 +1,46 @@
+"""Hides what libraries print about each part that orbax abandons when a save or a read fails.
+
+The first failure is raised, and our log names it. The other parts are still under way then; what
+they meet would be printed once for each, as warnings and tracebacks that say nothing more.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import logging
+import os
+import sys
+import types
+import warnings
+from typing import Any
+
+from absl import logging as absl_logging
+
+
+@functools.cache
+def hide() -> None:
+    """Hides it for the rest of the process, because it comes at any time, from other threads."""
+    logging.getLogger('asyncio').addFilter(
+        lambda record: 'exception was never retrieved' not in record.getMessage()
+    )
+    absl_logging.get_absl_logger().addFilter(
+        lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+    )
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+    show = sys.unraisablehook
+
+    def unraisablehook(error: Any) -> None:
+        if str(error.exc_value) != 'Event loop is closed':  # by then nobody waits for the part
+            show(error)
+
+    sys.unraisablehook = unraisablehook
+    atexit.register(_close)
+
+
+def _close() -> None:
+    """Closes coroutines of orbax that still wait: at the very end they could not even be closed."""
+    for x in gc.get_objects():
+        if isinstance(x, types.CoroutineType) and 'orbax' in x.cr_code.co_filename:
+            with contextlib.suppress(Exception):
+                x.close()

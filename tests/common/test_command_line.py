@@ -1,0 +1,129 @@
+"""How commands end: the exit code and the line of each kind of error, and output nobody takes."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from input_pipeline import DataError
+from moe_vision.common import command_line
+from moe_vision.common.errors import NotWritten, UserError
+from moe_vision.config import command_line as with_config
+from moe_vision.processes import exit_code as training
+from moe_vision.processes.stop import Stopped
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = {
+    'plain': command_line.exit_code,
+    'with a config': with_config.exit_code,
+    'training': training.exit_code,
+}
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/W/a.json')
+
+
+@pytest.mark.parametrize(
+    'error, code, line',
+    [
+        (UserError('of\nthe user'), 2, 'error: of the user'),
+        (NotWritten("'W' is gone"), 3, "error: 'W' is gone"),
+        (
+            FULL,
+            3,
+            "error: '/W/a.json' cannot be written: No space left on device; make room, and "
+            'start again.',
+        ),
+        (KeyboardInterrupt(), 130, 'interrupted'),
+    ],
+    ids=['mistake', 'not written', 'full disk', 'ctrl-c'],
+)
+@pytest.mark.parametrize('exit_code', ALL.values(), ids=ALL)
+def test_each_kind_of_error_has_its_code_and_one_line(exit_code, error, code, line, capsys):
+    assert exit_code(raising(error)) == code
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count('\n') == 1
+
+
+def test_a_mistake_in_data_and_a_stop(capsys):
+    for exit_code in (with_config.exit_code, training.exit_code):
+        assert exit_code(raising(DataError('no such set'))) == 2
+    assert training.exit_code(raising(Stopped('saved'))) == 143
+    assert capsys.readouterr().err == 'error: no such set\n' * 2 + 'saved\n'
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(errno.ENOENT, 'gone'),
+        ValueError('a bug'),
+        BrokenPipeError(errno.EPIPE, 'of a worker'),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize('exit_code', ALL.values(), ids=ALL)
+def test_other_errors_are_raised(exit_code, error):
+    with pytest.raises(type(error)):
+        exit_code(raising(error))
+
+
+CODE = """
+import sys
+from moe_vision.common import command_line
+from moe_vision.processes import exit_code as training
+
+def command():
+    {body}
+
+sys.exit({exit_code}(command))
+"""
+
+
+def start(exit_code, body, redirect):
+    """(exit code, standard error) of a command in a shell that redirects its output."""
+    code = CODE.format(body=body, exit_code=exit_code)
+    done = subprocess.run(
+        ['bash', '-c', f'"$0" -c "$1" {redirect}; exit ${{PIPESTATUS[0]}}', sys.executable, code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize('size', [1, 100_000])
+@pytest.mark.parametrize('redirect', ['| true', '2>&1 | true'])
+@pytest.mark.parametrize('exit_code', ['command_line.exit_code', 'training.exit_code'])
+def test_a_command_whose_output_nobody_reads_ends_quietly(exit_code, redirect, size):
+    """`| head` in short; a small output is noticed only when it is flushed."""
+    stream = ', file=sys.stderr' if '2>&1' in redirect else ''
+    body = f'import time; time.sleep(0.5); print("x" * {size}{stream}); return 0'
+    assert start(exit_code, body, redirect) == (141, '')
+
+
+def test_a_mistake_keeps_its_code_where_nobody_reads(capsys):
+    body = (
+        'import time; time.sleep(0.5); '
+        'from moe_vision.common.errors import UserError; raise UserError("x")'
+    )
+    assert start('command_line.exit_code', body, '2>&1 | true') == (2, '')
+
+
+@pytest.mark.parametrize('size', [1, 100_000])
+def test_output_to_a_full_disk_is_an_error_of_one_line(size):
+    code, said = start('command_line.exit_code', f'print("x" * {size}); return 0', '> /dev/full')
+    assert code == 3
+    assert said == (
+        'error: the output cannot be written: No space left on device; make room, and '
+        'start again.\n'
+    )

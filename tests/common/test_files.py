@@ -1,0 +1,74 @@
+"""Files are whole or not there, and reading one that is damaged ends in one line."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+
+from moe_vision.common import files
+from moe_vision.common.errors import NotWritten, UserError
+
+
+@pytest.fixture(params=['write_bytes', 'replace'])
+def full(request, monkeypatch):
+    """A disk that is full: half of a file is written, or all of it but its name."""
+    real = getattr(pathlib.Path, request.param)
+
+    def fails(path, argument):
+        if request.param == 'write_bytes':
+            real(path, argument[: len(argument) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(pathlib.Path, request.param, fails)
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(full, tmp_path):
+    (tmp_path / 'a.json').write_text('before')
+    with pytest.raises(OSError, match='No space left'):
+        files.write(tmp_path / 'a.json', b'after, and longer')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+    assert (tmp_path / 'a.json').read_text() == 'before'
+
+
+@pytest.mark.parametrize('error', [NotWritten, UserError])
+def test_json_that_cannot_be_written_is_an_error_of_one_line(error, full, tmp_path):
+    with pytest.raises(error, match="a.json' cannot be written: No space left on device; ") as e:
+        files.write_json(tmp_path / 'a.json', {}, error)
+    assert type(e.value) is error and '\n' not in str(e.value)
+
+
+DAMAGED = {
+    'empty': b'',
+    'half': b'{"a": [1, 2',
+    'byte': b'{"a": "\xff"}',
+    'zeros': bytes(20),
+    'deep': b'[' * 10_000 + b']' * 10_000,
+    'quite deep': b'[' * 200 + b']' * 200,
+    'digits': b'1' * 5_000,
+}
+
+
+@pytest.mark.parametrize('data', DAMAGED.values(), ids=DAMAGED)
+def test_damaged_json_is_an_error_of_one_line(data, tmp_path):
+    (tmp_path / 'a.json').write_bytes(data)
+    with pytest.raises(ValueError, match='not JSON|nested more than 100') as e:
+        files.read_json(tmp_path / 'a.json')
+    assert '\n' not in str(e.value)
+
+
+def test_whole_json_is_read(tmp_path):
+    value = {'a': [1, None, {'b': 'ä'}], 'deep': json.loads('[' * 90 + ']' * 90)}
+    files.write_json(tmp_path / 'a.json', value)
+    assert files.read_json(str(tmp_path / 'a.json')) == value
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / 'b.json')
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'folder').mkdir()
+    for name in ('pipe', 'folder'):
+        with pytest.raises(ValueError, match='not a file'):
+            files.read_json(tmp_path / name)
