@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 def exit_code(
     command: Callable[[], int], mistakes: tuple[type[Exception], ...] = (UserError,)
 ) -> int:
-    """Calls the command; returns what it returns, 2 after a mistake, or 130 after Ctrl-C.
+    """Calls the command; returns what it returns, or the exit code of what it raises.
 
     That is 2 after a mistake, 3 where what was done cannot be written, 130 after Ctrl-C; one line
     on standard error says what it was. It is 141, without a line, where nobody reads the output any

@@ -23,8 +23,8 @@ def write_json(path: Path, value: Any, error: type[UserError] = NotWritten) -> N
     try:
         write(path, (json.dumps(json_values.finite(value), indent=1) + '\n').encode())
     except OSError as e:
-        raise UserError(
-            f"'{path}' cannot be written: {e.strerror or e}; make room or give another "
+        raise error(
+            f"'{path}' cannot be written: {reason(e)}; make room or give another "
             '--workdir, and start again to continue.'
         ) from e
 

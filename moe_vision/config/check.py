@@ -113,14 +113,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
     """
     path = f'{workdir.rstrip("/")}/config.json'
     try:
-        if '://' in path:
-            from etils import epath  # slower to import, and only needed for buckets
-
-            text = epath.Path(path).read_text()
-        else:
-            with open(path, encoding='utf-8') as f:
-                text = f.read()
-        values = _completed(json.loads(text)['config'])
+        values = _completed(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         why = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
         raise UserError(

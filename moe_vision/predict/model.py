@@ -100,6 +100,7 @@ class Model:
             'batch_stats': jax.device_put(state.get('batch_stats') or {}),
             'router_state': jax.device_put(state.get('router_state') or {}),
         }
+        _check_fit(self.network, info, self.variables)
         self._fraction = self.step / durations(config, info.split_sizes['train']).total
         self._key = jax.random.fold_in(
             jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM

@@ -55,12 +55,7 @@ def check(coordinator: str | None, processes: int | None, process: int | None) -
             f'{" and ".join(missing)} missing; a run of several processes needs '
             '--coordinator=HOST:PORT --processes=N --process=I, I from 0 to N-1.'
         )
-    host, _, port = coordinator.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(
-            f"--coordinator is '{coordinator}'; give the host of process 0 and a free "
-            'port there, such as 10.0.0.1:8476.'
-        )
+    address.split(coordinator)
     if processes < 1:
         raise UserError(f'--processes is {processes}; it must be positive.')
     if not 0 <= process < processes:
@@ -89,7 +84,7 @@ def start(given: Given | None) -> None:
     if given:
         waits = (
             f'process {given.process}: the coordinator {given.coordinator} (process 0) does '
-            'not answer'
+            'not answer, or another program does,'
             if given.process
             else f'process 0: not all of {given.processes} processes have connected'
         )
@@ -129,7 +124,6 @@ def _watch(host: str) -> None:
     """Starts to watch the other processes. `host` is the coordinator's; '' in a pod."""
     import jax
 
-    host = host or socket.gethostbyname(socket.gethostname())
     _watching.append(
         Watch(jax.process_index(), jax.process_count(), host, _share, lambda line: end(1, line))
     )

@@ -45,7 +45,7 @@ class Watch:
         process: int,
         processes: int,
         host: str,
-        share: Callable[[str], str],
+        share: Callable[[Any], Any],
         ended: Callable[[str], Any],
     ):
         self._process, self._processes, self._ended = process, processes, ended
@@ -53,26 +53,9 @@ class Watch:
         self._links: dict[int, tuple[socket.socket, TextIO]] = {}
         self._lock = threading.Lock()
         self._done = False
-        listener = None
-        if process == 0:
-            listener = socket.create_server(('', 0), backlog=processes)
-            listener.settimeout(SILENT_SECONDS)
-        address = share(f'{host}:{listener.getsockname()[1]}' if listener else '')
-        try:
-            if listener:
-                self._accept(listener)
-            else:
-                host, _, port = address.rpartition(':')
-                link = socket.create_connection((host, int(port)), timeout=SILENT_SECONDS)
-                _send(link, {'process': process})
-                self._links[0] = link, link.makefile()
-        except OSError as e:
-            logging.warning(
-                'processes cannot be watched (%s); if one dies, the others end only '
-                'when the heartbeat of jax.distributed gives up',
-                e,
-            )
-            return
+        for peer, link in self._connect(host, share).items():
+            link.settimeout(SILENT_SECONDS)
+            self._links[peer] = link, link.makefile()
         for peer, (_, lines) in self._links.items():
             threading.Thread(target=self._listen, args=(peer, lines), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()

@@ -75,17 +75,10 @@ class Checkpoints:
         steps = self.steps()
         for folder in (self._latest, self._best):
             folder.clear()  # what a killed run left
-        for step in steps:
-            try:
-                state = self._latest.restore(step, abstract)
-            except Exception as e:  # damaged files make orbax raise errors of many types
-                logging.warning(
-                    'checkpoint %d cannot be read (%s); trying the one before it', step, _summary(e)
-                )
-                continue
-            self._latest.delete_after(step)
-            self._best.delete_after(step)
-            return step, state
+        if restored := self._latest.restore_newest(abstract):
+            for folder in (self._latest, self._best):
+                folder.delete_after(restored[0])
+            return restored
         if steps:
             raise UserError(
                 f'none of the checkpoints {steps} in {self._latest.path} can be read with '
@@ -114,11 +107,9 @@ class Checkpoints:
         Raises:
           UserError: no checkpoint can be read.
         """
-        for step in self.steps():
-            try:
-                return step, self._latest.restore(step, abstract)
-            except Exception as e:
-                logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
+        self.wait()
+        if restored := self._latest.restore_newest(abstract):
+            return restored
         raise UserError(
             f'no checkpoint in {self._latest.path} can be read with this config; '
             'train first (--mode=train), or give the config of the run.'
@@ -158,14 +149,9 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     root = absolute(epath.Path(workdir) / 'checkpoints' / kind)
     for step in steps_in(root):
         try:
-            with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-                path = root / str(step) / 'default'
-                on_host = jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree
-                )
-                return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
-        except Exception as e:
-            logging.warning('checkpoint %d cannot be read (%s)', step, _summary(e))
+            return _load_raw(root / str(step) / 'default', step)
+        except Exception as e:  # as in `Folder.restore_newest`
+            _warn_of_damage(root, step, e)
     raise UserError(f"there is no readable checkpoint in '{workdir}'; train there first.")
 
 
@@ -266,16 +252,20 @@ class Folder:
         self._saving = False
 
     def _give_up(self, error: Exception) -> None:
-        """Logs a failed save and deletes what it left."""
-        logging.warning(
-            'checkpoint %d cannot be saved (%s); training continues, and the '
-            'checkpoints before it are kept',
-            self._last_step,
-            _summary(error),
-        )
-        std_logging.getLogger('asyncio').addFilter(_is_not_of_a_failed_save)
-        self.clear(str(self._last_step))
-        self._manager.reload()  # it has already dropped the checkpoint that was to make room
+        """Logs a failed save, unless the one before failed too, and deletes what it left."""
+        if not self._failing:
+            logging.warning(
+                'checkpoint %d cannot be saved (%s); training continues, and the '
+                'checkpoints before it are kept',
+                self._last_step,
+                _summary(error),
+            )
+        self._saving, self._failing = False, True
+        try:
+            self.clear(str(self._last_step))
+            self._manager.reload()  # it has already dropped the checkpoint that was to make room
+        except OSError as e:
+            logging.warning('%s cannot be read (%s)', self.path, reason(e))
 
     def clear(self, step: str = '*') -> None:
         """Deletes unfinished saves. No other process may be saving in this folder."""

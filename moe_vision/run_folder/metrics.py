@@ -92,6 +92,22 @@ class Interval:
             'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()},
         }
 
+    def _drop_misfits(self) -> None:
+        """Drops the steps that were put back if their metrics are not those of this run."""
+        last = jax.tree.map(np.shape, self._pending[-1][1])
+        misfits = [
+            s for s, m in self._pending[: self._put_back] if jax.tree.map(np.shape, m) != last
+        ]
+        if misfits:
+            logging.warning(
+                'the metrics that the last start of the run kept of steps %d to %d are '
+                'not those of this config; the row of step %d is without them',
+                misfits[0],
+                misfits[-1],
+                self._pending[-1][0],
+            )
+            self._pending = [(s, m) for s, m in self._pending if s not in misfits]
+
     def _is_finite(self, step: int, values: Any) -> bool:
         """Whether the step was not skipped; counts consecutive skipped ones."""
         for name in ('loss', 'grad_norm'):
@@ -179,14 +195,18 @@ class Writer:
             self._write(f'{name}.jsonl', self._waiting)
             write(self._events / f'events.out.tfevents.{name}', tensorboard.encode(self._waiting))
         except OSError as e:
-            logging.warning(
-                'rows of metrics cannot be written (%s); %d are kept and will be '
-                'written with the next ones',
-                e.strerror or e,
-                len(self._waiting),
-            )
-        else:
-            self._waiting = []
+            if not self._failing:
+                logging.warning(
+                    'rows of metrics cannot be written (%s); they are kept and tried '
+                    'again with the next ones, without another warning',
+                    files.reason(e),
+                )
+            self._failing = files.reason(e)
+            return False
+        if self._failing:
+            logging.info('rows of metrics are written again, those that were kept too')
+        self._waiting, self._failing = [], ''
+        return True
 
     def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
         write(self._rows / name, ''.join(json.dumps(finite(r)) + '\n' for r in rows).encode())
@@ -201,8 +221,21 @@ class Writer:
             write(self._rows / _pending(step), json.dumps(pending).encode())
         except OSError as e:
             logging.warning(
-                'the metrics of %d steps cannot be written (%s)', len(pending), e.strerror
+                'the metrics of %d steps cannot be written (%s)', len(pending), files.reason(e)
             )
+            return False
+        return True
+
+    def lost(self) -> list[str]:
+        """What should be in W/metrics but is not, in words."""
+        lost = []
+        if self._written - {path.name for path in self._rows.glob('*.jsonl')}:
+            lost.append('rows of metrics that were written before')
+        if self._waiting:
+            first, last = (self._waiting[i]['step'] for i in (0, -1))
+            why = f' ({self._failing})' if self._failing else ''
+            lost.append(f'rows of metrics of steps {first} to {last}{why}')
+        return lost
 
     def close(self) -> None:
         """Deletes pending steps: the run is over."""

@@ -37,6 +37,7 @@ _PACKAGES = (
     'numpy',
     'opencv-python-headless',
 )
+_PIXELS = 2**28  # values of one image; no data set comes near
 _CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config trains
 
 
@@ -74,6 +75,30 @@ def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
         )
 
 
+def dataset_info(workdir: str) -> DatasetInfo:
+    """What config.json says of the run's data set.
+
+    Raises:
+      UserError: it cannot be read, or what it says cannot be.
+    """
+    path = epath.Path(workdir) / 'config.json'
+    try:
+        info = typed.build(DatasetInfo, read_json(path)['dataset'], 'dataset')
+    except (OSError, ValueError, KeyError, TypeError, UserError) as e:
+        raise UserError(f"'{path}' is damaged: {type(e).__name__}: {e}; restore it.") from e
+    for name, fits in {
+        'num_classes': info.num_classes == len(info.class_names) > 0,
+        'image_shape': min(info.image_shape) > 0 and math.prod(info.image_shape) < _PIXELS,
+        'split_sizes': 0 < info.split_sizes.get('train', 0) < 2**63,
+    }.items():
+        if not fits:
+            raise UserError(
+                f"'{path}' is damaged: its dataset.{name} cannot be "
+                f'{str(getattr(info, name))[:80]}; restore it.'
+            )
+    return dataclasses.replace(info, class_names=tuple(map(clean, info.class_names)))
+
+
 def digest(config: Config) -> int:
     """A 32-bit hash of a config, to notice when two of them differ."""
     return zlib.crc32(json.dumps(config_lib.to_dict(config), sort_keys=True).encode())
@@ -82,7 +107,11 @@ def digest(config: Config) -> int:
 def write_config(
     workdir: str, config: Config, config_file: str, info: DatasetInfo, leverage: Leverage
 ) -> None:
-    """Writes config.json: resolved config, versions, git commit, data set and pre-flight."""
+    """Writes config.json: resolved config, versions, git commit, data set and pre-flight.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     write_json(
         epath.Path(workdir) / 'config.json',
         {
@@ -101,6 +130,7 @@ def write_config(
                 },
             },
         },
+        UserError,
     )
 
 

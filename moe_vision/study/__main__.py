@@ -167,7 +167,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
     latencies = latency.measure(
         {a: loaded.configs[a] for a in study.latency_arms}, study.latency_batches
     )
-    print(f'wrote {rows.write_latency(workdir, latencies)}')
+    print(f'wrote {stopwatch.write_latency(workdir, latencies)}')
 
 
 def _report(workdir: str) -> None:

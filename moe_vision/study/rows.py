@@ -106,7 +106,7 @@ def _collect(
     row['curve'] = [
         {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
         | {'layers': {n: {k: x[k] for k in _LAYER_KEYS} for n, x in r['layers'].items()}}
-        for r in metrics.read(folder)
+        for r in metrics.read(str(run))
         if r['split'] == 'validation'
     ]
     probed = run / 'mechanism.json'
@@ -199,27 +199,6 @@ def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict
         except ValueError:
             continue
     return None
-
-
-def timings(workdir: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Every timing that can be read: arm -> seed -> the timing that `write` wrote."""
-    by_cell: dict[Cell, dict[str, Any]] = {}
-    for file in (Path(workdir) / 'timings').glob('*/seed_*.json'):
-        try:
-            value, seed = packed.load(file.read_bytes()), int(file.stem.removeprefix('seed_'))
-        except (OSError, ValueError):
-            continue
-        if isinstance(value, dict):
-            by_cell[file.parent.name, seed] = value
-    for line in packed.read(workdir, 'timings').lines:
-        if line.cell and not line.error:
-            by_cell.setdefault(
-                line.cell, {k: v for k, v in line.value.items() if k not in ('arm', 'seed')}
-            )
-    out: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm, seed in sorted(by_cell, key=lambda cell: (cell[0], f'seed_{cell[1]}.json')):
-        out.setdefault(arm, {})[seed] = by_cell[arm, seed]
-    return out
 
 
 def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:

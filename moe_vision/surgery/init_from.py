@@ -41,23 +41,23 @@ def init_from(state: Any, workdir: str, shardings: Any) -> Any:
                 f'{nearest(name, weights)} The networks must be the same except for '
                 'the classifier.'
             )
-        if weights[name].shape != fresh.shape:
-            if name.startswith(_HEAD):
-                logging.info(
-                    'init_from: %s stays fresh, because it is %s there and %s here',
-                    name,
-                    weights[name].shape,
-                    fresh.shape,
-                )
-                return fresh
+        if name.startswith(_HEAD) and fresh_head:
+            logging.info(
+                'init_from: %s stays fresh, because it is %s there and %s here',
+                name,
+                weights[name].shape,
+                fresh.shape,
+            )
+            return fresh
+        if weights[name].shape != fresh.shape or weights[name].dtype != fresh.dtype:
             raise UserError(
-                f"init_from: parameter '{name}' is {tuple(weights[name].shape)} in "
-                f"'{workdir}' and {tuple(fresh.shape)} here."
+                f"init_from: parameter '{name}' is {_form(weights[name])} in "
+                f"'{workdir}' and {_form(fresh)} here."
             )
         return jnp.asarray(weights[name])
 
     for name in weights:
-        if name not in known and not name.startswith(_HEAD):
+        if name not in own and not name.startswith(_HEAD):
             raise UserError(
                 f"init_from: '{workdir}' has a parameter '{name}' that this network "
                 'lacks. The networks must be the same except for the classifier.'

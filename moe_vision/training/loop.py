@@ -82,10 +82,10 @@ def train(
                 if times.row_ends(step):
                     _write_row(run, progress, step)
                 if stopping:
-                    saved = run.save_now(step, state)
+                    run.save_now(step, state)
                     raise Stopped(
                         f'stopped by SIGTERM at step {step} of {times.total}, saved at '
-                        f'step {saved}; start again with the same command to continue.'
+                        f'step {step}; start again with the same command to continue.'
                     )
                 if times.row_ends(step):
                     with progress.paused():
@@ -176,10 +176,6 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         'capacity_sweep': evaluator.sweep(state, split, fraction),
     }
     if peers.first():
-        write_json(
-            epath.Path(workdir) / f'evaluation-{split}.json',
-            {'split': split, 'step': step, 'class_names': setup.info.class_names, **scores},
-        )
         print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
         write_json(
             epath.Path(workdir) / f'evaluation-{split}.json',

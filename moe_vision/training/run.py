@@ -98,7 +98,10 @@ class Run:
             record.write_config(
                 self.workdir, self.config, self._config_file, self.setup.info, self.setup.cost
             )
-            self._writer = metrics.Writer(self.workdir, start, kept)
+            try:
+                self._writer = metrics.Writer(self.workdir, start, kept, damaged + damaged_pending)
+            except OSError as e:
+                raise _cannot_begin(self.workdir, e) from e
 
     def row(self) -> dict[str, Any]:
         """The row of training metrics for the steps in `interval`.
@@ -218,14 +221,12 @@ class Run:
         result = record.result(
             self.config, self.setup.cost, test, best and best[0], selected, int(state.step), rate
         )
-        if self._writes:
-            write_json(
-                self._folder / 'evaluation.json',
-                {'split': 'test', 'class_names': self.setup.info.class_names, **test},
-            )
-            write_json(self._folder / 'result.json', result)
-            if self._writer:
-                self._writer.close()
+        if self._write(
+            'evaluation.json', {'split': 'test', 'class_names': self.setup.info.class_names, **test}
+        ):
+            self._write('result.json', result)  # where it is, evaluation.json is, too
+        if self._writer:
+            self._writer.close()
         return result, test['layers']
 
     def _write(self, name: str, value: dict[str, Any]) -> bool:

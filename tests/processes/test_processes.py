@@ -276,23 +276,52 @@ def test_when_another_process_dies_process_0_ends_with_a_message(jax_environment
     ends_alone(code, err, dead=1)
 
 
-def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line(jax_environment):
-    code = (
-        'from moe_vision.processes import peers as p; p.CONNECT_SECONDS = 3.0; '
-        f'p.start(p.Given("127.0.0.1:{free_port()}", 2, 1))'
-    )
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        capture_output=True,
-        text=True,
-        env=jax_environment | {'JAX_PLATFORMS': 'cpu'},
-        timeout=60,
-    )
+def answers(greeting: bytes) -> socket.socket:
+    """Something else than jax that listens at the coordinator's port."""
+    server = socket.create_server(('127.0.0.1', 0))
+
+    def serve() -> None:
+        links = []
+        with contextlib.suppress(OSError):  # until the test closes it
+            while True:
+                links.append(server.accept()[0])
+                links[-1].sendall(greeting)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    'greeting',
+    [
+        None,
+        b'',
+        b'SSH-2.0-OpenSSH_9.6\r\n',
+        b'\0' * 100_000,
+        b'HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n',
+    ],
+)
+def test_a_coordinator_that_does_not_answer_as_one_is_an_error_of_one_line(
+    jax_environment, greeting
+):
+    with contextlib.nullcontext() if greeting is None else answers(greeting) as server:
+        port = free_port() if server is None else server.getsockname()[1]
+        code = (
+            'from moe_vision.processes import peers as p; p.CONNECT_SECONDS = 3.0; '
+            f'p.start(p.Given("127.0.0.1:{port}", 2, 1))'
+        )
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, '-c', code],
+            capture_output=True,
+            text=True,
+            env=jax_environment | {'JAX_PLATFORMS': 'cpu'},
+            timeout=60,
+        )
     assert done.returncode == 2
     assert re.fullmatch(
         r'error: process 1: the coordinator 127.0.0.1:\d+ \(process 0\) does not '
-        r'answer after 3 s; .*\n',
+        r'answer, or another program does, after 3 s; .*\n',
         done.stderr,
     ), done.stderr
     assert time.monotonic() - began < 20

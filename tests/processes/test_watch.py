@@ -27,22 +27,61 @@ def quick(monkeypatch):
     monkeypatch.setattr(watch, 'GRACE_SECONDS', 0.0)
 
 
-    def make(process: int) -> None:
-        watches[process] = Watch(
-            process, 3, '127.0.0.1' if process == 0 else '', share, lines[process].append
-        )
+class Run:
+    """Watches of one run in threads, and the lines with which each of them has ended.
 
-    threads = [threading.Thread(target=make, args=(i,)) for i in range(2)]
-    for t in threads:
-        t.start()
-    host, _, port = addresses.get(timeout=10).rpartition(':')
-    bare = socket.create_connection((host, int(port)))
-    bare.sendall(json.dumps({'process': 2}).encode() + b'\n')
-    for t in threads:
-        t.join()
-    yield watches, bare, lines
-    for w in watches.values():
-        w.close()
+    Args:
+      watched: the processes that have a watch here, of three.
+      host: the coordinator's.
+      first: called with what process 0 shares before the others receive it. What it returns, if
+        anything, is received instead.
+    """
+
+    def __init__(self, *watched: int, host: str = '127.0.0.1', first=lambda shared: None):
+        self.shared: queue.Queue = queue.Queue()
+        self.lines: dict[int, list[str]] = {i: [] for i in watched}
+        self.watches: dict[int, Watch] = {}
+        self._first = first
+        self._threads = [threading.Thread(target=self._watch, args=(i, host)) for i in watched]
+        for t in self._threads:
+            t.start()
+
+    def _watch(self, process: int, host: str) -> None:
+        def share(value):
+            if process:
+                return self.shared.get(timeout=10)
+            received = self._first(value) or value
+            for _ in range(2):
+                self.shared.put(received)
+            return value
+
+        self.watches[process] = Watch(process, 3, host, share, self.lines[process].append)
+
+    def started(self, seconds: float = 10.0) -> bool:
+        """Waits for all watches. Whether they were there in time."""
+        end = time.monotonic() + seconds
+        for t in self._threads:
+            t.join(max(0.0, end - time.monotonic()))
+        return not any(t.is_alive() for t in self._threads)
+
+    def close(self) -> None:
+        for t in self._threads:
+            t.join()
+        for w in self.watches.values():
+            w.close()
+
+
+@pytest.fixture
+def three(quick):
+    """The watches of processes 0 and 1, a bare connection as process 2, and the lines with which
+    each watch has ended."""
+    run = Run(0, 1)
+    ip, port, token = run.shared.get(timeout=10)
+    bare = socket.create_connection((ip, port))
+    bare.sendall(admit.hello(token, 2))
+    assert run.started()
+    yield run.watches, bare, [run.lines[0], run.lines[1]]
+    run.close()
     bare.close()
 
 

@@ -262,7 +262,7 @@ class _Runner:
                 row,
                 timing
                 | self._device
-                | {'images_per_second': None if error else rows.images_per_second(folder)},
+                | {'images_per_second': None if error else stopwatch.images_per_second(folder)},
             )
             self.count += 1
         if not self._keep:

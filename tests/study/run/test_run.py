@@ -218,7 +218,7 @@ def test_a_packed_study_continues(loaded, unbroken, tmp_path):
     assert list(map(json.loads, lines)) == [
         json.loads(unbroken[f'{a}/seed_{s}.json']) for a, s in CELLS
     ]
-    timings = rows.timings(str(tmp_path))
+    timings = stopwatch.timings(str(tmp_path))
     assert all(timings[a][s]['trained_flops'] == study_fakes.FLOPS for a, s in CELLS)
 
 
