@@ -21,7 +21,7 @@ from moe_vision.common.files import read_json, reason, write_json
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
-from moe_vision.run_folder import checkpoints, metrics, record
+from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics, record
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
 from moe_vision.training.warnings import Health
@@ -280,7 +280,9 @@ class Run:
                 lost.insert(0, 'config.json')
         lost = peers.share(lost)
         if lost:
-            newest = max(checkpoints.steps_in(self._folder / 'checkpoints' / 'latest'), default=0)
+            newest = max(
+                checkpoint_folder.steps_in(self._folder / 'checkpoints' / 'latest'), default=0
+            )
             go_on = f'continues at step {newest}' if newest else 'begins anew'
             raise NotWritten(
                 f"{what}, but these could not be written to '{self.workdir}', or are gone: "

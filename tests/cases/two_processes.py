@@ -21,7 +21,7 @@ import input_pipeline
 from moe_vision.common.errors import UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stopped
-from moe_vision.run_folder import checkpoints
+from moe_vision.run_folder import checkpoint_folder, checkpoints
 from moe_vision.training import loop, mesh
 
 SAME = {
@@ -80,7 +80,7 @@ def without_room(setup, folder: str, full: bool) -> list[list[int]]:
             (
                 contextlib.nullcontext(),
                 mock.patch.object(
-                    checkpoints.shutil, 'disk_usage', lambda path: mock.Mock(free=1000)
+                    checkpoint_folder.shutil, 'disk_usage', lambda path: mock.Mock(free=1000)
                 ),
                 mock.patch.object(type(saved._latest.path), 'write_text', error),
                 contextlib.nullcontext(),

@@ -1,0 +1,214 @@
+"""One folder of checkpoints, behind orbax: saves in the background, reads in every process."""
+
+import errno
+import os
+import re
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from moe_vision.common.errors import UserError
+from moe_vision.common.files import absolute, in_bucket, reason
+from moe_vision.processes import peers
+from moe_vision.run_folder import abandoned, checksum
+
+CHECKSUM = 'checksum'
+
+
+class Folder:
+    """The checkpoints in one folder. Keeps at most the newest `keep` of them."""
+
+    def __init__(self, path: epath.Path, keep: int):
+        abandoned.hide()
+        self.path = absolute(path)
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+        )
+        self._last_step = 0  # of the last save
+        self._saving = False  # whether it is under way
+        self._failing = False  # whether the last one that ended has failed
+
+    def save(self, step: int, state: Any) -> None:
+        """Begins to save a state, unless this step is there. Logs a failure instead of raising."""
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        values = _as_dict(state) | {CHECKSUM: np.asarray(checksum.of_state(state))}
+        self._last_step, self._saving = step, True
+        try:
+            self._check_room(state)
+            self._manager.save(step, args=ocp.args.StandardSave(values), force=True)
+        except Exception as e:  # as in `wait`
+            self._give_up(e)
+
+    def _check_room(self, state: Any) -> None:
+        """Raises OSError in all processes if one of them cannot write or lacks room for the state.
+
+        Otherwise orbax would make the others wait 20 minutes for that one.
+        """
+        if not peers.several() or in_bucket(self.path):
+            return
+        probe, error = self.path / f'.process_{jax.process_index()}', None
+        try:
+            probe.write_text('')
+            probe.unlink()
+            if shutil.disk_usage(self.path).free < sum(x.nbytes for x in jax.tree.leaves(state)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as e:
+            error = e
+        if not peers.all_agree(error is None):
+            raise error or OSError('another process cannot write')
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk, or has failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:  # a full disk raises errors of many types
+            self._give_up(e)
+        else:
+            if self._saving and self._failing:
+                logging.info('checkpoints can be saved again: %d is', self._last_step)
+            self._failing &= not self._saving
+        self._saving = False
+
+    def _give_up(self, error: Exception) -> None:
+        """Logs a failed save, unless the one before failed too, and deletes what it left."""
+        if not self._failing:
+            logging.warning(
+                'checkpoint %d cannot be saved (%s); training continues, and the '
+                'checkpoints before it are kept',
+                self._last_step,
+                _summary(error),
+            )
+        self._saving, self._failing = False, True
+        try:
+            self.clear(str(self._last_step))
+            self._manager.reload()  # it has already dropped the checkpoint that was to make room
+        except OSError as e:
+            logging.warning('%s cannot be read (%s)', self.path, reason(e))
+
+    def clear(self, step: str = '*') -> None:
+        """Deletes unfinished saves. No other process may be saving in this folder."""
+        if peers.first():
+            for part in self.path.glob(f'{step}.orbax-checkpoint-tmp*'):
+                part.rmtree(missing_ok=True)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints after a step: `save` would not replace them."""
+        for newer in self.steps():
+            if newer > step:
+                self._manager.delete(newer)
+
+    def restore_newest(self, abstract: Any) -> tuple[int, Any] | None:
+        """(step, state) of the newest checkpoint that can be read. Names the others in the log."""
+        for step in self.steps():
+            try:
+                return step, self.restore(step, abstract)
+            except Exception as e:  # damaged files make orbax raise errors of many types
+                warn_of_damage(self.path, step, e)
+        return None
+
+    def restore(self, step: int, state: Any) -> Any:
+        """The state saved at a step.
+
+        Args:
+          state: abstract, as `Checkpoints.restore_newest` takes it.
+
+        Raises:
+          Exception: in every process, if one cannot read the checkpoint.
+        """
+        wanted = _as_dict(state) | {CHECKSUM: np.zeros((), np.uint32)}
+        values = _read(
+            self.path / str(step),
+            ocp.StandardCheckpointHandler,
+            lambda _: ocp.args.StandardRestore(wanted),
+        )
+        expected = int(values.pop(CHECKSUM))
+        restored = type(state)(**values)
+        compare(step, int(restored.step), expected, int(checksum.of_state(restored)))
+        return restored
+
+    def lost(self) -> int:
+        """The step of the last save if it is not on disk, else 0."""
+        return 0 if self._last_step in (0, *steps_in(self.path)) else self._last_step
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self.wait()
+        self._manager.close()
+
+
+def _read(path: epath.Path, handler: Any, args: Any) -> Any:
+    """Reads a checkpoint in every process, or raises in all of them.
+
+    Each process reads on its own: orbax waits for all of them after reading, which would be for
+    ever if one had failed.
+
+    Args:
+      handler: a handler's class.
+      args: function of the reader that makes the arguments of its `restore`.
+    """
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'process_{this}'
+    )
+    values, error = None, None
+    try:
+        with ocp.Checkpointer(
+            handler(multiprocessing_options=alone), multiprocessing_options=alone
+        ) as reader:
+            values = reader.restore(path / 'default', args=args(reader))
+    except Exception as e:
+        error = e
+    if not peers.all_agree(error is None):
+        raise error or ValueError('another process cannot read it')
+    return values
+
+
+def warn_of_damage(folder: epath.Path, step: int, error: Exception) -> None:
+    logging.warning(
+        '%scheckpoint %d cannot be read (%s); trying the one before it',
+        'best ' if folder.name == 'best' else '',
+        step,
+        _summary(error),
+    )
+
+
+def _summary(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
+    return ' '.join(str(error).split()).split(' See full ')[0][:160]
+
+
+def _as_dict(state: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, not copied."""
+    return dict(vars(state))
+
+
+def compare(step: int, saved_step: int, saved_checksum: int, own_checksum: int) -> None:
+    """Raises ValueError unless a state that was read is the one that was saved at `step`."""
+    if saved_checksum != own_checksum:
+        raise ValueError('its checksum is wrong')
+    if saved_step != step:
+        raise ValueError(f'it holds the state of step {saved_step}')
+
+
+def steps_in(folder: epath.Path) -> list[int]:
+    """Steps of the checkpoints in a folder of them, newest first."""
+    try:
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    except OSError as e:
+        raise UserError(f"'{folder}' cannot be read ({reason(e)}); make it readable.") from e
+    return sorted((int(n) for n in names if re.fullmatch('0|[1-9][0-9]{0,17}', n)), reverse=True)
