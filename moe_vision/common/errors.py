@@ -37,6 +37,17 @@ def positive(args: Any, *names: str) -> None:
             raise UserError(f'{name} is {value}; it must be positive.')
 
 
+def at_most(args: Any, most: int, *names: str) -> None:
+    """Raises UserError unless these fields, or the sums of lists, are at most this large."""
+    for name in names:
+        value = getattr(args, name)
+        if (sum(value) if isinstance(value, tuple) else value) > most:
+            raise UserError(
+                f'{name} is {str(value)[:40]}; it must be at most {most}'
+                + (' in all.' if isinstance(value, tuple) else '.')
+            )
+
+
 def below_one(args: Any, *names: str) -> None:
     """Raises UserError unless these fields lie in [0, 1)."""
     for name in names:

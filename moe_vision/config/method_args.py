@@ -7,7 +7,9 @@ Each dataclass checks its own values. `rules` and `routing_rules` check what dep
 import dataclasses
 from typing import Literal
 
-from moe_vision.common.errors import UserError, below_one, positive, unread
+from moe_vision.common.errors import UserError, at_most, below_one, positive, unread
+
+_BLOCKS = 1_000  # a network is traced block by block, and a damaged config may say any number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ class ConvNetArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depth')
+        at_most(self, _BLOCKS, 'depth')
         below_one(self, 'drop_path')
         if self.norm == 'group' and any(w % 8 for w in self.widths):
             raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
@@ -161,6 +164,7 @@ class ConvNextNetArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depths')
+        at_most(self, _BLOCKS, 'depths')
         below_one(self, 'drop_path')
         if len(self.widths) != len(self.depths):
             raise UserError(
@@ -216,6 +220,7 @@ class VitArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'width', 'depth', 'heads', 'patch_size')
+        at_most(self, _BLOCKS, 'depth')
         below_one(self, 'drop_path')
         if self.width % self.heads:
             raise UserError(f'width is {self.width}, not divisible by heads {self.heads}.')

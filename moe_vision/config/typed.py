@@ -108,6 +108,8 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
     fits = {int: int, float: int | float, bool: bool, str: str}.get(kind, origin or kind)
     if not isinstance(value, fits) or (isinstance(value, bool) and kind in (int, float)):
         raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise UserError(f'{where} is {str(value)[:40]}...; it must be an int of 64 bits.')
     if kind is not float:
         return value
     try:

@@ -2,7 +2,10 @@
 
 import dataclasses
 
+from moe_vision.common.errors import UserError
 from moe_vision.config.schema import Config
+
+_MARKS = 10_000_000  # steps at which something is due; a set of more takes gigabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,11 @@ class Durations:
 
 def durations(config: Config, train_images: int) -> Durations:
     """The durations of a run on `train_images` images. A `*_steps` key that is not 0 overrides the
-    `*_epochs` key beside it."""
+    `*_epochs` key beside it.
+
+    Raises:
+      UserError: something is due too often.
+    """
     train = config.train
     per_epoch = train_images / train.batch_size
 
@@ -46,10 +53,15 @@ def durations(config: Config, train_images: int) -> Durations:
     total = max(steps(train.steps, train.epochs), 1)
 
     def every(n: int, epochs: float) -> frozenset[int]:
+        count = total // n if n else int(total / (epochs * per_epoch)) if epochs else 0
+        if count > _MARKS:
+            raise UserError(
+                f'{count:,} evaluations or checkpoints are due in {total:,} steps; at '
+                f'most {_MARKS:,} are possible. Make them rarer.'
+            )
         if n:
             marks = set(range(n, total + 1, n))
         else:
-            count = int(total / (epochs * per_epoch)) if epochs else 0
             marks = {max(round(i * epochs * per_epoch), 1) for i in range(1, count + 1)}
         return frozenset(m for m in marks | {total} if m <= total)
 

@@ -21,7 +21,10 @@ from input_pipeline import files
 from input_pipeline.decode import decode, encode_png
 from moe_vision.common.errors import UserError
 from moe_vision.predict import __main__ as predict
+from moe_vision.predict.model import Model
 from moe_vision.run_folder import checkpoints, record
+from moe_vision.surgery.init_from import init_from
+from moe_vision.training import loop
 from moe_vision.training.setup import Setup
 
 CASES = {
@@ -307,3 +310,134 @@ def test_a_mistake_is_an_error_without_importing_jax(tmp_path):
         [sys.executable, '-c', code], cwd=train_cases.ROOT, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
+
+
+DOCUMENTS = {
+    'half': lambda text: text[: len(text) // 2],
+    'byte': lambda text: text[:9] + b'\xff' + text[9:],
+    'list': lambda text: b'[]',
+    'deep': lambda text: b'[' * 10_000 + b']' * 10_000,
+    'huge': lambda text: text.replace(b'"depth": 1', b'"depth": 1' + b'0' * 400),
+    'zeros': lambda text: bytes(len(text)),
+}
+VALUES = [  # of config.json: what is damaged, and how
+    (key, value)
+    for key, values in {
+        'config': [None, [], 5, {}],
+        'dataset': [None, [], {}],
+        'dataset.num_classes': [10**400, '10', 11, -1, None],
+        'dataset.image_shape': [[], [8, 8], [8, 8, '1'], [0, 8, 1], [8, 10**9, 10**9], None],
+        'dataset.class_names': [[], 'text', [1] * 10, ['a'] * 9],
+        'dataset.split_sizes': [{}, {'train': 0}, {'train': 10**30}, {'train': '5'}],
+        'config.model.moe.num_experts': [9, 0, -1, 10**18, 10**400, '8'],
+        'config.model.moe.group_size': [10**400],
+        'config.model.moe.k': [99],
+        'config.train.batch_size': [0, 10**400],
+        'config.train.epochs': [10**400],
+        'config.model.args': [[], {'depth': 10**9}],
+    }.items()
+    for value in values
+]
+
+
+def one_line(call):
+    with pytest.raises(UserError) as e:
+        call()
+    assert '\n' not in str(e.value) and len(str(e.value)) < 600
+    return str(e.value)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run[0], tmp_path / 'run')
+
+
+@pytest.mark.parametrize('damage', DOCUMENTS)
+def test_a_damaged_config_is_an_error_of_one_line(damage, copy, pictures, capsys):
+    file = copy / 'config.json'
+    file.write_bytes(DOCUMENTS[damage](file.read_bytes()))
+    one_line(lambda: moe_vision.load(str(copy)))
+    code, out, error = command(capsys, f'--workdir={copy}', pictures)
+    assert code == 2 and out == '' and error.startswith('error: ') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('key, value', VALUES, ids=str)
+def test_a_config_that_does_not_fit_is_an_error_of_one_line(key, value, copy):
+    """Never another prediction: it must describe the network of the checkpoint."""
+    record = json.loads((copy / 'config.json').read_text())
+    *parents, last = key.split('.')
+    holder = record
+    for parent in parents:
+        holder = holder[parent]
+    holder[last] = value
+    (copy / 'config.json').write_text(json.dumps(record))
+    one_line(lambda: moe_vision.load(str(copy)))
+
+
+def test_names_of_classes_hold_nothing_that_a_terminal_obeys(copy, pictures, capsys):
+    record = json.loads((copy / 'config.json').read_text())
+    record['dataset']['class_names'] = ['\x1b[2J', '\ud800', 'a\nb', '\u202eb', *'456789']
+    (copy / 'config.json').write_text(json.dumps(record))
+    code, out, _ = command(capsys, f'--workdir={copy}', '--top=10', pictures / '0.PNG')
+    assert code == 0 and not set('\x1b\ud800\u202e') & set(out)
+
+
+def flip_weights(folder):
+    """Flips a bit in every kilobyte of the largest file of each checkpoint."""
+    for step in (folder / 'checkpoints' / 'latest').iterdir():
+        file = max((p for p in step.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+        data = bytearray(file.read_bytes())
+        for at in range(512, len(data), 1024):
+            data[at] ^= 1
+        file.write_bytes(bytes(data))
+
+
+def test_flipped_weights_are_not_predicted_with(copy, run, pictures, capsys, caplog):
+    flip_weights(copy)
+    one_line(lambda: moe_vision.load(str(copy)))
+    one_line(lambda: init_from(run[2], str(copy), run[1].shardings))
+    one_line(lambda: loop.evaluate(run[1].config, str(copy)))
+    assert sum('checkpoint 6 cannot be read (' in r.getMessage() for r in caplog.records) == 3
+    code, out, error = command(capsys, f'--workdir={copy}', pictures)
+    assert code == 2 and out == '' and 'no readable checkpoint' in error.splitlines()[-1]
+    assert 'Traceback' not in error
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    run, copy, pictures, capsys, caplog
+):
+    flip_weights(copy)
+    with checkpoints.Checkpoints(str(copy), 2) as saves:
+        saves.save(5, dataclasses.replace(run[2], step=run[2].step - 1))
+    assert moe_vision.load(str(copy)).step == 5
+    assert 'checkpoint 6 cannot be read (' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'change',
+    [lambda leaf: leaf[:-1], lambda leaf: leaf.astype('int32'), None],
+    ids=['shape', 'type', 'gone'],
+)
+@pytest.mark.parametrize('kind', ['params', 'ema'])
+def test_arrays_that_are_not_the_networks_are_refused(run, kind, change):
+    """As a checkpoint of another network has them, whole as it is."""
+    config, info = run[1].config, run[1].info
+    state = jax.device_get(
+        {
+            n: getattr(run[2], n)
+            for n in ('step', 'seed_key', 'params', 'batch_stats', 'router_state', 'ema')
+        }
+    )
+    Model(config, info, state)
+    if kind == 'params':
+        state.pop('ema')
+    leaves = dict(jax.tree_util.tree_leaves_with_path(state[kind]))
+    path = max(leaves, key=str)
+    holder = state[kind]
+    for part in path[:-1]:
+        holder = holder[part.key]
+    leaf = holder.pop(path[-1].key)
+    if change:
+        holder[path[-1].key] = change(leaf)
+    with pytest.raises(UserError, match='params/.* in the network of the config'):
+        Model(config, info, state)

@@ -203,7 +203,32 @@ def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
     [
         (
             lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4))}},
-            r"parameter 'stem/kernel' is \(3, 3, 1, 8\) in .* and \(3, 3, 1, 4\) here",
+            r"parameter 'stem/kernel' is float32 \(3, 3, 1, 8\) in .* and float32 \(3, 3, 1, 4\) here",
+        ),
+        (
+            lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 8), np.int32)}},
+            r"'stem/kernel' is float32 .* and int32 \(3, 3, 1, 8\) here",
+        ),
+        # a classifier stays fresh only if the number of classes differs, and all of it
+        (
+            lambda p: {
+                **p,
+                'classifier': {
+                    'kernel': np.ones((9, 10), np.float32),
+                    'bias': p['classifier']['bias'],
+                },
+            },
+            "'classifier/kernel' is",
+        ),
+        (
+            lambda p: {
+                **p,
+                'classifier': {
+                    'kernel': p['classifier']['kernel'],
+                    'bias': np.ones(11, np.float32),
+                },
+            },
+            "'classifier/bias' is",
         ),
         (
             lambda p: {**p, 'heat': p['head']},
