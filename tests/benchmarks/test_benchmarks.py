@@ -244,7 +244,7 @@ def test_a_campaign_by_hand(monkeypatch):
     data = campaign.SETS['fashion_mnist']
     timed = {100: {'seconds': 70.0, 'compile_seconds': 40.0, 'images_per_second': 500.0}}
     monkeypatch.setattr(
-        campaign.rows,
+        campaign.stopwatch,
         'timings',
         lambda workdir: dict.fromkeys(campaign.pilot.study_of(data).arms, timed),
     )

@@ -202,8 +202,8 @@ def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
     'change, message',
     [
         (
-            lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4))}},
-            r"parameter 'stem/kernel' is float32 \(3, 3, 1, 8\) in .* and float32 \(3, 3, 1, 4\) here",
+            lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4), np.float32)}},
+            r"'stem/kernel' is float32 \(3, 3, 1, 8\) in .* and float32 \(3, 3, 1, 4\) here",
         ),
         (
             lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 8), np.int32)}},

@@ -221,12 +221,12 @@ def test_rows_that_are_there_twice_count_once(whole, tmp_path, caplog):
     (tmp_path / 'metrics' / 'until-000000010.jsonl').write_text(lines + '{"step": 3, "sp\n')
     with caplog.at_level(logging.WARNING):
         assert metrics.read(str(tmp_path)) == want
-    assert 'until-000000010.jsonl line' in caplog.text
+    assert 'until-000000010.jsonl, line' in caplog.text
 
 
 def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path):
     def row(step, split):
-        return {'step': step, 'split': split, 'loss': 1.0}
+        return {'step': step, 'split': split, 'loss': 1.0, 'accuracy': 0.5}
 
     first = [row(5, 'train'), row(10, 'train')]
     writer = metrics.Writer(str(tmp_path), 0, [])
