@@ -10,7 +10,7 @@ from typing import Any
 from input_pipeline import files
 
 MAX_DEPTH = 100  # of lists and objects in each other
-MAX_DIGITS = 300  # of a whole number; a float has at most 309
+MAX_DIGITS = 4000  # of a whole number; Python refuses over 4,300, but not in every version
 _MAX_BYTES = 2**26  # of a file with one value
 _SHOWN = 50  # characters of a key in a message
 
@@ -19,8 +19,9 @@ def parse(data: bytes) -> Any:
     """Returns the JSON value in UTF-8 bytes. NaN and infinities are allowed, as json writes them.
 
     Raises:
-        ValueError: it is no JSON; it is nested too deep, or holds a number that no float can
-            hold, a key twice in one object, or half a character. One line says which.
+        ValueError: it is no JSON; it is nested too deep, or holds a number of very many digits, a
+            key twice in one object, or half a character. One line says which. A whole number may
+            still be larger than any float.
     """
     try:
         text = data.decode()

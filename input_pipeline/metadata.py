@@ -21,6 +21,7 @@ from input_pipeline.types import SPLITS, DataError, DatasetConfig, DatasetInfo, 
 
 PREPARED = 'prepared.json'  # beside the records: digest, sources, images that cannot be decoded
 _MAX_CLASSES, _MAX_IMAGES = 10**6, 2**31 - 1  # of a set
+_NAME = re.compile(r'\w[\w.-]{,99}')  # of a set or a split: files are named by them
 _MAX_NAMES = 2**26  # bytes of the file of class names
 _TFDS = 'tensorflow_datasets.core.features.'  # the one package whose classes may be named
 
@@ -87,6 +88,8 @@ def read(directory: Path) -> Facts:
             s['name']: [int(n) for n in s.get('shardLengths', ())] for s in described['splits']
         }
         set_name, file_format = described['name'], described.get('fileFormat', 'tfrecord')
+        if odd := [n for n in (set_name, *splits) if not _NAME.fullmatch(n)]:
+            raise ValueError(f'{odd[0][:100]!r} is no name of a set or a split')
         _check_ranges(classes, (height or 1, width or 1, channels or 3), splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from moe_vision.common.csv_cells import shown
 from moe_vision.leverage import table
 from moe_vision.leverage.types import Leverage
 from moe_vision.report import figure, formats, palette
@@ -78,7 +79,10 @@ def write_csv(path: str, rows: Sequence[Row]) -> None:
     with open(path, 'w', newline='', encoding='utf-8') as f:
         out = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
         out.writeheader()
-        out.writerows(rows)
+        out.writerows(
+            {name: shown(value) if isinstance(value, str) else value for name, value in row.items()}
+            for row in rows
+        )
 
 
 def write_svg(path: str, rows: Sequence[Row], rho: str) -> None:

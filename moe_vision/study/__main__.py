@@ -173,12 +173,16 @@ def _time(loaded: Loaded, workdir: str) -> None:
 def _report(workdir: str) -> None:
     record, digest = registration.read(workdir)
     usable_rows, problems = rows.read(workdir, record, digest)
-    for line in problems:
-        print(f'note: {record["name"]}: {line}', file=sys.stderr)
+    left_out: list[str] = []
+    timings = {
+        'cells': stopwatch.timings(workdir, left_out.append),
+        'latency': stopwatch.latency(workdir, left_out.append),
+    }
+    for line in problems + left_out:
+        print(f'note: {record["name"]}:', *line.split(), file=sys.stderr)
     from moe_vision.study import report
     from moe_vision.study.analysis import analyse
 
-    timings = {'cells': stopwatch.timings(workdir), 'latency': stopwatch.latency(workdir)}
     out = os.path.join(workdir, 'report')
     report.write(analyse.analyse(record, digest, usable_rows, problems), timings, out)
     print(f'wrote {out}/report.md and report.html')

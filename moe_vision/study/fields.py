@@ -1,5 +1,6 @@
 """Checks the fields of a row: everything that the analysis and the report rely on."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -71,6 +72,51 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'mechanism': ('an object or null', lambda v: v is None or isinstance(v, dict) and _fits(v)),
 }
 KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
+
+
+_TIMES = ('seconds', 'compile_seconds', 'flops', 'trained_flops', 'images_per_second')
+_LATENCY = ('median_ms', 'low_ms', 'high_ms', 'images_per_second')
+_MAX_BATCHES = 32  # of one arm; each is a column of a figure
+_MAX_SIZE = 1e100
+
+
+def _size(value: Any) -> bool:
+    """A number that sums and products can be made of, not negative, or None."""
+    return (
+        value is None
+        or not isinstance(value, bool)
+        and isinstance(value, int | float)
+        and 0 <= value <= _MAX_SIZE
+    )
+
+
+def wrong_timing(value: Any) -> str:
+    """'' or what of a cell's timing is of another kind, the first of it."""
+    if not isinstance(value, Mapping):
+        return 'it is no object'
+    odd = [key for key in _TIMES if not _size(value.get(key))]
+    odd += [key for key in ('device',) if not _line(value.get(key, ''))]
+    return f'its {odd[0]} is not what a timing has' if odd else ''
+
+
+def wrong_latency(value: Any) -> str:
+    """'' or what of the measured latencies is of another kind, the first of it."""
+    if not isinstance(value, Mapping) or not isinstance(value.get('arms'), Mapping):
+        return 'it is no object with arms'
+    if not _line(value.get('device', '')):
+        return 'its device is not a line of text'
+    for arm, measured in value['arms'].items():
+        batches = measured.get('batches') if isinstance(measured, Mapping) else None
+        if not isinstance(batches, Mapping) or len(batches) > _MAX_BATCHES:
+            return f"its arm '{arm}' has no object of up to {_MAX_BATCHES} batches"
+        for size, times in batches.items():
+            if not re.fullmatch('[1-9][0-9]{0,8}', size) or not isinstance(times, Mapping):
+                return f"its arm '{arm}' has a batch that is no size with an object"
+            if not all(_size(times.get(key)) for key in _LATENCY):
+                return f"its arm '{arm}' has a measure that is no number"
+        if not _size(measured.get('flops')):
+            return f"its arm '{arm}' has flops that are no number"
+    return ''
 
 
 def wrong(row: Any) -> str:

@@ -27,6 +27,7 @@ OPERATIONAL = (
 )  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
 _SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
+_SEEDS = 10**9  # seeds lie below it, because files are named by them
 _ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
@@ -71,7 +72,7 @@ def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
             f"study file '{file}': get_study() returned a {type(study).__name__}; it "
             'must return a moe_vision.study.types.Study.'
         )
-    study = _checked(study)
+    study = checked(study)
     overrides = list(overrides)
     for override in overrides:
         key = override.removeprefix('--config.').split('=', 1)[0]
@@ -120,8 +121,12 @@ def _config(arm: Arm, overrides: list[str]) -> Config:
     return config
 
 
-def _checked(study: Study) -> Study:
-    """The study with fields converted to their declared types; refuses names that do not exist."""
+def checked(study: Study) -> Study:
+    """The study with fields converted to their declared types; refuses names that do not exist.
+
+    Raises:
+      UserError: the first thing that is wrong.
+    """
     study = _typed(study, 'study')
     arms = {n: _typed(a, f"arm '{n}'") for n, a in _items(study.arms, Arm, 'arms')}
     comparisons = {
@@ -141,11 +146,11 @@ def _checked(study: Study) -> Study:
     if (
         len(set(study.seeds)) != len(study.seeds)
         or len(study.seeds) < least
-        or min(study.seeds) < 0
+        or not 0 <= min(study.seeds) <= max(study.seeds) < _SEEDS
     ):
         raise UserError(
             f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
-            'different and not negative.'
+            f'different, not negative and below {_SEEDS:,}.'
         )
     if not 0 < study.alpha < 1 or not 0 < study.margin < 100:
         raise UserError(
@@ -154,7 +159,7 @@ def _checked(study: Study) -> Study:
         )
     for name, arm in arms.items():
         again = sorted({s + arm.seed_offset for s in study.seeds} & set(study.seeds))
-        if arm.seed_offset and again or arm.seed_offset < 0:
+        if arm.seed_offset and again or not 0 <= arm.seed_offset < _SEEDS:
             raise UserError(
                 f"arm '{name}': seed_offset is {arm.seed_offset}; it must move the "
                 f'seeds past all those of the study, such as {max(study.seeds) + 1}.'

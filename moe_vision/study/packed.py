@@ -15,10 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import json_data
+from input_pipeline.files import read as read_file
 from moe_vision.common import files
 from moe_vision.common.errors import UserError
 
 Cell = tuple[str, int]  # arm, seed
+MAX_BYTES = 2**30  # of a file of rows
 _CELL = re.compile(rb'"arm": ?"([a-z0-9_]+)", ?"seed": ?([0-9]{1,9})[,}]')
 
 
@@ -62,9 +65,14 @@ def cell_path(workdir: str, kind: str, cell: Cell) -> Path:
 def load(data: bytes) -> Any:
     """The JSON value in the bytes. Raises ValueError with one line that says what is wrong."""
     try:
-        return json.loads(data.decode())
-    except (ValueError, RecursionError) as e:
+        return json_data.parse(data)
+    except ValueError as e:
         raise ValueError(f'half-written or damaged, not JSON ({e})') from e
+
+
+def read_cell(file: Path) -> Any:
+    """The JSON value in a file of one cell. Raises OSError or, as `load`, ValueError."""
+    return load(read_file(file, MAX_BYTES))
 
 
 def read(workdir: str, kind: str) -> Packed:
@@ -92,10 +100,9 @@ def read(workdir: str, kind: str) -> Packed:
 @functools.lru_cache(maxsize=4)
 def _read(file: Path, version: tuple[int, ...]) -> Packed:
     """The parsed file, cached by `version`, which changes whenever the file does."""
+    whole = read_file(file, MAX_BYTES)
     lines = [
-        _line(number, data)
-        for number, data in enumerate(file.read_bytes().split(b'\n'), 1)
-        if data.strip()
+        _line(number, data) for number, data in enumerate(whole.split(b'\n'), 1) if data.strip()
     ]
     by_cell: dict[Cell, list[Line]] = {}
     for line in lines:
@@ -150,7 +157,7 @@ def pack(
     for cell in cells:
         file = cell_path(workdir, kind, cell)
         with contextlib.suppress(OSError, ValueError):
-            value = load(file.read_bytes())
+            value = read_cell(file)
             if usable(value, cell):
                 kept[cell] = _dump(value, cell)
                 merged.append(file)

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import json_data
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import write_json
 from moe_vision.common.json_values import MISSING, differences, plain
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry, schema
 from moe_vision.study import types
-from moe_vision.study.load import Loaded, operational
+from moe_vision.study.load import Loaded, checked, operational
 
+_SHOWN = 300  # characters of what is wrong with a record
 _ARGS = {  # path of a method's arguments -> (table of methods, path of the method's name)
     ('model', 'args'): (registry.BACKBONES, ('model', 'name')),
     ('model', 'moe', 'router_args'): (registry.ROUTERS, ('model', 'moe', 'router')),
@@ -73,24 +75,84 @@ def read(workdir: str) -> tuple[dict[str, Any], str]:
     """
     path = _path(workdir)
     try:
-        stored = json.loads(path.read_text(encoding='utf-8'))
+        stored = json_data.read(path)
         committed, stored_hash = stored['record'], str(stored['hash'])
         actual = digest(committed)
-        committed['arms'], committed['seeds'], committed['name']
+        completed = _completed(committed)
     except FileNotFoundError as e:
         raise UserError(
             f"'{path}' does not exist; give the --workdir of a study, or register one with --study."
         ) from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        UserError,
+    ) as e:
+        reason = getattr(e, 'strerror', None) or e
         raise UserError(
-            f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it from version control."
+            f"'{path}' cannot be read ({type(e).__name__}: {str(reason)[:_SHOWN]}); "
+            'restore it from version control.'
         ) from e
     if actual != stored_hash:
         raise UserError(
             f"'{path}' was changed: its hash is {stored_hash[:16]}, but its record has "
             f'{actual[:16]}; restore it from version control, or use a new --workdir.'
         )
-    return committed, stored_hash
+    return completed, stored_hash
+
+
+def _completed(committed: Mapping[str, Any]) -> dict[str, Any]:
+    """The record, with the keys that it lacks at their defaults.
+
+    Raises:
+      UserError, LookupError, TypeError, AttributeError: no study file could have given it.
+    """
+    arms = {
+        name: types.Arm('', seed_offset=arm.get('seed_offset', 0))
+        for name, arm in committed['arms'].items()
+    }
+    study = checked(
+        types.Study(
+            **_known(types.Study, committed)
+            | {
+                'arms': arms,
+                'comparisons': {
+                    name: types.Comparison(**_known(types.Comparison, value))
+                    for name, value in committed['comparisons'].items()
+                },
+                'figures': tuple(
+                    types.Figure(**_known(types.Figure, value))
+                    for value in committed.get('figures', ())
+                ),
+            }
+        )
+    )
+    whole = plain(dataclasses.asdict(study))
+    whole['arms'] = {
+        name: {'config': {}, 'seed_offset': arm.seed_offset} for name, arm in arms.items()
+    }
+    return _filled(committed, whole)
+
+
+def _known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of the dataclass."""
+    return {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+
+
+def _filled(given: Any, whole: Any, at: str = 'record') -> Any:
+    """`given` with the keys of `whole` that it lacks. Raises UserError where their kinds differ."""
+    if isinstance(whole, dict) and isinstance(given, dict):
+        both = {k: _filled(given[k], v, f'{at}.{k}') if k in given else v for k, v in whole.items()}
+        return given | both
+    if isinstance(whole, list) and isinstance(given, list) and len(whole) == len(given):
+        return [_filled(a, b, at) for a, b in zip(given, whole, strict=True)]
+    if given != whole:
+        raise UserError(f'{at} is not of the kind that a study file gives')
+    return given
 
 
 def folders(workdir: str) -> list[str]:

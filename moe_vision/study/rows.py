@@ -220,7 +220,7 @@ def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:
 
     def usable_timing(value: Any, cell: Cell) -> bool:
         return (
-            isinstance(value, dict)
+            not fields.wrong_timing(value)
             and (value.get('arm', cell[0]), value.get('seed', cell[1])) == cell
         )
 
@@ -240,10 +240,10 @@ def _read(file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError('not the name of a row, seed_NUMBER.json')
     cell = _known(file.parent.name, int(number[1]) if number else None, record)
     try:
-        data = file.read_bytes()
+        value = packed.read_cell(file)
     except OSError as e:
         raise ValueError(f'cannot be read ({e.strerror})') from e
-    return _checked(packed.load(data), cell, record)
+    return _checked(value, cell, record)
 
 
 def _from_line(line: packed.Line, record: Mapping[str, Any]) -> dict[str, Any]:

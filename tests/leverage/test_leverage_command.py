@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from leverage_cases import ROOT, SMALL, WRONG
 
+from moe_vision.leverage import sweep
 from moe_vision.leverage.__main__ import main
 
 SETS = [f'--config.{k}={v}' for k, v in SMALL.items()]
@@ -98,6 +99,13 @@ def test_a_sweep_over_several_configs(capsys, tmp_path):
     for part in ('configs/base.py', 'configs/digits_k2.py', 'model.moe.hidden', 'rho_place', '%'):
         assert part in words, part
     assert 'var(' not in (out / 'sweep.svg').read_text()
+
+
+def test_no_cell_of_a_sweep_is_a_formula(tmp_path):
+    row = {'config': '=1+1', 'key': '@x', 'value': '-0.5', 'rho_place': -0.5, 'flops': -3}
+    sweep.write_csv(str(tmp_path / 'x.csv'), [row])
+    written = (tmp_path / 'x.csv').read_text().splitlines()[1]
+    assert written == "'=1+1,'@x,-0.5,-0.5,-3"
 
 
 @pytest.mark.parametrize(

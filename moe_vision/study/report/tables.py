@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from moe_vision.common.csv_cells import shown
 from moe_vision.common.json_values import as_dict, as_list
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.analysis.statistics import Estimate
@@ -51,10 +52,13 @@ _PER_SEED = (
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """CSV of the rows: floats with ten digits, each line ended by one newline character."""
+    """CSV of the rows: floats with ten digits, each line ended by one newline character.
+
+    No cell is a formula to a spreadsheet.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
-    writer.writerow(head)
+    writer.writerow(map(shown, head))
     writer.writerows([_field(value) for value in row] for row in rows)
     return out.getvalue()
 
@@ -65,7 +69,7 @@ def _field(value: Any) -> str:
         return str(int(value))
     if isinstance(value, float):
         return format(value, '.10g') if math.isfinite(value) else ''
-    return '' if value is None else str(value)
+    return '' if value is None else shown(str(value))
 
 
 def every(analysis: Analysis) -> dict[str, str]:

@@ -15,15 +15,20 @@ import threading
 import time
 from pathlib import Path
 
+from input_pipeline import json_data
+from input_pipeline.files import irregular
+
 BEAT = 10.0  # seconds
 STALE = 120.0  # seconds
 Cell = tuple[str, int]  # arm, seed
 
 
 def _read(path: str) -> str:
+    if irregular(path):
+        return ''
     try:
         return Path(path).read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ''
 
 
@@ -104,9 +109,9 @@ class Claims:
     def owner(self, cell: Cell) -> str:
         """'process 12 on HOST', as the claim says; '' if it does not say."""
         try:
-            claim = json.loads(_read(str(self._path(cell))))
+            claim = json_data.parse(_read(str(self._path(cell))).encode())
             return f'process {claim["pid"]} on {claim["host"].split()[0]}'
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             return ''
 
     def _path(self, cell: Cell) -> Path:
@@ -127,7 +132,7 @@ class Claims:
         except FileNotFoundError:
             return False
         try:
-            owner = json.loads(_read(str(path)))
+            owner = json_data.parse(_read(str(path)).encode())
             if owner['host'] == self._machine:
                 return _runs(owner['pid'], owner.get('started', ''))
         except (ValueError, KeyError, TypeError, OverflowError):

@@ -150,7 +150,11 @@ class Plan:
 
 
 def clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
+    """'1:02:03', or 'unknown' where timings that were read as data give no length of time."""
+    try:
+        return str(datetime.timedelta(seconds=round(seconds)))
+    except (ValueError, OverflowError):
+        return 'unknown'
 
 
 def table(plan: Plan, timings: Timings, device: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Hostile names, damaged rows and studies that have hardly begun still give a report."""
 
+import csv
 import dataclasses
 import html.parser
 import math
@@ -102,6 +103,34 @@ def test_hostile_names_stay_text(tmp_path):
             cells = len(re.findall(r'(?<!\\)\|', line)) if line.startswith('|') else 0
             assert not (width and cells) or cells == width, line
             width = cells
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path):
+    """Whatever a stranger's study calls its arms, layers and devices; numbers stay numbers."""
+    maker = cases.full(3)
+    names = ('=1+1', '+cmd|x', '-2+3', '@SUM(A1)', '\t=1', 'x\r=1', '\n=1')
+    base = maker.arm(names[0], 98, 0.0, routed=False)
+    for i, name in enumerate(names[1:]):
+        maker.compare(maker.arm(name, 97, 0.1 * (i + 1)), base, 'positive', i == 0, name=f'{name}v')
+        for row in maker.rows[name].values():
+            row['layers'] = {name: {name: -0.5}}
+            row['mechanism'] = {name: {name: [-0.5]}}
+    timings = {
+        'cells': {name: {0: {'device': name}} for name in names},
+        'latency': {'arms': {name: {'batches': {}} for name in names}},
+    }
+    report.write(maker.analysis(), timings, str(tmp_path))
+    cells = [
+        cell
+        for path in tmp_path.rglob('*.csv')
+        for row in csv.reader(path.open(newline=''))
+        for cell in row
+    ]
+    assert {f"'{name}" for name in names if '\r' not in name} <= {*cells}
+    assert 'x =1' in cells and '-0.5' in cells
+    for cell in cells:
+        if cell.startswith(('=', '+', '-', '@', '\t', '\r', '\n')):
+            float(cell)
 
 
 def nothing() -> Analysis:
