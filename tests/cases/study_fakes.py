@@ -70,7 +70,7 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
                 'loss': 1 / step,
                 'accuracy': _number(config, step),
                 'layers': {},
-                'timing': time.time(),
+                'timing': {'seconds': time.time()},
             }
             _write(folder / 'metrics' / f'until-{step:09d}.jsonl', json.dumps(row))
             (folder / 'checkpoints' / 'latest' / str(step)).mkdir(parents=True)

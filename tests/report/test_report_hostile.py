@@ -1,13 +1,22 @@
 """Hostile, damaged or missing names, files and numbers do not break the page."""
 
 import base64
+import errno
+import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
+from etils import epath
 from report_page import Parsed
 
 from moe_vision import report
+from moe_vision.common.errors import NotWritten
 
+ROOT = pathlib.Path(report.__file__).parents[2]
 TAGS = set(
     'html head meta title style body header main footer section nav a p h1 h2 h3 h4 ul li div span '
     'i b s strong code figure figcaption table thead tbody tr th td details summary svg g defs '
@@ -128,3 +137,123 @@ def test_evaluations_of_the_wrong_shape_do_not_stop_the_report(junk, make, page)
     maker.evaluation['class_names'] = junk
     maker.config['preflight'] = {k: junk for k in maker.config['preflight']}
     assert 'Training report' in page(maker)
+
+
+def folder_instead(file):
+    file.unlink()
+    file.mkdir()
+
+
+def pipe_instead(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def holds(data):
+    return lambda file: file.write_bytes(data)
+
+
+def every(kinds, value):
+    """Puts a value in place of everything of these types."""
+
+    def changed(tree):
+        if isinstance(tree, dict):
+            return {key: changed(item) for key, item in tree.items()}
+        if isinstance(tree, list):
+            return [changed(item) for item in tree]
+        return value if type(tree) in kinds else tree
+
+    def damage(file):
+        lines = file.read_text().splitlines() if file.suffix == '.jsonl' else [file.read_text()]
+        file.write_text('\n'.join(json.dumps(changed(json.loads(line))) for line in lines))
+
+    return damage
+
+
+def numbers(value):
+    return every((int, float), value)
+
+
+DAMAGES = {
+    'byte': lambda file: file.write_bytes(file.read_bytes().replace(b'"', b'"\xff', 1)),
+    'half': lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    'empty': holds(b''),
+    'zeros': holds(bytes(99)),
+    'list': holds(b'[]'),
+    'null': holds(b'null'),
+    'number': holds(b'5'),
+    'deep': holds(b'[' * 10_000 + b']' * 10_000),
+    'deep objects': holds(b'{"config":' * 500 + b'1' + b'}' * 500),
+    'digits': holds(b'{"steps": ' + b'9' * 5_000 + b'}'),
+    'folder': folder_instead,
+    'pipe': pipe_instead,
+    '10^400': numbers(10**400),
+    '1e308': numbers(1e308),
+    '-1e308': numbers(-1e308),
+    'least': numbers(5e-324),
+    '-1': numbers(-1),
+    '2^64': numbers(2**64),
+    'inf': numbers(1e400),
+    'numbers as text': numbers('3'),
+    'text as numbers': every((str,), 3),
+    'text as objects': every((str,), {}),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize(
+    'name', ['config.json', 'result.json', 'evaluation.json', 'metrics/0.jsonl']
+)
+def test_any_damaged_file_leaves_a_report_of_the_others(name, damage, make, tmp_path):
+    folder = make(rows=6, samples=2, layers=('head',), grid=(2, 2)).save(tmp_path / 'run')
+    DAMAGES[damage](folder / name)
+    text = Parsed(report.write(folder).read_text()).text()
+    assert 'Training report' in text and not re.search(r'\b(nan|inf)\b', text)
+    if damage in ('byte', 'half', 'empty', 'zeros', 'list', 'null', 'deep', 'folder', 'pipe'):
+        about = 'metric line(s) could not be read' if 'metrics' in name else name
+        assert about in text or (damage == 'empty' and 'metrics' in name)
+
+
+def test_a_folder_in_which_all_is_damaged_is_an_error_of_one_line(make, tmp_path):
+    folder = make(rows=2, samples=1).save(tmp_path / 'run')
+    for file in folder.rglob('*.json*'):
+        file.write_bytes(b'\xff')
+    done = subprocess.run(
+        [sys.executable, '-m', 'moe_vision.report', f'--workdir={folder}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == '' and done.stderr.count('\n') == 1
+    assert 'holds no run' in done.stderr
+
+
+def test_a_report_is_written_whole_or_not_at_all(make, tmp_path, monkeypatch):
+    folder = make(rows=2, samples=1).save(tmp_path / 'run')
+    (folder / 'report.html').write_text('before')
+    write = pathlib.Path.write_bytes
+
+    def half(path, data):
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', half)
+    monkeypatch.setattr(epath.Path(folder).__class__, 'write_bytes', half)
+    with pytest.raises(NotWritten, match="report.html' cannot be written: No space left") as e:
+        report.write(folder)
+    assert '\n' not in str(e.value)
+    assert (folder / 'report.html').read_text() == 'before'
+    assert not list(folder.glob('.*'))
+
+
+def test_a_page_that_cannot_be_written_ends_with_its_own_code(make, tmp_path):
+    folder = make(rows=2, samples=1).save(tmp_path / 'run')
+    (folder / 'report.html').mkdir()
+    done = subprocess.run(
+        [sys.executable, '-m', 'moe_vision.report', f'--workdir={folder}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3 and done.stdout == '' and done.stderr.count('\n') == 1
+    assert "report.html' cannot be written: " in done.stderr

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from study_fakes import fake_train_arm, finished_study
 
+from moe_vision.common.errors import UserError
 from moe_vision.study import rows, stopwatch
 
 
@@ -18,8 +20,6 @@ def study(tmp_path_factory):
 
 @pytest.fixture
 def workdir(study, tmp_path):
-    import shutil
-
     shutil.copytree(study[0] / 'rows', tmp_path / 'rows')
     return tmp_path
 
@@ -99,7 +99,47 @@ def test_the_curve_keeps_what_shows_collapse(study, tmp_path):
     assert found['mechanism'] == {'shuffle_drop': 0.25}
 
 
-def test_a_diverged_run_has_only_the_costs_of_the_preflight(study):
+DAMAGES = {
+    'byte': b'{"a": "\xff"}',
+    'half': b'{"config": {',
+    'list': b'[]',
+    'null': b'null',
+    'empty': b'{}',
+    'deep': b'[' * 10_000 + b']' * 10_000,
+}
+
+
+@pytest.mark.parametrize('data', DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(
+    'name', ['config.json', 'result.json', 'evaluation.json', 'mechanism.json']
+)
+def test_a_damaged_file_of_a_run_is_an_error_of_one_line(study, tmp_path, name, data):
+    """Only a mechanism that is not there is left out; one that is JSON is judged as a row."""
+    run = tmp_path / 'run'
+    shutil.copytree(study[0] / 'runs' / 'k1' / 'seed_0', run)
+    (run / name).write_bytes(data)
+    if (
+        name == 'mechanism.json'
+        and data in (b'[]', b'null', b'{}')
+        or (name == 'result.json' and data == b'{}')
+    ):
+        rows.collect(str(run), 'tiny', 'k1', 0, 'h')
+        return
+    with pytest.raises(UserError, match='is damaged .* run again') as e:
+        rows.collect(str(run), 'tiny', 'k1', 0, 'h')
+    assert '\n' not in str(e.value)
+
+
+def test_a_damaged_line_of_metrics_costs_a_point_of_the_curve(study, tmp_path, caplog):
+    run = tmp_path / 'run'
+    shutil.copytree(study[0] / 'runs' / 'k1' / 'seed_0', run)
+    (run / 'metrics' / 'until-000000002.jsonl').write_bytes(b'{"step": 2, "\xff')
+    row = rows.collect(str(run), 'tiny', 'k1', 0, 'h')
+    assert [c['step'] for c in row['curve']] == [1, 3, 4]
+    assert 'until-000000002.jsonl, line 1: not JSON' in caplog.text
+
+
+def test_a_diverged_run_has_the_preflights_costs_alone(study):
     run = study[0] / 'runs' / 'k1' / 'seed_0'
     row = rows.collect(str(run), 'tiny', 'k1', 0, 'h', 'loss is not finite at step 4; try less.')
     assert (row['status'], row['error']) == ('diverged', 'loss is not finite at step 4')

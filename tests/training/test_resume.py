@@ -133,14 +133,35 @@ def test_a_run_killed_at_a_random_moment_ends_as_an_uninterrupted_one(
     train_cases.assert_same_runs(tmp_path, whole)
 
 
-def damage(workdir: Path, step: int) -> None:
+def largest(workdir: Path, step: int) -> Path:
+    """The file of a checkpoint that holds most of its arrays."""
     folder = workdir / 'checkpoints' / 'latest' / str(step)
-    file = max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+    return max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def cut(workdir: Path, step: int) -> None:
+    file = largest(workdir, step)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
 
 
+def flip(workdir: Path, step: int) -> None:
+    file = largest(workdir, step)
+    data = bytearray(file.read_bytes())
+    for at in range(512, len(data), 1024):
+        data[at] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def rename(workdir: Path, step: int) -> None:
+    """Puts the checkpoint before in its place."""
+    latest = workdir / 'checkpoints' / 'latest'
+    shutil.rmtree(latest / str(step))
+    shutil.copytree(latest / str(step - 2), latest / str(step))
+
+
+@pytest.mark.parametrize('damage', [cut, flip, rename], ids=lambda f: f.__name__)
 def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
-    config, whole, tmp_path, caplog
+    config, whole, tmp_path, caplog, damage
 ):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
@@ -156,8 +177,8 @@ def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
 def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, whole, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    damage(workdir, 10)
-    damage(workdir, 12)
+    cut(workdir, 10)
+    flip(workdir, 12)
     before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
     with pytest.raises(UserError, match='none of the checkpoints') as e:
         loop.train(config, str(workdir))
