@@ -116,28 +116,24 @@ def ending(
 
 
 def say(line: str) -> None:
-    """Prints a line on standard error, if there is one and somebody reads it."""
-    try:
-        if line:
-            sys.stderr.write(f'{line}\n')  # in one write: other threads also write there
-            sys.stderr.flush()
-    except OSError:
-        _nobody_reads()
+    """Prints a line on standard error, if it is not empty and somebody reads it.
+
+    What standard output still holds is written first. Streams that cannot be written get the null
+    device instead: Python would print a traceback about what is left in them when it ends.
+    """
+    for stream, text in ((sys.stdout, ''), (sys.stderr, line and f'{line}\n')):
+        try:
+            stream.write(text)  # in one write: other threads also write there
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output or standard error is a pipe that nobody reads any more.
-
-    Such a stream gets the null device instead: Python would print a traceback about what is left
-    in it when the process ends.
-    """
-    closed = False
+    """Whether standard output or standard error is a pipe that nobody reads any more."""
+    watched = select.poll()
     for number in (1, 2):
-        watched = select.poll()
         watched.register(number, 0)
-        if any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0)):
-            closed = True
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, number)
-            os.close(null)
-    return closed
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))

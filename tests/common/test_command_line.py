@@ -92,9 +92,11 @@ sys.exit({exit_code}(command))
 def start(exit_code, body, redirect):
     """(exit code, standard error) of a command in a shell that redirects its output."""
     code = CODE.format(body=body, exit_code=exit_code)
+    buffered = {k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'}
     done = subprocess.run(
         ['bash', '-c', f'"$0" -c "$1" {redirect}; exit ${{PIPESTATUS[0]}}', sys.executable, code],
         cwd=ROOT,
+        env=buffered,
         capture_output=True,
         text=True,
     )
@@ -111,12 +113,18 @@ def test_a_command_whose_output_nobody_reads_ends_quietly(exit_code, redirect, s
     assert start(exit_code, body, redirect) == (141, '')
 
 
-def test_a_mistake_keeps_its_code_where_nobody_reads(capsys):
+@pytest.mark.parametrize('exit_code', ['command_line.exit_code', 'training.exit_code'])
+@pytest.mark.parametrize(
+    'redirect, said',
+    [('2>&1 | true', ''), ('| true', 'error: mistake\n'), ('> /dev/full', 'error: mistake\n')],
+)
+def test_a_mistake_keeps_its_code_where_nobody_reads(exit_code, redirect, said):
+    """Although there is output that cannot be written any more."""
     body = (
-        'import time; time.sleep(0.5); '
-        'from moe_vision.common.errors import UserError; raise UserError("x")'
+        'import time; time.sleep(0.5); print("x" * 3); '
+        'from moe_vision.common.errors import UserError; raise UserError("mistake")'
     )
-    assert start('command_line.exit_code', body, '2>&1 | true') == (2, '')
+    assert start(exit_code, body, redirect) == (2, said)
 
 
 @pytest.mark.parametrize('size', [1, 100_000])

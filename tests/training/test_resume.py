@@ -242,7 +242,7 @@ def test_rows_that_are_there_twice_count_once(whole, tmp_path, caplog):
     (tmp_path / 'metrics' / 'until-000000010.jsonl').write_text(lines + '{"step": 3, "sp\n')
     with caplog.at_level(logging.WARNING):
         assert metrics.read(str(tmp_path)) == want
-    assert 'until-000000010.jsonl, line' in caplog.text
+    assert 'until-000000010.jsonl, line 12: not JSON' in caplog.text
 
 
 def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path):
