@@ -20,7 +20,7 @@ from eight_devices import CASES, MESHES
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.layers.exchange import expected, spans
-from moe_vision.run_folder import checkpoints
+from moe_vision.run_folder import checkpoints, checksum
 from moe_vision.surgery.init_from import init_from
 from moe_vision.training import mesh
 from moe_vision.training.setup import Setup
@@ -181,14 +181,14 @@ def test_a_batch_that_no_group_can_fit_says_which_batch_would(monkeypatch):
 
 def test_the_checksum_sees_every_bit_and_its_place():
     state = {'a': jnp.arange(12.0).reshape(3, 4), 'b': jnp.arange(3), 'c': jnp.bfloat16(1.5)}
-    want = int(checkpoints.checksum(state))
+    want = int(checksum.of_state(state))
     for i in range(12):
         bits = np.asarray(state['a']).copy().view(np.uint32)
         bits.flat[i] ^= 1
         flipped = state | {'a': jnp.asarray(bits.view(np.float32))}
-        assert int(checkpoints.checksum(flipped)) != want
-    assert int(checkpoints.checksum(state | {'a': state['a'][::-1]})) != want
-    assert int(checkpoints.checksum(state | {'b': state['b'][::-1]})) != want
+        assert int(checksum.of_state(flipped)) != want
+    assert int(checksum.of_state(state | {'a': state['a'][::-1]})) != want
+    assert int(checksum.of_state(state | {'b': state['b'][::-1]})) != want
 
 
 class Device:
