@@ -19,6 +19,11 @@ from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.routing_rules import fits
 from moe_vision.config.schema import Config
 
+_MOST = {  # more would exhaust the memory before anything is noticed; damage may say any number
+    'model.moe.num_experts': 100_000,
+    'eval.batch_size': 100_000,
+    'dataset.image_size': 10_000,
+}
 _DURATIONS = ('train.', 'eval.every_', 'checkpoint.every_')  # each with `epochs` and `steps`
 
 
@@ -133,6 +138,8 @@ def _ranges(config: Config) -> None:
 
 
 def _range(key: str, number: float, limits: Mapping[str, Any]) -> None:
+    if number > _MOST.get(key, math.inf):
+        raise UserError(f'{key} is {number}; it must be at most {_MOST[key]:,}.')
     if math.isinf(number) and not limits.get('infinite'):
         raise UserError(f'{key} is {number}; it must be finite.')
     positive = limits.get('positive')

@@ -36,6 +36,7 @@ class Folder:
         self._last_step = 0  # of the last save
         self._saving = False  # whether it is under way
         self._failing = False  # whether the last one that ended has failed
+        self._given_up: set[int] = set()  # steps
 
     def save(self, step: int, state: Any) -> None:
         """Begins to save a state, unless this step is there. Logs a failure instead of raising."""
@@ -90,6 +91,7 @@ class Folder:
                 _summary(error),
             )
         self._saving, self._failing = False, True
+        self._given_up.add(self._last_step)
         try:
             self.clear(str(self._last_step))
             self._manager.reload()  # it has already dropped the checkpoint that was to make room
@@ -148,6 +150,8 @@ class Folder:
     def close(self) -> None:
         """Waits for the last save."""
         self.wait()
+        for step in self._given_up:  # again: parts that were under way made their folders anew
+            self.clear(str(step))
         self._manager.close()
 
 

@@ -283,3 +283,28 @@ def test_missing_data_are_told_before_jax_is_imported(shadowed, tmp_path):
         'configs/digits_k2.py works now',
     ):
         assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    'key, value, told',
+    [
+        ('model.moe.num_experts', 10**18, 'must be at most 100,000'),
+        ('model.moe.num_experts', 10**400, 'an int of 64 bits'),
+        ('eval.batch_size', 10**15, 'must be at most 100,000'),
+        ('dataset.image_size', 10**9, 'must be at most 10,000'),
+        ('model.args.depth', 10**9, 'must be at most 1000'),
+        ('train.epochs', 10**400, 'larger than any float'),
+    ],
+)
+def test_a_number_in_a_damaged_config_that_would_take_all_memory_or_time(
+    key, value, told, shadowed, tmp_path
+):
+    record = {'config': json.loads(json.dumps(digits_k2.get_config().to_dict()))}
+    *parents, last = key.split('.')
+    holder = record['config']
+    for parent in parents:
+        holder = holder[parent]
+    holder[last] = value
+    (tmp_path / 'config.json').write_text(json.dumps(record))
+    line = refused(shadowed, '--mode=eval', f'--workdir={tmp_path}')
+    assert told in line and len(line) < 500

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_cases
+from etils import epath
 
 from moe_vision import report
 from moe_vision.common import files
@@ -26,6 +27,7 @@ from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import feed, loop, step
 from moe_vision.training.progress import Progress
 from moe_vision.training.run import Diverged
+from moe_vision.training.schedule import durations
 
 
 @pytest.fixture(scope='module')
@@ -595,3 +597,20 @@ def test_a_program_checks_for_finite_numbers_only_if_steps_may_be_skipped(setup,
 
     assert 'is_finite' not in program(setup)
     assert program(skipping).count('is_finite') == 2
+
+
+def test_a_run_in_which_more_is_due_than_memory_holds_is_refused(data_dir):
+    config = train_cases.make(data_dir, {'train.steps': 10**15, 'eval.every_steps': 1})
+    with pytest.raises(UserError, match='Make them rarer'):
+        durations(config, 1_000)
+
+
+def test_what_a_given_up_save_writes_late_is_deleted_when_the_run_ends(tmp_path):
+    folder = checkpoints.Folder(epath.Path(tmp_path / 'latest'), keep=1)
+    folder._last_step = 5
+    folder._give_up(OSError(errno.ENOSPC, 'full'))
+    late, other = (tmp_path / 'latest' / f'{s}.orbax-checkpoint-tmp' for s in (5, 6))
+    for part in (late, other):
+        part.mkdir()
+    folder.close()
+    assert not late.exists() and other.exists()  # another process may be writing that one
