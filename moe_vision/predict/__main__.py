@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from input_pipeline import files
-from input_pipeline.image_size import too_large
+from input_pipeline import files, image_size
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
@@ -134,7 +133,7 @@ def _read(model: 'Model', paths: Iterable[str]) -> Iterator[tuple[str, 'np.ndarr
         try:
             data = files.read(path, files.MAX_IMAGE_FILE)
             image = model.image(data)
-            reason = too_large(data) or 'it cannot be decoded'
+            reason = image_size.reason(data) or 'it cannot be decoded'
         except OSError as e:
             image, reason = None, e.strerror or str(e)
         if image is None:

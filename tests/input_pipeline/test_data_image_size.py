@@ -121,7 +121,7 @@ def test_the_limit_is_the_last_size_that_passes(monkeypatch):
     assert decode.decode(data, 3).shape == (40, 50, 3) and decode.readable(data)
     monkeypatch.setattr(image_size, 'MAX_PIXELS', 1999)
     assert decode.decode(data, 3) is None and not decode.readable(data)
-    assert image_size.too_large(data) == '50 x 40 pixels, but at most 1,999 are decoded'
+    assert image_size.reason(data) == '50 x 40 pixels, but at most 1,999 are decoded'
 
 
 def test_preparation_and_loaders_name_the_image_with_its_size(tmp_path, caplog):
