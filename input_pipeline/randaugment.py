@@ -2,10 +2,21 @@
 
 The fourteen operations, their ranges and directions are those of torchvision's `RandAugment`. The
 magnitude M runs from 0 to 10, as in timm. torchvision counts bins from 0 to 30; its bin b is
-M = b / 3, so its default of 9 is M = 3. (timm's operations differ: it has invert and solarize_add
-but no identity, its posterize keeps 4 bits fewer, and it skips each operation half of the time.)
-Shear and rotation interpolate linearly and fill with black. Magnitude 0 changes an image only
-through the two operations without a strength, autocontrast and equalize.
+M = b / 3, so its default of 9 is M = 3. With s = M / 10, the magnitudes of both are
+
+    shear_x, shear_y                          0.3 s           in either direction
+    translate_x, translate_y                  150/331 s       of the side, whole pixels, either
+    rotate                                    30 s            degrees, either
+    brightness, color, contrast, sharpness    1 + or - 0.9 s
+    posterize                                 8 - round(4 s)  bits stay
+    solarize                                  255 (1 - s)     and larger values are inverted
+    autocontrast, equalize, identity          have none
+
+Two things differ: shear and rotation interpolate linearly, where torchvision takes the nearest
+pixel by default, and OpenCV rounds values where Pillow truncates them. (timm's operations differ
+more: it has invert and solarize_add but no identity, its posterize keeps 4 bits fewer, and it skips
+each operation half of the time.) Borders are filled with black. Magnitude 0 changes an image
+through autocontrast and equalize, and solarize inverts the value 255.
 
 Source: Cubuk et al., RandAugment (arXiv 1909.13719).
 
@@ -111,8 +122,9 @@ def posterize(image: np.ndarray, strength: float) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, strength: float) -> np.ndarray:
-    """Inverts the values from 256 * (1 - strength) upwards."""
-    return _look_up(image, np.where(_LEVELS >= 256 * (1 - strength), 255 - _LEVELS, _LEVELS))
+    """Inverts the values from 255 * (1 - strength) upwards."""
+    first = 255 * (1 - strength) - 1e-9  # a strength of 1/3 is inexact, and 170 is inverted
+    return _look_up(image, np.where(first <= _LEVELS, 255 - _LEVELS, _LEVELS))
 
 
 def brightness(image: np.ndarray, strength: float) -> np.ndarray:

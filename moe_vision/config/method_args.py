@@ -35,6 +35,7 @@ class TopKArgs:
     temperature_start: float = 1.0
     temperature_end: float = 0.1  # where the schedules that change the temperature end
     entropy_floor: float = 0.5  # lowest entropy of a token's probabilities, as a share of ln E
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
 
     def __post_init__(self) -> None:
         positive(self, 'gate_scale', 'noise_scale', 'temperature_start', 'temperature_end')
@@ -61,6 +62,7 @@ class BiasBalancedArgs:
     renormalize: bool = True
     gate_scale: float = 1.0
     bias_rate: float = 0.001  # gamma: by how much a bias changes in one optimizer step
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
 
     def __post_init__(self) -> None:
         positive(self, 'gate_scale', 'bias_rate')
@@ -71,6 +73,7 @@ class NullExpertsArgs:
     null_experts: int = 8  # choosing one of these costs nothing and adds nothing
     renormalize: bool = True  # divide the gates by their sum over a token's true experts
     gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
 
     def __post_init__(self) -> None:
         positive(self, 'null_experts', 'gate_scale')
@@ -80,6 +83,11 @@ class NullExpertsArgs:
 class RandomArgs:
     gate: Literal['even', 'softmax'] = 'even'  # 1/k each, or learned: softmax before top-k
     gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale')
+        unread(self, 'normalize_inputs', self.gate == 'softmax', "gate is 'even'")
 
 
 @dataclasses.dataclass(frozen=True)

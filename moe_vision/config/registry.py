@@ -69,7 +69,9 @@ ROUTERS = {
 LOSSES = {
     'importance': Entry('moe_vision.routing.losses:importance'),
     'load': Entry('moe_vision.routing.losses:load', needs=('noise',)),
+    'load_v_moe': Entry('moe_vision.routing.losses:load_v_moe', needs=('noise',)),
     'switch': Entry('moe_vision.routing.losses:switch', needs=('choices',)),
+    'switch_top_1': Entry('moe_vision.routing.losses:switch_top_1', needs=('choices',)),
     'z': Entry('moe_vision.routing.losses:z'),
     'supervised': Entry('moe_vision.routing.losses:supervised', needs=('superclass',)),
 }

@@ -13,15 +13,19 @@ from moe_vision.routing.types import Array
 _product = functools.partial(jnp.einsum, precision='highest')
 
 
-def linear(features: Array, kernel: Array, factors: Array | None = None) -> Array:
-    """Normalised features [G, T, D] times kernel [D, N], in float32: [G, T, N].
-
-    Features are normalised to zero mean and unit variance over D, without learned parameters.
+def linear(
+    features: Array, kernel: Array, factors: Array | None = None, *, normalize: bool = True
+) -> Array:
+    """Features [G, T, D] times kernel [D, N], in float32: [G, T, N].
 
     Args:
-      factors: [G, T, D]; the normalised features are multiplied by them.
+      factors: [G, T, D]; the features are multiplied by them, after they are normalised.
+      normalize: first bring the features to zero mean and unit variance over D, without learned
+        parameters. False takes them as they are.
     """
     x, kernel = features.astype(jnp.float32), kernel.astype(jnp.float32)
+    if not normalize:
+        return _product('gtd,de->gte', x if factors is None else factors * x, kernel)
     if factors is None:
         # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the
         # gradient of the kernel over them.

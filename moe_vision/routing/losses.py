@@ -19,37 +19,57 @@ def importance(routing: Routing | SoftRouting, context: Context, num_experts: in
 
 
 def load(routing: Routing, context: Context, num_experts: int) -> Array:
-    """CV^2 over experts of the smoothed number of choices under the router's noise (V-MoE), [G].
+    """CV^2 over experts of the smoothed number of choices under the router's noise, [G].
 
     A choice is smoothed to the probability that the id would be among the k largest if its noise
     were drawn again: Phi((logit - threshold) / std), where the threshold is the k-th largest noisy
-    logit of the other ids (Shazeer 2017).
+    logit of the other ids. With k = N it is zero.
+
+    Source: Shazeer et al. 2017, appendix A. V-MoE takes another threshold, see `load_v_moe`.
 
     Raises:
       UserError: the router has no noise.
     """
-    if routing.noise_std is None or routing.noisy_logits is None:
-        raise UserError("loss 'load' needs a router with noise; set its weight to 0.")
-    k = routing.scored or routing.expert_of_choice.shape[-1]
-    n = routing.logits.shape[-1]
-    if k >= n:
-        return jnp.zeros(routing.logits.shape[0], jnp.float32)
-    top = pick(routing.noisy_logits, top_k_ids(routing.noisy_logits, k + 1))
+    noisy, k = _noisy('load', routing)
+    if k >= noisy.shape[-1]:
+        return jnp.zeros(noisy.shape[0], jnp.float32)
+    top = pick(noisy, top_k_ids(noisy, k + 1))
     # An id among the k largest competes with the (k+1)-th, any other with the k-th.
-    among = routing.noisy_logits > top[..., k:]
-    threshold = jnp.where(among, top[..., k:], top[..., k - 1 : k])
-    std = jnp.maximum(routing.noise_std, 1e-6)
-    p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / std)
-    return _cv_squared(_per_id(_tokens(p, context), num_experts))
+    threshold = jnp.where(noisy > top[..., k:], top[..., k:], top[..., k - 1 : k])
+    return _smoothed(routing, threshold, context, num_experts)
+
+
+def load_v_moe(routing: Routing, context: Context, num_experts: int) -> Array:
+    """`load` with one threshold for all ids of a token: its k-th largest noisy logit, [G].
+
+    Source: V-MoE, Riquelme et al. 2021, and its code. An id that was chosen competes with itself or
+    a weaker choice, so this differs from Shazeer's loss.
+
+    Raises:
+      UserError: the router has no noise.
+    """
+    noisy, k = _noisy('load_v_moe', routing)
+    threshold = pick(noisy, top_k_ids(noisy, k))[..., k - 1 :]
+    return _smoothed(routing, threshold, context, num_experts)
 
 
 def switch(routing: Routing, context: Context, num_experts: int) -> Array:
-    """N * sum_e f_e P_e, share of choices times mean probability (Switch), [G]. 1 at balance."""
-    n = routing.probs.shape[-1]
-    chosen = jax.nn.one_hot(routing.expert_of_choice, n) * routing.active[..., None]
-    f = chosen.sum((1, 2)) / jnp.maximum(routing.active.sum((1, 2)), 1)[:, None]
-    p = _tokens(routing.probs, context) / _count(context)[:, None]
-    return n * jnp.sum(_per_id(f, num_experts) * _per_id(p, num_experts), -1)
+    """N * sum_e f_e P_e, [G], 1 at balance.
+
+    f_e is the share of id e among all choices that are made, first to k-th, as they were made: with
+    noise on the logits. P_e is its mean probability without that noise. So at k = 1 without noise
+    this is the loss of Switch (Fedus et al. 2021); `switch_top_1` counts first choices at any k.
+    """
+    return _switch(routing, context, num_experts, choices=routing.expert_of_choice.shape[-1])
+
+
+def switch_top_1(routing: Routing, context: Context, num_experts: int) -> Array:
+    """`switch` where f_e counts first choices alone, [G], 1 at balance.
+
+    Source: GShard, Lepikhin et al. 2020, at k = 2 (times E, so that it is 1 at balance); Switch,
+    Fedus et al. 2021, at k = 1.
+    """
+    return _switch(routing, context, num_experts, choices=1)
 
 
 def z(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
@@ -74,6 +94,28 @@ def supervised(routing: Routing, context: Context, num_experts: int) -> Array:
         return jnp.zeros(routing.logits.shape[0], jnp.float32)
     each = -pick(jax.nn.log_softmax(routing.logits), routing.superclass[..., None])[..., 0]
     return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
+
+
+def _noisy(name: str, routing: Routing) -> tuple[Array, int]:
+    """The noisy logits, and how many of the choices are the largest of them."""
+    if routing.noise_std is None or routing.noisy_logits is None:
+        raise UserError(f"loss '{name}' needs a router with noise; set its weight to 0.")
+    return routing.noisy_logits, routing.scored or routing.expert_of_choice.shape[-1]
+
+
+def _smoothed(routing: Routing, threshold: Array, context: Context, num_experts: int) -> Array:
+    """CV^2 of the summed probabilities to be above a threshold [G, T, 1 or N], [G]."""
+    std = jnp.maximum(routing.noise_std, 1e-6)
+    p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / std)
+    return _cv_squared(_per_id(_tokens(p, context), num_experts))
+
+
+def _switch(routing: Routing, context: Context, num_experts: int, choices: int) -> Array:
+    n, active = routing.probs.shape[-1], routing.active[..., :choices]
+    chosen = jax.nn.one_hot(routing.expert_of_choice[..., :choices], n) * active[..., None]
+    f = chosen.sum((1, 2)) / jnp.maximum(active.sum((1, 2)), 1)[:, None]
+    p = _tokens(routing.probs, context) / _count(context)[:, None]
+    return n * jnp.sum(_per_id(f, num_experts) * _per_id(p, num_experts), -1)
 
 
 def _tokens(values: Array, context: Context) -> Array:

@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Array, Routing
+from moe_vision.routing.types import Array, Routing, pick
 
 Experts = Callable[[Array], Array]  # [E, slots, *] -> [E, slots, *out]
 Priority = Literal['token', 'gate', 'random']
@@ -104,7 +104,8 @@ def index_plan(
       num_experts: E; ids >= E take no slot.
       capacity: C, slots per expert and group.
       priority: the order among first choices, and among second choices: 'token' is the order of
-        tokens, 'gate' the largest gate first, 'random' a random order.
+        tokens, 'gate' the largest gate first, 'random' a random order. Where gates are equal, the
+        largest probability comes first: at k = 1 a gate may be 1 whatever the router knows.
       keys: [G] random keys, for priority 'random'.
 
     Raises:
@@ -168,18 +169,21 @@ def index_plan(
 
 def _order(routing: Routing, priority: Priority, keys: Array | None):
     """The rank of each token, [G, T], and the token of each rank; None, None for token order."""
-    g, t, _ = routing.expert_of_choice.shape
+    ids = routing.expert_of_choice
+    t = ids.shape[1]
     if priority == 'token':
         return None, None
     if priority == 'gate':
-        score = -jnp.max(jnp.where(routing.active, routing.gate, -jnp.inf), axis=-1)
+        values = routing.gate, pick(routing.probs, ids)
+        by_gate, by_prob = (-jnp.max(jnp.where(routing.active, v, -jnp.inf), -1) for v in values)
+        order = by_prob, by_gate  # the last one counts first
     elif priority == 'random':
         if keys is None:
             raise ValueError("priority 'random' needs keys")
-        score = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(keys)
+        order = (jax.vmap(lambda key: jax.random.uniform(key, (t,)))(keys),)
     else:
         raise ValueError(f'unknown priority {priority!r}')
-    token_of_rank = jnp.argsort(jax.lax.stop_gradient(score), axis=-1, stable=True)
+    token_of_rank = jnp.lexsort(jax.lax.stop_gradient(order), axis=-1)  # stable
     rank = jnp.argsort(token_of_rank, axis=-1)
     return rank.astype(jnp.int32), token_of_rank.astype(jnp.int32)
 

@@ -24,7 +24,7 @@ PRIORITIES = ('token', 'gate', 'random')
 _MORE = {
     'top_k': [
         {'noise': 'gaussian', 'gate': 'top_k_softmax'},
-        {'noise': 'learned', 'gate': 'sigmoid'},
+        {'noise': 'learned', 'gate': 'sigmoid', 'normalize_inputs': False},
         {
             'noise': 'jitter',
             'renormalize': True,
@@ -34,6 +34,7 @@ _MORE = {
         {'second_choice': 'random_expert', 'noise': 'gaussian'},
     ],
     'random': [{'gate': 'softmax'}],
+    'bias_balanced': [{'normalize_inputs': False}],
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
@@ -160,7 +161,9 @@ class Pipeline:
             parts = (
                 {n: getattr(routing, n) for n in ('combine', 'dispatch')}
                 if soft
-                else {n: getattr(routing, n) for n in ('expert_of_choice', 'gate', 'active')}
+                else {
+                    n: getattr(routing, n) for n in ('probs', 'expert_of_choice', 'gate', 'active')
+                }
             )
             grads, (y, plan) = _execute(
                 parts, inputs['x'], inputs['weights'], inputs['context'], priority
@@ -188,7 +191,7 @@ def _execute(parts, x, weights, ctx, priority):
         if priority == 'soft':
             plan = soft_plan(SoftRouting(probs=None, logits=None, **parts), ctx.valid)
         else:
-            routing = Routing(probs=None, logits=None, **parts)
+            routing = Routing(logits=None, **parts)
             plan = index_plan(routing, E, C, priority, ctx.keys(LayerStream.PRIORITY))
         y = plan.apply(x, experts(weights))
         return jnp.sum(jnp.where(ctx.valid[..., None], jnp.sin(y), 0.0)), (y, plan)

@@ -38,7 +38,7 @@ PILLOW = {  # the operation, and how far pixels may differ (Pillow truncates, Op
     'autocontrast': (lambda i, s: ImageOps.autocontrast(i), 1),
     'equalize': (lambda i, s: ImageOps.equalize(i), 0),
     'posterize': (lambda i, s: ImageOps.posterize(i, 8 - round(4 * s)), 0),
-    'solarize': (lambda i, s: ImageOps.solarize(i, 256 * (1 - s)), 0),
+    'solarize': (lambda i, s: ImageOps.solarize(i, 255 * (1 - s)), 0),
     'color': (enhance(ImageEnhance.Color), 2),
     'contrast': (enhance(ImageEnhance.Contrast), 2),
     'brightness': (enhance(ImageEnhance.Brightness), 1),
@@ -87,6 +87,7 @@ def test_any_shape_and_strength_0(name, shape):
     image = picture(3, *shape)
     assert OPERATIONS[name](image, 0.8).shape == shape
     if name not in ('autocontrast', 'equalize'):
+        image = np.minimum(image, 254)  # solarize inverts 255, as torchvision's does
         np.testing.assert_array_equal(OPERATIONS[name](image, 0.0), image)
 
 
@@ -94,7 +95,7 @@ def test_any_shape_and_strength_0(name, shape):
     ('name', 'strength', 'want'),
     [
         ('autocontrast', 0, [0, 63, 127, 255]),  # (v - 50) 255 // 200
-        ('solarize', 0.5, [50, 100, 105, 5]),  # inverted from 128 upwards
+        ('solarize', 0.5, [50, 100, 105, 5]),  # inverted from 127.5 upwards
         ('posterize', 0.9, [48, 96, 144, 240]),  # 4 bits
         ('posterize', 0.5, [48, 100, 148, 248]),  # 6 bits
         ('brightness', 1, [95, 190, 255, 255]),  # 1.9 v
@@ -108,6 +109,65 @@ def test_any_shape_and_strength_0(name, shape):
 def test_four_pixels_by_hand(name, strength, want):
     row = np.array([50, 100, 150, 250], np.uint8).reshape(1, 4, 1)
     assert OPERATIONS[name](row, strength)[0, :, 0].tolist() == want
+
+
+BINS = np.arange(31)  # torchvision's, of its 31
+THEIRS = {  # the magnitude of each bin, as torchvision's `RandAugment` computes it
+    'shear_x': np.linspace(0, 0.3, 31),
+    'shear_y': np.linspace(0, 0.3, 31),
+    'translate_x': np.linspace(0, 150 / 331 * WIDTH, 31),
+    'translate_y': np.linspace(0, 150 / 331 * HEIGHT, 31),
+    'rotate': np.linspace(0, 30, 31),
+    'brightness': np.linspace(0, 0.9, 31),
+    'color': np.linspace(0, 0.9, 31),
+    'contrast': np.linspace(0, 0.9, 31),
+    'sharpness': np.linspace(0, 0.9, 31),
+    'posterize': 8 - np.round(BINS / (30 / 4)),
+    'solarize': np.linspace(255, 0, 31),
+}
+APPLIED = {  # what a magnitude does, in Pillow
+    'shear_x': affine(1, lambda m: m, 0, 0, 1, 0),
+    'shear_y': affine(1, 0, 0, lambda m: m, 1, 0),
+    'translate_x': affine(1, 0, lambda m: -int(m), 0, 1, 0),
+    'translate_y': affine(1, 0, 0, 0, 1, lambda m: -int(m)),
+    'rotate': lambda i, m: i.rotate(m, Image.Resampling.BILINEAR),
+    **{
+        name: lambda i, m, kind=kind: kind(i).enhance(1 + m)
+        for name, kind in (
+            ('brightness', ImageEnhance.Brightness),
+            ('color', ImageEnhance.Color),
+            ('contrast', ImageEnhance.Contrast),
+            ('sharpness', ImageEnhance.Sharpness),
+        )
+    },
+    'posterize': lambda i, m: ImageOps.posterize(i, int(m)),
+    'solarize': lambda i, m: i.point(lambda v: v if v < m else 255 - v),
+}
+
+
+@pytest.mark.parametrize('name', THEIRS)
+def test_magnitudes_are_those_of_torchvision_at_every_bin(image, name):
+    """Magnitude M = b / 3 does what torchvision does at bin b; the mean image tells it apart."""
+    tolerance = PILLOW[name][1]
+    for b in BINS:
+        ours = OPERATIONS[name](image, b / 30).astype(float)
+        theirs = np.asarray(APPLIED[name](Image.fromarray(image), float(THEIRS[name][b])), float)
+        far = np.abs(ours - theirs)
+        if tolerance == 5:  # the borders differ, see above; the middle does not
+            far = far[20:-20, 20:-20]
+        assert far.max() <= tolerance, (b, far.max())
+
+
+@pytest.mark.parametrize(
+    ('magnitude', 'first'),
+    [(0, 255), (1 / 3, 247), (3, 179), (5, 128), (10 / 3, 170), (9, 26), (10, 0)],
+)
+def test_solarize_starts_where_torchvision_does(magnitude, first):
+    """The least value that is inverted is 255 (1 - s), rounded up."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    out = OPERATIONS['solarize'](levels, magnitude / 10).ravel()
+    want = [v if v < first else 255 - v for v in range(256)]
+    assert out.tolist() == want
 
 
 def test_color_by_hand():

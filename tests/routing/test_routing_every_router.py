@@ -32,6 +32,7 @@ from routing_cases import (
 )
 
 from moe_vision.routing.linear import linear
+from moe_vision.routing.plan import index_plan
 from moe_vision.routing.types import Routing, SoftRouting
 
 every_router = pytest.mark.parametrize('case', CASES, ids=case_id)
@@ -349,5 +350,62 @@ def test_normalised_features_times_a_kernel(factors):
         np.testing.assert_allclose(dx[1:], dx_[1:], rtol=1e-4, atol=1e-5)
         assert np.isfinite(dx).all()
         np.testing.assert_allclose(d_kernel, d_kernel_, rtol=1e-3, atol=1e-2)
+    as_is = x if by is None else by * x
+    np.testing.assert_allclose(
+        linear(x, kernel, by, normalize=False), jnp.einsum('gtd,dn->gtn', as_is, kernel), 1e-5
+    )
     few, by = x[1:, :2], None if by is None else by[1:, :2]  # 4 tokens, 5 ids
     np.testing.assert_allclose(linear(few, kernel, by), plainly(few, kernel, by), 1e-5, 1e-5)
+
+
+WITH_SWITCH = [
+    case for case in CASES if hasattr(make(case).args, 'normalize_inputs') and not dict(case[1])
+]
+
+
+@pytest.mark.parametrize('case', WITH_SWITCH, ids=case_id)
+def test_inputs_are_normalised_unless_switched_off(case):
+    """Published routers are not trained on normalised inputs: there the logits are x W."""
+    more = {'gate': 'softmax'} if case[0] == 'random' else {}
+    router = {
+        on: make((case[0], tuple((more | {'normalize_inputs': on}).items())))
+        for on in (True, False)
+    }
+    params = {n: normal(1, *shape) for n, (shape, _) in router[True].params(D).items()}
+    state = {n: jnp.zeros_like(v) for n, v in router[True].init_state().items()}
+    x, kernel = 3 + 2 * normal(2, G, T, D), params['kernel']
+    off = router[False](params, state, x, context())
+    np.testing.assert_allclose(off.logits, np.asarray(x) @ np.asarray(kernel), rtol=2e-5, atol=2e-5)
+    on = [router[True](params, state, a * x + b, context()).logits for a, b in ((1, 0), (5, -4))]
+    np.testing.assert_allclose(on[0], on[1], rtol=1e-3, atol=1e-3)
+    assert np.abs(np.asarray(on[0]) - np.asarray(off.logits)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    'case',
+    [
+        ('top_k', (('gate', 'top_k_softmax'),)),
+        ('top_k', (('renormalize', True),)),
+        ('top_k', (('gate', 'sigmoid'), ('renormalize', True), ('gate_scale', 2.0))),
+        ('supervised', (('gate', 'top_k_softmax'),)),
+        ('frozen_random', (('renormalize', True),)),
+        ('bias_balanced', ()),
+        ('null_experts', ()),
+    ],
+    ids=case_id,
+)
+def test_priority_by_gate_ranks_by_probability_where_all_gates_are_equal(case):
+    given = inputs(case, k=1)
+    routing = make(case, k=1)(given['params'], given['state'], given['features'], given['context'])
+    ids, probs = np.asarray(routing.expert_of_choice[..., 0]), np.asarray(routing.probs)
+    gates = np.asarray(routing.gate[..., 0])
+    assert np.ptp(gates[ids < E]) < 1e-6  # they say nothing
+    keep = np.asarray(index_plan(routing, E, 1, 'gate').keep[..., 0])
+    dropped = 0
+    for g, e in np.ndindex(G, E):
+        own = np.flatnonzero(ids[g] == e)
+        if len(own):
+            best = own[np.argmax(probs[g, own, e])]
+            assert np.flatnonzero(keep[g] & (ids[g] == e)).tolist() == [best]
+            dropped += best != own[0]
+    assert dropped  # in token order another one would have been kept

@@ -79,6 +79,18 @@ def test_switch_is_one_at_balance_and_E_at_collapse():
     assert value('switch', r, num_experts=2) == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize(('name', 'want'), [('switch', 1.0), ('switch_top_1', 1.5)])
+def test_switch_counts_all_choices_and_its_top_1_form_the_first(name, want):
+    """All first choices are 0 and all second ones 1; P = (3/4, 1/4).
+
+    All: f = (1/2, 1/2), 2 (3/8 + 1/8) = 1. First: f = (1, 0), 2 * 3/4 = 1.5.
+    """
+    p = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]
+    assert value(name, routing(p, [[0, 1]] * 4), num_experts=2) == pytest.approx(want)
+    one = routing(p, [[0], [0], [0], [1]])  # at k = 1 they are the same: 2 (9/16 + 1/16)
+    assert value(name, one, num_experts=2) == pytest.approx(1.25)
+
+
 def test_switch_teaches_through_probabilities_alone():
     logits = jnp.asarray([[2.0, 0.0], [1.5, 0.0], [1.0, 0.0]])
 
@@ -139,6 +151,39 @@ def test_load_is_squared_variation_of_smooth_counts(k):
         noisy=noisy,
     )
     assert value('load', r) == pytest.approx(count.var() / count.mean() ** 2, rel=1e-3)
+
+
+V_MOE = np.asarray(
+    [[1.0, 0.0, -1.0]], np.float32
+)  # the logits of one token, with noise and without
+
+
+@pytest.mark.parametrize(
+    ('name', 'k', 'thresholds'),
+    [
+        ('load', 1, (0, 1, 1)),  # Shazeer: the k-th largest of the others
+        ('load', 2, (-1, -1, 0)),
+        ('load_v_moe', 1, (1, 1, 1)),  # V-MoE: the k-th largest of all
+        ('load_v_moe', 2, (0, 0, 0)),
+        ('load_v_moe', 3, (-1, -1, -1)),
+    ],
+)
+def test_the_thresholds_of_the_two_load_losses(name, k, thresholds):
+    r = routing(UNIFORM[:1, :3], np.arange(k)[None], logits=V_MOE, noise_std=0.5)
+    p = [
+        0.5 * (1 + math.erf((logit - threshold) / 0.5 / math.sqrt(2)))
+        for logit, threshold in zip(V_MOE[0], thresholds, strict=True)
+    ]
+    want = np.var(p) / np.mean(p) ** 2
+    assert value(name, r, num_experts=3) == pytest.approx(want, rel=1e-5)
+
+
+def test_v_moe_counts_a_sure_choice_as_half_a_choice():
+    crowd = np.zeros((8, E), np.float32) + [9, 0, 0, 0]
+    r = routing(ONE_HOT, ALL_ZERO, logits=crowd, noise_std=0.1)
+    assert value('load_v_moe', r) == pytest.approx(E - 1)  # (4, 0, 0, 0) varies as (8, 0, 0, 0)
+    with pytest.raises(UserError, match="'load_v_moe' needs a router with noise"):
+        value('load_v_moe', routing(UNIFORM, BALANCED))
 
 
 def test_load_at_its_ends():
@@ -202,7 +247,7 @@ def test_padding_counts_nowhere(name):
 def test_balance_losses_balance():
     """Descent on each loss alone evens out what a skewed router does."""
     x, ctx = normal(0, 1, 200, 6) + 1, context(groups=1, tokens=200)
-    for name in ('importance', 'load', 'switch'):
+    for name in ('importance', 'load', 'load_v_moe', 'switch', 'switch_top_1'):
         router = make(('top_k', (('noise', 'gaussian'),)), E, 1)
 
         def loss(kernel, router=router, name=name):
@@ -215,5 +260,5 @@ def test_balance_losses_balance():
 
         skewed = normal(1, 6, E) + 2 * jnp.asarray([1.0, 0, 0, 0]) * jnp.arange(6.0)[:, None]
         values = jit(lambda k, step=step: jax.lax.scan(step, k, None, length=250)[1])(skewed)
-        least = 1.0 if name == 'switch' else 0.0
+        least = 1.0 if name.startswith('switch') else 0.0
         assert values[-1] - least < 0.5 * (values[0] - least), name

@@ -18,7 +18,7 @@ class BiasBalanced(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         a = self.args
-        logits = linear(features, params['kernel'])
+        logits = linear(features, params['kernel'], normalize=a.normalize_inputs)
         score = jax.nn.sigmoid(logits) if a.score == 'sigmoid' else jax.nn.softmax(logits)
         # Each score's share of their sum, written so that it is finite even if all underflow.
         probs = jax.nn.softmax(jax.nn.log_sigmoid(logits)) if a.score == 'sigmoid' else score

@@ -18,7 +18,7 @@ class NullExperts(Router):
 
     def choose(self, params, state, features, context: Context) -> Routing:
         a = self.args
-        logits = linear(features, params['kernel'])
+        logits = linear(features, params['kernel'], normalize=a.normalize_inputs)
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
         gate = jnp.where(ids < self.num_experts, pick(probs, ids), 0.0)

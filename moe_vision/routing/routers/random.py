@@ -26,7 +26,7 @@ class Random(Router):
         draw = functools.partial(jax.random.uniform, shape=(t, self.num_experts))
         ids = top_k_ids(jax.vmap(draw)(context.keys(RandomStream.EXPERTS)), self.k)
         if self.args.gate == 'softmax':
-            logits = linear(features, params['kernel'])
+            logits = linear(features, params['kernel'], normalize=self.args.normalize_inputs)
             gate = pick(jax.nn.softmax(logits), ids)
         else:
             logits = jnp.zeros((g, t, self.num_experts), jnp.float32)

@@ -9,6 +9,7 @@ Axes: G groups, T tokens, E experts, K choices, D width.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
 
 
 class TopK(Router):
-    """A linear router without bias, in float32, on normalised features."""
+    """A linear router without bias, in float32, on features normalised unless the args say not."""
 
     def params(self, width):
         shapes = super().params(width)
@@ -41,7 +42,8 @@ class TopK(Router):
                 minval=1 - 0.01 * a.noise_scale,
                 maxval=1 + 0.01 * a.noise_scale,
             )
-        logits = linear(features, params['kernel'], jitter)
+        product = functools.partial(linear, features, normalize=a.normalize_inputs)
+        logits = product(params['kernel'], jitter)
         tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
         if a.temperature == 'entropy_floor':
             tau = with_entropy_floor(logits, tau, a.entropy_floor)
@@ -51,7 +53,7 @@ class TopK(Router):
         if a.noise == 'gaussian':
             std = jnp.float32(a.noise_scale / self.num_experts)
         elif a.noise == 'learned':
-            std = a.noise_scale * jax.nn.softplus(linear(features, params['noise_kernel']))
+            std = a.noise_scale * jax.nn.softplus(product(params['noise_kernel']))
         if std is not None and train:
             noisy = logits + std * _per_group(
                 context, TopKStream.NOISE, jax.random.normal, logits.shape[1:]
