@@ -18,11 +18,18 @@ from moe_vision.models.branch import Infos, make_branch, run_branch
 Array = jax.Array
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.in_flax)
+BATCH_NORM_MOMENTUM = 0.9  # of the running averages that evaluation uses
 HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
 class Norm(nn.Module):
-    """Batch norm over the valid images of the global batch, or group norm per image."""
+    """Batch norm over the valid images of the global batch, or group norm per image.
+
+    In evaluation, batch norm uses running averages over training batches. After n updates they hold
+    0.9^n of their initial values, mean 0 and variance 1, and they lag behind weights that still
+    move fast. So a run of a few dozen steps scores far less than on its training batches, all the
+    more with k = 1: the router sees features in another frame and sends them all to one expert.
+    """
 
     kind: str
     dtype: str
@@ -37,7 +44,7 @@ class Norm(nn.Module):
         mask = None if step.valid is None else step.valid.reshape(-1, *(1,) * (x.ndim - 1))
         norm = nn.BatchNorm(
             use_running_average=not step.train,
-            momentum=0.9,
+            momentum=BATCH_NORM_MOMENTUM,
             dtype=self.dtype,
             scale_init=self.scale_init,
             name='norm',

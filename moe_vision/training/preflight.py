@@ -8,9 +8,12 @@ import jax
 from input_pipeline import DatasetInfo
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Leverage, measure, table
+from moe_vision.models.parts import BATCH_NORM_MOMENTUM
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training import traffic
 from moe_vision.training.schedule import Durations, durations
+
+_MOST_INITIAL = 0.005  # of batch norm's running averages; 50 updates leave this share
 
 
 def summary(config: Config, info: DatasetInfo) -> None:
@@ -57,6 +60,7 @@ def text(
         f'({times.total / times.per_epoch:.1f} epochs), {train.optimizer}, '
         f'peak learning rate {train.learning_rate:g}'
         + (f', {train.micro_batches} micro-batches' if train.micro_batches > 1 else ''),
+        *_short_for_batch_norm(config, times),
         '',
         *table.text(config, leverage),
     ]
@@ -66,3 +70,17 @@ def text(
         except ValueError as e:  # groups that do not fit: training will refuse them
             lines.append(f'no training on this mesh: {e}')
     return '\n'.join(lines)
+
+
+def _short_for_batch_norm(config: Config, times: Durations) -> list[str]:
+    """A line if so few updates are planned that evaluation will differ from training."""
+    updates = times.total * config.train.micro_batches
+    initial = BATCH_NORM_MOMENTUM**updates
+    batch = getattr(config.model.args, 'norm', '') == 'batch'
+    if not batch or config.init_from or initial < _MOST_INITIAL:
+        return []
+    return [
+        f'batch norm  {updates} updates are few: evaluation uses running averages that still hold '
+        f'{initial:.0%} of their initial values and lag behind the weights, so it scores less than '
+        "training; train longer, or set model.args.norm to 'group'"
+    ]

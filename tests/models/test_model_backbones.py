@@ -20,9 +20,23 @@ from model_cases import (
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.layers import Step
+from moe_vision.models.parts import BATCH_NORM_MOMENTUM, Norm
 
 every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
 UNIT = {name: entry.unit for name, entry in registry.BACKBONES.items()}
+
+
+@pytest.mark.parametrize('updates', [1, 15, 50])
+def test_running_averages_of_batch_norm_hold_a_share_of_their_initial_values(updates):
+    """Batches of 2 and 6: mean 4, variance 4; the averages start at 0 and 1."""
+    norm, x = Norm('batch', 'float32'), jnp.asarray([2.0, 6.0])[:, None]
+    variables = norm.init(jax.random.key(0), x, Step())
+    for _ in range(updates):
+        _, changed = norm.apply(variables, x, Step(train=True), mutable=['batch_stats'])
+        variables |= changed
+    stats, share = variables['batch_stats']['norm'], BATCH_NORM_MOMENTUM**updates
+    np.testing.assert_allclose(stats['mean'], 4 * (1 - share), rtol=1e-5)
+    np.testing.assert_allclose(stats['var'], 4 * (1 - share) + share, rtol=1e-5)
 
 
 def forward_and_gradient(net):

@@ -198,6 +198,19 @@ def test_without_the_loss_a_supervised_router_is_a_learned_one():
         np.testing.assert_array_equal(getattr(taught, name), getattr(plain, name))
 
 
+@pytest.mark.parametrize('train', [True, False])
+def test_no_label_reaches_the_routes(train):
+    """Labels teach by the loss alone, so the routes of evaluation are those that were learned."""
+    ctx = dataclasses.replace(context(tokens=T), train=train)
+    routes = [
+        route('supervised', ctx=dataclasses.replace(ctx, labels=labels))
+        for labels in (ctx.labels, ctx.labels[:, ::-1], None)
+    ]
+    for other in routes[1:]:
+        for name in ('probs', 'expert_of_choice', 'gate', 'active'):
+            np.testing.assert_array_equal(getattr(other, name), getattr(routes[0], name))
+
+
 def test_supervised_loss_teaches_the_superclass():
     router, ctx = make(('supervised', ()), k=1), context(tokens=T)
     x = normal(9, 6, D)[np.asarray(ctx.labels)] + 0.1 * X

@@ -1,5 +1,6 @@
 """The summary of a config shows its sizes, schedule, leverages and mesh."""
 
+import pytest
 import train_cases
 
 import input_pipeline
@@ -28,6 +29,26 @@ def test_the_preflight_shows_sizes_schedule_and_leverages(data_dir):
         'groups of 16 tokens, 10 slots per expert (asked 1.25, effective 1.250)',
     ):
         assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ('changes', 'share'),
+    [
+        ({}, '28%'),  # 0.9^12
+        ({'train.micro_batches': 2}, '8%'),  # 0.9^24
+        ({'train.steps': 50}, '1%'),
+        ({'train.steps': 51}, ''),
+        ({'model.args': {'widths': (8, 16), 'depth': 1, 'norm': 'group'}}, ''),
+        ({'init_from': 'elsewhere'}, ''),
+        (train_cases.VIT, ''),
+    ],
+    ids=str,
+)
+def test_the_preflight_warns_of_too_few_updates_for_batch_norm(data_dir, changes, share):
+    config = train_cases.make(data_dir, CONV | changes)
+    lines = preflight._short_for_batch_norm(config, schedule.durations(config, 1293))
+    assert len(lines) == bool(share)
+    assert not share or f'still hold {share} of their initial values' in lines[0]
 
 
 def test_a_summary_shows_a_mesh_that_this_machine_does_not_have(data_dir, capsys):
