@@ -14,7 +14,11 @@ from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick,
 
 
 def importance(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
-    """CV^2 over experts of the summed probabilities (Shazeer 2017; V-MoE), [G]."""
+    """CV^2 over experts of the summed probabilities, [G].
+
+    Source: V-MoE, Riquelme et al. 2021: the probabilities are those of all experts, without noise.
+    Shazeer et al. 2017 sum the gates instead, which are noisy and zero where nothing is chosen.
+    """
     return _cv_squared(_per_id(_tokens(routing.probs, context), num_experts))
 
 

@@ -258,6 +258,18 @@ def test_a_choice_is_told_with_the_nearest(key):
         ({'model.moe.losses': {'load': '0.1'}}, ['model.moe.losses.load', 'a number']),
         ({'model.moe.losses': {'load': -0.1}}, ['model.moe.losses.load', '-0.1']),
         ({'model.moe.router_args': {}}, ['losses.load', 'no noise', 'router_args.noise']),
+        (
+            {'model.moe.router_args': {}, 'model.moe.losses': {'load_v_moe': 0.1}},
+            ['losses.load_v_moe', 'no noise', 'router_args.noise'],
+        ),
+        (
+            {
+                'model.moe.router': 'random',
+                'model.moe.router_args': {'normalize_inputs': False},
+                'model.moe.losses': {},
+            },
+            ['normalize_inputs is set to False but is not read', "gate is 'even'"],
+        ),
         ({'model.name': 'convv'}, ["backbone 'convv'", "'conv'"]),
         (
             {'model.name': 'resnet', 'model.args': {'widths': (8, 16)}},
