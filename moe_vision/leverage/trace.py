@@ -8,6 +8,7 @@ import math
 import typing
 from collections import Counter, defaultdict
 from fractions import Fraction
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,11 +21,11 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.schema import Config, Model
+from moe_vision.contract import check as contract
 from moe_vision.layers import ExpertBank, MoE, Step
 from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
 from moe_vision.models.places import choices_per_token
 from moe_vision.routing.capacity import capacity, effective_factor
-
 
 _MARK = '@'  # begins the scope that holds a module's path
 
@@ -58,15 +59,20 @@ class _Traced:
 
 
 def measure(config: Config, info: DatasetInfo) -> Leverage:
-    """Traces the network and its same_width twin, and adds up what each block costs."""
+    """Traces the network and its same_width twin, and adds up what each block costs.
+
+    Raises:
+      UserError: a method of the user's own returns something else than it must.
+    """
     model = config.model
+    contract.check(model, info.image_shape, info.num_classes)
     places = model.moe.placement != 'none'
     images = trace_images(config, tokens_per_image(config, info))
     own = _trace(model, info, images)
     twin = _trace(dataclasses.replace(model, twin='same_width'), info, images) if places else own
     layers = own.layers
     if places and model.twin != 'none':  # a twin's places are its network's routed layers
-        layers = _shapes(dataclasses.replace(model, twin='none'), info, images)[1]
+        layers = _trace(dataclasses.replace(model, twin='none'), info, images).layers
     cost, twin_cost = _by_block(own.counts, layers), _by_block(twin.counts, layers)
     params, twin_params = _params(own, layers), _params(twin, layers)
     capacities = {n: _capacity(x, x.tokens.shape[0] // images) for n, x in own.layers.items()}
@@ -103,7 +109,9 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
                 bytes=weights['bytes'],
                 bytes_active=weights['bytes'] - round(weights['idle bytes']),
                 bytes_experts=weights['bytes of experts'],
-                bytes_buffers=per_image(2 * slots * _token_bytes(layers[name].tokens)) if slots else 0,
+                bytes_buffers=per_image(2 * slots * _token_bytes(layers[name].tokens))
+                if slots
+                else 0,
                 bytes_token=_token_bytes(layers[name].tokens) if name in layers else 0,
             )
         )
@@ -180,61 +188,74 @@ def _soft(router: str) -> bool:
 
 def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
     net, x = _network(model, info, images)
-    variables, layers, banks = _shapes(model, info, images)
+    watch, key = _Watch(), jax.random.key(0)
+    step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
+    variables: dict[str, Any] = {}
 
-    def mark(call, args, kwargs, context):
-        # Flax names a scope after the module, and names it again where a method calls another one
-        # of the same module, as `super().__call__` does. The path says which module it is.
-        with jax.named_scope(_MARK + '/'.join(context.module.path)):
-            return call(*args, **kwargs)
+    def initial(x):
+        with nn.intercept_methods(watch), nn.intercept_methods(_mark):
+            (logits, _), made = net.init_with_output(key, x, step)
+        variables.update(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), made))
+        return logits
 
-    def forward(variables, x, key):
-        step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
-        with nn.intercept_methods(mark):
+    def forward(variables, x):
+        with nn.intercept_methods(_mark):
             return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
 
-    counts = flops.count(forward, variables, x, jax.random.key(0))
+    counts = flops.count(initial, x)
+    if contract.own(model):  # whose initial values may take products
+        counts = flops.count(forward, variables, x)
     params = {
         path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
     }
-    return _Traced(counts, params, layers, banks)
+    return _Traced(counts, params, watch.layers, watch.banks())
 
 
-def _shapes(model: Model, info: DatasetInfo, images: int):
-    """Shapes of the network's variables; its routed layers and its expert banks, as in `_Traced`.
+def _mark(call, args, kwargs, context):
+    """Puts a scope with the module's path around its methods, for `_by_block`.
 
-    Layers may share a bank. A token then takes at most the sum of their choices, and at most all
-    experts.
+    Flax names a scope after the module, and names it again where a method calls another one of the
+    same module, as `super().__call__` does. So these names are no path.
     """
-    net, x = _network(model, info, images)
-    layers: dict[str, _Layer] = {}
-    running: list[str] = []  # routed layers that are being called
-    takers: dict[str, set[str]] = defaultdict(set)  # path of a bank -> layers that use it
-    sizes: dict[str, int] = {}  # path of a bank -> its experts
+    with jax.named_scope(_MARK + '/'.join(context.module.path)):
+        return call(*args, **kwargs)
 
-    def note(call, args, kwargs, context):
+
+class _Watch:
+    """An interceptor of Flax methods that notes routed layers and expert banks."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, _Layer] = {}  # by path
+        self._running: list[str] = []  # routed layers that are being called
+        self._takers: dict[str, set[str]] = defaultdict(set)  # path of a bank -> its layers
+        self._sizes: dict[str, int] = {}  # path of a bank -> its experts
+
+    def __call__(self, call, args, kwargs, context):
         module, path = context.module, '/'.join(context.module.path)
         if context.method_name != '__call__' or not isinstance(module, MoE | ExpertBank):
             return call(*args, **kwargs)
         if isinstance(module, ExpertBank):
-            sizes[path] = module.num_experts
-            takers[path].update(running[-1:])
+            self._sizes[path] = module.num_experts
+            self._takers[path].update(self._running[-1:])
             return call(*args, **kwargs)
         tokens = args[0] if args else kwargs['x']
-        layers[path] = _Layer(module, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
-        running.append(path)
+        self.layers[path] = _Layer(module, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
+        self._running.append(path)
         try:
             return call(*args, **kwargs)
         finally:
-            running.pop()
+            self._running.pop()
 
-    with nn.intercept_methods(note):
-        variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
-    banks = {
-        path: min(sum((layers[n].choices for n in takers[path]), Fraction(0)) / size, Fraction(1))
-        for path, size in sizes.items()
-    }
-    return variables, layers, banks
+    def banks(self) -> dict[str, Fraction]:
+        """The share of each bank's experts that a token takes, in all layers that share the bank.
+
+        That is at most the sum of their choices, and at most all experts.
+        """
+        taken = {
+            path: sum((self.layers[n].choices for n in names), Fraction(0))
+            for path, names in self._takers.items()
+        }
+        return {path: min(taken[path] / size, Fraction(1)) for path, size in self._sizes.items()}
 
 
 def _network(model: Model, info: DatasetInfo, images: int):
