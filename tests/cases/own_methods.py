@@ -142,7 +142,9 @@ class Scaled(Mlp):
         return super().shapes() | {'scale': ((self.width,), jax.nn.initializers.normal())}
 
     def apply(self, params, x):
-        return super().apply({n: p for n, p in params.items() if n != 'scale'}, x) * params['scale'].astype(x.dtype)
+        return super().apply({n: p for n, p in params.items() if n != 'scale'}, x) * params[
+            'scale'
+        ].astype(x.dtype)
 
 
 class StackedOnly(Expert):
