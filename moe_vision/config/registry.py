@@ -139,7 +139,7 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     by_path = {e.path: e for e in table.values()}
     above = (f'{c.__module__}:{c.__qualname__}' for c in getattr(cls, '__mro__', ()))
     base = next((by_path[path] for path in above if path in by_path), Entry(name))
-    _own[name] = Entry(
+    found = Entry(
         name,
         getattr(cls, 'Args', base.args),
         tuple(getattr(cls, 'needs', base.needs)) or base.needs,
@@ -149,7 +149,17 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
         getattr(cls, 'expert', base.expert),
         getattr(cls, 'remat', base.remat),
     )
-    return _own[name]
+    if found.unit not in ('', 'image', 'patch'):
+        raise UserError(
+            f"{kind} '{name}': unit is {found.unit!r}; allowed are 'image' and 'patch'."
+        )
+    if found.unit == 'patch' and not hasattr(found.args, 'tokens'):
+        raise UserError(
+            f"{kind} '{name}' routes patches, but its Args have no tokens(height, width), which "
+            'says how many an image of this size has.'
+        )
+    _own[name] = found
+    return found
 
 
 def _check_kind(kind: str, name: str, found: Any) -> None:

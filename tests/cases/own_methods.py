@@ -223,6 +223,14 @@ class ForgetsReports(ConvNet):
         return super().__call__(images, step)[0], {}
 
 
+class OddUnit(ConvNet):
+    unit = 'patches'
+
+
+class NoTokens(ConvNet):
+    unit = 'patch'
+
+
 class Pool(nn.Module):
     """A right backbone whose two routed layers share a pool of experts; each has its own k."""
 
