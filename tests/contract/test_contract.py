@@ -236,8 +236,8 @@ def test_other_commands_refuse_too(command, tmp_path, monkeypatch, capsys):
         (tmp_path / 'mine.py').write_text(
             'from moe_vision.study.types import Arm, Study\n\n\ndef get_study():\n'
             f'    arm = Arm("configs/digits_k2.py", {keys!r})\n'
-            '    return Study(name="mine", question="?", hypotheses=(), arms={"a": arm}, seeds=(0,),\n'
-            '                 comparisons={}, margin=1.0)\n'
+            '    return Study(name="mine", question="?", hypotheses=(), comparisons={},\n'
+            '                 arms={"a": arm}, seeds=(0,), margin=1.0)\n'
         )
         code = study(['run', f'--study={tmp_path}/mine.py', f'--workdir={tmp_path}/w'])
     line = capsys.readouterr().err.splitlines()[-1]
