@@ -132,7 +132,7 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     """
     if name in table:
         return table[name]
-    if ':' not in name:
+    if not isinstance(name, str) or ':' not in name:
         raise unknown(kind, name, table)
     cls = load(name)
     _check_kind(kind, name, cls)

@@ -166,12 +166,12 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
     except (UserError, DataError):
         raise
     except Exception as e:  # whatever such a file does
-        if 'does not accept dots' in str(e):
-            e = ValueError(f"{e} Write slashes for them, such as 'my/losses:l1'.")
         at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
+        dots = 'does not accept dots' in str(e)
+        hint = " Write slashes for them, such as 'my/losses:l1'." if dots else ''
         raise UserError(
-            f"{what} file '{path}', line {line}: {type(e).__name__}: {getattr(e, 'msg', e)}"
+            f"{what} file '{path}', line {line}: {type(e).__name__}: {getattr(e, 'msg', e)}{hint}"
         ) from e
 
 
