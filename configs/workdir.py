@@ -8,7 +8,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from moe_vision.config import check as config_lib
+from moe_vision.config import source
 
 
 def get_config(workdir: str) -> ConfigDict:
-    return ConfigDict(dataclasses.asdict(config_lib.load(workdir)))
+    return ConfigDict(source.escaped(dataclasses.asdict(config_lib.load(workdir))))

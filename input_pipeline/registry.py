@@ -49,7 +49,10 @@ def find(name: str) -> Builder:
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(f"data set '{name}' cannot be imported: {error}.") from error
+        raise DataError(
+            f"data set '{name}' cannot be imported: {error}. If it is your own, put the folder "
+            'that holds its module on PYTHONPATH.'
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Builder)):
         raise DataError(f"data set '{name}' is not a subclass of input_pipeline.Builder.")
     return cls()

@@ -16,7 +16,7 @@ from input_pipeline.types import check as check_dataset
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
-from moe_vision.config import registry, rules, schema, trust, typed
+from moe_vision.config import registry, rules, schema, source, trust, typed
 from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
 )
@@ -32,7 +32,7 @@ def check(config: 'ConfigDict') -> schema.Config:
       UserError: the first thing that is wrong, in one line.
       input_pipeline.DataError: the same for a key under `dataset`.
     """
-    checked = from_dict(config.to_dict())
+    checked = from_dict(source.unescaped(config.to_dict()))
     name = checked.dataset.name
     if name not in DATASETS and not is_path(name):
         raise unknown('data set', name, DATASETS)

@@ -9,6 +9,9 @@ own works without a line; its arguments are `Args` in the class.
 
 import dataclasses
 import importlib
+import sys
+import traceback
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,27 +117,77 @@ OPTIMIZERS = {
 }
 
 
+_BASES = {  # what the user's own class must be, by kind; imported for such classes alone
+    'router': 'moe_vision.routing.types:Router',
+    'expert': 'moe_vision.layers.experts:Expert',
+    'backbone': 'flax.linen:Module',
+}
+
+
 def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     """The table's entry for a name, or a new entry for the user's own `package.module:Class`.
 
-    Raises UserError: no such name, no such module or class.
+    What the own class does not state (`Args`, `needs`, ...) is that of the table's class from which
+    it derives, if it derives from one.
+
+    Raises UserError: no such name, no such module or class, or the class is not of this kind.
     """
     if name in table:
         return table[name]
-    if ':' not in name:
+    if not isinstance(name, str) or ':' not in name:
         raise unknown(kind, name, table)
     cls = load(name)
-    _own[name] = Entry(
+    _check_kind(kind, name, cls)
+    by_path = {e.path: e for e in table.values()}
+    above = (f'{c.__module__}:{c.__qualname__}' for c in getattr(cls, '__mro__', ()))
+    base = next((by_path[path] for path in above if path in by_path), Entry(name))
+    found = Entry(
         name,
-        getattr(cls, 'Args', NoArgs),
-        tuple(getattr(cls, 'needs', ())),
-        tuple(getattr(cls, 'ignores', ())),
-        tuple(getattr(cls, 'supplies', ())),
-        getattr(cls, 'unit', ''),
-        getattr(cls, 'expert', ''),
-        getattr(cls, 'remat', False),
+        getattr(cls, 'Args', base.args),
+        tuple(getattr(cls, 'needs', base.needs)) or base.needs,
+        tuple(getattr(cls, 'ignores', base.ignores)),
+        tuple(getattr(cls, 'supplies', base.supplies)),
+        getattr(cls, 'unit', base.unit),
+        getattr(cls, 'expert', base.expert),
+        getattr(cls, 'remat', base.remat),
     )
-    return _own[name]
+    if found.unit not in ('', 'image', 'patch'):
+        raise UserError(
+            f"{kind} '{name}': unit is {found.unit!r}; allowed are 'image' and 'patch'."
+        )
+    if found.unit == 'patch' and not hasattr(found.args, 'tokens'):
+        raise UserError(
+            f"{kind} '{name}' routes patches, but its Args have no tokens(height, width), which "
+            'says how many an image of this size has.'
+        )
+    _own[name] = found
+    return found
+
+
+def _check_kind(kind: str, name: str, found: Any) -> None:
+    """Raises UserError unless what `name` names can be this kind of method."""
+    if kind in _BASES:
+        base = load(_BASES[kind])
+        if not (isinstance(found, type) and issubclass(found, base)):
+            told = (
+                f'a class of its own, {found.__name__}' if isinstance(found, type) else repr(found)
+            )
+            raise UserError(
+                f"{kind} '{name}' is {told[:80]}; it must be a subclass of "
+                f'{base.__module__}.{base.__name__}.'
+            )
+    elif not callable(found):
+        raise UserError(f"{kind} '{name}' is {repr(found)[:80]}; it must be a function.")
+    args = getattr(found, 'Args', NoArgs)
+    if not (isinstance(args, type) and dataclasses.is_dataclass(args)):
+        raise UserError(
+            f"{kind} '{name}': Args is no dataclass; write @dataclasses.dataclass(frozen=True) "
+            'above it.'
+        )
+    try:
+        typing.get_type_hints(args)
+    except (NameError, TypeError, AttributeError) as e:
+        raise UserError(f"{kind} '{name}': an annotation of Args is wrong: {e}.") from e
 
 
 _own: dict[str, Entry] = {}  # entries of the user's own classes that `entry` has made
@@ -159,7 +212,32 @@ def load(path: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as e:
-        raise UserError(f"'{path}': there is no module '{e.name}'.") from e
+        if not f'{module}.'.startswith(f'{e.name}.'):
+            raise UserError(f"'{path}' needs the module '{e.name}', which there is not.") from e
+        raise UserError(
+            f"'{path}': there is no module '{e.name}'. Put the folder that holds "
+            f"'{module.partition('.')[0]}' on PYTHONPATH: PYTHONPATH=FOLDER python ..."
+        ) from e
+    except UserError:
+        raise
+    except Exception as e:  # whatever a user's module does
+        raise UserError(f"'{path}' cannot be imported: {told(e, module)}") from e
     if not hasattr(found, name):
         raise UserError(f"'{path}': module '{module}' has no '{name}'.{nearest(name, dir(found))}")
     return getattr(found, name)
+
+
+def told(error: BaseException, module: str) -> str:
+    """What went wrong in a user's module, and where: `ValueError: no (my/routers.py, line 3).`"""
+    file = getattr(sys.modules.get(module), '__file__', None) or getattr(error, 'filename', None)
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f for f in frames if f.filename == file] or [
+        f for f in frames if 'importlib' not in f.filename
+    ]
+    where = ''
+    if isinstance(error, SyntaxError):
+        where = f' ({error.filename}, line {error.lineno})'
+    elif at:
+        where = f' ({at[-1].filename}, line {at[-1].lineno})'
+    message = str(getattr(error, 'msg', error)).partition('\n')[0][:300].rstrip('.')
+    return f'{type(error).__name__}: {message}{where}.'

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from input_pipeline import DataError
+from input_pipeline.registry import is_path
 from moe_vision.common.errors import UserError, nearest, unknown
 from moe_vision.config import schema, typed
 
@@ -113,10 +114,13 @@ def load(
             holder: Any = config
             for parent in parents:
                 holder = holder[parent]
-            if key == path:
-                holder[last] = value
-            else:
-                holder[last][key.removeprefix(f'{path}.')] = value
+            try:
+                if key == path:
+                    holder[last] = escaped(value)
+                else:
+                    holder[last][_escaped_name(key.removeprefix(f'{path}.'))] = value
+            except (ValueError, TypeError, AttributeError) as e:
+                raise UserError(f'{path} cannot be set to {value!r}: {e}') from e
     return config
 
 
@@ -164,9 +168,37 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
     except Exception as e:  # whatever such a file does
         at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
+        dots = 'does not accept dots' in str(e)
+        hint = " Write slashes for them, such as 'my/losses:l1'." if dots else ''
         raise UserError(
-            f"{what} file '{path}', line {line}: {type(e).__name__}: {getattr(e, 'msg', e)}"
+            f"{what} file '{path}', line {line}: {type(e).__name__}: {getattr(e, 'msg', e)}{hint}"
         ) from e
+
+
+def escaped(values: Any) -> Any:
+    """Values with names that a ConfigDict can hold: 'my.losses:l1' becomes 'my/losses:l1'.
+
+    A ConfigDict takes no names with dots. `config.check` turns them back.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    return {_escaped_name(name): escaped(value) for name, value in values.items()}
+
+
+def _escaped_name(name: Any) -> Any:
+    return name.replace('.', '/') if isinstance(name, str) and is_path(name) else name
+
+
+def unescaped(values: Any) -> Any:
+    """The values before `escaped`."""
+    if not isinstance(values, Mapping):
+        return values
+
+    def own(name: Any) -> Any:
+        path = name.replace('/', '.') if isinstance(name, str) else ''
+        return path if is_path(path) else name
+
+    return {own(name): unescaped(value) for name, value in values.items()}
 
 
 def chosen(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:

@@ -59,5 +59,5 @@ class DroppingBlock(nn.Module):
         share = routed.choices['kept'].mean(-1)  # of a token's choices
         share = share.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
         params = declare_params(self, self.expert)
-        y = jnp.where(share > 0, share * self.expert.apply(params, x), jnp.zeros((), x.dtype))
+        y = jnp.where(share > 0, share * self.expert.run(params, x), jnp.zeros((), x.dtype))
         return y, routed.info({}) | {'carry': carry}

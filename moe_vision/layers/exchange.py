@@ -144,12 +144,12 @@ def run_plan(
       [G, T, *].
     """
     count = next(iter(bank.values())).shape[0]
-    experts = functools.partial(expert.apply_stacked, bank)
+    experts = functools.partial(expert.run_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
         if not train and isinstance(plan, IndexPlan) and plan.gate.size <= count:
             return plan.apply_each(
                 x,
-                lambda e, row: expert.apply(
+                lambda e, row: expert.run(
                     {
                         n: jax.lax.dynamic_index_in_dim(w, e, keepdims=False)
                         for n, w in bank.items()

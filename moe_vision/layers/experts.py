@@ -14,6 +14,7 @@ from jax import lax
 
 from moe_vision.layers import platform
 from moe_vision.layers.convolution import convolution
+from moe_vision.routing.types import expect
 
 Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
@@ -27,6 +28,9 @@ ONES = jax.nn.initializers.ones
 
 class Expert:
     """Base class: `shapes` names the parameters of one expert, `apply` runs it.
+
+    Layers call `run` and `run_stacked`. So a class may define `apply`, `apply_stacked` or both, and
+    an expert does the same by itself, in a bank and in a twin.
 
     Args:
       args: the expert's own arguments.
@@ -43,9 +47,10 @@ class Expert:
         raise NotImplementedError
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
-        """Runs one expert: x [N, *, D] to [N, *, D]. Parameters are cast to x's type.
+        """Runs one expert: x [N, *, D] to the same shape and type.
 
-        Use `conv` for convolutions: a vmap over experts does not slow it down on a CPU.
+        Cast parameters, which are float32, to x's type. Use `conv` for convolutions: a vmap over
+        experts does not slow it down on a CPU.
         """
         raise NotImplementedError
 
@@ -62,6 +67,39 @@ class Expert:
         return jnp.stack(
             [self.apply({n: w[e] for n, w in params.items()}, x[e]) for e in range(x.shape[0])]
         )
+
+    def run(self, params: dict[str, Array], x: Array) -> Array:
+        """One expert on x [N, *, D]: `apply`, or `apply_stacked` if a subclass overrides it alone.
+
+        Raises:
+          UserError: the result has another shape or type than x.
+        """
+        if self._depth('apply_stacked') < self._depth('apply'):
+            one = {n: w[None] for n, w in params.items()}
+            return self._checked('apply_stacked', x[None], self.apply_stacked(one, x[None]))[0]
+        return self._checked('apply', x, self.apply(params, x))
+
+    def run_stacked(self, params: dict[str, Array], x: Array) -> Array:
+        """All experts on x [E, N, *, D]: `apply_stacked`, or that of this class if a subclass
+        overrides `apply` alone, because an inherited one may not do what the new `apply` does.
+
+        Raises:
+          UserError: the result has another shape or type than x.
+        """
+        if self._depth('apply') < self._depth('apply_stacked'):
+            return self._checked('apply', x, Expert.apply_stacked(self, params, x))
+        return self._checked('apply_stacked', x, self.apply_stacked(params, x))
+
+    def _depth(self, method: str) -> int:
+        """How far up among this object's classes a method is defined; 0 is its own class."""
+        return next(i for i, c in enumerate(type(self).__mro__) if method in vars(c))
+
+    def _checked(self, method: str, x: Array, y: Any) -> Array:
+        field = f'{type(self).__name__}.{method}'
+        expect(
+            field, y, x.shape, x.dtype, "those of its tokens, [..., D]; cast to the tokens' type"
+        )
+        return y
 
 
 class Mlp(Expert):
@@ -212,6 +250,8 @@ def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
 def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
     """Norm of x [N, H, W, D] over space and the channels of a group, per image, in float32."""
     n, h, w, d = x.shape
+    if d % groups:
+        raise ValueError(f'norm_groups is {groups}, which does not divide {d} channels')
     y = x.astype(jnp.float32).reshape(n, h * w, groups, d // groups)
     mean = y.mean((1, 3), keepdims=True)
     var = jnp.square(y - mean).mean((1, 3), keepdims=True)

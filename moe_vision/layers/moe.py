@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh as DeviceMesh
 
-from moe_vision.config import registry
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry, typed
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.route import Step, make_plan, route_groups
@@ -49,7 +50,7 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return self.expert.apply(declare_params(self, self.expert), x)
+        return self.expert.run(declare_params(self, self.expert), x)
 
 
 def declare_params(module: nn.Module, expert: Expert) -> dict[str, Array]:
@@ -83,6 +84,9 @@ class MoE(nn.Module):
 
     It returns the residual branch. Add it to the input, so that a token whose choices were all
     dropped keeps its features.
+
+    Types: experts compute in x's type, and the result has x's type; so cast x to compute in
+    bfloat16. Parameters are float32, and so is all that the router computes, whatever x is.
 
     Attributes:
       num_experts, k: E and K.
@@ -133,11 +137,14 @@ class MoE(nn.Module):
         'choices' per token, [B, K]: 'expert', 'gate', 'kept'; 'carry' for the next routed layer.
 
         Raises:
-          ValueError: group_size does not divide the number of tokens, or something draws at
-            random and `step` has no key.
+          ValueError: the sizes do not fit each other or x, or something draws at random and
+            `step` has no key.
+          UserError: there is no such method or argument, or a method of your own returns something
+            else than it must.
         """
         step = step or Step()
         router = make_router(self.router, self.router_args, self.num_experts, self.k)
+        self._check(router, x)
         variables = RouterVariables(router, x.shape[-1], name='router')()
         expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)
         bank = self.bank or ExpertBank(expert, self.num_experts, name='experts')
@@ -170,20 +177,59 @@ class MoE(nn.Module):
         )
         return routed.y, routed.info(self.losses or {})
 
+    def _check(self, router: Router, x: Array) -> None:
+        """Raises ValueError for sizes that nothing else would refuse, or in words of its own."""
+        for name in ('num_experts', 'k', 'group_size', 'hidden', 'capacity_multiple'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be at least 1')
+        entry = registry.entry('router', registry.ROUTERS, self.router)
+        if self.k > router.num_ids and 'k' not in entry.ignores:
+            raise ValueError(
+                f'k is {self.k} but num_experts is {self.num_experts}; k can be 1 to '
+                f'{router.num_ids}'
+            )
+        needs = registry.entry('expert', registry.EXPERTS, self.expert).needs
+        ranks = [n for kind, n in (('vector', 2), ('map', 4)) if kind in needs]
+        if x.ndim < 2 or (ranks and x.ndim not in ranks):
+            wanted = ' or '.join({2: '[B, D]', 4: '[B, H, W, D]'}[n] for n in ranks or [2, 4])
+            hint = (
+                f'; a token is a row of the first axis, so reshape to [-1, {x.shape[-1]}] to route '
+                'each vector'
+                if x.ndim > 2 and 2 in ranks
+                else ''
+            )
+            raise ValueError(
+                f"x has shape {list(x.shape)} but expert '{self.expert}' takes tokens {wanted}"
+                + hint
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f'x is {x.dtype}, but experts compute in the type of x; give floats')
+
 
 def make_router(name: str, args: Any, num_experts: int, k: int) -> Router:
-    """The router that a table name and its arguments (a dict, its Args or None) describe."""
+    """The router that a table name and its arguments (a dict, its Args or None) describe.
+
+    Raises UserError: there is no such router or argument.
+    """
     entry = registry.entry('router', registry.ROUTERS, name)
-    return registry.load(entry.path)(_args(entry, args), num_experts, k)
+    return registry.load(entry.path)(_args('router', name, entry, args), num_experts, k)
 
 
 def make_expert(name: str, args: Any, width: int, hidden: int) -> Expert:
-    """The expert that a table name and its arguments (a dict, its Args or None) describe."""
+    """The expert that a table name and its arguments (a dict, its Args or None) describe.
+
+    Raises UserError: there is no such expert or argument.
+    """
     entry = registry.entry('expert', registry.EXPERTS, name)
-    return registry.load(entry.path)(_args(entry, args), width, hidden)
+    return registry.load(entry.path)(_args('expert', name, entry, args), width, hidden)
 
 
-def _args(entry: registry.Entry, args: Any) -> Any:
+def _args(kind: str, name: str, entry: registry.Entry, args: Any) -> Any:
     if args is None or isinstance(args, Mapping):
-        return entry.args(**(args or {}))
+        return typed.build(entry.args, args or {}, f'{kind}_args', f"argument of {kind} '{name}'")
+    if not isinstance(args, entry.args):
+        raise UserError(
+            f"{kind}_args is a {type(args).__name__}; {kind} '{name}' takes a dictionary or "
+            f'{entry.args.__name__}.'
+        )
     return args

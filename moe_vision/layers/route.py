@@ -20,7 +20,7 @@ from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
 from moe_vision.routing.plan import IndexPlan, index_plan
 from moe_vision.routing.soft_plan import SoftPlan, soft_plan
-from moe_vision.routing.types import Context, Routing, SoftRouting
+from moe_vision.routing.types import Context, Routing, SoftRouting, expect
 
 Array = jax.Array
 
@@ -128,6 +128,9 @@ def route_groups(
         )
         y, routing, plan = on_groups(context, x, shared, bank)
         values = {name: fn(routing, context, layer.num_experts) for name, fn in loss_fns.items()}
+        for name, value in values.items():
+            one_per_group = (len(context.valid),)
+            expect(f"loss '{name}'", value, one_per_group, 'float32', 'one value per group, [G]')
         counts = telemetry.count(routing, plan, context)
         if labels is not None and step.num_classes:
             counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)

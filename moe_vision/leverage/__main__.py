@@ -1,17 +1,18 @@
-"""Prints what a config computes: its FLOPs, its parameters, and the share that is routed (rho).
+r"""Prints what a config computes: its FLOPs, its parameters, and the share that is routed (rho).
 
     python -m moe_vision.leverage --config=configs/digits_k2.py
     python -m moe_vision.leverage --config=a.py,b.py --sweep=model.moe.hidden=64,256,1024 --out=DIR
-    python -m moe_vision.leverage --config=a.py --solve=model.moe.hidden --target_rho=0.2
+    python -m moe_vision.leverage --config=a.py --solve=model.moe.hidden --target_rho=0.2 \
+        --multiple_of=64
 
 Nothing is trained and no data are read. Any key of a config can be set: `--config.model.moe.k=1`.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from moe_vision.config import source
 from moe_vision.config.command_line import exit_code
 from moe_vision.config.schema import Config
 from moe_vision.leverage.options import Request, parse
+
+_PATIENCE = 2.0  # seconds after which each measurement of --solve and --sweep is told on stderr
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,15 +85,13 @@ def _sweep(request: Request) -> tuple[list[str], Any]:
     """A row for each config and swept value; also writes sweep.csv and sweep.svg."""
     from moe_vision.leverage import measure, sweep
 
-    rows = [
-        sweep.row(
-            file,
-            request.sweep,
-            sweep.row_value(source.literal(value)),
-            measure(config, _info(config)),
-        )
-        for (file, value), config in request.configs.items()
-    ]
+    rows, begin = [], time.monotonic()
+    for (file, value), config in request.configs.items():
+        shown = sweep.row_value(source.literal(value))
+        rows.append(sweep.row(file, request.sweep, shown, measure(config, _info(config))))
+        if time.monotonic() - begin > _PATIENCE:
+            told = f'{file}: {request.sweep}={value} gives {rows[-1][request.rho]:.4f}'
+            print(told, file=sys.stderr, flush=True)
     paths = [os.path.join(request.out, f'sweep.{kind}') for kind in ('csv', 'svg')]
     try:
         os.makedirs(request.out, exist_ok=True)
@@ -108,8 +109,9 @@ def _solve(request: Request) -> tuple[list[str], Any]:
     """A row for each config, at the value of the key that was found."""
     from moe_vision.leverage import measure, solve, sweep
 
-    rows = []
+    rows, begin = [], time.monotonic()
     for file in request.files:
+        measured: dict[int, sweep.Row] = {}
 
         def allowed(n: int, file: str = file) -> bool:
             try:
@@ -117,19 +119,27 @@ def _solve(request: Request) -> tuple[list[str], Any]:
             except (UserError, DataError):
                 return False
 
-        @functools.cache
-        def numbers(n: int, file: str = file) -> sweep.Row:
+        def share(n: int, file: str = file, measured: dict = measured) -> solve.Share:
             config = request.config_at(file, n)
-            return sweep.row(file, request.solve, n, measure(config, _info(config)))
+            cost = measure(config, _info(config))
+            measured[n] = sweep.row(file, request.solve, n, cost)
+            if time.monotonic() - begin > _PATIENCE:
+                told = f'{file}: {request.solve}={n} gives {measured[n][request.rho]:.4f}'
+                print(told, file=sys.stderr, flush=True)
+            return cost.share(request.rho)
 
         value = solve.solve(
-            lambda n: numbers(n)[request.rho],
+            share,
             allowed,
             request.target_rho,
             request.solve,
             request.rho,
+            start=request.start[file],
+            unit=request.multiple_of,
         )
-        rows.append(numbers(value) | {'target_rho': request.target_rho})
+        if value not in measured:
+            share(value)
+        rows.append(measured[value] | {'target_rho': request.target_rho})
     lines = [
         f'{r["config"]}: {request.solve}={r["value"]} gives {request.rho} '
         f'{r[request.rho]:.4f} (asked {request.target_rho:g})'

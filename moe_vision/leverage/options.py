@@ -12,6 +12,7 @@ from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source
 from moe_vision.config.command_line import OverridesParser
 from moe_vision.config.schema import Config
+from moe_vision.leverage.solve import MOST
 
 RHOS = ('rho_place', 'rho_active', 'rho_executed')
 
@@ -23,19 +24,23 @@ class Request:
     Attributes:
       configs: config of each (file, swept value); the value is None without --sweep.
       config_at: the config of a file where the key of --solve has a given value.
+      start: what that key holds in each file.
       sweep, solve: the key, or ''.
       target_rho: what --solve aims at; NaN without --solve.
       rho: one of RHOS.
+      multiple_of: --solve tries multiples of this alone.
       out: folder for the files of --sweep.
     """
 
     files: tuple[str, ...]
     configs: dict[tuple[str, Any], Config]
     config_at: Callable[[str, int], Config]
+    start: dict[str, int]
     sweep: str
     solve: str
     target_rho: float
     rho: str
+    multiple_of: int
     out: str
     json: bool
 
@@ -77,6 +82,12 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         help='the rho that --solve aims at and that the '
         f'picture of --sweep shows: {", ".join(RHOS)} (default: rho_place)',
     )
+    parser.add_argument(
+        '--multiple_of',
+        metavar='N',
+        help='--solve tries multiples of N alone, such as widths that fit the hardware (default: '
+        '1)',
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
     args, common, opened = parser.parse_with_overrides(arguments)
     files = tuple(dict.fromkeys(f for c in args.config for f in c.split(',') if f))
@@ -103,15 +114,16 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         raise UserError(
             f"--rho is '{args.rho}'.{nearest(args.rho, RHOS)} Allowed: {', '.join(RHOS)}."
         )
-    for flag, reader in (('rho', key or args.solve), ('out', key)):
+    for flag, reader, owner in (
+        ('rho', key or args.solve, '--sweep or --solve'),
+        ('out', key, '--sweep'),
+        ('multiple_of', args.solve, '--solve'),
+    ):
         if getattr(args, flag) is not None and not reader:
-            raise UserError(
-                f'--{flag} is set but is not read; it belongs to --sweep'
-                + (' or --solve.' if flag == 'rho' else '.')
-            )
+            raise UserError(f'--{flag} is set but is not read; it belongs to {owner}.')
+    multiple_of = _multiple(args.multiple_of)
     configs = {(f, v): checked(load(f, key, v)) for f in files for v in values}
-    for file in files if args.solve else ():
-        _check_int(args.solve, configs[file, None])
+    start = {f: _int_at(args.solve, configs[f, None]) for f in files if args.solve}
     loaded = {f: load(f) for f in files if args.solve}
     out = '.' if args.out is None else args.out
     if key and not _writable(out):
@@ -120,10 +132,12 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         files,
         configs,
         config_at,
+        start,
         key,
         args.solve or '',
         target_rho,
         args.rho or RHOS[0],
+        multiple_of,
         out,
         args.json,
     )
@@ -176,8 +190,18 @@ def _target(args: argparse.Namespace) -> float:
     return float(value)
 
 
-def _check_int(key: str, config: Config) -> None:
-    """Raises UserError unless the key holds an int."""
+def _multiple(argument: str | None) -> int:
+    """The number of --multiple_of."""
+    value = 1 if argument is None else source.literal(argument)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST:
+        raise UserError(
+            f"--multiple_of is '{argument}'; it must be an int from 1 to {MOST}, such as 64."
+        )
+    return value
+
+
+def _int_at(key: str, config: Config) -> int:
+    """What the key holds. Raises UserError unless it is an int."""
     source.take_overrides([f'--config.{key}=1'])  # refuses an unknown key
     value: Any = config
     for part in key.split('.'):
@@ -192,3 +216,4 @@ def _check_int(key: str, config: Config) -> None:
             f"--solve is '{key}', which holds {value!r}; name a key that holds an int, "
             'such as model.moe.hidden.'
         )
+    return value

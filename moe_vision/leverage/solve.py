@@ -1,48 +1,164 @@
-"""Finds the integer at which a number, such as a leverage, comes closest to a target.
+"""Finds the integer at which a share, such as a leverage, comes closest to a target.
 
-The number should rise or fall with the integer. Integers that are not allowed are skipped.
+A share is a part of a whole. Both are polynomials in a width or a number, of degree two at most, so
+few measurements tell all other values. One more measurement says whether they do. If they do not,
+a search follows that needs only that the share rises or falls with the integer. Integers that are
+not allowed are skipped.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 
 from moe_vision.common.errors import UserError
 
 MOST = 2**22  # the largest value to try
 SECONDS = 60.0  # processor time after which no larger value is tried
-_REACH = 32  # how far from a wanted value to look for an allowed one
+_REACH = 32  # how far from a wanted value to look for an allowed one, in units
 _CLOSE = 5e-5  # numbers this close are equal in the four decimals that are printed
+_SAME = 1e-8  # numbers this close are equal but for FLOPs per image that were rounded
 _ENOUGH = 4  # this many values show whether the number changes, and in which direction
+_TRIES = 5  # measurements after which polynomials are given up
+
+Share = tuple[int, int]  # part, whole
 
 
 def solve(
+    measure: Callable[[int], Share],
+    allowed: Callable[[int], bool],
+    target: float,
+    key: str,
+    name: str,
+    *,
+    start: int = 1,
+    unit: int = 1,
+    clock: Callable[[], float] = time.process_time,
+) -> int:
+    """The allowed multiple of `unit` in 1..MOST whose share is nearest to `target`.
+
+    Args:
+      measure: part and whole at an allowed integer; slow.
+      allowed: whether an integer is allowed; quick.
+      target: the wanted share, above 0 and below 1.
+      key, name: names of the integer and of the share, for error messages.
+      start: where to measure first, if it is allowed.
+
+    Raises:
+      UserError: the target is out of reach, or the share does not change.
+    """
+    seen: dict[int, Share] = {}  # by integer, in units
+
+    def number(n: int) -> float:
+        if n not in seen:
+            seen[n] = measure(n * unit)
+        return seen[n][0] / seen[n][1]
+
+    fits = functools.cache(lambda n: allowed(n * unit))
+    search = functools.partial(
+        _search, allowed=fits, target=target, key=key, name=name, unit=unit, clock=clock
+    )
+    found = _by_polynomials(number, seen, fits, target, search, start // unit)
+    return unit * (search(number) if found is None else found)
+
+
+def _by_polynomials(
+    number: Callable[[int], float],
+    seen: dict[int, Share],
+    allowed: Callable[[int], bool],
+    target: float,
+    search: Callable[[Callable[[int], float]], int],
+    start: int,
+) -> int | None:
+    """The answer, if polynomials through the newest values of `seen` predict another; else None.
+
+    Raises:
+      UserError: polynomials that predict rightly say that there is no answer.
+    """
+    first = start if start > 0 and allowed(start) else _smallest(allowed)
+    second = first and (
+        _nearest(2 * first, first, MOST, allowed) or _nearest(first // 2, 0, first, allowed)
+    )
+    if not first or not second:
+        return None
+    for n in (first, second):
+        number(n)
+    for _ in range(_TRIES):
+        guess, error = _polynomials(list(seen.items())[-3:]), None
+        try:
+            asked = best = search(guess)
+        except UserError as e:  # a value far away says whether it is true
+            asked = best = next((n for n in _far(max(seen)) if n not in seen and allowed(n)), 0)
+            error = e
+        if best in seen:
+            asked = _next_to(best, guess, target, allowed)
+            if asked in seen:
+                return best
+        if not asked:
+            return None if error else best
+        expected = guess(asked)
+        if abs(number(asked) - expected) < _SAME:
+            if error:
+                raise error
+            return min((best, asked), key=lambda n: abs(guess(n) - target))
+    return None
+
+
+def _smallest(allowed: Callable[[int], bool]) -> int | None:
+    return next((n for n in range(1, 4 * _REACH) if allowed(n)), None)
+
+
+def _far(n: int) -> Iterator[int]:
+    """Values above n, then below it, the most telling first."""
+    for wanted in (8 * n, 2 * n, n // 2):
+        yield from (m for m in _outward(wanted) if 0 < m <= MOST)
+
+
+def _next_to(
+    n: int, guess: Callable[[int], float], target: float, allowed: Callable[[int], bool]
+) -> int:
+    """The allowed neighbour of n on the target's side; 0 if there is none."""
+    sides = (_nearest(n + 1, n, MOST, allowed), _nearest(n - 1, 0, n, allowed))
+    towards = target - guess(n)
+    return next((m for m in sides if m and (guess(m) - guess(n)) * towards > 0), 0)
+
+
+def _polynomials(points: list[tuple[int, Share]]) -> Callable[[int], float]:
+    """The share that polynomials through the points, one for parts and one for wholes, predict."""
+
+    def at(n: int) -> float:
+        part, whole = Fraction(0), Fraction(0)
+        for x, (p, w) in points:
+            weight = Fraction(1)
+            for other, _ in points:
+                if other != x:
+                    weight *= Fraction(n - other, x - other)
+            part, whole = part + weight * p, whole + weight * w
+        return min(max(float(part / whole), 0.0), 1.0) if whole > 0 else 0.0
+
+    return at
+
+
+def _search(
     number: Callable[[int], float],
     allowed: Callable[[int], bool],
     target: float,
     key: str,
     name: str,
-    clock: Callable[[], float] = time.process_time,
+    unit: int,
+    clock: Callable[[], float],
 ) -> int:
-    """The allowed integer in 1..MOST whose `number` is nearest to `target`.
+    """`solve` for any share that rises or falls, in units.
 
     Climbs until the target is passed, then narrows the interval around it. Both follow a line
     through the odds number / (1 - number), which are affine in a hidden width. Every third step
     ignores the line and multiplies or halves, so that the search also ends soon where the odds are
     not affine.
-
-    Args:
-      number: the share at an allowed integer; slow.
-      allowed: whether an integer is allowed; quick.
-      target: the wanted share, above 0 and below 1.
-      key, name: names of the integer and of the number, for error messages.
-
-    Raises:
-      UserError: the target is out of reach, or the number does not change.
     """
     seen: dict[int, float] = {}
-    start, low = clock(), next((n for n in range(1, 4 * _REACH) if allowed(n)), None)
+    start, low = clock(), _smallest(allowed)
     if low is None:
-        raise UserError(f'--solve={key}: no value below {4 * _REACH} is allowed.')
+        raise UserError(f'--solve={key}: no value below {4 * _REACH * unit} is allowed.')
 
     def measure(n: int) -> float:
         seen[n] = number(n)
@@ -58,7 +174,7 @@ def solve(
             break
         if clock() - start > SECONDS:
             raise UserError(
-                f'--solve={key}: {name} is still {seen[low]:.4f} at {low}, and larger '
+                f'--solve={key}: {name} is still {seen[low]:.4f} at {low * unit}, and larger '
                 'values take too long; choose a --target_rho nearer to it than '
                 f'{target:g}.'
             )
@@ -66,7 +182,7 @@ def solve(
         low, high = (low, above) if crossed else (above, None)
     best = min(seen, key=lambda n: abs(seen[n] - target))
     if high is None and abs(seen[best] - target) > _CLOSE:
-        raise _out_of_reach(seen, target, key, name)
+        raise _out_of_reach({n * unit: x for n, x in seen.items()}, target, key, name)
     while high is not None and target not in (seen[low], seen[high]):
         middle = _between(low, high, seen, target, allowed)
         if middle is None:

@@ -8,6 +8,7 @@ import math
 import typing
 from collections import Counter, defaultdict
 from fractions import Fraction
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,10 +21,31 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.schema import Config, Model
-from moe_vision.layers import MoE, Step
+from moe_vision.contract import check as contract
+from moe_vision.layers import ExpertBank, MoE, Step
 from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
 from moe_vision.models.places import choices_per_token
 from moe_vision.routing.capacity import capacity, effective_factor
+
+_MARK = '@'  # begins the scope that holds a module's path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A routed layer as the network calls it."""
+
+    module: MoE
+    tokens: jax.ShapeDtypeStruct  # [B*t, *]
+
+    @property
+    def soft(self) -> bool:
+        return _soft(self.module.router)
+
+    @property
+    def choices(self) -> Fraction:
+        """Experts that a token takes here."""
+        moe = self.module
+        return Fraction(moe.num_experts) if self.soft else choices_per_token(moe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +54,28 @@ class _Traced:
 
     counts: flops.Counts  # FLOPs of the traced batch
     params: dict[str, jax.ShapeDtypeStruct]  # by path
-    layers: dict[str, jax.ShapeDtypeStruct]  # path of a routed layer -> its tokens, [B*t, *]
+    layers: dict[str, _Layer]  # by path
+    banks: dict[str, Fraction]  # path of an expert bank -> share of its experts that a token takes
 
 
 def measure(config: Config, info: DatasetInfo) -> Leverage:
-    """Traces the network and its same_width twin, and adds up what each block costs."""
+    """Traces the network and its same_width twin, and adds up what each block costs.
+
+    Raises:
+      UserError: a method of the user's own returns something else than it must.
+    """
     model = config.model
+    contract.check(model, info.image_shape, info.num_classes)
     places = model.moe.placement != 'none'
     images = trace_images(config, tokens_per_image(config, info))
     own = _trace(model, info, images)
     twin = _trace(dataclasses.replace(model, twin='same_width'), info, images) if places else own
     layers = own.layers
     if places and model.twin != 'none':  # a twin's places are its network's routed layers
-        layers = _shapes(dataclasses.replace(model, twin='none'), info, images)[1]
+        layers = _trace(dataclasses.replace(model, twin='none'), info, images).layers
     cost, twin_cost = _by_block(own.counts, layers), _by_block(twin.counts, layers)
-    params, twin_params = _params(own.params, layers), _params(twin.params, layers)
-    capacities = {n: _capacity(config, x.shape[0] // images) for n, x in own.layers.items()}
+    params, twin_params = _params(own, layers), _params(twin, layers)
+    capacities = {n: _capacity(x, x.tokens.shape[0] // images) for n, x in own.layers.items()}
     blocks = []
 
     def per_image(n: int | Fraction) -> int:
@@ -56,25 +84,20 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
     for name in dict.fromkeys([*cost, *params]):
         parts, weights, replaced = cost[name], params[name], sum(twin_cost[name].values())
         needed = Fraction(1)  # share of the executed expert FLOPs that k experts need
-        taken = Fraction(1)  # share of the experts that a token takes
         slots = Fraction(0)  # of all experts in the traced batch
-        if name in own.layers:
-            slots = Fraction(parts['experts'] * layers[name].shape[0], replaced or 1)
-            if not soft(model):
-                c, e = capacities[name], model.moe.num_experts
-                needed = choices_per_token(model.moe) * c.group_size / (e * c.capacity)
-                taken = min(choices_per_token(model.moe) / e, Fraction(1))
+        layer = own.layers.get(name)
+        if layer is not None:
+            slots = Fraction(parts['experts'] * layer.tokens.shape[0], replaced or 1)
+            if not layer.soft:
+                c, e = capacities[name], layer.module.num_experts
+                needed = layer.choices * c.group_size / (e * c.capacity)
         rest = sum(n for kind, n in parts.items() if kind != 'experts')
-        active = {
-            kind: weights[kind] - round((1 - taken) * weights[f'{kind} of experts'])
-            for kind in ('params', 'bytes')
-        }
         blocks.append(
             Block(
                 name=name,
                 routed=name in layers,
                 params=weights['params'],
-                params_active=active['params'],
+                params_active=weights['params'] - round(weights['idle params']),
                 params_twin=twin_params[name]['params'],
                 flops_twin=per_image(replaced),
                 flops=per_image(rest + needed * parts['experts']),
@@ -84,10 +107,12 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
                 flops_experts=per_image(needed * parts['experts']),
                 flops_experts_executed=per_image(parts['experts']),
                 bytes=weights['bytes'],
-                bytes_active=active['bytes'],
+                bytes_active=weights['bytes'] - round(weights['idle bytes']),
                 bytes_experts=weights['bytes of experts'],
-                bytes_buffers=per_image(2 * slots * _token_bytes(layers[name])) if slots else 0,
-                bytes_token=_token_bytes(layers[name]) if name in layers else 0,
+                bytes_buffers=per_image(2 * slots * _token_bytes(layers[name].tokens))
+                if slots
+                else 0,
+                bytes_token=_token_bytes(layers[name].tokens) if name in layers else 0,
             )
         )
     return Leverage(tuple(blocks), capacities)
@@ -140,9 +165,9 @@ def trace_images(config: Config, tokens: int) -> int:
     return math.lcm(moe.group_size, tokens) // tokens
 
 
-def _capacity(config: Config, tokens: int) -> Capacity:
-    moe = config.model.moe
-    if soft(config.model):
+def _capacity(layer: _Layer, tokens: int) -> Capacity:
+    moe = layer.module
+    if layer.soft:
         return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan)
     slots = [
         capacity(f, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
@@ -154,38 +179,83 @@ def _capacity(config: Config, tokens: int) -> Capacity:
 
 def soft(model: Model) -> bool:
     """Whether the router mixes tokens instead of choosing experts, so that k means nothing."""
-    return 'k' in registry.entry('router', registry.ROUTERS, model.moe.router).ignores
+    return _soft(model.moe.router)
+
+
+def _soft(router: str) -> bool:
+    return 'k' in registry.entry('router', registry.ROUTERS, router).ignores
 
 
 def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
     net, x = _network(model, info, images)
-    variables, layers = _shapes(model, info, images)
+    watch, key = _Watch(), jax.random.key(0)
+    step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
+    variables: dict[str, Any] = {}
 
-    def forward(variables, x, key):
-        step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
-        return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
+    def initial(x):
+        with nn.intercept_methods(watch), nn.intercept_methods(_mark):
+            (logits, _), made = net.init_with_output(key, x, step)
+        variables.update(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), made))
+        return logits
 
-    counts = flops.count(forward, variables, x, jax.random.key(0))
+    def forward(variables, x):
+        with nn.intercept_methods(_mark):
+            return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
+
+    counts = flops.count(initial, x)
+    if contract.own(model):  # whose initial values may take products
+        counts = flops.count(forward, variables, x)
     params = {
         path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
     }
-    return _Traced(counts, params, layers)
+    return _Traced(counts, params, watch.layers, watch.banks())
 
 
-def _shapes(model: Model, info: DatasetInfo, images: int):
-    """Shapes of the network's variables and of the tokens that enter each routed layer."""
-    net, x = _network(model, info, images)
-    layers: dict[str, jax.ShapeDtypeStruct] = {}
+def _mark(call, args, kwargs, context):
+    """Puts a scope with the module's path around its methods, for `_by_block`.
 
-    def note_tokens(call, args, kwargs, context):
-        if isinstance(context.module, MoE) and context.method_name == '__call__':
-            tokens = args[0]
-            layers['/'.join(context.module.path)] = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype)
+    Flax names a scope after the module, and names it again where a method calls another one of the
+    same module, as `super().__call__` does. So these names are no path.
+    """
+    with jax.named_scope(_MARK + '/'.join(context.module.path)):
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(note_tokens):
-        variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
-    return variables, layers
+
+class _Watch:
+    """An interceptor of Flax methods that notes routed layers and expert banks."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, _Layer] = {}  # by path
+        self._running: list[str] = []  # routed layers that are being called
+        self._takers: dict[str, set[str]] = defaultdict(set)  # path of a bank -> its layers
+        self._sizes: dict[str, int] = {}  # path of a bank -> its experts
+
+    def __call__(self, call, args, kwargs, context):
+        module, path = context.module, '/'.join(context.module.path)
+        if context.method_name != '__call__' or not isinstance(module, MoE | ExpertBank):
+            return call(*args, **kwargs)
+        if isinstance(module, ExpertBank):
+            self._sizes[path] = module.num_experts
+            self._takers[path].update(self._running[-1:])
+            return call(*args, **kwargs)
+        tokens = args[0] if args else kwargs['x']
+        self.layers[path] = _Layer(module, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
+        self._running.append(path)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self._running.pop()
+
+    def banks(self) -> dict[str, Fraction]:
+        """The share of each bank's experts that a token takes, in all layers that share the bank.
+
+        That is at most the sum of their choices, and at most all experts.
+        """
+        taken = {
+            path: sum((self.layers[n].choices for n in names), Fraction(0))
+            for path, names in self._takers.items()
+        }
+        return {path: min(taken[path] / size, Fraction(1)) for path, size in self._sizes.items()}
 
 
 def _network(model: Model, info: DatasetInfo, images: int):
@@ -200,7 +270,10 @@ def _by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
     """Block -> FLOPs of the traced batch by kind: 'experts', 'router', 'dispatch' or 'rest'."""
     out: dict[str, Counter[str]] = defaultdict(Counter)
     for scope, number in counts.items():
-        block, inside = _block(scope[1:], layers)
+        last = max((i for i, name in enumerate(scope) if name.startswith(_MARK)), default=-1)
+        path = scope[last].removeprefix(_MARK) if last >= 0 else ''
+        block, inside = _block(tuple(path.split('/')) if path else (), layers)
+        inside += scope[last + 1 :]
         kind = 'rest'
         if block in layers:
             kind = next((k for k in ('experts', 'router') if k in inside), 'dispatch')
@@ -208,16 +281,18 @@ def _by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
     return out
 
 
-def _params(params: dict[str, jax.ShapeDtypeStruct], layers: dict) -> dict[str, Counter[str]]:
-    """Block -> sizes: 'params', 'bytes', 'params of experts', 'bytes of experts'."""
+def _params(traced: _Traced, layers: dict) -> dict[str, Counter[str]]:
+    """Block -> 'params', 'bytes'; each also 'of experts', and 'idle': of experts not taken."""
     out: dict[str, Counter[str]] = defaultdict(Counter)
-    for path, leaf in params.items():
-        block, inside = _block(tuple(path.split('/')), layers)
+    for path, leaf in traced.params.items():
+        block = _block(tuple(path.split('/')), layers)[0]
+        taken = next((t for bank, t in traced.banks.items() if path.startswith(f'{bank}/')), None)
         number = math.prod(leaf.shape)
         for kind, size in (('params', number), ('bytes', number * leaf.dtype.itemsize)):
             out[block][kind] += size
-            if block in layers and 'experts' in inside:
+            if taken is not None:
                 out[block][f'{kind} of experts'] += size
+                out[block][f'idle {kind}'] += (1 - taken) * size
     return out
 
 

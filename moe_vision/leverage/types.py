@@ -76,20 +76,31 @@ class Leverage:
     def flops_executed(self) -> int:
         return self.sum('flops_executed')
 
+    def share(self, rho: str) -> tuple[int, int]:
+        """The part and the whole of a leverage: 'rho_place', 'rho_active' or 'rho_executed'."""
+        if rho == 'rho_place':
+            return sum(b.flops_twin for b in self.blocks if b.routed), self.sum('flops_twin')
+        if rho == 'rho_active':
+            return self.sum('flops_experts'), self.flops
+        return self.sum('flops_experts_executed'), self.flops_executed
+
     @property
     def rho_place(self) -> float:
         """Share of the same_width twin's FLOPs at routed places. Does not depend on k."""
-        return sum(b.flops_twin for b in self.blocks if b.routed) / self.sum('flops_twin')
+        part, whole = self.share('rho_place')
+        return part / whole
 
     @property
     def rho_active(self) -> float:
         """Share of the FLOPs that k active experts need."""
-        return self.sum('flops_experts') / self.flops
+        part, whole = self.share('rho_active')
+        return part / whole
 
     @property
     def rho_executed(self) -> float:
         """Share of the executed FLOPs that runs in experts, padding included."""
-        return self.sum('flops_experts_executed') / self.flops_executed
+        part, whole = self.share('rho_executed')
+        return part / whole
 
     def rho_active_at(self, choices_per_token: float, k: Fraction) -> float:
         """rho_active if tokens took `choices_per_token` experts on average instead of k."""

@@ -10,7 +10,7 @@ import jax
 from moe_vision.common import flops
 from moe_vision.config.schema import Moe
 from moe_vision.layers.experts import Expert
-from moe_vision.layers.moe import make_expert, make_router
+from moe_vision.layers.moe import MoE, make_expert, make_router
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
@@ -71,7 +71,7 @@ def _nearest(cost: Callable[[int], int], target: Fraction) -> int:
     return above
 
 
-def choices_per_token(moe: Moe) -> Fraction:
+def choices_per_token(moe: Moe | MoE) -> Fraction:
     """Experts that a token takes: k, or with null experts the mean under balanced choices."""
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     return Fraction(moe.k * moe.num_experts, router.num_ids)
@@ -83,7 +83,7 @@ def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:
         name: jax.ShapeDtypeStruct(shape, 'float32') for name, (shape, _) in expert.shapes().items()
     }
     x = jax.ShapeDtypeStruct((1, *payload), 'float32')
-    return sum(flops.count(expert.apply, params, x).values())
+    return sum(flops.count(expert.run, params, x).values())
 
 
 def expert_params(expert: Expert) -> int:

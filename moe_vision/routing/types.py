@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.errors import UserError
+
 Array = jax.Array
 
 
@@ -115,16 +117,29 @@ class Router:
         return {}
 
     def choose(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
-        """Routes features [G, T, D]. Those of padding are zero."""
+        """Routes features [G, T, D], float32. Those of padding are zero.
+
+        The fields of `Routing` say what shapes are due. Padding makes no choice: `active` is False
+        where `context.valid` is.
+        """
         raise NotImplementedError
 
     def __call__(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
-        """Routes features [G, T, D]. Padding may hold anything, NaN included."""
+        """Routes features [G, T, D]. Padding may hold anything, NaN included.
+
+        Raises:
+          UserError: `choose` returned something else than a routing of these shapes.
+        """
         features = jnp.where(context.valid[..., None], features, jnp.zeros((), features.dtype))
-        return self.choose(params, state, features, context)
+        routing = self.choose(params, state, features, context)
+        _check_routing(f'{type(self).__name__}.choose', routing, context, self)
+        return routing
 
     def update_state(self, state, counts: Array):
-        """The state after an optimizer step in which id n was chosen `counts[n]` times."""
+        """The state after an optimizer step in which id n was chosen `counts[n]` times, [N].
+
+        Each of its arrays keeps its shape and type.
+        """
         del counts
         return state
 
@@ -138,3 +153,63 @@ def pick(values: Array, ids: Array) -> Array:
     """values [..., N] at ids [..., K], with a gradient that is a sum instead of a scatter."""
     chosen = jax.nn.one_hot(ids, values.shape[-1], dtype=values.dtype)
     return jnp.sum(values[..., None, :] * chosen, axis=-1)
+
+
+_FLOAT = 'float32'
+
+
+def expect(field: str, given: Any, shape: tuple[int, ...], dtype: Any, meaning: str) -> None:
+    """Raises UserError unless an array has this shape and type.
+
+    Args:
+      field: what returned it, and where in it the array stands.
+      dtype: a type, or 'int' for any integers.
+      meaning: the axes, for the message.
+    """
+    kind, found = getattr(given, 'dtype', None), getattr(given, 'shape', None)
+    fits = jnp.issubdtype(kind, jnp.integer) if kind is not None and dtype == 'int' else False
+    if found == shape and kind is not None and (fits or kind == dtype):
+        return
+    told = type(given).__name__ if found is None or kind is None else f'{kind}{list(found)}'
+    due = 'int32' if dtype == 'int' else jnp.dtype(dtype)
+    raise UserError(f'{field} is {told}; expected {due}{list(shape)}, {meaning}.')
+
+
+def _check_routing(what: str, routing: Any, context: Context, router: Router) -> None:
+    """Raises UserError for the first field whose shape or type is not the one that is due."""
+    g, t = context.valid.shape
+    n, e = router.num_ids, router.num_experts
+    if not isinstance(routing, Routing | SoftRouting):
+        raise UserError(
+            f'{what} returned {type(routing).__name__}; expected a Routing or a SoftRouting.'
+        )
+
+    def check(name: str, shape: tuple[int, ...], dtype: Any, meaning: str) -> None:
+        expect(f'{what}: {name}', getattr(routing, name), shape, dtype, meaning)
+
+    if isinstance(routing, SoftRouting):
+        p = getattr(routing.combine, 'shape', (0,))[-1:] or (0,)
+        for name in ('combine', *([] if routing.dispatch is None else ['dispatch'])):
+            check(name, (g, t, e, p[0]), _FLOAT, '[G, T, E, P]')
+        check('probs', (g, t, e), _FLOAT, '[G, T, E]')
+        check('logits', (g, t, e * p[0]), _FLOAT, '[G, T, E * P]')
+    else:
+        k = getattr(routing.expert_of_choice, 'shape', ())[2:3] or (router.k,)
+        check('expert_of_choice', (g, t, *k), 'int', '[G, T, K]')
+        check('gate', (g, t, *k), _FLOAT, '[G, T, K]')
+        check('active', (g, t, *k), bool, '[G, T, K]')
+        for name in ('probs', 'logits', 'noisy_logits'):
+            if name != 'noisy_logits' or routing.noisy_logits is not None:
+                check(name, (g, t, n), _FLOAT, '[G, T, N] with all ids that may be chosen')
+        if routing.superclass is not None:
+            check('superclass', (g, t), 'int', '[G, T]')
+        if jnp.ndim(0.0 if routing.noise_std is None else routing.noise_std):
+            check('noise_std', (g, t, n), _FLOAT, 'a scalar or [G, T, N]')
+    if jnp.ndim(routing.temperature):
+        check('temperature', (g, t), _FLOAT, 'a scalar or [G, T]')
+    for leaf in jax.tree.leaves(routing.carry):
+        if jnp.shape(leaf)[:2] != (g, t):
+            raise UserError(
+                f'{what}: carry has an array of shape {list(jnp.shape(leaf))}; expected '
+                f'{[g, t]} and more, [G, T, ...].'
+            )

@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import flags
 
+import input_pipeline
 from input_pipeline import DataError
 from moe_vision.common import compile_cache
 from moe_vision.common.errors import UserError, unknown
@@ -135,9 +136,23 @@ def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None
     flags.FLAGS(['study'])  # worker processes of the input pipeline need parsed flags
     logs.to_stderr()
     peers.start(processes)
+    _check_own_methods(loaded, args.only)
     with Stop() as stop:
         runner.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
     peers.done()
+
+
+def _check_own_methods(loaded: Loaded, only: str) -> None:
+    """Checks the arms' methods of the user's own before anything is registered or trained."""
+    from moe_vision.contract import check
+
+    for name in matching(loaded.configs, only):
+        config = loaded.configs[name]
+        info = input_pipeline.info(config.dataset)
+        try:
+            check.check(config.model, info.image_shape, info.num_classes)
+        except UserError as e:
+            raise UserError(f"arm '{name}': {e}") from e
 
 
 def _show(loaded: Loaded, args: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ def with_name(values: dict, key: str, name: str) -> dict:
         holder = holder[parent]
     holder[last] = {name: 0.1} if key == 'model.moe.losses' else name
     if key == 'model.moe.router':
-        holder['router_args'] = {}  # those of another router
+        holder |= {'router_args': {}, 'losses': {}}  # those set suit another router
     return values
 
 

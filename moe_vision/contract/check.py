@@ -1,0 +1,58 @@
+"""Checks the methods of the user's own that a config names, before anything is trained or written.
+
+The layers check what routers, losses and experts return whenever they are traced. Here the whole
+network is traced without running, so that this happens in time, and what only training would
+notice is checked beside it. The methods of the tables are not checked: the tests do that.
+"""
+
+from typing import Any
+
+from moe_vision.config import registry
+from moe_vision.config.schema import Model
+from moe_vision.contract import shapes, values
+
+_passed: list[tuple[Any, ...]] = []  # what this process has found right
+
+
+def check(model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Traces the network if it has methods of the user's own, and only then.
+
+    Raises:
+      UserError: the first thing that a method returns and must not, or the error that it raised,
+        in one line that names the method.
+    """
+    mine, moe = own(model), model.moe
+    asked = (model, image_shape, num_classes)
+    if not mine or asked in _passed:
+        return
+    with shapes.named(mine):
+        images = 1 if moe.placement == 'none' else moe.group_size  # these fill whole groups
+        shapes.network(model, image_shape, num_classes, images)
+        if moe.placement != 'none' and model.twin == 'none':
+            _routing(model, mine)
+    _passed.append(asked)
+
+
+def _routing(model: Model, mine: shapes.Own) -> None:
+    moe = model.moe
+    if 'model.moe.router' in mine:
+        values.router(moe.router, moe.router_args, moe.num_experts, moe.k)
+        return  # losses of one's own may read what this router alone gives
+    if 'k' in registry.ROUTERS[moe.router].ignores:
+        return
+    for name in moe.losses:
+        if f'model.moe.losses.{name}' in mine:
+            values.loss(name)
+
+
+def own(model: Model) -> shapes.Own:
+    """The methods of the user's own that this model names."""
+    moe = model.moe
+    named = {'model.name': (model.name, registry.BACKBONES)}
+    if moe.placement != 'none':
+        named |= {
+            'model.moe.router': (moe.router, registry.ROUTERS),
+            'model.moe.expert': (moe.expert, registry.EXPERTS),
+        }
+        named |= {f'model.moe.losses.{n}': (n, registry.LOSSES) for n, w in moe.losses.items() if w}
+    return {key: name for key, (name, table) in named.items() if name not in table}

@@ -1,0 +1,80 @@
+"""Checks by shape of what a network and a router's state must be; nothing runs."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from moe_vision import models
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
+from moe_vision.config.schema import Model
+from moe_vision.layers import Step
+from moe_vision.routing.types import Router, expect
+
+Own = dict[str, str]  # where a method is named, such as a key of the config -> 'module:Class'
+
+
+def network(model: Model, image_shape: tuple[int, ...], num_classes: int, images: int) -> None:
+    """Traces a training and an evaluation step, forward, and checks what the network returns."""
+    net = models.build(model, num_classes)
+    x = jax.ShapeDtypeStruct((images, *image_shape), jnp.float32)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda x: net.init(key, x, Step()), x)
+    labels, valid = jnp.zeros(images, jnp.int32), jnp.ones(images, bool)
+    for train in (True, False):
+        step = Step(valid=valid, key=key, labels=labels, train=train, num_classes=num_classes)
+        out = jax.eval_shape(
+            lambda v, x, step=step: net.apply(v, x, step, mutable=['batch_stats'])[0], variables, x
+        )
+        what = f"backbone '{model.name}'"
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            given = f'{len(out)} values' if isinstance(out, tuple) else f'a {type(out).__name__}'
+            raise UserError(
+                f'{what} returned {given}; expected (logits, reports of routed layers by path).'
+            )
+        expect(f'{what}: logits', out[0], (images, num_classes), 'float32', '[B, classes]')
+        if model.moe.placement != 'none' and model.twin == 'none' and not out[1]:
+            raise UserError(
+                f'{what} reports no routed layer, but model.moe.placement is '
+                f"'{model.moe.placement}'; return (logits, infos.by_layer)."
+            )
+
+
+def state(made: Router) -> None:
+    """Checks that `update_state` keeps the names, shapes and types of `init_state`.
+
+    Raises:
+      UserError: the first array that it changes.
+    """
+    what, before = f'{type(made).__name__}.update_state', made.init_state()
+    if not isinstance(before, dict):
+        given = type(before).__name__
+        raise UserError(f'{type(made).__name__}.init_state returned a {given}; expected a dict.')
+    counts = jax.ShapeDtypeStruct((made.num_ids,), jnp.float32)
+    before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, before))
+    after = jax.eval_shape(made.update_state, before, counts)
+    if not isinstance(after, dict) or set(after) != set(before):
+        given = sorted(after) if isinstance(after, dict) else f'a {type(after).__name__}'
+        raise UserError(f'{what} returned {given}; expected {sorted(before)}, as in init_state.')
+    for name, array in before.items():
+        expect(f"{what}: '{name}'", after[name], array.shape, array.dtype, 'as in init_state')
+
+
+@contextlib.contextmanager
+def named(own: Own) -> Iterator[None]:
+    """Turns what the user's own code raises in this context into one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        files = {f.filename for f in traceback.extract_tb(e.__traceback__)}
+        for key, path in own.items():
+            module = path.partition(':')[0]
+            if getattr(sys.modules.get(module), '__file__', None) in files:
+                raise UserError(f"{key} '{path}': {registry.told(e, module)}") from e
+        raise

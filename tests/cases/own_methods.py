@@ -1,0 +1,258 @@
+"""Methods of a user's own: right ones, and each mistake that must be told in one line."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe_vision.layers import DenseBlock, ExpertBank, MoE
+from moe_vision.layers.experts import Expert, Mlp
+from moe_vision.layers.moe import make_expert
+from moe_vision.models.branch import Infos, run_branch
+from moe_vision.models.conv import ConvNet
+from moe_vision.models.vit import Vit
+from moe_vision.routing.routers.bias_balanced import BiasBalanced
+from moe_vision.routing.routers.soft import Soft
+from moe_vision.routing.routers.top_k import TopK
+from moe_vision.routing.types import Router
+
+
+def with_field(name, change, base=TopK):
+    """A router whose choice has one field changed."""
+
+    class Changed(base):
+        def choose(self, params, state, features, context):
+            routing = super().choose(params, state, features, context)
+            return dataclasses.replace(routing, **{name: change(getattr(routing, name))})
+
+    return Changed
+
+
+Right = TopK
+GateOfWrongRank = with_field('gate', lambda a: a[..., 0])
+GateOfWrongType = with_field('gate', lambda a: a.astype(jnp.bfloat16))
+IdsOfWrongRank = with_field('expert_of_choice', lambda a: a[..., 0])
+IdsAreFloats = with_field('expert_of_choice', lambda a: a.astype(jnp.float32))
+ActiveOfOneChoice = with_field('active', lambda a: a[..., :1])
+ProbsOfTooFew = with_field('probs', lambda a: a[..., 1:])
+NoLogits = with_field('logits', lambda a: None)
+CarryOfTokens = with_field('carry', lambda a: jnp.zeros(3))
+ScalarCombine = with_field('combine', lambda a: a.sum(), Soft)
+IgnoresValid = with_field('active', jnp.ones_like)
+IgnoresValidSoftly = with_field('dispatch', lambda a: jnp.ones_like(a) / a.shape[1], Soft)
+SeesOtherGroups = with_field('gate', lambda a: a + a.mean())
+IdsBeyondAll = with_field('expert_of_choice', lambda a: a + 100)
+NoProbabilities = with_field('probs', lambda a: 2 * a)
+
+
+class ReturnsNone(TopK):
+    def choose(self, params, state, features, context):
+        super().choose(params, state, features, context)
+
+
+class Raises(TopK):
+    def choose(self, params, state, features, context):
+        return params['kernle']
+
+
+class StateGrows(BiasBalanced):
+    def update_state(self, state, counts):
+        return {'bias': jnp.concatenate([state['bias'], state['bias']])}
+
+
+class StateOfOtherType(BiasBalanced):
+    def update_state(self, state, counts):
+        return {'bias': counts.astype(jnp.int32)}
+
+
+class StateForgotten(BiasBalanced):
+    def update_state(self, state, counts):
+        state['bias'] + counts
+
+
+class StateOfOtherNames(BiasBalanced):
+    def update_state(self, state, counts):
+        return state | {'more': counts}
+
+
+class PlainArgs(Router):
+    class Args:
+        temperature = 1.0
+
+
+class ArgsWithWrongAnnotation(Router):
+    @dataclasses.dataclass(frozen=True)
+    class Args:
+        temperature: 'Tensor' = 1.0  # noqa: F821
+
+
+class NoRouter:
+    pass
+
+
+def l1(routing, context, num_experts):
+    """A right loss: mean |logit| of the valid tokens."""
+    each = jnp.where(context.valid, jnp.abs(routing.logits).mean(-1), 0.0)
+    return each.sum(1) / jnp.maximum(context.valid.sum(1), 1)
+
+
+def scalar(routing, context, num_experts):
+    return jnp.abs(routing.logits).mean()
+
+
+def per_token(routing, context, num_experts):
+    return jnp.abs(routing.logits).mean(-1)
+
+
+def integer(routing, context, num_experts):
+    return context.valid.sum(-1)
+
+
+def nothing(routing, context, num_experts):
+    l1(routing, context, num_experts)
+
+
+def counts_padding(routing, context, num_experts):
+    return jnp.abs(routing.logits).mean((1, 2))
+
+
+def over_groups(routing, context, num_experts):
+    return jnp.broadcast_to(l1(routing, context, num_experts).mean(), context.valid.shape[:1])
+
+
+def not_finite(routing, context, num_experts):
+    return jnp.where(context.valid, routing.logits.sum(-1), 0.0).sum(1) / context.valid.sum(1)
+
+
+not_callable = 3.0
+
+
+class Doubled(Mlp):
+    """Overrides `apply_stacked` alone."""
+
+    def apply_stacked(self, params, x):
+        return 2 * super().apply_stacked(params, x)
+
+
+class Scaled(Mlp):
+    """Overrides `apply` alone, with a parameter that the stacked form of its base cannot read."""
+
+    def shapes(self):
+        return super().shapes() | {'scale': ((self.width,), jax.nn.initializers.normal())}
+
+    def apply(self, params, x):
+        return super().apply({n: p for n, p in params.items() if n != 'scale'}, x) * params[
+            'scale'
+        ].astype(x.dtype)
+
+
+class StackedOnly(Expert):
+    """Defines `apply_stacked` and no `apply`."""
+
+    def shapes(self):
+        return {'kernel': ((self.width, self.width), jax.nn.initializers.lecun_normal())}
+
+    def apply_stacked(self, params, x):
+        return jnp.einsum('end,edf->enf', x, params['kernel'].astype(x.dtype))
+
+
+class AppliesOtherwise(StackedOnly):
+    """Defines both, and they disagree."""
+
+    def apply(self, params, x):
+        return 1 + x @ params['kernel'].astype(x.dtype)
+
+    def apply_stacked(self, params, x):
+        return super().apply_stacked(params, x)
+
+
+class WrongWidth(StackedOnly):
+    def apply(self, params, x):
+        return (x @ params['kernel'].astype(x.dtype))[..., 1:]
+
+
+class InFloat32(StackedOnly):
+    def apply(self, params, x):
+        return x.astype(jnp.float32) @ params['kernel']
+
+
+class MixesTokens(StackedOnly):
+    def apply(self, params, x):
+        return (x - x.mean(0)) @ params['kernel'].astype(x.dtype)
+
+
+class SubConv(ConvNet):
+    """A right backbone: it runs the one it derives from, and takes arguments and unit from it."""
+
+    @nn.compact
+    def __call__(self, images, step):
+        return super().__call__(images, step)
+
+
+class SubVit(Vit):
+    @nn.compact
+    def __call__(self, images, step):
+        logits, infos = super().__call__(images, step)
+        return 2 * logits, infos
+
+
+class LogitsAlone(ConvNet):
+    @nn.compact
+    def __call__(self, images, step):
+        return super().__call__(images, step)[0]
+
+
+class LogitsInHalf(ConvNet):
+    @nn.compact
+    def __call__(self, images, step):
+        logits, infos = super().__call__(images, step)
+        return logits.astype(jnp.bfloat16), infos
+
+
+class TooManyLogits(ConvNet):
+    @nn.compact
+    def __call__(self, images, step):
+        logits, infos = super().__call__(images, step)
+        return jnp.concatenate([logits, logits], -1), infos
+
+
+class ForgetsReports(ConvNet):
+    @nn.compact
+    def __call__(self, images, step):
+        return super().__call__(images, step)[0], {}
+
+
+class OddUnit(ConvNet):
+    unit = 'patches'
+
+
+class NoTokens(ConvNet):
+    unit = 'patch'
+
+
+class Pool(nn.Module):
+    """A right backbone whose two routed layers share a pool of experts; each has its own k."""
+
+    model: object
+    num_classes: int
+    mesh: object = None
+
+    unit = 'image'
+    expert = 'mlp'
+
+    @nn.compact
+    def __call__(self, images, step):
+        moe, infos = self.model.moe, Infos()
+        x = nn.Dense(16, name='stem')(images.reshape(len(images), -1))
+        pool = ExpertBank(make_expert('mlp', None, 16, 32), moe.num_experts, name='pool')
+        for i in range(2):
+            name = f'block_{i}'
+            if self.model.twin == 'none':
+                branch = MoE(
+                    moe.num_experts, moe.k, moe.group_size, 32, bank=pool, layer=i, name=name
+                )
+            else:
+                branch = DenseBlock(make_expert('mlp', None, 16, 32), name=name)
+            x = x + run_branch(branch, x, step, infos)
+        return nn.Dense(self.num_classes, name='classifier')(x), infos.by_layer

@@ -1,0 +1,127 @@
+"""The layer with experts of a user's own, and what it refuses. Axes: B tokens, D width."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_cases import TRAIN, init, jit, moe, normal
+
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
+from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
+from moe_vision.layers.moe import make_expert, make_router
+
+D = 8
+OWN = ['Doubled', 'Scaled', 'StackedOnly']
+
+
+@pytest.mark.parametrize('expert', OWN)
+def test_one_token_at_a_time_is_all_of_them_together(expert):
+    """A few tokens take the chosen experts' weights, many fill buffers; both run one expert."""
+    x = normal(0, 8, D)
+    layers = {n: moe(group_size=n, expert=f'own_methods:{expert}') for n in (1, 8)}
+    variables = init(layers[1], x)
+    at_rest = Step()
+    together = jit(
+        lambda x: moe(
+            group_size=8, expert=f'own_methods:{expert}', eval_capacity_factor=float('inf')
+        ).apply(variables, x, at_rest)[0]
+    )(x)
+    one = jit(lambda x: layers[1].apply(variables, x, at_rest)[0])
+    chex.assert_trees_all_close(
+        jnp.concatenate([one(x[i : i + 1]) for i in range(8)]), together, atol=1e-5
+    )
+    assert float(jnp.abs(together).max()) > 0.01
+
+
+@pytest.mark.parametrize('expert', OWN)
+def test_a_twin_and_a_bank_of_one_run_the_same_expert(expert):
+    x, name = normal(0, 8, D), f'own_methods:{expert}'
+    block = DenseBlock(make_expert(name, None, D, 16))
+    params = block.init(jax.random.key(0), x)['params']
+    routed = moe(1, 1, 8, expert=name, capacity_factor=float('inf'))
+    variables = {'params': {'experts': jax.tree.map(lambda a: a[None], params)}}
+    variables['params']['router'] = routed.init(jax.random.key(0), x)['params']['router']
+    chex.assert_trees_all_close(
+        block.apply({'params': params}, x), routed.apply(variables, x, TRAIN)[0], atol=1e-5
+    )
+    same_drops = DroppingBlock(
+        block.expert, 2, 1, 8, capacity_factor=float('inf'), eval_capacity_factor=float('inf')
+    )
+    y, _ = same_drops.apply({'params': params}, x, TRAIN)
+    chex.assert_trees_all_close(block.apply({'params': params}, x), y, atol=1e-5)
+
+
+def test_what_an_expert_returns_is_checked():
+    with pytest.raises(UserError, match=r'WrongWidth.apply is float32\[.*, 7\]; expected .* 8\]'):
+        layer = moe(expert='own_methods:WrongWidth')
+        jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, TRAIN), normal(0, 8, D))
+
+
+@pytest.mark.parametrize(
+    'shape, kwargs, parts',
+    [
+        ((4, 64, 32), {}, ['[4, 64, 32]', "'mlp' takes tokens [B, D]", 'reshape to [-1, 32]']),
+        ((4, 6, 6, 8), {}, ['[4, 6, 6, 8]', '[B, D]', 'reshape']),
+        ((8,), {}, ['[8]', '[B, D]']),
+        ((), {}, ['[]', '[B, D]']),
+        ((8, 8), {'expert': 'conv'}, ["'conv' takes tokens [B, H, W, D]"]),
+        ((8, 8), {'k': 5}, ['k is 5 but num_experts is 4', '1 to 4']),
+        ((8, 8), {'k': 0}, ['k is 0', 'at least 1']),
+        ((8, 8), {'num_experts': 0}, ['num_experts is 0']),
+        ((8, 8), {'group_size': 0}, ['group_size is 0']),
+        ((8, 8), {'hidden': 0}, ['hidden is 0']),
+        ((8, 8), {'capacity_multiple': 0}, ['capacity_multiple is 0']),
+        ((8, 6, 5, 6), {'expert': 'conv'}, ['norm_groups is 4', '6 channels']),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_one_line(shape, kwargs, parts):
+    layer = moe(**kwargs)
+    with pytest.raises(ValueError) as error:
+        jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, TRAIN), jnp.zeros(shape))
+    assert '\n' not in str(error.value)
+    for part in parts:
+        assert part in str(error.value), error.value
+
+
+@pytest.mark.parametrize('dtype', ['int32', 'uint8', 'bool'])
+def test_tokens_are_floats(dtype):
+    with pytest.raises(ValueError, match=f'x is {dtype}.*give floats'):
+        jax.eval_shape(lambda x: moe().init(jax.random.key(0), x), jnp.zeros((8, D), dtype))
+
+
+def test_null_experts_count_as_ids_and_soft_routing_has_no_k():
+    x = normal(0, 8, D)
+    for kwargs in ({'router': 'null_experts', 'k': 6}, {'router': 'soft', 'k': 9}):
+        jax.eval_shape(lambda x, kw=kwargs: moe(**kw).init(jax.random.key(0), x, TRAIN), x)
+
+
+@pytest.mark.parametrize(
+    'make, parts',
+    [
+        (lambda: make_router('top_k', {'nose': 'gaussian'}, 4, 2), ['router_args.nose', "'noise'"]),
+        (lambda: make_router('top_k', {'noise': 'gausian'}, 4, 2), ['noise', "'gaussian'"]),
+        (lambda: make_router('top_k', {'gate_scale': 'x'}, 4, 2), ['gate_scale', 'a number']),
+        (lambda: make_router('top_k', {'gate_scale': -1.0}, 4, 2), ['gate_scale', 'positive']),
+        (lambda: make_router('soft', registry.TopKArgs(), 4, 2), ['TopKArgs', 'SoftArgs']),
+        (lambda: make_expert('conv', {'kernle': 3}, 8, 8), ['expert_args.kernle', "'kernel'"]),
+    ],
+)
+def test_arguments_are_checked_as_in_a_config(make, parts):
+    with pytest.raises(UserError) as error:
+        make()
+    for part in parts:
+        assert part in str(error.value), error.value
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_the_result_has_the_type_of_the_tokens(dtype):
+    x = normal(0, 8, D).astype(dtype)
+    variables = jax.eval_shape(lambda x: moe().init(jax.random.key(0), x, TRAIN), x)
+    y, info = jax.eval_shape(lambda v, x: moe().apply(v, x, TRAIN), variables, x)
+    assert y.dtype == dtype
+    assert {a.dtype for a in jax.tree.leaves(variables)} == {np.dtype('float32')}
+    assert info['choices']['gate'].dtype == 'float32'
+    assert 'in x' in MoE.__doc__ and 'type' in MoE.__doc__
