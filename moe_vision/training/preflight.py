@@ -5,7 +5,9 @@ from collections.abc import Mapping
 
 import jax
 
+import input_pipeline
 from input_pipeline import DatasetInfo
+from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Leverage, measure, table
 from moe_vision.training import mesh as mesh_lib
@@ -18,7 +20,12 @@ def summary(config: Config, info: DatasetInfo) -> None:
 
     Args:
       config, info: already checked against each other by `rules.check_data`.
+
+    Raises:
+      UserError, DataError: nothing could be scored, or memory cannot hold what is to be kept.
     """
+    input_pipeline.check_kept(config.dataset)
+    rules.scored_splits(info)
     expert = config.mesh.expert
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}
@@ -50,7 +57,8 @@ def text(
         f'devices     {math.prod(mesh_shape.values())} × {device.device_kind} ({device.platform}), '
         f'mesh data {mesh_shape["data"]} × expert {mesh_shape["expert"]}, '
         f'{jax.process_count()} process{"es" if jax.process_count() > 1 else ""}',
-        f'data        {info.name}: {sizes}; {info.num_classes} classes, {h}×{w}×{c}',
+        f'data        {info.name}: {sizes}; {info.num_classes} classes, {h}×{w}×{c}'
+        + ('' if info.scored == 'test' else '; no test split, so the run is scored on validation'),
         f'network     {model.name}, {table.network(config)}; {model.dtype}',
         f'parameters  {leverage.params_total:,} total, {leverage.params_active:,} active',
         f'training    {times.total:,} steps of {train.batch_size} images '
