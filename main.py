@@ -71,6 +71,7 @@ def run(argv: list[str]) -> None:
         split=config.eval.split if request.mode == 'eval' else '',
     )
     if request.mode == 'summary':
+        rules.check_to_train(config, info)
         from moe_vision.training import preflight
 
         preflight.summary(config, info)

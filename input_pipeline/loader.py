@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import augment, checks, metadata, order, splits, storage
+from input_pipeline import augment, checks, metadata, order, other_formats, splits, storage
 from input_pipeline.cores import cores
 from input_pipeline.decode import decode
 from input_pipeline.reader import Reader
@@ -151,7 +151,7 @@ def evaluation_image(
         uint8 `shape`, RGB or gray as the set is; transparency is dropped. None if the image
         cannot be decoded.
     """
-    image = decode(encoded, shape[2])
+    image = decode(other_formats.as_png(encoded) or encoded, shape[2])
     varies = None in find(cfg.name).image_shape
     return None if image is None else augment.fit(image, shape, varies)
 

@@ -56,12 +56,12 @@ class DatasetConfig:
     workers: int = _key(0, 'worker processes that read and decode; 0 uses threads instead')
     cache: bool = _key(
         False,
-        'decode once, keep the uint8 images in memory; refused if they take more than half of it',
+        'decode once, keep uint8 images in memory, if half of it holds them',
     )
     resident: bool = _key(
         False,
         'decode once, keep the images on the device and augment them there; gives the same batches '
-        '(sets of one image size; not with random_resized_crop or RandAugment)',
+        '(not with random_resized_crop or RandAugment)',
     )
     train_images: int = _key(
         0,

@@ -10,6 +10,7 @@ from pathlib import Path
 from input_pipeline.builder import Builder, Contents, Example, Shard
 from input_pipeline.decode import readable
 from input_pipeline.files import MAX_IMAGE_FILE, irregular, printable, read
+from input_pipeline.other_formats import as_png
 from input_pipeline.types import DataError, listed, nearest
 from input_pipeline.walk import files_below, hidden, named_as_image
 
@@ -136,7 +137,8 @@ def _images(folder: Path, leave_out: LeaveOut) -> list[Path]:
 
 def _readable(path: Path) -> bool:
     try:
-        return readable(read(path, MAX_IMAGE_FILE))
+        data = read(path, MAX_IMAGE_FILE)
+        return readable(data) or as_png(data) is not None
     except OSError:
         return False
 
@@ -147,7 +149,7 @@ def _shard(source: Path, images: list[tuple[Path, int]]) -> Iterator[Example]:
             data = read(path, MAX_IMAGE_FILE)
         except OSError as error:
             raise DataError(f'{printable(path)} cannot be read: {error.strerror}.') from error
-        yield printable(path.relative_to(source)), data, label
+        yield printable(path.relative_to(source)), as_png(data) or data, label
 
 
 def _visible(folder: Path) -> list[Path]:

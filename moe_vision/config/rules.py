@@ -69,14 +69,18 @@ def check_data(config: Config, reads: bool, split: str = '') -> DatasetInfo:
     check_with_data(config, info)
     if reads:
         input_pipeline.require(config.dataset, prepare=False)
-        input_pipeline.check_kept(config.dataset)
-        splits = [to_score(split, info)] if split else scored_splits(info)
+        splits = [to_score(split, info)] if split else check_to_train(config, info)
         input_pipeline.check_images(config.dataset, splits)
     return info
 
 
-def scored_splits(info: DatasetInfo) -> list[str]:
-    """The splits that a training run scores. Raises UserError if there is none."""
+def check_to_train(config: Config, info: DatasetInfo) -> list[str]:
+    """Returns the splits that a training run scores.
+
+    Raises:
+      UserError, DataError: there is none, or memory cannot hold the images that are to be kept.
+    """
+    input_pipeline.check_kept(config.dataset)
     if info.scored not in info.split_sizes:
         raise UserError(
             f"'{info.name}' has neither test nor validation images to score a run on; set "

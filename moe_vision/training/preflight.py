@@ -5,9 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-import input_pipeline
 from input_pipeline import DatasetInfo
-from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Leverage, measure, table
 from moe_vision.training import mesh as mesh_lib
@@ -20,12 +18,7 @@ def summary(config: Config, info: DatasetInfo) -> None:
 
     Args:
       config, info: already checked against each other by `rules.check_data`.
-
-    Raises:
-      UserError, DataError: nothing could be scored, or memory cannot hold what is to be kept.
     """
-    input_pipeline.check_kept(config.dataset)
-    rules.scored_splits(info)
     expert = config.mesh.expert
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}

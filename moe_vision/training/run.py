@@ -187,7 +187,7 @@ class Run:
         self._raise_if_lost(step, f'stopped by SIGTERM at step {step}')
 
     def finish(self, state: TrainState, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Scores the test split, or validation in its place; writes evaluation.json and result.json.
+        """Scores the test split, or else validation; writes evaluation.json and result.json.
 
         What cannot be written is an error when the run is closed.
 

@@ -379,8 +379,9 @@ def test_images_below_a_class_are_read_and_all_else_is_named(tmp_path):
     names = 'c/below.JFIF', 'c/d/deep.image', 'direct.png', 'link/linked.png'
     assert [item.key for item in stored] == [f'train/b/{name}' for name in names]
     for part in (
-        '1 folder is left out, not named like a split (train, test, val, or a usual variant): Extra/.',
-        '1 file is left out, not named like a split (train, test, val, or a usual variant): a.png.',
+        'WARNING: 1 folder is left out, not named like a split (train, test, val',
+        ', or a usual variant): Extra/.',
+        ', or a usual variant): a.png.',
         '2 files are left out, not in the folder of a class: train/list.csv, train/stray.jpg.',
         '1 file is left out, not an image that can be decoded: train/b/notes.txt.',
         'read already: train/b/c/up/, train/b/again/.',
