@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -54,9 +53,9 @@ def _noted(known: Facts, part: splits.Part) -> list[str] | None:
     """The images of a split that cannot be decoded, if preparation noted them."""
     names = known.prepared.get('unreadable', {}).get(part.stored)
     at = known.prepared.get('unreadable_at', {}).get(part.stored, [])
-    if names is not None and (not names or part.members is None):
+    if not names or part.members is None:
         return names
-    if names is not None and len(names) == len(at):
+    if len(names) == len(at):
         inside = np.isin(at, part.members)
         return [name for name, is_inside in zip(names, inside, strict=True) if is_inside]
     return None
@@ -94,8 +93,8 @@ def check_kept(cfg: DatasetConfig) -> None:
             continue
         shape = known.image_shape if key == 'cache' else metadata.image_shape(cfg, known)
         off = f'set {key} to False (--config.dataset.{key}=False)'
-        if None not in shape:
-            size = math.prod(shape) * sum(images.values())
+        if shape[0] and shape[1]:
+            size = shape[0] * shape[1] * shape[2] * sum(images.values())
         elif (pixels := known.prepared.get('pixels')) is not None:
             size = shape[2] * sum(pixels.get(split, 0) for split in images)
         elif known.directory is None:

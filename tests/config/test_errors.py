@@ -205,6 +205,7 @@ def test_images_that_would_end_a_run_late(shadowed, tmp_path, bad, flags, parts)
     noted.write_text(noted.read_text().replace('"train": 2048', '"train": 2048000000000000'))
     flags = ['--config.dataset.name=image_folder', f'--config.dataset.data_dir={tmp_path}', *flags]
     flags += ['--config.dataset.image_size=8', '--config.train.batch_size=16']
+    flags += ['--config.model.moe.group_size=8']
     if not any('cache' in flag for flag in flags):
         flags += ['--config.dataset.cache=False']
     line = refused(shadowed, CONFIG, f'--workdir={tmp_path}/w', *flags)

@@ -139,7 +139,7 @@ def test_preparation_and_loaders_name_the_image_with_its_size(tmp_path, caplog):
         assert sorted(batch['valid']) == [False, True] and batches.bad_images == 1
     assert f"cannot decode image 'train/{named}'" in caplog.text
     with pytest.raises(ip.DataError, match='16,385 x 16,384 pixels') as error:
-        with ip.evaluation_batches(cfg, split='test', batch_size=2, rows=[0, 1]) as batches:
+        with ip.evaluation_batches(cfg, split='validation', batch_size=2, rows=[0, 1]) as batches:
             list(batches)
     assert f"'val/{named}'" in str(error.value)
 

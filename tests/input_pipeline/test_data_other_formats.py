@@ -33,7 +33,7 @@ def test_it_becomes_a_png_with_the_same_pixels(ending):
     assert png.startswith(b'\x89PNG')
     want = {'gif': RGB // 64 * 64, 'pgm': np.repeat(GRAY, 3, 2)}.get(ending, RGB)
     far = np.abs(decode(png, 3).astype(int) - want)
-    assert far.mean() < (6 if ending == 'avif' else 1e-9)
+    assert far.mean() < (10 if ending == 'avif' else 1e-9)  # AVIF loses some
 
 
 @pytest.mark.parametrize('ending', FILES)
