@@ -64,10 +64,13 @@ def _noted(known: Facts, part: splits.Part) -> list[str] | None:
 @functools.lru_cache(maxsize=8)  # the arms of a study share their images
 def _decode_all(cfg: DatasetConfig, split: str) -> list[str]:
     """The names of the images of a split that cannot be decoded, by decoding all of it."""
+    from absl import logging
+
     builder = find(cfg.name)
     known = metadata.facts(builder, cfg.data_dir)
     assert known.directory is not None
     part = splits.part(builder, known, cfg, split)
+    logging.info('decoding the %d images of %s first: nobody noted which can be', part.size, split)
     positions = range(part.size) if part.members is None else part.members.tolist()
     reader = Reader(known.directory, part.stored, known.image_shape[2], cache=False)
     names = reader.read_all(positions, lambda item: item.key if item.image is None else '')

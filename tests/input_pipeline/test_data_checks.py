@@ -9,6 +9,7 @@ from image_fakes import config, encoded, picture, rewrite
 
 import input_pipeline as ip
 from input_pipeline import checks, metadata
+from input_pipeline.datasets import image_folder
 from input_pipeline.prepare import prepare
 from input_pipeline.registry import find
 
@@ -60,8 +61,9 @@ def test_an_image_to_score_that_cannot_be_decoded_is_named(tmp_path, kind, forgo
 
 
 @pytest.mark.parametrize('forgotten', [(), ('unreadable_at',), ('unreadable', 'unreadable_at')])
-def test_a_training_image_counts_where_it_falls(tmp_path, forgotten):
+def test_a_training_image_counts_where_it_falls(tmp_path, monkeypatch, forgotten):
     """Of 8 training images two are held out: a bad one matters only among those."""
+    monkeypatch.setattr(image_folder, '_SHARD', 3)
     bad = {f'train/{"ab"[i % 2]}/{i}.png': 'text' for i in range(8)}
     held = set()
     for name in bad:
