@@ -31,13 +31,8 @@ _LAYER_KEYS = (
 )
 _APART = ('images_per_second', 'scored_split')  # of result.json, but not of a row's result
 _PREFLIGHT_KEYS = (
-    'params_total',
-    'params_active',
-    'rho_place',
-    'rho_active',
-    'rho_executed',
-    'flops',
-    'flops_executed',
+    *('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed'),
+    *('flops', 'flops_executed'),
 )
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
