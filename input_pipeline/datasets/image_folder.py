@@ -112,7 +112,9 @@ def _class_folders(folder: Path, leave_out: LeaveOut) -> dict[str, Path]:
     """
     classes = {}
     for path in _visible(folder):
-        if path.is_dir():
+        if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+            leave_out(path, 'it is a link to a folder above')
+        elif path.is_dir():
             classes[path.name] = path
         elif named_as_image(path.name) or not (reason := irregular(path)):
             leave_out(path, 'not in the folder of a class')

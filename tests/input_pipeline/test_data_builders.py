@@ -372,6 +372,7 @@ def test_images_below_a_class_are_read_and_all_else_is_named(tmp_path):
     (tmp_path / 'in/train/b/again').symlink_to('c')
     (tmp_path / 'in/train/b/c/up').symlink_to('../../..')
     (tmp_path / 'in/train/b/gone').symlink_to('nowhere')
+    (tmp_path / 'in/train/root').symlink_to('..')
     for name in ('train/stray.jpg', 'train/list.csv', 'train/b/notes.txt', 'Extra/a.png', 'a.png'):
         rewrite(tmp_path / 'in' / name, b'text')
     line = prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
@@ -385,6 +386,7 @@ def test_images_below_a_class_are_read_and_all_else_is_named(tmp_path):
         '2 files are left out, not in the folder of a class: train/list.csv, train/stray.jpg.',
         '1 file is left out, not an image that can be decoded: train/b/notes.txt.',
         'read already: train/b/c/up/, train/b/again/.',
+        '1 folder is left out, it is a link to a folder above: train/root/.',
         '1 file is left out, it is a link to a file that does not exist: train/b/gone.',
         "there is one class, 'b'",
     ):
