@@ -67,7 +67,10 @@ class ImageFolder(Builder):
                     )
                 found = _images(below, leave_out)
                 if not found and split == 'train':
-                    raise DataError(f'{printable(below)} holds no images that can be read.')
+                    inside = printable(below.relative_to(source)) + '/'
+                    others = [n for names in left_out.values() for n in names if inside in n]
+                    but = f' (but {listed(others)})' if others else ''
+                    raise DataError(f'{printable(below)} holds no images that can be read{but}.')
                 images += [(path, labels[name]) for path in found]
             parts = [images[i : i + _SHARD] for i in range(0, len(images), _SHARD)]
             files += [path for path, _ in images]
