@@ -65,12 +65,18 @@ def run(argv: list[str]) -> None:
     request = _parse(argv)
     config, workdir = request.config, request.workdir
     logs.to_stderr()
-    info = rules.check_data(config, reads=request.mode != 'summary')
+    info = rules.check_data(
+        config,
+        reads=request.mode != 'summary',
+        split=config.eval.split if request.mode == 'eval' else '',
+    )
     if request.mode == 'summary':
+        rules.check_to_train(config, info)
         from moe_vision.training import preflight
 
         preflight.summary(config, info)
         return
+    rules.check_workdir(workdir, create=request.mode == 'train')
     peers.start(request.processes)
     from moe_vision.training import loop
 
@@ -135,7 +141,6 @@ def _parse(argv: list[str]) -> Request:
     if mode == 'train':
         rules.check_init(config)
     if mode != 'summary':
-        rules.check_workdir(workdir, create=mode == 'train')
         files.check_bucket(workdir)
     return Request(
         mode,

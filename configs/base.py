@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
     c.dataset.randaugment_layers = 0  # RandAugment operations per image, after augment; 0 is off
     c.dataset.randaugment_magnitude = 9.0  # strength of RandAugment, from 0 to 10
     c.dataset.workers = 0  # worker processes that read and decode; 0 uses threads instead
-    c.dataset.cache = False  # decode once, keep the uint8 images in memory (sets of one size)
-    # decode once, keep the images on the device and augment them there; gives the same batches
-    # (sets of one image size; not with random_resized_crop or RandAugment)
+    c.dataset.cache = False  # decode once, keep uint8 images in memory, if half of it holds them
+    # decode once, keep the images on the device and augment them there; gives the same batches (not
+    # with random_resized_crop or RandAugment)
     c.dataset.resident = False
     # train on this many images, drawn after validation was held out and the same for every seed and
     # arm; 0 takes all

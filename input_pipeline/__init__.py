@@ -10,10 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from input_pipeline.registry import DATASETS
-from input_pipeline.types import DataError, DatasetConfig, DatasetInfo
+from input_pipeline.types import DataError, DatasetConfig, DatasetInfo, scored_split
 
 if TYPE_CHECKING:
     from input_pipeline.builder import Builder, Contents
+    from input_pipeline.checks import check_images, check_kept
     from input_pipeline.loader import Batches, evaluation_batches, evaluation_image, train_batches
     from input_pipeline.metadata import info, mean_std
     from input_pipeline.storage import require
@@ -26,11 +27,14 @@ __all__ = [
     'DataError',
     'DatasetConfig',
     'DatasetInfo',
+    'check_images',
+    'check_kept',
     'evaluation_batches',
     'evaluation_image',
     'info',
     'mean_std',
     'require',
+    'scored_split',
     'train_batches',
 ]
 
@@ -38,6 +42,8 @@ _MODULES = {
     'Batches': 'loader',
     'Builder': 'builder',
     'Contents': 'builder',
+    'check_images': 'checks',
+    'check_kept': 'checks',
     'evaluation_batches': 'loader',
     'evaluation_image': 'loader',
     'info': 'metadata',

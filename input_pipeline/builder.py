@@ -6,7 +6,7 @@ Nothing here or in `datasets/` needs tfds; `storage.py` turns the examples into 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 Example = tuple[str, bytes, int]  # (file or record name, encoded image, label)
@@ -26,11 +26,14 @@ class Contents:
             another, so memory holds one example at a time.
         files: the files that the shards read. If they are listed, an interrupted preparation
             continues where it stopped, unless one of them has changed.
+        left_out: why something in the source is not read -> names of files, and of folders with
+            '/' at the end. Preparation counts and names them.
     """
 
     class_names: tuple[str, ...]
     splits: dict[str, Sequence[Shard]]
     files: Sequence[Path] = ()
+    left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 class Builder:

@@ -55,3 +55,8 @@ def read(path: str | Path, limit: int) -> bytes:
             reason = f'it has {size:,} bytes; at most {limit:,} are read'
             raise OSError(errno.EFBIG, reason, str(path))
         return file.read(size)
+
+
+def printable(path: str | Path) -> str:
+    """Returns a path as text that UTF-8 can hold; a byte that is none becomes a question mark."""
+    return os.fsencode(path).decode('utf-8', 'replace')

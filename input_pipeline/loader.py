@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import augment, metadata, order, storage
+from input_pipeline import augment, checks, metadata, order, other_formats, splits, storage
 from input_pipeline.cores import cores
 from input_pipeline.decode import decode
 from input_pipeline.reader import Reader
@@ -120,34 +120,17 @@ def build_steps(
     builder = find(cfg.name)
     known = metadata.facts(builder, cfg.data_dir)
     assert known.directory is not None
-    whole = metadata.split_sizes(builder, known, cfg.validation_fraction)
-    sizes = metadata.split_sizes(builder, known, cfg.validation_fraction, cfg.train_images)
-    metadata.check_split(cfg, sizes, split)
+    part = splits.part(builder, known, cfg, split)
     shape = metadata.image_shape(cfg, known)
     varies = None in known.image_shape
-    for key in ('cache', 'resident'):
-        if getattr(cfg, key) and varies:
-            raise DataError(
-                f"{key} is set, but images of '{cfg.name}' vary in size and are too many to keep "
-                f'decoded; set {key} to False.'
-            )
+    checks.check_kept(cfg)
     if batch_size < 1 or any(not 0 <= row < batch_size for row in rows):
         raise DataError(f'rows must lie in [0, batch_size={batch_size}); got {list(rows)[:8]}.')
-    stored_size = known.sizes.get(builder.stored.get(split, ''), 0)
-    members = None
-    if whole[split] != stored_size:  # a part of the stored train split
-        members = order.members(
-            known.sizes[builder.stored['train']], cfg.validation_fraction, split
-        )
-    if sizes[split] != whole[split]:
-        subset = order.subset(whole[split], sizes[split])
-        members = subset if members is None else members[subset]
-    stored = builder.stored[split if stored_size else 'train']
     return Steps(
-        reader=Reader(known.directory, stored, shape[2], cfg.cache),
-        members=members,
-        fixed=None if seed is not None else order.evaluation_order(sizes[split]),
-        size=sizes[split],
+        reader=Reader(known.directory, part.stored, shape[2], cfg.cache),
+        members=part.members,
+        fixed=None if seed is not None else order.evaluation_order(part.size),
+        size=part.size,
         shape=shape,
         varies=varies,
         batch_size=batch_size,
@@ -168,7 +151,7 @@ def evaluation_image(
         uint8 `shape`, RGB or gray as the set is; transparency is dropped. None if the image
         cannot be decoded.
     """
-    image = decode(encoded, shape[2])
+    image = decode(other_formats.as_png(encoded) or encoded, shape[2])
     varies = None in find(cfg.name).image_shape
     return None if image is None else augment.fit(image, shape, varies)
 
@@ -211,7 +194,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    cfg: DatasetConfig, *, split: str, batch_size: int, rows: Sequence[int]
+    cfg: DatasetConfig, *, split: str, batch_size: int, rows: Sequence[int], strict: bool = True
 ) -> Batches:
     """Yields every image of a split once, in an order that never changes.
 
@@ -224,14 +207,16 @@ def evaluation_batches(
         split: 'train', 'validation' or 'test'.
         batch_size: images of the whole batch, over all processes.
         rows: rows of the batch to load here, each in [0, batch_size).
+        strict: whether an image that cannot be decoded is an error. Otherwise its row is masked
+            out, as in training.
 
     Returns:
         An iterator of batches as `train_batches` yields them.
 
     Raises:
-        DataError: as `train_batches`, or the split does not exist. While iterating: an image
-            cannot be decoded; the message names it.
+        DataError: as `train_batches`, or the split does not exist. While iterating, if `strict`:
+            an image cannot be decoded; the message names it.
     """
     steps = build_steps(cfg, split, batch_size, rows, None)
     stop = -(-steps.size // batch_size)
-    return Batches(steps, 0, stop, 0 if cfg.cache else cfg.workers, strict=True)
+    return Batches(steps, 0, stop, 0 if cfg.cache else cfg.workers, strict)

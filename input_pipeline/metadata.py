@@ -9,21 +9,43 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import files, json_data, order
+from input_pipeline import files, json_data
 from input_pipeline.builder import Builder
 from input_pipeline.image_size import MAX_PIXELS
 from input_pipeline.registry import find
-from input_pipeline.types import SPLITS, DataError, DatasetConfig, DatasetInfo, check
+from input_pipeline.splits import split_sizes
+from input_pipeline.types import DataError, DatasetConfig, DatasetInfo, check
 
 PREPARED = 'prepared.json'  # beside the records: digest, sources, images that cannot be decoded
 _MAX_CLASSES, _MAX_IMAGES = 10**6, 2**31 - 1  # of a set
 _NAME = re.compile(r'\w[\w.-]{,99}')  # of a set or a split: files are named by them
 _MAX_NAMES = 2**26  # bytes of the file of class names
 _TFDS = 'tensorflow_datasets.core.features.'  # the one package whose classes may be named
+
+
+def _lists_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict)
+        and all(
+            isinstance(items, list) and all(type(item) is kind for item in items)
+            for items in value.values()
+        )
+    )
+
+
+_NOTED: dict[str, Callable[[Any], bool]] = {  # what prepared.json may hold, if it has the key
+    'digest': lambda value: isinstance(value, str),
+    'source': lambda value: isinstance(value, str),
+    'sources': lambda value: isinstance(value, list),
+    'unreadable': _lists_of(str),
+    'unreadable_at': _lists_of(int),
+    'left_out': _lists_of(str),
+    'pixels': lambda value: isinstance(value, dict) and all(type(n) is int for n in value.values()),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +69,11 @@ class Facts:
     class_names: tuple[str, ...]
     keyed: bool = True
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The path that the set was prepared from; '' if that is not known."""
+        return self.prepared.get('source', '')
 
 
 def root(data_dir: str) -> Path:
@@ -173,8 +200,11 @@ def _prepared(directory: Path) -> dict[str, Any]:
         return {}
     try:
         prepared = json_data.read(path)
-        if not isinstance(prepared, dict) or not isinstance(prepared.get('digest', ''), str):
-            raise ValueError('it is no object with a digest')
+        if not isinstance(prepared, dict):
+            raise ValueError('it is no object')
+        for key, fits in _NOTED.items():
+            if key in prepared and not fits(prepared[key]):
+                raise ValueError(f'its {key} is not what preparation writes')
     except (OSError, ValueError) as error:
         raise DataError(
             f'{path} cannot be read ({getattr(error, "strerror", None) or error}); remove '
@@ -191,7 +221,7 @@ def facts(builder: Builder, data_dir: str) -> Facts:
     """
     directory = locate(builder, data_dir)
     if directory is None:
-        if not builder.num_classes:
+        if not (builder.num_classes and builder.sizes):
             raise DataError(
                 f"'{builder.name}' is only known once prepared: {root(data_dir) / builder.name} "
                 f'does not exist; run `{prepare_command(builder, data_dir)}`.'
@@ -214,50 +244,11 @@ def facts(builder: Builder, data_dir: str) -> Facts:
     return stored
 
 
-def prepare_command(builder: Builder, data_dir: str) -> str:
-    """Returns the command that prepares a set."""
+def prepare_command(builder: Builder, data_dir: str, known: Facts | None = None) -> str:
+    """Returns the command that prepares a set, from the source in its facts if they are given."""
     where = f' --data_dir={data_dir}' if data_dir else ''
-    source = '' if builder.embedded else ' --source=PATH'
+    source = '' if builder.embedded else f' --source={(known and known.source) or "PATH"}'
     return f'python -m input_pipeline.prepare --dataset={builder.name}{where}{source}'
-
-
-def split_sizes(
-    builder: Builder, known: Facts, fraction: float, train_images: int = 0
-) -> dict[str, int]:
-    """Returns images per split as callers see them, without empty splits.
-
-    Args:
-        builder: the set.
-        known: its facts.
-        fraction: share of train held out if the set has no validation split.
-        train_images: images of train to use; 0 uses all.
-
-    Raises:
-        DataError: train has fewer than `train_images`.
-    """
-    sizes = {split: known.sizes.get(builder.stored.get(split, ''), 0) for split in SPLITS}
-    if not sizes['validation']:
-        sizes['validation'] = order.held_out_size(sizes['train'], fraction)
-        sizes['train'] -= sizes['validation']
-    if train_images > sizes['train']:
-        raise DataError(
-            f"train_images is {train_images}, but '{builder.name}' has {sizes['train']} training "
-            'images; give at most that many, or 0 for all.'
-        )
-    sizes['train'] = train_images or sizes['train']
-    return {split: size for split, size in sizes.items() if size}
-
-
-def check_split(cfg: DatasetConfig, sizes: dict[str, int], split: str) -> None:
-    """Raises DataError if a split does not exist; the message lists those that do."""
-    if split in sizes:
-        return
-    hint = ''
-    if split == 'validation' and not cfg.validation_fraction:
-        hint = ' Set validation_fraction above 0 to hold out a part of train.'
-    raise DataError(
-        f"'{cfg.name}' has no split '{split}'; it has: {', '.join(sizes) or 'none'}.{hint}"
-    )
 
 
 def image_shape(cfg: DatasetConfig, known: Facts) -> tuple[int, int, int]:

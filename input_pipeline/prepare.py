@@ -8,6 +8,8 @@ finished record files if the builder lists its source files (`Contents.files`), 
 from __future__ import annotations
 
 import argparse
+import collections
+import os
 import signal
 import sys
 import time
@@ -17,11 +19,12 @@ from typing import Any
 
 from input_pipeline import metadata
 from input_pipeline.builder import Builder
+from input_pipeline.files import printable
 from input_pipeline.published import Source
 from input_pipeline.registry import DATASETS, find
-from input_pipeline.types import DataError, Report
+from input_pipeline.types import DataError, Report, listed
 
-_MAX_NAMES = 5  # of images that cannot be decoded; prepared.json lists all
+_MAX_FOLDERS = 100  # that are named if they are not read; prepared.json lists all
 
 
 class _Progress(Report):
@@ -30,26 +33,30 @@ class _Progress(Report):
     def __init__(self, sizes: dict[str, int]) -> None:
         self._total = sum(sizes.values())
         self._written = self._kept = 0
+        self._of_split: dict[str, int] = collections.defaultdict(int)
         self._start = self._last = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._open = False  # whether the cursor of a terminal stands in a line of progress
 
     def images(self, split: str, more: int) -> None:
         self._written += more
+        self._of_split[split] += more
         now = time.monotonic()
         if self._due(now):
             rate = self._written / max(now - self._start, 1e-9)
             count = self._written + self._kept
-            line = f'{split}: {count:,} images, {rate:,.0f}/s'
+            line = f'{split}: {self._of_split[split]:,} images, {rate:,.0f}/s'
             if self._total > count:
                 left = int((self._total - count) / max(rate, 1e-9))
-                line += f', {100 * count / self._total:.1f} %, {left // 60}:{left % 60:02d} left'
+                line += f', {100 * count / self._total:.1f} % of all'
+                line += f', {left // 60}:{left % 60:02d} left'
             self._show(line)
 
     def kept(self, split: str, images: int) -> None:
         if not self._kept:
             self.warn('continuing where an earlier preparation stopped')
         self._kept += images
+        self._of_split[split] += images
         self._start = time.monotonic()
 
     def bytes(self, name: str, done: int, size: int) -> None:
@@ -106,7 +113,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def prepare(dataset: str, data_dir: str, source: str = '', *, overwrite: bool = False) -> str:
-    """Prepares a set and returns one line that describes it.
+    """Prepares a set and returns a line that describes it, and a line for each warning.
 
     Args:
         dataset: a key of DATASETS or 'package.module:Builder'.
@@ -115,14 +122,22 @@ def prepare(dataset: str, data_dir: str, source: str = '', *, overwrite: bool = 
         overwrite: replace a set that is already prepared.
 
     Raises:
-        DataError: unknown set, a source that cannot be used, or data_dir cannot be written.
+        DataError: unknown set, a source that cannot be used, the set is already prepared from
+            another source, or data_dir cannot be written.
     """
     builder = find(dataset)
     if not overwrite and (path := metadata.locate(builder, data_dir)):
         known = metadata.facts(builder, data_dir)
+        if source and known.source and not _same(source, known.source):
+            raise DataError(
+                f'{path} is already prepared from {known.source}, not from '
+                f'{printable(_absolute(source))}; '
+                'give another --data_dir, or --overwrite to replace it.'
+            )
+        origin = f' from {known.source}' if known.source else ''
         return (
-            f'{path} is already prepared: {_sizes(known)}, digest {_short(known)} (--overwrite '
-            'prepares it again).'
+            f'{path} is already prepared{origin}: {_sizes(known)}, digest {_short(known)} '
+            '(--overwrite prepares it again).'
         )
     from input_pipeline import storage
 
@@ -135,7 +150,19 @@ def prepare(dataset: str, data_dir: str, source: str = '', *, overwrite: bool = 
         progress.clear()
     known = metadata.facts(builder, data_dir)
     line = f'{path}: {_sizes(known)}, {known.num_classes} classes, digest {_short(known)}.'
-    return ' '.join([line, *(f'WARNING: {w}.' for w in _warnings(builder, known))])
+    return '\n'.join([line, *(f'WARNING: {w}.' for w in _warnings(builder, known))])
+
+
+def _absolute(source: str) -> Path:
+    return Path(source).expanduser().resolve()
+
+
+def _same(source: str, before: str) -> bool:
+    """Whether two paths name one place, also if a link leads to it."""
+    try:
+        return os.path.samefile(_absolute(source), before)
+    except OSError:
+        return printable(_absolute(source)) == before
 
 
 def _warnings(builder: Builder, known: metadata.Facts) -> Iterator[str]:
@@ -148,11 +175,25 @@ def _warnings(builder: Builder, known: metadata.Facts) -> Iterator[str]:
             yield warning
     for split, names in known.prepared['unreadable'].items():
         if names:
-            listed = ', '.join(names[:_MAX_NAMES]) + (', ...' if len(names) > _MAX_NAMES else '')
             yield (
-                f'{len(names)} of {split} cannot be decoded ({listed}): training masks such '
-                'images, and an evaluation stops at them'
+                f'{len(names)} of {split} cannot be decoded ({listed(names)}): training masks such '
+                'images, and a run that would be scored on them is refused'
             )
+    for why, names in known.prepared['left_out'].items():
+        folders = [name for name in names if name.endswith('/')]
+        files = [name for name in names if not name.endswith('/')]
+        for kind, some, most in (('folder', folders, _MAX_FOLDERS), ('file', files, 5)):
+            if some:
+                plural = f'{len(some):,} {kind}s are' if len(some) > 1 else f'1 {kind} is'
+                yield f'{plural} left out, {why}: {listed(some, most)}'
+    if known.num_classes == 1:
+        yield f"there is one class, '{known.class_names[0]}', so nothing can be told apart"
+    stored = {split for split, name in builder.stored.items() if known.sizes.get(name)}
+    if 'test' not in stored:
+        yield (
+            'there is no test split, so runs are scored on '
+            + ('validation' if 'validation' in stored else 'the part of train held out for it')
+        )
 
 
 def _short(known: metadata.Facts) -> str:

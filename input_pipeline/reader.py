@@ -9,10 +9,10 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ _SLOW_SECONDS = 1e-3  # ten times what a record in memory takes
 _NAME_FIELDS = ('key', 'file_name', 'id')  # ours, then those of sets that tfds prepares
 _CHUNK = 256  # images that a thread of `read_all` takes at a time
 
+_T = TypeVar('_T')
 Image = np.ndarray | None  # uint8 [H, W, C]; None if the bytes cannot be decoded
 
 
@@ -77,12 +78,12 @@ class Reader:
                 'remove the folder and prepare the set again.'
             ) from error
 
-    def read_all(self, positions: Sequence[int]) -> Iterator[Item]:
-        """Yields what `read` yields, read ahead by one thread per processor."""
+    def read_all(self, positions: Sequence[int], keep: Callable[[Item], _T]) -> Iterator[_T]:
+        """Yields `keep(item)` for what `read` yields, read ahead by one thread per processor."""
         chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
         with ThreadPoolExecutor(cores()) as pool:
-            for items in pool.map(lambda chunk: list(self.read(chunk)), chunks):
-                yield from items
+            for kept in pool.map(lambda chunk: list(map(keep, self.read(chunk))), chunks):
+                yield from kept
 
     def _raw(self, positions: Sequence[int]) -> Iterator[bytes]:
         """Yields records one by one until storage is slow, then reads all the rest at once.
@@ -132,4 +133,5 @@ def _opened(directory: Path, split: str) -> Any:
 @functools.lru_cache(maxsize=4)
 def _decoded(directory: Path, split: str, channels: int) -> list[Item]:
     positions = range(len(_records(directory, split)))
-    return list(Reader(directory, split, channels, cache=False).read_all(positions))
+    reader = Reader(directory, split, channels, cache=False)
+    return list(reader.read_all(positions, lambda item: item))

@@ -8,6 +8,7 @@ C channels. A row is four integers: index in the split, top, left, mirror (0 or 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from input_pipeline import augment, order
 from input_pipeline.loader import build_steps
+from input_pipeline.reader import Item
 from input_pipeline.types import DatasetConfig
 
 _AHEAD = 64  # steps whose integers are drawn at once
@@ -40,13 +42,20 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
         'label': np.zeros(steps.size, np.int32),
         'valid': np.ones(steps.size, np.bool_),
     }
-    for i, item in enumerate(steps.reader.read_all(stored.tolist())):
+
+    def fitted(item: Item) -> Item:  # in the threads, so that no large image waits
+        if item.image is None:
+            return item
+        image = augment.fit(item.image, steps.shape, steps.varies)
+        return dataclasses.replace(item, image=image)
+
+    for i, item in enumerate(steps.reader.read_all(stored.tolist(), fitted)):
         out['label'][i] = item.label
         if item.image is None:
             out['valid'][i] = False
             logging.warning("cannot decode image '%s'; its row is masked out", item.key)
         else:
-            out['image'][i] = augment.fit(item.image, steps.shape, steps.varies)
+            out['image'][i] = item.image
     return out
 
 

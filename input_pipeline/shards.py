@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -21,10 +22,10 @@ from input_pipeline import json_data
 from input_pipeline.builder import Example
 from input_pipeline.cores import cores
 from input_pipeline.decode import readable
-from input_pipeline.image_size import named
+from input_pipeline.image_size import image_size, named
 
 _NOTES = '.made'
-_LAYOUT = 1  # of the records; raise it when they change, so that older ones are written again
+_LAYOUT = 2  # of records and notes; raise it when they change: older ones are written again
 _MAX_PENDING = 64  # images that wait to be checked
 
 
@@ -38,12 +39,16 @@ class Written:
         digest: sha256 of the names, labels and encoded images, in order.
         unreadable: names of the images that cannot be decoded; with its size where
             that is why.
+        unreadable_at: their places in the shard.
+        pixels: width times height, summed over the images that can be decoded.
     """
 
     images: int
     bytes: int
     digest: str
     unreadable: tuple[str, ...]
+    unreadable_at: tuple[int, ...] = ()
+    pixels: int = 0
 
 
 class Unfinished:
@@ -80,7 +85,11 @@ class Unfinished:
         path = self.folder / file
         try:
             written = Written(**self.noted(file))
-            written = dataclasses.replace(written, unreadable=tuple(written.unreadable))
+            written = dataclasses.replace(
+                written,
+                unreadable=tuple(written.unreadable),
+                unreadable_at=tuple(written.unreadable_at),
+            )
         except TypeError:  # there is no note, or not one of ours
             return None
         return written if path.is_file() and path.stat().st_size == written.bytes else None
@@ -122,15 +131,18 @@ def digest(class_names: Sequence[str], splits: dict[str, list[Written]]) -> str:
 def _write(path: Path, examples: Iterable[Example]) -> Written:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-    images, sha256 = 0, hashlib.sha256()
-    unreadable: list[str] = []
-    checks: collections.deque[tuple[str, Future[bool]]] = collections.deque()
+    images, pixels, sha256 = 0, 0, hashlib.sha256()
+    unreadable: dict[int, str] = {}
+    checks: collections.deque[tuple[int, str, int, Future[bool]]] = collections.deque()
 
     def finish_checks(pending: int) -> None:
+        nonlocal pixels
         while len(checks) > pending:
-            name, check = checks.popleft()
-            if not check.result():
-                unreadable.append(name)
+            place, name, area, check = checks.popleft()
+            if check.result():
+                pixels += area
+            else:
+                unreadable[place] = name
 
     writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')  # images are compressed
     try:
@@ -141,8 +153,10 @@ def _write(path: Path, examples: Iterable[Example]) -> Written:
                 writer.write(_record(key, encoded, label))
                 if not writer.ok():
                     break  # writer.close() raises the reason
+                area = math.prod(image_size(encoded) or (0,))
+                check = pool.submit(readable, encoded)
+                checks.append((images, named(key, encoded), area, check))
                 images += 1
-                checks.append((named(key, encoded), pool.submit(readable, encoded)))
                 finish_checks(_MAX_PENDING)
             finish_checks(0)
     finally:
@@ -154,7 +168,14 @@ def _write(path: Path, examples: Iterable[Example]) -> Written:
         os.fsync(file.fileno())
     if ArrayRecordReader(str(path)).num_records() != images:
         raise OSError(f'{path.name} does not hold the {images} records written to it')
-    return Written(images, path.stat().st_size, sha256.hexdigest(), tuple(unreadable))
+    return Written(
+        images=images,
+        bytes=path.stat().st_size,
+        digest=sha256.hexdigest(),
+        unreadable=tuple(unreadable.values()),
+        unreadable_at=tuple(unreadable),
+        pixels=pixels,
+    )
 
 
 def _record(key: str, encoded: bytes, label: int) -> bytes:

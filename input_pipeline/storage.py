@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.builder import Builder, Contents, Example, Shard
+from input_pipeline.files import printable
 from input_pipeline.metadata import PREPARED, facts, locate, prepare_command, record_file, root
 from input_pipeline.published import Source, compare
 from input_pipeline.registry import find
@@ -87,7 +88,7 @@ def write(
                 final.with_name(f'{prefix}_{builder.version}'), _identity(builder, contents)
             )
             try:
-                _fill(unfinished, builder, contents, report)
+                _fill(unfinished, builder, contents, source, report)
                 _replace(final, unfinished)
             except BaseException as error:
                 if isinstance(error, DataError) or not (contents.files and locked):
@@ -109,7 +110,9 @@ def _identity(builder: Builder, contents: Contents) -> str:
     return identity(contents.files, *layout)
 
 
-def _fill(unfinished: Unfinished, builder: Builder, contents: Contents, report: Report) -> None:
+def _fill(
+    unfinished: Unfinished, builder: Builder, contents: Contents, origin: Path, report: Report
+) -> None:
     """Writes what is still missing: the records, the metadata of tfds and `prepared.json`."""
     sources = unfinished.noted('sources')
     if sources is None:
@@ -135,13 +138,26 @@ def _fill(unfinished: Unfinished, builder: Builder, contents: Contents, report: 
     _describe(unfinished.folder, builder, contents, splits)
     prepared = {
         'digest': digest(contents.class_names, splits),
+        'source': '' if builder.embedded else printable(origin.resolve()),
         'sources': sources,
         'unreadable': {
             split: [name for shard in shards for name in shard.unreadable]
             for split, shards in splits.items()
         },
+        'unreadable_at': {split: _places(shards) for split, shards in splits.items()},
+        'pixels': {split: sum(w.pixels for w in shards) for split, shards in splits.items()},
+        'left_out': {why: list(names) for why, names in contents.left_out.items()},
     }
     (unfinished.folder / PREPARED).write_text(json.dumps(prepared, indent=1))
+
+
+def _places(shards: list[Written]) -> list[int]:
+    """The places in a stored split of the images that cannot be decoded."""
+    places, start = [], 0
+    for shard in shards:
+        places += [start + place for place in shard.unreadable_at]
+        start += shard.images
+    return places
 
 
 def _shard(unfinished: Unfinished, file: str, shard: Shard, split: str, report: Report) -> Written:

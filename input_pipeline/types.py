@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import TypeVar
 
 AUGMENTS = ('none', 'pad_crop_flip', 'pad_crop', 'random_resized_crop')
@@ -54,11 +54,14 @@ class DatasetConfig:
     randaugment_layers: int = _key(0, 'RandAugment operations per image, after augment; 0 is off')
     randaugment_magnitude: float = _key(9.0, 'strength of RandAugment, from 0 to 10')
     workers: int = _key(0, 'worker processes that read and decode; 0 uses threads instead')
-    cache: bool = _key(False, 'decode once, keep the uint8 images in memory (sets of one size)')
+    cache: bool = _key(
+        False,
+        'decode once, keep uint8 images in memory, if half of it holds them',
+    )
     resident: bool = _key(
         False,
         'decode once, keep the images on the device and augment them there; gives the same batches '
-        '(sets of one image size; not with random_resized_crop or RandAugment)',
+        '(not with random_resized_crop or RandAugment)',
     )
     train_images: int = _key(
         0,
@@ -89,11 +92,27 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     digest: str = ''
 
+    @property
+    def scored(self) -> str:
+        """The split that a finished run is scored on."""
+        return scored_split(self.split_sizes)
+
+
+def scored_split(sizes: Container[str]) -> str:
+    """Returns the split that a run is scored on: test, or validation if there is no test split."""
+    return 'validation' if 'validation' in sizes and 'test' not in sizes else 'test'
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns " Did you mean '...'?" with the closest allowed name, or '' if none is close."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ''
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Returns the first names in one line; a character that cannot be printed becomes '?'."""
+    shown = ', '.join(names[:most]) + (', ...' if len(names) > most else '')
+    return ''.join(c if c.isprintable() else '?' for c in shown)
 
 
 def check(cfg: DatasetConfig) -> None:

@@ -51,8 +51,13 @@ def check(config: Config, defaults: Config) -> None:
     routing_rules.check(config)
 
 
-def check_data(config: Config, reads: bool) -> DatasetInfo:
+def check_data(config: Config, reads: bool, split: str = '') -> DatasetInfo:
     """`check_with_data`, and if the run `reads` images, that they are there. Imports no jax.
+
+    All images that are scored must be there and whole, so that a run does not end without a result.
+
+    Args:
+      split: the one split that is scored, as `eval.split` says it; '' for all that training scores.
 
     Returns:
       The data set's metadata.
@@ -64,7 +69,38 @@ def check_data(config: Config, reads: bool) -> DatasetInfo:
     check_with_data(config, info)
     if reads:
         input_pipeline.require(config.dataset, prepare=False)
+        splits = [to_score(split, info)] if split else check_to_train(config, info)
+        input_pipeline.check_images(config.dataset, splits)
     return info
+
+
+def check_to_train(config: Config, info: DatasetInfo) -> list[str]:
+    """Returns the splits that a training run scores.
+
+    Raises:
+      UserError, DataError: there is none, or memory cannot hold the images that are to be kept.
+    """
+    input_pipeline.check_kept(config.dataset)
+    if info.scored not in info.split_sizes:
+        raise UserError(
+            f"'{info.name}' has neither test nor validation images to score a run on; set "
+            'dataset.validation_fraction above 0 (0.1 is usual), or add test images.'
+        )
+    return [split for split in ('validation', 'test') if split in info.split_sizes]
+
+
+def to_score(split: str, info: DatasetInfo) -> str:
+    """The split that `eval.split` means: the test split of a set without one is validation.
+
+    Raises:
+      UserError: the set has no such split.
+    """
+    split = info.scored if split == 'test' else split
+    if split not in info.split_sizes:
+        raise UserError(
+            f"eval.split is '{split}', but {info.name} has {', '.join(info.split_sizes)}."
+        )
+    return split
 
 
 def check_with_data(config: Config, info: DatasetInfo) -> None:

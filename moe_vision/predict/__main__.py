@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from input_pipeline import files, image_size
+from input_pipeline import files, image_size, walk
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from moe_vision.predict.model import Model, Prediction
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 _SHOWN = 4  # print at most this many experts of a layer; patches may go to many
 
 
@@ -91,29 +90,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _files(paths: Iterable[str]) -> Iterator[str]:
-    """The paths as given, and for a folder the image files below it, in alphabetical order.
-
-    A folder below it that has the name of an image stands among them, so that it is named.
-    """
+    """The paths as given, and for a folder the visible files below it, in alphabetical order."""
     for path in paths:
         if not os.path.isdir(path):
             yield path
             continue
-        images = []
-        for folder, below, names in os.walk(path, onerror=_skip):
-            images += [os.path.join(folder, n) for n in [*below, *names] if _is_image(n)]
-            below[:] = [n for n in below if not _is_image(n)]
-        if not images:
-            raise UserError(f"folder '{path}' holds no images ({', '.join(_SUFFIXES)}).")
-        yield from sorted(images)
+        files_there = walk.files_below(path, _skip)
+        if not files_there:
+            raise UserError(f"folder '{path}' holds no images; give one with images below it.")
+        yield from files_there
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES) and not name.startswith('.')
-
-
-def _skip(error: OSError) -> None:
-    print(f"skipping '{error.filename}': {error.strerror}", file=sys.stderr)
+def _skip(path: str, reason: str) -> None:
+    print(f"skipping '{path}': {reason}", file=sys.stderr)
 
 
 def _note(model: 'Model') -> None:
@@ -137,7 +126,7 @@ def _read(model: 'Model', paths: Iterable[str]) -> Iterator[tuple[str, 'np.ndarr
         except OSError as e:
             image, reason = None, e.strerror or str(e)
         if image is None:
-            print(f"skipping '{path}': {reason}", file=sys.stderr)
+            _skip(path, reason)
         else:
             yield path, image
 

@@ -93,6 +93,8 @@ def load(workdir: epath.PathLike) -> Run:
     rows = _metrics(path / 'metrics', remarks)
     result = _document(path / 'result.json', remarks, 'the run has not finished')
     evaluation = _document(path / 'evaluation.json', remarks, 'the test set was not evaluated')
+    if evaluation.get('split') == 'validation':
+        remarks.append('The data set has no test split: the run is scored on validation.')
     if not (record or rows or result or evaluation):
         raise NoRun(f"'{workdir}' holds no run: no config.json, no metrics/*.jsonl, no result.json")
     return Run(path, record, rows, result, evaluation, remarks)

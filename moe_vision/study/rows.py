@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import scored_split
 from moe_vision.common.errors import UserError, nearest
 from moe_vision.common.files import read_json, write_json
 from moe_vision.study import fields, packed, registration
@@ -28,14 +29,10 @@ _LAYER_KEYS = (
     'temperature',
     'max_over_mean',
 )
+_APART = ('images_per_second', 'scored_split')  # of result.json, but not of a row's result
 _PREFLIGHT_KEYS = (
-    'params_total',
-    'params_active',
-    'rho_place',
-    'rho_active',
-    'rho_executed',
-    'flops',
-    'flops_executed',
+    *('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed'),
+    *('flops', 'flops_executed'),
 )
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
@@ -77,6 +74,8 @@ def _collect(
     from moe_vision.run_folder import metrics
 
     about = read_json(run / 'config.json')
+    sizes = about['dataset']['split_sizes']
+    scored = scored_split(sizes)
     row = {
         'study': study,
         'arm': arm,
@@ -90,19 +89,21 @@ def _collect(
         'git_commit': about['git_commit'],
         'device': about['device'],
         'num_classes': about['dataset']['num_classes'],
-        'images': about['dataset']['split_sizes']['test'],
+        'images': sizes[scored],
         'result': {k: about['preflight'][k] for k in _PREFLIGHT_KEYS},
         'correct': '',
         'layers': {},
     }
     if not error:
         result, test = (read_json(run / f'{name}.json') for name in ('result', 'evaluation'))
-        row['result'] = {k: v for k, v in result.items() if k != 'images_per_second'}
+        row['result'] = {k: v for k, v in result.items() if k not in _APART}
         row['correct'] = test.get('correct', '')
         row['layers'] = {
             name: {k: v for k, v in layer.items() if k != 'expert_by_class'}
             for name, layer in test['layers'].items()
         }
+    if scored != 'test':
+        row['scored_split'] = scored
     row['curve'] = [
         {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
         | {'layers': {n: {k: x[k] for k in _LAYER_KEYS} for n, x in r['layers'].items()}}

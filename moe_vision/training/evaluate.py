@@ -231,19 +231,30 @@ class Evaluator:
 
             yield batch, run
 
-    def batches(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+    def batches(
+        self, split: str, strict: bool = True
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
         """Each batch of a split in the fixed order: this process's rows, and global arrays
         [1, B, ...].
 
         With `dataset.resident` the arrays stay on the devices for the next pass.
+
+        Args:
+          strict: whether an image that cannot be decoded is an error; otherwise it is masked.
         """
         if self.config.dataset.resident and split not in (*self._resident, 'train'):
-            self._resident[split] = list(self._read(split))
-        yield from self._resident[split] if split in self._resident else self._read(split)
+            self._resident[split] = list(self._read(split, strict))
+        yield from self._resident[split] if split in self._resident else self._read(split, strict)
 
-    def _read(self, split: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+    def _read(
+        self, split: str, strict: bool
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
         with input_pipeline.evaluation_batches(
-            self.config.dataset, split=split, batch_size=self.batch, rows=self._rows
+            self.config.dataset,
+            split=split,
+            batch_size=self.batch,
+            rows=self._rows,
+            strict=strict,
         ) as batches:
             for batch in batches:
                 arrays = {n: batch[n] for n in ('image', 'label', 'valid')}

@@ -6,8 +6,8 @@ import jax
 from etils import epath
 
 from moe_vision.common import chips, compile_cache
-from moe_vision.common.errors import UserError
 from moe_vision.common.files import write_json
+from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop, Stopped
@@ -94,7 +94,7 @@ def train(
         progress.done()
         result, layers = run.finish(state, progress.images_per_second(times.total))
         _say(
-            f'test accuracy {result["test_accuracy"]:.4f} '
+            f'{result["scored_split"]} accuracy {result["test_accuracy"]:.4f} '
             f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
             f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}'
         )
@@ -158,12 +158,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     """
     compile_cache.use()
     setup = Setup(config, for_training=False)
-    split = config.eval.split
-    if split not in setup.info.split_sizes:
-        raise UserError(
-            f"eval.split is '{split}', but {setup.info.name} has "
-            f'{", ".join(setup.info.split_sizes)}.'
-        )
+    split = rules.to_score(config.eval.split, setup.info)
     if peers.first():
         record.warn_if_other_data(workdir, setup.info)
     with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saved:
@@ -176,6 +171,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         'capacity_sweep': evaluator.sweep(state, split, fraction),
     }
     if peers.first():
+        if split != config.eval.split:
+            print(f'{setup.info.name} has no {config.eval.split} split: scored on {split}')
         print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
         write_json(
             epath.Path(workdir) / f'evaluation-{split}.json',

@@ -53,7 +53,8 @@ def text(
         f'devices     {math.prod(mesh_shape.values())} × {device.device_kind} ({device.platform}), '
         f'mesh data {mesh_shape["data"]} × expert {mesh_shape["expert"]}, '
         f'{jax.process_count()} process{"es" if jax.process_count() > 1 else ""}',
-        f'data        {info.name}: {sizes}; {info.num_classes} classes, {h}×{w}×{c}',
+        f'data        {info.name}: {sizes}; {info.num_classes} classes, {h}×{w}×{c}'
+        + ('' if info.scored == 'test' else '; no test split, so the run is scored on validation'),
         f'network     {model.name}, {table.network(config)}; {model.dtype}',
         f'parameters  {leverage.params_total:,} total, {leverage.params_active:,} active',
         f'training    {times.total:,} steps of {train.batch_size} images '

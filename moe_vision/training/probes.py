@@ -115,10 +115,10 @@ def agreement(rows: Sequence[dict[str, Any]], layer: str) -> dict[str, list[floa
 
 
 def _test(setup: Setup, state: TrainState, interventions: list[Intervention]) -> list[float]:
-    """Test accuracy under each intervention."""
+    """Accuracy on the test split, or validation in its place, under each intervention."""
     correct: list[list[np.ndarray]] = [[] for _ in interventions]
     seen = 0
-    for _, run in setup.evaluator.outputs(state, 'test', 1.0):
+    for _, run in setup.evaluator.outputs(state, setup.info.scored, 1.0):
         for batches, intervention in zip(correct, interventions, strict=True):
             out = run(intervention)
             out = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid')})
@@ -156,7 +156,7 @@ def router_gradients(
     are taken on the first batch of training images in evaluation order, without augmentation but
     routed as in training, with a fixed key.
     """
-    batches = setup.evaluator.batches('train')
+    batches = setup.evaluator.batches('train', strict=False)
     batch = next(batches)[1]
     batches.close()
     fraction = state.step / setup.times.total

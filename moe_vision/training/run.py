@@ -187,7 +187,7 @@ class Run:
         self._raise_if_lost(step, f'stopped by SIGTERM at step {step}')
 
     def finish(self, state: TrainState, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Scores the test split; writes evaluation.json and result.json.
+        """Scores the test split, or else validation; writes evaluation.json and result.json.
 
         What cannot be written is an error when the run is closed.
 
@@ -195,21 +195,24 @@ class Run:
           rate: images per second of the training; NaN if this process took no step to measure.
 
         Returns:
-          What result.json holds, and the test split's telemetry by layer, which `probe` reads.
+          What result.json holds, and that split's telemetry by layer, which `probe` reads.
         """
         evaluator, total = self.setup.evaluator, self.setup.times.total
         if not peers.all_agree(int(state.step) in self.saved.steps()):
             self._save(int(state.step), state)  # once more: it could not be saved when it was due
         self.saved.wait()  # a crash from here on loses no step
-        test = evaluator.score(state, 'test', 1.0, details=True)
+        scored = self.setup.info.scored
+        test = evaluator.score(state, scored, 1.0, details=True)
         selected, best = None, self._best
-        if best and best[1] == int(state.step):
+        if scored == 'validation':
+            pass  # it has chosen the best weights, so it cannot say how good they are
+        elif best and best[1] == int(state.step):
             selected = test['accuracy']
         elif best:
             restored = self.saved.restore_best(self.setup.abstract)
             if restored and restored[0] == best[1]:
                 step, best_state = restored
-                selected = evaluator.accuracy(best_state, 'test', step / total)
+                selected = evaluator.accuracy(best_state, scored, step / total)
             else:
                 logging.warning(
                     'the best checkpoint, of step %d, cannot be read; result.json is '
@@ -221,8 +224,9 @@ class Run:
         result = record.result(
             self.config, self.setup.cost, test, best and best[0], selected, int(state.step), rate
         )
+        result['scored_split'] = scored
         if self._write(
-            'evaluation.json', {'split': 'test', 'class_names': self.setup.info.class_names, **test}
+            'evaluation.json', {'split': scored, 'class_names': self.setup.info.class_names, **test}
         ):
             self._write('result.json', result)  # where it is, evaluation.json is, too
         if self._writer:

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from image_fakes import encoded, picture, rewrite
 
 from configs import digits_k2
+from input_pipeline.prepare import prepare
 from moe_vision.config import check as config_lib
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +168,47 @@ def test_what_is_missing_is_named(shadowed, tmp_path, args, parts):
 def test_a_config_file_that_fails(shadowed, tmp_path, text, parts):
     (tmp_path / 'mine.py').write_text(text)
     line = refused(shadowed, f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/w')
+    for part in parts:
+        assert part in line, line
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+    ('bad', 'flags', 'parts'),
+    [
+        ('test/b/1.png', [], ['of the 4 images of test', '(test/b/1.png)', '--overwrite']),
+        ('val/b/1.png', [], ['of the 4 images of validation', '(val/b/1.png)']),
+        (
+            '',
+            ['--config.dataset.cache=True'],
+            ['cache is set', 'GB decoded', 'dataset.cache=False'],
+        ),
+        ('', ['--config.dataset.cache=True', '--mode=summary'], ['cache is set', 'GB decoded']),
+        (
+            'val/',
+            ['--config.dataset.validation_fraction=0.001'],
+            ['leaves no image for validation'],
+        ),
+        ('val/', ['--config.dataset.validation_fraction=0.99'], ['leaves no image for train']),
+    ],
+)
+def test_images_that_would_end_a_run_late(shadowed, tmp_path, bad, flags, parts):
+    """No folder of the run is made."""
+    for split, count in {'train': 32, 'val': 4, 'test': 4}.items():
+        for i in range(count):
+            name = f'{split}/{"ab"[i % 2]}/{i}.png'
+            data = b'no image' if name == bad else encoded(picture(i, 8, 8), 'PNG')
+            if not (bad.endswith('/') and name.startswith(bad)):
+                rewrite(tmp_path / 'in' / name, data)
+    prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    noted = tmp_path / 'image_folder/1.0.0/prepared.json'
+    noted.write_text(noted.read_text().replace('"train": 2048', '"train": 2048000000000000'))
+    flags = ['--config.dataset.name=image_folder', f'--config.dataset.data_dir={tmp_path}', *flags]
+    flags += ['--config.dataset.image_size=8', '--config.train.batch_size=16']
+    flags += ['--config.model.moe.group_size=8']
+    if not any('cache' in flag for flag in flags):
+        flags += ['--config.dataset.cache=False']
+    line = refused(shadowed, CONFIG, f'--workdir={tmp_path}/w', *flags)
     for part in parts:
         assert part in line, line
     assert not (tmp_path / 'w').exists()

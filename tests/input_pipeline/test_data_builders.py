@@ -1,6 +1,7 @@
 """Each data set is prepared from a small fake of its published files and read as batches."""
 
 import gzip
+import shutil
 import struct
 import zipfile
 
@@ -14,6 +15,7 @@ from input_pipeline.datasets import imagenet2012
 from input_pipeline.datasets.digits import arrays
 from input_pipeline.datasets.fashion_mnist import read_idx
 from input_pipeline.prepare import prepare
+from input_pipeline.reader import Reader
 from input_pipeline.registry import find
 
 
@@ -292,17 +294,22 @@ def folder(root, test='test'):
     rewrite(root / 'train/.hidden/x.png', b'')
 
 
-@pytest.mark.parametrize('test', ['test', 'val'])
-def test_image_folder(tmp_path, test):
+@pytest.mark.parametrize(
+    ('name', 'split'),
+    [(n, 'test') for n in ('test', 'Test', 'testing', 'TESTING', 'eval', 'evaluation')]
+    + [(n, 'validation') for n in ('val', 'Val', 'valid', 'VALIDATION', 'dev')],
+)
+def test_image_folder(tmp_path, name, split):
     cfg = config('image_folder', tmp_path, image_size=16)
     with pytest.raises(ip.DataError, match='only known once prepared.*--source=PATH'):
         ip.info(cfg)
-    folder(tmp_path / 'in', test)
-    prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    folder(tmp_path / 'in', name)
+    line = prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    assert ('no test split, so runs are scored on validation' in line) == (split == 'validation')
     info = ip.info(cfg)
     assert info.class_names == ('<b>bee<_b>', 'ant', 'cow') and info.num_classes == 3
-    assert info.split_sizes == {'train': 12, 'test': 12}
-    images, labels = read_all(cfg, 'test')
+    assert info.split_sizes == {'train': 12, split: 12} and info.scored == split
+    images, labels = read_all(cfg, split)
     assert images.shape == (12, 16, 16, 3) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
@@ -322,9 +329,94 @@ def test_image_folder_refusals(tmp_path):
     refused('no class folders', *args)
     (tmp_path / 'in/train/ant').mkdir()
     refused('train/ant holds no images', *args)
+    rewrite(tmp_path / 'in/train/ant/photo.heic', b'text')
+    refused(r'no images that can be read \(but train/ant/photo.heic\)', *args)
+    (tmp_path / 'in/train/ant/photo.heic').unlink()
     folder(tmp_path / 'in')
     rewrite(tmp_path / 'in/test/dog/x.png', b'')
     refused('test/dog: train/ has no class', *args)
+    rewrite(tmp_path / 'in/test/Ant/x.png', b'')
+    refused("test/Ant: train/ has no class of this name. Did you mean 'ant'?", *args)
+    (tmp_path / 'in/Testing').mkdir()
+    refused('both Testing/ and test/ for test', *args)
+
+
+@pytest.mark.parametrize('name', ['train', 'Train', 'TRAINING'])
+def test_a_folder_with_training_images_alone(tmp_path, name):
+    folder(tmp_path / 'in')
+    shutil.rmtree(tmp_path / 'in/test')
+    (tmp_path / 'in/train').rename(tmp_path / 'in/unnamed')
+    (tmp_path / 'in/unnamed').rename(tmp_path / 'in' / name)
+    line = prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    assert 'scored on the part of train held out for it' in line
+    info = ip.info(config('image_folder', tmp_path, image_size=16, validation_fraction=0.25))
+    assert info.split_sizes == {'train': 9, 'validation': 3} and info.scored == 'validation'
+    refused(
+        r'no folder train/ \(it has: .*\)',
+        'image_folder',
+        str(tmp_path / 'x'),
+        f'{tmp_path}/in/{name}',
+    )
+
+
+def test_images_below_a_class_are_read_and_all_else_is_named(tmp_path):
+    """At any depth, of any ending, also through links; nothing is lost without a word."""
+    data = encoded(picture(1), 'PNG')
+    for name in (
+        'b/direct.png',
+        'b/c/below.JFIF',
+        'b/c/d/deep.image',
+        'b/.hidden/no.png',
+        '.no/a.png',
+    ):
+        rewrite(tmp_path / 'in/train' / name, data)
+    rewrite(tmp_path / 'elsewhere/linked.png', data)
+    (tmp_path / 'in/train/b/link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'in/train/b/again').symlink_to('c')
+    (tmp_path / 'in/train/b/c/up').symlink_to('../../..')
+    (tmp_path / 'in/train/b/gone').symlink_to('nowhere')
+    (tmp_path / 'in/train/root').symlink_to('..')
+    for name in ('train/stray.jpg', 'train/list.csv', 'train/b/notes.txt', 'Extra/a.png', 'a.png'):
+        rewrite(tmp_path / 'in' / name, b'text')
+    line = prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    stored = Reader(tmp_path / 'image_folder/1.0.0', 'train', 3, cache=False).read(range(4))
+    names = 'c/below.JFIF', 'c/d/deep.image', 'direct.png', 'link/linked.png'
+    assert [item.key for item in stored] == [f'train/b/{name}' for name in names]
+    for part in (
+        'WARNING: 1 folder is left out, not named like a split (train, test, val',
+        ', or a usual variant): Extra/.',
+        ', or a usual variant): a.png.',
+        '2 files are left out, not in the folder of a class: train/list.csv, train/stray.jpg.',
+        '1 file is left out, not an image that can be decoded: train/b/notes.txt.',
+        'read already: train/b/c/up/, train/b/again/.',
+        '1 folder is left out, it is a link to a folder above: train/root/.',
+        '1 file is left out, it is a link to a file that does not exist: train/b/gone.',
+        "there is one class, 'b'",
+    ):
+        assert part in line, (part, line)
+    assert '.hidden' not in line and '.no' not in line
+
+
+def test_a_set_keeps_its_source(tmp_path):
+    """Preparing again from elsewhere into the same folder names both places."""
+    folder(tmp_path / 'in')
+    shutil.copytree(tmp_path / 'in', tmp_path / 'other')
+    (tmp_path / 'link').symlink_to('in')
+    args = 'image_folder', str(tmp_path / 'd')
+    prepare(*args, str(tmp_path / 'in'))
+    for same in ('in', 'link', 'other/../in', ''):
+        source = str(tmp_path / same) if same else ''
+        assert f'already prepared from {tmp_path}/in: train 12' in prepare(*args, source)
+    shutil.rmtree(tmp_path / 'in')
+    assert 'already prepared' in prepare(*args, str(tmp_path / 'in'))
+    refused(
+        f'already prepared from {tmp_path}/in, not from {tmp_path}/other',
+        *args,
+        str(tmp_path / 'other'),
+    )
+    refused(f'not from {tmp_path}/gone', *args, str(tmp_path / 'gone'))
+    prepare(*args, str(tmp_path / 'other'), overwrite=True)
+    assert f'already prepared from {tmp_path}/other' in prepare(*args)
 
 
 # a set that tfds itself prepared

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from image_fakes import config
 
 import input_pipeline as ip
+from input_pipeline import metadata, splits
 from input_pipeline.registry import find
 
 PUBLISHED = {
@@ -127,12 +129,29 @@ def test_what_is_on_disk_counts(tmp_path):
     assert ip.info(cfg).split_sizes['train'] == 1436
 
 
-def test_cache_of_photographs_is_refused(tmp_path):
-    from image_fakes import encoded, picture, rewrite
+@pytest.mark.parametrize(
+    ('images', 'fraction', 'match'),
+    [
+        (1, 0.1, r'leaves no image for validation: .* has 1; give 0 to hold out none'),
+        (4, 0.1, r'validation: .* has 4; give at least 0.25, or 0 to hold out none'),
+        (4, 0.99, r'leaves no image for train: .* has 4; give less, such as 0.5, or 0'),
+        (1437, 1e-4, r'validation: .* has 1437; give at least 0.0007, or 0'),
+        (0, 0.0, "'digits' has no training images; it has: train, test"),
+    ],
+)
+def test_a_fraction_that_leaves_a_split_empty(tmp_path, images, fraction, match):
+    cfg = config('digits', tmp_path, validation_fraction=fraction)
+    known = metadata.facts(find('digits'), cfg.data_dir)
+    known = dataclasses.replace(known, sizes={'train': images, 'test': 360})
+    assert re.search(match, error(splits.split_sizes, find('digits'), known, fraction))
+    if 'at least' in match:  # the advice works
+        enough = float(re.search('at least ([0-9.]+)', match)[1])
+        assert splits.split_sizes(find('digits'), known, enough)['validation'] == 1
 
-    from input_pipeline.prepare import prepare
 
-    rewrite(tmp_path / 'in/train/a/x.png', encoded(picture(0), 'PNG'))
-    prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
-    cfg = config('image_folder', tmp_path, image_size=8, cache=True)
-    assert 'cache' in error(ip.evaluation_batches, cfg, split='train', batch_size=1, rows=[0])
+def test_a_set_without_images_or_sizes_is_known_once_prepared(tmp_path):
+    class Unsized(type(find('digits'))):
+        sizes = {}
+
+    with pytest.raises(ip.DataError, match='only known once prepared'):
+        metadata.facts(Unsized(), str(tmp_path))

@@ -75,13 +75,17 @@ def test_regular_files_and_links_to_them_are_read_up_to_a_limit(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ODD)
-def test_an_image_that_is_no_regular_file_is_named(tmp_path, capsys, kind):
+@pytest.mark.parametrize('at', ['cat/b.jpg', 'cat/below/b.jpg', 'cat/b'])
+def test_an_image_that_is_no_regular_file_is_left_out_and_named(tmp_path, capsys, at, kind):
     rewrite(tmp_path / 'in/train/cat/a.jpg', encoded(picture(1)))
-    ODD[kind][0](tmp_path / 'in/train/cat/b.jpg')
-    error = refused(
-        capsys, '--dataset=image_folder', f'--data_dir={tmp_path}/out', f'--source={tmp_path}/in'
-    )
-    assert f'{tmp_path}/in/train/cat/b.jpg: {ODD[kind][1]}' in error
+    rewrite(tmp_path / 'in/train/cat/below/a.jpg', encoded(picture(1)))
+    ODD[kind][0](tmp_path / 'in/train' / at)
+    args = f'--data_dir={tmp_path}/out', f'--source={tmp_path}/in'
+    assert main(['--dataset=image_folder', *args]) == 0
+    line = capsys.readouterr().out
+    assert 'train 2,' in line
+    if kind != 'directory' or at.endswith('.jpg'):  # another empty folder holds nothing to lose
+        assert f'is left out, {ODD[kind][1]}' in line and f': train/{at}' in line
 
 
 def test_a_class_folder_that_is_a_dangling_link_is_named(tmp_path, capsys):

@@ -110,13 +110,13 @@ def test_an_interrupted_run_can_be_run_again(tmp_path, number):
     assert sorted(p.name for p in folder.iterdir()) == ['.lock', '1.0.0']
 
 
-def test_progress_counts_all_splits(capsys, monkeypatch):
+def test_progress_counts_the_images_of_a_split_and_the_share_of_all(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])
     progress = _Progress({'train': 300, 'test': 100})
     now[0] = 10.0
     progress.images('train', 100)
-    assert capsys.readouterr().err == 'train: 100 images, 10/s, 25.0 %, 0:30 left\n'
+    assert capsys.readouterr().err == 'train: 100 images, 10/s, 25.0 % of all, 0:30 left\n'
     now[0] = 40.0
     progress.images('test', 100)
-    assert capsys.readouterr().err == 'test: 200 images, 5/s, 50.0 %, 0:40 left\n'
+    assert capsys.readouterr().err == 'test: 100 images, 5/s, 50.0 % of all, 0:40 left\n'

@@ -5,10 +5,11 @@ import logging
 import jax
 import numpy as np
 import pytest
-from image_fakes import config
+from image_fakes import config, encoded, picture, rewrite
 
 import input_pipeline as ip
 from input_pipeline import augment, resident
+from input_pipeline.prepare import prepare
 
 NUMBERED, BROKEN = 'image_fakes:Numbered', 'image_fakes:Broken'
 
@@ -112,3 +113,13 @@ def test_what_cannot_be_resident_is_refused_in_one_line(data_dir):
     with pytest.raises(ip.DataError, match='use pad_crop') as e:
         ip.types.check(config('digits', data_dir, augment='random_resized_crop', resident=True))
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['none', 'pad_crop_flip'])
+def test_images_of_several_sizes_are_kept_as_the_host_crops_them(tmp_path, kind):
+    for i in range(10):
+        data = encoded(picture(i, 9 + i, 30 - i), 'PNG')
+        rewrite(tmp_path / f'in/train/{"ab"[i % 2]}/{i}.png', data)
+    prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
+    cfg = config('image_folder', tmp_path, augment=kind, image_size=8)
+    assert_same(on_device(cfg, 0, 4, range(4), range(4)), on_host(cfg, 0, 4, range(4), range(4)))

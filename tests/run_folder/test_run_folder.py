@@ -21,7 +21,8 @@ from moe_vision.training import loop
 KEYS = """test_accuracy test_loss test_accuracy_unbounded test_accuracy_selected
 best_validation_accuracy seed steps
 params_total params_active rho_place rho_active rho_executed flops flops_executed
-images_per_second drop_rate orphan_rate effective_experts dead_experts collapsed""".split()
+images_per_second drop_rate orphan_rate effective_experts dead_experts collapsed
+scored_split""".split()
 SMALL = {
     'model.moe.placement': 'head',
     'model.args': {'widths': (8,), 'depth': 1},

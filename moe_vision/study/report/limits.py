@@ -59,6 +59,11 @@ def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
             f'{pp(100 / images, sign=False)} pp. A gap that is smaller in every seed cannot be '
             'seen.'
         )
+    if any(row.get('scored_split') == 'validation' for _, _, row in analysis.cells()):
+        yield (
+            'The data set has no test split: what is called test here is validation, which also '
+            'chose the best weights.'
+        )
     error = numbers.finite(g.image_error for g in primary or analysis.gaps.values())
     text = 'The intervals are over training seeds, on this one test set. '
     if error:
