@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.seed = 0  # initial values, data order, augmentation and router noise derive from it
+    # initial values, data order, augmentation and router noise derive from it; below 2^32
+    c.seed = 0
     c.init_from = ''  # start from the weights in this run's workdir; other classes get a new head
 
     c.dataset = ConfigDict()

@@ -21,6 +21,7 @@ from input_pipeline import files
 from input_pipeline.image_size import too_large
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
+from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import trust
 from moe_vision.config.command_line import exit_code
@@ -56,7 +57,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('moe_vision.predict', __doc__)
-    parser.add_argument('--workdir', required=True, metavar='W', help='folder of the run')
+    parser.add_argument(
+        '--workdir', type=expanded, required=True, metavar='W', help='folder of the run'
+    )
     parser.add_argument(
         '--batch_size',
         type=int,
@@ -83,7 +86,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="modules of your own that the run's config may import, such as my.routers,my.losses",
     )
     parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
-    parser.add_argument('images', nargs='+', help='image files, or folders of them')
+    parser.add_argument('images', type=expanded, nargs='+', help='image files, or folders of them')
     args = parser.parse(arguments)
     for name in ('batch_size', 'top'):
         if getattr(args, name) < 1:

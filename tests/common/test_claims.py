@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moe_vision.study.run import claims
+from moe_vision.common import claims
 from moe_vision.study.run.claims import Claims
 
 CELL = ('k1', 3)
