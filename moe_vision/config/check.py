@@ -66,7 +66,7 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
     router = registry.entry('router', registry.ROUTERS, moe.router)
     optimizer = registry.entry('optimizer', registry.OPTIMIZERS, train.optimizer)
-    name = moe.expert or ('mlp' if moe.placement == 'head' else backbone.expert)
+    name = moe.expert or registry.default_expert(backbone, moe.placement)
     expert = registry.entry('expert', registry.EXPERTS, name)
     for loss in moe.losses:
         registry.entry('loss', registry.LOSSES, loss)

@@ -35,11 +35,19 @@ def changed(before: Any, now: Mapping[str, Any]) -> dict[str, list[str]]:
         old = look_up(before, path)
         if old is MISSING:
             old = value if isinstance(default, dict) else plain(default)
+        if key == 'model.moe.expert' and not old:
+            old = _default_expert(now)
         if path in _ARGS and isinstance(old, Mapping):
             old = {name: old[name] for name in old if name in value}  # the others: `unknown`
         if lines := list(differences(old, value, lambda at, _: default_of(at, now), path, now)):
             found[key] = lines
     return found
+
+
+def _default_expert(config: Mapping[str, Any]) -> str:
+    model = config['model']
+    backbone = registry.known(registry.BACKBONES, model['name'])
+    return registry.default_expert(backbone, model['moe']['placement']) if backbone else ''
 
 
 def unknown(before: Any, now: Mapping[str, Any]) -> list[str]:

@@ -135,6 +135,11 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     return _own[name]
 
 
+def default_expert(backbone: Entry, placement: str) -> str:
+    """The expert where a config names none: the one that copies what it replaces."""
+    return 'mlp' if placement == 'head' else backbone.expert
+
+
 _own: dict[str, Entry] = {}  # entries of the user's own classes that `entry` has made
 
 

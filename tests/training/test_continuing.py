@@ -44,8 +44,8 @@ def put(config, key: str, value):
 def other(value):
     """A value of the same type, and a larger one if it is a number."""
     if dataclasses.is_dataclass(value):
-        first = dataclasses.fields(value)[0].name
-        return dataclasses.replace(value, **{first: other(getattr(value, first))})
+        name, old = next(iter(vars(value).items()))
+        return dataclasses.replace(value, **{name: old / 2 if type(old) is float else other(old)})
     if isinstance(value, dict):
         return value | {'z': 0.5}
     kinds = {bool: lambda: not value, str: lambda: f'{value}x', tuple: lambda: (*value, 2.0)}
