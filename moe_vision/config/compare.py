@@ -1,4 +1,5 @@
-"""Compares the config of a run with the one that its folder, or a study's record, holds.
+"""Compares the config of a run with the one that its folder, or a study's record, holds, and says
+which keys may differ.
 
 What was written before a key was there lacks it. The key then has its default, which is how the
 code behaved that knew nothing of it. Nothing here imports a method's code: what is compared may be
@@ -19,6 +20,22 @@ _ARGS = {  # path of a method's arguments -> (table of methods, path of the meth
     ('train', 'optimizer_args'): (registry.OPTIMIZERS, ('train', 'optimizer')),
 }
 _OPEN = 'model.moe.losses'  # the one dictionary whose entries the user names
+
+
+def changes() -> dict[str, str]:
+    """'never', 'freely' or 'upward' for every key: what may change when a run goes on."""
+    return {key: limits.get('changes', 'never') for key, _, limits in schema.keys(schema.Config())}
+
+
+def changeable() -> str:
+    """The keys that may change freely, in words: a section is 'eval.*' if all of it may."""
+    may, names = changes(), []
+    for key, change in may.items():
+        section = key.rpartition('.')[0]
+        whole = all(c == 'freely' for k, c in may.items() if k.startswith(f'{section}.'))
+        if change == 'freely':
+            names.append(f'{section}.*' if whole else key)
+    return ', '.join(dict.fromkeys(names))
 
 
 def changed(before: Any, now: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -76,7 +93,7 @@ def default_of(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
         if path[: len(place)] == place and len(path) == len(place) + 1:
             entry = registry.known(table, look_up(config, name))
             return field_default(entry.args, path[-1]) if entry else MISSING
-    inside = '.'.join(map(str, path[:-1])) in schema.changes()  # such as one of model.moe.losses
+    inside = '.'.join(map(str, path[:-1])) in changes()  # such as one of model.moe.losses
     return MISSING if inside else look_up(schema.defaults(), path)
 
 

@@ -19,7 +19,8 @@ from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.routing_rules import fits
 from moe_vision.config.schema import Config
 
-_MOST_STEPS = 2**31 - 1  # they are counted in an int32 on the device
+_INT = 2**31 - 1  # the largest number of steps, images or sizes: an int32 on the device
+_FLOAT = 3.4e38  # the largest float32, in digits that people read
 _DURATIONS = ('train.', 'eval.every_', 'checkpoint.every_')  # each with `epochs` and `steps`
 
 
@@ -94,10 +95,10 @@ def total_steps(config: Config, train_images: int) -> int:
     """
     train = config.train
     total = train.steps or train.epochs * (train_images / train.batch_size)
-    if total > _MOST_STEPS:
+    if total > _INT:
         raise UserError(
             f'train.{"steps" if train.steps else "epochs"} makes {total:,.0f} optimizer steps; at '
-            f'most {_MOST_STEPS:,} can be counted.'
+            f'most {_INT:,} can be counted.'
         )
     return max(round(total), 1)
 
@@ -148,10 +149,21 @@ def _ranges(config: Config) -> None:
                 _range(name, number, limits)
 
 
+def largest(number: int | float, limits: Mapping[str, Any]) -> int | float:
+    """The largest value of a key that holds a number.
+
+    Args:
+      limits: what `key` was given.
+    """
+    if limits.get('at_most') is not None:
+        return limits['at_most']
+    return _INT if isinstance(number, int) else _FLOAT
+
+
 def _range(key: str, number: float, limits: Mapping[str, Any]) -> None:
     if math.isinf(number) and not limits.get('infinite'):
         raise UserError(f'{key} is {number}; it must be finite.')
-    most = schema.largest(number, limits)
+    most = largest(number, limits)
     if most < number < math.inf:
         shown = f'{most:,}' if isinstance(most, int) else f'{most:g}'
         raise UserError(f'{key} is {number}; it must be at most {shown}.')

@@ -25,8 +25,6 @@ from moe_vision.common.errors import UserError, nearest
 
 _PLACEMENTS = ('none', 'head', 'last_1', 'every_2')
 LARGEST_SEED = 2**32 - 1  # initial values derive from 32 bits of it
-_INT = 2**31 - 1  # the largest number of steps, images or sizes: an int32 on the device
-_FLOAT = 3.4e38  # the largest float32, in digits that people read
 _T = TypeVar('_T')
 
 
@@ -276,22 +274,6 @@ def keys(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Mapping[str
             yield path, value, field.metadata
         else:
             yield from keys(value, f'{path}.')
-
-
-def largest(number: int | float, limits: Mapping[str, Any]) -> int | float:
-    """The largest value of a key that holds a number.
-
-    Args:
-      limits: what `key` was given.
-    """
-    if limits.get('at_most') is not None:
-        return limits['at_most']
-    return _INT if isinstance(number, int) else _FLOAT
-
-
-def changes() -> dict[str, str]:
-    """'never', 'freely' or 'upward' for every key: what may change when a run goes on."""
-    return {key: limits.get('changes', 'never') for key, _, limits in keys(Config())}
 
 
 def defaults() -> dict[str, Any]:

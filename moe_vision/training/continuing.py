@@ -16,7 +16,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.files import reason
 from moe_vision.common.json_values import value_at
 from moe_vision.config import check as config_lib
-from moe_vision.config import compare, schema, typed
+from moe_vision.config import compare, typed
 from moe_vision.config.rules import total_steps
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import lives
@@ -37,12 +37,12 @@ def check(workdir: str, config: Config, info: DatasetInfo) -> list[str]:
     """
     if not lives.begun(workdir):
         return []
-    differs, may = _differs(workdir, config), schema.changes()
+    differs, may = _differs(workdir, config), compare.changes()
     if others := [line for key, lines in differs.items() if may[key] == 'never' for line in lines]:
         raise UserError(
             f"workdir '{workdir}' holds the run of another config ({_listed(others)}). Give this "
             f'one another --workdir, or go on with that one: --config=configs/workdir.py:{workdir}.'
-            f' A run that goes on may get longer, and may change {_changeable()}.'
+            f' A run that goes on may get longer, and may change {compare.changeable()}.'
         )
     if other := lives.other_data(workdir, info):
         raise UserError(
@@ -55,7 +55,7 @@ def check(workdir: str, config: Config, info: DatasetInfo) -> list[str]:
 
 def differences(workdir: str, config: Config) -> list[str]:
     """How a config differs from that of the folder's run, but for keys that may change freely."""
-    may = schema.changes()
+    may = compare.changes()
     return [
         line
         for key, lines in _differs(workdir, config).items()
@@ -179,14 +179,3 @@ def _listed(lines: list[str]) -> str:
     """The first of these differences, in one line."""
     more = [f'and {len(lines) - _SHOWN} more'] if len(lines) > _SHOWN else []
     return '; '.join([*lines[:_SHOWN], *more])
-
-
-def _changeable() -> str:
-    """The keys that may change freely, a section as 'eval.*' if all of it may."""
-    may, names = schema.changes(), []
-    for key, change in may.items():
-        section = key.rpartition('.')[0]
-        all_of_it = all(c == 'freely' for k, c in may.items() if k.startswith(f'{section}.'))
-        if change == 'freely':
-            names.append(f'{section}.*' if all_of_it else key)
-    return ', '.join(dict.fromkeys(names))

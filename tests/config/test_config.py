@@ -18,6 +18,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import (
     base_file,
     registry,
+    rules,
     schema,
     source,
     typed,
@@ -695,7 +696,7 @@ LARGEST = {
 def test_no_number_is_larger_than_what_holds_it(key):
     whole = source.KEYS[key] is int
     limits = next(limits for k, _, limits in schema.keys(schema.Config()) if k == key)
-    most = schema.largest(0 if whole else 0.0, limits)
+    most = rules.largest(0 if whole else 0.0, limits)
     assert most == LARGEST.get(key, 2**31 - 1 if whole else 3.4e38)
     for value in (most + 1, 2**62) if whole else (3.5e38, 1e300):
         told({key: value}, f'{key} is {value}', 'it must be ')

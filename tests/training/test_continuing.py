@@ -18,7 +18,7 @@ from input_pipeline import DatasetInfo
 from moe_vision.common import claims
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
-from moe_vision.config import schema
+from moe_vision.config import compare, schema
 from moe_vision.training import continuing
 
 INFO = DatasetInfo('digits', 10, (8, 8, 1), {'train': 1280}, (), 'd' * 64)
@@ -73,7 +73,7 @@ FREELY = """
 
 
 def test_every_key_says_whether_it_may_change():
-    found = schema.changes()
+    found = compare.changes()
     assert {key for key, change in found.items() if change == 'freely'} == set(FREELY)
     assert {key for key, change in found.items() if change == 'upward'} == {
         'train.epochs',
@@ -83,12 +83,12 @@ def test_every_key_says_whether_it_may_change():
     assert list(found) == [key for key, _, _ in schema.keys(schema.Config())]
 
 
-@pytest.mark.parametrize('key', schema.changes())
+@pytest.mark.parametrize('key', compare.changes())
 def test_a_changed_key_goes_on_or_is_refused_with_what_to_do(key, tmp_path):
     begin(tmp_path)
     (value,) = (v for k, v, _ in schema.keys(CONFIG) if k == key)
     config = put(CONFIG, key, 301 if key == 'train.steps' else other(value))
-    if schema.changes()[key] == 'never':
+    if compare.changes()[key] == 'never':
         line = told(tmp_path, config)
         assert f'({key}' in line and '->' in line, line
         for part in (f"'{tmp_path}'", 'another --workdir', f'=configs/workdir.py:{tmp_path}.'):
@@ -166,7 +166,7 @@ def test_a_run_that_has_done_more_than_its_config_says_is_not_shortened_again(tm
     continuing.check(str(tmp_path), put(CONFIG, 'train.steps', 36), INFO)
 
 
-@pytest.mark.parametrize('key', schema.changes())
+@pytest.mark.parametrize('key', compare.changes())
 def test_a_key_that_was_not_there_yet_had_its_default(key, tmp_path):
     begin(tmp_path)
     record = json.loads((tmp_path / 'config.json').read_text())
