@@ -38,8 +38,8 @@ def render() -> str:
     lines = (f'    {line}' if line else '' for line in _section(schema.Config(), 'c'))
     may_change = (
         'A run that goes on in its folder can get longer (train.epochs, train.steps) and may '
-        f'change {compare.changeable()}. Any other change makes another run, which needs a folder of its '
-        'own.'
+        f'change {compare.changeable()}. Any other change makes another run, which needs a '
+        'folder of its own.'
     )
     top = _TOP.format(may_change='\n'.join(textwrap.wrap(may_change, _WIDTH)))
     return top + '\n'.join([*lines, '    return c', ''])
