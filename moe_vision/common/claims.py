@@ -110,8 +110,7 @@ class Claims(Generic[Key]):
         seen, since = self._pulse(path), -1.0
         while not self.take(key):
             pulse = self._pulse(path)
-            here = json_values.value_at(_parsed(_read(path)), 'host') == self._machine
-            if (pulse and pulse != seen) or (here and self.taken(key)):
+            if (pulse and pulse != seen) or self.runs_here(key):
                 return False
             if since < 0:
                 since = time.monotonic()
@@ -135,6 +134,12 @@ class Claims(Generic[Key]):
     def taken(self, key: Key) -> bool:
         """Whether another process holds the key now."""
         return key not in self._held and self._alive(self._path(key))
+
+    def runs_here(self, key: Key) -> bool:
+        """Whether another process holds the key that certainly runs, because it is on this machine;
+        or this process, by another `Claims`."""
+        host = json_values.value_at(_parsed(_read(self._path(key))), 'host')
+        return host == self._machine and self.taken(key)
 
     def owner(self, key: Key) -> str:
         """'process 12 on HOST', as the claim says; '' if it does not say."""

@@ -28,13 +28,23 @@ _LOCK = 'lock'  # of the claim on a run's folder
 def check(workdir: str, config: Config, info: DatasetInfo) -> list[str]:
     """Checks that a config may train in a folder: it is free, or holds the run of this config.
 
+    Answers before anything slow begins; `opened` checks again.
+
     Returns:
       What differs from the config there, of the keys that may change: 'log.every_steps 20 -> 5'.
 
     Raises:
-      UserError: the folder holds the run of another config or of other data, or one that would get
-        shorter.
+      UserError: another process trains there, or the folder holds the run of another config or of
+        other data, or one that would get shorter.
     """
+    claims = Claims[str](lives.folder_of(workdir))
+    if claims.runs_here(_LOCK):
+        raise _taken(claims, workdir)
+    return _check_run(workdir, config, info)
+
+
+def _check_run(workdir: str, config: Config, info: DatasetInfo) -> list[str]:
+    """What `check` does and returns, but for other processes."""
     if not lives.begun(workdir):
         return []
     differs, may = _differs(workdir, config), compare.changes()
@@ -82,11 +92,8 @@ def opened(workdir: str, config: Config, info: DatasetInfo) -> Iterator[Claims[s
         except OSError as e:
             raise cannot_begin(workdir, e) from e
         if not taken:
-            raise UserError(
-                f"{_owner(claims)} trains in workdir '{workdir}'; wait until it has ended, or give "
-                'another --workdir.'
-            )
-        if changed := check(workdir, config, info):
+            raise _taken(claims, workdir)
+        if changed := _check_run(workdir, config, info):
             logging.warning(
                 'the config differs from the one this run was started with: %s', '; '.join(changed)
             )
@@ -107,6 +114,13 @@ def cannot_begin(workdir: str, error: OSError) -> UserError:
     """The error for a folder that cannot be written."""
     return UserError(
         f"workdir '{workdir}' cannot be written: {reason(error)}; make room, or give "
+        'another --workdir.'
+    )
+
+
+def _taken(claims: Claims[str], workdir: str) -> UserError:
+    return UserError(
+        f"{_owner(claims)} trains in workdir '{workdir}'; wait until it has ended, or give "
         'another --workdir.'
     )
 

@@ -241,6 +241,8 @@ def test_one_process_trains_in_a_folder(tmp_path):
             with continuing.opened(str(tmp_path), CONFIG, INFO):
                 pytest.fail('it was opened twice')
         assert '\n' not in str(e.value) and 'another --workdir' in str(e.value)
+        with pytest.raises(UserError, match=f'^{re.escape(str(e.value))}$'):
+            continuing.check(str(tmp_path), CONFIG, INFO)
         continuing.require(held, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     with continuing.opened(str(tmp_path), CONFIG, INFO):
