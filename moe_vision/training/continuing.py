@@ -14,7 +14,7 @@ from input_pipeline import DatasetInfo
 from moe_vision.common.claims import STALE, Claims
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import reason
-from moe_vision.common.json_values import value_at
+from moe_vision.common.json_values import clean, value_at
 from moe_vision.config import check as config_lib
 from moe_vision.config import compare, typed
 from moe_vision.config.rules import total_steps
@@ -192,4 +192,4 @@ def _check_length(workdir: str, config: Config, info: DatasetInfo) -> None:
 def _listed(lines: list[str]) -> str:
     """The first of these differences, in one line."""
     more = [f'and {len(lines) - _SHOWN} more'] if len(lines) > _SHOWN else []
-    return '; '.join([*lines[:_SHOWN], *more])
+    return '; '.join([*map(clean, lines[:_SHOWN]), *more])
