@@ -74,6 +74,7 @@ def run(argv: list[str]) -> None:
         return
     if request.mode == 'train':
         continuing.check(workdir, config, info)
+    rules.check_workdir(workdir, create=request.mode == 'train')
     peers.start(request.processes)
     from moe_vision.training import loop
 
@@ -138,7 +139,6 @@ def _parse(argv: list[str]) -> Request:
     if mode == 'train':
         rules.check_init(config)
     if mode != 'summary':
-        rules.check_workdir(workdir, create=mode == 'train')
         files.check_bucket(workdir)
     return Request(
         mode,
