@@ -16,7 +16,7 @@ from etils import epath
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import read_json, write_json
-from moe_vision.common.json_values import clean
+from moe_vision.common.json_values import as_dict, clean, differences
 from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config import typed
@@ -137,6 +137,21 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return installed
+
+
+def other_code(workdir: str) -> list[str]:
+    """How versions and commit differ from those in config.json: 'versions.jax 0.9 -> 0.10'."""
+    try:
+        before = as_dict(read_json(f'{workdir.rstrip("/")}/config.json'))
+    except (OSError, ValueError):
+        return []
+    now = {'versions': versions(), 'git_commit': git_commit()}
+    return [
+        line
+        for key, value in now.items()
+        if before.get(key) and value
+        for line in differences(before[key], value, path=(key,))
+    ]
 
 
 @functools.cache

@@ -58,6 +58,8 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.list or args.dry_run:
         _show(loaded, args)
         return
+    if args.command == 'run':
+        _check_arms(loaded, args.only)
     rules.check_workdir(args.workdir, create=True)
     if args.command == 'register':
         digest = registration.register(loaded, args.workdir)[1]
@@ -128,13 +130,17 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, common
 
 
-def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None) -> None:
-    for name in matching(loaded.configs, args.only):
+def _check_arms(loaded: Loaded, only: str) -> None:
+    """Raises UserError if the data or weights that an arm starts from are missing."""
+    for name in matching(loaded.configs, only):
         try:
             rules.check_init(loaded.configs[name])
             rules.check_data(loaded.configs[name], reads=True)
         except (UserError, DataError) as e:
             raise UserError(f"arm '{name}': {e}") from e
+
+
+def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None) -> None:
     flags.FLAGS(['study'])  # worker processes of the input pipeline need parsed flags
     logs.to_stderr()
     peers.start(processes)

@@ -97,7 +97,7 @@ def opened(workdir: str, config: Config, info: DatasetInfo) -> Iterator[Claims[s
             logging.warning(
                 'the config differs from the one this run was started with: %s', '; '.join(changed)
             )
-        _say_unknown(workdir, config)
+        _say_what_differs(workdir, config)
         yield claims
 
 
@@ -138,13 +138,22 @@ def _say_waiting(workdir: str, owner: str) -> None:
     )
 
 
-def _say_unknown(workdir: str, config: Config) -> None:
-    """Warns of what `config.json` holds and this code cannot read, before it is replaced."""
+def _say_what_differs(workdir: str, config: Config) -> None:
+    """Warns of what `config.json` holds and this code cannot read, before it is replaced, and of
+    other code that wrote it."""
     try:
         before = lives.config(workdir)
     except ValueError as e:
         logging.warning('%s/config.json cannot be read (%s) and will be replaced', workdir, e)
         return
+    from moe_vision.run_folder import record  # imports jax
+
+    if others := record.other_code(workdir):
+        logging.warning(
+            'the code differs from that with which this run was started, so that its last digits '
+            'may: %s',
+            _listed(others),
+        )
     if unknown := compare.unknown(before, config_lib.to_dict(config)):
         logging.warning(
             '%s/config.json has keys that this code does not know; they are not read: %s',
@@ -183,9 +192,9 @@ def _check_length(workdir: str, config: Config, info: DatasetInfo) -> None:
         else f'train.epochs is {config.train.epochs:g}, which makes {total} steps'
     )
     raise UserError(
-        f"{given}, but the run in workdir '{workdir}' was to take {max(planned, done)} and has "
-        f'done {done}. A run that goes on can only get longer: give at least that many, or another '
-        '--workdir.'
+        f"{given}, but the run in workdir '{workdir}' was to take {max(planned, done)} steps and "
+        f'has done {done}. A run that goes on can only get longer: give at least '
+        f'train.steps={max(planned, done)}, or another --workdir.'
     )
 
 

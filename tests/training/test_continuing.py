@@ -19,6 +19,7 @@ from moe_vision.common import claims
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import compare, schema
+from moe_vision.run_folder.record import versions
 from moe_vision.training import continuing
 
 INFO = DatasetInfo('digits', 10, (8, 8, 1), {'train': 1280}, (), 'd' * 64)
@@ -139,7 +140,7 @@ def test_a_folder_is_free_until_a_run_leaves_something_of_value(left, tmp_path):
 @pytest.mark.parametrize(
     'key, value, parts',
     [
-        ('train.epochs', 29.9, ['train.epochs is 29.9', '299 steps', 'take 300', 'done 120']),
+        ('train.epochs', 29.9, ['train.epochs is 29.9', '299 steps', 'take 300', 'has done 120.']),
         ('train.epochs', 5.0, ['train.epochs is 5', '50 steps', 'take 300', 'done 120']),
         ('train.steps', 299, ['train.steps is 299', 'take 300', 'done 120']),
         ('train.steps', 1, ['train.steps is 1,', 'another --workdir']),
@@ -280,6 +281,18 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match='cannot be written: .*; make room'):
         with continuing.opened(str(tmp_path / 'file' / 'w'), CONFIG, INFO):
             pass
+
+
+@pytest.mark.parametrize('record', [{}, {'versions': 3}, {'git_commit': None}])
+def test_a_run_that_other_code_started_goes_on_and_says_so(record, tmp_path, caplog):
+    code = {'versions': versions() | {'jax': '0.1'}, 'git_commit': 'abc'}
+    begin(tmp_path, **(code if not record else record))
+    with continuing.opened(str(tmp_path), CONFIG, INFO):
+        pass
+    said = [r.getMessage() for r in caplog.records if 'the code differs' in r.getMessage()]
+    assert len(said) == (record != {'git_commit': None})
+    if not record:
+        assert "versions.jax '0.1' -> " in said[0] and "git_commit 'abc' -> " in said[0]
 
 
 def test_the_allowed_changes_are_said_in_the_log(tmp_path, caplog):

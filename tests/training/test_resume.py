@@ -242,7 +242,7 @@ def test_a_changed_key_that_may_change_is_named_and_each_life_keeps_its_config(
     [
         ({'seed': 1}, 'seed 0 -> 1'),
         ({'train.weight_decay': 0.5}, 'train.weight_decay 0.0001 -> 0.5'),
-        ({'train.steps': 8}, 'was to take 12 and has done 12'),
+        ({'train.steps': 8}, 'was to take 12 steps and has done 12'),
         ({}, 'the data differ'),
     ],
     ids=str,
