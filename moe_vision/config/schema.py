@@ -89,7 +89,7 @@ class Moe:
     )
     eval_capacity_factor: float = key(2.0, 'the same in evaluation', positive=True, infinite=True)
     capacity_multiple: int = key(
-        1, 'round the slots per expert up to a multiple of this', positive=True
+        1, 'round the slots per expert up to a multiple of this', positive=True, at_most=10_000
     )
     group_size: int = key(
         64, 'T, tokens that share capacity: patches in vit, else images', positive=True
@@ -100,7 +100,9 @@ class Moe:
     # `config.check` replaces '' by the name of the expert that copies the block
     expert: str = key('', "a name in EXPERTS; '' copies the block that experts replace")
     expert_args: Any = key({}, 'arguments of the expert')
-    hidden: int = key(0, 'hidden width of one expert; 0 is that of the block it replaces')
+    hidden: int = key(
+        0, 'hidden width of one expert; 0 is that of the block it replaces', at_most=1_000_000
+    )
     losses: dict[str, float] = key(
         {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'
     )

@@ -12,6 +12,7 @@ from typing import Any
 from input_pipeline import DatasetInfo
 from moe_vision.common import files
 from moe_vision.common.errors import UserError
+from moe_vision.common.json_values import as_dict
 
 
 def folder_of(workdir: str) -> Any:
@@ -41,18 +42,20 @@ def begun(workdir: str) -> bool:
     )
 
 
-def config(workdir: str) -> Any:
+def config(workdir: str) -> dict[str, Any] | None:
     """What `config.json` holds as the run's config; None if there is no such file.
 
     Raises:
       ValueError: it cannot be read; the message says why, in one line.
     """
     try:
-        return files.read_json(f'{workdir.rstrip("/")}/config.json')['config']
+        record = files.read_json(f'{workdir.rstrip("/")}/config.json')
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError) as e:
-        raise ValueError('it holds no config') from e
+    found = as_dict(record).get('config')
+    if not isinstance(found, dict):
+        raise ValueError('it holds no config')
+    return found
 
 
 def other_data(workdir: str, info: DatasetInfo) -> str:

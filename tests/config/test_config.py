@@ -688,6 +688,8 @@ LARGEST = {
     'dataset.workers': 1_000,
     'dataset.randaugment_layers': 100,
     'model.moe.num_experts': 100_000,
+    'model.moe.capacity_multiple': 10_000,
+    'model.moe.hidden': 1_000_000,
     'eval.batch_size': 100_000,
 }
 
@@ -716,3 +718,23 @@ def test_keys_that_name_folders_expand_the_home_folder(monkeypatch):
     assert config_lib.check(changed({'init_from': '~/a'})).init_from == '/home/me/a'
     assert config_lib.check(changed({'init_from': 'gs://b/~'})).init_from == 'gs://b/~'
     told({'init_from': '~nobody-has-this-name/a'}, "'~nobody-has-this-name/a'", "'./~nobody")
+
+
+SIZES = [
+    (table, name, field.name)
+    for table in ('ROUTERS', 'BACKBONES', 'EXPERTS', 'OPTIMIZERS')
+    for name, entry in getattr(registry, table).items()
+    for field in dataclasses.fields(entry.args)
+    if int in (field.type, *typing.get_args(typing.get_type_hints(entry.args)[field.name]))
+    and field.name not in ('heads', 'patch_size', 'norm_groups', 'superclasses')  # they must divide
+]
+
+
+@pytest.mark.parametrize('table, name, field', SIZES)
+def test_no_size_of_a_method_takes_all_memory_or_time(table, name, field):
+    args = getattr(registry, table)[name].args
+    sizes = isinstance(getattr(args(), field), tuple)
+    more = {'axis': 'tokens'} if field == 'slots_per_expert' else {}
+    for size in (2**20, 2**31, 2**62):
+        with pytest.raises(UserError, match=f'{field} is .* at most 100'):
+            args(**more, **{field: (size, 32) if sizes else size})
