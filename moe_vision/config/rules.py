@@ -97,7 +97,7 @@ def total_steps(config: Config, train_images: int) -> int:
     total = train.steps or train.epochs * (train_images / train.batch_size)
     if total > _INT:
         raise UserError(
-            f'train.{"steps" if train.steps else "epochs"} makes {total:,.0f} optimizer steps; at '
+            f'train.{"steps" if train.steps else "epochs"} makes {total:,.12g} optimizer steps; at '
             f'most {_INT:,} can be counted.'
         )
     return max(round(total), 1)

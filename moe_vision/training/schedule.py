@@ -57,7 +57,7 @@ def durations(config: Config, train_images: int) -> Durations:
         count = total // n if n else total / (epochs * per_epoch) if epochs else 0
         if count > _MARKS:
             raise UserError(
-                f'{count:,.0f} evaluations or checkpoints are due in {total:,} steps; at '
+                f'{count:,.12g} evaluations or checkpoints are due in {total:,} steps; at '
                 f'most {_MARKS:,} are possible. Make them rarer.'
             )
         if n:
