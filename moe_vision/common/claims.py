@@ -174,8 +174,12 @@ class Claims(Generic[Key]):
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with os.fdopen(file, 'w') as f:
-            f.write(self._own())
+        try:
+            with os.fdopen(file, 'w') as f:
+                f.write(self._own())
+        except OSError:  # an empty claim would count until it is stale
+            path.unlink(missing_ok=True)
+            raise
         return True
 
     def _alive(self, path: Path) -> bool:

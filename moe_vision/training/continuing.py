@@ -14,11 +14,11 @@ from input_pipeline import DatasetInfo
 from moe_vision.common.claims import STALE, Claims
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import reason
-from moe_vision.common.json_values import clean, value_at
+from moe_vision.common.json_values import as_dict, clean
 from moe_vision.config import check as config_lib
 from moe_vision.config import compare, typed
 from moe_vision.config.rules import total_steps
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import Config, Train
 from moe_vision.run_folder import lives
 
 _SHOWN = 5  # differences in one message
@@ -148,10 +148,10 @@ def _say_what_differs(workdir: str, config: Config) -> None:
         return
     from moe_vision.run_folder import record  # imports jax
 
-    if others := record.other_code(workdir):
+    if lives.begun(workdir) and (others := record.other_code(workdir)):
         logging.warning(
-            'the code differs from that with which this run was started, so that its last digits '
-            'may: %s',
+            'this run was started with other code, which may change the last digits of its '
+            'results: %s',
             _listed(others),
         )
     if unknown := compare.unknown(before, config_lib.to_dict(config)):
@@ -174,15 +174,14 @@ def _differs(workdir: str, config: Config) -> dict[str, list[str]]:
 def _check_length(workdir: str, config: Config, info: DatasetInfo) -> None:
     """Raises UserError if the run would get shorter than it was to be, or than it is."""
     images, done = info.split_sizes['train'], lives.done(workdir)
-    total = total_steps(config, images)
-    planned = total
+    total = planned = total_steps(config, images)
     with contextlib.suppress(UserError, ValueError):  # what the folder says may be of any kind
-        before = lives.config(workdir)
-        length = {
-            name: typed.convert(value_at(before, 'train', name), kind, name)
-            for name, kind in (('epochs', float), ('steps', int))
-        }
-        train = dataclasses.replace(config.train, **length)
+        before = {**vars(Train()), **as_dict((lives.config(workdir) or {}).get('train'))}
+        train = dataclasses.replace(
+            config.train,
+            epochs=typed.convert(before['epochs'], float, 'train.epochs'),
+            steps=typed.convert(before['steps'], int, 'train.steps'),
+        )
         planned = total_steps(dataclasses.replace(config, train=train), images)
     if total >= max(planned, done):
         return

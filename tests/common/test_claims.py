@@ -209,3 +209,16 @@ def test_an_owner_on_this_machine_is_not_waited_for(two):
     assert not b.take_or_watch(CELL, lambda: pytest.fail('it waits'))
     a.release(CELL)
     assert b.take_or_watch(CELL)
+
+
+def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    def full(number, mode):
+        os.close(number)
+        raise OSError(28, 'No space left on device')
+
+    with Claims(str(tmp_path)) as a:
+        with monkeypatch.context() as patch:
+            patch.setattr(claims.os, 'fdopen', full)
+            with pytest.raises(OSError, match='No space'):
+                a.take(CELL)
+        assert not file(tmp_path).exists() and a.take(CELL)

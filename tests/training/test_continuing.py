@@ -180,6 +180,15 @@ def test_a_key_that_was_not_there_yet_had_its_default(key, tmp_path):
     assert continuing.check(str(tmp_path), CONFIG, INFO) == []
 
 
+@pytest.mark.parametrize('left_out', ['epochs', 'steps'])
+def test_a_length_that_was_not_told_was_the_default(left_out, tmp_path):
+    values = config_lib.to_dict(CONFIG)
+    del values['train'][left_out]
+    begin(tmp_path)
+    (tmp_path / 'config.json').write_text(json.dumps({'config': values}))
+    assert 'to take 300 steps' in told(tmp_path, put(CONFIG, 'train.epochs', 20.0))
+
+
 def test_an_argument_or_a_section_that_was_not_there_yet_had_its_default(tmp_path):
     values = config_lib.to_dict(CONFIG)
     del values['mesh'], values['model']['moe']['router_args']['renormalize']
@@ -289,7 +298,7 @@ def test_a_run_that_other_code_started_goes_on_and_says_so(record, tmp_path, cap
     begin(tmp_path, **(code if not record else record))
     with continuing.opened(str(tmp_path), CONFIG, INFO):
         pass
-    said = [r.getMessage() for r in caplog.records if 'the code differs' in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if 'other code' in r.getMessage()]
     assert len(said) == (record != {'git_commit': None})
     if not record:
         assert "versions.jax '0.1' -> " in said[0] and "git_commit 'abc' -> " in said[0]
