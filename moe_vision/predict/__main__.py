@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moe_vision.predict.model import Model, Prediction
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+_MOST = 100_000  # images in memory at once, as for eval.batch_size
 _SHOWN = 4  # print at most this many experts of a layer; patches may go to many
 
 
@@ -91,6 +92,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ('batch_size', 'top'):
         if getattr(args, name) < 1:
             raise UserError(f'--{name} is {getattr(args, name)}; it must be positive.')
+    if args.batch_size > _MOST:
+        raise UserError(f'--batch_size is {args.batch_size}; it must be at most {_MOST:,}.')
     return args
 
 

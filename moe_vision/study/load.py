@@ -27,6 +27,7 @@ OPERATIONAL = (
 )  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
 _SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
+_BATCH = 100_000  # images in memory at once, as for eval.batch_size
 _ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
@@ -208,6 +209,10 @@ def checked(study: Study) -> Study:
                         f"figure '{figure.title}', series '{series}': "
                         f'{unknown(kind, member, known)}'
                     )
+    if not all(1 <= n <= _BATCH for n in study.latency_batches):
+        raise UserError(
+            f'latency_batches is {study.latency_batches}; each must be from 1 to {_BATCH:,} images.'
+        )
     for name in study.latency_arms:
         if name not in arms:
             raise UserError(f'latency_arms: {unknown("arm", name, arms)}')

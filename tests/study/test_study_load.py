@@ -132,6 +132,8 @@ def test_operational_keys_are_set_for_every_arm(tmp_path):
         ('seed_offset=100', 'seed_offset=2', ["arm 'again'", 'seed_offset is 2', '3']),
         ('seed_offset=100', 'seed_offset=2**32 - 2', ["arm 'again'", 'past 4,294,967,295']),
         ('margin=0.3', 'margin=0', ['margin 0']),
+        ('margin=0.3', 'margin=0.3, latency_batches=(1, 0)', ['latency_batches', '1 to 100,000']),
+        ('margin=0.3', 'margin=0.3, latency_batches=(10**12,)', ['latency_batches', '100,000']),
         ('margin=0.3', "margin='wide'", ['margin', 'a number']),
         ("'k1': Arm(", "'k 1': Arm(", ["arm name 'k 1'", 'a-z']),
         (
