@@ -22,13 +22,14 @@ from absl import app, flags
 
 from moe_vision.common import files
 from moe_vision.common.errors import UserError, nearest, unknown
-from moe_vision.common.paths import ROOT
+from moe_vision.common.paths import ROOT, expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source, trust
 from moe_vision.config.schema import Config
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
+from moe_vision.training import continuing
 
 MODES = ('train', 'eval', 'summary')
 FLAGS = flags.FLAGS
@@ -76,6 +77,8 @@ def run(argv: list[str]) -> None:
 
         preflight.summary(config, info)
         return
+    if request.mode == 'train':
+        continuing.check(workdir, config, info)
     rules.check_workdir(workdir, create=request.mode == 'train')
     peers.start(request.processes)
     from moe_vision.training import loop
@@ -123,7 +126,7 @@ def _parse(argv: list[str]) -> Request:
         raise UserError(f'{e}.') from e
     if extra:
         raise UserError(f"unexpected argument '{extra[0]}'; flags are written --name=value.")
-    mode, workdir, file = FLAGS.mode, FLAGS.workdir, FLAGS.config
+    mode, workdir, file = FLAGS.mode, expanded(FLAGS.workdir or ''), FLAGS.config
     if mode not in MODES:
         raise unknown('--mode', mode, MODES)
     if mode != 'summary' and not workdir:
@@ -146,7 +149,7 @@ def _parse(argv: list[str]) -> Request:
         mode,
         config,
         file or os.path.join(workdir, 'config.json'),
-        workdir or '',
+        workdir,
         profile_steps,
         processes,
     )

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import input_pipeline
 from configs.studies import pilot
 from configs.studies.data_set import DataSet
+from moe_vision.common.paths import expanded
 from moe_vision.config.schema import Config, routed_blocks
 from moe_vision.study import stopwatch
 from moe_vision.study.load import load
@@ -85,7 +86,7 @@ def table(data: DataSet, seconds_of: Mapping[str, Mapping[str, float]]) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--set', choices=SETS, default='fashion_mnist')
-    parser.add_argument('--pilot', default='results/fashion_mnist/pilot')
+    parser.add_argument('--pilot', type=expanded, default='results/fashion_mnist/pilot')
     args = parser.parse_args()
     data = SETS[args.set]
     try:

@@ -37,6 +37,7 @@ from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 from benchmarks import layer, run, step  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
 from moe_vision.common import chips  # noqa: E402
+from moe_vision.common.paths import expanded  # noqa: E402
 from moe_vision.config import check as config_lib  # noqa: E402
 from moe_vision.layers import platform  # noqa: E402
 from moe_vision.pod import hlo  # noqa: E402
@@ -224,7 +225,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--steps', action='store_true', help='also compile training steps')
-    parser.add_argument('--out', type=Path, default=None, help='file for the table')
+    parser.add_argument('--out', type=expanded, default=None, help='file for the table')
     args = parser.parse_args()
     if not any(map(importlib.util.find_spec, PLUGINS)):
         parser.error(
@@ -249,7 +250,7 @@ def main() -> int:
     ]
     print('\n'.join(lines))
     if args.out:
-        args.out.write_text('\n'.join(lines) + '\n')
+        Path(args.out).write_text('\n'.join(lines) + '\n')
     return 0
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Row, markdown
-from moe_vision.common.paths import ROOT
+from moe_vision.common.paths import ROOT, expanded
 
 SUITES = {
     'layer': 'benchmarks.layer',
@@ -86,7 +86,7 @@ def main() -> int:
     )
     parser.add_argument('--suite', default=','.join(SUITES), help='some of ' + ','.join(SUITES))
     parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--out', type=Path, default=None, help='folder for DEVICE.md and .json')
+    parser.add_argument('--out', type=expanded, default=None, help='folder for DEVICE.md and .json')
     args = parser.parse_args()
     names = args.suite.split(',')
     if unknown := [n for n in names if n not in SUITES]:
@@ -105,7 +105,7 @@ def main() -> int:
         }
     print('\n'.join(_text(suites)))
     if args.out:
-        _write(args.out, suites)
+        _write(Path(args.out), suites)
     return 0
 
 

@@ -20,19 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_vision.common.paths import ROOT
+from moe_vision.common.paths import ROOT, expanded
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--workdir', type=Path, required=True, help='a folder for both runs')
+    parser.add_argument('--workdir', type=expanded, required=True, help='a folder for both runs')
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='seed of the moments')
     args, config = parser.parse_known_args(argv)
     rng = random.Random(args.seed)
-    whole, killed = args.workdir / 'whole', args.workdir / 'killed'
+    whole, killed = Path(args.workdir, 'whole'), Path(args.workdir, 'killed')
     began = time.monotonic()
     if not (whole / 'result.json').exists():
         if code := _start(whole, config).wait():

@@ -7,6 +7,11 @@ Durations come in pairs, `*_epochs` and `*_steps`: a `*_steps` that is not 0 win
 Dictionaries that belong to one method (`*_args`, `losses`, `model.args`) are checked against that
 method's own arguments, which moe_vision/config/method_args.py lists. The command line may set them
 key by key: `--config.model.moe.router_args.noise=gaussian`.
+
+A run that goes on in its folder can get longer (train.epochs, train.steps) and may change
+dataset.data_dir, dataset.workers, dataset.cache, dataset.resident, model.remat,
+train.skip_nonfinite, eval.*, mesh.*, checkpoint.*, log.*. Any other change makes another run, which
+needs a folder of its own.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +19,8 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.seed = 0  # initial values, data order, augmentation and router noise derive from it
+    # initial values, data order, augmentation and router noise derive from it; below 2^32
+    c.seed = 0
     c.init_from = ''  # start from the weights in this run's workdir; other classes get a new head
 
     c.dataset = ConfigDict()

@@ -10,6 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+from input_pipeline.types import DataError
+
 MAX_IMAGE_FILE = 2**30  # bytes of one image file
 
 _KINDS = (
@@ -37,6 +39,21 @@ def irregular(path: str | Path) -> str:
     if stat.S_ISREG(mode):
         return ''
     return f'it is {next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")}'
+
+
+def expanded(path: str) -> Path:
+    """Returns a path that the user gave, with `~` at its start replaced by the home folder.
+
+    Raises:
+        DataError: `~name` names no user.
+    """
+    whole = os.path.expanduser(path)
+    if whole.startswith('~'):
+        raise DataError(
+            f"the path '{path}' begins with the home folder of a user who does not exist; write "
+            f"'./{path}' for a folder of that name."
+        )
+    return Path(whole)
 
 
 def read(path: str | Path, limit: int) -> bytes:

@@ -78,7 +78,7 @@ class Facts:
 
 def root(data_dir: str) -> Path:
     """Returns the folder of prepared sets; '' means tfds' default, or $TFDS_DATA_DIR if set."""
-    return Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+    return files.expanded(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
 
 
 def locate(builder: Builder, data_dir: str) -> Path | None:

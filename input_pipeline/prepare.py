@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import metadata
+from input_pipeline import files, metadata
 from input_pipeline.builder import Builder
 from input_pipeline.files import printable
 from input_pipeline.published import Source
@@ -95,15 +95,15 @@ def _find_source(builder: Builder, source: str) -> Path:
         DataError: there is no such path; the message says what the builder wants.
     """
     if source:
-        path = Path(source).expanduser()
+        path = files.expanded(source)
         if not path.exists():
             raise DataError(f'--source={source} does not exist; wanted: {builder.wants}.')
         return path
     if builder.embedded:
         return Path()
     for place in builder.places:
-        if Path(place).exists():
-            return Path(place)
+        if (path := files.expanded(place)).exists():
+            return path
     tried = f' Looked in {", ".join(builder.places)}.' if builder.places else ''
     raise DataError(f"'{builder.name}' needs --source=PATH: {builder.wants}.{tried}")
 

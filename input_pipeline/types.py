@@ -35,8 +35,16 @@ class Report:
         """The user should see this message now."""
 
 
-def _key(default: _T, meaning: str) -> _T:
-    return dataclasses.field(default=default, metadata={'meaning': meaning})
+def _key(
+    default: _T,
+    meaning: str,
+    *,
+    at_most: int | None = None,
+    changes: str = 'never',
+) -> _T:
+    """The field of one key; `moe_vision.config.schema.key` says what the arguments mean."""
+    metadata = {'meaning': meaning, 'at_most': at_most, 'changes': changes}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,24 +52,39 @@ class DatasetConfig:
     """Which images a run reads, and how it augments them. `check` checks the ranges."""
 
     name: str = _key('digits', 'a name in input_pipeline.DATASETS, or package.module:Builder')
-    data_dir: str = _key('', "where prepared sets live; '' is tfds' ~/tensorflow_datasets")
+    data_dir: str = _key(
+        '',
+        "where prepared sets live; '' is tfds' ~/tensorflow_datasets",
+        changes='freely',
+    )
     validation_fraction: float = _key(
         0.1,
         'share of train held out, in [0, 1), if the set has no validation split; 0 holds out none',
     )
-    image_size: int = _key(0, "side of the square image in pixels; 0 keeps the set's own size")
+    image_size: int = _key(
+        0, "side of the square image in pixels; 0 keeps the set's own size", at_most=10_000
+    )
     augment: str = _key('none', 'for training: none, pad_crop, pad_crop_flip, random_resized_crop')
-    randaugment_layers: int = _key(0, 'RandAugment operations per image, after augment; 0 is off')
+    randaugment_layers: int = _key(
+        0, 'RandAugment operations per image, after augment; 0 is off', at_most=100
+    )
     randaugment_magnitude: float = _key(9.0, 'strength of RandAugment, from 0 to 10')
-    workers: int = _key(0, 'worker processes that read and decode; 0 uses threads instead')
+    workers: int = _key(
+        0,
+        'worker processes that read and decode; 0 uses threads instead',
+        at_most=1_000,
+        changes='freely',
+    )
     cache: bool = _key(
         False,
         'decode once, keep uint8 images in memory, if half of it holds them',
+        changes='freely',
     )
     resident: bool = _key(
         False,
         'decode once, keep the images on the device and augment them there; gives the same batches '
         '(not with random_resized_crop or RandAugment)',
+        changes='freely',
     )
     train_images: int = _key(
         0,

@@ -34,12 +34,13 @@ def train(config: 'ConfigDict', workdir: str) -> dict[str, Any]:
     Raises:
       UserError, input_pipeline.DataError: the first mistake, in one line, before anything runs.
     """
+    from moe_vision.common.paths import expanded
     from moe_vision.config import rules
     from moe_vision.config.check import check
-    from moe_vision.training import loop
+    from moe_vision.training import continuing, loop
 
-    checked = check(config)
-    rules.check_data(checked, reads=True)
+    checked, workdir = check(config), expanded(workdir)
+    continuing.check(workdir, checked, rules.check_data(checked, reads=True))
     return loop.train(checked, workdir)
 
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from moe_vision.config import schema
+from moe_vision.config import compare, schema
 
 _WIDTH = 100
 _TOP = '''\
@@ -21,6 +21,8 @@ Durations come in pairs, `*_epochs` and `*_steps`: a `*_steps` that is not 0 win
 Dictionaries that belong to one method (`*_args`, `losses`, `model.args`) are checked against that
 method's own arguments, which moe_vision/config/method_args.py lists. The command line may set them
 key by key: `--config.model.moe.router_args.noise=gaussian`.
+
+{may_change}
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +36,13 @@ def get_config() -> ConfigDict:
 def render() -> str:
     """The text of `configs/base.py`."""
     lines = (f'    {line}' if line else '' for line in _section(schema.Config(), 'c'))
-    return _TOP + '\n'.join([*lines, '    return c', ''])
+    may_change = (
+        'A run that goes on in its folder can get longer (train.epochs, train.steps) and may '
+        f'change {compare.changeable()}. Any other change makes another run, which needs a '
+        'folder of its own.'
+    )
+    top = _TOP.format(may_change='\n'.join(textwrap.wrap(may_change, _WIDTH)))
+    return top + '\n'.join([*lines, '    return c', ''])
 
 
 def _section(section: Any, at: str) -> Iterator[str]:

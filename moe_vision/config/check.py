@@ -16,7 +16,8 @@ from input_pipeline.types import check as check_dataset
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
-from moe_vision.config import registry, rules, schema, source, trust, typed
+from moe_vision.common.paths import expanded
+from moe_vision.config import compare, registry, rules, schema, source, trust, typed
 from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
 )
@@ -32,13 +33,23 @@ def check(config: 'ConfigDict') -> schema.Config:
       UserError: the first thing that is wrong, in one line.
       input_pipeline.DataError: the same for a key under `dataset`.
     """
-    checked = from_dict(source.unescaped(config.to_dict()))
+    checked = from_dict(_expanded(source.unescaped(config.to_dict())))
     name = checked.dataset.name
     if name not in DATASETS and not is_path(name):
         raise unknown('data set', name, DATASETS)
     rules.check(checked, from_dict(schema.defaults()))
     check_dataset(checked.dataset)
     return checked
+
+
+def _expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, with `~` replaced in the keys that name folders."""
+    for key, _, limits in schema.keys(schema.Config()):
+        *parents, last = key.split('.')
+        section = compare.look_up(values, tuple(parents))
+        if limits.get('path') and isinstance(section, dict) and type(section.get(last)) is str:
+            section[last] = expanded(section[last])
+    return values
 
 
 def from_dict(values: Mapping[str, Any]) -> schema.Config:
@@ -55,7 +66,7 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
     router = registry.entry('router', registry.ROUTERS, moe.router)
     optimizer = registry.entry('optimizer', registry.OPTIMIZERS, train.optimizer)
-    name = moe.expert or ('mlp' if moe.placement == 'head' else backbone.expert)
+    name = moe.expert or registry.default_expert(backbone, moe.placement)
     expert = registry.entry('expert', registry.EXPERTS, name)
     for loss in moe.losses:
         registry.entry('loss', registry.LOSSES, loss)
@@ -111,7 +122,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
       UserError: there is no run, its config.json cannot be read, or it names code that is not
         trusted.
     """
-    path = f'{workdir.rstrip("/")}/config.json'
+    path = f'{expanded(workdir).rstrip("/")}/config.json'
     try:
         values = _completed(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

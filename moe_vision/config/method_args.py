@@ -9,7 +9,10 @@ from typing import Literal
 
 from moe_vision.common.errors import UserError, at_most, below_one, positive, unread
 
-_BLOCKS = 1_000  # a network is traced block by block, and a damaged config may say any number
+# More would exhaust memory or time before anything is noticed; a damaged config may say any number.
+_BLOCKS = 1_000  # a network is traced block by block
+_SIZE = 100_000  # channels, slots, experts
+_FACTOR = 1_000  # of a width, and pixels of a kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ class NullExpertsArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'null_experts', 'gate_scale')
+        at_most(self, _SIZE, 'null_experts')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,7 @@ class SoftArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'slots_per_expert', 'temperature')
+        at_most(self, _SIZE, 'slots_per_expert')
         unread(self, 'slots_per_expert', self.axis != 'none', "axis is 'none'")
 
 
@@ -113,6 +118,7 @@ class ConvArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'kernel', 'norm_groups')
+        at_most(self, _FACTOR, 'kernel')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +128,7 @@ class ConvNextArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'kernel', 'layer_scale')
+        at_most(self, _FACTOR, 'kernel')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +141,7 @@ class ConvNetArgs:
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depth')
         at_most(self, _BLOCKS, 'depth')
+        at_most(self, _SIZE, 'widths')
         below_one(self, 'drop_path')
         if self.norm == 'group' and any(w % 8 for w in self.widths):
             raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
@@ -157,6 +165,7 @@ class DepthwiseNetArgs(ConvNetArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, 'expansion')
+        at_most(self, _FACTOR, 'expansion')
 
     def hidden(self, width: int) -> int:
         return width * self.expansion
@@ -173,6 +182,7 @@ class ConvNextNetArgs:
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depths')
         at_most(self, _BLOCKS, 'depths')
+        at_most(self, _SIZE, 'widths')
         below_one(self, 'drop_path')
         if len(self.widths) != len(self.depths):
             raise UserError(
@@ -229,6 +239,7 @@ class VitArgs:
     def __post_init__(self) -> None:
         positive(self, 'width', 'depth', 'heads', 'patch_size')
         at_most(self, _BLOCKS, 'depth')
+        at_most(self, _SIZE, 'width', 'hidden')
         below_one(self, 'drop_path')
         if self.width % self.heads:
             raise UserError(f'width is {self.width}, not divisible by heads {self.heads}.')

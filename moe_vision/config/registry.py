@@ -190,6 +190,11 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
         raise UserError(f"{kind} '{name}': an annotation of Args is wrong: {e}.") from e
 
 
+def default_expert(backbone: Entry, placement: str) -> str:
+    """The expert where a config names none: the one that copies what it replaces."""
+    return 'mlp' if placement == 'head' else backbone.expert
+
+
 _own: dict[str, Entry] = {}  # entries of the user's own classes that `entry` has made
 
 

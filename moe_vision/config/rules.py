@@ -19,11 +19,8 @@ from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.routing_rules import fits
 from moe_vision.config.schema import Config
 
-_MOST = {  # more would exhaust the memory before anything is noticed; damage may say any number
-    'model.moe.num_experts': 100_000,
-    'eval.batch_size': 100_000,
-    'dataset.image_size': 10_000,
-}
+_INT = 2**31 - 1  # the largest number of steps, images or sizes: an int32 on the device
+_FLOAT = 3.4e38  # the largest float32, in digits that people read
 _DURATIONS = ('train.', 'eval.every_', 'checkpoint.every_')  # each with `epochs` and `steps`
 
 
@@ -115,9 +112,8 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
             f"train.batch_size is {train.batch_size} but '{info.name}' has only "
             f'{images} training images.'
         )
-    per_epoch = images / train.batch_size
-    total = train.steps or train.epochs * per_epoch
-    warmup = train.warmup_steps or train.warmup_epochs * per_epoch
+    total = total_steps(config, images)
+    warmup = train.warmup_steps or train.warmup_epochs * images / train.batch_size
     if warmup >= total:
         raise UserError(
             f'warm-up takes {warmup:.0f} of {total:.0f} steps; shorten '
@@ -125,6 +121,22 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
         )
     routing_rules.check_image_size(config, *info.image_shape[:2])
     routing_rules.check_classes(config, info.num_classes)
+
+
+def total_steps(config: Config, train_images: int) -> int:
+    """How many optimizer steps a run on `train_images` images takes; at least 1.
+
+    Raises:
+      UserError: too many to count.
+    """
+    train = config.train
+    total = train.steps or train.epochs * (train_images / train.batch_size)
+    if total > _INT:
+        raise UserError(
+            f'train.{"steps" if train.steps else "epochs"} makes {total:,.12g} optimizer steps; at '
+            f'most {_INT:,} can be counted.'
+        )
+    return max(round(total), 1)
 
 
 def check_init(config: Config) -> None:
@@ -173,11 +185,24 @@ def _ranges(config: Config) -> None:
                 _range(name, number, limits)
 
 
+def largest(number: int | float, limits: Mapping[str, Any]) -> int | float:
+    """The largest value of a key that holds a number.
+
+    Args:
+      limits: what `key` was given.
+    """
+    if limits.get('at_most') is not None:
+        return limits['at_most']
+    return _INT if isinstance(number, int) else _FLOAT
+
+
 def _range(key: str, number: float, limits: Mapping[str, Any]) -> None:
-    if number > _MOST.get(key, math.inf):
-        raise UserError(f'{key} is {number}; it must be at most {_MOST[key]:,}.')
     if math.isinf(number) and not limits.get('infinite'):
         raise UserError(f'{key} is {number}; it must be finite.')
+    most = largest(number, limits)
+    if most < number < math.inf:
+        shown = f'{most:,}' if isinstance(most, int) else f'{most:g}'
+        raise UserError(f'{key} is {number}; it must be at most {shown}.')
     positive = limits.get('positive')
     if number < 0 or (number == 0 and positive):
         wanted = 'be positive' if positive else 'not be negative'

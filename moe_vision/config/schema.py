@@ -9,7 +9,8 @@ because `input_pipeline` works without this package.
     >>> Config().model.moe.k, defaults()['train']['batch_size']
     (2, 128)
 
-To add a key, write its line here and remake the file that people read:
+To add a key, write its line here, say whether it may change when a run goes on in its folder
+(`changes`), and remake the file that people read:
 `python -m moe_vision.config.base_file > configs/base.py`.
 """
 
@@ -23,6 +24,7 @@ from input_pipeline import DatasetConfig
 from moe_vision.common.errors import UserError, nearest
 
 _PLACEMENTS = ('none', 'head', 'last_1', 'every_2')
+LARGEST_SEED = 2**32 - 1  # initial values derive from 32 bits of it
 _T = TypeVar('_T')
 
 
@@ -34,6 +36,9 @@ def key(
     below_one: bool = False,
     share: bool = False,
     infinite: bool = False,
+    at_most: int | None = None,
+    path: bool = False,
+    changes: Literal['never', 'freely', 'upward'] = 'never',
 ) -> _T:
     """The dataclass field of one key. A number is finite and at least 0 unless stated otherwise.
 
@@ -44,6 +49,12 @@ def key(
       below_one: the number lies in [0, 1).
       share: the number lies in [0, 1].
       infinite: inf is allowed.
+      at_most: the largest number; None takes that of an int32 or a float32. More would exhaust the
+        memory before anything is noticed, or end in a traceback; damage may say any number.
+      path: it names a folder; `~` at its start is the home folder.
+      changes: what may happen to the key when a run goes on in its folder. 'freely': the steps that
+        were done and those to come are the same steps under any value. 'upward': the run may get
+        longer. 'never': another value makes another run, which needs a folder of its own.
     """
     metadata = {
         'meaning': meaning,
@@ -51,6 +62,9 @@ def key(
         'below_one': below_one,
         'share': share,
         'infinite': infinite,
+        'at_most': at_most,
+        'path': path,
+        'changes': changes,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
@@ -65,7 +79,7 @@ class Moe:
     router: str = key('top_k', 'a name in ROUTERS, or package.module:Class')
     # `config.check` puts the dataclass that the method names for its arguments in place of a dict
     router_args: Any = key({'noise': 'gaussian'}, 'arguments of the router; `load` needs noise')
-    num_experts: int = key(8, 'E, experts at each routed place', positive=True)
+    num_experts: int = key(8, 'E, experts at each routed place', positive=True, at_most=100_000)
     k: int = key(2, 'experts that each token chooses', positive=True)
     capacity_factor: float = key(
         1.25,
@@ -75,7 +89,7 @@ class Moe:
     )
     eval_capacity_factor: float = key(2.0, 'the same in evaluation', positive=True, infinite=True)
     capacity_multiple: int = key(
-        1, 'round the slots per expert up to a multiple of this', positive=True
+        1, 'round the slots per expert up to a multiple of this', positive=True, at_most=10_000
     )
     group_size: int = key(
         64, 'T, tokens that share capacity: patches in vit, else images', positive=True
@@ -86,7 +100,9 @@ class Moe:
     # `config.check` replaces '' by the name of the expert that copies the block
     expert: str = key('', "a name in EXPERTS; '' copies the block that experts replace")
     expert_args: Any = key({}, 'arguments of the expert')
-    hidden: int = key(0, 'hidden width of one expert; 0 is that of the block it replaces')
+    hidden: int = key(
+        0, 'hidden width of one expert; 0 is that of the block it replaces', at_most=1_000_000
+    )
     losses: dict[str, float] = key(
         {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'
     )
@@ -101,7 +117,11 @@ class Model:
     dtype: Literal['float32', 'bfloat16'] = key(
         'float32', 'compute type: float32, bfloat16; weights and routers stay float32'
     )
-    remat: bool = key(False, 'recompute blocks in the backward pass to save memory (not on a CPU)')
+    remat: bool = key(
+        False,
+        'recompute blocks in the backward pass to save memory (not on a CPU)',
+        changes='freely',
+    )
     twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops'] = key(
         'none',
         'none trains the routed network. The others train a dense twin of it, with one block at '
@@ -118,8 +138,8 @@ class Model:
 class Train:
     """Training: its length, optimizer and regularisation."""
 
-    epochs: float = key(30.0, 'how long to train')
-    steps: int = key(0, 'the same in optimizer steps')
+    epochs: float = key(30.0, 'how long to train', changes='upward')
+    steps: int = key(0, 'the same in optimizer steps', changes='upward')
     batch_size: int = key(128, 'images per optimizer step, over all devices', positive=True)
     micro_batches: int = key(
         1, 'gradient accumulation: batch_size is split into this many parts', positive=True
@@ -143,7 +163,9 @@ class Train:
     cutmix: float = key(0.0, 'the same for CutMix; with both on, each group flips a coin')
     trainable: str = key('.*', 'train parameters whose path matches this regular expression')
     skip_nonfinite: int = key(
-        0, 'skip up to N consecutive steps with a non-finite gradient; 0 stops at the first'
+        0,
+        'skip up to N consecutive steps with a non-finite gradient; 0 stops at the first',
+        changes='freely',  # without it such a step would end the run
     )
 
 
@@ -152,18 +174,23 @@ class Eval:
     """Evaluation, while training and with --mode=eval."""
 
     split: Literal['train', 'validation', 'test'] = key(
-        'test', 'what --mode=eval scores: train, validation, test'
+        'test', 'what --mode=eval scores: train, validation, test', changes='freely'
     )
     batch_size: int = key(
-        256, 'images per step, rounded up to whole groups; changes no result', positive=True
+        256,
+        'images per step, rounded up to whole groups; changes no result',
+        positive=True,
+        at_most=100_000,
+        changes='freely',
     )
-    every_epochs: float = key(1.0, 'how often to score validation while training')
-    every_steps: int = key(0, 'the same in optimizer steps')
+    every_epochs: float = key(1.0, 'how often to score validation while training', changes='freely')
+    every_steps: int = key(0, 'the same in optimizer steps', changes='freely')
     capacity_factors: tuple[float, ...] = key(
         (),
         '--mode=eval also scores at each of these, such as 1,2,inf',
         positive=True,
         infinite=True,
+        changes='freely',
     )
 
 
@@ -172,10 +199,13 @@ class Mesh:
     """How devices share the work."""
 
     expert: int = key(
-        1, 'size of the expert axis: devices that share one copy of the experts', positive=True
+        1,
+        'size of the expert axis: devices that share one copy of the experts',
+        positive=True,
+        changes='freely',
     )
     shard_optimizer: bool = key(
-        False, "spread optimizer state over the data axis (not the experts')"
+        False, "spread optimizer state over the data axis (not the experts')", changes='freely'
     )
 
 
@@ -183,10 +213,13 @@ class Mesh:
 class Checkpoint:
     """What is saved to resume from."""
 
-    every_epochs: float = key(5.0, 'how often to save')
-    every_steps: int = key(0, 'the same in optimizer steps')
+    every_epochs: float = key(5.0, 'how often to save', changes='freely')
+    every_steps: int = key(0, 'the same in optimizer steps', changes='freely')
     keep: int = key(
-        2, 'keep this many of the newest, besides the best on validation', positive=True
+        2,
+        'keep this many of the newest, besides the best on validation',
+        positive=True,
+        changes='freely',
     )
 
 
@@ -194,12 +227,20 @@ class Checkpoint:
 class Log:
     """Metrics and warnings."""
 
-    every_steps: int = key(20, 'write a metrics row and a progress line this often', positive=True)
+    every_steps: int = key(
+        20, 'write a metrics row and a progress line this often', positive=True, changes='freely'
+    )
     warn_drop_rate: float = key(
-        0.2, 'warn when more than this share of the choices is dropped', share=True
+        0.2,
+        'warn when more than this share of the choices is dropped',
+        share=True,
+        changes='freely',
     )
     warn_max_over_mean: float = key(
-        3.0, 'warn when one expert has this many times the mean load', positive=True
+        3.0,
+        'warn when one expert has this many times the mean load',
+        positive=True,
+        changes='freely',
     )
 
 
@@ -207,9 +248,13 @@ class Log:
 class Config:
     """A whole config."""
 
-    seed: int = key(0, 'initial values, data order, augmentation and router noise derive from it')
+    seed: int = key(
+        0,
+        'initial values, data order, augmentation and router noise derive from it; below 2^32',
+        at_most=LARGEST_SEED,
+    )
     init_from: str = key(
-        '', "start from the weights in this run's workdir; other classes get a new head"
+        '', "start from the weights in this run's workdir; other classes get a new head", path=True
     )
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
     model: Model = dataclasses.field(default_factory=Model)
@@ -223,7 +268,7 @@ class Config:
 def keys(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """(dotted path, value, what `key` was given) for every key of a config.
 
-    What `DatasetConfig` gives is the meaning only: its ranges are checked beside it.
+    What `DatasetConfig` gives lacks the ranges: they are checked beside it.
     """
     for field in dataclasses.fields(section):
         path, value = f'{prefix}{field.name}', getattr(section, field.name)

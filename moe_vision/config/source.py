@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from input_pipeline import DataError
 from input_pipeline.registry import is_path
 from moe_vision.common.errors import UserError, nearest, unknown
+from moe_vision.common.paths import expanded
 from moe_vision.config import schema, typed
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
       UserError: there is no such file or function, or it fails.
     """
     path, *argument = file.split(':', 1)
+    path = expanded(path)
     if not os.path.isfile(path):
         folders = (os.path.dirname(path) or '.', folder)
         known = {os.path.basename(p): p for f in folders for p in glob.glob(f'{f}/*.py')}

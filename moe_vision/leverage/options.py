@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source
 from moe_vision.config.command_line import OverridesParser
@@ -67,6 +68,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     )
     parser.add_argument(
         '--out',
+        type=expanded,
         metavar='FOLDER',
         help='folder for sweep.csv and sweep.svg (default: the current folder)',
     )

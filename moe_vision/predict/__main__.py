@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from input_pipeline import files, image_size, walk
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
+from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import trust
 from moe_vision.config.command_line import exit_code
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from moe_vision.predict.model import Model, Prediction
 
+_MOST = 100_000  # images in memory at once, as for eval.batch_size
 _SHOWN = 4  # print at most this many experts of a layer; patches may go to many
 
 
@@ -54,7 +56,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('moe_vision.predict', __doc__)
-    parser.add_argument('--workdir', required=True, metavar='W', help='folder of the run')
+    parser.add_argument(
+        '--workdir', type=expanded, required=True, metavar='W', help='folder of the run'
+    )
     parser.add_argument(
         '--batch_size',
         type=int,
@@ -81,11 +85,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="modules of your own that the run's config may import, such as my.routers,my.losses",
     )
     parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
-    parser.add_argument('images', nargs='+', help='image files, or folders of them')
+    parser.add_argument('images', type=expanded, nargs='+', help='image files, or folders of them')
     args = parser.parse(arguments)
     for name in ('batch_size', 'top'):
         if getattr(args, name) < 1:
             raise UserError(f'--{name} is {getattr(args, name)}; it must be positive.')
+    if args.batch_size > _MOST:
+        raise UserError(f'--batch_size is {args.batch_size}; it must be at most {_MOST:,}.')
     return args
 
 

@@ -27,7 +27,7 @@ import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
-from moe_vision.common.paths import path_name
+from moe_vision.common.paths import expanded, path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
@@ -64,6 +64,7 @@ def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model'
       UserError: there is no run, no checkpoint can be read, the config does not fit it, or names
         code that is not trusted.
     """
+    workdir = expanded(workdir)
     config, info = config_lib.load(workdir, trust), record.dataset_info(workdir)
     state = checkpoints.load_raw(workdir, 'best' if best else 'latest')
     try:

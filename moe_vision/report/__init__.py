@@ -7,10 +7,13 @@ The steps: `read` (files, tolerant) -> `sections/*` (what to say) -> `charts`, `
 (how it looks) -> `page` (one file).
 """
 
+import os
+
 from etils import epath
 
 from moe_vision.common import files
 from moe_vision.common.errors import NotWritten
+from moe_vision.common.paths import expanded
 from moe_vision.report import read
 
 NoRun = read.NoRun
@@ -29,7 +32,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
         NoRun: the folder holds neither `config.json` nor metrics nor a result.
         NotWritten: the page cannot be written; one that was there before is unchanged.
     """
-    run = read.load(workdir)
+    run = read.load(expanded(os.fspath(workdir)))
     from moe_vision.report import page  # drawing takes a second to import; errors come before
 
     path = run.path / 'report.html'

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shutil
 from typing import Any
 
@@ -12,10 +11,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from moe_vision.common.errors import UserError
 from moe_vision.common.files import absolute, in_bucket, reason
 from moe_vision.processes import peers
 from moe_vision.run_folder import abandoned, checksum
+from moe_vision.run_folder.lives import steps_in
 
 CHECKSUM = 'checksum'
 
@@ -207,12 +206,3 @@ def compare(step: int, saved_step: int, saved_checksum: int, own_checksum: int) 
         raise ValueError('its checksum is wrong')
     if saved_step != step:
         raise ValueError(f'it holds the state of step {saved_step}')
-
-
-def steps_in(folder: epath.Path) -> list[int]:
-    """Steps of the checkpoints in a folder of them, newest first."""
-    try:
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    except OSError as e:
-        raise UserError(f"'{folder}' cannot be read ({reason(e)}); make it readable.") from e
-    return sorted((int(n) for n in names if re.fullmatch('0|[1-9][0-9]{0,17}', n)), reverse=True)

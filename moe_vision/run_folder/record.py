@@ -11,19 +11,19 @@ import zlib
 from typing import Any
 
 import jax
-from absl import logging
 from etils import epath
 
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import read_json, write_json
-from moe_vision.common.json_values import clean, differences
+from moe_vision.common.json_values import as_dict, clean, differences
 from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config import typed
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Capacity, Leverage, soft
 from moe_vision.models.places import choices_per_token
+from moe_vision.run_folder import lives
 
 _PACKAGES = (
     'jax',
@@ -39,40 +39,6 @@ _PACKAGES = (
 )
 _PIXELS = 2**28  # values of one image; no data set comes near
 _CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config trains
-
-
-def warn_if_changed(workdir: str, config: Config) -> list[str]:
-    """Logs and returns the keys in which this config differs from the folder's config.json."""
-    path = epath.Path(workdir) / 'config.json'
-    try:
-        before = read_json(path)['config']
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError) as e:
-        logging.warning('%s cannot be read (%s) and will be replaced', path, e)
-        return []
-    changed = list(differences(before, config_lib.to_dict(config)))
-    if changed:
-        logging.warning(
-            'the config differs from the one this run was started with: %s', '; '.join(changed)
-        )
-    return changed
-
-
-def warn_if_other_data(workdir: str, info: DatasetInfo) -> None:
-    """Logs a warning if the folder's config.json records data with another digest."""
-    try:
-        before = read_json(epath.Path(workdir) / 'config.json')['dataset'].get('digest', '')
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # there is no run yet, or `warn_if_changed` warns that it cannot be read
-    if before and info.digest and before != info.digest:
-        logging.warning(
-            "the data differ from those this run was started with: digest of '%s' "
-            '%.16s -> %.16s; results of the two are not comparable',
-            info.name,
-            before,
-            info.digest,
-        )
 
 
 def dataset_info(workdir: str) -> DatasetInfo:
@@ -105,33 +71,41 @@ def digest(config: Config) -> int:
 
 
 def write_config(
-    workdir: str, config: Config, config_file: str, info: DatasetInfo, leverage: Leverage
+    workdir: str,
+    config: Config,
+    config_file: str,
+    info: DatasetInfo,
+    leverage: Leverage,
+    start: int,
 ) -> None:
     """Writes config.json: resolved config, versions, git commit, data set and pre-flight.
+
+    Keeps it in `lives`, too, where the next start of the run will not replace it.
+
+    Args:
+      start: the step after which this start of the run begins.
 
     Raises:
       UserError: it cannot be written.
     """
-    write_json(
-        epath.Path(workdir) / 'config.json',
-        {
-            'config': config_lib.to_dict(config),
-            'config_file': config_file,
-            'versions': versions(),
-            'git_commit': git_commit(),
-            'device': jax.devices()[0].device_kind,
-            'dataset': dataclasses.asdict(info),
-            'preflight': facts(leverage)
-            | {
-                'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
-                'capacity': {
-                    n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
-                    for n, c in leverage.capacities.items()
-                },
+    about = {
+        'config': config_lib.to_dict(config),
+        'config_file': config_file,
+        'versions': versions(),
+        'git_commit': git_commit(),
+        'device': jax.devices()[0].device_kind,
+        'dataset': dataclasses.asdict(info),
+        'preflight': facts(leverage)
+        | {
+            'blocks': [dataclasses.asdict(b) for b in leverage.blocks],
+            'capacity': {
+                n: dataclasses.asdict(c) | {'num_groups': _groups(config, c)}
+                for n, c in leverage.capacities.items()
             },
         },
-        UserError,
-    )
+    }
+    lives.keep(workdir, about, start)
+    write_json(epath.Path(workdir) / 'config.json', about, UserError)
 
 
 def _groups(config: Config, capacity: Capacity) -> int:
@@ -163,6 +137,21 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return installed
+
+
+def other_code(workdir: str) -> list[str]:
+    """How versions and commit differ from those in config.json: 'versions.jax 0.9 -> 0.10'."""
+    try:
+        before = as_dict(read_json(f'{workdir.rstrip("/")}/config.json'))
+    except (OSError, ValueError):
+        return []
+    now = {'versions': versions(), 'git_commit': git_commit()}
+    return [
+        line
+        for key, value in now.items()
+        if before.get(key) and value
+        for line in differences(before[key], value, path=(key,))
+    ]
 
 
 @functools.cache

@@ -27,6 +27,7 @@ import input_pipeline
 from input_pipeline import DataError
 from moe_vision.common import compile_cache
 from moe_vision.common.errors import UserError, unknown
+from moe_vision.common.paths import expanded
 from moe_vision.config import rules
 from moe_vision.config.command_line import OverridesParser
 from moe_vision.processes import logs, peers
@@ -79,7 +80,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar='FILE',
         help='a study file, such as configs/studies/top_k.py:digits',
     )
-    parser.add_argument('--workdir', default='', metavar='W', help='folder of the study')
+    parser.add_argument(
+        '--workdir', type=expanded, default='', metavar='W', help='folder of the study'
+    )
     parser.add_argument(
         '--only', default='', metavar='ARMS', help='run: only these arms, such as k1,soft_*'
     )

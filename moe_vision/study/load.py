@@ -11,10 +11,10 @@ from typing import Any
 import input_pipeline
 from input_pipeline import DataError
 from moe_vision.common.errors import UserError, unknown
-from moe_vision.common.paths import ROOT
+from moe_vision.common.paths import ROOT, expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source, typed
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import LARGEST_SEED, Config
 from moe_vision.study.types import Arm, Comparison, Figure, Study
 
 OPERATIONAL = (
@@ -27,7 +27,7 @@ OPERATIONAL = (
 )  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
 _SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
-_SEEDS = 10**9  # seeds lie below it, because files are named by them
+_BATCH = 100_000  # images in memory at once, as for eval.batch_size
 _ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
@@ -112,7 +112,8 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
 def _config(arm: Arm, overrides: list[str]) -> Config:
     as_flags = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
     common, opened, _ = source.take_overrides(as_flags)
-    path = arm.config if os.getcwd() == str(ROOT) else str(ROOT / arm.config)
+    path = expanded(arm.config)
+    path = path if os.getcwd() == str(ROOT) else str(ROOT / path)
     values = source.load(
         path, [*common, *overrides], {k: arm.overrides[k] for k in opened}
     )  # the values, not their text
@@ -146,11 +147,11 @@ def checked(study: Study) -> Study:
     if (
         len(set(study.seeds)) != len(study.seeds)
         or len(study.seeds) < least
-        or not 0 <= min(study.seeds) <= max(study.seeds) < _SEEDS
+        or not 0 <= min(study.seeds) <= max(study.seeds) <= LARGEST_SEED
     ):
         raise UserError(
             f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
-            f'different, not negative and below {_SEEDS:,}.'
+            f'different, from 0 to {LARGEST_SEED:,}.'
         )
     if not 0 < study.alpha < 1 or not 0 < study.margin < 100:
         raise UserError(
@@ -159,10 +160,15 @@ def checked(study: Study) -> Study:
         )
     for name, arm in arms.items():
         again = sorted({s + arm.seed_offset for s in study.seeds} & set(study.seeds))
-        if arm.seed_offset and again or not 0 <= arm.seed_offset < _SEEDS:
+        if (
+            (arm.seed_offset and again)
+            or arm.seed_offset < 0
+            or max(study.seeds) + arm.seed_offset > LARGEST_SEED
+        ):
             raise UserError(
                 f"arm '{name}': seed_offset is {arm.seed_offset}; it must move the "
-                f'seeds past all those of the study, such as {max(study.seeds) + 1}.'
+                f'seeds past all those of the study, such as {max(study.seeds) + 1}, and no seed '
+                f'past {LARGEST_SEED:,}.'
             )
     for name, c in comparisons.items():
         for side in (c.arm, c.baseline):
@@ -203,6 +209,10 @@ def checked(study: Study) -> Study:
                         f"figure '{figure.title}', series '{series}': "
                         f'{unknown(kind, member, known)}'
                     )
+    if not all(1 <= n <= _BATCH for n in study.latency_batches):
+        raise UserError(
+            f'latency_batches is {study.latency_batches}; each must be from 1 to {_BATCH:,} images.'
+        )
     for name in study.latency_arms:
         if name not in arms:
             raise UserError(f'latency_arms: {unknown("arm", name, arms)}')

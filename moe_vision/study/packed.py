@@ -22,7 +22,7 @@ from moe_vision.common.errors import UserError
 
 Cell = tuple[str, int]  # arm, seed
 MAX_BYTES = 2**30  # of a file of rows
-_CELL = re.compile(rb'"arm": ?"([a-z0-9_]+)", ?"seed": ?([0-9]{1,9})[,}]')
+_CELL = re.compile(rb'"arm": ?"([a-z0-9_]+)", ?"seed": ?([0-9]{1,10})[,}]')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,17 +18,11 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.files import write_json
 from moe_vision.common.json_values import MISSING, differences, plain
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry, schema
+from moe_vision.config import compare
 from moe_vision.study import types
 from moe_vision.study.load import Loaded, checked, operational
 
 _SHOWN = 300  # characters of what is wrong with a record
-_ARGS = {  # path of a method's arguments -> (table of methods, path of the method's name)
-    ('model', 'args'): (registry.BACKBONES, ('model', 'name')),
-    ('model', 'moe', 'router_args'): (registry.ROUTERS, ('model', 'moe', 'router')),
-    ('model', 'moe', 'expert_args'): (registry.EXPERTS, ('model', 'moe', 'expert')),
-    ('train', 'optimizer_args'): (registry.OPTIMIZERS, ('train', 'optimizer')),
-}
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,50 +189,20 @@ def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
 
 def same_config(committed: Mapping[str, Any], of_row: Mapping[str, Any]) -> str:
     """The first leaf at which a row's config differs from its arm's; '' if they are the same."""
-    return next(differences(committed, of_row, _config_default), '')
+    return next(differences(committed, of_row, compare.default_of), '')
 
 
 def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
     """The default of a key of the record, from the study's dataclasses or from the arm's config."""
     if path[0] == 'arms' and path[2:3] == ('config',):
-        return _config_default(path[3:], new['arms'].get(path[1], {}).get('config', {}))
+        return compare.default_of(path[3:], new['arms'].get(path[1], {}).get('config', {}))
     cls = {
         1: types.Study,
         3: {'arms': types.Arm, 'comparisons': types.Comparison, 'figures': types.Figure}.get(
             path[0]
         ),
     }.get(len(path))
-    return _field_default(cls, path[-1]) if cls else MISSING
-
-
-def _config_default(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
-    """The default of a config's key, from its method's arguments or from the schema.
-
-    The config may be a row's, which is data and may not import code. So a method's arguments are
-    known only if its name is in the table, or if the study's own file has named it.
-    """
-
-    def look_up(value: Any, keys: tuple[Any, ...]) -> Any:
-        for key in keys:
-            if not isinstance(value, Mapping) or key not in value:
-                return MISSING
-            value = value[key]
-        return value
-
-    for place, (table, name) in _ARGS.items():
-        if path[: len(place)] == place and len(path) == len(place) + 1:
-            entry = registry.known(table, look_up(config, name))
-            return _field_default(entry.args, path[-1]) if entry else MISSING
-    return look_up(schema.defaults(), path)
-
-
-def _field_default(cls: Any, name: str) -> Any:
-    for field in dataclasses.fields(cls):
-        if field.name == name:
-            if field.default_factory is not dataclasses.MISSING:
-                return field.default_factory()
-            return MISSING if field.default is dataclasses.MISSING else field.default
-    return MISSING
+    return compare.field_default(cls, path[-1]) if cls else MISSING
 
 
 def _path(workdir: str) -> Path:

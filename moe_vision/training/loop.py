@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from moe_vision.common import chips, compile_cache
@@ -11,8 +12,8 @@ from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop, Stopped
-from moe_vision.run_folder import checkpoints, record
-from moe_vision.training import feed, mesh, preflight
+from moe_vision.run_folder import checkpoints, lives
+from moe_vision.training import continuing, feed, mesh, preflight
 from moe_vision.training.profiling import Profile
 from moe_vision.training.progress import Progress
 from moe_vision.training.run import Run
@@ -159,8 +160,14 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     compile_cache.use()
     setup = Setup(config, for_training=False)
     split = rules.to_score(config.eval.split, setup.info)
+    changed = continuing.differences(workdir, config)
     if peers.first():
-        record.warn_if_other_data(workdir, setup.info)
+        if other := lives.other_data(workdir, setup.info):
+            logging.warning('%s; results of the two are not comparable', other)
+        if changed:
+            logging.warning(
+                'scored with another config than the run was trained with: %s', '; '.join(changed)
+            )
     with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saved:
         step, state = saved.restore_for_evaluation(setup.abstract)
     evaluator, fraction = setup.evaluator, step / setup.times.total
@@ -176,7 +183,13 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
         write_json(
             epath.Path(workdir) / f'evaluation-{split}.json',
-            {'split': split, 'step': step, 'class_names': setup.info.class_names, **scores},
+            {
+                'split': split,
+                'step': step,
+                'config_differs': changed,
+                'class_names': setup.info.class_names,
+                **scores,
+            },
         )
     return scores
 

@@ -7,6 +7,7 @@ with Run(setup, config, workdir) as run:
     result, layers = run.finish(state, rate)
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -21,7 +22,8 @@ from moe_vision.common.files import read_json, reason, write_json
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
-from moe_vision.run_folder import checkpoint_folder, checkpoints, metrics, record
+from moe_vision.run_folder import checkpoints, lives, metrics, record
+from moe_vision.training import continuing
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
 from moe_vision.training.warnings import Health
@@ -41,21 +43,20 @@ class Run:
         self.setup, self.config, self.workdir = setup, config, workdir
         self._config_file = config_file
         self._folder = epath.Path(workdir)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise _cannot_begin(workdir, e) from e
         self._writes = peers.first()
-        if self._writes:
-            record.warn_if_changed(workdir, config)
-            record.warn_if_other_data(workdir, setup.info)
-        peers.check_shared(self._folder, record.digest(config))
-        if not peers.same(setup.info.digest):
-            raise UserError(
-                f"the processes read different data as '{setup.info.name}'; prepare "
-                'the set once and give every process a copy of it.'
+        with contextlib.ExitStack() as opened:
+            if self._writes:
+                self._lock = opened.enter_context(continuing.opened(workdir, config, setup.info))
+            peers.check_shared(self._folder, record.digest(config))
+            if not peers.same(setup.info.digest):
+                raise UserError(
+                    f"the processes read different data as '{setup.info.name}'; prepare "
+                    'the set once and give every process a copy of it.'
+                )
+            self.saved = opened.enter_context(
+                checkpoints.Checkpoints(workdir, config.checkpoint.keep)
             )
-        self.saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
+            self._opened = opened.pop_all()
         self.interval = metrics.Interval(config.model.moe.num_experts, config.train.skip_nonfinite)
         self._health = Health(config)
         self._writer: Any = None  # metrics.Writer
@@ -96,12 +97,17 @@ class Run:
         peers.barrier('rows are read')
         if self._writes:
             record.write_config(
-                self.workdir, self.config, self._config_file, self.setup.info, self.setup.cost
+                self.workdir,
+                self.config,
+                self._config_file,
+                self.setup.info,
+                self.setup.cost,
+                start,
             )
             try:
                 self._writer = metrics.Writer(self.workdir, start, kept, damaged + damaged_pending)
             except OSError as e:
-                raise _cannot_begin(self.workdir, e) from e
+                raise continuing.cannot_begin(self.workdir, e) from e
 
     def row(self) -> dict[str, Any]:
         """The row of training metrics for the steps in `interval`.
@@ -142,6 +148,7 @@ class Run:
         if self._writer:
             self._writer.add(row)
         if self._is_best(row):
+            self._require_lock()
             self.saved.save_best(step, _own(state))
         return row
 
@@ -169,10 +176,15 @@ class Run:
         Args:
           left: whether what else belongs to it is on disk.
         """
+        self._require_lock()
         ready = left and (self._writer is None or self._writer.flush())
         self._skipped = not peers.all_agree(ready)
         if not self._skipped:
             self.saved.save(step, _own(state))
+
+    def _require_lock(self) -> None:
+        if self._writes:
+            continuing.require(self._lock, self.workdir)
 
     def save_now(self, step: int, state: TrainState) -> None:
         """Saves everything at any step, so that the run can continue from here bit for bit.
@@ -266,7 +278,7 @@ class Run:
             if check:
                 self._raise_if_lost(0, 'the run is over')
         finally:
-            self.saved.close()
+            self._opened.close()
 
     def _raise_if_lost(self, step: int, what: str) -> None:
         """Raises NotWritten in all processes if something should be in the folder but is not.
@@ -284,9 +296,7 @@ class Run:
                 lost.insert(0, 'config.json')
         lost = peers.share(lost)
         if lost:
-            newest = max(
-                checkpoint_folder.steps_in(self._folder / 'checkpoints' / 'latest'), default=0
-            )
+            newest = lives.done(self.workdir)
             go_on = f'continues at step {newest}' if newest else 'begins anew'
             raise NotWritten(
                 f"{what}, but these could not be written to '{self.workdir}', or are gone: "
@@ -327,13 +337,6 @@ def _rate_before(workdir: str) -> float:
     except ValueError as e:
         logging.warning("'%s/result.json' cannot be read (%s) and will be replaced", workdir, e)
     return next((r for r in map(number, reversed(rates)) if not math.isnan(r)), math.nan)
-
-
-def _cannot_begin(workdir: str, error: OSError) -> UserError:
-    return UserError(
-        f"workdir '{workdir}' cannot be written: {reason(error)}; make room, or give "
-        'another --workdir.'
-    )
 
 
 def _own(state: TrainState) -> TrainState:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from moe_vision.common.errors import UserError
+from moe_vision.config.rules import total_steps
 from moe_vision.config.schema import Config
 
 _MARKS = 10_000_000  # steps at which something is due; a set of more takes gigabytes
@@ -50,19 +51,19 @@ def durations(config: Config, train_images: int) -> Durations:
     def steps(n: int, epochs: float) -> int:
         return n or max(round(epochs * per_epoch), 1 if epochs else 0)
 
-    total = max(steps(train.steps, train.epochs), 1)
+    total = total_steps(config, train_images)
 
     def every(n: int, epochs: float) -> frozenset[int]:
-        count = total // n if n else int(total / (epochs * per_epoch)) if epochs else 0
+        count = total // n if n else total / (epochs * per_epoch) if epochs else 0
         if count > _MARKS:
             raise UserError(
-                f'{count:,} evaluations or checkpoints are due in {total:,} steps; at '
+                f'{count:,.12g} evaluations or checkpoints are due in {total:,} steps; at '
                 f'most {_MARKS:,} are possible. Make them rarer.'
             )
         if n:
             marks = set(range(n, total + 1, n))
         else:
-            marks = {max(round(i * epochs * per_epoch), 1) for i in range(1, count + 1)}
+            marks = {max(round(i * epochs * per_epoch), 1) for i in range(1, int(count) + 1)}
         return frozenset(m for m in marks | {total} if m <= total)
 
     return Durations(

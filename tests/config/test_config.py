@@ -18,6 +18,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import (
     base_file,
     registry,
+    rules,
     schema,
     source,
     typed,
@@ -691,3 +692,61 @@ def test_a_file_changed_within_the_same_second_is_read_anew(tmp_path):
         file.write_text(f'def get_config():\n    return {value}\n')
         os.utime(file, (1e9, 1e9))
         assert source.run(str(file)) == value
+
+
+LARGEST = {
+    'seed': 2**32 - 1,
+    'dataset.image_size': 10_000,
+    'dataset.workers': 1_000,
+    'dataset.randaugment_layers': 100,
+    'model.moe.num_experts': 100_000,
+    'model.moe.capacity_multiple': 10_000,
+    'model.moe.hidden': 1_000_000,
+    'eval.batch_size': 100_000,
+}
+
+
+@pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in (int, float)])
+def test_no_number_is_larger_than_what_holds_it(key):
+    whole = source.KEYS[key] is int
+    limits = next(limits for k, _, limits in schema.keys(schema.Config()) if k == key)
+    most = rules.largest(0 if whole else 0.0, limits)
+    assert most == LARGEST.get(key, 2**31 - 1 if whole else 3.4e38)
+    for value in (most + 1, 2**62) if whole else (3.5e38, 1e300):
+        told({key: value}, f'{key} is {value}', 'it must be ')
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2**31, 2**32 - 1])
+def test_seeds_are_those_that_initial_values_can_tell_apart(seed):
+    assert config_lib.check(changed({'seed': seed})).seed == seed
+    told({'seed': seed + 2**32}, f'seed is {seed + 2**32}', '4,294,967,295')
+    told({'seed': seed - 2**32}, 'seed is -')
+
+
+def test_keys_that_name_folders_expand_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    paths = [k for k, _, limits in schema.keys(schema.Config()) if limits.get('path')]
+    assert paths == ['init_from']
+    assert config_lib.check(changed({'init_from': '~/a'})).init_from == '/home/me/a'
+    assert config_lib.check(changed({'init_from': 'gs://b/~'})).init_from == 'gs://b/~'
+    told({'init_from': '~nobody-has-this-name/a'}, "'~nobody-has-this-name/a'", "'./~nobody")
+
+
+SIZES = [
+    (table, name, field.name)
+    for table in ('ROUTERS', 'BACKBONES', 'EXPERTS', 'OPTIMIZERS')
+    for name, entry in getattr(registry, table).items()
+    for field in dataclasses.fields(entry.args)
+    if int in (field.type, *typing.get_args(typing.get_type_hints(entry.args)[field.name]))
+    and field.name not in ('heads', 'patch_size', 'norm_groups', 'superclasses')  # they must divide
+]
+
+
+@pytest.mark.parametrize('table, name, field', SIZES)
+def test_no_size_of_a_method_takes_all_memory_or_time(table, name, field):
+    args = getattr(registry, table)[name].args
+    sizes = isinstance(getattr(args(), field), tuple)
+    more = {'axis': 'tokens'} if field == 'slots_per_expert' else {}
+    for size in (2**20, 2**31, 2**62):
+        with pytest.raises(UserError, match=f'{field} is .* at most 100'):
+            args(**more, **{field: (size, 32) if sizes else size})

@@ -286,6 +286,22 @@ def test_train_is_handed_the_config_and_the_profile(shadowed, tmp_path):
     assert (tmp_path / 'a/b').is_dir()
 
 
+def test_a_workdir_in_the_home_folder(shadowed):
+    done = handed(shadowed, CONFIG, '--workdir=~/in/home')
+    assert f"'workdir': '{shadowed['HOME']}/in/home'" in done.stdout, done.stderr
+    assert (Path(shadowed['HOME']) / 'in' / 'home').is_dir() and not (ROOT / '~').exists()
+
+
+def test_another_config_in_the_folder_of_a_run_is_told_at_once(shadowed, tmp_path):
+    told = {'config': config_lib.to_dict(config_lib.check(digits_k2.get_config()))}
+    (tmp_path / 'config.json').write_text(json.dumps(told))
+    (tmp_path / 'result.json').write_text('{}')
+    line = refused(shadowed, CONFIG, f'--workdir={tmp_path}', '--config.seed=1')
+    assert 'seed 0 -> 1' in line and 'another --workdir' in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'result.json']
+    assert json.loads((tmp_path / 'config.json').read_text()) == told
+
+
 def test_evaluate_takes_the_config_of_the_run(shadowed, tmp_path):
     c = digits_k2.get_config()
     c.train.epochs = 11.0
@@ -337,6 +353,9 @@ def test_missing_data_are_told_before_jax_is_imported(shadowed, tmp_path):
         ('dataset.image_size', 10**9, 'must be at most 10,000'),
         ('model.args.depth', 10**9, 'must be at most 1000'),
         ('train.epochs', 10**400, 'larger than any float'),
+        ('train.epochs', 1e300, 'must be at most 3.4e+38'),
+        ('seed', 2**32, 'must be at most 4,294,967,295'),
+        ('train.steps', 2**31, 'must be at most 2,147,483,647'),
     ],
 )
 def test_a_number_in_a_damaged_config_that_would_take_all_memory_or_time(

@@ -281,6 +281,7 @@ def test_the_best_weights(run, tmp_path):
         (['x.png'], '--workdir'),
         (['--workdir={tmp}'], 'images'),
         (['--workdir={tmp}', 'x.png', '--batch_size=0'], '--batch_size is 0; it must be positive'),
+        (['--workdir={tmp}', 'x.png', f'--batch_size={10**12}'], 'must be at most 100,000'),
         (['--workdir={tmp}', 'x.png', '--batchsize=1'], "Did you mean '--batch_size'?"),
         (['--workdir={tmp}', '{tmp}'], "{tmp}' holds no images"),
         (['--workdir={tmp}/gone', 'x.png'], "no run to read in workdir '{tmp}/gone'"),

@@ -1,6 +1,9 @@
 """A run in a bucket trains, stops, continues, is scored and reported as one in a folder."""
 
+import json
+import subprocess
 import sys
+import time
 import types
 
 import fsspec
@@ -11,7 +14,7 @@ from bucket import Bucket, serve
 from etils import epath
 
 from moe_vision import report
-from moe_vision.common import files
+from moe_vision.common import claims, files
 from moe_vision.config import check as config_lib
 from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import loop
@@ -70,8 +73,10 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
 
 
 def test_no_object_of_ours_is_written_twice_by_one_start_of_a_run(runs):
+    """But for the lock, whose owner writes it again and again to show that it lives."""
     for written in runs[1:]:
-        ours = [p for p in written if '/checkpoints/' not in p]
+        ours = [p for p in written if '/checkpoints/' not in p and '/lock.json' not in p]
+        assert any(p.endswith('/lock.json') for p in written)
         assert len(ours) == len(set(ours)) and any('/events/' in p for p in ours)
         assert any(p.endswith('result.json') for p in ours)
 
@@ -96,3 +101,54 @@ def test_a_run_starts_from_the_weights_of_one_in_a_bucket(runs, data_dir):
     train_cases.assert_same_bits(
         jax.device_get(state.params), checkpoints.load_raw(WORKDIR)['params']
     )
+
+
+@pytest.fixture
+def two(bucket, monkeypatch):
+    """Two claimants of one folder in the bucket, who take each other to be on another machine."""
+    monkeypatch.setattr(claims, 'SETTLE', 0.05)
+    folder = epath.Path('gs://runs/claims')
+    with claims.Claims(folder, 0.05, 0.4) as a, claims.Claims(folder, 0.05, 0.4) as b:
+        b._machine = 'elsewhere'
+        b._owner['host'] = 'elsewhere'
+        yield a, b
+
+
+def test_one_process_trains_in_a_folder_of_a_bucket(two):
+    a, b = two
+    waited = []
+    assert a.take('lock') and not b.take('lock')
+    assert not b.take_or_watch('lock', lambda: waited.append(1))  # a gives signs of life
+    assert a.holds('lock') and waited == [1]
+    a.release('lock')
+    assert b.take('lock') and not a.take('lock')
+
+
+def test_a_lock_in_a_bucket_whose_owner_died_elsewhere_is_taken_over(two):
+    a, b = two
+    b.take('lock')
+    b._held.clear()  # it gives no sign of life any more
+    start = time.monotonic()
+    assert a.take_or_watch('lock') and time.monotonic() - start > 0.4
+    assert a.holds('lock') and not b.holds('lock')
+
+
+def test_a_lock_in_a_bucket_whose_owner_died_here_is_free(two):
+    done = subprocess.Popen([sys.executable, '-c', ''])
+    done.wait()
+    owner = {'pid': done.pid, 'started': '1', 'host': claims._machine(), 'token': 'x'}
+    (epath.Path('gs://runs/claims') / 'lock.json').write_text(json.dumps(owner))
+    assert two[0].take('lock') and two[0].holds('lock')
+
+
+def test_who_wrote_last_holds_a_lock_in_a_bucket(two, monkeypatch):
+    """Both have looked before either wrote."""
+    a, b = two
+    sleep = time.sleep
+
+    def meanwhile(seconds):
+        monkeypatch.setattr(claims.time, 'sleep', sleep)
+        b._path('lock').write_text(b._own())
+
+    monkeypatch.setattr(claims.time, 'sleep', meanwhile)
+    assert not a.take('lock') and not a.holds('lock')

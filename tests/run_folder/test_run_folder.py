@@ -258,6 +258,10 @@ def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):
     """Continues a finished run, so that nothing is trained and only the end is done again."""
     shutil.copytree(workdir, tmp_path / 'run')
     none = train_cases.make(data_dir, SMALL | {'dataset.validation_fraction': 0.0})
+    file = tmp_path / 'run' / 'config.json'
+    record = json.loads(file.read_text())
+    record['config']['dataset']['validation_fraction'] = 0.0  # as if it had been trained so
+    file.write_text(json.dumps(record))
     (tmp_path / 'run' / 'result.json').unlink()
     loop.train(none, str(tmp_path / 'run'), profile_steps=(1, 2))  # these are over: a warning
     assert train_cases.result(tmp_path / 'run')['steps'] == 12

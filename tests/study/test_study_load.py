@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from input_pipeline import DataError
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import source
+from moe_vision.study import packed
 from moe_vision.study.load import load, matching, operational
 
 
@@ -125,8 +127,13 @@ def test_operational_keys_are_set_for_every_arm(tmp_path):
         ('(0, 1, 2)', '(0, 1, 1)', ['seeds', 'different']),
         ('(0, 1, 2)', '(0,)', ['seeds', 'two or more']),
         ('(0, 1, 2)', "(0, '1')", ['seeds', 'an int']),
+        ('(0, 1, 2)', '(0, 2**32)', ['seeds are (0, 4294967296)', 'from 0 to 4,294,967,295']),
+        ('(0, 1, 2)', '(-1, 0)', ['seeds are (-1, 0)', 'from 0 to 4,294,967,295']),
         ('seed_offset=100', 'seed_offset=2', ["arm 'again'", 'seed_offset is 2', '3']),
+        ('seed_offset=100', 'seed_offset=2**32 - 2', ["arm 'again'", 'past 4,294,967,295']),
         ('margin=0.3', 'margin=0', ['margin 0']),
+        ('margin=0.3', 'margin=0.3, latency_batches=(1, 0)', ['latency_batches', '1 to 100,000']),
+        ('margin=0.3', 'margin=0.3, latency_batches=(10**12,)', ['latency_batches', '100,000']),
         ('margin=0.3', "margin='wide'", ['margin', 'a number']),
         ("'k1': Arm(", "'k 1': Arm(", ["arm name 'k 1'", 'a-z']),
         (
@@ -202,3 +209,22 @@ def test_twenty_five_arms_take_less_than_three_seconds_and_no_jax(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert spent() - start < 3
+
+
+def test_the_largest_seeds_have_rows_too(tmp_path):
+    largest = 2**32 - 1
+    changes = ('(0, 1, 2)', f'(0, {largest - 100})')
+    loaded = load(write_study(tmp_path, changes))
+    assert loaded.config('again', largest - 100).seed == largest
+    line = packed._line(1, b'{"arm": "k1", "seed": %d, "half' % largest)
+    assert line.cell == ('k1', largest)
+
+
+def test_paths_of_a_study_expand_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    shutil.copy(ROOT / 'configs' / 'digits_k2.py', tmp_path / 'mine.py')
+    write_study(tmp_path, ("'configs/digits_k2.py'", "'~/mine.py'"))
+    monkeypatch.chdir(ROOT)
+    assert load('~/tiny.py').study.name == 'tiny'
+    monkeypatch.chdir(tmp_path)
+    assert load('~/tiny.py').study.name == 'tiny'

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import train_cases
 
+from moe_vision.common import claims
 from moe_vision.common.errors import UserError
 from moe_vision.processes import peers
 from moe_vision.run_folder import checkpoints, metrics
@@ -187,15 +188,14 @@ def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, whole
 
 
 def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
-    config, whole, tmp_path, data_dir, caplog
+    config, whole, tmp_path, data_dir
 ):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     other = train_cases.make(data_dir, {'model.args': {'widths': (8, 24), 'depth': 1}})
-    with pytest.raises(UserError, match='another --workdir'):
+    with pytest.raises(UserError, match='model.args.widths.1 16 -> 24.* another --workdir'):
         loop.train(other, str(workdir))
-    assert any('model.args.widths' in r.getMessage() for r in caplog.records)
-    assert (workdir / 'config.json').read_text() == (whole / 'config.json').read_text()
+    assert files_of(workdir) == files_of(whole)
     scores = loop.evaluate(config, str(workdir))
     assert scores['accuracy'] == train_cases.result(whole)['test_accuracy']
 
@@ -211,26 +211,78 @@ def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatc
     assert ours == theirs and theirs['images_per_second'] > 0
 
 
-def test_a_changed_config_is_reported_with_its_keys(config, whole, tmp_path, data_dir, caplog):
-    workdir = tmp_path / 'run'
-    shutil.copytree(whole, workdir)
-    digest = train_cases.other_data(workdir)
-    other = train_cases.make(data_dir, {'log.every_steps': 4, 'train.weight_decay': 0.5})
-    loop.train(other, str(workdir))
-    (message,) = (r.getMessage() for r in caplog.records if 'the data differ' in r.getMessage())
-    assert f"digest of 'digits' {'0' * 16} -> {digest[:16]};" in message
-    (message,) = (r.getMessage() for r in caplog.records if 'differs' in r.getMessage())
-    assert 'log.every_steps 3 -> 4; ' in message + '; '
-    assert 'train.weight_decay 0.0001 -> 0.5; ' in message + '; '
-    assert message.count('->') == 2
-    assert json.loads((workdir / 'config.json').read_text())['config']['log']['every_steps'] == 4
+def files_of(workdir: Path) -> dict[Path, bytes]:
+    return {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
 
 
-def test_a_shortened_run_records_how_many_steps_it_really_took(whole, tmp_path, data_dir):
+def test_a_changed_key_that_may_change_is_named_and_each_life_keeps_its_config(
+    whole, tmp_path, data_dir, caplog
+):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    loop.train(train_cases.make(data_dir, {'train.steps': 8}), str(workdir))
-    assert train_cases.result(workdir)['steps'] == 12
+    for every in (4, 5):
+        other = train_cases.make(data_dir, {'log.every_steps': every})
+        loop.train(other, str(workdir), full_report=False)
+    told = [r.getMessage() for r in caplog.records if 'differs' in r.getMessage()]
+    assert [line.rpartition(': ')[2] for line in told] == [
+        'log.every_steps 3 -> 4',
+        'log.every_steps 4 -> 5',
+    ]
+    lives = [json.loads((workdir / 'lives' / f'{n}.json').read_text()) for n in (1, 2, 3)]
+    assert [(x['start'], x['config']['log']['every_steps']) for x in lives] == [
+        (0, 3),
+        (12, 4),
+        (12, 5),
+    ]
+    assert {'start': 12} | json.loads((workdir / 'config.json').read_text()) == lives[-1]
+
+
+@pytest.mark.parametrize(
+    'changes, part',
+    [
+        ({'seed': 1}, 'seed 0 -> 1'),
+        ({'train.weight_decay': 0.5}, 'train.weight_decay 0.0001 -> 0.5'),
+        ({'train.steps': 8}, 'was to take 12 steps and has done 12'),
+        ({}, 'the data differ'),
+    ],
+    ids=str,
+)
+def test_another_run_is_refused_in_the_folder_of_a_finished_one(
+    whole, tmp_path, data_dir, changes, part
+):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    if not changes:
+        train_cases.other_data(workdir)
+    before = files_of(workdir)
+    with pytest.raises(UserError, match=part) as e:
+        loop.train(train_cases.make(data_dir, changes), str(workdir))
+    assert '\n' not in str(e.value) and '--workdir' in str(e.value)
+    assert files_of(workdir) == before
+
+
+def test_a_run_that_gets_longer_goes_on_where_it_ended(whole, tmp_path, data_dir):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    longer = train_cases.make(data_dir, {'train.steps': 14})
+    result = loop.train(longer, str(workdir), full_report=False)
+    assert result['steps'] == 14
+    assert [r for r in train_cases.rows(workdir) if r['step'] <= 12] == train_cases.rows(whole)
+
+
+def test_one_of_two_processes_that_train_in_one_folder_is_refused(config, whole, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    owner = {'pid': other.pid, 'started': claims._started(other.pid), 'host': claims._machine()}
+    (workdir / 'lock.json').write_text(json.dumps(owner | {'token': 'x'}))
+    with pytest.raises(UserError, match=f'^process {other.pid} on .* trains in workdir'):
+        loop.train(config, str(workdir))
+    other.kill()
+    other.wait()
+    loop.train(config, str(workdir), full_report=False)  # it is dead
+    train_cases.assert_same_runs(workdir, whole)
+    assert not (workdir / 'lock.json').exists()
 
 
 def test_rows_that_are_there_twice_count_once(whole, tmp_path, caplog):

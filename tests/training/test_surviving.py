@@ -600,7 +600,7 @@ def test_a_program_checks_for_finite_numbers_only_if_steps_may_be_skipped(setup,
 
 
 def test_a_run_in_which_more_is_due_than_memory_holds_is_refused(data_dir):
-    config = train_cases.make(data_dir, {'train.steps': 10**15, 'eval.every_steps': 1})
+    config = train_cases.make(data_dir, {'train.steps': 2**31 - 1, 'eval.every_steps': 1})
     with pytest.raises(UserError, match='Make them rarer'):
         durations(config, 1_000)
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moe_vision.study.run import claims
+from moe_vision.common import claims
 from moe_vision.study.run.claims import Claims
 
 CELL = ('k1', 3)
@@ -185,3 +185,40 @@ def test_one_of_many_at_once_wins(tmp_path, stale):
                 os.utime(path, (0, 0))
             won = list(pool.map(lambda c, cell=cell: c.take(cell), all_of_them))
             assert sum(won) == 1
+
+
+def test_an_owner_on_another_machine_is_watched_until_it_shows_that_it_lives(tmp_path):
+    waited = []
+    with Claims(str(tmp_path), 0.05, 5) as a, Claims(str(tmp_path), 0.05, 5) as b:
+        b._machine = 'elsewhere'
+        a.take(CELL)
+        assert not b.take_or_watch(CELL, lambda: waited.append(1)) and waited == [1]
+        assert a.holds(CELL)
+
+
+def test_an_owner_that_died_on_another_machine_is_waited_for_no_longer_than_it_must(tmp_path):
+    with Claims(str(tmp_path), 0.05, 0.5) as a:
+        write(tmp_path, 0.2, pid=dead_pid(), host='elsewhere')
+        start = time.monotonic()
+        assert a.take_or_watch(CELL) and 0.1 < time.monotonic() - start < 3
+
+
+def test_an_owner_on_this_machine_is_not_waited_for(two):
+    a, b = two
+    a.take(CELL)
+    assert not b.take_or_watch(CELL, lambda: pytest.fail('it waits'))
+    a.release(CELL)
+    assert b.take_or_watch(CELL)
+
+
+def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    def full(number, mode):
+        os.close(number)
+        raise OSError(28, 'No space left on device')
+
+    with Claims(str(tmp_path)) as a:
+        with monkeypatch.context() as patch:
+            patch.setattr(claims.os, 'fdopen', full)
+            with pytest.raises(OSError, match='No space'):
+                a.take(CELL)
+        assert not file(tmp_path).exists() and a.take(CELL)
