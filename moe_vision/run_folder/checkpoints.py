@@ -11,6 +11,7 @@ a checkpoint is restored only if all processes can read it.
 """
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -164,6 +165,12 @@ def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     own = checksum.of_raw(read_json(path / '_METADATA'), state)
     compare(step, int(state['step']), int(state[CHECKSUM]), own)
     return state
+
+
+def scored(state: Mapping[str, Any]) -> Any:
+    """The weights that were scored, of a state that `load_raw` returned: their moving average, if
+    the run kept one."""
+    return state.get('ema') or state['params']
 
 
 def abstract(state: Any, shardings: Any) -> Any:

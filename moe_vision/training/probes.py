@@ -181,18 +181,19 @@ def _gradient_norms(setup: Setup, layers: tuple[str, ...]) -> Callable:
     def norms(state: TrainState, batch: dict[str, jax.Array], fraction: jax.Array):
         images, labels, valid = (batch[n][0] for n in ('image', 'label', 'valid'))
         images = normalize_images(images, *mean_std)
-        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        scored = state.variables(averaged=True)
+        leaves = jax.tree_util.tree_leaves_with_path(scored['params'])
         routers = {path_name(path): leaf for path, leaf in leaves if is_router(path)}
 
         def losses(routers):
             params = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: routers.get(path_name(path), leaf), state.params
+                lambda path, leaf: routers.get(path_name(path), leaf), scored['params']
             )
             step = Step(
                 valid=valid, key=jax.random.key(0), fraction=fraction, labels=labels, train=True
             )
             (logits, infos), _ = network.apply(
-                {**state.variables(), 'params': params}, images, step, mutable=['batch_stats']
+                {**scored, 'params': params}, images, step, mutable=['batch_stats']
             )
             targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), train.label_smoothing)
             task = jnp.where(valid, optax.softmax_cross_entropy(logits, targets), 0.0).sum()

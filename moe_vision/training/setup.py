@@ -120,5 +120,5 @@ class Setup:
         """
         state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
         if self.config.init_from:
-            state = init_from(state, self.config.init_from, self.shardings)
+            state = init_from(state, self.config.init_from, self.info.class_names, self.shardings)
         return state

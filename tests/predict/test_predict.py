@@ -395,7 +395,7 @@ def flip_weights(folder):
 def test_flipped_weights_are_not_predicted_with(copy, run, pictures, capsys, caplog):
     flip_weights(copy)
     one_line(lambda: moe_vision.load(str(copy)))
-    one_line(lambda: init_from(run[2], str(copy), run[1].shardings))
+    one_line(lambda: init_from(run[2], str(copy), run[1].info.class_names, run[1].shardings))
     one_line(lambda: loop.evaluate(run[1].config, str(copy)))
     assert sum('checkpoint 6 cannot be read (' in r.getMessage() for r in caplog.records) == 3
     code, out, error = command(capsys, f'--workdir={copy}', pictures)
