@@ -125,7 +125,10 @@ def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
         ),
         (['--config=configs/imagenet_ablation.py:k1_same', '--workdir=W'], ["'k1_same_c'"]),
         (['--config=LICENCE.txt', '--workdir=W'], ["'LICENCE.txt'"]),
-        (['--mode=eval', '--workdir={tmp}/gone'], ["/gone'", 'no such file', 'train there']),
+        (
+            ['--mode=eval', '--workdir={tmp}/gone'],
+            ["/gone'", 'no config.json', 'give the --workdir'],
+        ),
         (['--mode=eval', CONFIG, '--workdir={tmp}/gone'], ["/gone'", 'does not exist']),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
 
 
 def test_scoring_needs_a_checkpoint_and_a_split_that_exists(config, data_dir, tmp_path):
-    with pytest.raises(UserError, match='train first'):
+    with pytest.raises(UserError, match='train there first'):
         loop.evaluate(config, str(tmp_path))
     none = train_cases.make(
         data_dir, SMALL | {'dataset.validation_fraction': 0.0, 'eval.split': 'validation'}

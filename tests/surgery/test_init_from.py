@@ -178,7 +178,7 @@ def test_another_network_is_refused_by_the_parameter(setup, fresh, workdir, chan
 
 
 def test_weights_from_a_folder_without_a_checkpoint(setup, fresh, tmp_path):
-    with pytest.raises(UserError, match='no readable checkpoint'):
+    with pytest.raises(UserError, match='there is no checkpoint'):
         start(setup, tmp_path, fresh)
 
 

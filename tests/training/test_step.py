@@ -361,7 +361,8 @@ def test_durations_count_epochs_unless_steps_are_given(data_dir):
     assert (t.total, t.warmup, t.per_epoch) == (30, 5, 10.0)
     assert sorted(t.evaluations) == [10, 20, 30]
     assert sorted(t.checkpoints) == [20, 30]  # and at the end
-    assert [n for n in range(1, 31) if t.row_ends(n)] == [7, 10, 14, 20, 21, 28, 30]
+    # 7 and 28 are too near to 10 and 30, and 21 to 20
+    assert [n for n in range(1, 31) if t.row_ends(n)] == [10, 14, 20, 30]
     t = times(
         data_dir,
         train__steps=25,
@@ -371,6 +372,17 @@ def test_durations_count_epochs_unless_steps_are_given(data_dir):
     )
     assert (t.total, t.warmup) == (25, 3)
     assert sorted(t.evaluations) == [10, 20, 25] and sorted(t.checkpoints) == [25]
+
+
+@pytest.mark.parametrize('logs', [1, 2, 7, 20, 50])
+@pytest.mark.parametrize('per_epoch', [41, 100, 119, 121, 130, 1001])
+def test_no_row_averages_a_few_steps_only(data_dir, per_epoch, logs):
+    """An epoch of 41 steps, and a row every 20, gave one of a single step at its end."""
+    t = times(data_dir, 10 * per_epoch, train__epochs=2.6, log__every_steps=logs)
+    ends = [n for n in range(1, t.total + 1) if t.row_ends(n)]
+    assert t.evaluations | t.checkpoints <= set(ends)
+    lengths = np.diff([0, *ends])
+    assert lengths.min() >= min(logs / 2, 0.6 * per_epoch) and lengths.max() < 2 * logs
 
 
 def test_durations_do_not_drift_when_an_epoch_is_no_whole_number_of_steps(data_dir):

@@ -133,7 +133,9 @@ def _loop(
             for run in runs.values()
         ]
         for step, arrays in enumerate(zip(*sources, strict=True), start + 1):
-            stacked, out = program.step(stacked, program.batch(arrays))
+            batch = program.batch(arrays)
+            with setup.compiling(f'the training step for {len(runs)} seeds'):
+                stacked, out = program.step(stacked, batch)
             waiting.append((step, out))
             if step == start + 1:
                 jax.block_until_ready(out)
