@@ -27,5 +27,5 @@ def runs_near(folder: str) -> str:
     runs = [n for n in names if os.path.isfile(os.path.join(folder, n, 'config.json'))]
     if runs:
         more = f' (or {len(runs) - 1} more there)' if len(runs) > 1 else ''
-        return f'give the folder of a run, --workdir={os.path.join(folder, runs[0])}{more}'
-    return 'give the --workdir of a run that was trained'
+        return f"give the folder of a run, such as '{os.path.join(folder, runs[0])}'{more}"
+    return 'give the folder of a run that was trained'

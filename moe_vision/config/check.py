@@ -7,6 +7,7 @@ Nothing here imports jax, so that a misspelt key is reported at once.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
     try:
         values = _completed(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, FileNotFoundError | NotADirectoryError):
+        if isinstance(e, FileNotFoundError) or os.path.isfile(workdir):
             raise UserError(
                 f"no run to read in workdir '{workdir}', which has no config.json; "
                 f'{runs_near(workdir)}.'

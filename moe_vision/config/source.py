@@ -149,7 +149,8 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
             exec(compile(f.read(), own, 'exec'), module.__dict__)
         if not hasattr(module, f'get_{what}'):
             near = nearest(f'get_{what}', dir(module))
-            raise UserError(f"{what} file '{path}' has no get_{what}().{near}")
+            hint = near or f' See the folder {folder}/.'
+            raise UserError(f"{what} file '{path}' has no get_{what}().{hint}")
         make = getattr(module, f'get_{what}')
         try:
             inspect.signature(make).bind(*argument)

@@ -88,7 +88,7 @@ def load(workdir: epath.PathLike) -> Run:
     """Reads all files of a run. Raises `NoRun` if there is none."""
     path = epath.Path(workdir)
     if not path.is_dir():
-        raise NoRun(f"'{workdir}' is not a folder; give the --workdir of a run that was trained.")
+        raise NoRun(f"'{workdir}' is not a folder; give the folder of a run that was trained.")
     remarks: list[str] = []
     record = _document(path / 'config.json', remarks, 'the run’s settings and sizes are unknown')
     rows = _metrics(path / 'metrics', remarks)

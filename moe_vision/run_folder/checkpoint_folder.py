@@ -202,7 +202,8 @@ def warn_of_damage(folder: epath.Path, step: int, before: int | None, error: Exc
 
 def _summary(error: Exception) -> str:
     """The beginning of an error's message, in one line."""
-    return ' '.join(str(error).split()).split(' See full ')[0][:160]
+    text = ' '.join(str(error).split())
+    return re.split(' See full | Truncating/padding ', text)[0][:160]
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def test_the_place_of_an_array_is_its_keys():
 @pytest.mark.parametrize(
     'files, says',
     [
-        ([], 'give the --workdir of a run that was trained'),
-        (['notes.txt'], 'give the --workdir of a run that was trained'),
-        (['a/config.json'], 'give the folder of a run, --workdir={here}/a'),
-        (['c/config.json', 'a/notes', 'b/config.json'], '--workdir={here}/b (or 1 more there)'),
+        ([], 'give the folder of a run that was trained'),
+        (['notes.txt'], 'give the folder of a run that was trained'),
+        (['a/config.json'], "give the folder of a run, such as '{here}/a'"),
+        (['c/config.json', 'a/notes', 'b/config.json'], "'{here}/b' (or 1 more there)"),
         (
             ['preregistration.json', 'rows.jsonl'],
             'it holds a study: see ',
