@@ -177,6 +177,8 @@ def _save(
     runs = list(alive.items())
     if not runs[0][1].saves(step):
         return
+    if runs[0][1].validates(step):
+        progress.clear()
     state_at = unstack(stacked)
     accuracies = []
     for i, run in runs:
