@@ -31,6 +31,8 @@ from moe_vision.run_folder.checkpoint_folder import (
     warn_of_damage,
 )
 
+_METADATA = '_CHECKPOINT_METADATA'
+
 
 class Checkpoints:
     """Saves and restores train states. Use `with` or `close`, which wait for saves.
@@ -50,6 +52,11 @@ class Checkpoints:
         except OSError as e:
             raise UserError(
                 f"'{root}' cannot be used ({reason(e)}); make room, or give another --workdir."
+            ) from e
+        except Exception as e:  # of orbax, which reads these files and does without them
+            raise UserError(
+                f"'{root}' cannot be used ({' '.join(str(e).split())[:160]}); delete the damaged "
+                f'{_METADATA} of a checkpoint there: it can be read without that file.'
             ) from e
 
     def save(self, step: int, state: Any) -> None:

@@ -151,6 +151,20 @@ def test_when_all_are_damaged_the_error_is_one_line(workdir, caplog):
     assert train_cases.steps(workdir, 'best') == [25]
 
 
+@pytest.mark.parametrize('text', ['[1]', '3', 'null', '', '{"a":', 'a\n' * 99])
+def test_what_orbax_says_of_a_file_of_its_own_is_one_line_or_nothing(workdir, text, caplog, capfd):
+    file = workdir / 'checkpoints' / 'latest' / '30' / '_CHECKPOINT_METADATA'
+    file.write_text(text)
+    try:
+        step, _ = restored_for('restore_for_evaluation', workdir)
+    except UserError as e:
+        assert '\n' not in str(e) and 'delete the damaged _CHECKPOINT_METADATA' in str(e)
+        file.unlink()
+        step, _ = restored_for('restore_for_evaluation', workdir)
+    assert step == 30
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 BEST_IS_WHOLE = 'the best one on validation, of step 25, can: predict takes it with --best'
 
 
