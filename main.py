@@ -117,8 +117,9 @@ def _parse(argv: list[str]) -> Request:
             '--processes',
             '--process',
         ]
-        is_key = '.' in e.flagname
-        hint = (not is_key and nearest(f'--{e.flagname}', known)) or source.nearest_key(e.flagname)
+        key = source.nearest_key(e.flagname)
+        is_key = '.' in e.flagname or f".{e.flagname}'" in key
+        hint = (not is_key and nearest(f'--{e.flagname}', known)) or key
         raise UserError(
             f"unknown flag '--{e.flagname}'.{hint} Allowed: {', '.join(known)}, --config.KEY."
         ) from e

@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     # initial values, data order, augmentation and router noise derive from it; below 2^32
     c.seed = 0
-    c.init_from = ''  # start from the weights in this run's workdir; other classes get a new head
+    # start from the scored weights of the run in this folder; other classes get a new head
+    c.init_from = ''
 
     c.dataset = ConfigDict()
     c.dataset.name = 'digits'  # a name in input_pipeline.DATASETS, or package.module:Builder
@@ -84,10 +85,12 @@ def get_config() -> ConfigDict:
     c.train.weight_decay = 0.0001  # on matrices and filters; never on biases, norms, routers
     c.train.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
     c.train.clip_norm = 1.0  # clip the global norm of the gradient to this; 0 does not clip
-    c.train.ema_decay = 0.0  # decay per step of averaged weights to evaluate; 0 does not average
+    # decay per step of averaged weights to evaluate (less while steps are few); 0 does not average
+    c.train.ema_decay = 0.0
     c.train.mixup = 0.0  # a of mixup's Beta(a, a); partners share a routing group; 0 is off
     c.train.cutmix = 0.0  # the same for CutMix; with both on, each group flips a coin
-    c.train.trainable = '.*'  # train parameters whose path matches this regular expression
+    # regular expression of the paths to train; the rest stands still, statistics included
+    c.train.trainable = '.*'
     # skip up to N consecutive steps with a non-finite gradient; 0 stops at the first
     c.train.skip_nonfinite = 0
 

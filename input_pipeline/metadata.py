@@ -262,7 +262,8 @@ def image_shape(cfg: DatasetConfig, known: Facts) -> tuple[int, int, int]:
         return cfg.image_size, cfg.image_size, channels
     if height is None or width is None:
         raise DataError(
-            f"images of '{cfg.name}' vary in size: set image_size (224 is usual), not 0."
+            f"images of '{cfg.name}' vary in size, so they need one to be brought to: set "
+            '--config.dataset.image_size=224 (which is usual), not 0.'
         )
     return height, width, channels
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from input_pipeline import files, metadata
 from input_pipeline.builder import Builder
@@ -204,9 +204,16 @@ def _sizes(known: metadata.Facts) -> str:
     return ', '.join(f'{split} {size:,}' for split, size in known.sizes.items())
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are a DataError of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise DataError(f'{message}; {self.prog} --help shows the flags.')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 2 for a mistake the user can fix."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='python -m input_pipeline.prepare',
         description='Prepares a data set from local files.',
         epilog='Data sets: '
@@ -217,9 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--data_dir', default='', help='output; default ~/tensorflow_datasets')
     parser.add_argument('--source', default='', help='local path of the published files')
     parser.add_argument('--overwrite', action='store_true', help='replace a prepared set')
-    args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        args = parser.parse_args(argv)
         print(prepare(args.dataset, args.data_dir, args.source, overwrite=args.overwrite))
     except DataError as error:
         print(f'error: {error}', file=sys.stderr)

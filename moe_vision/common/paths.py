@@ -1,4 +1,4 @@
-"""Finds folders of the user and of this repository, and writes the path of an array in a tree."""
+"""Finds folders of the user, of this repository and of runs, and names arrays in a tree."""
 
 import os
 from collections.abc import Iterable
@@ -30,3 +30,21 @@ def expanded(path: str) -> str:
 def path_name(path: Iterable[Any]) -> str:
     """The path of a leaf in a jax tree as a string, such as 'block_3/experts/in_kernel'."""
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+
+
+def runs_near(folder: str) -> str:
+    """What to do about a folder that holds no run, for the end of an error's message."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # it is gone, a file, or in a bucket
+        names = []
+    if 'preregistration.json' in names:
+        return (
+            "it holds a study: see 'python -m moe_vision.study report', and give the folder of a "
+            'run that was kept (--keep_runs)'
+        )
+    runs = [n for n in names if os.path.isfile(os.path.join(folder, n, 'config.json'))]
+    if runs:
+        more = f' (or {len(runs) - 1} more there)' if len(runs) > 1 else ''
+        return f"give the folder of a run, such as '{os.path.join(folder, runs[0])}'{more}"
+    return 'give the folder of a run that was trained'

@@ -7,6 +7,7 @@ Nothing here imports jax, so that a misspelt key is reported at once.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from input_pipeline.types import check as check_dataset
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
-from moe_vision.common.paths import expanded
+from moe_vision.common.paths import expanded, runs_near
 from moe_vision.config import compare, registry, rules, schema, source, trust, typed
 from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
@@ -126,10 +127,14 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
     try:
         values = _completed(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        why = 'no such file' if isinstance(e, FileNotFoundError) else f'{type(e).__name__}: {e}'
+        if isinstance(e, FileNotFoundError) or os.path.isfile(workdir):
+            raise UserError(
+                f"no run to read in workdir '{workdir}', which has no config.json; "
+                f'{runs_near(workdir)}.'
+            ) from e
         raise UserError(
-            f"no run to read in workdir '{workdir}': '{path}': {why}; train there "
-            'first or give --config.'
+            f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it, or start the same "
+            'training again: it writes the file anew.'
         ) from e
     trust.check(values, workdir, trusted)
     return from_dict(values)

@@ -15,6 +15,7 @@ from typing import Any
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
+from moe_vision.common.paths import runs_near
 from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.routing_rules import fits
 from moe_vision.config.schema import Config
@@ -140,11 +141,19 @@ def total_steps(config: Config, train_images: int) -> int:
 
 
 def check_init(config: Config) -> None:
-    """Raises UserError if `init_from` names no folder. Does not probe buckets."""
-    if config.init_from and '://' not in config.init_from and not os.path.isdir(config.init_from):
+    """Raises UserError if `init_from` names no folder of a run. Does not probe buckets."""
+    folder = config.init_from
+    if not folder or '://' in folder:
+        return
+    if not os.path.isdir(folder):
         raise UserError(
-            f"init_from is '{config.init_from}'; there is no such folder. Give the "
+            f"init_from is '{folder}'; there is no such folder. Give the "
             "workdir of a run, or '' to start from fresh weights."
+        )
+    if not os.path.isdir(os.path.join(folder, 'checkpoints', 'latest')):
+        raise UserError(
+            f"init_from is '{folder}', which holds no checkpoints; {runs_near(folder)}, or '' to "
+            'start from fresh weights.'
         )
 
 

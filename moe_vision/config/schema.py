@@ -157,11 +157,17 @@ class Train:
     )
     clip_norm: float = key(1.0, 'clip the global norm of the gradient to this; 0 does not clip')
     ema_decay: float = key(
-        0.0, 'decay per step of averaged weights to evaluate; 0 does not average', below_one=True
+        0.0,
+        'decay per step of averaged weights to evaluate (less while steps are few); 0 does not '
+        'average',
+        below_one=True,
     )
     mixup: float = key(0.0, "a of mixup's Beta(a, a); partners share a routing group; 0 is off")
     cutmix: float = key(0.0, 'the same for CutMix; with both on, each group flips a coin')
-    trainable: str = key('.*', 'train parameters whose path matches this regular expression')
+    trainable: str = key(
+        '.*',
+        'regular expression of the paths to train; the rest stands still, statistics included',
+    )
     skip_nonfinite: int = key(
         0,
         'skip up to N consecutive steps with a non-finite gradient; 0 stops at the first',
@@ -254,7 +260,9 @@ class Config:
         at_most=LARGEST_SEED,
     )
     init_from: str = key(
-        '', "start from the weights in this run's workdir; other classes get a new head", path=True
+        '',
+        'start from the scored weights of the run in this folder; other classes get a new head',
+        path=True,
     )
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
     model: Model = dataclasses.field(default_factory=Model)

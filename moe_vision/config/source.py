@@ -7,12 +7,14 @@ judges types and names.
 """
 
 import ast
+import dataclasses
 import glob
 import importlib.util
 import inspect
 import os
 import re
 import traceback
+import types
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,7 +155,8 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
             exec(compile(f.read(), own, 'exec'), module.__dict__)
         if not hasattr(module, f'get_{what}'):
             near = nearest(f'get_{what}', dir(module))
-            raise UserError(f"{what} file '{path}' has no get_{what}().{near}")
+            hint = near or f' See the folder {folder}/.'
+            raise UserError(f"{what} file '{path}' has no get_{what}().{hint}")
         make = getattr(module, f'get_{what}')
         try:
             inspect.signature(make).bind(*argument)
@@ -170,11 +173,33 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
     except Exception as e:  # whatever such a file does
         at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
         line = getattr(e, 'lineno', None) or (at[-1] if at else '?')
-        dots = 'does not accept dots' in str(e)
-        hint = " Write slashes for them, such as 'my/losses:l1'." if dots else ''
-        raise UserError(
-            f"{what} file '{path}', line {line}: {type(e).__name__}: {getattr(e, 'msg', e)}{hint}"
-        ) from e
+        raise UserError(f"{what} file '{path}', line {line}: {_fault(e, e.__traceback__)}") from e
+
+
+def _fault(error: Exception, trace: Any) -> str:
+    """What a config or study file did wrong. Names the fields where a dataclass was made badly."""
+    dots = 'does not accept dots' in str(error)
+    hint = " Write slashes for them, such as 'my/losses:l1'." if dots else ''
+    text = f'{type(error).__name__}: {getattr(error, "msg", error)}{hint}'
+    made = re.match(r'(\w+)\.__init__\(\) (.*)', str(error))
+    if not isinstance(error, TypeError) or not made:
+        return text
+    values = {n: v for frame, _ in traceback.walk_tb(trace) for n, v in frame.f_globals.items()}
+    modules = [vars(v) for v in values.values() if isinstance(v, types.ModuleType)]
+    cls = next(
+        (n[made[1]] for n in (values, *modules) if dataclasses.is_dataclass(n.get(made[1]))), None
+    )
+    if cls is None:
+        return text
+    fields = [f.name for f in dataclasses.fields(cls)]
+    unexpected = re.search("unexpected keyword argument '(.*)'", made[2])
+    if unexpected:
+        return (
+            f"{made[1]} has no field '{unexpected[1]}'.{nearest(unexpected[1], fields)} "
+            f'Allowed: {", ".join(fields)}.'
+        )
+    missing = re.findall("'(.*?)'", made[2]) if 'missing' in made[2] else []
+    return f'{made[1]} lacks {", ".join(missing)}; give a value to each.' if missing else text
 
 
 def escaped(values: Any) -> Any:

@@ -99,8 +99,16 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
         repeated = len(inner) == 2 and inner[1] is Ellipsis
         if not repeated and len(items) != len(inner):
             raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')
+        if not isinstance(value, tuple | list) and items == [value]:
+            try:
+                return (convert(value, inner[0], where),)
+            except UserError as e:
+                raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.') from e
         each = [inner[0]] * len(items) if repeated else inner
-        return tuple(convert(v, k, where) for v, k in zip(items, each, strict=True))
+        return tuple(
+            convert(v, k, f'item {n} of {where}')
+            for n, (v, k) in enumerate(zip(items, each, strict=True), 1)
+        )
     if origin is dict and isinstance(value, Mapping) and all(type(name) is str for name in value):
         return {name: convert(v, inner[1], f'{where}.{name}') for name, v in value.items()}
     if kind is float and value in ('inf', 'nan'):  # as JSON and the command line write them

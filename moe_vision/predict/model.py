@@ -97,7 +97,7 @@ class Model:
         )
         self.network = models.build(dataclasses.replace(config.model, moe=moe), info.num_classes)
         self.variables = {
-            'params': jax.device_put(state.get('ema') or state['params']),
+            'params': jax.device_put(checkpoints.scored(state)),
             'batch_stats': jax.device_put(state.get('batch_stats') or {}),
             'router_state': jax.device_put(state.get('router_state') or {}),
         }

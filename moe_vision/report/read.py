@@ -13,6 +13,7 @@ from etils import epath
 from moe_vision.common import files, metric_rows
 from moe_vision.common.errors import UserError
 from moe_vision.common.json_values import as_dict, as_list, clean, number, value_at
+from moe_vision.common.paths import runs_near
 
 _LARGEST = 3.5e38  # no number that a run computes in float32 is larger
 
@@ -87,7 +88,7 @@ def load(workdir: epath.PathLike) -> Run:
     """Reads all files of a run. Raises `NoRun` if there is none."""
     path = epath.Path(workdir)
     if not path.is_dir():
-        raise NoRun(f"'{workdir}' is not a folder; give the --workdir of a training run")
+        raise NoRun(f"'{workdir}' is not a folder; give the folder of a run that was trained.")
     remarks: list[str] = []
     record = _document(path / 'config.json', remarks, 'the run’s settings and sizes are unknown')
     rows = _metrics(path / 'metrics', remarks)
@@ -96,7 +97,10 @@ def load(workdir: epath.PathLike) -> Run:
     if evaluation.get('split') == 'validation':
         remarks.append('The data set has no test split: the run is scored on validation.')
     if not (record or rows or result or evaluation):
-        raise NoRun(f"'{workdir}' holds no run: no config.json, no metrics/*.jsonl, no result.json")
+        raise NoRun(
+            f"'{workdir}' holds no run (no config.json, no metrics/*.jsonl, no result.json); "
+            f'{runs_near(str(workdir))}.'
+        )
     return Run(path, record, rows, result, evaluation, remarks)
 
 

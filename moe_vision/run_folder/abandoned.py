@@ -1,7 +1,8 @@
 """Hides what libraries print about each part that orbax abandons when a save or a read fails.
 
 The first failure is raised, and our log names it. The other parts are still under way then; what
-they meet would be printed once for each, as warnings and tracebacks that say nothing more.
+they meet would be printed once for each, as warnings and tracebacks that say nothing more. The same
+holds for what orbax itself logs about a damaged file: it prints all that the file holds.
 """
 
 import atexit
@@ -25,7 +26,7 @@ def hide() -> None:
         lambda record: 'exception was never retrieved' not in record.getMessage()
     )
     absl_logging.get_absl_logger().addFilter(
-        lambda record: not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+        lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
     )
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
     show = sys.unraisablehook

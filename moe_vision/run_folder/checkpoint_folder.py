@@ -1,7 +1,9 @@
 """One folder of checkpoints, behind orbax: saves in the background, reads in every process."""
 
 import errno
+import itertools
 import os
+import re
 import shutil
 from typing import Any
 
@@ -113,13 +115,15 @@ class Folder:
             if newer > step:
                 self._manager.delete(newer)
 
-    def restore_newest(self, abstract: Any) -> tuple[int, Any] | None:
+    def restore_newest(self, abstract: Any, warn: bool = True) -> tuple[int, Any] | None:
         """(step, state) of the newest checkpoint that can be read. Names the others in the log."""
-        for step in self.steps():
+        steps = self.steps()
+        for step, before in itertools.zip_longest(steps, steps[1:]):
             try:
                 return step, self.restore(step, abstract)
             except Exception as e:  # damaged files make orbax raise errors of many types
-                warn_of_damage(self.path, step, e)
+                if warn:
+                    warn_of_damage(self.path, step, before, e)
         return None
 
     def restore(self, step: int, state: Any) -> Any:
@@ -181,18 +185,25 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     return values
 
 
-def warn_of_damage(folder: epath.Path, step: int, error: Exception) -> None:
+def warn_of_damage(folder: epath.Path, step: int, before: int | None, error: Exception) -> None:
+    """Logs that a checkpoint cannot be read.
+
+    Args:
+      before: the step of the one that is tried next; None if there is none.
+    """
     logging.warning(
-        '%scheckpoint %d cannot be read (%s); trying the one before it',
+        '%scheckpoint %d cannot be read (%s)%s',
         'best ' if folder.name == 'best' else '',
         step,
         _summary(error),
+        '' if before is None else f'; trying that of step {before}',
     )
 
 
 def _summary(error: Exception) -> str:
     """The beginning of an error's message, in one line."""
-    return ' '.join(str(error).split()).split(' See full ')[0][:160]
+    text = ' '.join(str(error).split())
+    return re.split(' See full | Truncating/padding ', text)[0][:160]
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

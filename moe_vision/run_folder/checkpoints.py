@@ -11,6 +11,8 @@ a checkpoint is restored only if all processes can read it.
 """
 
 import contextlib
+import itertools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -29,6 +31,8 @@ from moe_vision.run_folder.checkpoint_folder import (
     warn_of_damage,
 )
 
+_METADATA = '_CHECKPOINT_METADATA'
+
 
 class Checkpoints:
     """Saves and restores train states. Use `with` or `close`, which wait for saves.
@@ -42,12 +46,17 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, keep: int):
-        root = epath.Path(workdir) / 'checkpoints'
+        root = self._root = epath.Path(workdir) / 'checkpoints'
         try:
             self._latest, self._best = Folder(root / 'latest', keep), Folder(root / 'best', 1)
         except OSError as e:
             raise UserError(
                 f"'{root}' cannot be used ({reason(e)}); make room, or give another --workdir."
+            ) from e
+        except Exception as e:  # of orbax, which reads these files and does without them
+            raise UserError(
+                f"'{root}' cannot be used ({' '.join(str(e).split())[:160]}); delete the damaged "
+                f'{_METADATA} of a checkpoint there: it can be read without that file.'
             ) from e
 
     def save(self, step: int, state: Any) -> None:
@@ -79,10 +88,7 @@ class Checkpoints:
                 folder.delete_after(restored[0])
             return restored
         if steps:
-            raise UserError(
-                f'none of the checkpoints {steps} in {self._latest.path} can be read with '
-                'this config; if the network changed, use another --workdir.'
-            )
+            raise self._unreadable(abstract, 'if the network changed, use another --workdir')
         self._best.delete_after(0)
         return None
 
@@ -109,10 +115,11 @@ class Checkpoints:
         self.wait()
         if restored := self._latest.restore_newest(abstract):
             return restored
-        raise UserError(
-            f'no checkpoint in {self._latest.path} can be read with this config; '
-            'train first (--mode=train), or give the config of the run.'
-        )
+        raise self._unreadable(abstract, 'give the config of the run')
+
+    def _unreadable(self, abstract: Any, else_do: str) -> UserError:
+        best = self._best.restore_newest(abstract, warn=False)
+        return _unreadable(self._root, 'latest', self.steps(), best and best[0], else_do)
 
     def wait(self) -> None:
         """Returns when all saves are on disk, or have failed."""
@@ -145,13 +152,54 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     Raises:
       UserError: no checkpoint can be read.
     """
-    root = absolute(epath.Path(workdir) / 'checkpoints' / kind)
-    for step in steps_in(root):
+    root = absolute(epath.Path(workdir) / 'checkpoints')
+    if state := _newest_raw(root / kind, warn=True):
+        return state
+    other = _newest_raw(root / ('best' if kind == 'latest' else 'latest'), warn=False)
+    raise _unreadable(root, kind, steps_in(root / kind), int(other['step']) if other else None)
+
+
+def _newest_raw(folder: epath.Path, warn: bool) -> dict[str, Any] | None:
+    steps = steps_in(folder)
+    for step, before in itertools.zip_longest(steps, steps[1:]):
         try:
-            return _load_raw(root / str(step) / 'default', step)
+            return _load_raw(folder / str(step) / 'default', step)
         except Exception as e:  # as in `Folder.restore_newest`
-            warn_of_damage(root, step, e)
-    raise UserError(f"there is no readable checkpoint in '{workdir}'; train there first.")
+            if warn:
+                warn_of_damage(folder, step, before, e)
+    return None
+
+
+def _unreadable(
+    root: epath.Path, kind: str, steps: list[int], other: int | None, else_do: str = ''
+) -> UserError:
+    """The error for a folder in which no checkpoint of this kind can be read.
+
+    Args:
+      steps: of those that are there.
+      other: the step of a checkpoint of the other kind that can be read.
+      else_do: what can be done where that is none.
+    """
+    name, workdir = {'latest': '', 'best': 'best '}[kind], root.parent
+    what = (
+        f"none of the {name}checkpoints {steps} in '{workdir}' can be read"
+        if steps
+        else f"there is no {name}checkpoint in '{workdir}'"
+    )
+    if other is not None and kind == 'best':
+        return UserError(f'{what}; leave out --best to take the last one, of step {other}.')
+    if other is not None:
+        return UserError(
+            f'{what}, but the best one on validation, of step {other}, can: predict takes it with '
+            f"--best, and every command does once you copy '{root}/best/{other}' to "
+            f"'{root}/latest/{other}'."
+        )
+    if steps:
+        return UserError(
+            f'{what}{" with this config" if else_do else ""}; bring the files back'
+            f'{f", or {else_do}" if else_do else ", or train again with another --workdir"}.'
+        )
+    return UserError(f'{what}; train there first (python main.py --config=... --workdir=...).')
 
 
 def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
@@ -164,6 +212,12 @@ def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     own = checksum.of_raw(read_json(path / '_METADATA'), state)
     compare(step, int(state['step']), int(state[CHECKSUM]), own)
     return state
+
+
+def scored(state: Mapping[str, Any]) -> Any:
+    """The weights that were scored, of a state that `load_raw` returned: their moving average, if
+    the run kept one."""
+    return state.get('ema') or state['params']
 
 
 def abstract(state: Any, shardings: Any) -> Any:

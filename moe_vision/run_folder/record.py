@@ -50,6 +50,8 @@ def dataset_info(workdir: str) -> DatasetInfo:
     path = epath.Path(workdir) / 'config.json'
     try:
         info = typed.build(DatasetInfo, read_json(path)['dataset'], 'dataset')
+    except FileNotFoundError as e:
+        raise UserError(f"'{path}' is missing; copy the whole folder of the run.") from e
     except (OSError, ValueError, KeyError, TypeError, UserError) as e:
         raise UserError(f"'{path}' is damaged: {type(e).__name__}: {e}; restore it.") from e
     for name, fits in {

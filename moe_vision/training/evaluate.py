@@ -19,6 +19,7 @@ import numpy as np
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
+from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
 from moe_vision.config.schema import Config
 from moe_vision.routing import telemetry
@@ -51,6 +52,7 @@ class Evaluator:
         self._tokens, self._unit = tokens_per_image, unit
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
+        self._compiling = compile_cache.FirstCalls(config.model.name)
         self._steps: dict[bool, Callable] = {}
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
@@ -227,7 +229,11 @@ class Evaluator:
                 arrays=arrays,
                 start=number * self.batch,
             ) -> dict[str, Any]:
-                return self._step(unbounded)(variables, arrays, key, start, fraction, intervention)
+                what = 'the evaluation' + (' with unbounded capacity' if unbounded else '')
+                with self._compiling(what + (' with changed routes' if intervention else '')):
+                    return self._step(unbounded)(
+                        variables, arrays, key, start, fraction, intervention
+                    )
 
             yield batch, run
 

@@ -73,7 +73,8 @@ def train(
             for step, arrays in enumerate(batches, start + 1):
                 profile.before(step)
                 batch = setup.gather(mesh.to_devices(arrays, setup.mesh, micro))
-                state, metrics = setup.step(state, batch)
+                with setup.compiling('the training step'):
+                    state, metrics = setup.step(state, batch)
                 run.interval.add(step, metrics)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
@@ -140,6 +141,7 @@ def _write_row(run: Run, progress: Progress, step: int) -> None:
 def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> None:
     """Validates and prints the scores if a validation is due after this step."""
     if run.validates(step):
+        progress.clear()
         row = run.validate(step, state)
         progress.line(
             f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '

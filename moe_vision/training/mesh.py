@@ -28,9 +28,9 @@ def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if count % expert:
         fits = [n for n in range(1, count + 1) if count % n == 0]
         raise UserError(
-            f'mesh.expert is {expert}, but there are {count} devices'
-            f'{" in a slice" if slices > 1 else ""}; '
-            f'allowed: {", ".join(map(str, fits))}.'
+            f'mesh.expert is {expert}, but there {_devices(count)}'
+            f'{" in a slice" if slices > 1 else ""}; allowed: {", ".join(map(str, fits))}. '
+            f'Set --config.mesh.expert={fits[-1]}, or start where there are more devices.'
         )
     inner, split = (count // expert, expert), {'allow_split_physical_axes': True}
     grid = (
@@ -39,6 +39,10 @@ def make(expert: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
         else mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices, **split)
     )
     return Mesh(grid, ('data', 'expert'), (AxisType.Auto, AxisType.Auto))
+
+
+def _devices(count: int) -> str:
+    return 'is 1 device' if count == 1 else f'are {count} devices'
 
 
 def check_groups(images: int, images_per_group: int, mesh: Mesh, what: str) -> None:

@@ -1,15 +1,17 @@
 """Builds a config's optimizer from optax: warm-up, cosine, weight decay, frozen parameters."""
 
-import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import registry
 from moe_vision.config.schema import Train
+from moe_vision.training.frozen import Frozen
 
 Mask = Callable[[optax.Params], optax.Params]
 
@@ -56,18 +58,17 @@ def make(
     core = build(train.optimizer_args, learning_rate, train.weight_decay, decays)
     if train.clip_norm:
         core = optax.chain(optax.clip_by_global_norm(train.clip_norm), core)
-    pattern = re.compile(train.trainable)
+    frozen = Frozen(params, train.trainable)
     labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: 'trained' if pattern.search(path_name(path)) else 'kept', params
+        lambda path, _: 'trained' if frozen.moves(path_name(path)) else 'kept', params
     )
-    used = set(jax.tree.leaves(labels))
-    if 'trained' not in used:
+    if 'trained' not in jax.tree.leaves(labels):
         names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
         raise UserError(
             f"train.trainable '{train.trainable}' matches no parameter; "
             f'there are {", ".join(names[:6])}, ...'
         )
-    if used == {'trained'}:
+    if frozen.nothing:
         return core
     return optax.partition({'trained': core, 'kept': optax.set_to_zero()}, labels)
 
@@ -82,3 +83,19 @@ def decays(params: optax.Params) -> optax.Params:
         return dims >= 2 and not exempt
 
     return jax.tree_util.tree_map_with_path(decays_one, params)
+
+
+def average(before: Any, params: optax.Params, step: jax.Array, decay: float) -> Any:
+    """The moving average of the weights after `step` steps, from that of the step before.
+
+    It is `params + d (before - params)`, where d = min(decay, (step - 1) / (step + 8)). So the
+    initial values have no share in it, and a short run averages over about the last tenth of its
+    steps; from step (8 decay + 1) / (1 - decay) on it is the plain moving average. Source:
+    polynomial-decay averaging (Shamir and Zhang, 2013) with eta = 8. Weights that stand still keep
+    their bits.
+
+    Args:
+      step: counts from 1.
+    """
+    d = jnp.minimum(decay, (step - 1) / (step + 8))
+    return jax.tree.map(lambda e, p: p + d * (e - p), before, params)

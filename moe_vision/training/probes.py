@@ -7,6 +7,7 @@ Axes: B images of a batch, E experts, L classes.
 """
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 
 import input_pipeline
 from moe_vision.common.paths import path_name
@@ -25,6 +27,7 @@ from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState, normalize_images
 
+_SAY_EVERY = 10.0  # seconds
 IMAGES = 2_000  # score at most this many test images under each intervention
 
 
@@ -53,6 +56,10 @@ def probe(
     moe = model.moe
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     layers, experts = _layers(setup), range(moe.num_experts)
+    logging.info(
+        'probing: shuffles and draws the routes, and leaves out each expert of %s',
+        ', '.join(layers),
+    )
     before, shuffled, drawn, *ablated = _test(
         setup,
         state,
@@ -117,9 +124,13 @@ def agreement(rows: Sequence[dict[str, Any]], layer: str) -> dict[str, list[floa
 def _test(setup: Setup, state: TrainState, interventions: list[Intervention]) -> list[float]:
     """Accuracy on the test split, or validation in its place, under each intervention."""
     correct: list[list[np.ndarray]] = [[] for _ in interventions]
-    seen = 0
+    seen, last = 0, time.monotonic()
     for _, run in setup.evaluator.outputs(state, setup.info.scored, 1.0):
-        for batches, intervention in zip(correct, interventions, strict=True):
+        for n, (batches, intervention) in enumerate(zip(correct, interventions, strict=True)):
+            if time.monotonic() - last >= _SAY_EVERY:
+                last = time.monotonic()
+                all_of_them = len(interventions)
+                logging.info('probing: %d images, now %d of %d changes', seen, n + 1, all_of_them)
             out = run(intervention)
             out = jax.device_get({n: out[n] for n in ('prediction', 'label', 'valid')})
             batches.append((out['prediction'] == out['label'])[out['valid']])
@@ -160,7 +171,8 @@ def router_gradients(
     batch = next(batches)[1]
     batches.close()
     fraction = state.step / setup.times.total
-    norms = jax.device_get(_gradient_norms(setup, tuple(layers))(state, batch, fraction))
+    with setup.compiling('the gradients at the routers'):
+        norms = jax.device_get(_gradient_norms(setup, tuple(layers))(state, batch, fraction))
     return {
         layer: {kind: float(norms[kind][layer]) for kind in ('task', 'balance')} for layer in layers
     }
@@ -181,18 +193,19 @@ def _gradient_norms(setup: Setup, layers: tuple[str, ...]) -> Callable:
     def norms(state: TrainState, batch: dict[str, jax.Array], fraction: jax.Array):
         images, labels, valid = (batch[n][0] for n in ('image', 'label', 'valid'))
         images = normalize_images(images, *mean_std)
-        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        scored = state.variables(averaged=True)
+        leaves = jax.tree_util.tree_leaves_with_path(scored['params'])
         routers = {path_name(path): leaf for path, leaf in leaves if is_router(path)}
 
         def losses(routers):
             params = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: routers.get(path_name(path), leaf), state.params
+                lambda path, leaf: routers.get(path_name(path), leaf), scored['params']
             )
             step = Step(
                 valid=valid, key=jax.random.key(0), fraction=fraction, labels=labels, train=True
             )
             (logits, infos), _ = network.apply(
-                {**state.variables(), 'params': params}, images, step, mutable=['batch_stats']
+                {**scored, 'params': params}, images, step, mutable=['batch_stats']
             )
             targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), train.label_smoothing)
             task = jnp.where(valid, optax.softmax_cross_entropy(logits, targets), 0.0).sum()

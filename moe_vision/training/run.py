@@ -58,7 +58,7 @@ class Run:
             )
             self._opened = opened.pop_all()
         self.interval = metrics.Interval(config.model.moe.num_experts, config.train.skip_nonfinite)
-        self._health = Health(config)
+        self._health = Health(config, setup.times.warmup)
         self._writer: Any = None  # metrics.Writer
         self._closed = self._skipped = False  # whether the last checkpoint due was left out
         self._lost: list[str] = []  # files that could not be written, in words

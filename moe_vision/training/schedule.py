@@ -18,7 +18,8 @@ class Durations:
       warmup: steps of the learning rate's warm-up.
       per_epoch: steps of an epoch, not rounded.
       evaluations, checkpoints: the steps after which one is due.
-      logs: a row of metrics ends every `logs` steps, and before each evaluation and checkpoint.
+      logs: a row of metrics ends every `logs` steps, and before each evaluation and checkpoint, but
+        not within `logs` / 2 steps of these: it or its neighbour would average too few steps.
     """
 
     total: int
@@ -30,12 +31,13 @@ class Durations:
 
     def row_ends(self, step: int) -> bool:
         """Whether a row of training metrics ends with this step."""
-        return (
-            step % self.logs == 0
-            or step == self.total
-            or step in self.evaluations
-            or step in self.checkpoints
-        )
+        if self._is_mark(step):
+            return True
+        near = range(step - (self.logs - 1) // 2, step + (self.logs + 1) // 2)
+        return step % self.logs == 0 and not any(map(self._is_mark, near))
+
+    def _is_mark(self, step: int) -> bool:
+        return step == self.total or step in self.evaluations or step in self.checkpoints
 
 
 def durations(config: Config, train_images: int) -> Durations:

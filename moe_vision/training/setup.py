@@ -10,6 +10,7 @@ import jax
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
+from moe_vision.common import compile_cache
 from moe_vision.config.schema import Config
 from moe_vision.contract import check as contract
 from moe_vision.layers import platform
@@ -44,12 +45,14 @@ class Setup:
       step: the jitted training step, `step(state, batch) -> (state, metrics)`. It donates the
         state: the arrays passed in cannot be used afterwards.
       cost: FLOPs, parameters and leverages.
+      compiling: `with compiling('the training step'):` says so in the log before the first call.
     """
 
     def __init__(
         self, config: Config, for_training: bool = True, devices: Sequence[jax.Device] | None = None
     ):
         self.config = config
+        self.compiling = compile_cache.FirstCalls(config.model.name)
         self.info: DatasetInfo = input_pipeline.info(config.dataset)
         self.mesh = mesh.make(config.mesh.expert, devices)
         contract.check(config.model, self.info.image_shape, self.info.num_classes)
@@ -120,7 +123,8 @@ class Setup:
         Args:
           seed: the run's; None takes the config's.
         """
-        state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
+        with self.compiling('the initial values'):
+            state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
         if self.config.init_from:
-            state = init_from(state, self.config.init_from, self.shardings)
+            state = init_from(state, self.config.init_from, self.info.class_names, self.shardings)
         return state

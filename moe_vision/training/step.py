@@ -18,6 +18,8 @@ from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step, platform
 from moe_vision.layers.moe import make_router
+from moe_vision.training import optimizer
+from moe_vision.training.frozen import Frozen
 
 Array = jax.Array
 Tree = Any
@@ -34,7 +36,7 @@ class TrainState:
     batch_stats: Tree
     router_state: Tree
     opt_state: Tree
-    ema: Tree  # like params, or {} without ema_decay
+    ema: Tree  # the average that is scored, as `optimizer.average` makes it; {} without ema_decay
 
     def variables(self, averaged: bool = False) -> dict[str, Tree]:
         """The variables for `apply`; `averaged` takes the moving average of the weights, if any."""
@@ -166,20 +168,22 @@ def train_step_fn(
         fraction = state.step / total_steps
         total_valid = jnp.maximum(batch['valid'].sum(), 1).astype(jnp.float32)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        frozen = Frozen(state.params, train.trainable)
 
         def one_part(batch_stats, micro, part):
-            (loss, (sums, stats)), grads = gradient(
-                state.params,
-                batch_stats,
-                state.router_state,
-                micro,
-                key,
-                part * rows,
-                fraction,
-                total_valid,
-                parts,
-            )
-            return stats, (grads, {'loss': loss, **sums})
+            with frozen.norms():
+                (loss, (sums, stats)), grads = gradient(
+                    state.params,
+                    batch_stats,
+                    state.router_state,
+                    micro,
+                    key,
+                    part * rows,
+                    fraction,
+                    total_valid,
+                    parts,
+                )
+            return frozen.keep(stats, batch_stats), (grads, {'loss': loss, **sums})
 
         first = jax.tree.map(lambda x: x[0], batch)
         stats, total = one_part(state.batch_stats, first, 0)
@@ -205,9 +209,10 @@ def train_step_fn(
         router_state = state.router_state
         if routed and router_state:
             router_state = update_router_state(moe, router_state, metrics['layers'])
+            router_state = frozen.keep(router_state, state.router_state)
         ema = state.ema
         if train.ema_decay:
-            ema = optax.incremental_update(params, ema, 1 - train.ema_decay)
+            ema = optimizer.average(ema, params, state.step + 1, train.ema_decay)
         metrics |= {
             'grad_norm': optax.tree.norm(grads),
             'learning_rate': learning_rate(state.step),

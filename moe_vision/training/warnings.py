@@ -9,14 +9,22 @@ from moe_vision.config.schema import Config
 
 
 class Health:
-    """Warns once when a problem begins, and again only if it has passed and comes back."""
+    """Warns once when a problem begins, and again only if it has passed and comes back.
 
-    def __init__(self, config: Config):
-        self._config = config
+    It waits for the end of the warm-up: experts take their shares while the learning rate rises.
+
+    Args:
+      warmup: steps of the warm-up.
+    """
+
+    def __init__(self, config: Config, warmup: int):
+        self._config, self._warmup = config, warmup
         self._known: set[tuple[str, str]] = set()
 
     def check(self, row: dict[str, Any]) -> list[str]:
         """Logs and returns the warnings that are new in a metrics row."""
+        if row['step'] <= self._warmup:
+            return []
         problems = {
             (layer, kind): f'step {row["step"]}, {layer}: {message}'
             for layer, x in row['layers'].items()

@@ -60,3 +60,39 @@ def test_each_kind_of_processor_has_its_own_folder(empty, monkeypatch):
     assert compile_cache.folder() != here
     monkeypatch.setattr(Path, 'read_text', lambda self: 'no features')
     assert compile_cache.folder().parent == here.parent
+
+
+def test_compiling_says_what_and_how_long_the_last_time_took(empty, caplog):
+    compile_cache.use()
+    messages = []
+    for n, text in enumerate(['', '{"half', '[1]', None]):  # the file may be damaged
+        caplog.clear()
+        jax.clear_caches()
+        compiling = compile_cache.FirstCalls('conv')
+        if text is not None:
+            compile_cache.folder().mkdir(parents=True, exist_ok=True)
+            (compile_cache.folder() / 'seconds.json').write_text(text)
+        with caplog.at_level('INFO'):
+            for _ in range(2):
+                with compiling('the step'):
+                    jax.jit(lambda x, n=n: jnp.sin(x) * n)(3.0)
+        messages.append(list(caplog.messages))
+    assert messages[0] == messages[1] == messages[2]
+    assert messages[2] == ['compiling the step of conv', 'compiled the step of conv in 0 s']
+    assert messages[3][0] == 'compiling the step of conv; the last time took 0 s'
+
+
+def test_a_program_from_the_cache_is_no_measure_of_compiling(empty, caplog):
+    compile_cache.use()
+    for n in range(2):
+        caplog.clear()
+        jax.clear_caches()
+        with caplog.at_level('INFO'), compile_cache.FirstCalls('conv')('the step'):
+            jax.jit(square)(3.0)
+        file = compile_cache.folder() / 'seconds.json'
+        assert file.exists()
+        if n == 0:
+            file.write_text(file.read_text().replace('0.', '40.'))
+    assert 'the last time took 40 s' in caplog.messages[0]
+    assert caplog.messages[1] == 'the step of conv was compiled before; ready in 0 s'
+    assert '40.' in file.read_text()

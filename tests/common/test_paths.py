@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_vision.common.errors import UserError
-from moe_vision.common.paths import ROOT, expanded, path_name
+from moe_vision.common.paths import ROOT, expanded, path_name, runs_near
 
 
 def test_the_root_is_the_folder_of_this_repository():
@@ -100,3 +100,24 @@ def test_every_path_that_a_command_takes_knows_the_home_folder(
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and f"'{NOBODY}' begins with the home folder" in said
     assert {p.name for p in tmp_path.iterdir()} == {'configs'}
+
+
+@pytest.mark.parametrize(
+    'files, says',
+    [
+        ([], 'give the folder of a run that was trained'),
+        (['notes.txt'], 'give the folder of a run that was trained'),
+        (['a/config.json'], "give the folder of a run, such as '{here}/a'"),
+        (['c/config.json', 'a/notes', 'b/config.json'], "'{here}/b' (or 1 more there)"),
+        (
+            ['preregistration.json', 'rows.jsonl'],
+            'it holds a study: see ',
+        ),
+    ],
+)
+def test_a_folder_without_a_run_says_where_one_is(tmp_path, files, says):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('')
+    assert says.format(here=tmp_path) in runs_near(str(tmp_path))
+    assert runs_near(str(tmp_path / 'gone')) == runs_near('gs://bucket/run')

@@ -153,6 +153,23 @@ def test_every_wrong_type_is_told_with_its_key(key):
         told({key: value}, f'{key} is {value!r}', typed.describe(kind))
 
 
+@pytest.mark.parametrize(
+    'value, says',
+    [
+        (None, 'widths is None; it must be a list, each item an int.'),
+        (8.0, 'widths is 8.0; it must be a list, each item an int.'),
+        ('8,16', "widths is '8,16'; it must be a list, each item an int."),
+        ((8, None), 'item 2 of widths is None; it must be an int.'),
+        ([True, 8], 'item 1 of widths is True; it must be an int.'),
+    ],
+)
+def test_a_list_that_is_none_is_told_as_a_list(value, says):
+    with pytest.raises(UserError) as e:
+        typed.convert(value, tuple[int, ...], 'widths')
+    assert str(e.value) == says
+    assert typed.convert(8, tuple[int, ...], 'widths') == (8,)
+
+
 @pytest.mark.parametrize('key', [k for k, kind in source.KEYS.items() if kind in (int, float)])
 def test_no_number_is_negative_or_nan(key):
     told({key: -1}, key, '-1')

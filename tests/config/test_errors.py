@@ -101,6 +101,8 @@ def refused(shadowed, *args: str, cwd: Path = ROOT) -> str:
             ['model.moe.k', 'not read'],
         ),
         (['--config.init_from={tmp}/gone'], ["/gone'", 'no such folder']),
+        (['--config.init_from=configs'], ["'configs', which holds no checkpoints", 'of a run']),
+        (['--epochs=3'], ["'--epochs'", "Did you mean '--config.train.epochs'?"]),
     ],
 )
 def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
@@ -127,7 +129,10 @@ def test_a_mistake_in_the_command_line(shadowed, tmp_path, args, parts):
         ),
         (['--config=configs/imagenet_ablation.py:k1_same', '--workdir=W'], ["'k1_same_c'"]),
         (['--config=LICENCE.txt', '--workdir=W'], ["'LICENCE.txt'"]),
-        (['--mode=eval', '--workdir={tmp}/gone'], ["/gone'", 'no such file', 'train there']),
+        (
+            ['--mode=eval', '--workdir={tmp}/gone'],
+            ["/gone'", 'no config.json', 'give the folder of a run'],
+        ),
         (['--mode=eval', CONFIG, '--workdir={tmp}/gone'], ["/gone'", 'does not exist']),
     ],
 )

@@ -27,6 +27,22 @@ def test_unknown_data_set_by_subprocess(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    'args, says',
+    [
+        ([], 'required: --dataset'),
+        (['digits'], 'required: --dataset'),
+        (['--dataset=digits', '--sorce=x'], 'unrecognized arguments: --sorce=x'),
+        (['--dataset'], 'expected one argument'),
+    ],
+)
+def test_a_mistake_in_a_flag_is_one_line(capsys, args, says):
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    assert says in error and '--help shows the flags' in error
+
+
 @pytest.mark.parametrize('name', sorted(set(ip.DATASETS) - {'digits', 'fashion_mnist'}))
 def test_without_a_source_it_says_what_it_wants(tmp_path, capsys, name):
     for args in ([], [f'--source={tmp_path}/nowhere'], [f'--source={tmp_path}']):

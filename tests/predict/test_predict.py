@@ -267,7 +267,7 @@ def test_a_name_that_is_no_utf_8_is_printed(capsys):
 
 def test_the_best_weights(run, tmp_path):
     folder, _, state = run
-    with pytest.raises(UserError, match='no readable checkpoint'):
+    with pytest.raises(UserError, match='no best checkpoint in .*leave out --best .* of step 6'):
         moe_vision.load(str(folder), best=True)
     shutil.copytree(folder, tmp_path / 'run')
     with checkpoints.Checkpoints(str(tmp_path / 'run'), 1) as saves:
@@ -403,11 +403,11 @@ def flip_weights(folder):
 def test_flipped_weights_are_not_predicted_with(copy, run, pictures, capsys, caplog):
     flip_weights(copy)
     one_line(lambda: moe_vision.load(str(copy)))
-    one_line(lambda: init_from(run[2], str(copy), run[1].shardings))
+    one_line(lambda: init_from(run[2], str(copy), run[1].info.class_names, run[1].shardings))
     one_line(lambda: loop.evaluate(run[1].config, str(copy)))
     assert sum('checkpoint 6 cannot be read (' in r.getMessage() for r in caplog.records) == 3
     code, out, error = command(capsys, f'--workdir={copy}', pictures)
-    assert code == 2 and out == '' and 'no readable checkpoint' in error.splitlines()[-1]
+    assert code == 2 and out == '' and 'none of the checkpoints [6]' in error.splitlines()[-1]
     assert 'Traceback' not in error
 
 

@@ -151,6 +151,54 @@ def test_when_all_are_damaged_the_error_is_one_line(workdir, caplog):
     assert train_cases.steps(workdir, 'best') == [25]
 
 
+@pytest.mark.parametrize('text', ['[1]', '3', 'null', '', '{"a":', 'a\n' * 99])
+def test_what_orbax_says_of_a_file_of_its_own_is_one_line_or_nothing(workdir, text, caplog, capfd):
+    file = workdir / 'checkpoints' / 'latest' / '30' / '_CHECKPOINT_METADATA'
+    file.write_text(text)
+    try:
+        step, _ = restored_for('restore_for_evaluation', workdir)
+    except UserError as e:
+        assert '\n' not in str(e) and 'delete the damaged _CHECKPOINT_METADATA' in str(e)
+        file.unlink()
+        step, _ = restored_for('restore_for_evaluation', workdir)
+    assert step == 30
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+BEST_IS_WHOLE = 'the best one on validation, of step 25, can: predict takes it with --best'
+
+
+@pytest.mark.parametrize(
+    'damaged, kind, says',
+    [
+        ('latest', 'latest', BEST_IS_WHOLE),
+        ('best', 'best', 'leave out --best to take the last one, of step 30'),
+        ('latest best', 'latest', r'can be read.*bring the files back'),
+        ('latest best', 'best', r'none of the best checkpoints \[25\] .*bring the files back'),
+    ],
+)
+def test_what_can_still_be_read_is_named(workdir, damaged, kind, says, caplog):
+    for name in damaged.split():
+        for step in train_cases.steps(workdir, name):
+            truncate(workdir / 'checkpoints' / name / str(step))
+    errors = []
+    with pytest.raises(UserError, match=says) as e:
+        load_raw(str(workdir), kind)
+    errors.append(str(e.value))
+    for name in ('restore_newest', 'restore_for_evaluation') if kind == 'latest' else ():
+        with pytest.raises(UserError, match=says) as e:
+            restored_for(name, workdir)
+        errors.append(str(e.value))
+    assert not any('\n' in error for error in errors)
+    if damaged == 'latest':  # what the message says helps
+        assert int(load_raw(str(workdir), 'best')['step']) == 25
+        root = workdir / 'checkpoints'
+        assert f"copy '{root}/best/25' to '{root}/latest/25'" in errors[0]
+        shutil.copytree(root / 'best' / '25', root / 'latest' / '25')
+        assert int(load_raw(str(workdir))['step']) == 25
+        assert restored_for('restore_for_evaluation', workdir)[0] == 25
+
+
 @pytest.mark.parametrize('change', ['shape', 'name', 'more', 'less'])
 def test_checkpoints_of_another_network_are_refused_and_kept(workdir, change):
     params = dict(ABSTRACT.params)
@@ -417,7 +465,7 @@ def test_odd_names_among_the_checkpoints_are_passed_over(workdir):
     assert int(load_raw(str(workdir))['step']) == 30
     shutil.rmtree(latest)
     latest.write_text('a file')
-    with pytest.raises(UserError, match='no readable checkpoint'):
+    with pytest.raises(UserError, match='there is no checkpoint in .* of step 25'):
         load_raw(str(workdir))
     with pytest.raises(UserError, match='no checkpoint in') as e:
         restored_for('restore_for_evaluation', workdir)

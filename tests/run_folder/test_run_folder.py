@@ -13,9 +13,7 @@ import pytest
 import train_cases
 
 from moe_vision.common.errors import UserError
-from moe_vision.common.paths import path_name
 from moe_vision.run_folder import checkpoints
-from moe_vision.surgery.init_from import init_from
 from moe_vision.training import loop
 
 KEYS = """test_accuracy test_loss test_accuracy_unbounded test_accuracy_selected
@@ -158,100 +156,13 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
 
 
 def test_scoring_needs_a_checkpoint_and_a_split_that_exists(config, data_dir, tmp_path):
-    with pytest.raises(UserError, match='train first'):
+    with pytest.raises(UserError, match='train there first'):
         loop.evaluate(config, str(tmp_path))
     none = train_cases.make(
         data_dir, SMALL | {'dataset.validation_fraction': 0.0, 'eval.split': 'validation'}
     )
     with pytest.raises(UserError, match="'validation', but digits has train, test"):
         loop.evaluate(none, str(tmp_path))
-
-
-def test_a_run_starts_from_the_weights_of_another(setup, workdir):
-    fresh = setup.fresh_state()
-    state = init_from(fresh, str(workdir), setup.shardings)
-    raw = checkpoints.load_raw(str(workdir))
-    train_cases.assert_same_bits(state.params, raw['params'])
-    train_cases.assert_same_bits(state.batch_stats, raw['batch_stats'])
-    train_cases.assert_same_bits(state.ema, state.params)
-    train_cases.assert_same_bits(state.opt_state, fresh.opt_state)
-    assert int(state.step) == 0
-
-
-def test_another_number_of_classes_keeps_a_fresh_classifier(setup, workdir):
-    fresh = setup.fresh_state()
-    params = {
-        **fresh.params,
-        'classifier': {'kernel': jax.numpy.ones((8, 7)), 'bias': jax.numpy.ones(7)},
-    }
-    fresh = dataclasses.replace(fresh, params=params, ema=params)
-    state = init_from(fresh, str(workdir), setup.shardings)
-    raw = checkpoints.load_raw(str(workdir))['params']
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
-    ):
-        name = path_name(path)
-        taken = (
-            np.asarray(y)
-            if name.startswith('classifier')
-            else dict((path_name(p), v) for p, v in jax.tree_util.tree_leaves_with_path(raw))[name]
-        )
-        train_cases.assert_same_bits(x, taken)
-
-
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (
-            lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 4), np.float32)}},
-            r"'stem/kernel' is float32 \(3, 3, 1, 8\) in .* and float32 \(3, 3, 1, 4\) here",
-        ),
-        (
-            lambda p: {**p, 'stem': {'kernel': np.ones((3, 3, 1, 8), np.int32)}},
-            r"'stem/kernel' is float32 .* and int32 \(3, 3, 1, 8\) here",
-        ),
-        # a classifier stays fresh only if the number of classes differs, and all of it
-        (
-            lambda p: {
-                **p,
-                'classifier': {
-                    'kernel': np.ones((9, 10), np.float32),
-                    'bias': p['classifier']['bias'],
-                },
-            },
-            "'classifier/kernel' is",
-        ),
-        (
-            lambda p: {
-                **p,
-                'classifier': {
-                    'kernel': p['classifier']['kernel'],
-                    'bias': np.ones(11, np.float32),
-                },
-            },
-            "'classifier/bias' is",
-        ),
-        (
-            lambda p: {**p, 'heat': p['head']},
-            "no parameter 'heat/experts/in_bias'. Did you mean 'head/experts/in_bias'",
-        ),
-        (
-            lambda p: {n: x for n, x in p.items() if n != 'block_0'},
-            "has a parameter 'block_0/.*' that this network lacks",
-        ),
-    ],
-)
-def test_another_network_is_refused_by_the_parameter(setup, workdir, change, message):
-    fresh = setup.fresh_state()
-    fresh = dataclasses.replace(fresh, params=change(fresh.params))
-    with pytest.raises(UserError, match=message) as e:
-        init_from(fresh, str(workdir), setup.shardings)
-    assert '\n' not in str(e.value)
-
-
-def test_weights_from_a_folder_without_a_checkpoint(setup, tmp_path):
-    with pytest.raises(UserError, match='no readable checkpoint'):
-        init_from(setup.fresh_state(), str(tmp_path), setup.shardings)
 
 
 def test_a_run_without_a_validation_split(data_dir, workdir, tmp_path):

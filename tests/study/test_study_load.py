@@ -149,6 +149,10 @@ def test_operational_keys_are_set_for_every_arm(tmp_path):
         ('def get_study()', 'def get_studdy()', ['no get_study()', 'get_studdy']),
         ('return Study(', 'return dict(', ['returned a dict', 'Study']),
         ('def get_study():', 'def get_study():\n    1 / 0', ['line 8', 'ZeroDivisionError']),
+        ('margin=0.3', 'margins=0.3', ["Study has no field 'margins'", "'margin'?", 'alpha']),
+        ('seed_offset=', 'seed_ofset=', ["Arm has no field 'seed_ofset'", "'seed_offset'?"]),
+        ('seeds=(0, 1, 2),', '', ['Study lacks seeds', 'give a value']),
+        ("Comparison('k1', 'dense')", "Comparison('k1')", ['Comparison lacks baseline']),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, old, new, parts):

@@ -23,7 +23,7 @@ ILL = {
 
 @pytest.fixture
 def health(data_dir):
-    return Health(train_cases.make(data_dir))
+    return Health(train_cases.make(data_dir), warmup=0)
 
 
 def row(step, **layers):
@@ -52,6 +52,14 @@ def test_each_layer_and_kind_of_problem_warns_for_itself(health):
         ('dead', 'block_2:'),
     ]
     assert health.check({'step': 3, 'layers': {}}) == []  # a dense network has nothing to warn of
+
+
+@pytest.mark.parametrize('kind', ILL)
+def test_nothing_warns_before_the_warm_up_is_over(data_dir, kind):
+    health = Health(train_cases.make(data_dir), warmup=20)
+    ill = ILL[kind][0]
+    assert health.check(row(10, block_1=ill)) == health.check(row(20, block_1=ill)) == []
+    assert len(health.check(row(30, block_1=ill))) == 1
 
 
 class Clock:

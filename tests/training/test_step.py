@@ -156,10 +156,9 @@ def test_smoothing_clipping_and_averaging(basic, data_dir):
     assert run.out[0]['grad_norm'] > 0.01
     norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(run.moved())))
     np.testing.assert_allclose(norm, 0.5 * 0.01, rtol=1e-3)
-    ema = run.states[0].params
-    for state in run.states[1:]:
-        ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, state.params)
-        close(state.ema, ema, 1e-6)
+    one, two = (state.params for state in run.states[1:])
+    close(run.states[1].ema, one, 1e-6)  # without the initial values
+    close(run.states[2].ema, jax.tree.map(lambda e, p: 0.1 * e + 0.9 * p, one, two), 1e-6)
     assert run.states[2].variables(averaged=True)['params'] is run.states[2].ema
     assert basic.states[1].variables(averaged=True)['params'] is basic.states[1].params
 
@@ -304,6 +303,47 @@ def test_the_schedule_warms_up_in_a_line_and_ends_at_zero(data_dir):
     np.testing.assert_allclose([cold(0), cold(50), cold(100)], [0.8, 0.4, 0.0], atol=1e-7)
 
 
+def averages(decay: float, steps: int) -> np.ndarray:
+    """The share of the initial values and of the weights after each step in the average, after each
+    step: [steps + 1, steps + 1], in float64 but for the decay."""
+    shares = np.eye(steps + 1)
+    average = {'w': jnp.asarray(shares[0])}
+    rows = [shares[0]]
+    take = jax.jit(lambda before, share, t: optimizer.average(before, share, t, decay))
+    for t in range(1, steps + 1):
+        average = take(average, {'w': jnp.asarray(shares[t])}, jnp.int32(t))
+        rows.append(np.asarray(average['w']))
+    return np.asarray(rows)
+
+
+@pytest.mark.parametrize('decay', [0.5, 0.99, 0.9999])
+def test_the_average_is_of_trained_weights_alone_however_short_the_run(decay):
+    shares = averages(decay, 270)[1:]
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+    assert not shares[:, 0].any()  # nothing of the initial values
+    age = shares @ -np.arange(271) + np.arange(1, 271)  # of the weights averaged, in steps
+    assert (age <= 0.1 * np.arange(1, 271) + 1e-3).all()
+    assert (age <= decay / (1 - decay) + 1e-3).all()  # the age of the plain average
+
+
+def test_the_average_becomes_the_plain_one():
+    """decay 0.5: the plain average from step (8 * 0.5 + 1) / 0.5 = 10 on."""
+    shares = averages(0.5, 40)
+    assert not np.allclose(shares[9], 0.5 * shares[8] + 0.5 * np.eye(41)[9])
+    for t in range(10, 41):
+        np.testing.assert_allclose(shares[t], 0.5 * shares[t - 1] + 0.5 * np.eye(41)[t], rtol=1e-6)
+    plain = 0.5 ** np.arange(1, 41)[::-1]
+    np.testing.assert_allclose(shares[40, 11:], plain[10:], rtol=1e-6)
+
+
+def test_weights_that_stand_still_are_their_average_bit_for_bit():
+    weights = {'w': jax.random.normal(jax.random.key(0), (1000,))}
+    average = weights
+    for t in range(1, 30):
+        average = optimizer.average(average, weights, jnp.int32(t), 0.999)
+    train_cases.assert_same_bits(average, weights)
+
+
 def times(data_dir, images=100, **changes):
     start = {'train.batch_size': 10, 'model.moe.group_size': 10, 'train.epochs': 3.0}
     keys = {k.replace('__', '.'): v for k, v in changes.items()}
@@ -321,7 +361,8 @@ def test_durations_count_epochs_unless_steps_are_given(data_dir):
     assert (t.total, t.warmup, t.per_epoch) == (30, 5, 10.0)
     assert sorted(t.evaluations) == [10, 20, 30]
     assert sorted(t.checkpoints) == [20, 30]  # and at the end
-    assert [n for n in range(1, 31) if t.row_ends(n)] == [7, 10, 14, 20, 21, 28, 30]
+    # 7 and 28 are too near to 10 and 30, and 21 to 20
+    assert [n for n in range(1, 31) if t.row_ends(n)] == [10, 14, 20, 30]
     t = times(
         data_dir,
         train__steps=25,
@@ -331,6 +372,17 @@ def test_durations_count_epochs_unless_steps_are_given(data_dir):
     )
     assert (t.total, t.warmup) == (25, 3)
     assert sorted(t.evaluations) == [10, 20, 25] and sorted(t.checkpoints) == [25]
+
+
+@pytest.mark.parametrize('logs', [1, 2, 7, 20, 50])
+@pytest.mark.parametrize('per_epoch', [41, 100, 119, 121, 130, 1001])
+def test_no_row_averages_a_few_steps_only(data_dir, per_epoch, logs):
+    """An epoch of 41 steps, and a row every 20, gave one of a single step at its end."""
+    t = times(data_dir, 10 * per_epoch, train__epochs=2.6, log__every_steps=logs)
+    ends = [n for n in range(1, t.total + 1) if t.row_ends(n)]
+    assert t.evaluations | t.checkpoints <= set(ends)
+    lengths = np.diff([0, *ends])
+    assert lengths.min() >= min(logs / 2, 0.6 * per_epoch) and lengths.max() < 2 * logs
 
 
 def test_durations_do_not_drift_when_an_epoch_is_no_whole_number_of_steps(data_dir):

@@ -133,7 +133,9 @@ def _loop(
             for run in runs.values()
         ]
         for step, arrays in enumerate(zip(*sources, strict=True), start + 1):
-            stacked, out = program.step(stacked, program.batch(arrays))
+            batch = program.batch(arrays)
+            with setup.compiling(f'the training step for {len(runs)} seeds'):
+                stacked, out = program.step(stacked, batch)
             waiting.append((step, out))
             if step == start + 1:
                 jax.block_until_ready(out)
@@ -175,6 +177,8 @@ def _save(
     runs = list(alive.items())
     if not runs[0][1].saves(step):
         return
+    if runs[0][1].validates(step):
+        progress.clear()
     state_at = unstack(stacked)
     accuracies = []
     for i, run in runs:
