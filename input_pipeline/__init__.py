@@ -14,7 +14,13 @@ from input_pipeline.types import DataError, DatasetConfig, DatasetInfo
 
 if TYPE_CHECKING:
     from input_pipeline.builder import Builder, Contents
-    from input_pipeline.loader import Batches, evaluation_batches, evaluation_image, train_batches
+    from input_pipeline.loader import (
+        Batches,
+        evaluation_batches,
+        evaluation_image,
+        evaluation_items,
+        train_batches,
+    )
     from input_pipeline.metadata import info, mean_std
     from input_pipeline.storage import require
 
@@ -28,6 +34,7 @@ __all__ = [
     'DatasetInfo',
     'evaluation_batches',
     'evaluation_image',
+    'evaluation_items',
     'info',
     'mean_std',
     'require',
@@ -40,6 +47,7 @@ _MODULES = {
     'Contents': 'builder',
     'evaluation_batches': 'loader',
     'evaluation_image': 'loader',
+    'evaluation_items': 'loader',
     'info': 'metadata',
     'mean_std': 'metadata',
     'require': 'storage',

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from input_pipeline import DatasetConfig
+from moe_vision.common import limits
 from moe_vision.common.errors import UserError, nearest
 
 _PLACEMENTS = ('none', 'head', 'last_1', 'every_2')
@@ -196,7 +197,7 @@ class Log:
 
     every_steps: int = key(20, 'write a metrics row and a progress line this often', positive=True)
     warn_drop_rate: float = key(
-        0.2, 'warn when more than this share of the choices is dropped', share=True
+        limits.DROPS, 'warn when more than this share of the choices is dropped', share=True
     )
     warn_max_over_mean: float = key(
         3.0, 'warn when one expert has this many times the mean load', positive=True

@@ -12,7 +12,7 @@ from moe_vision.report.read import Run
 
 _HOW = (
     'How to read: training steps run from left to right. Blue is training, orange is '
-    'validation; a gap in a curve means that no finite value was recorded.'
+    'validation; a gap in a curve means that no finite value was recorded. '
 )
 
 
@@ -31,6 +31,38 @@ def thinned(rows: list[dict]) -> str:
     if len(rows) <= charts.BANDS:
         return ''
     return ' Each point is the mean over a few neighbouring rows.'
+
+
+def counted(run: Run) -> str:
+    """What the numbers of training count, and what those of evaluations count."""
+    moe = as_dict(run.setting('model.moe'))
+    noise = value_at(moe, 'router_args', 'noise')
+    trained, clean = 'as it was trained on: augmented', 'without augmentation'
+    if run.layers():
+        noisy = (
+            '' if noise == 'none' else ', routed with the noise that the router adds in training'
+        )
+        if isinstance(noise, str) and noise != 'none':
+            noisy = f', routed with the router’s {noise} noise'
+        trained += noisy
+        clean += '' if noise == 'none' else ' and without that noise'
+        if run.can_drop:
+            trained += _room(moe, 'capacity_factor')
+            clean += _room(moe, 'eval_capacity_factor')
+    elif number(run.setting('train.mixup')) > 0:
+        trained += ' and mixed'
+    return (
+        f'Training counts each batch {trained}, and averages the steps since the point before. '
+        f'Validation and test count every image once, {clean}.'
+    )
+
+
+def _room(moe: dict, key: str) -> str:
+    value = moe.get(key)
+    now = (
+        '' if isinstance(value, bool) or not isinstance(value, int | float | str) else f' ({value})'
+    )
+    return f', with the room that {key}{now} gives'
 
 
 def render(run: Run) -> Markup:
@@ -53,7 +85,9 @@ def render(run: Run) -> Markup:
     shown = [picture for picture in wanted.values() if picture]
     gaps = [name for name, picture in wanted.items() if not picture and name != 'losses']
     note = tag('p', f'Not recorded: {", ".join(gaps)}.', class_='note') if gaps else None
-    return section('curves', 'Training', grid(shown, _HOW + thinned(run.split('train'))), note)
+    return section(
+        'curves', 'Training', grid(shown, _HOW + counted(run) + thinned(run.split('train'))), note
+    )
 
 
 def _both(run: Run, *keys: str) -> list[Series]:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 
+from moe_vision.common import limits
 from moe_vision.common.json_values import as_list, number, value_at
-from moe_vision.report.formats import count, percent, significant, size
-from moe_vision.report.health import Verdict
+from moe_vision.report.formats import count, name_of, percent, significant, size
+from moe_vision.report.health import DEFINITION, Verdict, majority
 from moe_vision.report.markup import Markup, card, section, tag
 from moe_vision.report.read import Run
 
@@ -24,7 +25,7 @@ def facts(run: Run) -> str:
     shape = ' × '.join(str(s) for s in as_list(data.get('image_shape')))
     seed = run.result.get('seed', run.setting('seed'))
     known = [
-        data.get('name'),
+        run.config_name and f'config {run.config_name}',
         f'{data["num_classes"]} classes' if data.get('num_classes') else None,
         shape and f'images {shape}',
         run.setting('model.name') and f'model {run.setting("model.name")}',
@@ -50,12 +51,12 @@ def cards(run: Run) -> Markup:
     seen = [number(row.get('accuracy')) for row in run.split('validation')]
     if math.isnan(best):
         best = max(filter(math.isfinite, seen), default=math.nan)
-    gain = open_ - tested if run.layers() else math.nan
+    gain = open_ - tested if run.can_drop else math.nan
     flops, executed = value(run, 'flops'), value(run, 'flops_executed')
     total, active = value(run, 'params_total'), value(run, 'params_active')
     shown = [
         card(
-            'Test accuracy',
+            f'{run.scored.capitalize()} accuracy',
             percent(tested, 2),
             'not evaluated yet'
             if math.isnan(tested)
@@ -64,7 +65,8 @@ def cards(run: Run) -> Markup:
             else None,
             big=True,
         ),
-        card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
+        *_baseline(run),
+        card('Best validation accuracy', percent(best, 2), 'so far' if not run.result else None),
         _rho(
             'ρ place',
             value(run, 'rho_place'),
@@ -94,13 +96,28 @@ def cards(run: Run) -> Markup:
         effective, dead = _routed(run, 'effective_experts', min), _routed(run, 'dead_experts', max)
         drops, orphans = _routed(run, 'drop_rate', max), _routed(run, 'orphan_rate', max)
         experts = max(run.num_experts(layer) for layer in run.layers())
-        shown += [
-            card('Effective experts', significant(effective), f'of {experts}; {count(dead)} dead'),
+        where = run.latest(run.layers()[0]).where
+        worst = f'{where}, worst layer' if len(run.layers()) > 1 else where
+        shown.append(
             card(
-                'Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all choices'
-            ),
-        ]
+                'Effective experts',
+                significant(effective),
+                f'of {experts}; {count(dead)} dead; {worst}',
+            )
+        )
+        if run.can_drop:
+            lost = f'{percent(orphans)} of tokens lose all choices; {worst}'
+            shown.append(card('Dropped choices', percent(drops), lost))
     return tag('div', shown, class_='cards')
+
+
+def _baseline(run: Run) -> list[Markup]:
+    confusion = run.confusion()
+    if confusion is None:
+        return []
+    frequent, share = majority(confusion)
+    words = f'of always answering ‘{name_of(run.class_names(), frequent)}’, the most frequent class'
+    return [card('Majority baseline', percent(share, 2), f'the accuracy {words}')]
 
 
 def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
@@ -135,8 +152,9 @@ def health(run: Run, judged: Verdict) -> Markup:
     if not judged.points and judged.level == 'good':
         fine = tag(
             'p',
-            'No dead experts, no layer drops more than 10 % of its choices, and every '
-            'layer uses the equivalent of at least half of its experts.',
+            'No dead experts, every layer uses the equivalent of at least half of its experts, '
+            f'no layer drops more than {run.drop_limit:.0%} of its choices, and every class is '
+            f'recognised in at least {limits.RIGHT:.0%} of its images.',
         )
     lacking = None
     if run.missing:
@@ -148,4 +166,5 @@ def health(run: Run, judged: Verdict) -> Markup:
         )
     if not (fine or points):
         fine = tag('p', judged.line)
-    return section('health', 'Health', fine, points, lacking)
+    definition = tag('p', DEFINITION, class_='note') if run.layers() else None
+    return section('health', 'Health', fine, points, definition, lacking)

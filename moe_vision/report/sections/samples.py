@@ -8,9 +8,9 @@ from typing import Any
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats, palette
+from moe_vision.report.formats import name_of
 from moe_vision.report.markup import Markup, figure, missing, section, tag
 from moe_vision.report.read import Run
-from moe_vision.report.sections.classes import name_of
 
 BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
 CHIPS = 4  # most choices drawn as chips; more (soft routing) become one bar of weights
