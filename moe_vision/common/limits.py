@@ -27,7 +27,7 @@ def why_collapsed(effective: float, dead: float, num_experts: int) -> list[str]:
         why.append(f'fewer than half {of} carry the load (the equivalent of {shown:g})')
     if dead > 0:
         are = 'is' if dead == 1 else 'are'
-        why.append(f'{dead:.0f} {of} {are} dead (below {DEAD:.0%} of an even load)')
+        why.append(f'{dead:.0f} {of} {are} dead (below {100 * DEAD:g} % of an even load)')
     return why
 
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from moe_vision.common import limits
 from moe_vision.common.json_values import as_dict, number
-from moe_vision.report.formats import all_of, count, name_of, percent, significant
+from moe_vision.report.formats import all_of, count, name_of, percent, share, significant
 from moe_vision.report.read import Newest, Run
 
 BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about the class
 _NAMED = 5  # most classes that a sentence names
 DEFINITION = (
     'A layer has collapsed if fewer than half of its E experts carry its load (1/Σ load² is below '
-    f'E/2), or if an expert is dead (it gets less than {limits.DEAD:.0%} of an even load). '
+    f'E/2), or if an expert is dead (it gets less than {share(limits.DEAD)} of an even load). '
     'A run has collapsed if any of its layers has, in its last evaluation.'
 )
 
@@ -111,7 +111,7 @@ def _drops(run: Run, layers: list[_Layer]) -> list[str]:
         if full:
             names = _each(full, _dropped)
             points.append(
-                f'More than {run.drop_limit:.0%} of the choices are dropped for lack of room '
+                f'More than {share(run.drop_limit)} of the choices are dropped for lack of room '
                 f'{full[0].newest.where}: {names}; look at {_key(run, f"model.moe.{name}")}.'
             )
     return points

@@ -43,7 +43,12 @@ class Run:
     @property
     def folder(self) -> str:
         """The folder's name."""
-        return clean(self.path.name or files.absolute(self.path).name) or 'run'
+        return clean(self.path_name) or 'run'
+
+    @property
+    def path_name(self) -> str:
+        """The folder's name as the file system has it."""
+        return self.path.name.strip('.') and self.path.name or files.absolute(self.path).name
 
     @property
     def name(self) -> str:

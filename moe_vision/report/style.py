@@ -49,7 +49,8 @@ gap:24px 22px}
 .grid.one{grid-template-columns:minmax(0,1fr)}
 .grid.two{grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}
 .one .panel{overflow-x:auto}.one .chart,.two .chart{max-width:none}.one .chart{min-width:680px}
-.one .heat{width:100%}
+.one .heat{width:100%}.one .heat thead th:first-child{width:1px}
+section>.note{max-width:92ch}
 .panel{min-width:0}.chart{display:block;width:100%;max-width:560px;height:auto;overflow:visible}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .scroll{overflow-x:auto;max-width:100%}
@@ -81,6 +82,9 @@ outline:1px solid var(--grid)}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:12px}
 .samples.one{grid-template-columns:repeat(auto-fill,minmax(250px,1fr))}
 .samples.plain{grid-template-columns:repeat(auto-fill,minmax(126px,1fr))}
+.samples.mistakes{grid-template-columns:repeat(auto-fill,minmax(160px,1fr))}
+.mistakes .sample{width:auto;flex-direction:column;gap:6px}
+.what code{font-size:11px;line-height:1.35}
 .samples.wide{grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr))}
 .sample{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px;
 display:flex;gap:14px;min-width:0}

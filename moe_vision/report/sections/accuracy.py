@@ -43,7 +43,9 @@ def by_class(confusion: np.ndarray, names: list[str]) -> Markup:
         'recognised; “predicted” is how often any image was taken for this class. '
     )
     if lost:
-        how += f'Orange classes are recognised in less than {limits.RIGHT:.0%} of their images.'
+        how += (
+            f'Orange classes are recognised in less than {100 * limits.RIGHT:g} % of their images.'
+        )
     return figure(parts, how)
 
 

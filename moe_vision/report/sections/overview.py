@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from moe_vision.common import limits
 from moe_vision.common.json_values import as_list, number, value_at
-from moe_vision.report.formats import count, name_of, percent, significant, size
+from moe_vision.report.formats import count, name_of, percent, share, significant, size
 from moe_vision.report.health import DEFINITION, Verdict, majority
 from moe_vision.report.markup import Markup, card, section, tag
 from moe_vision.report.read import Run
@@ -115,9 +115,9 @@ def _baseline(run: Run) -> list[Markup]:
     confusion = run.confusion()
     if confusion is None:
         return []
-    frequent, share = majority(confusion)
+    frequent, baseline = majority(confusion)
     words = f'of always answering ‘{name_of(run.class_names(), frequent)}’, the most frequent class'
-    return [card('Majority baseline', percent(share, 2), f'the accuracy {words}')]
+    return [card('Majority baseline', percent(baseline, 2), f'the accuracy {words}')]
 
 
 def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
@@ -128,12 +128,12 @@ def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
     return worst(known, default=math.nan) if math.isnan(final) else final
 
 
-def _rho(name: str, share: float, note: str) -> Markup:
-    if math.isnan(share):
+def _rho(name: str, part: float, note: str) -> Markup:
+    if math.isnan(part):
         return card(name, '–', 'not known yet')
-    width = f'width:{100 * min(max(share, 0), 1):.1f}%'
+    width = f'width:{100 * min(max(part, 0), 1):.1f}%'
     meter = tag('span', tag('i', style=width), class_='meter', aria_hidden='true')
-    return card(name, [percent(share), meter], note)
+    return card(name, [percent(part), meter], note)
 
 
 def _speed(run: Run) -> str:
@@ -153,8 +153,8 @@ def health(run: Run, judged: Verdict) -> Markup:
         fine = tag(
             'p',
             'No dead experts, every layer uses the equivalent of at least half of its experts, '
-            f'no layer drops more than {run.drop_limit:.0%} of its choices, and every class is '
-            f'recognised in at least {limits.RIGHT:.0%} of its images.',
+            f'no layer drops more than {share(run.drop_limit)} of its choices, and every class is '
+            f'recognised in at least {share(limits.RIGHT)} of its images.',
         )
     lacking = None
     if run.missing:

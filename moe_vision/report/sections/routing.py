@@ -28,9 +28,9 @@ _BARS = (
 _TIME = (
     'How to read: one curve per routed layer, from teal (first) to magenta (last). A dashed '
     'line is the value of perfectly even routing or, for drops, the limit above which this page '
-    'warns. '
+    'warns.'
 )
-_DOTS = 'Curves are training, dots are validation. '
+_DOTS = ' Curves are training, dots are validation.'
 
 
 def render(run: Run) -> Markup:
@@ -47,6 +47,7 @@ def render(run: Run) -> Markup:
     return section(
         'routing',
         'Routing',
+        tag('p', counted(run), class_='note'),
         tag('h3', 'Load over training'),
         _loads(run, layers, rows),
         tag('h3', 'Balance over training'),
@@ -83,8 +84,7 @@ def _loads(run: Run, layers: list[str], rows: list[dict]) -> Markup:
             )
         picture = charts.shares(x, load, f'Load of {layer} over training', width)
         panels.append(panel(layer, picture, note))
-    how = f'{_LOAD_MANY if many else _LOAD} {counted(run)}{thinned(rows)}'
-    return grid(panels, how, wide=True)
+    return grid(panels, (_LOAD_MANY if many else _LOAD) + thinned(rows), wide=True)
 
 
 def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
@@ -131,7 +131,7 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
             'drop_rate',
             'Dropped choices',
             percent,
-            reference=(limit, f'{limit:.0%}'),
+            reference=(limit, formats.share(limit)),
             when=_positive,
         ),
         make('orphan_rate', 'Orphans: tokens that lose all choices', percent, when=_positive),
@@ -151,7 +151,7 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         if panels[at] is None
     ]
     remark = f' Not drawn, because never above zero or not recorded: {", ".join(quiet)}.'
-    how = _TIME + (_DOTS if validations else '') + counted(run) + (remark if quiet else '')
+    how = _TIME + (_DOTS if validations else '') + (remark if quiet else '')
     return grid([p for p in panels if p], how)
 
 
@@ -206,13 +206,12 @@ def _newest(run: Run, layers: list[str]) -> Markup:
         'I(expert; class)',
     )
     label = 'Routing per layer in numbers'
-    how = f'{_BARS} {counted(run)}'
     if len(layers) > 1 or not panels:
         return Markup(
-            grid(panels, how, wide=True) + table(head, rows, class_='numbers', label=label)
+            grid(panels, _BARS, wide=True) + table(head, rows, class_='numbers', label=label)
         )
     columns = [
         (tag('th', key, scope='row'), cell) for key, cell in zip(head[1:], rows[0][1:], strict=True)
     ]
     listing = table(('', layers[0]), columns, class_='numbers', label=label)
-    return markup.figure(tag('div', panels, listing, class_='beside'), how)
+    return markup.figure(tag('div', panels, listing, class_='beside'), _BARS)

@@ -93,15 +93,14 @@ def _capacity(capacity: dict) -> Markup:
 def record(run: Run) -> Markup:
     """Config, data set and versions, folded away."""
     config = run.section('config')
-    flat = _flat(config)
     data = {k: v for k, v in run.section('dataset').items() if k != 'class_names'}
     folds = [
-        _fold('Config', flat, run.record.get('config_file')),
-        _fold('Data set', _flat(data)),
+        _fold('Config', flat(config), run.record.get('config_file')),
+        _fold('Data set', flat(data)),
         _fold(
             'Versions',
             {
-                **_flat(run.section('versions')),
+                **flat(run.section('versions')),
                 **(
                     {'git commit': str(run.record['git_commit'])}
                     if run.record.get('git_commit')
@@ -109,7 +108,7 @@ def record(run: Run) -> Markup:
                 ),
             },
         ),
-        _fold('Result', _flat(run.result)),
+        _fold('Result', flat(run.result)),
     ]
     shown = [f for f in folds if f]
     return section(
@@ -125,12 +124,12 @@ def _fold(name: str, values: dict[str, str], note: str | None = None) -> Markup 
     return tag('details', title, table(('key', 'value'), rows, class_='record', label=name))
 
 
-def _flat(tree: dict, prefix: str = '') -> dict[str, str]:
+def flat(tree: dict, prefix: str = '') -> dict[str, str]:
     """A nested dictionary as dotted keys with JSON values."""
-    flat: dict[str, str] = {}
+    out: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f'{prefix}{key}.')
+            out |= flat(value, f'{prefix}{key}.')
         else:
-            flat[prefix + key] = json.dumps(value, ensure_ascii=False)
-    return flat
+            out[prefix + key] = json.dumps(value, ensure_ascii=False)
+    return out
