@@ -270,7 +270,7 @@ def _classes(a: Run, b: Run) -> Markup:
                 tag('th', name_of(names, c), scope='row'),
                 count(images[c]),
                 bar(float(x[c])),
-                bar(float(y[c])),
+                bar(float(y[c]), warm=True),
                 pp(float(100 * (x[c] - y[c]))),
             ]
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from moe_vision.common import limits
 from moe_vision.common.json_values import as_dict, number
-from moe_vision.report.formats import all_of, count, name_of, percent, share, significant
+from moe_vision.report.formats import all_of, percent, share, significant
 from moe_vision.report.read import Newest, Run
 
 BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about the class
-_NAMED = 5  # most classes that a sentence names
 DEFINITION = (
     'A layer has collapsed if fewer than half of its E experts carry its load (1/Σ load² is below '
     f'E/2), or if an expert is dead (it gets less than {share(limits.DEAD)} of an even load). '
@@ -39,18 +38,17 @@ class _Layer:
         return number(self.newest.values.get(key))
 
     @property
-    def why(self) -> list[str]:
-        """Why this layer has collapsed; [] if it has not."""
-        return limits.why_collapsed(
-            self.of('effective_experts'), self.of('dead_experts'), self.experts
-        )
+    def why(self) -> str:
+        """Why this layer has collapsed; '' if it has not."""
+        numbers = self.of('effective_experts'), self.of('dead_experts')
+        return all_of(list(limits.why_collapsed(*numbers, self.experts).values()))
 
 
 def judge(run: Run) -> Verdict:
     """The verdict over all routed layers and classes, from the newest numbers there are."""
     layers = [_Layer(name, run.num_experts(name), run.latest(name)) for name in run.layers()]
     diverged, collapse = _divergence(run), _collapse(run, layers)
-    points = [*diverged, *collapse, *_drops(run, layers), *_accuracy(run)]
+    points = [*diverged, *collapse, *_drops(run, layers), *_classes(run)]
     if collapse:
         return Verdict('bad', f'Routing collapsed: {_first(collapse)}.', points)
     if not layers:
@@ -87,7 +85,7 @@ def _collapse(run: Run, layers: list[_Layer]) -> list[str]:
     """A sentence for each layer that has collapsed: which criterion, and where it was measured."""
     look = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
     points = [
-        f'{x.name}: {all_of(x.why)}, {x.newest.where}'
+        f'{x.name}: {x.why}, {x.newest.where}'
         f'{" (not evaluated yet)" if x.newest.trained else ""}; {look}.'
         for x in layers
         if x.why
@@ -96,8 +94,8 @@ def _collapse(run: Run, layers: list[_Layer]) -> list[str]:
         return points
     effective, dead = (number(run.result.get(k)) for k in ('effective_experts', 'dead_experts'))
     experts = max((x.experts for x in layers), default=0)
-    why = limits.why_collapsed(effective, dead, experts)
-    words = f': in its worst layer, {all_of(why)}' if why else ''
+    why = all_of(list(limits.why_collapsed(effective, dead, experts).values()))
+    words = f': in its worst layer, {why}' if why else ''
     return [f'result.json says so, and evaluation.json does not show it{words}; {look}.']
 
 
@@ -127,41 +125,17 @@ def _each(layers: list[_Layer], number_of: Callable[[_Layer], str]) -> str:
     return ', '.join(f'{x.name} ({number_of(x)})' for x in layers)
 
 
-def majority(confusion: np.ndarray) -> tuple[int, float]:
-    """The most frequent class, and the accuracy of always answering it; NaN without images."""
-    images = np.nansum(confusion, 1)
-    whole = float(images.sum())
-    return int(images.argmax()), float(images.max()) / whole if whole > 0 else math.nan
+def _classes(run: Run) -> list[str]:
+    right, images = by_class(run)
+    return limits.about_classes(right, images, run.class_names(), run.scored) if images else []
 
 
-def _accuracy(run: Run) -> list[str]:
-    """What accuracy by class warns of: classes that are never recognised, a constant answer."""
+def by_class(run: Run) -> tuple[list[float], list[float]]:
+    """How many images of each class were right, and how many there are; [] if not known."""
     confusion = run.confusion()
     if confusion is None:
-        return []
-    points = []
-    names = run.class_names()
-    right, images = np.nan_to_num(np.diag(confusion)), np.nansum(confusion, 1)
-    whole = float(images.sum())
-    frequent, baseline = majority(confusion)
-    if whole > 0 and right.sum() / whole <= baseline:
-        points.append(
-            f'An accuracy of {percent(float(right.sum()) / whole)} on the {run.scored} set is not '
-            f'above that of always answering ‘{name_of(names, frequent)}’ ({percent(baseline)}).'
-        )
-    lost = limits.unrecognised(right.tolist(), images.tolist())
-    if lost:
-        worst = sorted(lost, key=lambda c: (right[c] / images[c], -images[c]))
-        told = [
-            f'‘{name_of(names, c)}’ ({count(right[c])} of {count(images[c])} right)'
-            for c in worst[:_NAMED]
-        ]
-        more = [f'{len(lost) - _NAMED} more'] if len(lost) > _NAMED else []
-        points.append(
-            f'{len(lost)} of {len(images)} classes {"is" if len(lost) == 1 else "are"} (nearly) '
-            f'never recognised on the {run.scored} set: {all_of([*told, *more])}.'
-        )
-    return points
+        return [], []
+    return np.nan_to_num(np.diag(confusion)).tolist(), np.nansum(confusion, 1).tolist()
 
 
 def _key(run: Run, key: str) -> str:

@@ -101,6 +101,16 @@ class Run:
         return 'validation' if self.evaluation.get('split') == 'validation' else 'test'
 
     @property
+    def dense(self) -> bool:
+        """Whether nothing is routed, as far as is known."""
+        routed = self.setting('model.moe.placement') != 'none' and self.setting('model.twin') in (
+            'none',
+            'same_drops',
+            None,
+        )
+        return not self.layers() and bool(self.rows or self.evaluation or not routed)
+
+    @property
     def can_drop(self) -> bool:
         """Whether a choice can find no slot in an evaluation."""
         sizes = map(as_dict, as_dict(value_at(self.record, 'preflight', 'capacity')).values())

@@ -55,10 +55,10 @@ def shares(confusion: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.diag(confusion)) / np.where(images > 0, images, np.nan)
 
 
-def bar(share: float) -> Markup:
-    """The cell of a table with a share as a bar and a number."""
+def bar(share: float, warm: bool = False) -> Markup:
+    """The cell of a table with a share as a bar, blue or `warm`, and a number."""
     width = f'width:{100 * min(max(share, 0), 1):.1f}%' if np.isfinite(share) else 'width:0'
-    inside = tag('span', tag('i', style=width), class_='share')
+    inside = tag('span', tag('i', style=width, class_='routed' if warm else None), class_='share')
     return tag('td', inside, percent(share), class_='withbar')
 
 

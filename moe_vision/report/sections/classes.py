@@ -174,8 +174,9 @@ def _small(
 ) -> Markup:
     count = len(share)
     classes = [name_of(names, c) for c in range(count)]
+    up = 'up' if max(map(len, classes)) > 3 else None  # long names stand upright
     heads = [tag('th', 'truth ↓ predicted →', class_='corner')] + [
-        tag('th', tag('span', formats.head(c)), scope='col', title=c, class_='up') for c in classes
+        tag('th', tag('span', formats.head(c)), scope='col', title=c, class_=up) for c in classes
     ]
     values = np.where(np.eye(count) > 0, np.nan_to_num(share) * top, wrong)
 

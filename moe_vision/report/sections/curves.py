@@ -37,24 +37,30 @@ def counted(run: Run) -> str:
     """What the numbers of training count, and what those of evaluations count."""
     moe = as_dict(run.setting('model.moe'))
     noise = value_at(moe, 'router_args', 'noise')
-    trained, clean = 'as it was trained on: augmented', 'without augmentation'
-    if run.layers():
-        noisy = (
-            '' if noise == 'none' else ', routed with the noise that the router adds in training'
-        )
-        if isinstance(noise, str) and noise != 'none':
-            noisy = f', routed with the router’s {noise} noise'
-        trained += noisy
-        clean += '' if noise == 'none' else ' and without that noise'
-        if run.can_drop:
-            trained += _room(moe, 'capacity_factor')
-            clean += _room(moe, 'eval_capacity_factor')
-    elif number(run.setting('train.mixup')) > 0:
-        trained += ' and mixed'
+    trained, clean = [], []
+    if run.setting('dataset.augment') not in ('none', None):
+        trained.append('augmented')
+        clean.append('without augmentation')
+    if any(number(run.setting(f'train.{key}')) > 0 for key in ('mixup', 'cutmix')):
+        trained.append('with images mixed')
+    if run.layers() and noise != 'none':
+        kind = f'the router’s {noise} noise' if isinstance(noise, str) else 'the router’s noise'
+        trained.append(f'with {kind}')
+        clean.append('without noise in the router')
+    if run.can_drop:
+        trained.append(_room(moe, 'capacity_factor'))
+        clean.append(_room(moe, 'eval_capacity_factor'))
+    if number(run.setting('train.ema_decay')) > 0:
+        trained.append('with the current weights')
+        clean.append('with their moving average')
     return (
-        f'Training counts each batch {trained}, and averages the steps since the point before. '
-        f'Validation and test count every image once, {clean}.'
+        f'Training counts each batch{_among(trained)} and averages the steps since the point '
+        f'before. Validation and test count every image once{_among(clean)}.'
     )
+
+
+def _among(parts: list[str]) -> str:
+    return f' ({"; ".join(parts)})' if parts else ''
 
 
 def _room(moe: dict, key: str) -> str:
@@ -62,7 +68,7 @@ def _room(moe: dict, key: str) -> str:
     now = (
         '' if isinstance(value, bool) or not isinstance(value, int | float | str) else f' ({value})'
     )
-    return f', with the room that {key}{now} gives'
+    return f'with the room that {key}{now} gives'
 
 
 def render(run: Run) -> Markup:

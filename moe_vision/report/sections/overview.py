@@ -6,7 +6,7 @@ from collections.abc import Callable
 from moe_vision.common import limits
 from moe_vision.common.json_values import as_list, number, value_at
 from moe_vision.report.formats import count, name_of, percent, share, significant, size
-from moe_vision.report.health import DEFINITION, Verdict, majority
+from moe_vision.report.health import DEFINITION, Verdict, by_class
 from moe_vision.report.markup import Markup, card, section, tag
 from moe_vision.report.read import Run
 
@@ -72,23 +72,18 @@ def cards(run: Run) -> Markup:
             value(run, 'rho_place'),
             'of the dense twin’s compute is in the replaced blocks',
         ),
-        _rho('ρ active', value(run, 'rho_active'), 'of the compute is in the chosen experts'),
-        _rho(
-            'ρ executed',
-            value(run, 'rho_executed'),
-            'of the executed compute is in the experts’ buffers, padding included',
-        ),
+        *(() if run.dense else _routed_shares(run)),
         card(
             'Compute',
             f'{size(flops)}FLOP' if size(flops)[-1:].isalpha() else f'{size(flops)} FLOP',
             f'per image; {size(executed)} executed, {100 * (executed / flops - 1):+.0f} %'
-            if executed > 0 and flops > 0
+            if executed > 0 and flops > 0 and not run.dense
             else 'per image',
         ),
         card(
             'Parameters',
             size(total),
-            None if math.isnan(active) else f'{size(active)} active per image',
+            None if math.isnan(active) or run.dense else f'{size(active)} active per image',
         ),
         card('Speed', _speed(run), 'training images per second'),
     ]
@@ -112,12 +107,23 @@ def cards(run: Run) -> Markup:
 
 
 def _baseline(run: Run) -> list[Markup]:
-    confusion = run.confusion()
-    if confusion is None:
+    _, images = by_class(run)
+    if not images:
         return []
-    frequent, baseline = majority(confusion)
+    frequent, baseline = limits.majority(images)
     words = f'of always answering ‘{name_of(run.class_names(), frequent)}’, the most frequent class'
     return [card('Majority baseline', percent(baseline, 2), f'the accuracy {words}')]
+
+
+def _routed_shares(run: Run) -> list[Markup]:
+    return [
+        _rho('ρ active', value(run, 'rho_active'), 'of the compute is in the chosen experts'),
+        _rho(
+            'ρ executed',
+            value(run, 'rho_executed'),
+            'of the executed compute is in the experts’ buffers, padding included',
+        ),
+    ]
 
 
 def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:

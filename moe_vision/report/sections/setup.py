@@ -8,6 +8,9 @@ from moe_vision.report.formats import count, percent, significant, size
 from moe_vision.report.markup import Child, Markup, figure, missing, section, table, tag
 from moe_vision.report.read import Run
 
+_ROUTED = 'Orange blocks are routed; “executed” includes the padding of the experts’ buffers.'
+_DENSE = 'Orange blocks stand where the routed network of this config routes.'
+
 
 def compute(run: Run) -> Markup:
     """The block table and the capacity table."""
@@ -17,10 +20,9 @@ def compute(run: Run) -> Markup:
     if blocks:
         parts.append(
             figure(
-                _blocks(blocks),
+                _blocks(blocks, run.dense),
                 'How to read: a bar is the block’s share of one '
-                'image’s forward FLOPs (2 per multiply-add). Orange blocks are routed; '
-                '“executed” includes the padding of the experts’ buffers.',
+                'image’s forward FLOPs (2 per multiply-add). ' + (_DENSE if run.dense else _ROUTED),
             )
         )
     else:
@@ -39,9 +41,11 @@ def compute(run: Run) -> Markup:
     return section('compute', 'Compute', parts)
 
 
-def _blocks(blocks: list[dict]) -> Markup:
+def _blocks(blocks: list[dict], dense: bool) -> Markup:
     whole = sum(f for b in blocks if math.isfinite(f := number(b.get('flops')))) or math.nan
     kinds, twins = (any(key in block for block in blocks) for key in ('kind', 'flops_twin'))
+
+    mark = 'replaced' if dense else 'routed'
 
     def row(block: dict) -> list[Child]:
         flops, executed = number(block.get('flops')), number(block.get('flops_executed'))
@@ -54,10 +58,10 @@ def _blocks(blocks: list[dict]) -> Markup:
         return [
             tag('th', str(block.get('name', '?')), scope='row'),
             *([str(block.get('kind', ''))] if kinds else []),
-            tag('span', 'routed', class_='routed-mark') if routed else '',
+            tag('span', mark, class_='routed-mark') if routed else '',
             tag('td', bar, percent(share), class_='withbar'),
             size(flops),
-            size(executed),
+            *([] if dense else [size(executed)]),
             *([size(number(block.get('flops_twin')))] if twins else []),
             size(number(block.get('params'))),
         ]
@@ -68,7 +72,7 @@ def _blocks(blocks: list[dict]) -> Markup:
         '',
         'share of FLOPs',
         'FLOPs',
-        'executed',
+        *([] if dense else ['executed']),
         *(['in the dense twin'] if twins else []),
         'parameters',
     ]
