@@ -49,10 +49,9 @@ def unrecognised(right: Sequence[float], images: Sequence[float]) -> list[int]:
 
 def majority(images: Sequence[float]) -> tuple[int, float]:
     """The most frequent class, and the accuracy of always answering it; NaN without images."""
+    frequent = max(range(len(images)), key=lambda c: images[c])
     whole = sum(images)
-    return max(range(len(images)), key=lambda c: images[c]), max(
-        images
-    ) / whole if whole else math.nan
+    return frequent, images[frequent] / whole if whole > 0 else math.nan
 
 
 def about_classes(
@@ -71,7 +70,8 @@ def about_classes(
 
     sentences = []
     frequent, baseline = majority(images)
-    if sum(images) > 0 and (accuracy := sum(right) / sum(images)) <= baseline:
+    accuracy = sum(right) / sum(images) if sum(images) > 0 else math.nan
+    if accuracy <= baseline and accuracy < 1:
         sentences.append(
             f'An accuracy of {100 * accuracy:.1f} % on the {split} set is not above that of always '
             f'answering {name(frequent)} ({100 * baseline:.1f} %).'

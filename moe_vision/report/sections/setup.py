@@ -28,7 +28,7 @@ def compute(run: Run) -> Markup:
     else:
         parts.append(missing('There is no table of blocks: config.json has no pre-flight.'))
     capacity = as_dict(preflight.get('capacity'))
-    if capacity:
+    if any(number(as_dict(c).get('capacity')) != 0 for c in capacity.values()):  # 0: soft routing
         parts += [
             tag('h3', 'Capacity'),
             figure(
@@ -85,12 +85,23 @@ def _capacity(capacity: dict) -> Markup:
             tag('th', layer, scope='row'),
             count(number(c.get('group_size'))),
             count(number(c.get('num_groups'))),
-            count(number(c.get('capacity'))),
-            significant(number(c.get('effective_factor'))),
+            *(
+                form(number(c.get(when + key)))
+                for when in ('', 'eval_')
+                for key, form in (('capacity', count), ('effective_factor', significant))
+            ),
         ]
         for layer, c in ((layer, as_dict(c)) for layer, c in capacity.items())
     ]
-    head = ('layer', 'tokens per group', 'groups', 'capacity C', 'effective factor')
+    head = (
+        'layer',
+        'tokens per group',
+        'groups',
+        'C in training',
+        'effective factor',
+        'C in evaluation',
+        'effective factor',
+    )
     return table(head, rows, class_='numbers', label='Capacity of the routed layers')
 
 
