@@ -65,9 +65,7 @@ def _among(parts: list[str]) -> str:
 
 def _room(moe: dict, key: str) -> str:
     value = moe.get(key)
-    now = (
-        '' if isinstance(value, bool) or not isinstance(value, int | float | str) else f' ({value})'
-    )
+    now = f' = {value}' if isinstance(value, int | float | str) else ''
     return f'with the room that {key}{now} gives'
 
 
