@@ -92,6 +92,8 @@ def cards(run: Run) -> Markup:
         drops, orphans = _routed(run, 'drop_rate', max), _routed(run, 'orphan_rate', max)
         experts = max(run.num_experts(layer) for layer in run.layers())
         where = run.latest(run.layers()[0]).where
+        if math.isfinite(number(run.result.get('effective_experts'))):
+            where = f'on the {run.scored} set'
         worst = f'{where}, worst layer' if len(run.layers()) > 1 else where
         shown.append(
             card(
