@@ -255,7 +255,7 @@ def test_curves_say_what_training_and_evaluation_count(noise, trained, clean, ma
         assert 'capacity_factor = 1.25' in training and 'eval_capacity_factor = 2.0' in rest
         assert 'augmented' in training and 'without augmentation' in rest
         assert 'current weights' in training and 'moving average' in rest
-    assert 'Curves are training, dots are validation.' in section_of(text, 'routing')
+    assert 'is training, dots are validation.' in section_of(text, 'routing')
     assert 'head in validation from' in text
 
 

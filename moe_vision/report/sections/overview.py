@@ -158,10 +158,12 @@ def health(run: Run, judged: Verdict) -> Markup:
     points = tag('ul', (tag('li', p) for p in judged.points)) if judged.points else None
     fine = None
     if not judged.points and judged.level == 'good':
+        most = f'no layer drops more than {share(run.drop_limit)} of its choices, '
+        drops = most if run.can_drop else ''
         fine = tag(
             'p',
             'No dead experts, every layer uses the equivalent of at least half of its experts, '
-            f'no layer drops more than {share(run.drop_limit)} of its choices, and every class is '
+            f'{drops}and every class is '
             f'recognised in at least {share(limits.RIGHT)} of its images.',
         )
     lacking = None

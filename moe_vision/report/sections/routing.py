@@ -26,11 +26,10 @@ _BARS = (
     'bar the share that found room in its buffer; the dashed line is an even split.'
 )
 _TIME = (
-    'How to read: one curve per routed layer, from teal (first) to magenta (last). A dashed '
-    'line is the value of perfectly even routing or, for drops, the limit above which this page '
-    'warns.'
+    'How to read: {curves}. A dashed line is the value of perfectly even routing or, for drops, '
+    'the limit above which this page warns.'
 )
-_DOTS = ' Curves are training, dots are validation.'
+_ONE, _MANY = 'a curve is', 'one curve per routed layer, from teal (first) to magenta (last), is'
 
 
 def render(run: Run) -> Markup:
@@ -52,7 +51,7 @@ def render(run: Run) -> Markup:
         _loads(run, layers, rows),
         tag('h3', 'Balance over training'),
         _balance(run, layers, rows),
-        tag('h3', 'Newest load and capacity'),
+        tag('h3', 'Newest load and capacity' if run.can_drop else 'Newest load'),
         _newest(run, layers),
     )
 
@@ -151,7 +150,9 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         if panels[at] is None
     ]
     remark = f' Not drawn, because never above zero or not recorded: {", ".join(quiet)}.'
-    how = _TIME + (_DOTS if validations else '') + (remark if quiet else '')
+    dots = ', dots are validation' if validations else ''
+    curves = f'{_ONE if len(layers) == 1 else _MANY} training{dots}'
+    how = _TIME.format(curves=curves) + (remark if quiet else '')
     return grid([p for p in panels if p], how)
 
 
