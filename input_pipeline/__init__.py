@@ -15,7 +15,13 @@ from input_pipeline.types import DataError, DatasetConfig, DatasetInfo, scored_s
 if TYPE_CHECKING:
     from input_pipeline.builder import Builder, Contents
     from input_pipeline.checks import check_images, check_kept
-    from input_pipeline.loader import Batches, evaluation_batches, evaluation_image, train_batches
+    from input_pipeline.loader import (
+        Batches,
+        evaluation_batches,
+        evaluation_image,
+        evaluation_items,
+        train_batches,
+    )
     from input_pipeline.metadata import info, mean_std
     from input_pipeline.storage import require
 
@@ -31,6 +37,7 @@ __all__ = [
     'check_kept',
     'evaluation_batches',
     'evaluation_image',
+    'evaluation_items',
     'info',
     'mean_std',
     'require',
@@ -46,6 +53,7 @@ _MODULES = {
     'check_kept': 'checks',
     'evaluation_batches': 'loader',
     'evaluation_image': 'loader',
+    'evaluation_items': 'loader',
     'info': 'metadata',
     'mean_std': 'metadata',
     'require': 'storage',

@@ -6,6 +6,7 @@ Axes: R rows of the batch that this process loads, H height, W width, C channels
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ import numpy as np
 from input_pipeline import augment, checks, metadata, order, other_formats, splits, storage
 from input_pipeline.cores import cores
 from input_pipeline.decode import decode
-from input_pipeline.reader import Reader
+from input_pipeline.reader import Item, Reader
 from input_pipeline.registry import find
 from input_pipeline.steps import Batch, Steps
 from input_pipeline.types import DataError, DatasetConfig
@@ -220,3 +221,31 @@ def evaluation_batches(
     steps = build_steps(cfg, split, batch_size, rows, None)
     stop = -(-steps.size // batch_size)
     return Batches(steps, 0, stop, 0 if cfg.cache else cfg.workers, strict)
+
+
+def evaluation_items(
+    cfg: DatasetConfig, split: str, places: Sequence[int]
+) -> Iterator[tuple[int, Item]]:
+    """Yields single images of a split with their names, as `evaluation_batches` prepares them.
+
+    Args:
+        cfg: the set; its augmentation is ignored.
+        split: 'train', 'validation' or 'test'.
+        places: places in the order of `evaluation_batches`.
+
+    Yields:
+        The image's place in the split, in storage order, and the image.
+
+    Raises:
+        DataError: as `evaluation_batches`.
+    """
+    steps = build_steps(cfg, split, 1, [0], None)
+    assert steps.fixed is not None
+    index = steps.fixed[np.asarray(places, np.int64)]
+    stored = index if steps.members is None else steps.members[index]
+    for number, item in zip(index.tolist(), steps.reader.read(stored.tolist()), strict=True):
+        if item.image is not None:
+            item = dataclasses.replace(
+                item, image=augment.fit(item.image, steps.shape, steps.varies)
+            )
+        yield number, item

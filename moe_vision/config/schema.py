@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from input_pipeline import DatasetConfig
+from moe_vision.common import limits
 from moe_vision.common.errors import UserError, nearest
 
 _PLACEMENTS = ('none', 'head', 'last_1', 'every_2')
@@ -237,7 +238,7 @@ class Log:
         20, 'write a metrics row and a progress line this often', positive=True, changes='freely'
     )
     warn_drop_rate: float = key(
-        0.2,
+        limits.DROPS,
         'warn when more than this share of the choices is dropped',
         share=True,
         changes='freely',

@@ -1,6 +1,9 @@
 """Writes W/report.html from what a training run has left in its folder W; prints the page's path.
 
 python -m moe_vision.report --workdir=W
+python -m moe_vision.report --workdir=A --beside=B
+
+The second form writes A/report-beside-B.html, which compares the runs in A and B.
 """
 
 import sys
@@ -20,8 +23,11 @@ def _run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         '--workdir', required=True, metavar='W', help='folder of the run; may be a gs:// path'
     )
-    workdir = parser.parse(arguments).workdir
-    print(report.write(workdir))
+    parser.add_argument(
+        '--beside', default=None, metavar='B', help='folder of a second run, to compare with'
+    )
+    given = parser.parse(arguments)
+    print(report.write(given.workdir, given.beside))
     return 0
 
 

@@ -27,6 +27,7 @@ class Series:
     y: np.ndarray
     colour: str = palette.ACCENT
     marks: bool = False
+    dots: bool = False  # points without a line and without a name at its end
 
     def __bool__(self) -> bool:
         return bool(np.isfinite(self.y).any())
@@ -56,7 +57,8 @@ def lines(
 ) -> Markup:
     """Curves with their names at their ends, and a dashed reference line if one is given."""
     shown = [s for s in series if s]
-    names = [formats.tail(s.name) for s in shown] if len(shown) > 1 else []
+    lined = [s for s in shown if not s.dots]
+    names = [formats.tail(s.name) for s in lined] if len(lined) > 1 else []
     if reference:
         names.append(reference[1])
     ends = [
@@ -69,7 +71,16 @@ def lines(
     def paint(axes: Axes) -> None:
         for s in shown:
             marks = 'o' if s.marks and len(s.x) <= 40 or np.isfinite(s.y).sum() == 1 else None
-            axes.plot(s.x, s.y, color=s.colour, marker=marks, markersize=3.4, zorder=3)
+            line = 'none' if s.dots else '-'
+            axes.plot(
+                s.x,
+                s.y,
+                color=s.colour,
+                marker='o' if s.dots else marks,
+                markersize=4.2 if s.dots else 3.4,
+                linestyle=line,
+                zorder=4 if s.dots else 3,
+            )
         if reference:
             axes.axhline(reference[0], color=palette.MUTED, linewidth=1, dashes=(4, 3), zorder=2)
         if log:
@@ -116,11 +127,12 @@ def _end_labels(axes: Axes, series: Sequence[Series], reference: tuple[float, st
     """Names at the right edge, where each curve ends, moved apart if they would touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = []
-    for s in series:
+    lined = [s for s in series if not s.dots]
+    for s in lined:
         known = np.isfinite(s.y)
         end = to_axes.transform((s.x[known][-1], s.y[known][-1]))
         wanted.append((end[1], formats.tail(s.name), s.colour))
-    if len(series) == 1:
+    if len(lined) == 1:
         wanted = []
     if reference:
         y = to_axes.transform((axes.get_xlim()[0], reference[0]))[1]
@@ -152,7 +164,7 @@ def _span(cluster: list[float], gap: float) -> tuple[float, float]:
     return start, start + length
 
 
-def shares(x: np.ndarray, load: np.ndarray, title: str) -> Markup:
+def shares(x: np.ndarray, load: np.ndarray, title: str, width: int = figure.WIDTH) -> Markup:
     """Load of each expert over time, `load[N, E]`: bands that fill the whole, or a heat map."""
     experts = load.shape[1]
     whole = load.sum(1, keepdims=True)
@@ -163,7 +175,7 @@ def shares(x: np.ndarray, load: np.ndarray, title: str) -> Markup:
     final = load[np.isfinite(load).all(1)][-1]
     label = f'{title}: at the end, ' + _extremes(final) + '.'
     if experts > MANY:
-        return _shares_map(x, load, label)
+        return _shares_map(x, load, label, width)
 
     def paint(axes: Axes) -> None:
         axes.grid(False)
@@ -192,10 +204,10 @@ def shares(x: np.ndarray, load: np.ndarray, title: str) -> Markup:
         axes.set_yticklabels(['0 %', '50 %', '100 %'])
         _steps(axes)
 
-    return figure.draw(paint, label, right=26, left=44)
+    return figure.draw(paint, label, right=26, left=44, width=width)
 
 
-def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
+def _shares_map(x: np.ndarray, load: np.ndarray, label: str, width: int) -> Markup:
     grid = np.linspace(x[0], x[-1], min(len(x), POINTS))
     image = load[np.clip(np.searchsorted(x, grid), 0, len(x) - 1)].T
     experts = len(image)
@@ -213,7 +225,7 @@ def _shares_map(x: np.ndarray, load: np.ndarray, label: str) -> Markup:
         axes.set_ylabel('expert')
         _steps(axes)
 
-    return figure.draw(paint, label, left=42, height=230)
+    return figure.draw(paint, label, left=42, height=230, width=width)
 
 
 def _extremes(load: np.ndarray) -> str:
@@ -223,7 +235,7 @@ def _extremes(load: np.ndarray) -> str:
     )
 
 
-def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
+def bars(load: np.ndarray, kept: np.ndarray, title: str, width: int = figure.WIDTH) -> Markup:
     """Load per expert: `load[E]` as a pale bar; `kept[E]`, which found room, as a full one."""
     experts = len(load)
 
@@ -252,4 +264,6 @@ def bars(load: np.ndarray, kept: np.ndarray, title: str) -> Markup:
         figure.write_ticks(axes.yaxis, lambda share: f'{100 * share:g} %')
         axes.set_xlabel('expert', loc='right')
 
-    return figure.draw(paint, f'{title}: ' + _extremes(np.nan_to_num(load)) + '.', right=40)
+    return figure.draw(
+        paint, f'{title}: ' + _extremes(np.nan_to_num(load)) + '.', right=40, width=width
+    )

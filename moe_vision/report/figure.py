@@ -23,6 +23,7 @@ from moe_vision.report import palette, style
 from moe_vision.report.markup import Markup
 
 WIDTH = 352  # width of a small panel; one unit is one CSS pixel at natural size
+_FEW = {1: 1100, 2: 540}  # number of panels that fill the page's width -> width of each
 
 _STYLE = {
     'svg.fonttype': 'none',
@@ -59,6 +60,11 @@ _STYLE = {
     'hatch.linewidth': 0.6,
 }
 _NO_METADATA = {'Creator': None, 'Date': None, 'Format': None, 'Type': None}
+
+
+def width_of(panels: int) -> int:
+    """The width of a picture that stands beside others in so many panels."""
+    return _FEW.get(panels, WIDTH)
 
 
 def draw(

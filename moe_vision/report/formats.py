@@ -112,6 +112,16 @@ def tail(name: str, length: int = 16) -> str:
     return name if len(name) <= length else '…' + name[1 - length :]
 
 
+def head(name: str, length: int = 40) -> str:
+    """The beginning of a long name, which is where the names of classes differ."""
+    return name if len(name) <= length else name[: length - 1] + '…'
+
+
+def name_of(names: Sequence[str], index: int) -> str:
+    """A class's name, or its number."""
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
 def apart(names: Sequence[str]) -> dict[str, str]:
     """Paths without the parts that all of them share at either end.
 

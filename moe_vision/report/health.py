@@ -1,15 +1,22 @@
-"""Says in words whether routing is healthy, and which config key to look at if it is not."""
+"""Says in words whether a run is healthy, and which config key to look at if it is not."""
 
 import dataclasses
 import math
 from collections.abc import Callable
 
-from moe_vision.common.json_values import as_dict, number
-from moe_vision.report.formats import count, percent, significant
-from moe_vision.report.read import Run
+import numpy as np
 
-DROPS = 0.10  # above this share of dropped choices, a layer is worth a look
+from moe_vision.common import limits
+from moe_vision.common.json_values import as_dict, number
+from moe_vision.report.formats import all_of, percent, share, significant
+from moe_vision.report.read import Newest, Run
+
 BLIND = 0.02  # nats; below this, the choice of expert says almost nothing about the class
+DEFINITION = (
+    'A layer has collapsed if fewer than half of its E experts carry its load (1/Σ load² is below '
+    f'E/2), or if an expert is dead (it gets less than {share(limits.DEAD)} of an even load). '
+    'A run has collapsed if any of its layers has, in its last evaluation.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,79 +32,110 @@ class Verdict:
 class _Layer:
     name: str
     experts: int
-    where: str
-    effective: float
-    dead: float
-    drops: float
-    orphans: float
+    newest: Newest
 
-    @classmethod
-    def read(cls, run: Run, name: str) -> '_Layer':
-        values, where = run.latest(name)
-        keys = ('effective_experts', 'dead_experts', 'drop_rate', 'orphan_rate')
-        return cls(name, run.num_experts(name), where, *(number(values.get(k)) for k in keys))
+    def of(self, key: str) -> float:
+        return number(self.newest.values.get(key))
+
+    @property
+    def why(self) -> str:
+        """Why this layer has collapsed; '' if it has not."""
+        numbers = self.of('effective_experts'), self.of('dead_experts')
+        return all_of(list(limits.why_collapsed(*numbers, self.experts).values()))
 
 
 def judge(run: Run) -> Verdict:
-    """The verdict over all routed layers, from the newest numbers there are."""
-    layers = [_Layer.read(run, name) for name in run.layers()]
-    points = _divergence(run)
+    """The verdict over all routed layers and classes, from the newest numbers there are."""
+    layers = [_Layer(name, run.num_experts(name), run.latest(name)) for name in run.layers()]
+    diverged, collapse = _divergence(run), _collapse(run, layers)
+    points = [*diverged, *collapse, *_drops(run, layers), *_classes(run)]
+    if collapse:
+        return Verdict('bad', f'Routing collapsed: {_first(collapse)}.', points)
     if not layers:
-        if run.rows or run.result:
-            return Verdict('bad' if points else 'none', 'Dense run: nothing is routed.', points)
-        return Verdict('none', 'Too early to say: no numbers on routing yet.', points)
-    points += _findings(run, layers)
-    worst = min(layers, key=lambda x: x.effective if x.effective == x.effective else math.inf)
-    spread = (
-        f'{worst.name} uses the equivalent of {significant(worst.effective, 2)} of {worst.experts}'
-    )
-    known = math.isfinite(worst.effective)
-    if run.result.get('collapsed') is True or worst.effective < worst.experts / 4:
-        why = f'{spread} experts.' if known else 'result.json says so.'
-        return Verdict('bad', f'Routing collapsed: {why}', points)
+        if not (run.rows or run.result or run.evaluation):
+            return Verdict('none', 'Too early to say: there are no numbers yet.', points)
+        line = 'Dense run: nothing is routed.'
+        if points:
+            line = f'{line} Worth a look: {_first(points)}.'
+        return Verdict('bad' if diverged else 'warn' if points else 'none', line, points)
     if points:
-        line = f'No collapse, but worth a look: {points[0].split("; look at ")[0].rstrip(".")}.'
+        line = f'No collapse, but worth a look: {_first(points)}.'
         return Verdict('warn', line, points + _unspecialised(run))
+    known = [x for x in layers if math.isfinite(x.of('effective_experts'))]
     if not known:
         return Verdict('none', 'Routing cannot be judged: its numbers are missing.', points)
-    drops = max((x.drops for x in layers if math.isfinite(x.drops)), default=math.nan)
-    line = f'No collapse: even {spread} experts'
-    if drops > 0:
+    worst = min(known, key=lambda x: x.of('effective_experts') / max(x.experts, 1))
+    line = (
+        f'No collapse: even {worst.name} uses the equivalent of '
+        f'{significant(worst.of("effective_experts"), 2)} of {worst.experts} experts'
+    )
+    drops = max((d for x in layers if math.isfinite(d := x.of('drop_rate'))), default=math.nan)
+    if run.can_drop and drops > 0:
         line += f', and at most {percent(drops)} of choices are dropped'
-    elif drops == 0:
+    elif run.can_drop and drops == 0:
         line += ', and no choice is dropped'
-    return Verdict('good', f'{line}, {worst.where}.', _unspecialised(run))
+    return Verdict('good', f'{line}, {worst.newest.where}.', _unspecialised(run))
 
 
-def _findings(run: Run, layers: list[_Layer]) -> list[str]:
-    """One sentence per kind of problem, about all layers that have it."""
-    balance = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
+def _first(points: list[str]) -> str:
+    return points[0].split('; look at ')[0].rstrip('.')
 
-    def named(bad: list[_Layer], number_of: Callable[[_Layer], str]) -> str:
-        return ', '.join(f'{x.name} ({number_of(x)})' for x in bad)
 
+def _collapse(run: Run, layers: list[_Layer]) -> list[str]:
+    """A sentence for each layer that has collapsed: which criterion, and where it was measured."""
+    look = f'look at {_key(run, "model.moe.losses")} and {_key(run, "model.moe.router")}'
+    points = [
+        f'{x.name}: {x.why}, {x.newest.where}'
+        f'{" (not evaluated yet)" if x.newest.trained else ""}; {look}.'
+        for x in layers
+        if x.why
+    ]
+    if points or run.result.get('collapsed') is not True:
+        return points
+    effective, dead = (number(run.result.get(k)) for k in ('effective_experts', 'dead_experts'))
+    experts = max((x.experts for x in layers), default=0)
+    why = all_of(list(limits.why_collapsed(effective, dead, experts).values()))
+    words = f': in its worst layer, {why}' if why else ''
+    return [f'result.json says so, and evaluation.json does not show it{words}; {look}.']
+
+
+def _drops(run: Run, layers: list[_Layer]) -> list[str]:
+    """One sentence about all layers that drop too much, by the key that decides their room."""
     points = []
-    if thin := [x for x in layers if x.effective < x.experts / 2]:
-        names = named(thin, lambda x: f'equivalent to {significant(x.effective, 2)} of {x.experts}')
-        points.append(
-            f'Fewer than half of the experts carry the load {thin[0].where}: {names}; {balance}.'
-        )
-    if dead := [x for x in layers if x.dead > 0]:
-        names = named(dead, lambda x: f'{count(x.dead)} of {x.experts}')
-        points.append(f'Some experts are dead {dead[0].where}: {names}; {balance}.')
-    if full := [x for x in layers if x.drops > DROPS]:
-        names = named(
-            full,
-            lambda x: (
-                percent(x.drops)
-                + (f', {percent(x.orphans)} of tokens lose all choices' if x.orphans > 0 else '')
-            ),
-        )
-        points.append(
-            f'Many choices are dropped for lack of room {full[0].where}: {names}; '
-            f'look at {_key(run, "model.moe.capacity_factor")}.'
-        )
+    for trained, name in ((False, 'eval_capacity_factor'), (True, 'capacity_factor')):
+        full = [
+            x for x in layers if x.of('drop_rate') > run.drop_limit and x.newest.trained == trained
+        ]
+        if full:
+            names = _each(full, _dropped)
+            points.append(
+                f'More than {share(run.drop_limit)} of the choices are dropped for lack of room '
+                f'{full[0].newest.where}: {names}; look at {_key(run, f"model.moe.{name}")}.'
+            )
     return points
+
+
+def _dropped(x: _Layer) -> str:
+    orphans = x.of('orphan_rate')
+    lost = f', {percent(orphans)} of tokens lose all choices' if orphans > 0 else ''
+    return percent(x.of('drop_rate')) + lost
+
+
+def _each(layers: list[_Layer], number_of: Callable[[_Layer], str]) -> str:
+    return ', '.join(f'{x.name} ({number_of(x)})' for x in layers)
+
+
+def _classes(run: Run) -> list[str]:
+    right, images = by_class(run)
+    return limits.about_classes(right, images, run.class_names(), run.scored) if images else []
+
+
+def by_class(run: Run) -> tuple[list[float], list[float]]:
+    """How many images of each class were right, and how many there are; [] if not known."""
+    confusion = run.confusion()
+    if confusion is None:
+        return [], []
+    return np.nan_to_num(np.diag(confusion)).tolist(), np.nansum(confusion, 1).tolist()
 
 
 def _key(run: Run, key: str) -> str:

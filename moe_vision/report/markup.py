@@ -5,7 +5,7 @@ HTML, so that escaping cannot be forgotten elsewhere.
 """
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from moe_vision.report import style
 
@@ -87,9 +87,14 @@ def panel(title: Child, picture: Child, note: Child = None) -> Markup:
     return tag('div', tag('h4', title), picture, small, class_='panel')
 
 
-def grid(panels: Iterable[Child], how: Child, *, width: int = 330) -> Markup:
-    """Small multiples, each at least `width` pixels wide, and how to read them."""
-    return figure(tag('div', panels, class_='grid', style=f'--w:{width}px'), how)
+def grid(panels: Sequence[Child], how: Child, *, width: int = 330, wide: bool = False) -> Markup:
+    """Small multiples, each at least `width` pixels wide, and how to read them.
+
+    Args:
+        wide: whether one or two panels fill the page's width (`figure.width_of`).
+    """
+    few = {1: ' one', 2: ' two'}.get(len(panels), '') if wide else ''
+    return figure(tag('div', panels, class_='grid' + few, style=f'--w:{width}px'), how)
 
 
 def missing(words: str) -> Markup:

@@ -5,17 +5,25 @@ page may hold.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from moe_vision.common import files, metric_rows
+from moe_vision.common import files, limits, metric_rows
 from moe_vision.common.errors import UserError
 from moe_vision.common.json_values import as_dict, as_list, clean, number, value_at
 from moe_vision.common.paths import runs_near
 
 _LARGEST = 3.5e38  # no number that a run computes in float32 is larger
+
+
+class Newest(NamedTuple):
+    """Numbers of a layer, where they come from in words, and whether that is training."""
+
+    values: dict[str, Any]
+    where: str
+    trained: bool
 
 
 class NoRun(UserError):
@@ -34,10 +42,25 @@ class Run:
     missing: list[str]
 
     @property
+    def folder(self) -> str:
+        """The folder's name."""
+        return clean(self.path_name) or 'run'
+
+    @property
+    def path_name(self) -> str:
+        """The folder's name as the file system has it."""
+        return self.path.name.strip('.') and self.path.name or files.absolute(self.path).name
+
+    @property
     def name(self) -> str:
-        """The config's name, or the folder's."""
-        stem = str(self.record.get('config_file') or '').replace('\\', '/').rsplit('/', 1)[-1]
-        return stem.split('.py')[0] or clean(self.path.name) or 'run'
+        """The data set and the folder, which tell runs apart."""
+        return ' · '.join(filter(None, (_text(self.section('dataset').get('name')), self.folder)))
+
+    @property
+    def config_name(self) -> str:
+        """The config file's name without its folder; '' if it is not known."""
+        stem = _text(self.record.get('config_file')).replace('\\', '/').rsplit('/', 1)[-1]
+        return stem.replace('.py', '', 1)
 
     def section(self, key: str) -> dict[str, Any]:
         """A dictionary of config.json (`config`, `dataset`, `preflight`, `versions`), or empty."""
@@ -63,15 +86,50 @@ class Run:
         train = [row for row in self.split('train') if as_dict(row.get('layers'))]
         return train or [r for r in self.split('validation') if as_dict(r.get('layers'))]
 
-    def latest(self, layer: str) -> tuple[dict[str, Any], str]:
-        """The newest numbers of a layer and where they come from: test, validation or training."""
+    def latest(self, layer: str) -> 'Newest':
+        """The numbers of a layer in the last evaluation or, before there is one, in training."""
         if tested := as_dict(value_at(self.evaluation, 'layers', layer)):
-            return tested, f'on the {self.evaluation.get("split") or "test"} set'
-        for name in ('validation', 'train'):
+            return Newest(tested, f'on the {self.scored} set', False)
+        for name, words in (('validation', 'validation'), ('train', 'training')):
             for row in reversed(self.split(name)):
                 if values := as_dict(value_at(row, 'layers', layer)):
-                    return values, f'in {name} at step {row["step"]:,}'
-        return {}, 'nowhere yet'
+                    return Newest(values, f'in {words} at step {row["step"]:,}', name == 'train')
+        return Newest({}, 'nowhere yet', True)
+
+    @property
+    def scored(self) -> str:
+        """The split that the result is about: test, or validation in a set without test."""
+        return 'validation' if self.evaluation.get('split') == 'validation' else 'test'
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is routed, as far as is known."""
+        routed = self.setting('model.moe.placement') != 'none' and self.setting('model.twin') in (
+            'none',
+            'same_drops',
+            None,
+        )
+        return not self.layers() and bool(self.rows or self.evaluation or not routed)
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether a choice can find no slot in an evaluation."""
+        sizes = map(as_dict, as_dict(value_at(self.record, 'preflight', 'capacity')).values())
+        slots = [(number(s.get('eval_capacity')), number(s.get('group_size'))) for s in sizes]
+        return bool(self.layers()) and not (slots and all(c == 0 or c >= n for c, n in slots))
+
+    @property
+    def drop_limit(self) -> float:
+        """The share of choices above which a layer drops too many."""
+        limit = number(self.setting('log.warn_drop_rate'))
+        return limit if 0 <= limit <= 1 else limits.DROPS
+
+    def confusion(self) -> np.ndarray | None:
+        """Images by truth and prediction `[L, L]` of the last evaluation; None if not known."""
+        counts = matrix(self.evaluation.get('confusion'))
+        if counts is None or counts.shape[0] != counts.shape[1]:
+            return None
+        return counts
 
     def num_experts(self, layer: str) -> int:
         """E of a layer (the length of its load), 0 if not known."""
@@ -135,6 +193,10 @@ def _clean_tree(value: Any, key: str = '') -> Any:
     if isinstance(value, int | float) and abs(value) > _LARGEST:
         return None
     return clean(value) if isinstance(value, str) and key != 'image_png' else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ''
 
 
 def vector(value: Any) -> np.ndarray:

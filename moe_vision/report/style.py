@@ -46,6 +46,11 @@ ul{margin:6px 0;padding-left:20px}li{margin:3px 0;overflow-wrap:anywhere}
 figure{margin:8px 0 0}figcaption{color:var(--muted);font-size:13px;margin-top:12px;max-width:86ch}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(var(--w,330px),100%),1fr));
 gap:24px 22px}
+.grid.one{grid-template-columns:minmax(0,1fr)}
+.grid.two{grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}
+.one .panel{overflow-x:auto}.one .chart,.two .chart{max-width:none}.one .chart{min-width:680px}
+.one .heat{width:100%}.one .heat thead th:first-child{width:1px}
+section>.note{max-width:92ch}
 .panel{min-width:0}.chart{display:block;width:100%;max-width:560px;height:auto;overflow:visible}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .scroll{overflow-x:auto;max-width:100%}
@@ -56,16 +61,17 @@ thead th{color:var(--muted);font-weight:500}
 tbody th{font-weight:550;overflow-wrap:anywhere;max-width:340px;text-align:left}
 .numbers td{max-width:260px;overflow-wrap:anywhere}.blocks{width:100%}.withbar .share{
 display:inline-block;width:55%;min-width:70px;margin:0 10px 2px 0}
-.routed-mark{color:var(--warm);font-weight:600}
+.routed-mark{color:var(--warm);font-weight:600}.numbers .alarm{color:var(--warm)}
+.classes .withbar{min-width:220px}
 .record td{overflow-wrap:anywhere}.record th{font:12.5px ui-monospace,Menlo,Consolas,monospace}
 .heat{border-spacing:2px;border-collapse:separate;font-size:11.5px}
 .heat thead th{min-width:32px;text-align:center;border-bottom:3px solid transparent;padding:0 0 2px}
-.heat tbody th{font-weight:500;padding-right:8px;max-width:150px;white-space:nowrap;overflow:hidden;
+.heat tbody th{font-weight:500;padding-right:8px;max-width:320px;white-space:nowrap;overflow:hidden;
 text-overflow:ellipsis}
 .heat td{--a:0;min-width:32px;height:22px;text-align:center;border-radius:3px;
 background:rgb(var(--heat)/var(--a));outline:1px solid var(--grid);outline-offset:-1px}
 .heat td.warm{background:rgb(var(--hot)/var(--a))}.heat td.deep{color:#fff}
-.heat .up{height:74px;vertical-align:bottom}.heat .up span{writing-mode:vertical-rl;
+.heat .up{vertical-align:bottom;padding-top:6px}.heat .up span{writing-mode:vertical-rl;
 transform:rotate(180deg);white-space:nowrap}
 .heat .corner{font-size:11px;vertical-align:bottom;text-align:left}
 .scale{white-space:nowrap}.ramp{display:inline-block;width:90px;height:9px;border-radius:3px;
@@ -76,6 +82,9 @@ outline:1px solid var(--grid)}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:12px}
 .samples.one{grid-template-columns:repeat(auto-fill,minmax(250px,1fr))}
 .samples.plain{grid-template-columns:repeat(auto-fill,minmax(126px,1fr))}
+.samples.mistakes{grid-template-columns:repeat(auto-fill,minmax(160px,1fr))}
+.mistakes .sample{width:auto;flex-direction:column;gap:6px}
+.what code{font-size:11px;line-height:1.35}
 .samples.wide{grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr))}
 .sample{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px;
 display:flex;gap:14px;min-width:0}

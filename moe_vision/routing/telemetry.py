@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_vision.common import limits
 from moe_vision.routing.plan import IndexPlan
 from moe_vision.routing.soft_plan import SoftPlan
 from moe_vision.routing.temperature import entropy
@@ -99,7 +100,7 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
         'orphan_rate': float(s['orphans'] / tokens),
         'effective_experts': float(1 / np.square(q).sum()),
         'max_over_mean': float(num_experts * q.max()),
-        'dead_experts': int((~(q >= 0.01 / num_experts)).sum()),
+        'dead_experts': int((~(q >= limits.DEAD / num_experts)).sum()),
         'gate_entropy': float(s['entropy'] / tokens),
         'router_information': float(entropy_of(mean_p) - s['entropy'] / tokens),
         'temperature': float(s['temperature'] / tokens),

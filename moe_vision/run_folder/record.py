@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from input_pipeline import DatasetInfo
+from moe_vision.common import limits
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import read_json, write_json
 from moe_vision.common.json_values import as_dict, clean, differences
@@ -223,7 +224,8 @@ def result(
 
 
 def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
-    """Whether any layer has fewer than E/2 effective experts, or a dead one."""
+    """Whether any layer has collapsed, as `limits` defines it."""
     return any(
-        x['effective_experts'] < num_experts / 2 or x['dead_experts'] > 0 for x in layers.values()
+        limits.why_collapsed(x['effective_experts'], x['dead_experts'], num_experts)
+        for x in layers.values()
     )

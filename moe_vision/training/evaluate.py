@@ -18,6 +18,7 @@ import numpy as np
 
 import input_pipeline
 from input_pipeline import DatasetInfo
+from input_pipeline.reader import Item
 from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
@@ -28,7 +29,9 @@ from moe_vision.routing.interventions import Intervention
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.step import TrainState, eval_step_fn, images_per_group
 
-_SAMPLES = 24  # images that the report shows
+_SAMPLES = 24  # images that the report shows with their experts
+_MISTAKES = 24  # images that it shows because they were mistaken most confidently
+_THUMBNAIL = 96  # longest side of a mistake's picture
 _PROBE = 256  # tokens whose first choices each validation records
 STREAM = RunStream.EVALUATION  # what evaluation draws is derived from the run's key and this
 
@@ -58,7 +61,8 @@ class Evaluator:
         model = config.model
         routed = model.moe.placement != 'none' and model.twin in ('none', 'same_drops')
         self._has_capacity = routed and not leverage.soft(model)  # soft routing drops no choice
-        self._can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
+        # whether a choice can find no slot, so that unbounded capacity may change an accuracy
+        self.can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
 
     def _step(self, unbounded: bool) -> Callable:
         if unbounded not in self._steps:
@@ -79,13 +83,14 @@ class Evaluator:
         """Scores a split: 'loss', 'accuracy', 'accuracy_unbounded', 'images', 'layers'.
 
         With `details` there are also 'correct' (one bit per image in order, packed, base64) and
-        what the report shows: 'confusion' [L, L], 'samples', and in each layer 'expert_by_class'
-        [E, L]. Without it there is 'probe': each layer's first choices for the first 256 tokens.
+        what the report shows: 'confusion' [L, L], 'samples', 'mistakes' (the images with the
+        highest probability of a wrong class), and in each layer 'expert_by_class' [E, L]. Without
+        it there is 'probe': each layer's first choices for the first 256 tokens.
 
         Args:
           fraction: of the training that is done, 0 to 1; routers with a schedule read it.
         """
-        return self._pass(state, split, fraction, self._can_drop, details)
+        return self._pass(state, split, fraction, self.can_drop, details)
 
     def accuracy(self, state: TrainState, split: str, fraction: float) -> float:
         """The 'accuracy' that `score` returns, without the pass for unbounded capacity."""
@@ -151,11 +156,12 @@ class Evaluator:
     ) -> dict[str, Any]:
         """`score`. With `unbounded`, batches with dropped choices run again at unbounded capacity,
         which changes nothing in other batches."""
-        losses, predictions, predictions_unbounded, labels, samples = [], [], [], [], []
+        losses, predictions, predictions_unbounded, labels, probabilities = [], [], [], [], []
+        samples: list[dict[str, Any]] = []
         sums: dict[str, Any] = {}
         probe: dict[str, list[int]] = {}
         soft = leverage.soft(self.config.model)
-        for number, (batch, run) in enumerate(self.outputs(state, split, fraction)):
+        for number, (_, run) in enumerate(self.outputs(state, split, fraction)):
             out = jax.device_get(run())
             valid = out['valid']
             losses.append(out['loss'][valid].astype(np.float64))
@@ -167,13 +173,14 @@ class Evaluator:
                 else predictions[-1]
             )
             labels.append(out['label'][valid])
+            probabilities.append(out['probability'][valid])
             sums = _add(sums, out['layers'])
             for name, choice in out['choices'].items():
                 first = choice['gate'].argmax(-1) if soft else choice['expert'][:, 0]
                 first = first.reshape(len(valid), -1)[valid].ravel()  # an image has many tokens
                 probe[name] = (probe.get(name, []) + first[:_PROBE].tolist())[:_PROBE]
             if details and number == 0:
-                samples = _samples(self._first_images(split, batch['image']), out)
+                samples = self._samples(split, out)
         truth, predicted, predicted_unbounded = map(
             np.concatenate, (labels, predictions, predictions_unbounded)
         )
@@ -192,27 +199,42 @@ class Evaluator:
             confusion = np.zeros((self.info.num_classes,) * 2, np.int64)
             np.add.at(confusion, (truth, predicted), 1)
             correct = base64.b64encode(np.packbits(truth == predicted).tobytes()).decode()
-            result |= {'correct': correct, 'confusion': confusion.tolist(), 'samples': samples}
+            result |= {
+                'correct': correct,
+                'confusion': confusion.tolist(),
+                'samples': samples,
+                'mistakes': self._mistakes(split, truth, predicted, np.concatenate(probabilities)),
+            }
         else:
             result['probe'] = probe
         return result
 
-    def _first_images(self, split: str, own: np.ndarray) -> np.ndarray:
-        """The first images of a split, uint8 [<= 24, H, W, C].
+    def _samples(self, split: str, out: dict[str, Any]) -> list[dict[str, Any]]:
+        """The first images of a split, with what was computed for the first batch."""
+        count = min(_SAMPLES, int(out['valid'].sum()))
+        return [
+            {**_shown(index, item, int(out['prediction'][i])), 'layers': _routes(out, i)}
+            for i, (index, item) in enumerate(
+                input_pipeline.evaluation_items(self.config.dataset, split, range(count))
+            )
+        ]
+
+    def _mistakes(
+        self, split: str, truth: np.ndarray, predicted: np.ndarray, probability: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """The images that were mistaken with the highest probability of the wrong class, in order.
 
         Args:
-          own: this process's rows of the first batch. If they are not the whole batch, the images
-            are read again.
+          truth, predicted, probability: of all images in the order of evaluation.
         """
-        if len(self._rows) == self.batch:
-            return own[:_SAMPLES]
-        with input_pipeline.evaluation_batches(
-            self.config.dataset,
-            split=split,
-            batch_size=self.batch,
-            rows=range(min(_SAMPLES, self.batch)),
-        ) as batches:
-            return next(batches)['image']
+        wrong = np.flatnonzero(truth != predicted)
+        places = wrong[np.argsort(-probability[wrong], kind='stable')][:_MISTAKES]
+        items = input_pipeline.evaluation_items(self.config.dataset, split, places.tolist())
+        return [
+            _shown(index, item, int(predicted[place]), _THUMBNAIL)
+            | {'probability': float(probability[place])}
+            for place, (index, item) in zip(places.tolist(), items, strict=True)
+        ]
 
     def outputs(
         self, state: TrainState, split: str, fraction: float
@@ -273,31 +295,39 @@ def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(np.add, total, more) if total else more
 
 
-def _samples(images: np.ndarray, out: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first images as PNG, with their predictions and the experts they went to."""
+def _shown(index: int, item: Item, prediction: int, longest: int = 0) -> dict[str, Any]:
+    """An image as the report shows it: 'index' is its place in the split, 'file' its name.
+
+    Args:
+      longest: shrink the picture to this side at most; 0 keeps it.
+    """
     import cv2
 
-    samples = []
-    for i, image in enumerate(images[: int(out['valid'].sum())]):
-        image = image[..., ::-1] if image.shape[-1] == 3 else image
-        png = base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()
-        layers = {}
-        for name, choice in out['choices'].items():
-            tokens = len(choice['expert']) // len(out['label'])
-            own = slice(i * tokens, (i + 1) * tokens)
-            side = math.isqrt(tokens)
-            layers[name] = {
-                'grid': None if tokens == 1 else [side, side] if side * side == tokens else None,
-                'experts': choice['expert'][own].tolist(),
-                'gates': choice['gate'][own].astype(float).round(4).tolist(),
-                'kept': choice['kept'][own].tolist(),
-            }
-        samples.append(
-            {
-                'image_png': png,
-                'label': int(out['label'][i]),
-                'prediction': int(out['prediction'][i]),
-                'layers': layers,
-            }
-        )
-    return samples
+    assert item.image is not None  # the evaluation would have stopped
+    image = item.image[..., ::-1] if item.image.shape[-1] == 3 else item.image
+    if 0 < longest < max(image.shape[:2]):
+        height, width = (max(round(n * longest / max(image.shape[:2])), 1) for n in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return {
+        'index': index,
+        'file': item.key,
+        'image_png': base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode(),
+        'label': item.label,
+        'prediction': prediction,
+    }
+
+
+def _routes(out: dict[str, Any], i: int) -> dict[str, Any]:
+    """The experts, gates and kept choices of image i of a batch, by layer."""
+    layers = {}
+    for name, choice in out['choices'].items():
+        tokens = len(choice['expert']) // len(out['label'])
+        own = slice(i * tokens, (i + 1) * tokens)
+        side = math.isqrt(tokens)
+        layers[name] = {
+            'grid': None if tokens == 1 else [side, side] if side * side == tokens else None,
+            'experts': choice['expert'][own].tolist(),
+            'gates': choice['gate'][own].astype(float).round(4).tolist(),
+            'kept': choice['kept'][own].tolist(),
+        }
+    return layers

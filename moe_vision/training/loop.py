@@ -96,8 +96,7 @@ def train(
         progress.done()
         result, layers = run.finish(state, progress.images_per_second(times.total))
         _say(
-            f'{result["scored_split"]} accuracy {result["test_accuracy"]:.4f} '
-            f'(unbounded capacity {result["test_accuracy_unbounded"]:.4f}), '
+            f'{result["scored_split"]} accuracy {_accuracy(setup, result, "test_accuracy")}, '
             f'loss {result["test_loss"]:.4f}, rho_place {result["rho_place"]:.4f}'
         )
         if probe:
@@ -144,9 +143,15 @@ def _validate(run: Run, progress: Progress, step: int, state: TrainState) -> Non
         progress.clear()
         row = run.validate(step, state)
         progress.line(
-            f'step {row["step"]}  validation accuracy {row["accuracy"]:.4f}, unbounded '
-            f'capacity {row["accuracy_unbounded"]:.4f}, loss {row["loss"]:.4f}'
+            f'step {row["step"]}  validation accuracy {_accuracy(run.setup, row)}, '
+            f'loss {row["loss"]:.4f}'
         )
+
+
+def _accuracy(setup: Setup, scores: dict[str, Any], key: str = 'accuracy') -> str:
+    """An accuracy and, where capacity can cost any, that at unbounded capacity."""
+    unbounded = f' (unbounded capacity {scores[f"{key}_unbounded"]:.4f})'
+    return f'{scores[key]:.4f}{unbounded if setup.evaluator.can_drop else ""}'
 
 
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     if peers.first():
         if split != config.eval.split:
             print(f'{setup.info.name} has no {config.eval.split} split: scored on {split}')
-        print('\n'.join(_scores_as_lines(split, step, scores)), flush=True)
+        print('\n'.join(_scores_as_lines(setup, split, step, scores)), flush=True)
         write_json(
             epath.Path(workdir) / f'evaluation-{split}.json',
             {
@@ -196,11 +201,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     return scores
 
 
-def _scores_as_lines(split: str, step: int, scores: dict[str, Any]) -> list[str]:
+def _scores_as_lines(setup: Setup, split: str, step: int, scores: dict[str, Any]) -> list[str]:
     """The lines that `evaluate` prints."""
     lines = [
-        f'{split} accuracy {scores["accuracy"]:.4f} '
-        f'(unbounded capacity {scores["accuracy_unbounded"]:.4f}), '
+        f'{split} accuracy {_accuracy(setup, scores)}, '
         f'loss {scores["loss"]:.4f}, {scores["images"]:,} images, step {step}'
     ]
     for name, x in scores['layers'].items():

@@ -26,7 +26,7 @@ from moe_vision.run_folder import checkpoints, lives, metrics, record
 from moe_vision.training import continuing
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
-from moe_vision.training.warnings import Health
+from moe_vision.training.warnings import Health, check_classes
 
 
 class Run:
@@ -243,6 +243,7 @@ class Run:
             self._write('result.json', result)  # where it is, evaluation.json is, too
         if self._writer:
             self._writer.close()
+            check_classes(test, self.setup.info.class_names, 'test')
         return result, test['layers']
 
     def _write(self, name: str, value: dict[str, Any]) -> bool:

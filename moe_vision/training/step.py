@@ -294,6 +294,7 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
         return {
             'loss': jnp.where(valid, loss, 0.0),
             'prediction': jnp.argmax(logits, -1),
+            'probability': jnp.exp(logits.max(-1) - jax.nn.logsumexp(logits, -1)),
             'label': labels,
             'valid': valid,
             'layers': {layer: i['telemetry'] for layer, i in infos.items()},

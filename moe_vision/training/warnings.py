@@ -1,10 +1,12 @@
 """Warns when routing goes wrong, and names the config key to look at."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
+from moe_vision.common import limits
 from moe_vision.config.schema import Config
 
 
@@ -39,24 +41,10 @@ class Health:
     def _problems(self, x: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """(kind, message) of each problem in the telemetry of a layer."""
         log, moe = self._config.log, self._config.model.moe
-        e = moe.num_experts
-        if x['dead_experts']:
-            yield (
-                'dead',
-                (
-                    f'{x["dead_experts"]} of {e} experts get almost no tokens; look at '
-                    'model.moe.losses and model.moe.router_args.'
-                ),
-            )
-        if x['effective_experts'] < e / 2:
-            yield (
-                'collapse',
-                (
-                    f'the load has collapsed to {x["effective_experts"]:.1f} effective '
-                    f'experts of {e}; look at model.moe.losses.'
-                ),
-            )
-        elif x['max_over_mean'] > log.warn_max_over_mean:
+        why = limits.why_collapsed(x['effective_experts'], x['dead_experts'], moe.num_experts)
+        for kind, words in why.items():
+            yield kind, f'{words}; look at model.moe.losses and model.moe.router_args.'
+        if 'effective' not in why and x['max_over_mean'] > log.warn_max_over_mean:
             yield (
                 'load',
                 (
@@ -72,3 +60,17 @@ class Health:
                     'model.moe.capacity_factor and model.moe.losses.'
                 ),
             )
+
+
+def check_classes(scores: dict[str, Any], names: Sequence[str], split: str) -> list[str]:
+    """Logs and returns warnings about classes that are never recognised on a scored split.
+
+    Args:
+      scores: of `Evaluator.score` with details.
+    """
+    confusion = np.asarray(scores['confusion'])
+    right, images = np.diag(confusion).tolist(), confusion.sum(1).tolist()
+    warnings = limits.about_classes(right, images, names, split)
+    for message in warnings:
+        logging.warning('%s', message)
+    return warnings

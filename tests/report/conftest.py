@@ -121,6 +121,8 @@ class Maker:
             'num_experts': self.experts,
             'k': self.k,
             'capacity_factor': 1.25,
+            'eval_capacity_factor': 2.0,
+            'router_args': {'noise': 'gaussian'},
             'losses': {'importance': 0.005, 'load': 0.005},
         }
         names = ['stem', 'blocks_0', *self.layers, 'classifier']
@@ -136,7 +138,14 @@ class Maker:
             for n in names
         ]
         capacity = {
-            n: {'group_size': 64, 'num_groups': 2, 'capacity': 20, 'effective_factor': 1.25}
+            n: {
+                'group_size': 64,
+                'num_groups': 2,
+                'capacity': 0 if self.soft else 20,
+                'effective_factor': 1.25,
+                'eval_capacity': 0 if self.soft else 32,
+                'eval_effective_factor': 2.0,
+            }
             for n in self.layers
         }
         return {
@@ -174,12 +183,16 @@ class Maker:
             values['expert_by_class'] = (counts if self.soft else np.rint(counts)).tolist()
             layers[name] = values
         confusion = self.rng.poisson(0.3, (classes, classes)) + 35 * np.eye(classes)
+        right = self.rng.uniform(size=int(confusion.sum())) < 0.95
         return {
             'split': 'test',
+            'images': len(right),
+            'correct': base64.b64encode(np.packbits(right).tobytes()).decode(),
             'class_names': self.names,
             'layers': layers,
             'confusion': confusion.tolist(),
             'samples': [self._sample(i, classes, grid, side) for i in range(samples)],
+            'mistakes': [self._mistake(i, classes, side) for i in range(samples)],
         }
 
     def _sample(
@@ -209,6 +222,17 @@ class Maker:
             'label': label,
             'prediction': (label + (i % 5 == 4)) % classes,
             'layers': {name: route() for name in self.layers},
+        }
+
+    @staticmethod
+    def _mistake(i: int, classes: int, side: int) -> dict[str, Any]:
+        return {
+            'index': 7 * i,
+            'file': f'test/class {i % classes}/{i}.png',
+            'image_png': png(side, 100 + i),
+            'label': i % classes,
+            'prediction': (i + 1) % classes,
+            'probability': 0.99 - 0.01 * i,
         }
 
     def save(self, folder: pathlib.Path) -> pathlib.Path:

@@ -49,6 +49,10 @@ def test_hostile_names_stay_text(make, page):
     for row in maker.rows:
         row['losses'] = {HOSTILE[0]: 0.1, HOSTILE[1]: 0.2}
     maker.result['seed'] = HOSTILE[0]
+    maker.config['config']['model']['moe']['router_args'] = {'noise': HOSTILE[1]}
+    maker.config['config']['model']['moe']['eval_capacity_factor'] = HOSTILE[0]
+    for mistake, name in zip(maker.evaluation['mistakes'], HOSTILE, strict=False):
+        mistake['file'] = name
     parsed = Parsed(page(maker))
     assert {tag for tag, _ in parsed.tags} <= TAGS
     assert not [k for _, a in parsed.tags for k in a if k.startswith('on')]
@@ -72,13 +76,19 @@ def test_unprintable_names_are_made_printable(make, page):
 
 def test_hostile_image_does_not_reach_the_style(make, page):
     maker = make(samples=3)
-    first, second, third = maker.evaluation['samples']
+    maker.evaluation['mistakes'] = [dict(m) for m in maker.evaluation['samples']]
+    for images in (maker.evaluation['samples'], maker.evaluation['mistakes']):
+        spoil(images)
+    text = page(maker)
+    assert 'evil' not in text
+    assert text.count('unreadable image') == 6
+
+
+def spoil(images):
+    first, second, third = images
     first['image_png'] += ');background:url(x:evil'
     second['image_png'] = base64.b64encode(b'GIF89a' + bytes(10) + 2 * b'\0\0\0\x08').decode()
     third['image_png'] = 'AAAA'
-    text = page(maker)
-    assert 'evil' not in text
-    assert text.count('unreadable image') == 3
 
 
 def test_half_written_files_are_reported(make, tmp_path):
@@ -134,6 +144,8 @@ def test_evaluations_of_the_wrong_shape_do_not_stop_the_report(junk, make, page)
         'head': dict.fromkeys(['grid', 'experts', 'gates', 'kept'], junk),
         'blocks_1': junk,
     }
+    maker.evaluation['mistakes'][0] = junk
+    maker.evaluation['mistakes'][1] = {k: junk for k in maker.evaluation['mistakes'][1]}
     maker.evaluation['class_names'] = junk
     maker.config['preflight'] = {k: junk for k in maker.config['preflight']}
     assert 'Training report' in page(maker)

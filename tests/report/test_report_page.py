@@ -178,7 +178,7 @@ def test_large_images_are_left_out_beyond_the_budget(make, page):
     [
         (('result',), 'result.json is missing'),
         (('evaluation',), 'No confusion matrix'),
-        (('result', 'evaluation'), 'best so far'),
+        (('result', 'evaluation'), 'so far'),
         (('config',), 'config.json is missing'),
     ],
 )
@@ -208,3 +208,122 @@ def test_curves_run_by_step_whatever_the_files_order(make, page):
     for row in maker.rows:
         row['grad_norm'] = row['step'] / 1000
     assert 'Gradient norm: the value from 0.01 to 0.6.' in page(maker)
+
+
+def section_of(text: str, anchor: str) -> str:
+    return text.split(f'<section id="{anchor}">')[1].split('</section>')[0]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_only_what_has_a_capacity_speaks_of_one(kind, page_of):
+    text, _ = page_of(kind)
+    shown = Parsed(text.split('<section id="record">')[0] + '</main></body></html>').text()
+    for words in ('unbounded capacity', 'Dropped choices', 'C in evaluation'):
+        assert (words in shown) == (kind not in ('dense', 'soft')), words
+    for words in ('experts’ buffers', 'active per image', 'ρ executed'):
+        assert (words in shown) == (kind != 'dense'), words
+
+
+def test_the_title_names_data_set_and_folder_and_the_config_is_beside(make, page):
+    parsed = Parsed(page(make(rows=2, samples=0)))
+    assert ('h1', 'digits · run') in parsed.words and (
+        'title',
+        'digits · run · training report',
+    ) in (parsed.words)
+    assert 'config digits_k2' in parsed.text()
+
+
+@pytest.mark.parametrize(
+    'noise, trained, clean',
+    [
+        ('gaussian', 'with the router’s gaussian noise', 'without noise in the router'),
+        (None, 'with the router’s noise', 'without noise in the router'),
+        ('none', '', ''),
+    ],
+)
+def test_curves_say_what_training_and_evaluation_count(noise, trained, clean, make, page):
+    maker = make(rows=12, samples=0)
+    maker.config['config']['model']['moe']['router_args'] = {'noise': noise}
+    maker.config['config']['dataset'] = {'augment': 'pad_crop'}
+    maker.config['config']['train']['ema_decay'] = 0.99
+    text = page(maker)
+    for part in ('curves', 'routing'):
+        words = section_of(text, part)
+        training, rest = words.split('Training counts each batch')[1].split('every image once')
+        assert trained in training and clean in rest
+        assert ('noise' in training) == bool(trained) == ('noise' in rest.split(').')[0])
+        assert 'capacity_factor = 1.25' in training and 'eval_capacity_factor = 2.0' in rest
+        assert 'augmented' in training and 'without augmentation' in rest
+        assert 'current weights' in training and 'moving average' in rest
+    assert 'is training, dots are validation.' in section_of(text, 'routing')
+    assert 'head in validation from' in text
+
+
+def test_a_set_without_a_test_split_is_scored_on_validation_and_says_so(make, page):
+    maker = make(rows=2, samples=1)
+    maker.evaluation['split'] = 'validation'
+    words = Parsed(page(maker)).text()
+    assert 'Validation accuracy' in words and 'Test accuracy' not in words
+    assert 'on the test set' not in words and 'on the validation set' in words
+
+
+def test_accuracy_by_class_has_the_worst_first_and_names_what_it_is_taken_for(make, page):
+    maker = make(classes=3, layers=())
+    maker.names[:] = ['cat', 'dog', 'emu']
+    maker.evaluation['confusion'] = [[9, 1, 0], [0, 0, 8], [1, 1, 20]]
+    text = page(maker)
+    table = text.split('class="numbers classes"')[1].split('</table>')[0]
+    rows = [re.sub('<[^>]+>', '|', row) for row in table.split('<tr>')[2:]]
+    cells = [[c for c in row.split('|') if c] for row in rows]
+    assert cells == [
+        ['dog', '8', '0.0 %', '2', '0.0 %', 'emu (8)'],
+        ['cat', '10', '90.0 %', '10', '90.0 %', 'dog (1)'],
+        ['emu', '22', '90.9 %', '28', '71.4 %', 'cat (1)'],
+    ]
+    assert '<th scope="row" class="alarm">dog</th>' in table
+    assert 'always answering ‘emu’' in text and '55.00 %' in text  # 22 of 40
+
+
+@pytest.mark.parametrize('classes, folded', [(40, 0), (41, 21), (200, 180)])
+def test_of_many_classes_the_worst_are_in_sight(classes, folded, make, page):
+    text = section_of(page(make(classes=classes, samples=0)), 'classes')
+    first, *rest = text.split('class="numbers classes"')[1:]
+    assert first.split('</table>')[0].count('<tr>') == 1 + classes - folded
+    assert (f'The other {folded} of {classes} classes' in text) == bool(folded)
+
+
+def test_mistakes_have_picture_classes_probability_and_file(make, page):
+    maker = make(samples=3)
+    parsed = Parsed(page(maker))
+    files = [data for tag, data in parsed.words if tag == 'code' and data.startswith('test/')]
+    assert files == ['test/class 0/0.png', 'test/class 1/1.png', 'test/class 2/2.png']
+    assert [a['title'] for a in parsed.named('code') if 'title' in a] == [
+        'image 0',
+        'image 7',
+        'image 14',
+    ]
+    assert '99.0 %' in parsed.text() and 'taken for class 1' in parsed.text()
+
+
+def test_no_mistakes_and_unrecorded_mistakes_are_told_apart(make, page, tmp_path):
+    maker = make(samples=0)
+    assert 'No image of the test set was mistaken.' in page(maker)
+    del maker.evaluation['mistakes']
+    text = report.write(maker.save(tmp_path / 'other')).read_text()
+    assert 'The most confident mistakes were not recorded.' in text
+
+
+@pytest.mark.parametrize(
+    'layers, width', [(('head',), '1100'), (('a', 'b'), '540'), (('a', 'b', 'c'), '352')]
+)
+def test_few_layers_use_the_width_of_the_page(layers, width, make, page):
+    text = page(make(layers=layers, rows=6, samples=0))
+    loads = section_of(text, 'routing').split('Load over training')[1].split('Balance over')[0]
+    assert re.findall(r'viewBox="0 0 (\S+) ', loads) == [width] * len(layers)
+
+
+def test_the_confusion_matrix_keeps_names_whole(make, page):
+    maker = make(classes=4, samples=0)
+    maker.names[:] = ['slightly worn', 'a very long name of nearly forty letters', 'x' * 60, 'new']
+    heads = re.findall(r'class="up"><span>([^<]*)<', page(maker))
+    assert heads == [*maker.names[:2], 'x' * 39 + '…', 'new']

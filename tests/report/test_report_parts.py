@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from moe_vision import report
+from moe_vision.common import limits
+from moe_vision.config import schema
 from moe_vision.report import charts, health, markup, palette, read
+from moe_vision.run_folder import record
 
 PACKAGE = pathlib.Path(report.__file__).parent
 ROOT = PACKAGE.parent.parent
@@ -86,29 +89,68 @@ def test_healthy_run_is_called_healthy(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'change, key, message',
+    'change, level, key, message',
     [
-        ({'dead_experts': 2}, 'model.moe.losses', 'head (2 of 8)'),
-        ({'drop_rate': 0.25}, 'model.moe.capacity_factor (now 1.25)', 'head (25.0 %'),
+        (
+            {'dead_experts': 2},
+            'bad',
+            'model.moe.losses',
+            'head: 2 of its 8 experts are dead (below 1 % of an even load), on the test set',
+        ),
+        (
+            {'dead_experts': 1, 'effective_experts': 6.1},
+            'bad',
+            'model.moe.losses',
+            'head: 1 of its 8 experts is dead',
+        ),
         (
             {'effective_experts': 3.1},
+            'bad',
             'model.moe.router (now top_k)',
-            'head (equivalent to 3.1 of 8)',
+            'head: fewer than half of its 8 experts carry the load (the equivalent of 3.1)',
+        ),
+        ({'effective_experts': 3.999}, 'bad', 'model.moe.losses', '(the equivalent of 3.99)'),
+        (
+            {'drop_rate': 0.25},
+            'warn',
+            'model.moe.eval_capacity_factor (now 2.0)',
+            'dropped for lack of room on the test set: head (25.0 %',
         ),
     ],
 )
-def test_trouble_names_layer_number_and_config_key(change, key, message, make, tmp_path):
+def test_trouble_names_layer_number_and_config_key(change, level, key, message, make, tmp_path):
     maker = make()
     maker.evaluation['layers']['head'].update(change)
     verdict = judged(maker, tmp_path)
-    assert verdict.level == 'warn' and len(verdict.points) == 1
+    assert verdict.level == level and len(verdict.points) == 1
     assert key in verdict.points[0] and message in verdict.points[0]
+    assert message.split(', on')[0] in verdict.line
 
 
-def test_drops_at_the_threshold_are_not_trouble(make, tmp_path):
+@pytest.mark.parametrize('effective', [3.99, 4.0, 6.1, 8.0])
+@pytest.mark.parametrize('dead', [0, 1, 5])
+def test_the_page_and_the_result_mean_the_same_by_collapsed(effective, dead, make, tmp_path):
     maker = make()
-    maker.evaluation['layers']['head']['drop_rate'] = 0.10
-    assert judged(maker, tmp_path).level == 'good'
+    numbers = {'effective_experts': effective, 'dead_experts': dead}
+    maker.evaluation['layers']['blocks_1'] |= numbers
+    want = record.collapsed(maker.evaluation['layers'], 8)
+    assert want == (effective < 4 or dead > 0)
+    verdict = judged(maker, tmp_path)
+    assert (verdict.level == 'bad') == want
+    assert verdict.line.startswith('Routing collapsed: blocks_1: ' if want else 'No collapse')
+
+
+@pytest.mark.parametrize('asked, limit', [(None, 0.2), (0.1, 0.1), ('x', 0.2), (7, 0.2)])
+def test_drops_beyond_the_limit_of_the_config_are_trouble(asked, limit, make, tmp_path):
+    for drops, level in ((limit, 'good'), (limit + 0.01, 'warn')):
+        maker = make()
+        maker.config['config']['log'] = {'warn_drop_rate': asked}
+        maker.evaluation['layers']['head']['drop_rate'] = drops
+        assert judged(maker, tmp_path / level).level == level
+
+
+def test_the_limit_of_drops_has_one_value():
+    assert schema.Log().warn_drop_rate == limits.DROPS
 
 
 def test_collapse_comes_first(make, tmp_path):
@@ -116,13 +158,20 @@ def test_collapse_comes_first(make, tmp_path):
     maker.evaluation['layers']['blocks_2']['effective_experts'] = 1.2
     verdict = judged(maker, tmp_path)
     assert verdict.level == 'bad'
-    assert verdict.line == 'Routing collapsed: blocks_2 uses the equivalent of 1.2 of 8 experts.'
+    assert verdict.line == (
+        'Routing collapsed: blocks_2: fewer than half of its 8 experts carry the load '
+        '(the equivalent of 1.2), on the test set.'
+    )
 
 
 def test_the_results_word_on_collapse_counts(make, tmp_path):
     maker = make()
-    maker.result['collapsed'] = True
-    assert judged(maker, tmp_path).level == 'bad'
+    maker.result |= {'collapsed': True, 'dead_experts': 3}
+    maker.evaluation = {}
+    for row in maker.rows:
+        row['layers'] = {}
+    verdict = judged(maker, tmp_path)
+    assert verdict.level == 'bad' and '3 of its experts are dead' in verdict.line
 
 
 def test_blind_routing_is_mentioned_but_no_alarm(make, tmp_path):
@@ -145,8 +194,43 @@ def test_verdict_uses_the_newest_numbers(make, tmp_path):
     maker.evaluation = {}
     maker.rows[-1]['layers']['head']['drop_rate'] = 0.5
     run = read.load(maker.save(tmp_path / 'run'))
-    assert run.latest('head')[1] == 'in validation at step 120'
-    assert 'head (50.0 %' in health.judge(run).points[0]
+    assert run.latest('head').where == 'in validation at step 120'
+    (point,) = health.judge(run).points
+    assert 'head (50.0 %' in point and 'model.moe.eval_capacity_factor (now 2.0)' in point
+
+
+def test_before_the_first_evaluation_training_is_judged_and_says_so(make, tmp_path):
+    maker = make(rows=3)
+    maker.evaluation, maker.result = {}, {}
+    maker.rows[-1]['layers']['head'] |= {'drop_rate': 0.5, 'dead_experts': 2}
+    collapse, drops = judged(maker, tmp_path).points
+    assert 'in training at step 30 (not evaluated yet)' in collapse
+    assert 'model.moe.capacity_factor (now 1.25)' in drops
+
+
+CONFUSIONS = {  # counts, and what is said of them
+    'one never': ([[9, 1, 0], [0, 10, 0], [4, 6, 0]], ['‘class 2’ (0 of 10 right)']),
+    'nearly never': ([[100, 0], [96, 4]], ['‘class 1’ (4 of 100 right)']),
+    'just enough': ([[100, 0], [95, 5]], []),
+    'no images of a class': ([[10, 0], [0, 0]], []),
+    'constant': (
+        [[6, 0], [4, 0]],
+        ['60.0 % on the test set is not above', '‘class 1’ (0 of 4 right)'],
+    ),
+}
+
+
+@pytest.mark.parametrize('layers', [(), ('head',)])
+@pytest.mark.parametrize('name', CONFUSIONS)
+def test_classes_that_are_never_recognised_are_named(name, layers, make, tmp_path):
+    counts, told = CONFUSIONS[name]
+    maker = make(classes=len(counts), layers=layers, samples=0)
+    maker.evaluation['confusion'] = counts
+    verdict = judged(maker, tmp_path)
+    assert len(verdict.points) == len(told)
+    for words, point in zip(told, verdict.points, strict=True):
+        assert words in point
+    assert (verdict.level == 'warn') == bool(told)
 
 
 def test_rows_come_sorted_by_step(make, tmp_path):

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import math
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 import train_cases
 
 import input_pipeline
+from input_pipeline.datasets import digits
+from input_pipeline.reader import Item
 from moe_vision import models
 from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
-from moe_vision.training import mesh
+from moe_vision.training import evaluate, loop, mesh
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import normalize_images
@@ -204,3 +207,58 @@ def test_padding_is_no_image(data_dir, monkeypatch):
 
     monkeypatch.setattr(input_pipeline, 'evaluation_batches', Dirty)
     assert scores(config, state, 256)[0] == want
+
+
+def test_mistakes_are_the_most_confident_ones_each_once_with_its_file(data_dir):
+    config = train_cases.make(data_dir, HEAD | DEFAULTS | {'model.moe.router': 'top_k'})
+    state, setup = trained(config)
+    result, evaluator = scores(config, state, 64)
+    by_image = {}  # all that was wrong: place in the split -> (probability, truth, prediction)
+    for batch, run in evaluator.outputs(state, 'test', 0.5):
+        out = jax.device_get(run())
+        for i in np.flatnonzero(out['valid'] & (out['prediction'] != out['label'])):
+            by_image[int(batch['index'][i])] = (
+                float(out['probability'][i]),
+                int(out['label'][i]),
+                int(out['prediction'][i]),
+            )
+    mistakes = result['mistakes']
+    assert len(by_image) > len(mistakes) == 24
+    assert len({m['index'] for m in mistakes}) == 24
+    for m in mistakes:
+        assert (m['probability'], m['label'], m['prediction']) == by_image[m['index']]
+    probabilities = [m['probability'] for m in mistakes]
+    assert probabilities == sorted((p for p, *_ in by_image.values()), reverse=True)[:24]
+    images, labels, rows = digits.arrays()['test']
+    for m in mistakes + result['samples']:
+        assert m['file'] == f'digit {rows[m["index"]]}' and m['label'] == labels[m['index']]
+        data = np.frombuffer(base64.b64decode(m['image_png']), np.uint8)
+        picture = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(picture, images[m['index'], ..., 0])
+
+
+def test_a_large_mistake_is_shown_small():
+    item = Item(np.zeros((300, 150, 3), np.uint8), 1, 'x.png')
+    png = evaluate._shown(0, item, 2, 96)['image_png']
+    assert cv2.imdecode(np.frombuffer(base64.b64decode(png), np.uint8), 1).shape == (96, 48, 3)
+
+
+@pytest.mark.parametrize(
+    'changes, can',
+    [
+        ({'model.moe.router': 'top_k'}, True),
+        ({'model.moe.router': 'top_k', 'model.moe.eval_capacity_factor': math.inf}, False),
+        ({'model.moe.router': 'soft', 'model.moe.eval_capacity_factor': 2.0}, False),
+        ({'model.moe.router': 'top_k', 'model.twin': 'same_width'}, False),
+        ({'model.moe.router': 'top_k', 'model.twin': 'same_drops'}, True),
+    ],
+)
+def test_only_where_choices_can_be_dropped_an_accuracy_has_two_numbers(changes, can, data_dir):
+    config = train_cases.make(data_dir, HEAD | DEFAULTS | changes)
+    info = input_pipeline.info(config.dataset)
+
+    class Setup:
+        evaluator = Evaluator(config, info, mesh.make(1), 1)
+
+    shown = loop._accuracy(Setup, {'accuracy': 0.5, 'accuracy_unbounded': 0.75})
+    assert shown == ('0.5000 (unbounded capacity 0.7500)' if can else '0.5000')

@@ -14,8 +14,12 @@ from moe_vision.training.warnings import Health
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
 ILL = {
-    'dead': ({'dead_experts': 1}, '1 of 4 experts get almost no tokens', 'model.moe.losses'),
-    'collapse': ({'effective_experts': 1.5}, '1.5 effective experts of 4', 'model.moe.losses'),
+    'dead': ({'dead_experts': 1}, '1 of its 4 experts is dead', 'model.moe.losses'),
+    'collapse': (
+        {'effective_experts': 1.5},
+        'fewer than half of its 4 experts carry the load (the equivalent of 1.5)',
+        'model.moe.losses',
+    ),
     'drops': ({'drop_rate': 0.31}, '31% of the choices are dropped', 'model.moe.capacity_factor'),
     'load': ({'max_over_mean': 3.5}, '3.5 times the mean load', 'model.moe.losses'),
 }

@@ -1,13 +1,17 @@
 """Which experts see which classes, and which classes are mistaken for which."""
 
+import functools
 import math
 
 import numpy as np
 
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import charts, formats, heatmaps, palette
+from moe_vision.report.figure import width_of
+from moe_vision.report.formats import name_of
 from moe_vision.report.markup import Markup, figure, grid, missing, panel, section, table, tag
 from moe_vision.report.read import Run, matrix
+from moe_vision.report.sections.accuracy import by_class
 
 CELLS = 50  # most classes for a table in which every cell can be read; more become a picture
 FAINT = 0.05  # full orange stands for at least this share of a class
@@ -25,28 +29,25 @@ _PICTURE = (
 
 
 def render(run: Run) -> Markup:
-    """A map of experts by classes per layer, then the confusion matrix."""
+    """Accuracy by class, a map of experts by classes per layer, the confusion matrix."""
     names = run.class_names()
     layers = as_dict(run.evaluation.get('layers'))
     maps = {layer: matrix(as_dict(v).get('expert_by_class')) for layer, v in layers.items()}
     known = {layer: m for layer, m in maps.items() if m is not None and np.nansum(m) > 0}
     lost = [layer for layer in run.layers() if layer not in known]
     parts: list[Markup | None] = []
+    confusion = run.confusion()
+    if confusion is not None:
+        parts += [tag('h3', 'Accuracy by class'), by_class(confusion, names)]
     if known:
         parts += [tag('h3', 'Experts and classes'), _maps(run, known, names)]
     if lost:
         parts.append(missing(f'No counts of experts by class for: {", ".join(lost)}.'))
-    confusion = matrix(run.evaluation.get('confusion'))
-    if confusion is None or confusion.shape[0] != confusion.shape[1]:
+    if confusion is None:
         parts.append(missing('No confusion matrix: nothing has been evaluated on the test set.'))
     else:
         parts += [tag('h3', 'Confusion matrix'), confusions(confusion, names)]
     return section('classes', 'Classes', parts)
-
-
-def name_of(names: list[str], index: int) -> str:
-    """A class's name, or its number."""
-    return names[index] if 0 <= index < len(names) else str(index)
 
 
 def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
@@ -57,7 +58,7 @@ def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
         share = of_class[layer]
         small = share.shape[0] <= CELLS and share.shape[1] <= charts.MANY
         readable &= small
-        draw = _as_table if small else _as_picture
+        draw = _as_table if small else functools.partial(_as_picture, width_of(len(maps)))
         values = as_dict(value_at(run.evaluation, 'layers', layer))
         panels.append(
             panel(
@@ -69,7 +70,7 @@ def _maps(run: Run, maps: dict[str, np.ndarray], names: list[str]) -> Markup:
     experts = max(m.shape[0] for m in maps.values())
     width = min(150, 7 * longest + 12) + 35 * experts if readable else 330
     how = (_TABLE if readable else _PICTURE) + ' '
-    return grid(panels, [how, key], width=width)
+    return grid(panels, [how, key], width=width, wide=True)
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
@@ -112,7 +113,7 @@ def _as_table(
 
 
 def _as_picture(
-    layer: str, share: np.ndarray, counts: np.ndarray, names: list[str], top: float
+    width: int, layer: str, share: np.ndarray, counts: np.ndarray, names: list[str], top: float
 ) -> Markup:
     filled = np.nan_to_num(share)
     order = np.lexsort((-filled.max(1), filled.argmax(1)))
@@ -126,7 +127,7 @@ def _as_picture(
         down='class, by its main expert',
         size=share.shape,
         height=max(220, min(560, 3 * len(rows) + 44)),
-        width=352,
+        width=width,
     )
     lines = [
         [
@@ -173,9 +174,9 @@ def _small(
 ) -> Markup:
     count = len(share)
     classes = [name_of(names, c) for c in range(count)]
+    up = 'up' if max(map(len, classes)) > 3 else None  # long names stand upright
     heads = [tag('th', 'truth ↓ predicted →', class_='corner')] + [
-        tag('th', tag('span', formats.tail(c, 12)), scope='col', title=c, class_='up')
-        for c in classes
+        tag('th', tag('span', formats.head(c)), scope='col', title=c, class_=up) for c in classes
     ]
     values = np.where(np.eye(count) > 0, np.nan_to_num(share) * top, wrong)
 

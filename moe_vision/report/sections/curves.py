@@ -12,7 +12,7 @@ from moe_vision.report.read import Run
 
 _HOW = (
     'How to read: training steps run from left to right. Blue is training, orange is '
-    'validation; a gap in a curve means that no finite value was recorded.'
+    'validation; a gap in a curve means that no finite value was recorded. '
 )
 
 
@@ -31,6 +31,42 @@ def thinned(rows: list[dict]) -> str:
     if len(rows) <= charts.BANDS:
         return ''
     return ' Each point is the mean over a few neighbouring rows.'
+
+
+def counted(run: Run) -> str:
+    """What the numbers of training count, and what those of evaluations count."""
+    moe = as_dict(run.setting('model.moe'))
+    noise = value_at(moe, 'router_args', 'noise')
+    trained, clean = [], []
+    if run.setting('dataset.augment') not in ('none', None):
+        trained.append('augmented')
+        clean.append('without augmentation')
+    if any(number(run.setting(f'train.{key}')) > 0 for key in ('mixup', 'cutmix')):
+        trained.append('with images mixed')
+    if run.layers() and noise != 'none':
+        kind = f'the router’s {noise} noise' if isinstance(noise, str) else 'the router’s noise'
+        trained.append(f'with {kind}')
+        clean.append('without noise in the router')
+    if run.can_drop:
+        trained.append(_room(moe, 'capacity_factor'))
+        clean.append(_room(moe, 'eval_capacity_factor'))
+    if number(run.setting('train.ema_decay')) > 0:
+        trained.append('with the current weights')
+        clean.append('with their moving average')
+    return (
+        f'Training counts each batch{_among(trained)} and averages the steps since the point '
+        f'before. Validation and test count every image once{_among(clean)}.'
+    )
+
+
+def _among(parts: list[str]) -> str:
+    return f' ({"; ".join(parts)})' if parts else ''
+
+
+def _room(moe: dict, key: str) -> str:
+    value = moe.get(key)
+    now = f' = {value}' if isinstance(value, int | float | str) else ''
+    return f'with the room that {key}{now} gives'
 
 
 def render(run: Run) -> Markup:
@@ -53,7 +89,9 @@ def render(run: Run) -> Markup:
     shown = [picture for picture in wanted.values() if picture]
     gaps = [name for name, picture in wanted.items() if not picture and name != 'losses']
     note = tag('p', f'Not recorded: {", ".join(gaps)}.', class_='note') if gaps else None
-    return section('curves', 'Training', grid(shown, _HOW + thinned(run.split('train'))), note)
+    return section(
+        'curves', 'Training', grid(shown, _HOW + counted(run) + thinned(run.split('train'))), note
+    )
 
 
 def _both(run: Run, *keys: str) -> list[Series]:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 
+from moe_vision.common import limits
 from moe_vision.common.json_values import as_list, number, value_at
-from moe_vision.report.formats import count, percent, significant, size
-from moe_vision.report.health import Verdict
+from moe_vision.report.formats import count, name_of, percent, share, significant, size
+from moe_vision.report.health import DEFINITION, Verdict, by_class
 from moe_vision.report.markup import Markup, card, section, tag
 from moe_vision.report.read import Run
 
@@ -24,7 +25,7 @@ def facts(run: Run) -> str:
     shape = ' × '.join(str(s) for s in as_list(data.get('image_shape')))
     seed = run.result.get('seed', run.setting('seed'))
     known = [
-        data.get('name'),
+        run.config_name and f'config {run.config_name}',
         f'{data["num_classes"]} classes' if data.get('num_classes') else None,
         shape and f'images {shape}',
         run.setting('model.name') and f'model {run.setting("model.name")}',
@@ -50,12 +51,12 @@ def cards(run: Run) -> Markup:
     seen = [number(row.get('accuracy')) for row in run.split('validation')]
     if math.isnan(best):
         best = max(filter(math.isfinite, seen), default=math.nan)
-    gain = open_ - tested if run.layers() else math.nan
+    gain = open_ - tested if run.can_drop else math.nan
     flops, executed = value(run, 'flops'), value(run, 'flops_executed')
     total, active = value(run, 'params_total'), value(run, 'params_active')
     shown = [
         card(
-            'Test accuracy',
+            f'{run.scored.capitalize()} accuracy',
             percent(tested, 2),
             'not evaluated yet'
             if math.isnan(tested)
@@ -64,29 +65,25 @@ def cards(run: Run) -> Markup:
             else None,
             big=True,
         ),
-        card('Validation accuracy', percent(best, 2), 'best so far' if not run.result else 'best'),
+        *_baseline(run),
+        card('Best validation accuracy', percent(best, 2), 'so far' if not run.result else None),
         _rho(
             'ρ place',
             value(run, 'rho_place'),
             'of the dense twin’s compute is in the replaced blocks',
         ),
-        _rho('ρ active', value(run, 'rho_active'), 'of the compute is in the chosen experts'),
-        _rho(
-            'ρ executed',
-            value(run, 'rho_executed'),
-            'of the executed compute is in the experts’ buffers, padding included',
-        ),
+        *(() if run.dense else _routed_shares(run)),
         card(
             'Compute',
             f'{size(flops)}FLOP' if size(flops)[-1:].isalpha() else f'{size(flops)} FLOP',
             f'per image; {size(executed)} executed, {100 * (executed / flops - 1):+.0f} %'
-            if executed > 0 and flops > 0
+            if executed > 0 and flops > 0 and not run.dense
             else 'per image',
         ),
         card(
             'Parameters',
             size(total),
-            None if math.isnan(active) else f'{size(active)} active per image',
+            None if math.isnan(active) or run.dense else f'{size(active)} active per image',
         ),
         card('Speed', _speed(run), 'training images per second'),
     ]
@@ -94,13 +91,41 @@ def cards(run: Run) -> Markup:
         effective, dead = _routed(run, 'effective_experts', min), _routed(run, 'dead_experts', max)
         drops, orphans = _routed(run, 'drop_rate', max), _routed(run, 'orphan_rate', max)
         experts = max(run.num_experts(layer) for layer in run.layers())
-        shown += [
-            card('Effective experts', significant(effective), f'of {experts}; {count(dead)} dead'),
+        where = run.latest(run.layers()[0]).where
+        if math.isfinite(number(run.result.get('effective_experts'))):
+            where = f'on the {run.scored} set'
+        worst = f'{where}, worst layer' if len(run.layers()) > 1 else where
+        shown.append(
             card(
-                'Dropped choices', percent(drops), f'{percent(orphans)} of tokens lose all choices'
-            ),
-        ]
+                'Effective experts',
+                significant(effective),
+                f'of {experts}; {count(dead)} dead; {worst}',
+            )
+        )
+        if run.can_drop:
+            lost = f'{percent(orphans)} of tokens lose all choices; {worst}'
+            shown.append(card('Dropped choices', percent(drops), lost))
     return tag('div', shown, class_='cards')
+
+
+def _baseline(run: Run) -> list[Markup]:
+    _, images = by_class(run)
+    if not images:
+        return []
+    frequent, baseline = limits.majority(images)
+    words = f'of always answering ‘{name_of(run.class_names(), frequent)}’, the most frequent class'
+    return [card('Majority baseline', percent(baseline, 2), f'the accuracy {words}')]
+
+
+def _routed_shares(run: Run) -> list[Markup]:
+    return [
+        _rho('ρ active', value(run, 'rho_active'), 'of the compute is in the chosen experts'),
+        _rho(
+            'ρ executed',
+            value(run, 'rho_executed'),
+            'of the executed compute is in the experts’ buffers, padding included',
+        ),
+    ]
 
 
 def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
@@ -111,12 +136,12 @@ def _routed(run: Run, key: str, worst: Callable[..., float]) -> float:
     return worst(known, default=math.nan) if math.isnan(final) else final
 
 
-def _rho(name: str, share: float, note: str) -> Markup:
-    if math.isnan(share):
+def _rho(name: str, part: float, note: str) -> Markup:
+    if math.isnan(part):
         return card(name, '–', 'not known yet')
-    width = f'width:{100 * min(max(share, 0), 1):.1f}%'
+    width = f'width:{100 * min(max(part, 0), 1):.1f}%'
     meter = tag('span', tag('i', style=width), class_='meter', aria_hidden='true')
-    return card(name, [percent(share), meter], note)
+    return card(name, [percent(part), meter], note)
 
 
 def _speed(run: Run) -> str:
@@ -133,10 +158,13 @@ def health(run: Run, judged: Verdict) -> Markup:
     points = tag('ul', (tag('li', p) for p in judged.points)) if judged.points else None
     fine = None
     if not judged.points and judged.level == 'good':
+        most = f'no layer drops more than {share(run.drop_limit)} of its choices, '
+        drops = most if run.can_drop else ''
         fine = tag(
             'p',
-            'No dead experts, no layer drops more than 10 % of its choices, and every '
-            'layer uses the equivalent of at least half of its experts.',
+            'No dead experts, every layer uses the equivalent of at least half of its experts, '
+            f'{drops}and every class is '
+            f'recognised in at least {share(limits.RIGHT)} of its images.',
         )
     lacking = None
     if run.missing:
@@ -148,4 +176,5 @@ def health(run: Run, judged: Verdict) -> Markup:
         )
     if not (fine or points):
         fine = tag('p', judged.line)
-    return section('health', 'Health', fine, points, lacking)
+    definition = tag('p', DEFINITION, class_='note') if run.layers() else None
+    return section('health', 'Health', fine, points, definition, lacking)

@@ -6,16 +6,16 @@ from collections.abc import Callable
 import numpy as np
 
 from moe_vision.common.json_values import as_list, number, value_at
-from moe_vision.report import charts, formats, palette
+from moe_vision.report import charts, figure, formats, markup, palette
 from moe_vision.report.charts import MANY, Series
 from moe_vision.report.markup import Markup, grid, missing, panel, section, table, tag
 from moe_vision.report.read import Run, vector
-from moe_vision.report.sections.curves import column, steps, thinned
+from moe_vision.report.sections.curves import column, counted, steps, thinned
 
 _LOAD = (
     'How to read: each band is one expert’s share of the choices before capacity. If routing '
-    'is balanced, the edges of the bands lie on the dotted lines; in a collapse, one band '
-    'fills the panel.'
+    'is balanced, the edges of the bands lie on the dotted lines; in a collapse, few bands '
+    'fill the panel.'
 )
 _LOAD_MANY = (
     'How to read: each row is one expert, each column a time. The stronger the colour, '
@@ -26,9 +26,10 @@ _BARS = (
     'bar the share that found room in its buffer; the dashed line is an even split.'
 )
 _TIME = (
-    'How to read: one curve per routed layer, from teal (first) to magenta (last). A dashed '
-    'line is the value of perfectly even routing or, for drops, the limit of 10 %.'
+    'How to read: {curves}. A dashed line is the value of perfectly even routing or, for drops, '
+    'the limit above which this page warns.'
 )
+_ONE, _MANY = 'a curve is', 'one curve per routed layer, from teal (first) to magenta (last), is'
 
 
 def render(run: Run) -> Markup:
@@ -45,11 +46,12 @@ def render(run: Run) -> Markup:
     return section(
         'routing',
         'Routing',
+        tag('p', counted(run), class_='note'),
         tag('h3', 'Load over training'),
         _loads(run, layers, rows),
         tag('h3', 'Balance over training'),
         _balance(run, layers, rows),
-        tag('h3', 'Newest load and capacity'),
+        tag('h3', 'Newest load and capacity' if run.can_drop else 'Newest load'),
         _newest(run, layers),
     )
 
@@ -66,7 +68,7 @@ def load_over_time(rows: list[dict], layer: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _loads(run: Run, layers: list[str], rows: list[dict]) -> Markup:
-    panels, many = [], False
+    panels, many, width = [], False, figure.width_of(len(layers))
     for layer in layers:
         x, load = load_over_time(rows, layer)
         if not load.size or not (load.sum(1) > 0).any():
@@ -79,8 +81,9 @@ def _loads(run: Run, layers: list[str], rows: list[dict]) -> Markup:
                 f'full colour: {formats.percent(np.nanmax(load))} of choices; '
                 f'even: {formats.percent(1 / load.shape[1])}'
             )
-        panels.append(panel(layer, charts.shares(x, load, f'Load of {layer} over training'), note))
-    return grid(panels, (_LOAD_MANY if many else _LOAD) + thinned(rows))
+        picture = charts.shares(x, load, f'Load of {layer} over training', width)
+        panels.append(panel(layer, picture, note))
+    return grid(panels, (_LOAD_MANY if many else _LOAD) + thinned(rows), wide=True)
 
 
 def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
@@ -90,6 +93,9 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     entropy = (math.log(same), 'ln E') if same > 1 else None
 
     names = formats.apart(layers)
+    trained = any(row.get('split') == 'train' for row in rows)
+    validations = run.split('validation') if trained else []
+    limit = run.drop_limit
 
     def make(
         key: str,
@@ -102,21 +108,31 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
     ) -> Markup | None:
         series = [
             Series(
-                names[layer],
-                steps(rows),
-                column(rows, 'layers', layer, key),
-                palette.depth(i, len(layers)) if len(layers) > 1 else palette.ACCENT,
+                names[layer] + (' in validation' if dots else ''),
+                steps(part),
+                column(part, 'layers', layer, key),
+                palette.depth(i, len(layers))
+                if len(layers) > 1
+                else (palette.ACCENT, palette.WARM)[dots],
+                dots=dots,
             )
+            for dots, part in ((False, rows), (True, validations))
             for i, layer in enumerate(layers)
         ]
         shown = [s for s in series if s and when(s.y)]
-        if not shown:
+        if not any(not s.dots for s in shown):
             return None
         return panel(title, charts.lines(shown, title, form, reference=reference, low=low))
 
     percent = formats.share
     panels = [
-        make('drop_rate', 'Dropped choices', percent, reference=(0.1, '10 %'), when=_positive),
+        make(
+            'drop_rate',
+            'Dropped choices',
+            percent,
+            reference=(limit, formats.share(limit)),
+            when=_positive,
+        ),
         make('orphan_rate', 'Orphans: tokens that lose all choices', percent, when=_positive),
         make('max_over_mean', 'Fullest expert ÷ even load', reference=(1.0, 'even')),
         make('effective_experts', 'Effective experts, 1/Σ load²', reference=even),
@@ -134,7 +150,10 @@ def _balance(run: Run, layers: list[str], rows: list[dict]) -> Markup:
         if panels[at] is None
     ]
     remark = f' Not drawn, because never above zero or not recorded: {", ".join(quiet)}.'
-    return grid([p for p in panels if p], _TIME + (remark if quiet else ''))
+    dots = ', dots are validation' if validations else ''
+    curves = f'{_ONE if len(layers) == 1 else _MANY} training{dots}'
+    how = _TIME.format(curves=curves) + (remark if quiet else '')
+    return grid([p for p in panels if p], how)
 
 
 def _positive(values: np.ndarray) -> bool:
@@ -146,9 +165,9 @@ def _varies(values: np.ndarray) -> bool:
 
 
 def _newest(run: Run, layers: list[str]) -> Markup:
-    panels, rows = [], []
+    panels, rows, width = [], [], figure.width_of(max(len(layers), 2))
     for layer in layers:
-        values, where = run.latest(layer)
+        values, where, _ = run.latest(layer)
         load, kept = vector(values.get('load')), vector(values.get('load_kept'))
         drops = number(values.get('drop_rate'))
         if load.size and np.nansum(load) > 0:
@@ -157,7 +176,9 @@ def _newest(run: Run, layers: list[str]) -> Markup:
                 kept = load
             elif math.isfinite(drops):
                 kept = kept / np.nansum(kept) * (1 - drops)
-            panels.append(panel(layer, charts.bars(load, kept, f'Load of {layer} {where}'), where))
+            panels.append(
+                panel(layer, charts.bars(load, kept, f'Load of {layer} {where}', width), where)
+            )
         form = (
             ('effective_experts', formats.significant),
             ('dead_experts', formats.count),
@@ -185,5 +206,13 @@ def _newest(run: Run, layers: list[str]) -> Markup:
         'gate entropy',
         'I(expert; class)',
     )
-    listing = table(head, rows, class_='numbers', label='Routing per layer in numbers')
-    return Markup(grid(panels, _BARS) + listing)
+    label = 'Routing per layer in numbers'
+    if len(layers) > 1 or not panels:
+        return Markup(
+            grid(panels, _BARS, wide=True) + table(head, rows, class_='numbers', label=label)
+        )
+    columns = [
+        (tag('th', key, scope='row'), cell) for key, cell in zip(head[1:], rows[0][1:], strict=True)
+    ]
+    listing = table(('', layers[0]), columns, class_='numbers', label=label)
+    return markup.figure(tag('div', panels, listing, class_='beside'), _BARS)

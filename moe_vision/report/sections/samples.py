@@ -1,16 +1,17 @@
-"""Sample images with the experts they went to, per layer."""
+"""Sample images with the experts they went to, and the most confident mistakes."""
 
 import base64
 import binascii
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats, palette
+from moe_vision.report.formats import name_of
 from moe_vision.report.markup import Markup, figure, missing, section, tag
 from moe_vision.report.read import Run
-from moe_vision.report.sections.classes import name_of
 
 BUDGET = 1_600_000  # bytes of images on the page; further images are left out and counted
 CHIPS = 4  # most choices drawn as chips; more (soft routing) become one bar of weights
@@ -28,33 +29,55 @@ _PATCHES = (
 
 
 def render(run: Run) -> Markup:
-    """A card for each image, as many as the budget allows."""
-    samples = [as_dict(s) for s in as_list(run.evaluation.get('samples'))]
+    """The first images with their experts, then the most confident mistakes."""
+    return section('samples', 'Images', _first(run), _mistakes(run))
+
+
+def _within_budget(
+    samples: list[dict[str, Any]], card: Callable[[dict[str, Any]], Markup]
+) -> tuple[list[Markup], str]:
+    """The cards of as many images as the budget allows, and the remark on the others."""
     shown, used = [], 0
     for sample in samples:
         used += len(str(sample.get('image_png')))
         if used > BUDGET:
             break
-        shown.append(_card(run, sample))
+        shown.append(card(sample))
+    left = len(samples) - len(shown)
+    return shown, f' {left} more images are left out to keep this page small.' if left else ''
+
+
+def _first(run: Run) -> list[Markup]:
+    title = tag('h3', 'Images and their experts' if run.layers() else 'The first images')
+    samples = [as_dict(s) for s in as_list(run.evaluation.get('samples'))]
+    shown, left_out = _within_budget(samples, lambda sample: _card(run, sample))
     if not shown:
-        return section(
-            'samples',
-            'Images and their experts',
-            missing('No sample images: nothing has been evaluated on the test set.'),
-        )
+        return [title, missing('No sample images: nothing has been evaluated on the test set.')]
     page = ''.join(shown)
     kinds = (('class="chip', _CHIPS), ('class="bar"', _SOFT), ('route patches', _PATCHES))
     wide = 'wide' if 'route patches' in page and len(run.layers()) > 2 else ''
     marks = [words for mark, words in kinds if mark in page]
     wide = (wide or 'one' * (len(run.layers()) == 1)) if marks else 'plain'
     how = f'How to read: {"; ".join(marks) or "each image with its true and predicted class"}.'
-    if len(shown) < len(samples):
-        how += f' {len(samples) - len(shown)} more images are left out to keep this page small.'
-    return section(
-        'samples',
-        'Images and their experts',
-        figure(tag('div', shown, class_=f'samples {wide}'), how),
+    return [title, figure(tag('div', shown, class_=f'samples {wide}'), how + left_out)]
+
+
+def _mistakes(run: Run) -> list[Markup]:
+    title = tag('h3', 'The most confident mistakes')
+    mistakes = run.evaluation.get('mistakes')
+    if not isinstance(mistakes, list):
+        return [title, missing('The most confident mistakes were not recorded.')]
+    samples = [as_dict(m) for m in mistakes]
+    if not samples:
+        return [title, tag('p', f'No image of the {run.scored} set was mistaken.')]
+    shown, left_out = _within_budget(samples, lambda sample: _mistake(run, sample))
+    how = (
+        f'How to read: the {len(shown)} images of the {run.scored} set with the highest '
+        'probability of a wrong class, the most confident first: the true class, the class that '
+        'each was taken for with its probability, and the name of its file. A label may be '
+        'wrong here, too.'
     )
+    return [title, figure(tag('div', shown, class_='samples mistakes'), how + left_out)]
 
 
 def png_size(encoded: Any) -> tuple[int, int] | None:
@@ -67,11 +90,16 @@ def png_size(encoded: Any) -> tuple[int, int] | None:
     return (width, height) if data[:8] == _PNG and 0 < width < 1e5 and 0 < height < 1e5 else None
 
 
-def _card(run: Run, sample: dict[str, Any]) -> Markup:
+def _classes(run: Run, sample: dict[str, Any]) -> tuple[str, str]:
+    """The true and the predicted class of an image; '?' where they are not known."""
     names = run.class_names()
-    label, guess = number(sample.get('label')), number(sample.get('prediction'))
-    truth, guessed = (name_of(names, int(v)) if math.isfinite(v) else '?' for v in (label, guess))
-    right = label == guess
+    numbers = (number(sample.get(key)) for key in ('label', 'prediction'))
+    truth, guess = (name_of(names, int(v)) if math.isfinite(v) else '?' for v in numbers)
+    return truth, guess
+
+
+def _picture(sample: dict[str, Any], truth: str, guess: str) -> tuple[Markup, str, str, str | None]:
+    """An image, the class and size of its box, and the style of the card that holds the pixels."""
     size = png_size(sample.get('image_png'))
     style, box = None, 'width:96px;height:96px'
     if size:
@@ -85,9 +113,16 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
         class_=kind,
         role='img',
         style=box,
-        aria_label=f'An image of class {truth}, predicted as {guessed}',
+        aria_label=f'An image of class {truth}, predicted as {guess}',
     )
-    outcome = '✓ right' if right else f'✕ taken for {guessed}'
+    return picture, kind, box, style
+
+
+def _card(run: Run, sample: dict[str, Any]) -> Markup:
+    truth, guess = _classes(run, sample)
+    right = number(sample.get('label')) == number(sample.get('prediction'))
+    picture, kind, box, style = _picture(sample, truth, guess)
+    outcome = '✓ right' if right else f'✕ taken for {guess}'
     caption = (
         tag('strong', truth, title=truth),
         tag('span', outcome, title=outcome, class_='good' if right else 'bad'),
@@ -98,8 +133,29 @@ def _card(run: Run, sample: dict[str, Any]) -> Markup:
     return tag(
         'div',
         tag('div', picture, tag('p', caption), class_='what'),
-        tag('div', layers, class_='routes'),
+        tag('div', layers, class_='routes') if layers else None,
         class_='sample',
+        style=style,
+    )
+
+
+def _mistake(run: Run, sample: dict[str, Any]) -> Markup:
+    truth, guess = _classes(run, sample)
+    picture, _, _, style = _picture(sample, truth, guess)
+    index, file = number(sample.get('index')), sample.get('file')
+    place = f'image {formats.count(index)}' if math.isfinite(index) else None
+    name = file if isinstance(file, str) and file else place or 'unnamed'
+    caption = (
+        tag('strong', truth, title=truth),
+        tag('span', f'✕ taken for {guess}', title=f'taken for {guess}', class_='bad'),
+        tag('span', formats.percent(number(sample.get('probability')))),
+    )
+    return tag(
+        'div',
+        picture,
+        tag('p', caption),
+        tag('code', name, title=place),
+        class_='sample what',
         style=style,
     )
 

@@ -8,6 +8,9 @@ from moe_vision.report.formats import count, percent, significant, size
 from moe_vision.report.markup import Child, Markup, figure, missing, section, table, tag
 from moe_vision.report.read import Run
 
+_ROUTED = 'Orange blocks are routed; “executed” includes the padding of the experts’ buffers.'
+_DENSE = 'Orange blocks stand where the routed network of this config routes.'
+
 
 def compute(run: Run) -> Markup:
     """The block table and the capacity table."""
@@ -17,16 +20,15 @@ def compute(run: Run) -> Markup:
     if blocks:
         parts.append(
             figure(
-                _blocks(blocks),
+                _blocks(blocks, run.dense),
                 'How to read: a bar is the block’s share of one '
-                'image’s forward FLOPs (2 per multiply-add). Orange blocks are routed; '
-                '“executed” includes the padding of the experts’ buffers.',
+                'image’s forward FLOPs (2 per multiply-add). ' + (_DENSE if run.dense else _ROUTED),
             )
         )
     else:
         parts.append(missing('There is no table of blocks: config.json has no pre-flight.'))
     capacity = as_dict(preflight.get('capacity'))
-    if capacity:
+    if any(number(as_dict(c).get('capacity')) != 0 for c in capacity.values()):  # 0: soft routing
         parts += [
             tag('h3', 'Capacity'),
             figure(
@@ -39,9 +41,11 @@ def compute(run: Run) -> Markup:
     return section('compute', 'Compute', parts)
 
 
-def _blocks(blocks: list[dict]) -> Markup:
+def _blocks(blocks: list[dict], dense: bool) -> Markup:
     whole = sum(f for b in blocks if math.isfinite(f := number(b.get('flops')))) or math.nan
     kinds, twins = (any(key in block for block in blocks) for key in ('kind', 'flops_twin'))
+
+    mark = 'replaced' if dense else 'routed'
 
     def row(block: dict) -> list[Child]:
         flops, executed = number(block.get('flops')), number(block.get('flops_executed'))
@@ -54,10 +58,10 @@ def _blocks(blocks: list[dict]) -> Markup:
         return [
             tag('th', str(block.get('name', '?')), scope='row'),
             *([str(block.get('kind', ''))] if kinds else []),
-            tag('span', 'routed', class_='routed-mark') if routed else '',
+            tag('span', mark, class_='routed-mark') if routed else '',
             tag('td', bar, percent(share), class_='withbar'),
             size(flops),
-            size(executed),
+            *([] if dense else [size(executed)]),
             *([size(number(block.get('flops_twin')))] if twins else []),
             size(number(block.get('params'))),
         ]
@@ -68,7 +72,7 @@ def _blocks(blocks: list[dict]) -> Markup:
         '',
         'share of FLOPs',
         'FLOPs',
-        'executed',
+        *([] if dense else ['executed']),
         *(['in the dense twin'] if twins else []),
         'parameters',
     ]
@@ -81,27 +85,37 @@ def _capacity(capacity: dict) -> Markup:
             tag('th', layer, scope='row'),
             count(number(c.get('group_size'))),
             count(number(c.get('num_groups'))),
-            count(number(c.get('capacity'))),
-            significant(number(c.get('effective_factor'))),
+            *(
+                form(number(c.get(when + key)))
+                for when in ('', 'eval_')
+                for key, form in (('capacity', count), ('effective_factor', significant))
+            ),
         ]
         for layer, c in ((layer, as_dict(c)) for layer, c in capacity.items())
     ]
-    head = ('layer', 'tokens per group', 'groups', 'capacity C', 'effective factor')
+    head = (
+        'layer',
+        'tokens per group',
+        'groups',
+        'C in training',
+        'effective factor',
+        'C in evaluation',
+        'effective factor',
+    )
     return table(head, rows, class_='numbers', label='Capacity of the routed layers')
 
 
 def record(run: Run) -> Markup:
     """Config, data set and versions, folded away."""
     config = run.section('config')
-    flat = _flat(config)
     data = {k: v for k, v in run.section('dataset').items() if k != 'class_names'}
     folds = [
-        _fold('Config', flat, run.record.get('config_file')),
-        _fold('Data set', _flat(data)),
+        _fold('Config', flat(config), run.record.get('config_file')),
+        _fold('Data set', flat(data)),
         _fold(
             'Versions',
             {
-                **_flat(run.section('versions')),
+                **flat(run.section('versions')),
                 **(
                     {'git commit': str(run.record['git_commit'])}
                     if run.record.get('git_commit')
@@ -109,7 +123,7 @@ def record(run: Run) -> Markup:
                 ),
             },
         ),
-        _fold('Result', _flat(run.result)),
+        _fold('Result', flat(run.result)),
     ]
     shown = [f for f in folds if f]
     return section(
@@ -125,12 +139,12 @@ def _fold(name: str, values: dict[str, str], note: str | None = None) -> Markup 
     return tag('details', title, table(('key', 'value'), rows, class_='record', label=name))
 
 
-def _flat(tree: dict, prefix: str = '') -> dict[str, str]:
+def flat(tree: dict, prefix: str = '') -> dict[str, str]:
     """A nested dictionary as dotted keys with JSON values."""
-    flat: dict[str, str] = {}
+    out: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f'{prefix}{key}.')
+            out |= flat(value, f'{prefix}{key}.')
         else:
-            flat[prefix + key] = json.dumps(value, ensure_ascii=False)
-    return flat
+            out[prefix + key] = json.dumps(value, ensure_ascii=False)
+    return out
