@@ -1,13 +1,14 @@
 """Draws what all figures of a study share: size, legend, panels and intervals.
 
 Figures can be read without colours: series also differ in marker and line, verdicts in marker and
-word.
+word. All intervals of a study have the same two levels (`Analysis.levels`): an outer one that holds
+for all primary comparisons at once, and an inner one, drawn as a thick bar.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,9 +17,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Affine2D
 
 from moe_vision.report import figure, palette
-from moe_vision.report.formats import MINUS, pp
+from moe_vision.report.formats import MINUS, pp, share
 from moe_vision.report.markup import Markup
-from moe_vision.study.analysis.analyse import Gap
+from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.statistics import Estimate
 from moe_vision.study.report.document import clean_all
 from moe_vision.study.report.numbers import finite
 
@@ -29,6 +31,30 @@ _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2)
 
 
 Series = Mapping[str, Sequence[str]]  # name of a series -> its comparisons or arms
+
+
+class Measured(Protocol):
+    """A gap or an arm, with the two intervals of its mean."""
+
+    @property
+    def outer(self) -> Estimate: ...
+    @property
+    def inner(self) -> Estimate: ...
+    @property
+    def diverged(self) -> int | tuple[int, ...]: ...  # runs, or their seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a mark means, beside the legend of series; `style` is that of a `Line2D`."""
+
+    label: str
+    style: Mapping[str, Any]
+
+
+_INNER: Mapping[str, Any] = {'linewidth': 5.0, 'alpha': 0.35, 'solid_capstyle': 'butt'}
+_SEED: Mapping[str, Any] = {'linestyle': 'none', 'marker': 'o', 'markersize': 2.8, 'alpha': 0.55}
+_MEAN: Mapping[str, Any] = {'linestyle': 'none', 'marker': 'o', 'markersize': 7}
 
 
 class NoData(Exception):
@@ -43,10 +69,22 @@ class Look:
     marker: str
     dashes: tuple[float, ...]
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Its line with markers, as `Line2D` takes it."""
+        return {
+            'color': self.colour,
+            'marker': self.marker,
+            'markersize': 5,
+            'linewidth': 1.6,
+            'dashes': self.dashes or (None, None),
+        }
+
 
 def look(index: int) -> Look:
-    """How series number `index` is drawn: eight colours and markers, then other dashes."""
-    return Look(palette.SERIES[index % 8], _MARKERS[index % 8], _DASHES[index // 8 % 4])
+    """How series number `index` is drawn: eight colours and markers, then they meet otherwise."""
+    turn = index // 8 % 4
+    return Look(palette.SERIES[index % 8], _MARKERS[(index + 3 * turn) % 8], _DASHES[turn])
 
 
 def short(name: str, length: int = 30) -> str:
@@ -70,6 +108,39 @@ def legend_lines(names: Sequence[str], width: float = WIDTH) -> list[list[str]]:
     return [line for line in lines if line]
 
 
+def keys(analysis: Analysis, *, seeds: bool = False, gaps: Iterable[Gap] = ()) -> list[Key]:
+    """What the marks mean: both intervals; dots of seeds; the margin and what is hollow (gaps)."""
+    outer, inner = analysis.levels
+    found = [
+        Key(f'{share(outer, 4)} interval', {'linewidth': 1.5, 'marker': '|', 'markersize': 7}),
+        Key(f'{share(inner, 4)} interval', _INNER),
+    ]
+    if seeds:
+        found.append(Key('one seed', _SEED))
+    if confirms := {g.confirms for g in gaps}:
+        margin = {'color': palette.MUTED, 'linewidth': 10, 'alpha': 0.2, 'solid_capstyle': 'butt'}
+        found.append(Key('margin of equivalence', margin))
+    if True in confirms:
+        found.append(Key('primary', _MEAN))
+    if False in confirms:
+        found.append(Key('exploratory', {**_MEAN, 'markerfacecolor': palette.PAPER}))
+    return found
+
+
+def intervals(analysis: Analysis, what: str = 'gap') -> str:
+    """How to read the two intervals of a picture of gaps, or of another mean over seeds."""
+    outer, inner = analysis.levels
+    gaps = list(analysis.gaps.values())
+    family = sum(g.primary for g in gaps)
+    count = f'all {family} primary' if family > 1 else 'the primary' if family else 'all'
+    alone = 'comparison' if family == 1 else 'comparisons'
+    at_once = share(1 - (1 - outer) * (family or len(gaps) or 1), 4)
+    return (
+        f'Whiskers: {share(outer, 4)} t-interval of the mean {what} over seeds, the level at which '
+        f'{count} {alone} of the study hold at once with {at_once}. Thick bars: {share(inner, 4)}. '
+    )
+
+
 def picture(
     paint: Callable[[list[Axes]], None],
     label: str,
@@ -77,6 +148,7 @@ def picture(
     rows: int = 1,
     columns: int = 1,
     names: Sequence[str] = (),
+    marks: Sequence[Key] = (),
     width: int = WIDTH,
     panel: int = 250,
     left: int = 62,
@@ -92,11 +164,12 @@ def picture(
         label: the alternative text.
         rows, columns: number of panels down and across.
         names: series in the legend; number i is drawn as `look(i)` says.
+        marks: keys below the series.
         panel: height of the axes of a panel, CSS pixels.
         between: pixels between neighbouring panels, across and down.
     """
-    shown = [short(name) for name in names]
-    lines = legend_lines(shown, width)
+    series = [Key(short(name), look(i).line) for i, name in enumerate(names)]
+    lines = [*_legend_lines(series, width), *_legend_lines(marks, width)]
     top += 20 * len(lines)
     height = top + rows * panel + (rows - 1) * between[1] + bottom
     inner = (width - left - right - (columns - 1) * between[0]) / columns
@@ -120,37 +193,41 @@ def picture(
     return figure.compose(all_panels, clean_all(label), width=width, height=height)
 
 
-def _legend(whole: Figure, lines: list[list[str]], width: int, height: int, left: int) -> None:
-    number = 0
+def _legend_lines(entries: Sequence[Key], width: float) -> list[list[Key]]:
+    left = iter(entries)
+    return [[next(left) for _ in line] for line in legend_lines([e.label for e in entries], width)]
+
+
+def _legend(whole: Figure, lines: list[list[Key]], width: int, height: int, left: int) -> None:
     for i, line in enumerate(lines):
         x, y = min(left, 20.0), 1 - (12 + 20 * i) / height
-        for name in line:
-            style = look(number)
-            key = Line2D(
-                [x / width, (x + 20) / width],
-                [y, y],
-                color=style.colour,
-                marker=style.marker,
-                markersize=5,
-                linewidth=1.6,
-            )
-            if style.dashes:
-                key.set_dashes(style.dashes)
-            whole.add_artist(key)
-            whole.text((x + 26) / width, y, name, va='center', fontsize=10.5, color=palette.INK)
-            x += 26 + LETTER * len(name) + 16
-            number += 1
+        for key in line:
+            ends = [x + 10] if key.style.get('linestyle') == 'none' else [x, x + 20]
+            style = {'color': palette.INK, **key.style}
+            whole.add_artist(Line2D([at / width for at in ends], [y] * len(ends), **style))
+            words: dict[str, Any] = {'va': 'center', 'fontsize': 10.5, 'color': palette.INK}
+            whole.text((x + 26) / width, y, key.label, **words)
+            x += 26 + LETTER * len(key.label) + 16
 
 
-def limits(gaps: Iterable[Gap], margin: float) -> tuple[float, float]:
+def limits(gaps: Iterable[Gap], margin: float, *, seeds: bool = False) -> tuple[float, float]:
     """The range of gaps (pp) that a picture shows: it holds intervals, zero and margin.
 
-    If there are others, gaps with a diverged run do not stretch it; they are marked at its edge.
+    It holds the gaps of single seeds if the picture draws them (`seeds`). If there are others, gaps
+    with a diverged run do not stretch it; they are marked at its edge.
     """
-    gaps = [g for g in gaps if math.isfinite(g.estimate.mean)]
-    calm = [g for g in gaps if not g.diverged] or gaps
-    ends = [v for g in calm for v in (g.estimate.low, g.estimate.high, g.estimate.mean)]
-    ends = finite([*ends, 0.0, *([-margin, margin] if math.isfinite(margin) else [])])
+    return around(list(gaps), [0.0, -margin, margin], seeds=seeds)
+
+
+def around(
+    measured: Sequence[Measured], also: Iterable[float] = (), *, seeds: bool = False
+) -> tuple[float, float]:
+    """The range that holds the intervals of gaps or arms, and other values; see `limits`."""
+    known = [m for m in measured if math.isfinite(m.outer.mean)]
+    calm = [m for m in known if not m.diverged] or known
+    ends = [v for m in calm for v in (m.outer.low, m.outer.high, m.inner.low, m.inner.high)]
+    ends += [v for m in calm for v in (m.outer.values if seeds else [m.outer.mean])]
+    ends = finite([*ends, *also])
     pad = 0.06 * (max(ends) - min(ends)) or 1.0
     return min(ends) - pad, max(ends) + pad
 
@@ -173,33 +250,42 @@ def ground(axes: Axes, margin: float, span: tuple[float, float], *, across: bool
 def whisker(
     axes: Axes,
     at: float,
-    gap: Gap,
+    measured: Measured,
     span: tuple[float, float],
     colour: str,
     marker: str,
     *,
     filled: bool = True,
     across: bool = False,
+    seeds: bool = False,
     shift: float = 0.0,
 ) -> None:
-    """One gap with its interval; if it lies outside, an arrow at the edge with its number.
+    """One mean with both intervals; if it lies outside, an arrow at the edge with its number.
 
     Args:
         at: its place on the other axis.
+        seeds: whether to draw a dot for each seed beside it.
         shift: pixels by which it is moved along that axis.
     """
-    e = gap.estimate
+    e, inner = measured.outer, measured.inner
     if not math.isfinite(e.mean):
         return
     by = (0, shift) if across else (shift, 0)
     move = axes.transData + Affine2D().translate(*by)
 
-    def plot(values: list[float], **kind: Any) -> None:
+    def plot(values: Sequence[float], **kind: Any) -> None:
         other = [at] * len(values)
-        axes.plot(
-            *((values, other) if across else (other, values)), transform=move, color=colour, **kind
-        )
+        kind = {'transform': move, 'color': colour, **kind}
+        axes.plot(*((values, other) if across else (other, values)), **kind)
 
+    if seeds:
+        away = shift + 6 if shift >= 0 else shift - 6
+        beside = axes.transData + Affine2D().translate(*((0, away) if across else (away, 0)))
+        known = [v for v in e.values if span[0] <= v <= span[1]]
+        plot(known, **_SEED, zorder=2.5, transform=beside)
+    if math.isfinite(inner.low) and math.isfinite(inner.high):
+        low, high = (min(max(v, span[0]), span[1]) for v in (inner.low, inner.high))
+        plot([low, high], **_INNER, zorder=2.8)
     if math.isfinite(e.low) and math.isfinite(e.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
         plot([low, high], linewidth=1.5, zorder=3)
