@@ -245,7 +245,7 @@ def correlation(x: Values, y: Values) -> float:
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
     products = sum((u - mean_a) * (v - mean_b) for u, v in zip(a, b, strict=True))
     squares = sum((u - mean_a) ** 2 for u in a) * sum((v - mean_b) ** 2 for v in b)
-    return math.sqrt(products**2 / squares) * (1 if products > 0 else -1)
+    return math.sqrt(products**2 / squares) * ((products > 0) - (products < 0))
 
 
 def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
@@ -280,12 +280,16 @@ def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
     seeds, images = arm.shape
     if seeds < 2 or images < 2:
         return math.nan
-    d = arm.astype(float) - baseline.astype(float)
-    of_image = d.mean(0)
-    rest = d - d.mean(1, keepdims=True) - of_image + d.mean()
-    rest_variance = (rest**2).sum() / ((seeds - 1) * (images - 1))
-    variance = of_image.var(ddof=1) - rest_variance / seeds
-    return float(100 * math.sqrt(max(variance, 0.0) / images))
+    d = arm.astype(np.int64) - baseline.astype(np.int64)
+    of_image, of_seed = d.sum(0), d.sum(1)
+
+    def squares(sums: np.ndarray, terms: int) -> Fraction:  # around the mean of d, and exact
+        return Fraction(int((sums**2).sum()), terms) - Fraction(int(d.sum()) ** 2, d.size)
+
+    between = squares(of_image, seeds)
+    rest = squares(d, 1) - between - squares(of_seed, images)
+    variance = between / seeds / (images - 1) - rest / (seeds - 1) / (images - 1) / seeds
+    return 100 * math.sqrt(max(variance, 0) / images)
 
 
 def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:

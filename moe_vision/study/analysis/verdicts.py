@@ -198,7 +198,7 @@ def _unconfirmed(what: str, least: float, p: float, level: float, seeds: int) ->
             f'{what} rests on a t-test, because with {seeds} seeds the exact sign-flip test gives '
             f'no p below {least:.4g}'
         )
-    return f'the exact sign-flip test does not confirm {what} (p = {p:.2g}, at {level:.2g})'
+    return f'the exact sign-flip test does not confirm {what}: p = {p:.2g}, level {level:.2g}'
 
 
 def _equal(pairs: Pairs, gaps: list[Fraction]) -> tuple[Verdict, str]:

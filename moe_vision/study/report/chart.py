@@ -112,7 +112,10 @@ def keys(analysis: Analysis, *, seeds: bool = False, gaps: Iterable[Gap] = ()) -
     """What the marks mean: both intervals; dots of seeds; the margin and what is hollow (gaps)."""
     outer, inner = analysis.levels
     found = [
-        Key(f'{share(outer, 4)} interval', {'linewidth': 1.5, 'marker': '|', 'markersize': 7}),
+        Key(
+            f'{share(outer, 4)} interval, see below',
+            {'linewidth': 1.5, 'marker': '|', 'markersize': 7},
+        ),
         Key(f'{share(inner, 4)} interval', _INNER),
     ]
     if seeds:
@@ -272,6 +275,8 @@ def whisker(
         return
     by = (0, shift) if across else (shift, 0)
     move = axes.transData + Affine2D().translate(*by)
+    axes.update_datalim([(e.mean, at) if across else (at, e.mean)])  # moved lines do not
+    axes.autoscale_view()
 
     def plot(values: Sequence[float], **kind: Any) -> None:
         other = [at] * len(values)
@@ -320,12 +325,15 @@ def whisker(
 
 
 def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
-    """A logarithmic x axis with ticks at 1, 2, 5 times powers of ten (or powers, when many)."""
+    """A logarithmic x axis with round numbers at its ticks: fewer if the range is wide."""
     low, high = min(values), max(values)
     axes.set_xscale('log')
     axes.set_xlim(low / (high / low) ** 0.06 / 1.08, high * (high / low) ** 0.06 * 1.08)
     left, right = axes.get_xlim()
-    steps = (1, 2, 5) if right / left < 300 else (1, 3) if right / left < 3000 else (1,)
+    ratio = right / left
+    steps: tuple[float, ...] = (1, 2, 5) if ratio < 300 else (1, 3) if ratio < 3000 else (1,)
+    if ratio < 6:
+        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
     ticks = [s * 10.0**n for n in powers for s in steps]
     axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if left <= t <= right]))

@@ -20,7 +20,8 @@ from moe_vision.study.report import chart, numbers
 from moe_vision.study.report.chart import Key, Look, NoData, look, short
 from moe_vision.study.report.document import Picture
 
-_APART = 11.0  # pixels between neighbouring points
+_APART = 9.0  # pixels between neighbouring points
+_MANY = 24  # arms above which a legend of all of them would be larger than the picture
 _INNER_WIDTH = chart.WIDTH - 80
 ENDS = ('low_pp', 'high_pp', 'level', 'inner_low_pp', 'inner_high_pp', 'inner_level')
 _SIZES = ('widths', 'width', 'hidden', 'depth', 'heads', 'expansion', 'mlp_ratio')
@@ -74,8 +75,11 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
     if not drawn:
         raise NoData('no arm has both an accuracy and such a cost yet')
     dense, routed = ([a for a in arms if (a.rho_active > 0) == kind] for kind in (False, True))
-    looks = {a.name: look(i) for i, a in enumerate(routed)}
-    looks |= {a.name: Look(palette.INK, look(i).marker, ()) for i, a in enumerate(dense)}
+    many = len(arms) > _MANY
+    looks = {a.name: look(0 if many else i) for i, a in enumerate(routed)}
+    looks |= {
+        a.name: Look(palette.INK, look(0 if many else i).marker, ()) for i, a in enumerate(dense)
+    }
     lines = _lines(analysis, dense)
     span = chart.around(arms)
 
@@ -83,9 +87,16 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
         for axes, cost in zip(panels, drawn, strict=True):
             _panel(axes, cost, [a for a in arms if _has(a, [cost])], lines, looks, span)
 
-    series = [Key(short(a.name), _point(looks[a.name], a in routed)) for a in [*dense, *routed]]
+    named = [a for kind in (dense, routed) for a in (kind[:1] if many else kind)]
+    series = [
+        Key(
+            short(a.name) if not many else 'routed' if a in routed else 'dense',
+            _point(looks[a.name], a in routed),
+        )
+        for a in named
+    ]
     if any(len(line) > 1 for line in lines):
-        series.append(Key('dense, wider', {'color': palette.MUTED, 'linewidth': 1.3}))
+        series.append(Key('dense, by width', {'color': palette.MUTED, 'linewidth': 1.3}))
     label = f'{title}: ' + '; '.join(
         f'{a.name} {formats.pp(a.mean, sign=False)} % at {formats.size(a.flops)} FLOPs'
         for a in arms
@@ -95,7 +106,7 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
         label,
         rows=len(drawn),
         marks=[*series, *chart.keys(analysis)],
-        panel=270,
+        panel=270 if len(drawn) == 1 else 200,
         between=(62, 52),
         bottom=42,
     )
@@ -104,7 +115,7 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
         'that differ only in width, so a routed arm above it is worth more than its cost. '
         + chart.intervals(analysis, 'accuracy')
         + 'A gap between two arms is paired by seed and known better than its two ends. Points '
-        'with almost the same cost are moved sideways. '
+        'with almost the same cost are moved sideways, and the line with them. '
         + (
             'Arrows at the edge: arms with a diverged run. '
             if any(not span[0] <= a.mean <= span[1] for a in arms)
@@ -173,20 +184,31 @@ def _panel(
     figure.write_ticks(axes.yaxis, '{:.4g}'.format)
     axes.set_xlabel(f'{cost.words} (logarithmic)')
     axes.set_ylabel('test accuracy, %')
-    for line in lines:
-        at: dict[float, list[float]] = {}
-        for a in line:
-            if a.name in x and span[0] <= a.mean <= span[1]:
-                at.setdefault(x[a.name], []).append(a.mean)
-        means = [numbers.mean(at[v]) for v in sorted(at)]
-        if len(means) > 1:
-            axes.plot(sorted(at), means, color=palette.MUTED, linewidth=1.3, zorder=1.5)
     pixels = {
         name: _INNER_WIDTH * float(axes.transAxes.inverted().transform(point)[0])
         for name, value in x.items()
         for point in [axes.transData.transform((value, span[0]))]
     }
-    shifts = apart(pixels)
+    shifts = apart(pixels, _APART if len(arms) <= _MANY else 0.0)
+    for line in lines:
+        at: dict[float, list[ArmSummary]] = {}
+        for a in line:
+            if a.name in x and span[0] <= a.mean <= span[1]:
+                at.setdefault(x[a.name], []).append(a)
+        places = [
+            numbers.mean((pixels[a.name] + shifts[a.name]) / _INNER_WIDTH for a in at[v])
+            for v in sorted(at)
+        ]
+        means = [numbers.mean(a.mean for a in at[v]) for v in sorted(at)]
+        if len(means) > 1:
+            axes.plot(
+                places,
+                means,
+                transform=axes.get_yaxis_transform(),
+                color=palette.MUTED,
+                linewidth=1.3,
+                zorder=1.5,
+            )
     for a in arms:
         of, filled = looks[a.name], a.rho_active > 0
         shift = shifts[a.name]

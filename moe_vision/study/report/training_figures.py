@@ -12,7 +12,7 @@ from moe_vision.report import figure, formats
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.statistics import estimate
 from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import NoData, Series, look
+from moe_vision.study.report.chart import Key, NoData, Series, look
 from moe_vision.study.report.document import Picture
 
 Points = dict[float, float]  # epoch -> value
@@ -190,6 +190,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
         raise NoData('no cell was probed')
     known = [arm for arm in analysis.arms if any(arm in c for c in curves.values())]
     names = _few(analysis, known)
+    level = formats.share(analysis.levels[1], 4)
 
     def paint(panels: list[Axes]) -> None:
         heads = ('compared with the previous validation', 'compared with the final routes')
@@ -209,11 +210,17 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
             axes.set_xlabel('epoch')
 
     svg = chart.picture(
-        paint, f'{title}: arms {", ".join(names)}', columns=2, names=names, panel=210, top=30
+        paint,
+        f'{title}: arms {", ".join(names)}',
+        columns=2,
+        names=names,
+        marks=[Key(f'band: {level} interval of the mean', {'linewidth': 10, 'alpha': 0.13})],
+        panel=210,
+        top=30,
     )
     how = (
-        f'Lines: mean over seeds; bands: its {formats.share(analysis.levels[1], 4)} t-interval; '
-        'layers are averaged. Routes that settle late had little time to specialise. '
+        f'Lines: mean over seeds; bands: its {level} t-interval; layers are averaged. Routes that '
+        'settle late had little time to specialise. '
     )
     if len(names) < len(known):
         how += (

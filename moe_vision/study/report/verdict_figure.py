@@ -40,14 +40,15 @@ def groups(analysis: Analysis, gaps: Sequence[Gap]) -> dict[str, list[Gap]]:
         if shared < _FEW:
             break
         members = [g for g in rest if baseline in ('', g.baseline) and arm in ('', g.arm)]
-        dense = [g for g in members if not analysis.arms[g.arm].routed] if baseline else []
+        dense = [g for g in members if baseline and not analysis.arms[g.arm].rho_active > 0]
         if 2 <= len(dense) <= len(members) - 2:
-            found[f'routed arms − {baseline}'] = [g for g in members if g not in dense]
-            found[f'dense arms − {baseline}'] = dense
+            found[f'exploratory: routed arms − {baseline}'] = [g for g in members if g not in dense]
+            found[f'exploratory: dense arms − {baseline}'] = dense
         else:
-            found[f'{arm} − others' if arm else f'arms − {baseline}'] = members
+            pair = f'{arm} − others' if arm else f'others − {baseline}'
+            found[f'exploratory: {pair}'] = members
         rest = [g for g in rest if g not in members]
-    found['other pairs' if len(found) > 1 else 'exploratory'] = rest
+    found['exploratory: other pairs' if len(found) > 1 else 'exploratory'] = rest
     return {head: members for head, members in found.items() if members}
 
 

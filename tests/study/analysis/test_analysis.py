@@ -207,7 +207,7 @@ def test_a_verdict_that_the_sign_flip_test_does_not_confirm_is_not_sure():
     gap = judged([901, 905, 906, 906, 907, 906, 896, 906], [900] * 8, margin=0.05)
     assert gap.verdict == 'positive' and gap.p < 0.05 < gap.p_sign_flip
     assert gap.doubt == (
-        f'the exact sign-flip test does not confirm the sign (p = {gap.p_sign_flip:.2g}, at 0.05)'
+        f'the exact sign-flip test does not confirm the sign: p = {gap.p_sign_flip:.2g}, level 0.05'
     )
     both = judged([899, 898, 899, 897, 900, 897], [900] * 6)
     assert both.verdict == 'negative, within the margin'
