@@ -155,7 +155,8 @@ def test_a_diverged_run_does_not_hide_the_others(analysis):
 
 def test_every_interval_of_every_picture_has_one_of_two_levels(folder, analysis):
     """Whatever was drawn: gaps or accuracies, against ρ, k, FLOPs or time."""
-    levels = {key: f'{v:.10g}' for key, v in zip(('level', 'inner_level'), analysis.levels)}
+    outer, inner = (f'{v:.10g}' for v in analysis.levels)
+    levels = {'level': outer, 'inner_level': inner}
     seen = set()
     for path in [*folder.glob('figures/*.csv'), *folder.glob('timings/*.csv')]:
         for row in csv.DictReader(io.StringIO(path.read_text())):
