@@ -324,15 +324,21 @@ def whisker(
         )
 
 
-def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
-    """A logarithmic x axis with round numbers at its ticks: fewer if the range is wide."""
+def log_ticks(
+    axes: Axes, values: Sequence[float], form: Callable[[float], str], *, many: bool = False
+) -> None:
+    """A logarithmic x axis with round numbers at its ticks: fewer if the range is wide.
+
+    Args:
+        many: whether the axis is long enough for more of them where the range is narrow.
+    """
     low, high = min(values), max(values)
     axes.set_xscale('log')
     axes.set_xlim(low / (high / low) ** 0.06 / 1.08, high * (high / low) ** 0.06 * 1.08)
     left, right = axes.get_xlim()
     ratio = right / left
     steps: tuple[float, ...] = (1, 2, 5) if ratio < 300 else (1, 3) if ratio < 3000 else (1,)
-    if ratio < 6:
+    if many and ratio < 6:
         steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
     ticks = [s * 10.0**n for n in powers for s in steps]

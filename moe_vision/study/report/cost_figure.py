@@ -177,7 +177,7 @@ def _panel(
     span: tuple[float, float],
 ) -> None:
     x = {a.name: number(cost.of_arm[a.name]) for a in arms}
-    chart.log_ticks(axes, list(x.values()), formats.tick)
+    chart.log_ticks(axes, list(x.values()), formats.tick, many=True)
     axes.set_ylim(*span)
     axes.grid(True, axis='x')
     axes.yaxis.set_major_locator(MaxNLocator(6))
