@@ -1,34 +1,26 @@
-"""Draws what all figures of a study share: size, legend, panels and intervals.
+"""Draws what all figures of a study share: size, panels and intervals.
 
 Figures can be read without colours: series also differ in marker and line, verdicts in marker and
-word. All intervals of a study have the same two levels (`Analysis.levels`): an outer one that holds
-for all primary comparisons at once, and an inner one, drawn as a thick bar.
+word (`legend`).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Affine2D
 
 from moe_vision.report import figure, palette
-from moe_vision.report.formats import MINUS, pp, share
+from moe_vision.report.formats import MINUS, pp
 from moe_vision.report.markup import Markup
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Gap
 from moe_vision.study.analysis.statistics import Estimate
 from moe_vision.study.report.document import clean_all
+from moe_vision.study.report.legend import INNER, SEED, WIDTH, Key, draw, in_lines, look, short
 from moe_vision.study.report.numbers import finite
-
-WIDTH = 760  # width of a picture, CSS pixels
-LETTER = 6.4  # width of a letter in the legend, CSS pixels; a little too wide, to be safe
-_MARKERS = 'osD^vPX*'
-_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-
 
 Series = Mapping[str, Sequence[str]]  # name of a series -> its comparisons or arms
 
@@ -44,104 +36,8 @@ class Measured(Protocol):
     def diverged(self) -> int | tuple[int, ...]: ...  # runs, or their seeds
 
 
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """What a mark means, beside the legend of series; `style` is that of a `Line2D`."""
-
-    label: str
-    style: Mapping[str, Any]
-
-
-_INNER: Mapping[str, Any] = {'linewidth': 5.0, 'alpha': 0.35, 'solid_capstyle': 'butt'}
-_SEED: Mapping[str, Any] = {'linestyle': 'none', 'marker': 'o', 'markersize': 2.8, 'alpha': 0.55}
-_MEAN: Mapping[str, Any] = {'linestyle': 'none', 'marker': 'o', 'markersize': 7}
-
-
 class NoData(Exception):
     """There is nothing to draw; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """How a series is drawn."""
-
-    colour: str
-    marker: str
-    dashes: tuple[float, ...]
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """Its line with markers, as `Line2D` takes it."""
-        return {
-            'color': self.colour,
-            'marker': self.marker,
-            'markersize': 5,
-            'linewidth': 1.6,
-            'dashes': self.dashes or (None, None),
-        }
-
-
-def look(index: int) -> Look:
-    """How series number `index` is drawn: eight colours and markers, then they meet otherwise."""
-    turn = index // 8 % 4
-    return Look(palette.SERIES[index % 8], _MARKERS[(index + 3 * turn) % 8], _DASHES[turn])
-
-
-def short(name: str, length: int = 30) -> str:
-    """The name, without its middle if it is too long."""
-    name = clean_all(name)
-    half = (length - 1) // 2
-    return name if len(name) <= length else f'{name[: length - 1 - half]}…{name[-half:]}'
-
-
-def legend_lines(names: Sequence[str], width: float = WIDTH) -> list[list[str]]:
-    """The names, cut into lines that fit the width."""
-    lines: list[list[str]] = [[]]
-    used = 0.0
-    for name in names:
-        need = 26 + LETTER * len(name) + 16
-        if lines[-1] and used + need > width - 20:
-            lines.append([])
-            used = 0.0
-        lines[-1].append(name)
-        used += need
-    return [line for line in lines if line]
-
-
-def keys(analysis: Analysis, *, seeds: bool = False, gaps: Iterable[Gap] = ()) -> list[Key]:
-    """What the marks mean: both intervals; dots of seeds; the margin and what is hollow (gaps)."""
-    outer, inner = analysis.levels
-    found = [
-        Key(
-            f'{share(outer, 4)} interval, see below',
-            {'linewidth': 1.5, 'marker': '|', 'markersize': 7},
-        ),
-        Key(f'{share(inner, 4)} interval', _INNER),
-    ]
-    if seeds:
-        found.append(Key('one seed', _SEED))
-    if confirms := {g.confirms for g in gaps}:
-        margin = {'color': palette.MUTED, 'linewidth': 10, 'alpha': 0.2, 'solid_capstyle': 'butt'}
-        found.append(Key('margin of equivalence', margin))
-    if True in confirms:
-        found.append(Key('primary', _MEAN))
-    if False in confirms:
-        found.append(Key('exploratory', {**_MEAN, 'markerfacecolor': palette.PAPER}))
-    return found
-
-
-def intervals(analysis: Analysis, what: str = 'gap') -> str:
-    """How to read the two intervals of a picture of gaps, or of another mean over seeds."""
-    outer, inner = analysis.levels
-    gaps = list(analysis.gaps.values())
-    family = sum(g.primary for g in gaps)
-    count = f'all {family} primary' if family > 1 else 'the primary' if family else 'all'
-    alone = 'comparison' if family == 1 else 'comparisons'
-    at_once = share(1 - (1 - outer) * (family or len(gaps) or 1), 4)
-    return (
-        f'Whiskers: {share(outer, 4)} t-interval of the mean {what} over seeds, the level at which '
-        f'{count} {alone} of the study hold at once with {at_once}. Thick bars: {share(inner, 4)}. '
-    )
 
 
 def picture(
@@ -172,7 +68,7 @@ def picture(
         between: pixels between neighbouring panels, across and down.
     """
     series = [Key(short(name), look(i).line) for i, name in enumerate(names)]
-    lines = [*_legend_lines(series, width), *_legend_lines(marks, width)]
+    lines = [*in_lines(series, width), *in_lines(marks, width)]
     top += 20 * len(lines)
     height = top + rows * panel + (rows - 1) * between[1] + bottom
     inner = (width - left - right - (columns - 1) * between[0]) / columns
@@ -190,27 +86,10 @@ def picture(
             for r in range(rows)
             for c in range(columns)
         ]
-        _legend(whole, lines, width, height, left)
+        draw(whole, lines, width, height, left)
         paint(panels)
 
     return figure.compose(all_panels, clean_all(label), width=width, height=height)
-
-
-def _legend_lines(entries: Sequence[Key], width: float) -> list[list[Key]]:
-    left = iter(entries)
-    return [[next(left) for _ in line] for line in legend_lines([e.label for e in entries], width)]
-
-
-def _legend(whole: Figure, lines: list[list[Key]], width: int, height: int, left: int) -> None:
-    for i, line in enumerate(lines):
-        x, y = min(left, 20.0), 1 - (12 + 20 * i) / height
-        for key in line:
-            ends = [x + 10] if key.style.get('linestyle') == 'none' else [x, x + 20]
-            style = {'color': palette.INK, **key.style}
-            whole.add_artist(Line2D([at / width for at in ends], [y] * len(ends), **style))
-            words: dict[str, Any] = {'va': 'center', 'fontsize': 10.5, 'color': palette.INK}
-            whole.text((x + 26) / width, y, key.label, **words)
-            x += 26 + LETTER * len(key.label) + 16
 
 
 def limits(gaps: Iterable[Gap], margin: float, *, seeds: bool = False) -> tuple[float, float]:
@@ -287,10 +166,10 @@ def whisker(
         away = shift + 6 if shift >= 0 else shift - 6
         beside = axes.transData + Affine2D().translate(*((0, away) if across else (away, 0)))
         known = [v for v in e.values if span[0] <= v <= span[1]]
-        plot(known, **_SEED, zorder=2.5, transform=beside)
+        plot(known, **SEED, zorder=2.5, transform=beside)
     if math.isfinite(inner.low) and math.isfinite(inner.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (inner.low, inner.high))
-        plot([low, high], **_INNER, zorder=2.8)
+        plot([low, high], **INNER, zorder=2.8)
     if math.isfinite(e.low) and math.isfinite(e.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
         plot([low, high], linewidth=1.5, zorder=3)

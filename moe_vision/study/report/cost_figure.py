@@ -16,13 +16,14 @@ from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import figure, formats, palette
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.summaries import ArmSummary
-from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import Key, Look, NoData, look, short
+from moe_vision.study.report import chart, legend, numbers
+from moe_vision.study.report.chart import NoData
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import Key, Look, look, short
 
 _APART = 9.0  # pixels between neighbouring points
 _MANY = 24  # arms above which a legend of all of them would be larger than the picture
-_INNER_WIDTH = chart.WIDTH - 80
+_INNER_WIDTH = legend.WIDTH - 80
 ENDS = ('low_pp', 'high_pp', 'level', 'inner_low_pp', 'inner_high_pp', 'inner_level')
 _SIZES = ('widths', 'width', 'hidden', 'depth', 'heads', 'expansion', 'mlp_ratio')
 
@@ -105,7 +106,7 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
         paint,
         label,
         rows=len(drawn),
-        marks=[*series, *chart.keys(analysis)],
+        marks=[*series, *legend.keys(analysis)],
         panel=270 if len(drawn) == 1 else 200,
         between=(62, 52),
         bottom=42,
@@ -113,7 +114,7 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
     how = (
         'Better is up and left. Filled: routed arms; hollow: dense ones. The line joins dense arms '
         'that differ only in width, so a routed arm above it is worth more than its cost. '
-        + chart.intervals(analysis, 'accuracy')
+        + legend.intervals(analysis, 'accuracy')
         + 'A gap between two arms is paired by seed and known better than its two ends. Points '
         'with almost the same cost are moved sideways, and the line with them. '
         + (

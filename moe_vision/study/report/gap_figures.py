@@ -10,9 +10,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import figure, formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
-from moe_vision.study.report import chart
-from moe_vision.study.report.chart import NoData, Series, look
+from moe_vision.study.report import chart, legend
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import look
 
 _DRAWN = ('gap_pp', 'low_pp', 'high_pp', 'level', 'inner_low_pp', 'inner_high_pp', 'inner_level')
 ORDER = (*_DRAWN, 'seeds', 'verdict', 'primary', 'cost')
@@ -100,7 +101,7 @@ def _against(
     label = f'{title}: ' + '; '.join(
         f'{g.name} at {column} {x[g.name]:.4g}: {formats.pp(g.outer.mean)} pp' for g in gaps
     )
-    marks = chart.keys(analysis, seeds=True, gaps=gaps)
+    marks = legend.keys(analysis, seeds=True, gaps=gaps)
     svg = chart.picture(paint, label, names=list(curves), marks=marks, panel=290)
     apart = 'Series are shifted sideways by a few pixels. ' if len(curves) > 1 else ''
     rows = [
@@ -110,7 +111,7 @@ def _against(
         if g.name in x
     ]
     head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER, 'seed_gaps_pp')
-    how += chart.intervals(analysis) + apart + edge(gaps, span)
+    how += legend.intervals(analysis) + apart + edge(gaps, span)
     return Picture(name, title, svg, how.strip(), head, rows)
 
 

@@ -9,9 +9,10 @@ from matplotlib.ticker import FixedLocator
 from moe_vision.common.json_values import number
 from moe_vision.report import formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
-from moe_vision.study.report import chart, gap_figures
-from moe_vision.study.report.chart import Series, short
+from moe_vision.study.report import chart, gap_figures, legend
+from moe_vision.study.report.chart import Series
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import short
 
 
 def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -36,7 +37,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
     svg = chart.picture(
         paint,
         label,
-        marks=chart.keys(analysis, seeds=True, gaps=every),
+        marks=legend.keys(analysis, seeds=True, gaps=every),
         rows=rows,
         columns=columns,
         between=(46, low + 30),
@@ -48,7 +49,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
             'Thin lines: one per seed; a dot is a gap, a cross a gap with a diverged run. Thick '
             'line: mean over seeds. '
         )
-        + chart.intervals(analysis)
+        + legend.intervals(analysis)
         + gap_figures.edge(every, span)
     )
     return Picture(

@@ -12,8 +12,8 @@ from moe_vision.report import figure, formats
 from moe_vision.report.formats import NONE, signed
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.summaries import ArmSummary
-from moe_vision.study.report import chart, cost_figure, numbers
-from moe_vision.study.report.chart import NoData, Series, look
+from moe_vision.study.report import chart, cost_figure, legend, numbers
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import (
     Block,
     Document,
@@ -24,6 +24,7 @@ from moe_vision.study.report.document import (
     Text,
     Words,
 )
+from moe_vision.study.report.legend import look
 from moe_vision.study.report.tables import csv_text
 
 _CELLS = (
@@ -213,15 +214,15 @@ def wall_clock(
         rows=2,
         columns=len(batches),
         names=arms,
-        marks=chart.keys(analysis),
+        marks=legend.keys(analysis),
         panel=180,
-        width=max(chart.WIDTH, 62 + 190 * len(batches)),
+        width=max(legend.WIDTH, 62 + 190 * len(batches)),
         between=(30, 58),
         top=30,
     )
     how = (
         'Better is up and left in the upper row, up and right in the lower row. '
-        + chart.intervals(analysis, 'accuracy')
+        + legend.intervals(analysis, 'accuracy')
         + 'Horizontal bars: quartiles of latency.'
     )
     head = (*Latency._fields, *cost_figure.ENDS)

@@ -12,8 +12,9 @@ from moe_vision.report import figure, formats
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.statistics import estimate
 from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import Key, NoData, Series, look
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import Key, look
 
 Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points

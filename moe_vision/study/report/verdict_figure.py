@@ -10,10 +10,11 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from moe_vision.common.json_values import number
 from moe_vision.report import formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
-from moe_vision.study.report import chart
-from moe_vision.study.report.chart import NoData, Series, short
+from moe_vision.study.report import chart, legend
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
 from moe_vision.study.report.gap_figures import ORDER, edge, row_of
+from moe_vision.study.report.legend import short
 
 _MARKS = {
     'positive': (palette.ACCENT, '^'),
@@ -116,14 +117,14 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
         paint,
         f'{title}: '
         + '; '.join(f'{g.name} {g.verdict} {formats.pp(g.outer.mean)} pp' for g in gaps),
-        marks=chart.keys(analysis, gaps=gaps),
+        marks=legend.keys(analysis, gaps=gaps),
         panel=max(60, round(24 * (places[-1] + 1.1))),
         left=left,
         right=right,
         width=left + right + 430,
     )
     how = (
-        chart.intervals(analysis)
+        legend.intervals(analysis)
         + 'A verdict rests on the level of its own test, which the table of verdicts gives. On '
         'the right: verdict, gap with its outer interval, FLOPs ÷ those of the baseline. '
         + edge(gaps, span)
