@@ -218,7 +218,7 @@ def test_the_headline_is_as_sure_as_the_smallest_attainable_p_allows(number):
     }[number]
     assert line.startswith(start) and why in line
     assert '| Smallest attainable p | 0.25 |' in text
-    assert text.count(why) == 1 + number  # in the headline, and in each sentence
+    assert text.count(why) == 2 + number  # in the headline, each sentence, and the pattern
 
 
 def test_a_gap_that_is_small_and_differs_from_zero_is_called_both(made, tmp_path):
