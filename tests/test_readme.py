@@ -151,7 +151,7 @@ def test_what_the_discussion_says_of_single_gaps():
     assert {r['verdict'] for r in wide} == {'inconclusive'}
     told = '{}, {} and {} pp'.format(*(pp(r['mean']) for r in wide))
     furthest = max(abs(float(r[end])) for r in wide for end in ('low', 'high'))
-    assert f'{told}, 95 % intervals up to ±{furthest:.2f} pp' in discussion()
+    assert f'{told}, 95 % intervals within ±{furthest:.2f} pp' in discussion()
     again = {k: gaps(k)['dense_again_minus_dense']['mean'] for k in KINDS}
     assert len({pp(again[k]) for k in KINDS if k != 'width'}) == 1
     assert f'differs from itself by {pp(again["top_k"])} pp in one network' in discussion()

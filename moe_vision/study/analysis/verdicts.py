@@ -61,7 +61,7 @@ def levels(comparisons: Mapping[str, Mapping[str, Any]], alpha: float) -> tuple[
     1 - 2 alpha, the level at which an interval within the margin is an equivalence.
     """
     primary = sum(bool(c.get('primary')) for c in comparisons.values())
-    return 1 - alpha / (primary or len(comparisons) or 1), 1 - 2 * alpha
+    return 1 - alpha / (primary or len(comparisons) or 1), max(1 - 2 * alpha, 0.0)
 
 
 def decided(verdict: str) -> str:
