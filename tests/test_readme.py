@@ -53,6 +53,11 @@ def gaps(kind):
         return {r['comparison']: r for r in csv.DictReader(f)}
 
 
+def per_seed(kind):
+    with (DIGITS / kind / 'report' / 'tables' / 'per_seed.csv').open() as f:
+        return list(csv.DictReader(f))
+
+
 @functools.cache
 def rows(kind):
     return [json.loads(line) for line in (DIGITS / kind / 'rows.jsonl').open()]
@@ -89,6 +94,13 @@ def test_a_line_of_the_studies_table_is_that_of_the_report(kind, comparison):
     ]
 
 
+def compared(kind, comparison):
+    """What a comparison compares: configs and seeds of both arms, whatever their names are."""
+    sides = (gaps(kind)[comparison][side] for side in ('arm', 'baseline'))
+    cells = ([(r['config'], r['run_seed']) for r in rows(kind) if r['arm'] == a] for a in sides)
+    return json.dumps(list(cells), sort_keys=True)
+
+
 def test_what_the_discussion_counts_in_the_studies():
     all_rows = [r for kind in KINDS for r in rows(kind)]
     assert f'{len(all_rows)} cells' in discussion() and {r['images'] for r in all_rows} == {360}
@@ -96,6 +108,7 @@ def test_what_the_discussion_counts_in_the_studies():
     for commit in {r['git_commit'] for r in all_rows}:
         assert commit[:7] in discussion()
     verdicts = Counter(gaps(k)[c]['verdict'] for k, c in PRIMARY)
+    distinct = {compared(k, c) for k, c in PRIMARY}
     told = {1: 'one', 2: 'two', 3: 'three', 4: 'four', 10: 'ten', 11: 'eleven', 12: 'twelve'}
     negative, same, neither = (
         told[verdicts[v]] for v in ('negative', 'equivalent', 'inconclusive')
@@ -105,10 +118,11 @@ def test_what_the_discussion_counts_in_the_studies():
         f'equivalent and {neither} inconclusive'
     ) in discussion()
     assert (
-        f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons, of which {negative} came '
-        f'out negative, {same} equivalent and {neither} inconclusive'
+        f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons ({len(distinct)} distinct), '
+        f'of which {negative} came out negative, {same} equivalent and {neither} inconclusive'
     ) in readme()
-    assert 'positive' not in verdicts
+    assert f'They are {len(distinct)} distinct ones' in discussion()
+    assert not any(v.startswith('positive') for v in verdicts)
     found = [float(gaps(k)[c]['mde']) for k, c in PRIMARY]
     assert f'{min(found):.2f} to {max(found):.2f} pp' in discussion()
 
@@ -130,15 +144,40 @@ def test_what_the_discussion_says_of_single_gaps():
     for r in decided.values():
         told = f'({pp(r["mean"])} pp, 95 % interval {pp(r["low"])} to {pp(r["high"])})'
         assert r['primary'] == '1' or told in discussion()
-    for router in ('random', 'frozen_random', 'shuffled'):
+    controls = ('random', 'frozen_random', 'shuffled')
+    wide = [gaps('width')[f'standard_5_minus_{router}'] for router in controls]
+    for router in controls:
         assert gaps('top_k')[f'k2_minus_{router}']['verdict'] == 'equivalent'
-    again = gaps('top_k')['dense_again_minus_dense']
-    assert f'differ by {pp(again["mean"])} pp' in discussion()
+    assert {r['verdict'] for r in wide} == {'inconclusive'}
+    told = '{}, {} and {} pp'.format(*(pp(r['mean']) for r in wide))
+    furthest = max(abs(float(r[end])) for r in wide for end in ('low', 'high'))
+    assert f'{told}, 95 % intervals within ±{furthest:.2f} pp' in discussion()
+    again = {k: gaps(k)['dense_again_minus_dense']['mean'] for k in KINDS}
+    assert len({pp(again[k]) for k in KINDS if k != 'width'}) == 1
+    assert f'differs from itself by {pp(again["top_k"])} pp in one network' in discussion()
+    assert f'by {pp(again["width"])} pp in the other' in discussion()
     accuracies = {}
     for r in rows('top_k'):
         accuracies.setdefault(r['arm'], []).append(100 * r['result']['test_accuracy'])
     means = [np.mean(v) for v in accuracies.values()]
     assert f'between {min(means):.1f} and {max(means):.1f} %' in discussion()
+
+
+@pytest.mark.parametrize('kind', ['top_k', 'wall_clock'])
+def test_what_the_discussion_says_at_equal_flops(kind):
+    r = gaps(kind)['k2_minus_dense_active']
+    assert f'{float(r["cost"]):.2f}' == '1.00' and r['primary'] == '0'
+    gap = np.array(
+        [float(x['gap_pp']) for x in per_seed(kind) if x['comparison'] == r['comparison']]
+    )
+    low, high = stats.ttest_1samp(gap, 0).confidence_interval(0.95)
+    told = f'is {r["verdict"]}: {pp(gap.mean())} pp, 95 % interval {pp(low)} to {pp(high)}'
+    assert told in discussion() and r['verdict'] == 'negative, within the margin'
+    assert f'the sign-flip p is {float(r["p_sign_flip"]):g}' in discussion()
+    assert 'not sure' in r['note']
+    same, wider = (gaps(kind)[c] for c in ('k2_minus_dense', 'dense_active_minus_dense'))
+    assert f'{pp(same["mean"])} pp at {float(same["cost"]):.2f}× the FLOPs' in discussion()
+    assert f'gains, too ({pp(wider["mean"])} pp)' in discussion()
 
 
 def test_what_the_discussion_says_of_time():

@@ -9,6 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Verdict = Literal['positive', 'negative', 'equivalent', 'inconclusive']
+Outcome = Literal[  # the verdict on a gap says both where the gap is small and differs from zero
+    'positive',
+    'negative',
+    'positive, within the margin',
+    'negative, within the margin',
+    'equivalent',
+    'inconclusive',
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,18 +200,12 @@ class Maker:
         level = 1 - 0.05 / max(sum(c[3] for c in self.comparisons.values()), 1) if primary else 0.95
         e = estimate(d, level)
         tost = estimate(d, 0.9)
-        verdict: Any = 'inconclusive'
+        sign = 'positive' if e.low > 0 else 'negative' if e.high < 0 else ''
+        verdict: Any = sign or 'inconclusive'
         if e.n > 1 and -self.margin < tost.low and tost.high < self.margin:
-            verdict = 'equivalent'
-        elif e.low > 0 or e.high < 0:
-            verdict = 'positive' if e.low > 0 else 'negative'
+            verdict = f'{sign}, within the margin' if sign else 'equivalent'
         p = float(stats.ttest_1samp(d, 0).pvalue) if e.n > 1 and e.sd else NAN
         ours, theirs = self.arms[arm], self.arms[baseline]
-        note = (
-            'negligible: significant, yet inside the margin'
-            if verdict == 'equivalent' and (e.low > 0 or e.high < 0)
-            else ''
-        )
         return Gap(
             name,
             arm,
@@ -222,6 +216,8 @@ class Maker:
             tuple(a[s] for s in seeds),
             tuple(b[s] for s in seeds),
             e,
+            estimate(d, self.levels()[0]),
+            estimate(d, self.levels()[1]),
             e.mean / e.sd if e.n > 1 and e.sd else NAN,
             p,
             min(1.0, 4 * p) if primary else NAN,
@@ -229,7 +225,8 @@ class Maker:
             p,
             p if primary else NAN,
             verdict,
-            note,
+            '',
+            '',
             1.5 * e.sd,
             0.31,
             0.24,
@@ -264,8 +261,8 @@ class Maker:
             723_050,
             279_146,
             known['rho'],
-            0.38,
-            0.43,
+            0.38 * routed,
+            0.43 * routed,
             routed,
             1 if name == 'k1' else 0,
             tuple(r.get('effective_experts') or NAN for r in results),
@@ -274,7 +271,13 @@ class Maker:
             (0.001,) * n,
             {},
             {'model': {'moe': known['moe']}},
+            estimate(v, self.levels()[0]),
+            estimate(v, self.levels()[1]),
         )
+
+    def levels(self) -> tuple[float, float]:
+        """Of the outer and the inner interval of every picture."""
+        return 1 - 0.05 / max(sum(c[3] for c in self.comparisons.values()), 1), 0.9
 
     def study(self) -> dict[str, Any]:
         return {

@@ -15,13 +15,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_vision.common.json_values import as_dict, number
 from moe_vision.study.analysis import pairs as pairing
 from moe_vision.study.analysis import statistics, summaries, verdicts
 from moe_vision.study.analysis.pairs import EXPLORATORY, Pairs, Row
 from moe_vision.study.analysis.statistics import Estimate
 from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.analysis.verdicts import Judgement
-from moe_vision.study.types import Verdict
+from moe_vision.study.types import Outcome
 
 _NOT_PRIMARY = f'{EXPLORATORY}not a primary comparison'
 
@@ -39,14 +40,17 @@ class Gap:
     arm_values: tuple[float, ...]  # accuracy, pp; a diverged run scores chance
     baseline_values: tuple[float, ...]
     estimate: Estimate  # its interval has the adjusted level that the verdict rests on
+    outer: Estimate  # as drawn: all primary comparisons hold at once (`verdicts.levels`)
+    inner: Estimate  # as drawn: the level of one equivalence
     effect_size: float  # d_z = mean / sd
     p: float  # paired t-test, two-sided
     p_holm: float  # over the primary comparisons; NaN for exploratory ones
     p_sign_flip: float  # exact, two-sided, unadjusted
     p_tost: float  # the larger of the two one-sided p, unadjusted
     p_tost_holm: float
-    verdict: Verdict
-    note: str  # such as 'negligible: ...' or 'sd = 0: ...'; '' for none
+    verdict: Outcome
+    doubt: str  # why the verdict is not sure; '' if exact tests confirm it, or nothing is decided
+    note: str  # such as 'sd = 0: ...' or 'not sure: ' and the doubt; '' for none
     mde: float  # smallest gap detected with 80 % power at the adjusted level and this sd, pp
     correlation: float  # of the two arms over seeds
     image_error: float  # standard error that the finite test set adds to the mean gap, pp
@@ -98,6 +102,13 @@ class Analysis:
     patterns: tuple[Pattern, ...]
     problems: tuple[str, ...]  # one line each: missing, half-written, of another commit, ...
     rows: dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row, as read
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The levels of the outer and the inner interval of every picture."""
+        comparisons = as_dict(self.study.get('comparisons'))
+        alpha = number(self.study.get('alpha', 0.05))
+        return verdicts.levels({n: as_dict(c) for n, c in comparisons.items()}, alpha)
 
     def cells(self) -> list[tuple[str, int, Row]]:
         """(arm, seed, row) of the registered arms and seeds that have a row, in their order."""
@@ -151,9 +162,11 @@ def analyse(
         if lacking:
             lines.append(f'comparison {name}: incomplete: {lacking}')
     judged = verdicts.judge(compared, record['margin'], record['alpha'])
-    arms = {arm: summaries.summarise(arm, seeds) for arm, seeds in cells.items()}
+    levels = verdicts.levels(record['comparisons'], record['alpha'])
+    arms = {arm: summaries.summarise(arm, seeds, levels) for arm, seeds in cells.items()}
     gaps = {
-        name: _gap(name, record, compared[name][0], judged[name], arms, hash) for name in compared
+        name: _gap(name, record, pairs, judged[name], arms, hash, levels)
+        for name, (pairs, _) in compared.items()
     }
     patterns = tuple(_pattern(name, members, gaps) for name, members in record['patterns'].items())
     return Analysis(record, hash, arms, gaps, patterns, tuple(lines), rows)
@@ -166,6 +179,7 @@ def _gap(
     judged: Judgement,
     arms: Mapping[str, ArmSummary],
     hash: str,
+    levels: tuple[float, float],
 ) -> Gap:
     comparison = record['comparisons'][name]
     primary, gaps = bool(comparison['primary']), pairs.gaps()
@@ -191,6 +205,8 @@ def _gap(
         arm_values=tuple(map(float, values[0])),
         baseline_values=tuple(map(float, values[1])),
         estimate=statistics.estimate(gaps, judged.level),
+        outer=statistics.estimate(gaps, levels[0]),
+        inner=statistics.estimate(gaps, levels[1]),
         effect_size=statistics.effect_size(gaps),
         p=judged.p,
         p_holm=judged.p_holm,
@@ -198,6 +214,7 @@ def _gap(
         p_tost=judged.p_tost,
         p_tost_holm=judged.p_tost_holm,
         verdict=judged.verdict,
+        doubt=judged.doubt,
         note=judged.note,
         mde=judged.mde,
         correlation=statistics.correlation(*values),
@@ -225,7 +242,7 @@ def _pattern(name: str, members: Sequence[str], gaps: Mapping[str, Gap]) -> Patt
     seeds support no pattern.
     """
     compared = [gaps[member] for member in members]
-    met = all(gap.verdict == gap.expected != 'inconclusive' for gap in compared)
+    met = all(verdicts.decided(gap.verdict) == gap.expected != 'inconclusive' for gap in compared)
     p = [gap.p_tost_holm if gap.expected == 'equivalent' else gap.p_holm for gap in compared]
     largest = math.nan if any(map(math.isnan, p)) else max(p)
     supported = met and not math.isnan(largest) and all(gap.confirms for gap in compared)

@@ -33,8 +33,8 @@ def result(row: Row, key: str) -> float:
 
 
 def diverged(row: Row) -> bool:
-    """Whether the run counts as chance: its loss or its accuracy is not finite."""
-    return row.get('status') == 'diverged' or math.isnan(result(row, 'test_accuracy'))
+    """Whether the run counts as chance: its loss is not finite, or its accuracy no share."""
+    return row.get('status') == 'diverged' or not 0 <= result(row, 'test_accuracy') <= 1
 
 
 def accuracy(row: Row) -> Fraction:
@@ -48,7 +48,7 @@ def selected(row: Row) -> Fraction | None:
     """Test accuracy at the checkpoint chosen on validation, pp; None if none was chosen."""
     if diverged(row):
         return accuracy(row)
-    return None if math.isnan(result(row, _SELECTED)) else _pp(row, _SELECTED)
+    return _pp(row, _SELECTED) if 0 <= result(row, _SELECTED) <= 1 else None
 
 
 def _pp(row: Row, key: str) -> Fraction:

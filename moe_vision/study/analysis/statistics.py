@@ -41,13 +41,37 @@ class Estimate:
 
 
 def exact(values: Values) -> list[Fraction]:
-    """The values as fractions; floats to twelve decimals. Raises ValueError on NaN."""
-    return [
-        Fraction(round(float(v) * _DECIMALS), _DECIMALS)
-        if isinstance(v, (float, np.floating))
-        else Fraction(v)
-        for v in values
-    ]
+    """The values as fractions; floats to twelve decimals, however large they are.
+
+    Raises:
+      ValueError: a value is NaN, infinite, or too large for a float.
+    """
+    return [_exact(value, place) for place, value in enumerate(values)]
+
+
+def _exact(value: Fraction | int | float, place: int) -> Fraction:
+    try:
+        finite = math.isfinite(float(value))
+    except OverflowError:  # a whole number or a fraction
+        finite = False
+    if not finite:
+        shown = 'too large' if isinstance(value, (int, Fraction)) else f'{float(value)}'
+        raise ValueError(
+            f'value {place} is {shown}; statistics need finite numbers: leave it out, or count '
+            'the run as diverged'
+        )
+    if isinstance(value, (float, np.floating)):
+        return Fraction(round(Fraction(float(value)) * _DECIMALS), _DECIMALS)
+    return Fraction(value.item() if isinstance(value, np.generic) else value)
+
+
+def _root(square: Fraction) -> float:
+    """The square root, also of a square that is too large or too small for a float."""
+    half = (square.numerator.bit_length() - square.denominator.bit_length()) // 2
+    try:
+        return math.ldexp(math.sqrt(square / Fraction(4) ** half), half)
+    except OverflowError:
+        return math.inf
 
 
 def estimate(values: Values, level: float) -> Estimate:
@@ -59,8 +83,11 @@ def estimate(values: Values, level: float) -> Estimate:
     numbers = exact(values)
     n = len(numbers)
     mean = sum(numbers, Fraction(0)) / n if n else math.nan
-    sd = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (n - 1)) if n > 1 else math.nan
-    half = stats.t.isf((1 - level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 and sd else math.nan
+    squares = sum(((v - Fraction(mean)) ** 2 for v in numbers), Fraction(0))
+    sd = _root(squares / (n - 1)) if n > 1 else math.nan
+    half = math.nan
+    if n > 1 and sd:
+        half = float(stats.t.isf((1 - level) / 2, n - 1)) * sd / math.sqrt(n)
     return Estimate(
         tuple(map(float, numbers)),
         n,
@@ -143,22 +170,51 @@ def sign_flip(values: Values) -> float:
 
     It is the share of all 2^S sign patterns whose |sum| is at least as large as the observed one:
     counted in whole numbers up to S = 20, above that estimated from random patterns with a fixed
-    seed.
+    seed. So p is never below `attainable(S)`.
     """
-    numbers = exact(values)
-    if not numbers:
-        return math.nan
+    total, sums, drawn = _flipped(exact(values))
+    return _share(abs(sums) >= abs(total), drawn)
+
+
+def sign_flip_tost(values: Values, margin: float) -> float:
+    """p of two one-sided sign-flip tests, of "mean <= -margin" and "mean >= margin": the larger.
+
+    They ask what `tost` asks, and assume that values[S] are symmetric about their mean. p is never
+    below 2^-S, half of `attainable(S)`.
+    """
+    numbers, (m,) = exact(values), exact([margin])
+    p = []
+    for moved in ([v + m for v in numbers], [m - v for v in numbers]):
+        total, sums, drawn = _flipped(moved)
+        p.append(_share(sums >= total, drawn))
+    return float(np.max(p))
+
+
+def attainable(n: int) -> float:
+    """The smallest p that a two-sided sign-flip test of n values can give; NaN for none."""
+    return 2.0 ** (1 - n) if n else math.nan
+
+
+def _flipped(numbers: list[Fraction]) -> tuple[int, np.ndarray, bool]:
+    """The sum, its values under all 2^S sign patterns or under drawn ones, and whether drawn."""
     unit = math.lcm(*(v.denominator for v in numbers))
     steps = [int(v * unit) for v in numbers]
     small = sum(map(abs, steps)) < 2**62
     whole = np.array(steps, np.int64 if small else object)
     if len(numbers) > ENUMERATED:
         signs = np.random.default_rng(0).integers(0, 2, (DRAWS, len(numbers))) * 2 - 1
-        return (1 + int((abs(signs @ whole) >= abs(sum(steps))).sum())) / (1 + DRAWS)
-    sums = whole[:1]  # the first sign stays, because turning all signs does not change |sum|
-    for step in whole[1:]:
+        return sum(steps), signs @ whole, True
+    sums = whole[:0] if not steps else np.array([0], whole.dtype)
+    for step in whole:
         sums = np.concatenate([sums + step, sums - step])
-    return float((abs(sums) >= abs(sum(steps))).mean())
+    return sum(steps), sums, False
+
+
+def _share(extreme: np.ndarray, drawn: bool) -> float:
+    """The share of sign patterns that are as extreme; a drawn set counts the observed one, too."""
+    if not len(extreme):
+        return math.nan
+    return (1 + int(extreme.sum())) / (1 + DRAWS) if drawn else float(extreme.mean())
 
 
 @functools.cache
@@ -189,29 +245,51 @@ def correlation(x: Values, y: Values) -> float:
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
     products = sum((u - mean_a) * (v - mean_b) for u, v in zip(a, b, strict=True))
     squares = sum((u - mean_a) ** 2 for u in a) * sum((v - mean_b) ** 2 for v in b)
-    return float(np.clip(float(products) / math.sqrt(squares), -1, 1))
+    return math.sqrt(products**2 / squares) * ((products > 0) - (products < 0))
 
 
 def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
     """Standard error (pp) of the mean gap that the finite test set adds, whatever the seeds.
 
-    The images are the same in every seed. Their differences, averaged over seeds, vary over images
-    by two parts: the images' own variance, and 1/S of what seeds change. The interval over seeds
-    holds the second part already, so it is subtracted (crossed random effects, method of moments;
-    a negative result counts as 0).
+    Seeds and images are crossed, because the images are the same in every seed. The difference of
+    seed s on image i is d[s, i] = mean + a[s] + b[i] + e[s, i], with independent terms of the
+    variances A, B and E: what a seed changes on all images, how images differ in all seeds, and
+    what a seed changes on one image. The mean over both has the variance A/S + B/I + E/(S I). The
+    means of seeds vary by A + E/I, so their interval holds A/S + E/(S I) already, and B/I is what
+    the test set adds.
+
+    B by the method of moments (two-way random effects without replication: Searle, Casella and
+    McCulloch, Variance Components, 1992, chapter 4). With r[s, i] = d[s, i] - mean_i d[s, :] -
+    mean_s d[:, i] + mean d, in which neither a nor b is left,
+
+      sum r^2 / ((S - 1)(I - 1)) has the expectation E, and
+      the variance over images of mean_s d[:, i] has the expectation B + E/S,
+
+    so B is the second minus the first / S. A negative result counts as 0.
+
+    >>> arm, baseline = [[1, 1, 1, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 1]]
+    >>> image_error(np.array(arm), np.array(baseline))  # r = 0: images vary by 1/4, sqrt(1/4 / 4)
+    25.0
 
     Args:
       arm, baseline: [S, I] bool, whether each test image was classified correctly.
 
     Returns:
-      The standard error; NaN for fewer than two seeds or images, which cannot separate the parts.
+      The standard error; NaN for fewer than two seeds or images, which cannot separate the terms.
     """
     seeds, images = arm.shape
     if seeds < 2 or images < 2:
         return math.nan
-    differences = arm.astype(float) - baseline.astype(float)
-    variance = differences.mean(0).var(ddof=1) - differences.var(0, ddof=1).mean() / seeds
-    return float(100 * math.sqrt(max(variance, 0.0) / images))
+    d = arm.astype(np.int64) - baseline.astype(np.int64)
+    of_image, of_seed = d.sum(0), d.sum(1)
+
+    def squares(sums: np.ndarray, terms: int) -> Fraction:  # around the mean of d, and exact
+        return Fraction(int((sums**2).sum()), terms) - Fraction(int(d.sum()) ** 2, d.size)
+
+    between = squares(of_image, seeds)
+    rest = squares(d, 1) - between - squares(of_seed, images)
+    variance = between / seeds / (images - 1) - rest / (seeds - 1) / (images - 1) / seeds
+    return 100 * math.sqrt(max(variance, 0) / images)
 
 
 def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from moe_vision.common.json_values import number
 from moe_vision.study.analysis import pairs
 from moe_vision.study.analysis.pairs import Row, diverged, result
-from moe_vision.study.analysis.statistics import estimate
+from moe_vision.study.analysis.statistics import Estimate, estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,19 @@ class ArmSummary:
     orphan_rate: tuple[float, ...]
     mechanism: dict[str, Any]  # means over seeds; {} if not probed
     config: dict[str, Any]  # resolved, of the first seed
+    outer: Estimate  # mean accuracy with its intervals as drawn, at the levels of gaps
+    inner: Estimate
 
 
-def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
-    """Summarises an arm over its seeds that have a row; without any, numbers are NaN or 0."""
+def summarise(name: str, cells: Mapping[int, Row], levels: tuple[float, float]) -> ArmSummary:
+    """Summarises an arm over its seeds that have a row; without any, numbers are NaN or 0.
+
+    Args:
+      levels: of the two intervals that pictures draw (`verdicts.levels`).
+    """
     rows = list(cells.values())
     values = [pairs.accuracy(row) for row in rows]
-    accuracy = estimate(values, 0.95)
+    outer = estimate(values, levels[0])
 
     def first(key: str) -> float:
         return next((v for row in rows if not math.isnan(v := result(row, key))), math.nan)
@@ -59,9 +65,9 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
     return ArmSummary(
         name=name,
         seeds=tuple(cells),
-        values=accuracy.values,
-        mean=accuracy.mean,
-        sd=accuracy.sd,
+        values=outer.values,
+        mean=outer.mean,
+        sd=outer.sd,
         validation=tuple(
             100 * number(row['curve'][-1].get('accuracy'))
             if row.get('curve') and not diverged(row)
@@ -89,6 +95,8 @@ def summarise(name: str, cells: Mapping[int, Row]) -> ArmSummary:
         orphan_rate=each('orphan_rate'),
         mechanism=mean_leaves(probed) if probed else {},
         config=next((row['config'] for row in rows if row.get('config')), {}),
+        outer=outer,
+        inner=estimate(values, levels[1]),
     )
 
 

@@ -2,30 +2,47 @@
 
 There are two families of tests: two-sided t-tests (is there a gap?) and equivalence tests (is it
 within the margin?). Each is corrected by Holm over the primary comparisons at alpha, so the chance
-of any false verdict is at most 2 alpha. A comparison is `equivalent` by the second family; else
-`positive` or `negative` by the first; else `inconclusive`, whatever its p. The interval beside a
-verdict has the level of the test that the verdict rests on. Exploratory comparisons are judged one
-by one at alpha. The smallest detectable gap uses the level that is known before the results:
-alpha / m for m primary comparisons (Bonferroni).
+of any false verdict is at most 2 alpha. The second family decides first, and the verdict says what
+both found:
+
+  within the margin, and differs from zero     `positive, within the margin` or `negative, ...`
+  within the margin                            `equivalent`
+  differs from zero                            `positive` or `negative`
+  neither                                      `inconclusive`, whatever its p
+
+An expectation that was registered as `equivalent` is met by each of the first two rows; one that
+was registered as `positive` or `negative` by the third row alone (`decided`).
+
+The interval beside a verdict has the level of the test that the verdict rests on. Exploratory
+comparisons are judged one by one at alpha. The smallest detectable gap uses the level that is known
+before the results: alpha / m for m primary comparisons (Bonferroni).
+
+Both families assume that gaps are normally distributed, which few seeds cannot show. A verdict is
+therefore sure only if the exact sign-flip test of the same hypothesis confirms it at the same
+level; otherwise `doubt` says why not. Few seeds cannot: n of them give no p below 2^(1 - n).
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from moe_vision.study.analysis import statistics
 from moe_vision.study.analysis.pairs import Pairs, listed
-from moe_vision.study.types import Verdict
+from moe_vision.study.types import Outcome, Verdict
+
+WITHIN = ', within the margin'  # ends the verdict on a gap that differs from zero, but by little
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
     """A verdict and what it rests on; the fields are those of `analyse.Gap`."""
 
-    verdict: Verdict
+    verdict: Outcome
+    doubt: str
     note: str
     level: float  # of the interval
     p: float
@@ -34,6 +51,22 @@ class Judgement:
     p_tost: float
     p_tost_holm: float
     mde: float
+
+
+def levels(comparisons: Mapping[str, Mapping[str, Any]], alpha: float) -> tuple[float, float]:
+    """The levels of the outer and the inner interval of every picture of a study.
+
+    Outer: 1 - alpha / m for the m primary comparisons, so that the intervals of all of them hold
+    at once with 1 - alpha (Bonferroni); without a primary one, m counts all comparisons. Inner:
+    1 - 2 alpha, the level at which an interval within the margin is an equivalence.
+    """
+    primary = sum(bool(c.get('primary')) for c in comparisons.values())
+    return 1 - alpha / (primary or len(comparisons) or 1), max(1 - 2 * alpha, 0.0)
+
+
+def decided(verdict: str) -> str:
+    """What a verdict decides about a registered expectation: one of `types.Verdict`."""
+    return 'equivalent' if verdict.endswith(WITHIN) else verdict
 
 
 def judge(
@@ -79,8 +112,12 @@ def judge(
             )
         sd = statistics.estimate(values, 1 - alpha).sd
         share = alpha / len(primary) if is_primary else alpha
+        doubt = _doubt(verdict, values, margin, level, level_tost)
+        if doubt and len(set(values)) > 1:  # else the note says already that there is no test
+            note += '; ' * bool(note) + f'not sure: {doubt}'
         out[name] = Judgement(
             verdict,
+            doubt,
             note,
             1 - 2 * level_tost if equivalent else 1 - level,
             p[name],
@@ -118,14 +155,50 @@ def _family(
 
 def _verdict(
     gaps: list[Fraction], differs: bool, equivalent: bool, margin: float, p: str
-) -> tuple[Verdict, str]:
+) -> tuple[Outcome, str]:
     """Verdict and note if both tests could be made; `p` is text for the note."""
+    sign: Literal['positive', 'negative'] = 'positive' if sum(gaps) > 0 else 'negative'
+    if equivalent and differs:
+        small = f'differs from 0 ({p}) and lies within ±{margin:g} pp'
+        return cast(Outcome, sign + WITHIN), small
     if equivalent:
-        note = f'negligible: differs from 0 ({p}) but lies within ±{margin:g} pp'
-        return 'equivalent', note if differs else ''
-    if differs:
-        return 'positive' if sum(gaps) > 0 else 'negative', ''
-    return 'inconclusive', ''
+        return 'equivalent', ''
+    return (sign if differs else 'inconclusive'), ''
+
+
+def _doubt(
+    verdict: str, gaps: list[Fraction], margin: float, level: float, level_tost: float
+) -> str:
+    """Why a verdict is not sure; '' if exact tests confirm it, or if nothing was decided.
+
+    Args:
+      level, level_tost: at which the gap and the equivalence were judged.
+    """
+    if verdict == 'inconclusive':
+        return ''
+    if len(set(gaps)) < 2:
+        return 'it rests on no test'
+    tests = []
+    if decided(verdict) == 'equivalent':
+        # one-sided, so its smallest p is half of the two-sided one
+        p = statistics.sign_flip_tost(gaps, margin)
+        tests.append(('that it is within the margin', 0.5, p, level_tost))
+    if verdict != 'equivalent':
+        tests.append(('the sign', 1.0, statistics.sign_flip(gaps), level))
+    return '; '.join(
+        _unconfirmed(what, part * statistics.attainable(len(gaps)), p, at, len(gaps))
+        for what, part, p, at in tests
+        if p > at
+    )
+
+
+def _unconfirmed(what: str, least: float, p: float, level: float, seeds: int) -> str:
+    if least > level:
+        return (
+            f'{what} rests on a t-test, because with {seeds} seeds the exact sign-flip test gives '
+            f'no p below {least:.4g}'
+        )
+    return f'the exact sign-flip test does not confirm {what}: p = {p:.2g}, level {level:.2g}'
 
 
 def _equal(pairs: Pairs, gaps: list[Fraction]) -> tuple[Verdict, str]:

@@ -37,16 +37,17 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     along = trend.section(analysis, rho)
     whole = _document(analysis, drawn, along)
     clock = list(pictures.clock(analysis, as_dict(timings.get('latency'))))
+    cost = list(pictures.cost(analysis, timings))
     contents = {
         'report.md': document.markdown(whole, 'figures'),
         'report.html': page.render(whole),
-        'timings.md': document.markdown(timing.document(analysis, timings, clock), 'timings'),
+        'timings.md': document.markdown(timing.document(analysis, timings, clock, cost), 'timings'),
         **{f'tables/{name}': text for name, text in tables.every(analysis).items()},
         **{f'timings/{name}': text for name, text in timing.tables(analysis, timings).items()},
     }
     if along:
         contents['tables/trend.csv'] = tables.csv_text(trend.HEAD, trend.lines(analysis, rho))
-    for name, blocks in (('figures', drawn), ('timings', clock)):
+    for name, blocks in (('figures', drawn), ('timings', [*clock, *cost])):
         for picture in blocks:
             if isinstance(picture, Picture):
                 path = f'{name}/{picture.name}'

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats
-from moe_vision.report.formats import NONE, pp, several
+from moe_vision.report.formats import NONE, p_value, pp, several
 from moe_vision.study import types
 from moe_vision.study.analysis.analyse import Analysis, Gap, Pattern
 from moe_vision.study.analysis.pairs import EXPLORATORY
+from moe_vision.study.analysis.statistics import attainable
+from moe_vision.study.analysis.verdicts import WITHIN, decided
 from moe_vision.study.report import limits, numbers
 from moe_vision.study.report.document import (
     Block,
@@ -25,7 +27,7 @@ from moe_vision.study.report.document import (
     joined,
 )
 
-VERDICTS = typing.get_args(types.Verdict)
+VERDICTS = typing.get_args(types.Outcome)
 
 
 def section(analysis: Analysis) -> Section:
@@ -68,9 +70,25 @@ def _headline(primary: list[Gap]) -> Words:
             f'{least} reliably.'
         )
     if len(primary) == 1:
-        return f'The only primary comparison is {primary[0].verdict}.'
-    parts = [f'{n} {"is" if n == 1 else "are"} {v}' for v in VERDICTS if (n := counts[v])]
-    return f'Of {len(primary)} primary comparisons, {formats.all_of(parts)}.'
+        only = primary[0]
+        but = f', but this is not sure: {only.doubt}' if only.doubt else ''
+        return f'The only primary comparison is {_quoted(only.verdict)}{but}.'
+    parts = [f'{n} {"is" if n == 1 else "are"} {_quoted(v)}' for v in VERDICTS if (n := counts[v])]
+    return [f'Of {len(primary)} primary comparisons, {formats.all_of(parts)}.', *doubts(primary)]
+
+
+def _quoted(verdict: str) -> str:
+    return f'“{verdict}”' if ',' in verdict else verdict
+
+
+def doubts(gaps: Iterable[Gap]) -> list[str]:
+    """' Not sure: a, b (why).' over the comparisons with a doubt; nothing if there is none."""
+    by_reason: dict[str, list[Name]] = {}
+    for g in gaps:
+        if g.doubt:
+            by_reason.setdefault(g.doubt, []).append(Name(g.name))
+    named = ([*joined(names), f' ({why})'] for why, names in by_reason.items())
+    return [' Not sure: ', *joined(named, '; '), '.'] if by_reason else []
 
 
 def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
@@ -86,6 +104,7 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
     mde = numbers.finite(g.mde for g in primary)
     span = sorted({pp(min(mde), sign=False), pp(max(mde), sign=False)}, key=float) if mde else []
     margin = number(analysis.study.get('margin'))
+    least = attainable(len(seeds))
     return Cards(
         [
             ('Cells', f'{done} of {planned}' if planned else str(done), note),
@@ -100,6 +119,12 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
                 f'{" to ".join(span)} pp' if span else NONE,
                 'with 80 % power, over the primary comparisons: each with its own sd and the '
                 'strictest level of the correction',
+            ),
+            (
+                'Smallest attainable p',
+                p_value(least),
+                'of the exact sign-flip test, two-sided, with this number of seeds; verdicts that '
+                'it does not confirm rest on the t-test and are called not sure',
             ),
             (
                 'Resolution of accuracy',
@@ -128,9 +153,11 @@ def sentence(g: Gap, margin: float) -> list[str]:
         del facts[1]
     within = f'±{pp(margin, sign=False)} pp'
     end = f' ({", ".join(facts)}){_cost(g)}.'
-    if g.verdict in ('positive', 'negative'):
-        word = 'above' if g.verdict == 'positive' else 'below'
+    if g.verdict.startswith(('positive', 'negative')):
+        word = 'above' if g.verdict.startswith('positive') else 'below'
         body = ['the accuracy of ', Name(g.arm), f' lies {word} that of ', Name(g.baseline)]
+        if g.verdict.endswith(WITHIN):
+            body.append(f', by less than {pp(margin, sign=False)} pp')
     elif g.verdict == 'equivalent':
         body = [Name(g.arm), ' and ', Name(g.baseline), f' are equivalent within {within}']
     elif e.n > 1 and e.sd == 0:
@@ -187,7 +214,7 @@ def standing(expected: str, verdict: str) -> str:
     """What a verdict says about the direction expected before the first run."""
     if expected in ('', 'none'):
         return 'nothing expected'
-    if verdict == expected:
+    if decided(verdict) == expected:
         return 'supported'
     return 'undecided' if verdict == 'inconclusive' else 'not supported'
 
@@ -213,7 +240,7 @@ def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
 
 
 def _outcome(g: Gap) -> list[str]:
-    other = '' if g.verdict in (g.expected, 'inconclusive') else f', found {g.verdict}'
+    other = '' if g.verdict in (g.expected, 'inconclusive') else f', found {_quoted(g.verdict)}'
     return [Name(g.name), f' (expected {g.expected}{other})']
 
 
@@ -231,7 +258,7 @@ def _pattern(p: Pattern, analysis: Analysis) -> list[str]:
     gaps = [analysis.gaps.get(name) for name in p.comparisons]
     word = pattern_standing(p, [g.expected if g else 'none' for g in gaps])
     members = (
-        [Name(name), f' {verdict}']
+        [Name(name), f' {_quoted(verdict)}']
         for name, verdict in zip(p.comparisons, p.verdicts, strict=False)
     )
     tested = p.supported and math.isfinite(p.p)
@@ -240,6 +267,7 @@ def _pattern(p: Pattern, analysis: Analysis) -> list[str]:
         Name(p.name),
         f': {word}. All its comparisons must come out as expected; the verdicts are: ',
         *joined(members, ', '),
-        f'. Their largest p is {formats.p_value(p.p)}' if tested else '',
+        f'. Their largest p is {p_value(p.p)}' if tested else '',
         '.',
+        *(doubts(g for g in gaps if g) if p.supported else ()),
     ]

@@ -1,17 +1,15 @@
-"""Draws what all figures of a study share: size, legend, panels and intervals.
+"""Draws what all figures of a study share: size, panels and intervals.
 
 Figures can be read without colours: series also differ in marker and line, verdicts in marker and
-word.
+word (`legend`).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Affine2D
 
@@ -19,55 +17,27 @@ from moe_vision.report import figure, palette
 from moe_vision.report.formats import MINUS, pp
 from moe_vision.report.markup import Markup
 from moe_vision.study.analysis.analyse import Gap
+from moe_vision.study.analysis.statistics import Estimate
 from moe_vision.study.report.document import clean_all
+from moe_vision.study.report.legend import INNER, SEED, WIDTH, Key, draw, in_lines, look, short
 from moe_vision.study.report.numbers import finite
-
-WIDTH = 760  # width of a picture, CSS pixels
-LETTER = 6.4  # width of a letter in the legend, CSS pixels; a little too wide, to be safe
-_MARKERS = 'osD^vPX*'
-_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-
 
 Series = Mapping[str, Sequence[str]]  # name of a series -> its comparisons or arms
 
 
+class Measured(Protocol):
+    """A gap or an arm, with the two intervals of its mean."""
+
+    @property
+    def outer(self) -> Estimate: ...
+    @property
+    def inner(self) -> Estimate: ...
+    @property
+    def diverged(self) -> int | tuple[int, ...]: ...  # runs, or their seeds
+
+
 class NoData(Exception):
     """There is nothing to draw; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """How a series is drawn."""
-
-    colour: str
-    marker: str
-    dashes: tuple[float, ...]
-
-
-def look(index: int) -> Look:
-    """How series number `index` is drawn: eight colours and markers, then other dashes."""
-    return Look(palette.SERIES[index % 8], _MARKERS[index % 8], _DASHES[index // 8 % 4])
-
-
-def short(name: str, length: int = 30) -> str:
-    """The name, without its middle if it is too long."""
-    name = clean_all(name)
-    half = (length - 1) // 2
-    return name if len(name) <= length else f'{name[: length - 1 - half]}…{name[-half:]}'
-
-
-def legend_lines(names: Sequence[str], width: float = WIDTH) -> list[list[str]]:
-    """The names, cut into lines that fit the width."""
-    lines: list[list[str]] = [[]]
-    used = 0.0
-    for name in names:
-        need = 26 + LETTER * len(name) + 16
-        if lines[-1] and used + need > width - 20:
-            lines.append([])
-            used = 0.0
-        lines[-1].append(name)
-        used += need
-    return [line for line in lines if line]
 
 
 def picture(
@@ -77,6 +47,7 @@ def picture(
     rows: int = 1,
     columns: int = 1,
     names: Sequence[str] = (),
+    marks: Sequence[Key] = (),
     width: int = WIDTH,
     panel: int = 250,
     left: int = 62,
@@ -92,11 +63,12 @@ def picture(
         label: the alternative text.
         rows, columns: number of panels down and across.
         names: series in the legend; number i is drawn as `look(i)` says.
+        marks: keys below the series.
         panel: height of the axes of a panel, CSS pixels.
         between: pixels between neighbouring panels, across and down.
     """
-    shown = [short(name) for name in names]
-    lines = legend_lines(shown, width)
+    series = [Key(short(name), look(i).line) for i, name in enumerate(names)]
+    lines = [*in_lines(series, width), *in_lines(marks, width)]
     top += 20 * len(lines)
     height = top + rows * panel + (rows - 1) * between[1] + bottom
     inner = (width - left - right - (columns - 1) * between[0]) / columns
@@ -114,43 +86,30 @@ def picture(
             for r in range(rows)
             for c in range(columns)
         ]
-        _legend(whole, lines, width, height, left)
+        draw(whole, lines, width, height, left)
         paint(panels)
 
     return figure.compose(all_panels, clean_all(label), width=width, height=height)
 
 
-def _legend(whole: Figure, lines: list[list[str]], width: int, height: int, left: int) -> None:
-    number = 0
-    for i, line in enumerate(lines):
-        x, y = min(left, 20.0), 1 - (12 + 20 * i) / height
-        for name in line:
-            style = look(number)
-            key = Line2D(
-                [x / width, (x + 20) / width],
-                [y, y],
-                color=style.colour,
-                marker=style.marker,
-                markersize=5,
-                linewidth=1.6,
-            )
-            if style.dashes:
-                key.set_dashes(style.dashes)
-            whole.add_artist(key)
-            whole.text((x + 26) / width, y, name, va='center', fontsize=10.5, color=palette.INK)
-            x += 26 + LETTER * len(name) + 16
-            number += 1
-
-
-def limits(gaps: Iterable[Gap], margin: float) -> tuple[float, float]:
+def limits(gaps: Iterable[Gap], margin: float, *, seeds: bool = False) -> tuple[float, float]:
     """The range of gaps (pp) that a picture shows: it holds intervals, zero and margin.
 
-    If there are others, gaps with a diverged run do not stretch it; they are marked at its edge.
+    It holds the gaps of single seeds if the picture draws them (`seeds`). If there are others, gaps
+    with a diverged run do not stretch it; they are marked at its edge.
     """
-    gaps = [g for g in gaps if math.isfinite(g.estimate.mean)]
-    calm = [g for g in gaps if not g.diverged] or gaps
-    ends = [v for g in calm for v in (g.estimate.low, g.estimate.high, g.estimate.mean)]
-    ends = finite([*ends, 0.0, *([-margin, margin] if math.isfinite(margin) else [])])
+    return around(list(gaps), [0.0, -margin, margin], seeds=seeds)
+
+
+def around(
+    measured: Sequence[Measured], also: Iterable[float] = (), *, seeds: bool = False
+) -> tuple[float, float]:
+    """The range that holds the intervals of gaps or arms, and other values; see `limits`."""
+    known = [m for m in measured if math.isfinite(m.outer.mean)]
+    calm = [m for m in known if not m.diverged] or known
+    ends = [v for m in calm for v in (m.outer.low, m.outer.high, m.inner.low, m.inner.high)]
+    ends += [v for m in calm for v in (m.outer.values if seeds else [m.outer.mean])]
+    ends = finite([*ends, *also])
     pad = 0.06 * (max(ends) - min(ends)) or 1.0
     return min(ends) - pad, max(ends) + pad
 
@@ -173,33 +132,44 @@ def ground(axes: Axes, margin: float, span: tuple[float, float], *, across: bool
 def whisker(
     axes: Axes,
     at: float,
-    gap: Gap,
+    measured: Measured,
     span: tuple[float, float],
     colour: str,
     marker: str,
     *,
     filled: bool = True,
     across: bool = False,
+    seeds: bool = False,
     shift: float = 0.0,
 ) -> None:
-    """One gap with its interval; if it lies outside, an arrow at the edge with its number.
+    """One mean with both intervals; if it lies outside, an arrow at the edge with its number.
 
     Args:
         at: its place on the other axis.
+        seeds: whether to draw a dot for each seed beside it.
         shift: pixels by which it is moved along that axis.
     """
-    e = gap.estimate
+    e, inner = measured.outer, measured.inner
     if not math.isfinite(e.mean):
         return
     by = (0, shift) if across else (shift, 0)
     move = axes.transData + Affine2D().translate(*by)
+    axes.update_datalim([(e.mean, at) if across else (at, e.mean)])  # moved lines do not
+    axes.autoscale_view()
 
-    def plot(values: list[float], **kind: Any) -> None:
+    def plot(values: Sequence[float], **kind: Any) -> None:
         other = [at] * len(values)
-        axes.plot(
-            *((values, other) if across else (other, values)), transform=move, color=colour, **kind
-        )
+        kind = {'transform': move, 'color': colour, **kind}
+        axes.plot(*((values, other) if across else (other, values)), **kind)
 
+    if seeds:
+        away = shift + 6 if shift >= 0 else shift - 6
+        beside = axes.transData + Affine2D().translate(*((0, away) if across else (away, 0)))
+        known = [v for v in e.values if span[0] <= v <= span[1]]
+        plot(known, **SEED, zorder=2.5, transform=beside)
+    if math.isfinite(inner.low) and math.isfinite(inner.high):
+        low, high = (min(max(v, span[0]), span[1]) for v in (inner.low, inner.high))
+        plot([low, high], **INNER, zorder=2.8)
     if math.isfinite(e.low) and math.isfinite(e.high):
         low, high = (min(max(v, span[0]), span[1]) for v in (e.low, e.high))
         plot([low, high], linewidth=1.5, zorder=3)
@@ -233,13 +203,22 @@ def whisker(
         )
 
 
-def log_ticks(axes: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
-    """A logarithmic x axis with ticks at 1, 2, 5 times powers of ten (or powers, when many)."""
+def log_ticks(
+    axes: Axes, values: Sequence[float], form: Callable[[float], str], *, many: bool = False
+) -> None:
+    """A logarithmic x axis with round numbers at its ticks: fewer if the range is wide.
+
+    Args:
+        many: whether the axis is long enough for more of them where the range is narrow.
+    """
     low, high = min(values), max(values)
     axes.set_xscale('log')
     axes.set_xlim(low / (high / low) ** 0.06 / 1.08, high * (high / low) ** 0.06 * 1.08)
     left, right = axes.get_xlim()
-    steps = (1, 2, 5) if right / left < 300 else (1, 3) if right / left < 3000 else (1,)
+    ratio = right / left
+    steps: tuple[float, ...] = (1, 2, 5) if ratio < 300 else (1, 3) if ratio < 3000 else (1,)
+    if many and ratio < 6:
+        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
     ticks = [s * 10.0**n for n in powers for s in steps]
     axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if left <= t <= right]))

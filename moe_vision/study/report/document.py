@@ -19,7 +19,7 @@ class Name(str):
 
 
 class Verdict(str):
-    """positive, negative, equivalent or inconclusive."""
+    """A verdict on a gap, one of `types.Outcome`."""
 
     __slots__ = ()
 

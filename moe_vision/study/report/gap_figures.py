@@ -1,4 +1,4 @@
-"""Draws gaps: of all comparisons, against ρ, and against the slots of a soft layer."""
+"""Draws gaps against a number of their arm: ρ, or the slots of a soft layer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,33 +10,24 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import figure, formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
-from moe_vision.study.report import chart
-from moe_vision.study.report.chart import NoData, Series, look, short
+from moe_vision.study.report import chart, legend
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import look
 
-ORDER = ('gap_pp', 'low_pp', 'high_pp', 'level', 'seeds', 'verdict', 'primary', 'cost')
-_MARKS = {
-    'positive': (palette.ACCENT, '^'),
-    'negative': (palette.WARM, 'v'),
-    'equivalent': (palette.INK, 's'),
-    'inconclusive': (palette.MUTED, 'o'),
-}
-HOW = (
-    'Whiskers: t-interval over seeds at the level of the verdict. Grey band: the margin of '
-    'equivalence. '
-)
-_FILLED = 'Filled: primary; hollow: exploratory. '
+_DRAWN = ('gap_pp', 'low_pp', 'high_pp', 'level', 'inner_low_pp', 'inner_high_pp', 'inner_level')
+ORDER = (*_DRAWN, 'seeds', 'verdict', 'primary', 'cost')
 
 
 def row_of(g: Gap) -> list[Any]:
     """The numbers of a gap in a figure's file, in the order of `ORDER`."""
-    e = g.estimate
-    return [e.mean, e.low, e.high, e.level, e.n, g.verdict, g.confirms, g.cost]
+    drawn = (v for e in (g.outer, g.inner) for v in (e.low, e.high, e.level))
+    return [g.outer.mean, *drawn, g.outer.n, g.verdict, g.confirms, g.cost]
 
 
 def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
     """The sentence on arrows at the edge, or '' if all gaps lie inside."""
-    outside = any(not span[0] <= g.estimate.mean <= span[1] for g in gaps)
+    outside = any(not span[0] <= g.outer.mean <= span[1] for g in gaps)
     return (
         'Arrows at the edge: gaps with a diverged run that lie outside the picture. '
         if outside
@@ -46,80 +37,11 @@ def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
 
 def gaps_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
     """The gaps of each series that have a mean."""
-    known = {n: g for n, g in analysis.gaps.items() if math.isfinite(g.estimate.mean)}
+    known = {n: g for n, g in analysis.gaps.items() if math.isfinite(g.outer.mean)}
     gaps = {s: [known[n] for n in names if n in known] for s, names in series.items()}
     if not any(gaps.values()):
         raise NoData('none of its comparisons has a pair of rows yet')
     return {s: members for s, members in gaps.items() if members}
-
-
-def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
-    """Every comparison with its interval, one line each, primary ones first."""
-    del series
-    known = [g for g in analysis.gaps.values() if math.isfinite(g.estimate.mean)]
-    gaps = sorted(known, key=lambda g: not g.confirms)
-    if not gaps:
-        raise NoData('no comparison has a pair of rows yet')
-    margin = number(analysis.study.get('margin'))
-    span = chart.limits(gaps, margin)
-    split = sum(g.confirms for g in gaps)
-    places = [i + (0.8 if i >= split > 0 else 0) for i in range(len(gaps))]
-    longest = max(len(short(g.name, 34)) for g in gaps)
-
-    def paint(panels: list[Axes]) -> None:
-        axes = panels[0]
-        axes.grid(False, axis='y')
-        axes.grid(True, axis='x')
-        chart.ground(axes, margin, span, across=True)
-        for place, g in zip(places, gaps, strict=True):
-            colour, marker = _MARKS.get(g.verdict, (palette.MUTED, 'o'))
-            chart.whisker(axes, place, g, span, colour, marker, across=True, filled=g.confirms)
-            e = g.estimate
-            gap = formats.pp(e.mean)
-            if math.isfinite(e.low):
-                gap += f' [{formats.pp(e.low)}, {formats.pp(e.high)}]'
-            for x, words in ((10, g.verdict), (88, gap), (236, formats.times(g.cost))):
-                axes.annotate(
-                    words,
-                    (1, place),
-                    xycoords=axes.get_yaxis_transform(),
-                    xytext=(x, 0),
-                    textcoords='offset pixels',
-                    va='center',
-                    fontsize=10,
-                    color=palette.INK if g.confirms else palette.MUTED,
-                )
-        axes.set_ylim(places[-1] + 0.7, -0.7)
-        axes.yaxis.set_major_locator(FixedLocator(places))
-        axes.set_yticklabels([short(g.name, 34) for g in gaps])
-        if 0 < split < len(gaps):
-            axes.axhline(split - 0.1, color=palette.MUTED, linewidth=0.8, dashes=(2, 3))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_xlabel('gap, pp')
-
-    svg = chart.picture(
-        paint,
-        f'{title}: '
-        + '; '.join(f'{g.name} {g.verdict} {formats.pp(g.estimate.mean)} pp' for g in gaps),
-        panel=max(60, round(24 * (places[-1] + 1.4))),
-        left=24 + round(6.1 * longest),
-        right=300,
-        width=960,
-    )
-    how = (
-        HOW
-        + (
-            'Primary comparisons are filled and above the dashed line; exploratory ones '
-            'are hollow. '
-            if 0 < split < len(gaps)
-            else ''
-        )
-        + ('On the right: verdict, gap with its interval, FLOPs ÷ those of the baseline. ')
-        + edge(gaps, span)
-    )
-    return Picture(
-        name, title, svg, how.strip(), ('comparison', *ORDER), [[g.name, *row_of(g)] for g in gaps]
-    )
 
 
 def _curves(
@@ -127,13 +49,13 @@ def _curves(
 ) -> None:
     """One line with whiskers per series, shifted a little sideways."""
     for i, gaps in enumerate(curves.values()):
-        style, shift = look(i), 5.0 * (i - (len(curves) - 1) / 2)
+        style, shift = look(i), 8.0 * (i - (len(curves) - 1) / 2)
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
         for a, b in zip(known, known[1:], strict=False):
-            if all(span[0] <= g.estimate.mean <= span[1] for g in (a, b)):
+            if all(span[0] <= g.outer.mean <= span[1] for g in (a, b)):
                 axes.plot(
                     [x[a.name], x[b.name]],
-                    [a.estimate.mean, b.estimate.mean],
+                    [a.outer.mean, b.outer.mean],
                     color=style.colour,
                     linewidth=1.1,
                     alpha=0.55,
@@ -142,7 +64,15 @@ def _curves(
                 )
         for g in known:
             chart.whisker(
-                axes, x[g.name], g, span, style.colour, style.marker, filled=g.confirms, shift=shift
+                axes,
+                x[g.name],
+                g,
+                span,
+                style.colour,
+                style.marker,
+                filled=g.confirms,
+                seeds=True,
+                shift=shift,
             )
 
 
@@ -159,7 +89,7 @@ def _against(
     """Gaps over a number of their arm, `x[comparison]`, which files and labels call `column`."""
     margin = number(analysis.study.get('margin'))
     gaps = [g for members in curves.values() for g in members if g.name in x]
-    span = chart.limits(gaps, margin)
+    span = chart.limits(gaps, margin, seeds=True)
 
     def paint(panels: list[Axes]) -> None:
         axes = panels[0]
@@ -169,20 +99,25 @@ def _against(
         axes.set_ylabel('gap, pp')
 
     label = f'{title}: ' + '; '.join(
-        f'{g.name} at {column} {x[g.name]:.4g}: {formats.pp(g.estimate.mean)} pp' for g in gaps
+        f'{g.name} at {column} {x[g.name]:.4g}: {formats.pp(g.outer.mean)} pp' for g in gaps
     )
-    svg = chart.picture(paint, label, names=list(curves), panel=290)
+    marks = legend.keys(analysis, seeds=True, gaps=gaps)
+    svg = chart.picture(paint, label, names=list(curves), marks=marks, panel=290)
     apart = 'Series are shifted sideways by a few pixels. ' if len(curves) > 1 else ''
     rows = [
-        [s, g.name, g.arm, g.baseline, x[g.name], *row_of(g)]
+        [s, g.name, g.arm, g.baseline, x[g.name], *row_of(g), _seeds(g)]
         for s, members in curves.items()
         for g in members
         if g.name in x
     ]
-    head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER)
-    return Picture(
-        name, title, svg, (how + HOW + _FILLED + apart + edge(gaps, span)).strip(), head, rows
-    )
+    head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER, 'seed_gaps_pp')
+    how += legend.intervals(analysis) + apart + edge(gaps, span)
+    return Picture(name, title, svg, how.strip(), head, rows)
+
+
+def _seeds(g: Gap) -> str:
+    """'8: +0.28, 9: −0.56', the gap of each seed in pp."""
+    return ', '.join(f'{seed}: {formats.pp(value)}' for seed, value in g.by_seed.items())
 
 
 def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Picture:

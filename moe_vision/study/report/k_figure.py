@@ -9,9 +9,10 @@ from matplotlib.ticker import FixedLocator
 from moe_vision.common.json_values import number
 from moe_vision.report import formats, palette
 from moe_vision.study.analysis.analyse import Analysis, Gap
-from moe_vision.study.report import chart, gap_figures
-from moe_vision.study.report.chart import Series, short
+from moe_vision.study.report import chart, gap_figures, legend
+from moe_vision.study.report.chart import Series
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import short
 
 
 def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -19,11 +20,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
     panels_of = gap_figures.gaps_of(analysis, series)
     margin = number(analysis.study.get('margin'))
     every = [g for gaps in panels_of.values() for g in gaps]
-    span = chart.limits(every, margin)
-    calm = [v for g in every if not g.diverged for v in g.by_seed.values()]
-    if calm:
-        pad = 0.04 * (span[1] - span[0])
-        span = min(span[0], min(calm) - pad), max(span[1], max(calm) + pad)
+    span = chart.limits(every, margin, seeds=True)
     columns = min(3 if max(map(len, panels_of.values())) < 5 else 2, len(panels_of))
     rows = -(-len(panels_of) // columns)
 
@@ -40,6 +37,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
     svg = chart.picture(
         paint,
         label,
+        marks=legend.keys(analysis, seeds=True, gaps=every),
         rows=rows,
         columns=columns,
         between=(46, low + 30),
@@ -51,7 +49,7 @@ def k_ablation(analysis: Analysis, name: str, title: str, series: Series) -> Pic
             'Thin lines: one per seed; a dot is a gap, a cross a gap with a diverged run. Thick '
             'line: mean over seeds. '
         )
-        + gap_figures.HOW
+        + legend.intervals(analysis)
         + gap_figures.edge(every, span)
     )
     return Picture(
@@ -103,10 +101,10 @@ def _k_panel(
                     markersize=6,
                     zorder=5,
                 )
-    known = [g.estimate.mean if span[0] <= g.estimate.mean <= span[1] else math.nan for g in gaps]
+    known = [g.outer.mean if span[0] <= g.outer.mean <= span[1] else math.nan for g in gaps]
     axes.plot(range(len(gaps)), known, color=palette.INK, linewidth=1.8, zorder=3)
     for i, g in enumerate(gaps):
-        chart.whisker(axes, i, g, span, palette.INK, 's', filled=True)
+        chart.whisker(axes, i, g, span, palette.INK, 's', filled=g.confirms)
     axes.set_xlim(-0.4, len(gaps) - 0.6)
     axes.xaxis.set_major_locator(FixedLocator(range(len(gaps))))
     slope, _ = _slope(analysis, gaps)

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from moe_vision.common.json_values import number
-from moe_vision.report.formats import p_value, pp, several
+from moe_vision.report.formats import pp, several
 from moe_vision.study.analysis.analyse import Analysis, Gap
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Name, Words, joined
@@ -20,11 +19,11 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
         yield (
             f'{undecided} of {several(len(primary), "primary comparison")} stayed inconclusive. '
             'A large p does not show that two arms are alike, only that these seeds cannot '
-            'distinguish them. Only the verdict “equivalent” shows that a gap is small: it lies '
-            'within the margin.'
+            'distinguish them. Only the verdicts “equivalent” and “within the margin” show that '
+            'a gap is small.'
         )
     yield from _test_set(analysis, primary)
-    yield from _otherwise(analysis, primary)
+    yield from _otherwise(primary)
     exploratory = len(analysis.gaps) - len(primary)
     if exploratory:
         yield (
@@ -77,7 +76,7 @@ def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
         yield text + 'These rows do not show what its finite size adds.'
 
 
-def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
+def _otherwise(primary: Sequence[Gap]) -> Iterator[Words]:
     """Where the registered answer disagrees with other ways to measure or test it."""
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:
@@ -86,13 +85,8 @@ def _otherwise(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
             *joined(Name(g.name) for g in turned),
             '.',
         ]
-    alpha = number(analysis.study.get('alpha'))
-    weak = [g for g in primary if g.verdict in ('positive', 'negative') and g.p_sign_flip > alpha]
-    for g in weak:
-        yield [
-            'The exact sign-flip test does not confirm ',
-            Name(g.name),
-            ': its p is '
-            f'{p_value(g.p_sign_flip)}, uncorrected. The verdict rests on the t-test, which '
-            'assumes that gaps are normally distributed.',
-        ]
+    if any(g.doubt for g in primary):
+        yield (
+            'The verdicts that are called not sure rest on the t-test alone, which assumes that '
+            'gaps are normally distributed; more seeds can confirm them or not.'
+        )

@@ -1,6 +1,7 @@
 """Renders the document as one self-contained HTML file that looks like a run's report."""
 
 from moe_vision.report.markup import Child, Markup, card, page, section, table, tag
+from moe_vision.study.analysis.verdicts import decided
 from moe_vision.study.report.document import (
     Block,
     Bullets,
@@ -17,7 +18,14 @@ from moe_vision.study.report.document import (
     spans,
 )
 
-_MARK = {'positive': '▲', 'negative': '▼', 'equivalent': '≈', 'inconclusive': '?'}
+_MARK = {
+    'positive': '▲',
+    'negative': '▼',
+    'positive, within the margin': '≈▲',
+    'negative, within the margin': '≈▼',
+    'equivalent': '≈',
+    'inconclusive': '?',
+}
 _CSS = """
 .picture{margin:26px 0 34px}.picture .chart{max-width:var(--w)}
 .picture h3{margin:0 0 8px}.picture figcaption{margin-top:8px}
@@ -53,7 +61,8 @@ def _words(words: Words) -> list[Child]:
 def _span(span: str) -> Child:
     if isinstance(span, Verdict):
         mark = tag('i', _MARK.get(span, '·'), aria_hidden='true')
-        return tag('span', mark, str(span), class_=f'v {span if span in _MARK else "none"}')
+        kind = decided(span) if span in _MARK else 'none'
+        return tag('span', mark, str(span), class_=f'v {kind}')
     if isinstance(span, Name):
         return tag('code', clean_all(span))
     return clean_all(span)

@@ -1,12 +1,19 @@
 """Draws the figures that a study declares, or writes the line that says why one is left out."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_vision.common.json_values import as_dict, as_list
 from moe_vision.study.analysis.analyse import Analysis
-from moe_vision.study.report import gap_figures, k_figure, timing, training_figures
+from moe_vision.study.report import (
+    cost_figure,
+    gap_figures,
+    k_figure,
+    timing,
+    training_figures,
+    verdict_figure,
+)
 from moe_vision.study.report.chart import NoData
 from moe_vision.study.report.document import Picture, Text
 
@@ -19,8 +26,9 @@ _KINDS = {
 
 
 def every(analysis: Analysis) -> Iterator[Picture | Text]:
-    """All verdicts, the figures that the study declares, and the agreement of routes if probed."""
-    yield _draw(gap_figures.verdicts, analysis, 'verdicts', 'All comparisons', {})
+    """All verdicts, accuracy against FLOPs, what the study declares, and routes if probed."""
+    yield _draw(verdict_figure.verdicts, analysis, 'verdicts', 'All comparisons', {})
+    yield _cost(analysis, 'accuracy_against_flops', 'Accuracy against FLOPs', ())
     for kind, name, title, series in _declared(analysis):
         if kind in _KINDS:
             yield _draw(_KINDS[kind], analysis, name, title, series)
@@ -50,6 +58,19 @@ def clock(analysis: Analysis, latency: Mapping[str, Any]) -> Iterator[Picture | 
     yield from (_draw(draw, analysis, name, title, series) for _, name, title, series in asked)
 
 
+def cost(analysis: Analysis, timings: Mapping[str, Any]) -> Iterator[Picture | Text]:
+    """Accuracy against FLOPs and every time that was measured; nothing if none was."""
+    if times := cost_figure.times(analysis, timings):
+        yield _cost(analysis, 'accuracy_against_time', 'Accuracy against FLOPs and time', times)
+
+
+def _cost(
+    analysis: Analysis, name: str, title: str, times: Sequence[cost_figure.Cost]
+) -> Picture | Text:
+    costs = [cost_figure.flops(analysis), *times]
+    return _draw(cost_figure.accuracy_against, analysis, name, title, costs)
+
+
 def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, list[str]]]]:
     """(kind, name of its files, title, series) of every declared figure."""
     seen: dict[str, int] = {}
@@ -65,9 +86,10 @@ def _declared(analysis: Analysis) -> Iterator[tuple[str, str, str, dict[str, lis
 
 
 def _draw(
-    draw: Any, analysis: Analysis, name: str, title: str, series: Mapping[str, list[str]]
+    draw: Callable[..., Picture], analysis: Analysis, name: str, title: str, of: object
 ) -> Picture | Text:
+    """The picture of `of`: series, or costs."""
     try:
-        return draw(analysis, name, title, series)
+        return draw(analysis, name, title, of)
     except NoData as why:
         return Text(f'Figure “{title}” is left out: {why}.', 'missing')

@@ -97,7 +97,7 @@ def every(analysis: Analysis) -> dict[str, str]:
         'patterns.csv': csv_text(
             ('pattern', 'comparisons', 'verdicts', 'p', 'supported'),
             (
-                (p.name, ' '.join(p.comparisons), ' '.join(p.verdicts), p.p, p.supported)
+                (p.name, ' '.join(p.comparisons), '; '.join(p.verdicts), p.p, p.supported)
                 for p in analysis.patterns
             ),
         ),

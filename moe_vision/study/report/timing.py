@@ -11,8 +11,9 @@ from moe_vision.common.json_values import as_dict, as_list, number, value_at
 from moe_vision.report import figure, formats
 from moe_vision.report.formats import NONE, signed
 from moe_vision.study.analysis.analyse import Analysis
-from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import NoData, Series, look
+from moe_vision.study.analysis.summaries import ArmSummary
+from moe_vision.study.report import chart, cost_figure, legend, numbers
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import (
     Block,
     Document,
@@ -23,6 +24,7 @@ from moe_vision.study.report.document import (
     Text,
     Words,
 )
+from moe_vision.study.report.legend import look
 from moe_vision.study.report.tables import csv_text
 
 _CELLS = (
@@ -61,15 +63,14 @@ class Latency(NamedTuple):
     accuracy_pp: float
     accuracy_sd_pp: float
 
-    @property
-    def whisker(self) -> tuple[float, float]:
-        """Mean accuracy minus and plus one sd (0 if it is not known)."""
-        sd = self.accuracy_sd_pp if math.isfinite(self.accuracy_sd_pp) else 0.0
-        return self.accuracy_pp - sd, self.accuracy_pp + sd
 
-
-def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[Block]) -> Document:
-    """The page of timings."""
+def document(
+    analysis: Analysis,
+    timings: Mapping[str, Any],
+    pictures: Sequence[Block],
+    cost: Sequence[Block] = (),
+) -> Document:
+    """The page of timings, with pictures of latency and of what accuracy costs."""
     cells, latency = as_dict(timings.get('cells')), as_dict(timings.get('latency'))
     name = str(analysis.study.get('name', 'study'))
     device = str(latency.get('device', ''))
@@ -112,6 +113,7 @@ def document(analysis: Analysis, timings: Mapping[str, Any], pictures: Sequence[
         (
             Section('training', 'Training', [took]),
             Section('latency', 'Inference', [*parts, *pictures]),
+            *([Section('cost', 'What accuracy costs', cost)] if cost else []),
         ),
     )
 
@@ -188,20 +190,20 @@ def wall_clock(
         raise NoData('none of its arms has both a latency and an accuracy yet')
     arms = list(dict.fromkeys(r.arm for r in rows))
     batches = sorted({r.batch for r in rows})
+    span = chart.around([analysis.arms[arm] for arm in arms])
 
     def paint(panels: list[Axes]) -> None:
         for i, axes in enumerate(panels):
             batch, below = batches[i % len(batches)], i >= len(batches)
-            _panel(axes, [r for r in rows if r.batch == batch], arms, below)
+            of_batch = [r for r in rows if r.batch == batch]
+            _panel(axes, of_batch, arms, analysis.arms, span, below)
             if not below:
                 axes.set_title(f'batch size {batch}')
             axes.tick_params(labelleft=i % len(batches) == 0)
             axes.set_xlabel('images per second' if below else 'median latency, ms')
             if i % len(batches) == 0:
                 axes.set_ylabel('test accuracy, %')
-            low, high = min(r.whisker[0] for r in rows), max(r.whisker[1] for r in rows)
-            pad = 0.08 * (high - low) or 0.5
-            axes.set_ylim(low - pad, high + pad)
+            axes.set_ylim(*span)
 
     label = f'{title}: ' + '; '.join(
         f'{r.arm} at batch size {r.batch} {signed(r.median_ms)} ms' for r in rows
@@ -212,28 +214,38 @@ def wall_clock(
         rows=2,
         columns=len(batches),
         names=arms,
+        marks=legend.keys(analysis),
         panel=180,
-        width=max(chart.WIDTH, 62 + 190 * len(batches)),
+        width=max(legend.WIDTH, 62 + 190 * len(batches)),
         between=(30, 58),
         top=30,
     )
     how = (
-        'Better is up and left in the upper row, up and right in the lower row. Vertical bars: '
-        'sd of accuracy over seeds; horizontal bars: quartiles of latency.'
+        'Better is up and left in the upper row, up and right in the lower row. '
+        + legend.intervals(analysis, 'accuracy')
+        + 'Horizontal bars: quartiles of latency.'
     )
-    return Picture(name, title, svg, how, Latency._fields, rows)
+    head = (*Latency._fields, *cost_figure.ENDS)
+    numbered = [[*r, *cost_figure.ends(analysis.arms[r.arm])] for r in rows]
+    return Picture(name, title, svg, how, head, numbered)
 
 
-def _panel(axes: Axes, rows: list[Latency], arms: list[str], below: bool) -> None:
+def _panel(
+    axes: Axes,
+    rows: list[Latency],
+    arms: list[str],
+    summaries: Mapping[str, ArmSummary],
+    span: tuple[float, float],
+    below: bool,
+) -> None:
     seen = []
     for row in rows:
         style, y = look(arms.index(row.arm)), row.accuracy_pp
         x = row.images_per_second if below else row.median_ms
         ends = [] if below else numbers.finite([row.low_ms, row.high_ms])
-        axes.plot([x, x], row.whisker, color=style.colour, linewidth=1.2, alpha=0.7)
         if len(ends) == 2:
             axes.plot(ends, [y, y], color=style.colour, linewidth=1.2, alpha=0.7)
-        axes.plot([x], [y], color=style.colour, marker=style.marker, markersize=7, zorder=4)
+        chart.whisker(axes, x, summaries[row.arm], span, style.colour, style.marker)
         seen += [x, *ends]
     axes.grid(True, axis='x')
     if seen and max(seen) > 4 * min(seen):

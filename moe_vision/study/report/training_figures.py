@@ -10,9 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from moe_vision.common.json_values import as_dict, as_list, number, value_at
 from moe_vision.report import figure, formats
 from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.statistics import estimate
 from moe_vision.study.report import chart, numbers
-from moe_vision.study.report.chart import NoData, Series, look
+from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
+from moe_vision.study.report.legend import Key, look
 
 Points = dict[float, float]  # epoch -> value
 Curves = dict[str, dict[int, Points]]  # name -> seed -> points
@@ -21,7 +23,7 @@ _QUANTITIES = {
     'gate_entropy': 'gate entropy, nats',
     'accuracy': 'validation accuracy, %',
 }
-_HOW = 'Thin lines: one per seed; thick lines: mean over seeds; layers are averaged. '
+_LATE = 'late_accuracy'  # the accuracy again, on an axis of its own
 
 
 def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
@@ -45,29 +47,30 @@ def traces(analysis: Analysis, name: str, title: str, series: Series) -> Picture
             if q in curves and math.isfinite(epoch) and math.isfinite(value):
                 curves[q].setdefault(label, {}).setdefault(seed, {})[epoch] = value
     names = [label for label in arms.values() if any(label in c for c in curves.values())]
+    shown = dict(curves)
+    if late := _late(curves.get('accuracy', {})):
+        shown[_LATE] = late
 
     def paint(panels: list[Axes]) -> None:
-        for axes, q in zip(panels, drawn, strict=True):
-            _lines(axes, curves[q], names)
-            axes.set_ylabel(_QUANTITIES[q])
+        for axes, (q, of) in zip(panels, shown.items(), strict=True):
+            _lines(axes, of, names)
+            axes.set_ylabel(_QUANTITIES.get(q, 'the same, later half'))
+            axes.sharex(panels[0])
             axes.tick_params(labelbottom=axes is panels[-1])
-        if 'accuracy' in drawn:
-            top = min(panels[-1].get_ylim()[1], 100.3)
-            panels[-1].set_ylim(_late(curves['accuracy']), top)
         panels[-1].set_xlabel('epoch')
 
     svg = chart.picture(
         paint,
         f'{title}: ' + '; '.join(_ends(curves[q], q) for q in drawn),
-        rows=len(drawn),
+        rows=len(shown),
         names=names,
         panel=150,
         between=(0, 18),
     )
     missing = [_QUANTITIES[q].split(',')[0] for q in _QUANTITIES if q not in drawn]
-    how = _HOW
-    if 'accuracy' in drawn:
-        how += 'The accuracy axis starts below the lowest value of the second half of training. '
+    how = 'Thin lines: one per seed; thick lines: mean over seeds; layers are averaged. '
+    if late:
+        how += 'The last panel shows the accuracy of the later half of training again, larger. '
     if missing:
         how += f'Not recorded: {formats.all_of(missing)}.'
     head = (
@@ -101,40 +104,39 @@ def mean_curve(seeds: Mapping[int, Points]) -> Points:
     }
 
 
-def _late(curves: Curves) -> float:
-    """Just below the lowest value in the second half of the epochs."""
-    last = max(e for seeds in curves.values() for points in seeds.values() for e in points)
-    late = [
-        v
-        for seeds in curves.values()
-        for points in seeds.values()
-        for e, v in points.items()
-        if e > last / 2
-    ]
-    return min(late) - 0.04 * (max(late) - min(late)) - 0.1
+def _late(curves: Curves) -> Curves:
+    """The points in the later half of the epochs."""
+    last = max((e for seeds in curves.values() for of in seeds.values() for e in of), default=0)
+    return {
+        label: {seed: {e: v for e, v in of.items() if e >= last / 2} for seed, of in seeds.items()}
+        for label, seeds in curves.items()
+    }
 
 
-def _lines(axes: Axes, curves: Curves, names: Sequence[str]) -> None:
+def _lines(axes: Axes, curves: Curves, names: Sequence[str], band: float | None = None) -> None:
+    """The mean of each curve, with a thin line per seed or with a band: its interval at a level."""
     for label, seeds in curves.items():
-        style = look(names.index(label))
-        for points in seeds.values():
-            axes.plot(
-                list(points),
-                list(points.values()),
-                color=style.colour,
-                linewidth=0.7,
-                alpha=0.3,
-                zorder=2,
-            )
-        mean = mean_curve(seeds)
-        marked = max(1, len(mean) // 8)
+        style, mean = look(names.index(label)), mean_curve(seeds)
+        if band is None:
+            for points in seeds.values():
+                axes.plot(
+                    list(points),
+                    list(points.values()),
+                    color=style.colour,
+                    linewidth=0.7,
+                    alpha=0.3,
+                    zorder=2,
+                )
+        else:
+            low, high = zip(*(_interval(seeds, e, band) for e in mean), strict=True)
+            axes.fill_between(list(mean), low, high, color=style.colour, alpha=0.13, linewidth=0)
         axes.plot(
             list(mean),
             list(mean.values()),
             color=style.colour,
             marker=style.marker,
             markersize=4.5,
-            markevery=marked,
+            markevery=max(1, len(mean) // 8),
             zorder=3,
             dashes=style.dashes or (None, None),
         )
@@ -142,6 +144,14 @@ def _lines(axes: Axes, curves: Curves, names: Sequence[str]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4))
     figure.write_ticks(axes.yaxis, '{:.4g}'.format)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+
+
+def _interval(seeds: Mapping[int, Points], epoch: float, level: float) -> tuple[float, float]:
+    """The t-interval of a mean of percentages at an epoch, within 0 and 100; else the mean."""
+    e = estimate(numbers.finite(p[epoch] for p in seeds.values() if epoch in p), level)
+    if not math.isfinite(e.low):
+        return e.mean, e.mean
+    return max(e.low, 0.0), min(e.high, 100.0)
 
 
 def _ends(curves: Curves, what: str) -> str:
@@ -181,6 +191,7 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
         raise NoData('no cell was probed')
     known = [arm for arm in analysis.arms if any(arm in c for c in curves.values())]
     names = _few(analysis, known)
+    level = formats.share(analysis.levels[1], 4)
 
     def paint(panels: list[Axes]) -> None:
         heads = ('compared with the previous validation', 'compared with the final routes')
@@ -193,16 +204,25 @@ def agreement(analysis: Analysis, name: str, title: str) -> Picture:
                 for arm, seeds in curves[key].items()
                 if arm in names
             }
-            _lines(axes, means, names)
+            _lines(axes, means, names, band=analysis.levels[1])
             axes.set_title(head)
             axes.set_ylabel('same first choice, %')
             axes.set_ylim(top=min(axes.get_ylim()[1], 102))
             axes.set_xlabel('epoch')
 
     svg = chart.picture(
-        paint, f'{title}: arms {", ".join(names)}', columns=2, names=names, panel=210, top=30
+        paint,
+        f'{title}: arms {", ".join(names)}',
+        columns=2,
+        names=names,
+        marks=[Key(f'band: {level} interval of the mean', {'linewidth': 10, 'alpha': 0.13})],
+        panel=210,
+        top=30,
     )
-    how = _HOW + 'Routes that settle late had little time to specialise. '
+    how = (
+        f'Lines: mean over seeds; bands: its {level} t-interval; layers are averaged. Routes that '
+        'settle late had little time to specialise. '
+    )
     if len(names) < len(known):
         how += (
             f'The picture shows {len(names)} of {len(known)} probed arms, those of primary '

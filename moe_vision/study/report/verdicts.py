@@ -62,10 +62,13 @@ def section(analysis: Analysis) -> Section:
     blocks: list[Block] = [
         Text(
             'Equivalence is tested first (two one-sided tests against the margin), then the gap '
-            '(paired t-test). A gap is the accuracy of the arm minus that of the baseline, after '
-            'the last step, in percentage points. The interval is a t-interval over seeds, at the '
-            'level of its verdict. FLOPs per image are divided by those of the baseline: first '
-            'what the active experts need, then what is executed with padded buffers.'
+            '(paired t-test). A gap that lies within the margin and still differs from zero is '
+            'called both: “negative, within the margin”. A verdict is “not sure” if the exact '
+            'sign-flip test of the same hypothesis does not confirm it at the same level. A gap is '
+            'the accuracy of the arm minus that of the baseline, after the last step, in '
+            'percentage points. The interval is a t-interval over seeds, at the level of its '
+            'verdict. FLOPs per image are divided by those of the baseline: first what the active '
+            'experts need, then what is executed with padded buffers.'
         )
     ]
     if primary:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from scipy import stats
 
 from moe_vision.study import types
-from moe_vision.study.analysis import analyse, statistics
+from moe_vision.study.analysis import analyse, statistics, verdicts
 
 pytestmark = pytest.mark.filterwarnings('error')  # undefined values are not computed
 
@@ -124,12 +125,114 @@ def test_each_verdict():
     assert judged([870, 871, 869, 870, 872], base).verdict == 'negative'
     assert judged([901, 899, 900, 902, 898], base).verdict == 'equivalent'
     assert judged([930, 870, 910, 890, 901], base).verdict == 'inconclusive'
-    gap = judged([901, 902, 901, 902, 901], base)  # 0.14 pp, significant, inside 1 pp
-    assert gap.verdict == 'equivalent' and gap.p < 0.05
-    assert gap.note == (
-        f'negligible: differs from 0 (p = {gap.p_holm:.2g} by Holm) but lies within ±1 pp'
-    )
+    for counts, verdict in (  # 0.14 pp, significant, inside 1 pp
+        ([901, 902, 901, 902, 901], 'positive, within the margin'),
+        ([899, 898, 899, 898, 899], 'negative, within the margin'),
+    ):
+        gap = judged(counts, base)
+        assert gap.verdict == verdict and gap.p < 0.05
+        assert gap.note.startswith(
+            f'differs from 0 (p = {gap.p_holm:.2g} by Holm) and lies within ±1 pp'
+        )
     assert judged([901, 902, 901, 902, 901], base, margin=0.1).verdict == 'positive'
+
+
+@pytest.mark.parametrize(
+    'verdict, decides',
+    [
+        ('positive', 'positive'),
+        ('negative', 'negative'),
+        ('positive, within the margin', 'equivalent'),
+        ('negative, within the margin', 'equivalent'),
+        ('equivalent', 'equivalent'),
+        ('inconclusive', 'inconclusive'),
+    ],
+)
+def test_a_verdict_that_says_both_decides_what_equivalent_decides(verdict, decides):
+    """So no registered expectation comes out otherwise than before the word said both."""
+    assert verdict in typing.get_args(types.Outcome)
+    assert verdicts.decided(verdict) == decides
+    assert decides in typing.get_args(types.Verdict)
+
+
+def test_a_pattern_that_expects_equivalence_is_met_by_a_small_gap():
+    record = study(
+        {'gap': ('moe', 'dense', 'equivalent', True)},
+        seeds=tuple(range(5)),
+        patterns={'all': ('gap',)},
+    )
+    rows = cells(moe=[901, 902, 901, 902, 901], dense=[900] * 5)
+    analysis = analyse.analyse(record, HASH, rows)
+    assert analysis.gaps['gap'].verdict == 'positive, within the margin'
+    assert analysis.patterns[0].supported
+    assert analysis.patterns[0].p == analysis.gaps['gap'].p_tost_holm
+    record['comparisons']['gap']['expected'] = 'positive'  # which small gaps have never met
+    assert not analyse.analyse(record, HASH, rows).patterns[0].supported
+
+
+def spread(mean, seeds):
+    """Counts around 900 + mean, two images apart and different, one per seed."""
+    return [900 + mean + 2 * (i - seeds // 2) + (i == 0) for i in range(seeds)]
+
+
+@pytest.mark.parametrize(
+    'seeds, mean, primary, doubt',
+    [
+        (3, 40, 1, 'the sign rests on a t-test, because with 3 seeds'),
+        (3, -40, 1, 'gives no p below 0.25'),
+        (5, 40, 1, 'gives no p below 0.0625'),
+        (6, 40, 1, ''),  # 2^-5 = 0.031 <= 0.05
+        (6, 40, 2, 'gives no p below 0.03125'),  # Bonferroni's 0.025 for the first of two
+        (8, 40, 4, ''),  # 2^-7 = 0.0078 <= 0.0125
+        (3, 1, 1, 'that it is within the margin rests on a t-test'),
+        (3, 1, 1, 'gives no p below 0.125'),  # one-sided
+        (8, 0, 1, ''),
+    ],
+)
+def test_a_verdict_is_sure_only_where_an_exact_test_can_confirm_it(seeds, mean, primary, doubt):
+    names = [f'arm_{i}' for i in range(primary)]
+    record = study(
+        {n: (n, 'dense', 'none', True) for n in names}, (*names, 'dense'), tuple(range(seeds))
+    )
+    counts = {n: spread(mean, seeds) for n in names}
+    gaps = analyse.analyse(record, HASH, cells(**counts, dense=[900] * seeds)).gaps
+    for gap in gaps.values():
+        assert gap.verdict != 'inconclusive'
+        assert (doubt in gap.doubt) if doubt else gap.doubt == ''
+        assert (gap.note == f'not sure: {gap.doubt}') if doubt else gap.note == ''
+
+
+def test_a_verdict_that_the_sign_flip_test_does_not_confirm_is_not_sure():
+    """One seed of six goes the other way: p of t is below 0.05, that of sign flips is not."""
+    gap = judged([902, 902, 902, 902, 902, 899], [900] * 6, margin=0.05)
+    assert gap.verdict == 'positive' and gap.p < 0.05 < gap.p_sign_flip
+    assert gap.doubt == (
+        f'the exact sign-flip test does not confirm the sign: p = {gap.p_sign_flip:.2g}, level 0.05'
+    )
+    both = judged([899, 898, 899, 897, 900, 897], [900] * 6)
+    assert both.verdict == 'negative, within the margin'
+    assert both.doubt.count('the sign') == (both.p_sign_flip > 0.05)
+    assert judged([930, 870, 910, 890, 901], [900] * 5).doubt == ''  # nothing was decided
+
+
+@pytest.mark.parametrize('primary, outer', [(0, 1 - 0.05 / 4), (1, 0.95), (2, 0.975), (4, 0.9875)])
+def test_all_pictures_of_a_study_have_one_pair_of_levels(primary, outer):
+    """Outer: the primary comparisons, or all if there are none, hold at once; inner: 90 %."""
+    names = [f'arm_{i}' for i in range(4)]
+    record = study(
+        {n: (n, 'dense', 'none', i < primary) for i, n in enumerate(names)},
+        (*names, 'dense'),
+        tuple(range(5)),
+    )
+    counts = {n: spread(20 * i, 5) for i, n in enumerate(names)}
+    analysis = analyse.analyse(record, HASH, cells(**counts, dense=[900, 901, 903, 904, 908]))
+    assert analysis.levels == pytest.approx((outer, 0.9))
+    for of in (*analysis.gaps.values(), *analysis.arms.values()):
+        for drawn, level in zip((of.outer, of.inner), analysis.levels, strict=True):
+            assert drawn == statistics.estimate(drawn.values, level)
+    gap = analysis.gaps['arm_3']
+    wanted = stats.ttest_rel(gap.arm_values, gap.baseline_values).confidence_interval(outer)
+    assert (gap.outer.low, gap.outer.high) == pytest.approx(tuple(wanted))
 
 
 def test_chance_against_chance_is_no_sign_of_equivalence():
@@ -203,10 +306,13 @@ def test_interval_says_what_the_verdict_says():
             e = gap.estimate
             seen.add(gap.verdict)
             excludes_0 = e.low > 0 or e.high < 0
-            if gap.verdict == 'equivalent':
+            if verdicts.decided(gap.verdict) == 'equivalent':
                 assert -1 < e.low and e.high < 1
-                assert gap.note.startswith('negligible') == (
+                assert (gap.verdict != 'equivalent') == (
                     (gap.p_holm if gap.primary else gap.p) <= 0.05
+                )
+                assert gap.verdict == 'equivalent' or gap.verdict.startswith(
+                    'positive' if e.mean > 0 else 'negative'
                 )
             else:
                 assert excludes_0 == (gap.verdict != 'inconclusive')
@@ -214,7 +320,7 @@ def test_interval_says_what_the_verdict_says():
                     (e.mean > 0) == (gap.verdict == 'positive')
                 )
                 assert (gap.p_tost_holm if gap.primary else gap.p_tost) > 0.05
-    assert len(seen) == 4
+    assert seen == set(typing.get_args(types.Outcome))
 
 
 def test_levels_step_down_over_the_primary_comparisons_alone():
@@ -310,7 +416,7 @@ def test_equal_gaps_are_seen_in_float32_shares():
     assert odd.estimate.mean == pytest.approx(1.234567)
 
 
-@pytest.mark.parametrize('bad', [None, float('nan'), 'missing'])
+@pytest.mark.parametrize('bad', [None, float('nan'), 'missing', 1e307, -0.1, 2])
 def test_diverged_run_scores_chance(bad):
     lost = row(900)
     lost['result']['test_accuracy'] = bad

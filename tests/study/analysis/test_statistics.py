@@ -1,5 +1,6 @@
 """Statistics agree with hand-computed numbers and scipy's own tests, and have their properties."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -93,6 +94,51 @@ def test_equal_gaps_have_sd_0_and_no_test(values):
     assert statistics.sign_flip(values) == (0.25 if values[0] else 1)
 
 
+@pytest.mark.parametrize(
+    'value, shown',
+    [
+        (math.inf, 'inf'),
+        (-math.inf, '-inf'),
+        (NAN, 'nan'),
+        (np.float32('inf'), 'inf'),
+        (10**400, 'too large'),
+        (Fraction(10**400, 3), 'too large'),
+    ],
+)
+def test_what_is_no_finite_number_is_named(value, shown):
+    for test in (
+        statistics.exact,
+        statistics.t_test,
+        statistics.sign_flip,
+        lambda v: statistics.estimate(v, 0.95),
+        lambda v: statistics.tost(v, 1),
+        lambda v: statistics.correlation(v, [1, 2]),
+        lambda v: statistics.spearman([1, 2], v),
+    ):
+        with pytest.raises(ValueError, match=f'^value 1 is {shown}; statistics need finite'):
+            test([0.5, value])
+
+
+def test_exact_takes_every_kind_of_finite_number():
+    kinds = [0.1 + 0.2, np.float64(0.3), Fraction(3, 10)]
+    assert statistics.exact(kinds) == [Fraction(3, 10)] * 3
+    whole = statistics.exact([np.int64(3), np.float32(3), 3, True])
+    assert whole == [3, 3, 3, 1] and statistics.exact([]) == []
+    assert statistics.exact([1.5e308, 5e-324]) == [Fraction(1.5e308), 0]
+
+
+@pytest.mark.parametrize('scale', [1.0, 1e-6, 1e150, 1e300, 10**300])
+def test_the_scale_of_gaps_changes_no_test(scale):
+    values = [scale * v for v in (1, 2, 4)]
+    assert statistics.t_test(values) == pytest.approx(statistics.t_test([1, 2, 4]))
+    assert statistics.effect_size(values) == pytest.approx(statistics.effect_size([1, 2, 4]))
+    assert statistics.sign_flip(values) == 0.25
+    assert statistics.tost(values, 3 * scale) == pytest.approx(statistics.tost([1, 2, 4], 3))
+    assert statistics.sign_flip_tost(values, 3 * scale) == statistics.sign_flip_tost([1, 2, 4], 3)
+    assert statistics.correlation(values, [1, 2, 4]) == pytest.approx(1)
+    assert statistics.correlation(values, [4, 2, 1]) < 0
+
+
 def test_one_value_and_none():
     one, none = statistics.estimate([1.5], 0.9), statistics.estimate([], 0.9)
     assert (one.n, one.mean, none.n) == (1, 1.5, 0)
@@ -128,6 +174,37 @@ def test_one_value_and_none():
 )
 def test_sign_flip_by_counting(values, p):
     assert statistics.sign_flip(values) == p
+
+
+@pytest.mark.parametrize(
+    'values, margin, p',
+    [
+        ([0, 0, 0], 1, 1 / 8),  # 1, 1, 1 on both sides: only the observed signs give 3
+        ([0, 0, 0, 0, 0], 1, 1 / 32),
+        ([1, 0, 0], 2, 1 / 8),  # from the upper margin: 1, 2, 2
+        ([3, 0, 0], 2, 2 / 8),  # from the upper margin: -1, 2, 2, whose signs give 5 and 3
+        ([0, 0], 0, 1),
+    ],
+)
+def test_equivalence_by_sign_flips_by_counting(values, margin, p):
+    found = statistics.sign_flip_tost(values, margin)
+    by_hand = []
+    for side in (1, -1):
+        moved = [side * v + margin for v in values]
+        sums = [
+            sum(s * m for s, m in zip(signs, moved, strict=True))
+            for signs in itertools.product((1, -1), repeat=len(values))
+        ]
+        by_hand.append(sum(x >= sum(moved) for x in sums) / len(sums))
+    assert found == max(by_hand) == p
+    assert statistics.sign_flip_tost([-v for v in values], margin) == found
+
+
+@pytest.mark.parametrize('n, p', [(1, 1), (3, 0.25), (5, 0.0625), (6, 0.03125), (8, 0.0078125)])
+def test_the_smallest_attainable_p_is_that_of_equal_signs(n, p):
+    assert statistics.attainable(n) == p == statistics.sign_flip([1] * n)
+    assert statistics.sign_flip_tost([0] * n, 1) == p / 2
+    assert math.isnan(statistics.attainable(0)) and math.isnan(statistics.sign_flip_tost([], 1))
 
 
 def test_sign_flip_with_many_seeds_is_drawn_and_repeatable():
@@ -225,11 +302,49 @@ def test_image_error_where_all_seeds_agree_is_that_of_the_discordant_counts(seed
 
 def test_image_error_by_hand_of_two_seeds_on_three_images():
     arm = np.array([[1, 1, 0], [1, 0, 0]], bool)
-    # differences 1 1 0 and 1 0 0: means 1, 1/2, 0 vary by 1/4; seeds by (0 + 1/2 + 0)/3 of one
-    wanted = 100 * math.sqrt((1 / 4 - 1 / 6 / 2) / 3)
+    # differences 1 1 0 and 1 0 0: means 1, 1/2, 0 vary by 1/4. Without the means of seeds, 2/3 and
+    # 1/3, and of images, what is left is -1/6 1/3 -1/6 and its opposite: 12/36 in all, over 1 * 2
+    wanted = 100 * math.sqrt((1 / 4 - (12 / 36 / 2) / 2) / 3)
     assert statistics.image_error(arm, np.zeros_like(arm)) == pytest.approx(wanted)
     for few in (arm[:1], arm[:, :1], arm[:0]):
         assert math.isnan(statistics.image_error(few, few))
+
+
+@pytest.mark.parametrize(
+    'differences, wanted',
+    [
+        ([[1, 1, 1, 0], [0, 0, 0, -1]], 25.0),  # rows differ by 1 everywhere: only images vary
+        ([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], 25.0),  # all seeds agree: 1/4 over 4 images
+        ([[1, 1], [0, 0]], 0.0),  # only seeds vary
+        ([[1, 0], [0, 1]], 0.0),  # only seeds on images vary: negative, so 0
+        # means 1, 1/2, 0, 0 vary by 11/48; left are -1/8 3/8 -1/8 -1/8 and its opposite: 3/8, over
+        # 1 * 3: 1/8. So (11/48 - 1/16) / 4 = 1/24
+        ([[1, 1, 0, 0], [1, 0, 0, 0]], 100 / math.sqrt(24)),
+    ],
+)
+def test_image_error_by_hand_of_crossed_seeds_and_images(differences, wanted):
+    d = np.array(differences)
+    assert statistics.image_error(d > 0, d < 0) == pytest.approx(wanted)
+    assert statistics.image_error(d < 0, d > 0) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize('seeds, by_seed', [(2, 0.0), (2, 0.3), (5, 0.3)])
+def test_image_error_is_the_spread_over_test_sets_whatever_seeds_change(seeds, by_seed):
+    """Over many test sets of the same seeds, the squared error has the variance of the mean gap."""
+    rng = np.random.default_rng(8)
+    images, sets = 200, 400
+    found, means = [], []
+    for _ in range(sets):
+        rate = np.where(rng.random((1, images)) < 0.5, 0.6, 0.3)  # images vary by 0.15^2
+        seed = by_seed * np.linspace(-1, 1, seeds)[:, None]
+        right = rng.random((seeds, images)) < rate + seed
+        found.append(statistics.image_error(right, np.zeros_like(right)))
+        means.append(100 * right.mean())
+    rates = np.array([0.6, 0.3])[:, None] + by_seed * np.linspace(-1, 1, seeds)
+    one_image = (rates * (1 - rates)).mean()
+    true = 100**2 * 0.15**2 / images
+    assert np.mean(np.square(found)) == pytest.approx(true, rel=0.1)
+    assert np.var(means) == pytest.approx(true + 100**2 * one_image / seeds / images, rel=0.2)
 
 
 @pytest.mark.parametrize('seeds', [2, 8, 64])

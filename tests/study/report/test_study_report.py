@@ -188,6 +188,57 @@ def test_undecided_comparisons_are_called_undecided(made):
     assert 'Pattern `reversal`: not supported' in text
 
 
+def written(analysis):
+    from moe_vision.study.report import answer, document
+
+    return document.markdown(document.Document('t', 'k', 'f', [answer.section(analysis)]), 'f')
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_the_headline_is_as_sure_as_the_smallest_attainable_p_allows(number):
+    """Three seeds that all agree: the t-test finds a gap, but sign flips give no p below 0.25."""
+    maker = cases.Maker(3)
+    base = maker.arm('dense', 90, 0.0, routed=False)
+    names = [
+        maker.compare(maker.arm(f'arm_{i}', 97, 0.3), base, 'positive', True, name=f'gap_{i}')
+        for i in range(number)
+    ]
+    for i in range(3):
+        for arm, by in (('dense', 0), *((f'arm_{n}', 20 + n) for n in range(number))):
+            maker.rows[arm][i]['result']['test_accuracy'] = (300 + by + i * (by > 0)) / 360
+    analysis = analyse.analyse(maker.study(), 'ab' * 32, maker.rows)
+    assert {analysis.gaps[n].verdict for n in names} == {'positive'}
+    assert {analysis.gaps[n].p_sign_flip for n in names} == {0.25}
+    text = written(analysis)
+    why = 'with 3 seeds the exact sign-flip test gives no p below 0.25'
+    (line,) = (x for x in text.splitlines() if x.startswith('> '))
+    start = {
+        1: '> The only primary comparison is positive, but this is not sure: the sign rests on',
+        2: '> Of 2 primary comparisons, 2 are positive. Not sure: `gap_0`, `gap_1` (the sign rests',
+    }[number]
+    assert line.startswith(start) and why in line
+    assert '| Smallest attainable p | 0.25 |' in text
+    assert text.count(why) == 2 + number  # in the headline, each sentence, and the pattern
+
+
+def test_a_gap_that_is_small_and_differs_from_zero_is_called_both(made, tmp_path):
+    name = 'standard_h8_vs_dense_standard'
+    word = 'negative, within the margin'
+    analysis = cases.with_gap(made[0], name, verdict=word, expected='negative')
+    text = written(analysis)
+    assert f'- `{name}`: **{word}**, the accuracy of `standard_h8` lies below that of' in text
+    assert ', by less than 0.50 pp (gap' in text and f'is “{word}”' in text
+    assert f'(expected negative, found “{word}”)' in text
+    equal = cases.with_gap(made[0], name, verdict=word, expected='equivalent')
+    assert f'Directions supported: `{name}`' in written(equal)
+    report.write(analysis, {}, str(tmp_path))
+    page = (tmp_path / 'report.html').read_text()
+    assert f'<span class="v equivalent"><i aria-hidden="true">≈▼</i>{word}</span>' in page
+    assert word in (tmp_path / 'figures/verdicts.svg').read_text()
+    gaps = {row['comparison']: row for row in read(tmp_path / 'tables/gaps.csv')}
+    assert gaps[name]['verdict'] == word
+
+
 def test_rows_of_another_registration_confirm_nothing(made):
     from moe_vision.study.report import document, verdicts
 
