@@ -18,6 +18,12 @@ from moe_vision.common.errors import NotWritten, UserError, nearest
 
 MISTAKE, UNWRITTEN, INTERRUPTED, NOBODY_READS = 2, 3, 130, 141  # exit codes; 1 is a bug
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_GONE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ESTALE,
+    errno.EIO,
+)  # a folder was checked, then vanished
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,7 +106,7 @@ def ending(
     mistakes: tuple[type[Exception], ...] = (UserError,),
 ) -> tuple[int, str] | None:
     """The exit code and the line of an error that the user can mend; None for any other error."""
-    line = 'error: ' + ' '.join(str(error).split())
+    line = 'error: ' + printable(' '.join(str(error).split()))
     if isinstance(error, NotWritten):
         return UNWRITTEN, line
     if isinstance(error, mistakes):
@@ -112,7 +118,20 @@ def ending(
         return UNWRITTEN, (
             f'error: {what} cannot be written: {error.strerror}; make room, and start again.'
         )
+    if isinstance(error, OSError) and error.filename:  # a pipe where a folder belongs, and the like
+        return UNWRITTEN if error.errno in _GONE else MISTAKE, printable(
+            f"error: '{error.filename}' cannot be used: {error.strerror}; see what stands there, "
+            'and start again.'
+        )
     return None
+
+
+def printable(text: str) -> str:
+    """The text without line breaks and other characters that a terminal would take for commands.
+
+    Names in a stranger's files may hold such characters, and messages quote them.
+    """
+    return ''.join(c if c.isprintable() else '\ufffd' for c in text)
 
 
 def say(line: str) -> None:

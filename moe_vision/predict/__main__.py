@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from input_pipeline import files
 from input_pipeline.image_size import too_large
-from moe_vision.common.command_line import Parser
+from moe_vision.common.command_line import Parser, printable
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import trust
@@ -114,7 +114,7 @@ def _is_image(name: str) -> bool:
 
 
 def _skip(error: OSError) -> None:
-    print(f"skipping '{error.filename}': {error.strerror}", file=sys.stderr)
+    print(printable(f"skipping '{error.filename}': {error.strerror}"), file=sys.stderr)
 
 
 def _note(model: 'Model') -> None:
@@ -138,7 +138,7 @@ def _read(model: 'Model', paths: Iterable[str]) -> Iterator[tuple[str, 'np.ndarr
         except OSError as e:
             image, reason = None, e.strerror or str(e)
         if image is None:
-            print(f"skipping '{path}': {reason}", file=sys.stderr)
+            print(printable(f"skipping '{path}': {reason}"), file=sys.stderr)
         else:
             yield path, image
 
@@ -202,7 +202,7 @@ def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
 
 def _lines(row: dict[str, Any]) -> str:
     """A row in several lines, for people."""
-    name = os.fsencode(row['file']).decode('utf-8', 'replace')  # it may be no UTF-8
+    name = printable(os.fsencode(row['file']).decode('utf-8', 'replace'))  # it may be no UTF-8
     lines = [name, *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
     for name, experts in row['layers'].items():
         routes_patches = any(0 < r['tokens'] < 1 for r in experts)

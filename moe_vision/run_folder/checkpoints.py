@@ -24,6 +24,7 @@ from moe_vision.run_folder import abandoned, checksum
 from moe_vision.run_folder.checkpoint_folder import (
     CHECKSUM,
     Folder,
+    check_files,
     compare,
     steps_in,
     warn_of_damage,
@@ -156,6 +157,7 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
 
 def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     abandoned.hide()
+    check_files(path)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         on_host = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree

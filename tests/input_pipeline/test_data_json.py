@@ -106,7 +106,9 @@ def test_values_that_only_tfds_reads_change_nothing(prepared, tmp_path):
         split['filepathTemplate'] = '../../elsewhere-{SHARD_X_OF_Y}'
     file.write_text(json.dumps(described | {'version': [1], 'unknown': {}}))
     with ip.evaluation_batches(cfg, split='test', batch_size=2, rows=[0, 1]) as batches:
-        assert sum(int(batch['valid'].sum()) for batch in batches) == ip.info(cfg).split_sizes['test']
+        assert (
+            sum(int(batch['valid'].sum()) for batch in batches) == ip.info(cfg).split_sizes['test']
+        )
 
 
 def test_an_odd_note_of_an_interrupted_preparation_counts_as_none(tmp_path):

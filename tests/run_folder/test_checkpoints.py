@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+import os
 import random
 import shutil
+import signal
 from typing import NamedTuple
 
 import jax
@@ -314,6 +316,47 @@ def test_a_flipped_bit_never_changes_what_is_read(kind, name, one, tmp_path, cap
         else:
             assert bits(read) == want, (file, data, bytes(flipped))
             file.write_bytes(data)
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def device(file):
+    file.unlink()
+    file.symlink_to('/dev/zero')
+
+
+def linked_folder(file):
+    folder = file.parent
+    folder.rename(folder.with_name('elsewhere'))
+    folder.symlink_to(folder.with_name('elsewhere'))
+
+
+def holes(file):
+    """A file that claims a terabyte, which takes no room on the disk."""
+    os.truncate(file, 2**40)
+
+
+@pytest.mark.parametrize('name', ['raw', 'restore_newest'])
+@pytest.mark.parametrize('make', [pipe, device, linked_folder, holes], ids=lambda f: f.__name__)
+def test_what_is_no_file_of_a_checkpoint_is_not_waited_for(make, name, workdir, caplog):
+    def late(*_):
+        raise TimeoutError('it waits')
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for step, file in ((30, 'default/_METADATA'), (20, 'default/manifest.ocdbt')):
+            make(workdir / 'checkpoints' / 'latest' / str(step) / file)
+            caplog.clear()
+            signal.alarm(20)
+            assert bits(READERS[name](workdir)) == bits((step - 10, state(step - 10)))
+            told = [m for m in warnings(caplog) if f'checkpoint {step} cannot be read' in m]
+            assert len(told) == 1 and ' in it ' in told[0]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def flip_weights(folder):
