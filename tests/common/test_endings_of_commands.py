@@ -67,6 +67,13 @@ def test_a_message_that_quotes_a_file_commands_no_terminal(exit_code, capsys):
     assert capsys.readouterr().err == "error: unknown key '\ufffd[2J\ufffd\ufffdä'\n"
 
 
+@pytest.mark.parametrize('exit_code', ALL.values(), ids=ALL)
+def test_a_message_that_quotes_a_long_value_is_short(exit_code, capsys):
+    exit_code(raising(UserError(f'k is {"x" * 10**6}; it must be an int.')))
+    said = capsys.readouterr().err
+    assert len(said) < 2100 and said.startswith('error: k is xx') and said.endswith(' an int.\n')
+
+
 def test_a_mistake_in_data_and_a_stop(capsys):
     for exit_code in (with_config.exit_code, training.exit_code):
         assert exit_code(raising(DataError('no such set'))) == 2
