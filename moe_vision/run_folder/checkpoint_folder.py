@@ -1,5 +1,6 @@
 """One folder of checkpoints, behind orbax: saves in the background, reads in every process."""
 
+import contextlib
 import errno
 import os
 import re
@@ -153,7 +154,8 @@ class Folder:
         self.wait()
         for step in self._given_up:  # again: parts that were under way made their folders anew
             self.clear(str(step))
-        self._manager.close()
+        with contextlib.suppress(Exception):  # what failed in the background: `wait` has told of it
+            self._manager.close()
 
 
 def _read(path: epath.Path, handler: Any, args: Any) -> Any:

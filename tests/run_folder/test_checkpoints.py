@@ -15,7 +15,7 @@ import pytest
 import train_cases
 
 from moe_vision.common.errors import UserError
-from moe_vision.run_folder import checksum
+from moe_vision.run_folder import checkpoints, checksum
 from moe_vision.run_folder.checkpoints import Checkpoints, load_raw
 from moe_vision.training.step import TrainState
 
@@ -403,6 +403,30 @@ class Moments(NamedTuple):
     mu: dict
     count: jax.Array
     nothing: tuple = ()
+
+
+def test_a_failed_save_that_fails_again_while_closing_is_no_other_error(tmp_path, monkeypatch):
+    """orbax raises the error of a background save at each wait; the run has told of it by then."""
+
+    def fails():
+        raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
+
+    saved, closed = Checkpoints(str(tmp_path), keep=1), []
+    close = saved._best._manager.close
+    monkeypatch.setattr(saved._latest._manager, 'close', fails)
+    monkeypatch.setattr(saved._best._manager, 'close', lambda: closed.append(close()))
+    saved.close()
+    assert closed
+
+
+def test_arrays_that_no_memory_holds_are_not_read(workdir, caplog, monkeypatch):
+    """A description of a few bytes can claim any shape; what is not stored is filled with zeros."""
+    sizes = {'SC_PAGE_SIZE': 4096, 'SC_PHYS_PAGES': 3}  # a state has two arrays of 8,000 bytes
+    assert raw(workdir)[0] == 30
+    monkeypatch.setattr(checkpoints.os, 'sysconf', sizes.get)
+    with pytest.raises(UserError, match='no readable checkpoint'):
+        raw(workdir)
+    assert 'its arrays would take 16,' in caplog.text
 
 
 def test_the_host_computes_the_checksum_of_the_devices(tmp_path):
