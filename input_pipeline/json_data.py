@@ -11,7 +11,7 @@ from input_pipeline import files
 
 MAX_DEPTH = 100  # of lists and objects in each other
 MAX_DIGITS = 4000  # of a whole number; Python refuses over 4,300, but not in every version
-_MAX_BYTES = 2**26  # of a file with one value
+_MAX_BYTES = 2**26  # of one value
 _SHOWN = 50  # characters of a key in a message
 
 
@@ -19,10 +19,12 @@ def parse(data: bytes) -> Any:
     """Returns the JSON value in UTF-8 bytes. NaN and infinities are allowed, as json writes them.
 
     Raises:
-        ValueError: it is no JSON; it is nested too deep, or holds a number of very many digits, a
-            key twice in one object, or half a character. One line says which. A whole number may
-            still be larger than any float.
+        ValueError: it is no JSON; it is too large, nested too deep, or holds a number of very many
+            digits, a key twice in one object, or half a character. One line says which. A whole
+            number may still be larger than any float.
     """
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f'it has {len(data):,} bytes; at most {_MAX_BYTES:,} are read')
     try:
         text = data.decode()
         value = json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ PREPARED = 'prepared.json'  # beside the records: digest, sources, images that c
 _MAX_CLASSES, _MAX_IMAGES = 10**6, 2**31 - 1  # of a set
 _NAME = re.compile(r'\w[\w.-]{,99}')  # of a set or a split: files are named by them
 _MAX_NAMES = 2**26  # bytes of the file of class names
-_TFDS = 'tensorflow_datasets.core.features.'  # the one package whose classes may be named
 
 
 def _lists_of(kind: type) -> Callable[[Any], bool]:
@@ -57,6 +56,7 @@ class Facts:
         num_classes: number of labels.
         image_shape: (H, W, C) as stored; H and W are None if images vary in size.
         sizes: stored split -> images.
+        shards: stored split -> {file of records: its images}; {} if the set is not prepared.
         class_names: one per label.
         keyed: whether each record carries the name of its image.
         prepared: content of `prepared.json`; {} if another program prepared the set.
@@ -69,6 +69,7 @@ class Facts:
     class_names: tuple[str, ...]
     keyed: bool = True
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shards: dict[str, dict[Path, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -106,7 +107,6 @@ def read(directory: Path) -> Facts:
     try:
         described = json_data.read(directory / 'dataset_info.json')
         features = json_data.read(directory / 'features.json')
-        foreign = next((c for c in _classes(features) if not c.startswith(_TFDS)), None)
         features = features['featuresDict']['features']
         dimensions = features['image']['image']['shape']['dimensions']
         height, width, channels = (None if int(d) < 0 else int(d) for d in dimensions)
@@ -123,47 +123,33 @@ def read(directory: Path) -> Facts:
             f'{directory} does not describe images with labels ({type(error).__name__}: {error}); '
             'remove it and prepare the set again.'
         ) from error
-    if foreign:
-        raise DataError(
-            f"{directory / 'features.json'} names the class '{foreign}', which tfds would import; "
-            'data may not name code to run: remove the folder and prepare the set again.'
-        )
     if file_format != 'array_record':
         raise DataError(
             f"{directory} is stored as '{file_format}', but only 'array_record' can be read; "
             f'prepare it with `python -m input_pipeline.prepare --dataset={set_name}`.'
         )
-    for split, lengths in splits.items():
-        for i, length in enumerate(lengths):
-            file = record_file(set_name, split, i, len(lengths))
-            again = (
-                f'restore the file, or remove {directory} and run `python -m '
-                f'input_pipeline.prepare --dataset={set_name}`.'
-            )
-            if not (directory / file).is_file():
-                raise DataError(f'{directory / file} is missing; {again}')
-            if (size := (directory / file).stat().st_size) < length:
-                raise DataError(
-                    f'{directory / file} has {size:,} bytes, too few for {length:,} images; {again}'
-                )
+    shards = {
+        split: {
+            directory / record_file(set_name, split, i, len(lengths)): length
+            for i, length in enumerate(lengths)
+        }
+        for split, lengths in splits.items()
+    }
+    for file, length in (pair for of_split in shards.values() for pair in of_split.items()):
+        again = (
+            f'restore the file, or remove {directory} and run `python -m '
+            f'input_pipeline.prepare --dataset={set_name}`.'
+        )
+        if not file.is_file():
+            raise DataError(f'{file} is missing; {again}')
+        if (size := file.stat().st_size) < length:
+            raise DataError(f'{file} has {size:,} bytes, too few for {length:,} images; {again}')
     names = _class_names(directory / 'label.labels.txt')
     if len(names) != classes:
         names = tuple(f'class_{i}' for i in range(classes))
     sizes = {split: sum(lengths) for split, lengths in splits.items()}
     shape, keyed = (height, width, channels or 3), 'key' in features
-    return Facts(directory, classes, shape, sizes, names, keyed, _prepared(directory))
-
-
-def _classes(features: Any) -> Iterator[str]:
-    """Yields each class that tfds would import to read a description of features."""
-    if isinstance(features, dict):
-        for key, value in features.items():
-            if key in ('pythonClassName', 'python_class_name', 'type') and isinstance(value, str):
-                yield value
-            yield from _classes(value)
-    elif isinstance(features, list):
-        for value in features:
-            yield from _classes(value)
+    return Facts(directory, classes, shape, sizes, names, keyed, _prepared(directory), shards)
 
 
 def record_file(name: str, split: str, number: int, count: int) -> str:

@@ -21,7 +21,7 @@ from input_pipeline.decode import decode
 from input_pipeline.image_size import named
 from input_pipeline.types import DataError
 
-_OPENING = threading.Lock()  # two threads must not resolve tfds' lazy imports at once
+_OPENING = threading.Lock()  # two threads must not open the same files at once
 _SLOW_SECONDS = 1e-3  # ten times what a record in memory takes
 _NAME_FIELDS = ('key', 'file_name', 'id')  # ours, then those of sets that tfds prepares
 _CHUNK = 256  # images that a thread of `read_all` takes at a time

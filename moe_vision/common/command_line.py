@@ -17,7 +17,14 @@ from typing import NoReturn
 from moe_vision.common.errors import NotWritten, UserError, nearest
 
 MISTAKE, UNWRITTEN, INTERRUPTED, NOBODY_READS = 2, 3, 130, 141  # exit codes; 1 is a bug
+_LONGEST = 2000  # characters of a line about an error
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_GONE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ESTALE,
+    errno.EIO,
+)  # a folder was checked, then vanished
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,7 +107,7 @@ def ending(
     mistakes: tuple[type[Exception], ...] = (UserError,),
 ) -> tuple[int, str] | None:
     """The exit code and the line of an error that the user can mend; None for any other error."""
-    line = 'error: ' + ' '.join(str(error).split())
+    line = _short(f'error: {error}')
     if isinstance(error, NotWritten):
         return UNWRITTEN, line
     if isinstance(error, mistakes):
@@ -112,7 +119,27 @@ def ending(
         return UNWRITTEN, (
             f'error: {what} cannot be written: {error.strerror}; make room, and start again.'
         )
+    if isinstance(error, OSError) and error.filename:  # a pipe where a folder belongs, and the like
+        return UNWRITTEN if error.errno in _GONE else MISTAKE, _short(
+            f"error: '{error.filename}' cannot be used: {error.strerror}; see what stands there, "
+            'and start again.'
+        )
     return None
+
+
+def _short(text: str) -> str:
+    """The text in one line that a terminal can show. It may quote a value of any length."""
+    line = printable(' '.join(text.split()))
+    half = _LONGEST // 2  # the end says what to do
+    return line if len(line) <= _LONGEST else f'{line[:half]} … {line[-half:]}'
+
+
+def printable(text: str) -> str:
+    """The text without line breaks and other characters that a terminal would take for commands.
+
+    Names in a stranger's files may hold such characters, and messages quote them.
+    """
+    return ''.join(c if c.isprintable() else '\ufffd' for c in text)
 
 
 def say(line: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from moe_vision.common import json_values
 from moe_vision.common.errors import NotWritten, UserError
 
+MAX_FILE = 2**30  # bytes; no file that a run writes comes near, and no checkpoint is read here
+
 
 def write_json(path: Path, value: Any, error: type[UserError] = NotWritten) -> None:
     """Writes a value as JSON. Numbers that are not finite become null.
@@ -43,6 +45,7 @@ def write(path: Path, data: bytes) -> None:
         return
     part = path.parent / f'.{path.name}.part'
     try:
+        part.unlink(missing_ok=True)  # writing to it would follow a link, or wait for a pipe
         part.write_bytes(data)
         part.replace(path)
     except OSError:
@@ -51,12 +54,13 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
-def read(path: Path | str) -> bytes:
+def read(path: Path | str, limit: int = MAX_FILE) -> bytes:
     """The bytes of a file.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it cannot be read, or is no file: a pipe would keep the reader waiting.
+      ValueError: it cannot be read, is no file (a pipe would keep the reader waiting), or has more
+        than `limit` bytes (a file with holes may claim more than memory holds).
     """
     try:
         if in_bucket(path):
@@ -65,6 +69,8 @@ def read(path: Path | str) -> bytes:
             return epath.Path(path).read_bytes()
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError('not a file')
+        if (size := os.stat(path).st_size) > limit:
+            raise ValueError(f'it has {size:,} bytes; at most {limit:,} are read')
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise
@@ -79,7 +85,7 @@ def read_json(path: Path | str) -> Any:
       FileNotFoundError: there is none.
       ValueError: it cannot be read; the message says why, in one line.
     """
-    return json_values.parse(read(path))
+    return json_values.parse(read(path, json_values.MAX_BYTES))
 
 
 def reason(error: BaseException | None) -> str:

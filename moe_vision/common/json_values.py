@@ -9,6 +9,7 @@ from typing import Any
 MISSING = object()
 _BIDI = frozenset('\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
 _LONGEST_NAME = 300
+MAX_BYTES = 2**26  # of one value
 DEEPEST = 100  # dictionaries and lists inside each other; what a run writes has fewer than 10
 
 
@@ -16,8 +17,11 @@ def parse(data: bytes) -> Any:
     """The JSON value in bytes that may be damaged.
 
     Raises:
-      ValueError: there is none, or it is nested so deeply that code which follows it would fail.
+      ValueError: there is none, it is nested so deeply that code which follows it would fail, or
+        it is too large.
     """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f'it has {len(data):,} bytes; at most {MAX_BYTES:,} are read')
     try:
         value = json.loads(data.decode())
     except RecursionError:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_vision.common import files
+from moe_vision.common import files, json_values
 
 SPLITS = ('train', 'validation')
 _TABLES = ('losses', 'layers', 'timing', 'probe')
@@ -54,6 +54,8 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[Damage]]:
 
 def _row(data: bytes) -> dict[str, Any]:
     """The row in a line; NaN and Infinity are None. Raises ValueError with what is wrong."""
+    if len(data) > json_values.MAX_BYTES:
+        raise ValueError(f'it has {len(data):,} bytes; at most {json_values.MAX_BYTES:,} are read')
     try:
         row = json.loads(data.decode(), parse_constant=lambda name: None)
     except RecursionError as e:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from input_pipeline import files, image_size, walk
-from moe_vision.common.command_line import Parser
+from moe_vision.common.command_line import Parser, printable
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
@@ -108,7 +108,7 @@ def _files(paths: Iterable[str]) -> Iterator[str]:
 
 
 def _skip(path: str, reason: str) -> None:
-    print(f"skipping '{path}': {reason}", file=sys.stderr)
+    print(printable(f"skipping '{path}': {reason}"), file=sys.stderr)
 
 
 def _note(model: 'Model') -> None:
@@ -196,7 +196,7 @@ def _experts(layer: dict[str, 'np.ndarray'], i: int) -> list[dict[str, Any]]:
 
 def _lines(row: dict[str, Any]) -> str:
     """A row in several lines, for people."""
-    name = os.fsencode(row['file']).decode('utf-8', 'replace')  # it may be no UTF-8
+    name = printable(os.fsencode(row['file']).decode('utf-8', 'replace'))  # it may be no UTF-8
     lines = [name, *(f'  {c["probability"]:7.2%}  {c["class"]}' for c in row['classes'])]
     for name, experts in row['layers'].items():
         routes_patches = any(0 < r['tokens'] < 1 for r in experts)

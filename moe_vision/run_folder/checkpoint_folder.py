@@ -1,5 +1,6 @@
 """One folder of checkpoints, behind orbax: saves in the background, reads in every process."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -14,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from moe_vision.common.files import absolute, in_bucket, reason
+from moe_vision.common.json_values import MAX_BYTES
 from moe_vision.processes import peers
 from moe_vision.run_folder import abandoned, checksum
 from moe_vision.run_folder.lives import steps_in
@@ -155,7 +157,8 @@ class Folder:
         self.wait()
         for step in self._given_up:  # again: parts that were under way made their folders anew
             self.clear(str(step))
-        self._manager.close()
+        with contextlib.suppress(Exception):  # what failed in the background: `wait` has told of it
+            self._manager.close()
 
 
 def _read(path: epath.Path, handler: Any, args: Any) -> Any:
@@ -174,6 +177,7 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     )
     values, error = None, None
     try:
+        check_files(path)
         with ocp.Checkpointer(
             handler(multiprocessing_options=alone), multiprocessing_options=alone
         ) as reader:
@@ -183,6 +187,24 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     if not peers.all_agree(error is None):
         raise error or ValueError('another process cannot read it')
     return values
+
+
+def check_files(checkpoint: epath.Path) -> None:
+    """Raises ValueError if a checkpoint holds more than files and folders, or a huge description.
+
+    Reading a pipe would wait for ever. Folders behind links are not looked at, so they are refused.
+    """
+    if in_bucket(checkpoint):
+        return
+    for folder, below, names in os.walk(checkpoint):
+        for name in names:
+            file = os.path.join(folder, name)
+            if not os.path.isfile(file):
+                raise ValueError(f"'{name}' in it is no file")
+            if os.path.basename(folder) != 'd' and os.path.getsize(file) > MAX_BYTES:  # no arrays
+                raise ValueError(f"'{name}' in it has more than {MAX_BYTES:,} bytes")
+        if linked := [name for name in below if os.path.islink(os.path.join(folder, name))]:
+            raise ValueError(f"'{linked[0]}' in it is a link to a folder")
 
 
 def warn_of_damage(folder: epath.Path, step: int, before: int | None, error: Exception) -> None:

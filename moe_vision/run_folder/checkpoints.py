@@ -12,7 +12,9 @@ a checkpoint is restored only if all processes can read it.
 
 import contextlib
 import itertools
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -26,6 +28,7 @@ from moe_vision.run_folder import abandoned, checksum
 from moe_vision.run_folder.checkpoint_folder import (
     CHECKSUM,
     Folder,
+    check_files,
     compare,
     steps_in,
     warn_of_damage,
@@ -204,10 +207,11 @@ def _unreadable(
 
 def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     abandoned.hide()
+    check_files(path.parent)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        on_host = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree
-        )
+        described = reader.metadata(path).tree
+        _check_memory(jax.tree.leaves(described))
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
     own = checksum.of_raw(read_json(path / '_METADATA'), state)
     compare(step, int(state['step']), int(state[CHECKSUM]), own)
@@ -218,6 +222,14 @@ def scored(state: Mapping[str, Any]) -> Any:
     """The weights that were scored, of a state that `load_raw` returned: their moving average, if
     the run kept one."""
     return state.get('ema') or state['params']
+
+
+def _check_memory(arrays: Iterable[Any]) -> None:
+    """Raises ValueError if described arrays do not fit this machine: a few bytes can claim them."""
+    wanted = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays if x.shape)
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if wanted > memory:
+        raise ValueError(f'its arrays would take {wanted:,} bytes; this machine has {memory:,}')
 
 
 def abstract(state: Any, shardings: Any) -> Any:

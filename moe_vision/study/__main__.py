@@ -26,6 +26,7 @@ from absl import flags
 import input_pipeline
 from input_pipeline import DataError
 from moe_vision.common import compile_cache
+from moe_vision.common.command_line import printable
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.paths import expanded
 from moe_vision.config import rules
@@ -203,7 +204,7 @@ def _report(workdir: str) -> None:
         'latency': stopwatch.latency(workdir, left_out.append),
     }
     for line in problems + left_out:
-        print(f'note: {record["name"]}:', *line.split(), file=sys.stderr)
+        print(f'note: {record["name"]}: {printable(" ".join(line.split()))}', file=sys.stderr)
     from moe_vision.study import report
     from moe_vision.study.analysis import analyse
 

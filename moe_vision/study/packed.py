@@ -200,8 +200,9 @@ def _set_aside(file: Path, data: bytes) -> Path:
     """The file beside `file` that holds these bytes, written unless it exists."""
     number = 1
     while (aside := file.with_name(f'{file.name}.set_aside_{number}')).exists():
-        if aside.read_bytes() == data:
-            return aside
+        with contextlib.suppress(OSError):
+            if read_file(aside, MAX_BYTES) == data:
+                return aside
         number += 1
     files.write(aside, data)
     return aside

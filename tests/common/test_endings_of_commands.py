@@ -44,15 +44,34 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/W/a.json')
             "error: '/W/a.json' cannot be written: No space left on device; make room, and "
             'start again.',
         ),
+        (
+            FileExistsError(errno.EEXIST, 'File exists', '/W/claims'),
+            2,
+            "error: '/W/claims' cannot be used: File exists; see what stands there, and start",
+        ),
+        (FileNotFoundError(errno.ENOENT, 'No such file', '/W/a'), 3, "error: '/W/a' cannot be"),
         (KeyboardInterrupt(), 130, 'interrupted'),
     ],
-    ids=['mistake', 'not written', 'full disk', 'ctrl-c'],
+    ids=['mistake', 'not written', 'full disk', 'odd folder', 'gone', 'ctrl-c'],
 )
 @pytest.mark.parametrize('exit_code', ALL.values(), ids=ALL)
 def test_each_kind_of_error_has_its_code_and_one_line(exit_code, error, code, line, capsys):
     assert exit_code(raising(error)) == code
     said = capsys.readouterr().err
     assert said.startswith(line) and said.count('\n') == 1
+
+
+@pytest.mark.parametrize('exit_code', ALL.values(), ids=ALL)
+def test_a_message_that_quotes_a_file_commands_no_terminal(exit_code, capsys):
+    exit_code(raising(UserError("unknown key '\x1b[2J\x07\u202eä'")))
+    assert capsys.readouterr().err == "error: unknown key '\ufffd[2J\ufffd\ufffdä'\n"
+
+
+@pytest.mark.parametrize('exit_code', ALL.values(), ids=ALL)
+def test_a_message_that_quotes_a_long_value_is_short(exit_code, capsys):
+    exit_code(raising(UserError(f'k is {"x" * 10**6}; it must be an int.')))
+    said = capsys.readouterr().err
+    assert len(said) < 2100 and said.startswith('error: k is xx') and said.endswith(' an int.\n')
 
 
 def test_a_mistake_in_data_and_a_stop(capsys):

@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from moe_vision.common import files
+from input_pipeline import json_data
+from moe_vision.common import files, json_values, metric_rows
 from moe_vision.common.errors import NotWritten, UserError
 
 
@@ -72,3 +73,32 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     for name in ('pipe', 'folder'):
         with pytest.raises(ValueError, match='not a file'):
             files.read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize('kind', ['link', 'pipe'])
+def test_a_write_follows_no_link_and_waits_for_no_pipe(kind, tmp_path):
+    """The folder may be a stranger's: what stands under our temporary name is replaced."""
+    (tmp_path / 'precious').write_text('mine')
+    for name in ('a.json', '.a.json.part'):
+        if kind == 'link':
+            (tmp_path / name).symlink_to(tmp_path / 'precious')
+        else:
+            os.mkfifo(tmp_path / name)
+    files.write(tmp_path / 'a.json', b'{}')
+    assert (tmp_path / 'a.json').read_bytes() == b'{}' and not (tmp_path / 'a.json').is_symlink()
+    assert (tmp_path / 'precious').read_text() == 'mine'
+
+
+def test_a_file_that_claims_more_than_memory_holds_is_not_read(tmp_path):
+    with open(tmp_path / 'a.json', 'wb') as f:
+        f.truncate(2**40)
+    for read in (files.read, files.read_json):
+        with pytest.raises(ValueError, match='has 1,099,511,627,776 bytes; at most'):
+            read(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('module', [json_values, json_data, metric_rows])
+def test_a_value_that_would_fill_the_memory_is_not_parsed(module):
+    parse = metric_rows._row if module is metric_rows else module.parse
+    with pytest.raises(ValueError, match=r'has 67,108,\d+ bytes; at most 67,108,864'):
+        parse(b'[' + b' ' * 2**26 + b']')

@@ -4,6 +4,7 @@
 working directory does.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ import input_pipeline
 import main
 import moe_vision
 from configs import base
+from input_pipeline import storage
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import schema, trust, typed
@@ -267,7 +269,7 @@ def test_reports_and_lists_of_a_study_import_nothing(key, where, study, evil, tm
 
 
 def test_a_folder_of_data_names_no_class(tmp_path, evil):
-    """tfds imports the classes that features.json names."""
+    """tfds would import the classes that features.json names, also in JSON inside of a text."""
     name, imported = evil
     config = input_pipeline.DatasetConfig(
         name='digits',
@@ -286,16 +288,25 @@ def test_a_folder_of_data_names_no_class(tmp_path, evil):
     file = next(Path(tmp_path).glob('digits/*/features.json'))
     good = json.loads(file.read_text())
     inner = good['featuresDict']['features']
-    image = inner['image'] | {'pythonClassName': 'stranger.evil.R'}
+    evil_class = {'pythonClassName': 'stranger.evil.R', 'image': {}}
+    core = 'tensorflow_datasets.core.features.'
+    in_text = {'json': json.dumps({'feature': {'type': 'stranger.evil.R', 'content': {}}})}
+    sequence = {'pythonClassName': f'{core}sequence_feature.Sequence', 'jsonFeature': in_text}
     for change in (
-        {**good, 'pythonClassName': 'stranger.evil.R'},
-        {**good, 'python_class_name': 'stranger.evil.R'},
-        {**good, 'type': 'stranger.evil.R', 'content': {}},
-        {**good, 'featuresDict': {'features': inner | {'image': image}}},
+        {'pythonClassName': 'stranger.evil.R'},
+        {'python_class_name': 'stranger.evil.R'},
+        {'type': 'stranger.evil.R', 'content': {}},
+        {'featuresDict': {'features': inner | {'image': inner['image'] | evil_class}}},
+        {'featuresDict': {'features': inner | {'extra': evil_class}}},
+        {'featuresDict': {'features': inner | {'extra': sequence}}},
+        {
+            'type': f'{core}features_dict.FeaturesDict',
+            'proto_cls': 'tensorflow_datasets.FeaturesDict',
+            'content': json.dumps({'features': {'image': evil_class}}),
+        },
     ):
-        file.write_text(json.dumps(change))
-        with pytest.raises(input_pipeline.DataError, match=r'stranger\.evil\.R'):
-            input_pipeline.info(config)
-        with pytest.raises(input_pipeline.DataError, match=r'stranger\.evil\.R'):
+        file.write_text(json.dumps(good | change))
+        with contextlib.suppress(input_pipeline.DataError):
             input_pipeline.require(config)
+            assert storage.records(file.parent, 'train')[0]
         assert not imported()

@@ -97,14 +97,18 @@ def test_each_file_of_a_set_may_be_a_fifo(prepared, tmp_path, name):
         ip.info(cfg)
 
 
-def test_values_that_only_tfds_reads_are_one_line(prepared, tmp_path):
+def test_values_that_only_tfds_reads_change_nothing(prepared, tmp_path):
+    """Such as the template of file names, which could name files elsewhere."""
     shutil.copytree(prepared, tmp_path / 'numbered')
     file, cfg = tmp_path / 'numbered/1.0.0/dataset_info.json', config(SET, tmp_path)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {'version': [1], 'unknown': {}}))
-    with pytest.raises(ip.DataError, match='cannot be opened') as error:
-        with ip.evaluation_batches(cfg, split='test', batch_size=2, rows=[0, 1]) as batches:
-            list(batches)
-    assert '\n' not in str(error.value)
+    described = json.loads(file.read_text())
+    for split in described['splits']:
+        split['filepathTemplate'] = '../../elsewhere-{SHARD_X_OF_Y}'
+    file.write_text(json.dumps(described | {'version': [1], 'unknown': {}}))
+    with ip.evaluation_batches(cfg, split='test', batch_size=2, rows=[0, 1]) as batches:
+        assert (
+            sum(int(batch['valid'].sum()) for batch in batches) == ip.info(cfg).split_sizes['test']
+        )
 
 
 def test_an_odd_note_of_an_interrupted_preparation_counts_as_none(tmp_path):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+import os
 import random
 import shutil
+import signal
 from typing import NamedTuple
 
 import jax
@@ -13,7 +15,7 @@ import pytest
 import train_cases
 
 from moe_vision.common.errors import UserError
-from moe_vision.run_folder import checksum
+from moe_vision.run_folder import checkpoints, checksum
 from moe_vision.run_folder.checkpoints import Checkpoints, load_raw
 from moe_vision.training.step import TrainState
 
@@ -364,6 +366,47 @@ def test_a_flipped_bit_never_changes_what_is_read(kind, name, one, tmp_path, cap
             file.write_bytes(data)
 
 
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def device(file):
+    file.unlink()
+    file.symlink_to('/dev/zero')
+
+
+def linked_folder(file):
+    folder = file.parent
+    folder.rename(folder.with_name('elsewhere'))
+    folder.symlink_to(folder.with_name('elsewhere'))
+
+
+def holes(file):
+    """A file that claims a terabyte, which takes no room on the disk."""
+    os.truncate(file, 2**40)
+
+
+@pytest.mark.parametrize('name', ['raw', 'restore_newest'])
+@pytest.mark.parametrize('make', [pipe, device, linked_folder, holes], ids=lambda f: f.__name__)
+def test_what_is_no_file_of_a_checkpoint_is_not_waited_for(make, name, workdir, caplog):
+    def late(*_):
+        raise TimeoutError('it waits')
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for step, file in ((30, 'default/_METADATA'), (20, 'default/manifest.ocdbt')):
+            make(workdir / 'checkpoints' / 'latest' / str(step) / file)
+            caplog.clear()
+            signal.alarm(20)
+            assert bits(READERS[name](workdir)) == bits((step - 10, state(step - 10)))
+            told = [m for m in warnings(caplog) if f'checkpoint {step} cannot be read' in m]
+            assert len(told) == 1 and ' in it ' in told[0]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def flip_weights(folder):
     """Flips a bit in every kilobyte of the largest file, where the arrays are."""
     file = biggest(folder)
@@ -408,6 +451,30 @@ class Moments(NamedTuple):
     mu: dict
     count: jax.Array
     nothing: tuple = ()
+
+
+def test_a_failed_save_that_fails_again_while_closing_is_no_other_error(tmp_path, monkeypatch):
+    """orbax raises the error of a background save at each wait; the run has told of it by then."""
+
+    def fails():
+        raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
+
+    saved, closed = Checkpoints(str(tmp_path), keep=1), []
+    close = saved._best._manager.close
+    monkeypatch.setattr(saved._latest._manager, 'close', fails)
+    monkeypatch.setattr(saved._best._manager, 'close', lambda: closed.append(close()))
+    saved.close()
+    assert closed
+
+
+def test_arrays_that_no_memory_holds_are_not_read(workdir, caplog, monkeypatch):
+    """A description of a few bytes can claim any shape; what is not stored is filled with zeros."""
+    sizes = {'SC_PAGE_SIZE': 4096, 'SC_PHYS_PAGES': 3}  # a state has two arrays of 8,000 bytes
+    assert raw(workdir)[0] == 30
+    monkeypatch.setattr(checkpoints.os, 'sysconf', sizes.get)
+    with pytest.raises(UserError, match='no readable checkpoint'):
+        raw(workdir)
+    assert 'its arrays would take 16,' in caplog.text
 
 
 def test_the_host_computes_the_checksum_of_the_devices(tmp_path):

@@ -211,6 +211,16 @@ def test_a_damaged_line_is_named_and_left_out(study, workdir, damage, message):
     assert (workdir / 'rows.jsonl.set_aside_2').read_bytes() == b'true\n'
 
 
+def test_lines_are_set_aside_beside_what_is_no_file(study, workdir):
+    """A pipe would keep `pack` waiting for ever."""
+    pack(str(workdir))
+    replace(workdir, 5, b'true')
+    os.mkfifo(workdir / 'rows.jsonl.set_aside_1')
+    (workdir / 'rows.jsonl.set_aside_2').mkdir()
+    pack(str(workdir))
+    assert (workdir / 'rows.jsonl.set_aside_3').read_bytes() == b'true\n'
+
+
 def test_the_first_of_two_lines_of_a_cell_counts(study, workdir):
     pack(str(workdir))
     first = lines(workdir)[4]

@@ -6,11 +6,15 @@ CSV files. Everything except `timings.md` and `timings/` follows from the rows a
 Numbers, pages and figures look as in the report of a run, `moe_vision.report`.
 """
 
+import errno
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from moe_vision.common import files
+from moe_vision.common.errors import NotWritten
 from moe_vision.common.json_values import as_dict, as_list
 from moe_vision.report.formats import count
 from moe_vision.study.analysis.analyse import Analysis
@@ -28,6 +32,9 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
 
     Returns:
       The paths written, sorted.
+
+    Raises:
+      NotWritten: a file cannot be written; one that was there before is unchanged.
     """
     from moe_vision.report import figure  # drawing takes a second to import
     from moe_vision.study.report import document, page, pictures, timing, trend
@@ -54,10 +61,18 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
                 contents[f'{path}.svg'] = figure.alone(picture.svg)
                 contents[f'{path}.csv'] = tables.csv_text(picture.head, picture.rows)
     folder = epath.Path(out)
-    for part in ('tables', 'figures', 'timings'):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content.encode('utf-8', 'replace'))
+    try:
+        for part in ('', 'tables', 'figures', 'timings'):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            if os.path.islink(folder / part):  # of a stranger, perhaps
+                raise OSError(errno.ELOOP, f"'{folder / part}' is a link to another folder")
+        for name, content in contents.items():
+            files.write(folder / name, content.encode('utf-8', 'replace'))
+    except OSError as e:
+        raise NotWritten(
+            f"the report in '{folder}' cannot be written: {files.reason(e)}; make room, and start "
+            'again.'
+        ) from e
     return sorted(str(folder / name) for name in contents)
 
 

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import html.parser
 import math
+import os
 import re
 
 import pytest
 import study_report_cases as cases
 
+from moe_vision.common.errors import NotWritten
 from moe_vision.study import report
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report import document
@@ -131,6 +133,41 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path):
     for cell in cells:
         if cell.startswith(('=', '+', '-', '@', '\t', '\r', '\n')):
             float(cell)
+
+
+@pytest.mark.parametrize('kind', ['link', 'pipe', 'hidden link'])
+def test_a_report_is_written_through_no_link(kind, tmp_path):
+    """The folder of a study may be a stranger's, with anything where the report is written."""
+    (tmp_path / 'precious').write_text('mine')
+    for name in ('report.md', 'report.html', 'timings.md'):
+        if kind == 'pipe':
+            os.mkfifo(tmp_path / name)
+        else:
+            hidden = f'.{name}.part' if kind == 'hidden link' else name
+            (tmp_path / hidden).symlink_to(tmp_path / 'precious')
+    report.write(one_seed(), {}, str(tmp_path))
+    assert (tmp_path / 'precious').read_text() == 'mine'
+    assert (tmp_path / 'report.md').read_text().startswith('#')
+
+
+@pytest.mark.parametrize(
+    'place, kind',
+    [
+        ('report', 'file'),
+        ('report', 'link'),
+        ('report/tables', 'file'),
+        ('report/tables', 'link'),
+        ('report/report.md', 'folder'),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_one_line(place, kind, tmp_path):
+    odd, elsewhere = tmp_path / place, tmp_path / 'elsewhere'
+    odd.parent.mkdir(exist_ok=True)
+    elsewhere.mkdir()
+    {'file': odd.touch, 'folder': odd.mkdir, 'link': lambda: odd.symlink_to(elsewhere)}[kind]()
+    with pytest.raises(NotWritten, match="report' cannot be written: ") as e:
+        report.write(one_seed(), {}, str(tmp_path / 'report'))
+    assert '\n' not in str(e.value) and not list(elsewhere.iterdir())
 
 
 def nothing() -> Analysis:
