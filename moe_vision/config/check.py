@@ -55,7 +55,7 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
     router = registry.entry('router', registry.ROUTERS, moe.router)
     optimizer = registry.entry('optimizer', registry.OPTIMIZERS, train.optimizer)
-    name = moe.expert or ('mlp' if moe.placement == 'head' else backbone.expert)
+    name = moe.expert or ('mlp' if moe.placement in schema.HEADS else backbone.expert)
     expert = registry.entry('expert', registry.EXPERTS, name)
     for loss in moe.losses:
         registry.entry('loss', registry.LOSSES, loss)

@@ -85,12 +85,15 @@ class RandomArgs:
 @dataclasses.dataclass(frozen=True)
 class SoftArgs:
     axis: Literal['tokens', 'batch', 'none'] = 'none'
+    gate: Literal['softmax', 'even'] = 'softmax'  # even: a token is the plain mean of all slots
     slots_per_expert: int = 1
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         positive(self, 'slots_per_expert', 'temperature')
         unread(self, 'slots_per_expert', self.axis != 'none', "axis is 'none'")
+        mixes = self.gate == 'softmax' or self.axis != 'none'
+        unread(self, 'temperature', mixes, "gate is 'even' and axis is 'none'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,7 @@ ROUTERS = {
         'moe_vision.routing.routers.top_k:Supervised', SupervisedArgs, supplies=('superclass',)
     ),
     'random': Entry('moe_vision.routing.routers.random:Random', RandomArgs),
+    'oracle': Entry('moe_vision.routing.routers.random:Oracle', RandomArgs, needs=('domain',)),
     'bias_balanced': Entry(
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),

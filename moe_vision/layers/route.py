@@ -40,9 +40,15 @@ class Step:
     fraction: Array | float = 0.0  # of training done
     labels: Array | None = None  # [B] int32
     start: Array | int = 0  # place of the first token in the whole pass; groups are numbered by it
+    extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B] each, for routers
     intervention: Intervention | None = None  # changes routes after they are made
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
+
+    @classmethod
+    def example(cls, images: int, **fields: Any) -> 'Step':
+        """A step for tracing a network: it has all that data can tell routers, as zeros."""
+        return cls(extras={'domain': jnp.zeros(images, jnp.int32)}, **fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +144,7 @@ def route_groups(
         (shared, key, jnp.asarray(step.fraction, jnp.float32)),
         bank or {},
         step.start // size + jnp.arange(tokens // size),
-        (x, valid, step.labels, carry, extras or {}),
+        (x, valid, step.labels, carry, {**step.extras, **(extras or {})}),
     )
     return Routed(y, choices, carry, values, counts)
 

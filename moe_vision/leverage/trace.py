@@ -135,7 +135,7 @@ def trace_images(config: Config, tokens: int) -> int:
     moe = config.model.moe
     if moe.placement == 'none':
         return 1
-    if moe.placement == 'head':
+    if moe.placement in schema.HEADS:
         return moe.group_size
     return math.lcm(moe.group_size, tokens) // tokens
 
@@ -162,7 +162,7 @@ def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
     variables, layers = _shapes(model, info, images)
 
     def forward(variables, x, key):
-        step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
+        step = Step.example(images, train=True, key=key, labels=jnp.zeros(images, jnp.int32))
         return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
 
     counts = flops.count(forward, variables, x, jax.random.key(0))
@@ -184,7 +184,9 @@ def _shapes(model: Model, info: DatasetInfo, images: int):
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note_tokens):
-        variables = jax.eval_shape(lambda k, x: net.init(k, x, Step()), jax.random.key(0), x)
+        variables = jax.eval_shape(
+            lambda k, x: net.init(k, x, Step.example(images)), jax.random.key(0), x
+        )
     return variables, layers
 
 

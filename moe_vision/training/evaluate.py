@@ -20,7 +20,7 @@ import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common.streams import RunStream
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import DROPPING, Config
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
@@ -54,7 +54,7 @@ class Evaluator:
         self._steps: dict[bool, Callable] = {}
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
-        routed = model.moe.placement != 'none' and model.twin in ('none', 'same_drops')
+        routed = model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
         self._has_capacity = routed and not leverage.soft(model)  # soft routing drops no choice
         self._can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
 
@@ -246,7 +246,7 @@ class Evaluator:
             self.config.dataset, split=split, batch_size=self.batch, rows=self._rows
         ) as batches:
             for batch in batches:
-                arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
+                arrays = {n: x for n, x in batch.items() if n != 'index'}
                 yield batch, mesh_lib.to_devices(arrays, self.mesh, 1)
 
 
