@@ -105,7 +105,8 @@ def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
     for name in typing.get_args(typing.get_type_hints(schema.Model)['twin']):
         if name == 'none':
             continue
-        model = dataclasses.replace(config.model, twin=name)
+        drops = (0.0, 0.0) if name == 'same_measured_drops' else ()  # they cost nothing
+        model = dataclasses.replace(config.model, twin=name, measured_drops=drops)
         try:
             routing_rules.check(dataclasses.replace(config, model=model))
         except UserError as e:

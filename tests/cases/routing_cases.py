@@ -34,9 +34,10 @@ _MORE = {
         {'second_choice': 'random_expert', 'noise': 'gaussian'},
     ],
     'random': [{'gate': 'softmax'}],
+    'oracle': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
-    'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
+    'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
     (name, tuple(args.items())) for name in registry.ROUTERS for args in [{}, *_MORE.get(name, [])]
@@ -86,6 +87,7 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
         train=train,
         group=jnp.arange(groups) if group is None else jnp.asarray(group),
         labels=jnp.arange(groups * tokens).reshape(groups, tokens) % CLASSES,
+        extras={'domain': jnp.arange(groups * tokens).reshape(groups, tokens) % 3},
     )
 
 

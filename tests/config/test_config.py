@@ -679,3 +679,31 @@ def test_a_file_changed_within_the_same_second_is_read_anew(tmp_path):
         file.write_text(f'def get_config():\n    return {value}\n')
         os.utime(file, (1e9, 1e9))
         assert source.run(str(file)) == value
+
+
+@pytest.mark.parametrize(
+    'changes, says',
+    [
+        (
+            {'model.moe.router': 'oracle', 'model.moe.router_args': {}, 'model.moe.losses': {}},
+            ['dataset.domains is 0', 'set it'],
+        ),
+        ({'model.measured_drops': (0.1, 0.2)}, ['measured_drops', 'same_measured_drops']),
+        ({'model.twin': 'same_measured_drops'}, ['two shares or more', 'moe_vision.report.drops']),
+        (
+            {'model.twin': 'same_measured_drops', 'model.measured_drops': (0.1, 1.2)},
+            ['model.measured_drops', '[0, 1]'],
+        ),
+        (
+            {
+                'model.moe.router': 'soft',
+                'model.moe.router_args': {},
+                'model.moe.losses': {},
+                'model.twin': 'ensemble',
+            },
+            ['has no k', 'same_executed_flops'],
+        ),
+    ],
+)
+def test_domains_drops_and_ensembles_say_what_they_need(changes, says):
+    told(changes, *says)
