@@ -692,7 +692,7 @@ def test_a_file_changed_within_the_same_second_is_read_anew(tmp_path):
         ({'model.twin': 'same_measured_drops'}, ['two shares or more', 'moe_vision.report.drops']),
         (
             {'model.twin': 'same_measured_drops', 'model.measured_drops': (0.1, 1.2)},
-            ['model.measured_drops', '[0, 1]'],
+            ['model.measured_drops', 'a share, from 0 to 1'],
         ),
         (
             {
