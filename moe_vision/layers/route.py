@@ -6,6 +6,7 @@ Axes: B tokens given (images, or patches), G groups, T tokens of a group, E expe
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +20,9 @@ from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
 from moe_vision.routing.plan import IndexPlan, index_plan
+from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.soft_plan import SoftPlan, soft_plan
-from moe_vision.routing.types import Context, Routing, SoftRouting
+from moe_vision.routing.types import Context, Router, Routing, SoftRouting
 
 Array = jax.Array
 
@@ -159,6 +161,23 @@ def make_plan(
     slots = capacity(factor, layer.k, layer.group_size, layer.num_experts, layer.capacity_multiple)
     keys = context.keys(LayerStream.PRIORITY) if layer.priority == 'random' else None
     return index_plan(routing, layer.num_experts, slots, layer.priority, keys)
+
+
+def slots_per_token(layer: Any, router: Router) -> Fraction:
+    """Slots of all experts that training computes, full or empty, per token of a group.
+
+    Of soft routing: E if every expert sees every token, else E * P / T.
+
+    Args:
+      layer: its attributes num_experts, k, group_size, capacity_factor and capacity_multiple are
+        read: an `MoE`, or the config's `model.moe`.
+    """
+    if isinstance(router, Soft):
+        tokens = 1 if router.args.axis == 'none' else layer.group_size
+        return Fraction(layer.num_experts * router.slots, tokens)
+    factor, multiple = layer.capacity_factor, layer.capacity_multiple
+    slots = capacity(factor, layer.k, layer.group_size, layer.num_experts, multiple)
+    return Fraction(layer.num_experts * slots, layer.group_size)
 
 
 def choices_of(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan) -> dict[str, Array]:

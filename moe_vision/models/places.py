@@ -11,8 +11,7 @@ from moe_vision.common import flops
 from moe_vision.config.schema import DROPPING, Moe
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import make_expert, make_router
-from moe_vision.routing.capacity import capacity
-from moe_vision.routing.routers.soft import Soft
+from moe_vision.layers.route import slots_per_token
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
@@ -46,8 +45,10 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
         def cost(h: int) -> int:
             return expert_flops(widened(h), payload)
 
-        passes = choices_per_token if twin == 'same_active_flops' else slots_per_token
-        target = passes(moe) * cost(one.hidden)
+        router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
+        active = twin == 'same_active_flops'
+        passes = choices_per_token(moe) if active else slots_per_token(moe, router)
+        target = passes * cost(one.hidden)
     else:
 
         def cost(h: int) -> int:
@@ -79,21 +80,6 @@ def choices_per_token(moe: Moe) -> Fraction:
     """Experts that a token takes: k, or with null experts the mean under balanced choices."""
     router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
     return Fraction(moe.k * moe.num_experts, router.num_ids)
-
-
-def slots_per_token(moe: Moe) -> Fraction:
-    """Slots of all experts that training computes, full or empty, per token of a group.
-
-    Of soft routing: E if every expert sees every token, else E * P / T.
-    """
-    router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
-    if isinstance(router, Soft):
-        tokens = 1 if router.args.axis == 'none' else moe.group_size
-        return Fraction(moe.num_experts * router.slots, tokens)
-    slots = capacity(
-        moe.capacity_factor, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple
-    )
-    return Fraction(moe.num_experts * slots, moe.group_size)
 
 
 def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:
