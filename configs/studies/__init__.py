@@ -11,8 +11,8 @@
 | `tuning.py` | learning rate and epochs, chosen on validation before any of these |
 | `gate.py` | whether the Fashion-MNIST campaign can answer; its argument is the part |
 
-`campaign` holds what the studies of that campaign share. For the others, `sets` holds the numbers of
-every data set, `data_set` describes their fields, and `common` holds what the experiments share. A
+`campaign` holds what the studies of that campaign share. For the others, `sets` holds the numbers
+of every data set, `data_set` describes their fields, and `common` holds what they share. A
 study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity, widths,
 optimizer, epochs, batch and augmentation are this project's own choice.
 """
