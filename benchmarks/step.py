@@ -59,6 +59,7 @@ def batch(setup: Setup) -> dict[str, jax.Array]:
         'image': lambda shape: rng.integers(0, 256, shape, np.uint8),
         'label': lambda shape: rng.integers(0, setup.info.num_classes, shape).astype(np.int32),
         'valid': lambda shape: np.ones(shape, bool),
+        'domain': lambda shape: np.zeros(shape, np.int32),
     }
     return {n: jax.device_put(draw[n](x.shape), x.sharding) for n, x in batch_shapes(setup).items()}
 

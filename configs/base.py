@@ -41,6 +41,9 @@ def get_config() -> ConfigDict:
     # train on this many images, drawn after validation was held out and the same for every seed and
     # arm; 0 takes all
     c.dataset.train_images = 0
+    # a test bed for routers: mark each image with one of this many domains, each with its own order
+    # of the labels (input_pipeline/domains.py); 0 is off
+    c.dataset.domains = 0
 
     c.model = ConfigDict()
     c.model.name = 'conv'  # a name in BACKBONES, or package.module:Class
@@ -51,12 +54,20 @@ def get_config() -> ConfigDict:
     # routed place:
     #   same_width: a block as large as one expert
     #   same_active_flops: a block with the FLOPs of the experts that a token takes
+    #   same_executed_flops: a block with the FLOPs of the buffers that training fills
     #   same_params: a block with the parameters of the router and all experts
     #   same_drops: same_width, which drops as many tokens as a random router would
+    #   same_measured_drops: same_width, which drops at random what `measured_drops` says
+    #   ensemble: k blocks as large as one expert, and the mean of their outputs
     c.model.twin = 'none'
+    # of twin same_measured_drops: the share of the choices that are dropped, at equally spaced
+    # moments from the first to the last step, and then in evaluation
+    c.model.measured_drops = ()
 
     c.model.moe = ConfigDict()
-    c.model.moe.placement = 'last_1'  # none, head, last_N, every_N, or block numbers such as '1,3'
+    # none, head, pure_head (without a shortcut around it), last_N, every_N, or block numbers such
+    # as '1,3'
+    c.model.moe.placement = 'last_1'
     c.model.moe.router = 'top_k'  # a name in ROUTERS, or package.module:Class
     c.model.moe.router_args = {'noise': 'gaussian'}  # arguments of the router; `load` needs noise
     c.model.moe.num_experts = 8  # E, experts at each routed place

@@ -1,7 +1,8 @@
 """Yields endless training batches and exact evaluation batches, read ahead in the background.
 
 Axes: R rows of the batch that this process loads, H height, W width, C channels. A batch is
-{'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R], 'index': int32 [R]}.
+{'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R], 'index': int32 [R]}, with
+'domain': int32 [R] if the config asks for domains.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import augment, checks, metadata, order, other_formats, splits, storage
+from input_pipeline import augment, checks, domains, metadata, order, other_formats, splits, storage
 from input_pipeline.cores import cores
 from input_pipeline.decode import decode
 from input_pipeline.reader import Item, Reader
@@ -140,6 +141,7 @@ def build_steps(
         kind=cfg.augment,
         layers=cfg.randaugment_layers,
         magnitude=cfg.randaugment_magnitude,
+        domains=domains.of_split(cfg.domains, known.sizes[part.stored], known.num_classes, shape),
     )
 
 

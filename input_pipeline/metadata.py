@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import files, json_data
+from input_pipeline import domains, files, json_data
 from input_pipeline.builder import Builder
 from input_pipeline.image_size import MAX_PIXELS
 from input_pipeline.registry import find
@@ -267,10 +267,12 @@ def info(cfg: DatasetConfig) -> DatasetInfo:
     builder = find(cfg.name)
     check(cfg)
     known = facts(builder, cfg.data_dir)
+    shape = image_shape(cfg, known)
+    domains.of_split(cfg.domains, 0, known.num_classes, shape)  # refuses what does not fit
     return DatasetInfo(
         name=builder.name,
         num_classes=known.num_classes,
-        image_shape=image_shape(cfg, known),
+        image_shape=shape,
         split_sizes=split_sizes(builder, known, cfg.validation_fraction, cfg.train_images),
         class_names=known.class_names,
         digest=known.prepared.get('digest', ''),

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_HOLD_OUT, _EVALUATION, _SUBSET = 1, 2, 3  # streams: the same for every run, arm and seed
+_HOLD_OUT, _EVALUATION, _SUBSET, DOMAINS = 1, 2, 3, 4  # streams: the same for every run and arm
 _MASK = 2**64 - 1
 
 

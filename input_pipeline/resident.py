@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import augment, order
+from input_pipeline import augment, domains, order
 from input_pipeline.loader import build_steps
 from input_pipeline.reader import Item
 from input_pipeline.types import DatasetConfig
@@ -27,7 +27,8 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
     """Decodes the whole training split.
 
     Returns:
-        {'image': uint8 [N, H, W, C], 'label': int32 [N], 'valid': bool [N]}. An image that cannot
+        {'image': uint8 [N, H, W, C], 'label': int32 [N], 'valid': bool [N]}, and 'domain': int32
+        [N] if the set has domains; the images are still without their marks. An image that cannot
         be decoded becomes zeros with valid=False, and the log names it.
 
     Raises:
@@ -42,6 +43,8 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
         'label': np.zeros(steps.size, np.int32),
         'valid': np.ones(steps.size, np.bool_),
     }
+    if steps.domains:
+        out['domain'] = steps.domains.of_image[stored]
 
     def fitted(item: Item) -> Item:  # in the threads, so that no large image waits
         if item.image is None:
@@ -56,6 +59,8 @@ def load(cfg: DatasetConfig) -> dict[str, np.ndarray]:
             logging.warning("cannot decode image '%s'; its row is masked out", item.key)
         else:
             out['image'][i] = item.image
+    if steps.domains:
+        out['label'] = steps.domains.permuted(out['label'], out['domain'])
     return out
 
 
@@ -94,16 +99,20 @@ def padding(cfg: DatasetConfig, shape: tuple[int, int, int]) -> int:
     return 0 if cfg.augment == 'none' else augment.padding(shape[0])
 
 
-def gather(split: dict[str, Any], rows: Any, pad: int) -> dict[str, Any]:
+def gather(
+    split: dict[str, Any], rows: Any, pad: int, codes: np.ndarray | None = None
+) -> dict[str, Any]:
     """Builds a batch on the device.
 
     Args:
         split: the arrays of `load`.
         rows: int32 [*, R, 4], from `Rows`.
         pad: pixels added on each side before cropping, from `padding`.
+        codes: uint8 [D, ROWS, W, C], from `domains.codes`, if the set has domains.
 
     Returns:
-        {'image': uint8 [*, R, H, W, C], 'label': int32 [*, R], 'valid': bool [*, R]}.
+        {'image': uint8 [*, R, H, W, C], 'label': int32 [*, R], 'valid': bool [*, R]}, and
+        'domain': int32 [*, R] if the set has domains.
     """
     import jax
     import jax.numpy as jnp
@@ -119,6 +128,9 @@ def gather(split: dict[str, Any], rows: Any, pad: int) -> dict[str, Any]:
         padded = jnp.pad(batch['image'], ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         image = jax.vmap(crop)(padded, flat)
         batch['image'] = jnp.where(flat[:, 3, None, None, None] > 0, image[:, :, ::-1], image)
+    if codes is not None:
+        marked = domains.mark(batch['image'], jnp.asarray(codes)[batch['domain']])
+        batch['image'] = jnp.where(batch['valid'][:, None, None, None], marked, batch['image'])
     return {name: x.reshape(*rows.shape[:-1], *x.shape[1:]) for name, x in batch.items()}
 
 

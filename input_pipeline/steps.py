@@ -11,9 +11,11 @@ import dataclasses
 import numpy as np
 
 from input_pipeline import augment, order
+from input_pipeline.domains import Domains
 from input_pipeline.reader import Item, Reader
 
-# {'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R], 'index': int32 [R]}
+# {'image': uint8 [R, H, W, C], 'label': int32 [R], 'valid': bool [R], 'index': int32 [R]}, and
+# 'domain': int32 [R] where the set has domains
 Batch = dict[str, np.ndarray]
 
 
@@ -33,6 +35,7 @@ class Steps:
     kind: str  # of augmentation, one of types.AUGMENTS
     layers: int  # operations of RandAugment
     magnitude: float  # of RandAugment
+    domains: Domains | None = None
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
         """Returns the batch of a step, and the names of the images that cannot be decoded."""
@@ -53,6 +56,9 @@ class Steps:
             'valid': np.zeros(count, np.bool_),
             'index': index.astype(np.int32),
         }
+        if self.domains:
+            batch['domain'] = np.zeros(count, np.int32)
+            batch['domain'][present] = self.domains.of_image[stored[present]]
         bad = []
         for slot, item in zip(present.tolist(), items, strict=True):
             batch['label'][slot] = item.label
@@ -61,6 +67,8 @@ class Steps:
                 bad.append(item.key)
             else:
                 batch['image'][slot], batch['valid'][slot] = image, True
+        if self.domains:
+            self.domains.apply(batch)
         batch['image'][~batch['valid']] = 0
         return batch, tuple(bad)
 

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import TypeVar
 
 AUGMENTS = ('none', 'pad_crop_flip', 'pad_crop', 'random_resized_crop')
+MAX_DOMAINS = 256
 SPLITS = ('train', 'validation', 'test')
 _T = TypeVar('_T')
 
@@ -91,6 +92,11 @@ class DatasetConfig:
         'train on this many images, drawn after validation was held out and the same for every '
         'seed and arm; 0 takes all',
     )
+    domains: int = _key(
+        0,
+        'a test bed for routers: mark each image with one of this many domains, each with its own '
+        'order of the labels (input_pipeline/domains.py); 0 is off',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +162,10 @@ def check(cfg: DatasetConfig) -> None:
         )
     if cfg.train_images < 0:
         raise DataError(f'train_images is {cfg.train_images}; give a number of images, or 0 (all).')
+    if cfg.domains < 0 or cfg.domains == 1 or cfg.domains > MAX_DOMAINS:
+        raise DataError(
+            f'domains is {cfg.domains}; give a number from 2 to {MAX_DOMAINS}, or 0 (off).'
+        )
     if cfg.resident and cfg.augment == 'random_resized_crop':
         raise DataError(
             "resident is set, but augment 'random_resized_crop' resizes on the host; use pad_crop "

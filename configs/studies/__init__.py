@@ -9,10 +9,10 @@
 | `temperature.py` | E6: schedules of the router's temperature |
 | `wall_clock.py` | E7: accuracy against time |
 | `tuning.py` | learning rate and epochs, chosen on validation before any of these |
-| `pilot.py` | what a cell of each arm will take |
+| `gate.py` | whether the Fashion-MNIST campaign can answer; its argument is the part |
 
-`sets` holds the numbers of every data set, `data_set` describes their fields, and `common` holds
-what the experiments share. A study says which of its hypotheses are claims of arXiv 2605.15484;
-networks, E, capacity, widths, optimizer, epochs, batch and augmentation are this project's own
-choice.
+`campaign` holds what the studies of that campaign share. For the others, `sets` holds the numbers
+of every data set, `data_set` describes their fields, and `common` holds what they share. A
+study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity, widths,
+optimizer, epochs, batch and augmentation are this project's own choice.
 """

@@ -43,7 +43,6 @@ class DataSet:
         and the last above the number of classes.
       soft_per_sample: E of per-sample Soft MoE, where each expert is one slot.
       rates, lengths: the grid of learning rates and epochs that was tuned over; () where none was.
-      before: overrides of the tuning and the pilot over `recipe`, which was fixed after them.
     """
 
     name: str
@@ -65,5 +64,4 @@ class DataSet:
     soft_per_sample: tuple[int, ...]
     rates: tuple[float, ...] = ()
     lengths: tuple[float, ...] = ()
-    before: Overrides = dataclasses.field(default_factory=dict)
     seed_mode: Literal['one_by_one', 'together'] = 'one_by_one'

@@ -91,62 +91,6 @@ DIGITS = DataSet(
     soft_per_sample=(4, 8, 16),
 )
 
-# 28x28 images, a fixed 3,840 of 57,000 to train on, 10,000 to test on: as many as let the six
-# studies end within 20 core-hours (docs/studies.md). Tuned at 6,000, 375 and 750 steps.
-FASHION_MNIST = DataSet(
-    name='fashion_mnist',
-    config='configs/fashion_mnist_k2.py',
-    classes=10,
-    seeds=tuple(range(8)),
-    margin=0.3,
-    learning_rate=1e-2,
-    epochs=8.0,
-    rates=(1e-3, 3e-3, 1e-2, 3e-2),
-    lengths=(4.0, 8.0),
-    tuning=_TUNED.format('learning rates 0.001, 0.003, 0.01 and 0.03, 4 and 8 epochs'),
-    before={'dataset.train_images': 6000, 'eval.every_epochs': 2.0},
-    recipe={
-        'dataset.train_images': 3840,
-        'dataset.validation_fraction': 0.05,
-        'dataset.resident': True,
-        'train.batch_size': 64,
-        'eval.every_epochs': 4.0,
-        'eval.batch_size': 512,
-        'checkpoint.every_epochs': 1000.0,
-        'log.every_steps': 100,
-    },
-    sweep=_sweep(
-        {
-            'model.args': {'widths': (8, 16, 32), 'depth': 1},
-            'model.moe.placement': 'head',
-            'model.moe.num_experts': 4,
-        },
-        {
-            'standard': (
-                (253, 0.005),
-                (1556, 0.030),
-                (6856, 0.120),
-                (21548, 0.300),
-                (61452, 0.550),
-            ),
-            'depthwise': (
-                (142, 0.005),
-                (876, 0.030),
-                (3860, 0.120),
-                (12130, 0.300),
-                (34592, 0.550),
-            ),
-        },
-    ),
-    backbone=_net(0.373, (8, 16, 40), 1, 'last_1', expert_args={'norm_groups': 4}),
-    half_hidden=20,
-    head=_net(0.005, (8, 16, 40), 1, 'head', hidden=240),
-    every=_net(0.851, (8, 16, 40), 1, 'every_1', expert_args={'norm_groups': 4}),
-    soft_group=64,
-    soft_batch=((4, 1), (8, 1), (8, 2), (8, 4)),
-    soft_per_sample=(4, 8),
-)
-
 _CIFAR_RECIPE: Overrides = {
     'dataset.resident': True,
     'eval.every_epochs': 5.0,
@@ -264,7 +208,7 @@ IMAGENET = DataSet(
     soft_per_sample=(8, 16),
 )
 
-SETS = (DIGITS, FASHION_MNIST, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGENET)
+SETS = (DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGENET)
 
 
 def named(name: str, among: Iterable[DataSet] = SETS) -> DataSet:

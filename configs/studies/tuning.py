@@ -25,7 +25,7 @@ def study_of(data: DataSet) -> Study:
     for rate in data.rates:
         for epochs in data.lengths:
             setting = f'lr{round(rate * 1e4)}_e{epochs:g}'
-            change = data.before | {'train.learning_rate': rate, 'train.epochs': epochs}
+            change = {'train.learning_rate': rate, 'train.epochs': epochs}
             arms |= {
                 f'dense_{setting}': arm(data, data.backbone, DENSE, change),
                 f'k2_{setting}': arm(data, data.backbone, change),

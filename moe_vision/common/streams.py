@@ -62,6 +62,7 @@ class LayerStream(IntEnum):
     SHUFFLE = 7  # the intervention that permutes routes
     DRAW = 8  # the intervention that draws other experts
     PRIORITY = 9  # who gets the slots first, with priority 'random'
+    DROPS = 10  # which choices a twin drops that was given the shares
 
 
 @unique

@@ -97,6 +97,7 @@ class RandomArgs:
 @dataclasses.dataclass(frozen=True)
 class SoftArgs:
     axis: Literal['tokens', 'batch', 'none'] = 'none'
+    gate: Literal['softmax', 'even'] = 'softmax'  # even: a token is the plain mean of all slots
     slots_per_expert: int = 1
     temperature: float = 1.0
 
@@ -104,6 +105,8 @@ class SoftArgs:
         positive(self, 'slots_per_expert', 'temperature')
         at_most(self, _SIZE, 'slots_per_expert')
         unread(self, 'slots_per_expert', self.axis != 'none', "axis is 'none'")
+        mixes = self.gate == 'softmax' or self.axis != 'none'
+        unread(self, 'temperature', mixes, "gate is 'even' and axis is 'none'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ from moe_vision.config.method_args import (
     TopKArgs,
     VitArgs,
 )
+from moe_vision.config.schema import HEADS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ ROUTERS = {
         'moe_vision.routing.routers.top_k:Supervised', SupervisedArgs, supplies=('superclass',)
     ),
     'random': Entry('moe_vision.routing.routers.random:Random', RandomArgs),
+    'oracle': Entry('moe_vision.routing.routers.random:Oracle', RandomArgs, needs=('domain',)),
     'bias_balanced': Entry(
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),
@@ -192,7 +194,7 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
 
 def default_expert(backbone: Entry, placement: str) -> str:
     """The expert where a config names none: the one that copies what it replaces."""
-    return 'mlp' if placement == 'head' else backbone.expert
+    return 'mlp' if placement in HEADS else backbone.expert
 
 
 _own: dict[str, Entry] = {}  # entries of the user's own classes that `entry` has made

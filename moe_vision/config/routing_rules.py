@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
-from moe_vision.config.schema import Config, routed_blocks
+from moe_vision.config.schema import DROPPING, HEADS, Config, routed_blocks
 
 
 def check(config: Config) -> None:
@@ -84,13 +84,18 @@ def _experts(config: Config) -> None:
                 f'0 to {moe.num_experts - 1}, the experts of model.moe.num_experts.'
             )
     for need in router.needs:
-        if need not in backbone.supplies:
+        if need == 'domain' and not config.dataset.domains:
+            raise UserError(
+                f"router '{moe.router}' needs 'domain', but dataset.domains is 0; set it to the "
+                f'number of domains, such as {moe.num_experts}.'
+            )
+        if need not in (*backbone.supplies, 'domain'):
             offers = ', '.join(backbone.supplies) or 'nothing'
             raise UserError(
                 f"router '{moe.router}' needs '{need}' but backbone '{model.name}' "
                 f'supplies {offers}; choose another of them.'
             )
-    routed = 'vector' if moe.placement == 'head' or backbone.unit == 'patch' else 'map'
+    routed = 'vector' if moe.placement in HEADS or backbone.unit == 'patch' else 'map'
     if expert.needs and routed not in expert.needs:
         usable = [n for n, e in registry.EXPERTS.items() if routed in e.needs]
         raise UserError(
@@ -159,18 +164,30 @@ def _soft(config: Config) -> None:
             f"'{config.model.moe.placement}'); use 'batch' or 'none'."
         )
     router = registry.entry('router', registry.ROUTERS, config.model.moe.router)
-    of_k = {'same_active_flops': 'the FLOPs', 'same_drops': 'the drops'}
+    of_k = {
+        'same_active_flops': 'the FLOPs',
+        'same_drops': 'the drops',
+        'same_measured_drops': 'the drops',
+        'ensemble': 'the mean',
+    }
     if config.model.twin in of_k and 'k' in router.ignores:
         raise UserError(
             f"model.twin is '{config.model.twin}', {of_k[config.model.twin]} of k "
             f"experts, but router '{config.model.moe.router}' has no k; use "
-            "'same_width' or 'same_params'."
+            "'same_width', 'same_executed_flops' or 'same_params'."
         )
-    if config.model.twin == 'same_drops' and config.model.moe.k > config.model.moe.num_experts:
+    if config.model.twin in DROPPING and config.model.moe.k > config.model.moe.num_experts:
         raise UserError(
-            "model.twin is 'same_drops', which draws k of the experts, but "
+            f"model.twin is '{config.model.twin}', which draws k of the experts, but "
             f'model.moe.k is {config.model.moe.k} of num_experts '
             f'{config.model.moe.num_experts}.'
+        )
+    measured, drops = config.model.twin == 'same_measured_drops', config.model.measured_drops
+    if measured != bool(drops) or len(drops) == 1:
+        raise UserError(
+            f'model.measured_drops is {drops} and model.twin {config.model.twin!r}; give two '
+            "shares or more, the last of evaluation, with twin 'same_measured_drops', and none "
+            'otherwise: `python -m moe_vision.report.drops --workdir=W` prints those of a run.'
         )
 
 
@@ -211,7 +228,7 @@ def _patch_groups(config: Config, t: int) -> None:
 
 def _routes_patches(config: Config) -> bool:
     unit = registry.entry('backbone', registry.BACKBONES, config.model.name).unit
-    return unit == 'patch' and config.model.moe.placement != 'head'
+    return unit == 'patch' and config.model.moe.placement not in HEADS
 
 
 def _micro_batch(config: Config) -> int:

@@ -187,9 +187,12 @@ def _ranges(config: Config) -> None:
     for key, value, limits in schema.keys(config):
         if isinstance(value, tuple) and limits.get('positive') and any(v <= 0 for v in value):
             raise UserError(f'{key} is {value}; each must be positive (inf is room for all).')
-        several = isinstance(value, Mapping)  # model.moe.losses
-        numbers = {f'{key}.{n}': v for n, v in value.items()} if several else {key: value}
-        for name, number in numbers.items():
+        numbers = [(key, value)]
+        if isinstance(value, Mapping):  # model.moe.losses
+            numbers = [(f'{key}.{n}', v) for n, v in value.items()]
+        elif isinstance(value, tuple):
+            numbers = [(key, v) for v in value]
+        for name, number in numbers:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 _range(name, number, limits)
 

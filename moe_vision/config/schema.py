@@ -24,8 +24,10 @@ from input_pipeline import DatasetConfig
 from moe_vision.common import limits
 from moe_vision.common.errors import UserError, nearest
 
-_PLACEMENTS = ('none', 'head', 'last_1', 'every_2')
 LARGEST_SEED = 2**32 - 1  # initial values derive from 32 bits of it
+HEADS = ('head', 'pure_head')  # placements that route the pooled vector of each image
+DROPPING = ('same_drops', 'same_measured_drops')  # twins that drop tokens
+_PLACEMENTS = ('none', *HEADS, 'last_1', 'every_2')
 _T = TypeVar('_T')
 
 
@@ -76,7 +78,11 @@ def key(
 class Moe:
     """The routed places: what routes, what is routed to, and how many tokens find room."""
 
-    placement: str = key('last_1', "none, head, last_N, every_N, or block numbers such as '1,3'")
+    placement: str = key(
+        'last_1',
+        'none, head, pure_head (without a shortcut around it), last_N, every_N, or block numbers '
+        "such as '1,3'",
+    )
     router: str = key('top_k', 'a name in ROUTERS, or package.module:Class')
     # `config.check` puts the dataclass that the method names for its arguments in place of a dict
     router_args: Any = key({'noise': 'gaussian'}, 'arguments of the router; `load` needs noise')
@@ -123,14 +129,32 @@ class Model:
         'recompute blocks in the backward pass to save memory (not on a CPU)',
         changes='freely',
     )
-    twin: Literal['none', 'same_width', 'same_active_flops', 'same_params', 'same_drops'] = key(
+    twin: Literal[
+        'none',
+        'same_width',
+        'same_active_flops',
+        'same_executed_flops',
+        'same_params',
+        'same_drops',
+        'same_measured_drops',
+        'ensemble',
+    ] = key(
         'none',
         'none trains the routed network. The others train a dense twin of it, with one block at '
         'each routed place:\n'
         '  same_width: a block as large as one expert\n'
         '  same_active_flops: a block with the FLOPs of the experts that a token takes\n'
+        '  same_executed_flops: a block with the FLOPs of the buffers that training fills\n'
         '  same_params: a block with the parameters of the router and all experts\n'
-        '  same_drops: same_width, which drops as many tokens as a random router would',
+        '  same_drops: same_width, which drops as many tokens as a random router would\n'
+        '  same_measured_drops: same_width, which drops at random what `measured_drops` says\n'
+        '  ensemble: k blocks as large as one expert, and the mean of their outputs',
+    )
+    measured_drops: tuple[float, ...] = key(
+        (),
+        'of twin same_measured_drops: the share of the choices that are dropped, at equally spaced '
+        'moments from the first to the last step, and then in evaluation',
+        share=True,
     )
     moe: Moe = dataclasses.field(default_factory=Moe)
 
@@ -295,16 +319,16 @@ def defaults() -> dict[str, Any]:
 def routed_blocks(placement: str, blocks: int | None = None) -> tuple[int, ...]:
     """The numbers, from 0, of the blocks that `model.moe.placement` routes.
 
-    `last_2` of 6 blocks is (4, 5), `every_2` is (1, 3, 5), `1,3` is (1, 3); `head` is ().
+    `last_2` of 6 blocks is (4, 5), `every_2` is (1, 3, 5), `1,3` is (1, 3); a head is ().
 
     Args:
-      placement: none, head, last_N, every_N, or block numbers separated by commas.
+      placement: none, head, pure_head, last_N, every_N, or block numbers separated by commas.
       blocks: how many there are; None checks the spelling alone and returns ().
 
     Raises:
       UserError: not one of these forms, or a block that does not exist.
     """
-    if placement in ('none', 'head'):
+    if placement in ('none', *HEADS):
         return ()
     match = re.fullmatch(r'(last_|every_|)(\d+(?:,\d+)*)', placement.replace(' ', ''))
     form, listed = match.groups() if match else ('', '')
@@ -316,7 +340,7 @@ def routed_blocks(placement: str, blocks: int | None = None) -> tuple[int, ...]:
     ):
         raise UserError(
             f"model.moe.placement is '{placement}'.{nearest(placement, _PLACEMENTS)} "
-            "Allowed: none, head, last_N, every_N, or block numbers such as '1,3'."
+            "Allowed: none, head, pure_head, last_N, every_N, or block numbers such as '1,3'."
         )
     if blocks is None:
         return ()

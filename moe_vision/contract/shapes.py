@@ -23,10 +23,11 @@ def network(model: Model, image_shape: tuple[int, ...], num_classes: int, images
     net = models.build(model, num_classes)
     x = jax.ShapeDtypeStruct((images, *image_shape), jnp.float32)
     key = jax.random.key(0)
-    variables = jax.eval_shape(lambda x: net.init(key, x, Step()), x)
+    variables = jax.eval_shape(lambda x: net.init(key, x, Step.example(images)), x)
     labels, valid = jnp.zeros(images, jnp.int32), jnp.ones(images, bool)
     for train in (True, False):
-        step = Step(valid=valid, key=key, labels=labels, train=train, num_classes=num_classes)
+        known = {'valid': valid, 'key': key, 'labels': labels, 'num_classes': num_classes}
+        step = Step.example(images, train=train, **known)
         out = jax.eval_shape(
             lambda v, x, step=step: net.apply(v, x, step, mutable=['batch_stats'])[0], variables, x
         )

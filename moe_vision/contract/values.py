@@ -176,11 +176,11 @@ def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16,
     shapes.network(model, image, _CLASSES, 4)
     net, key = models.build(model, _CLASSES), jax.random.key(0)
     x, valid = _normal(1, 4, *image), jnp.asarray([True, True, True, False])
-    variables = jax.jit(lambda x: net.init(key, x, Step()))(x)
+    variables = jax.jit(lambda x: net.init(key, x, Step.example(4)))(x)
 
     @jax.jit
     def logits(x: Array) -> Array:
-        return net.apply(variables, x, Step(valid=valid))[0]
+        return net.apply(variables, x, Step.example(4, valid=valid))[0]
 
     clean, dirty = logits(x), logits(x.at[3].set(7.0))
     if not np.allclose(clean[:3], dirty[:3], rtol=1e-3, atol=1e-3):
@@ -236,6 +236,7 @@ def _context(valid: np.ndarray) -> Context:
         group=jnp.arange(g),
         fraction=jnp.float32(0.3),
         labels=jnp.arange(g * t).reshape(g, t) % _CLASSES,
+        extras={'domain': jnp.arange(g * t).reshape(g, t) % 2},
         train=True,
     )
 

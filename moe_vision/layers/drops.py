@@ -3,6 +3,8 @@
 Axes: B tokens given, E experts, K choices, D width, `*` payload of a token.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,11 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh as DeviceMesh
 
+from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import declare_params, make_router
 from moe_vision.layers.route import Step, make_plan, route_groups
 from moe_vision.routing.plan import Priority
+from moe_vision.routing.types import Context
 
 Array = jax.Array
 
@@ -22,8 +26,9 @@ Array = jax.Array
 class DroppingBlock(nn.Module):
     """A dense block, times the share of a token's choices that found a slot.
 
-    Each token chooses K of E experts at random. Parameters and computation are those of
-    `DenseBlock`. The other attributes mean what they mean in `MoE`.
+    Each token chooses K of E experts at random. With `measured` the slots do not count: each choice
+    is dropped with a given probability, such as a routed network was measured to drop. Parameters
+    and computation are those of `DenseBlock`. The other attributes mean what they mean in `MoE`.
     """
 
     expert: Expert
@@ -36,6 +41,7 @@ class DroppingBlock(nn.Module):
     priority: Priority = 'token'
     mesh: DeviceMesh | None = None
     layer: int = 0
+    measured: tuple[float, ...] = ()  # shares at equally spaced moments, then in evaluation
 
     @nn.compact
     def __call__(self, x: Array, step: Step, *, carry: Any = None) -> tuple[Array, dict[str, Any]]:
@@ -53,7 +59,10 @@ class DroppingBlock(nn.Module):
         def on_groups(context, x, shared, bank):
             del x, shared, bank
             routing = router({}, {}, jnp.zeros((*context.valid.shape, 1)), context)
-            return (), routing, make_plan(self, routing, context)
+            plan = make_plan(self, routing, context)
+            if self.measured:
+                plan = dataclasses.replace(plan, keep=routing.active & self._spared(context))
+            return (), routing, plan
 
         routed = route_groups(self, on_groups, step, len(x))
         share = routed.choices['kept'].mean(-1)  # of a token's choices
@@ -61,3 +70,12 @@ class DroppingBlock(nn.Module):
         params = declare_params(self, self.expert)
         y = jnp.where(share > 0, share * self.expert.run(params, x), jnp.zeros((), x.dtype))
         return y, routed.info({}) | {'carry': carry}
+
+    def _spared(self, context: Context) -> Array:
+        """Which choices are not dropped, bool [G, T, K], by the measured shares."""
+        *training, evaluation = self.measured
+        moments = jnp.linspace(0.0, 1.0, len(training))
+        rate = jnp.interp(context.fraction, moments, jnp.asarray(training))
+        rate = rate if context.train else jnp.float32(evaluation)
+        draw = functools.partial(jax.random.uniform, shape=(context.valid.shape[1], self.k))
+        return jax.vmap(draw)(context.keys(LayerStream.DROPS)) >= rate

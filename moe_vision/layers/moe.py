@@ -44,13 +44,21 @@ class ExpertBank(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """One expert that runs on every token: the block that experts copy."""
+    """One expert that runs on every token: the block that experts copy.
+
+    With `branches` above 1 it is an ensemble: the mean of as many independent blocks.
+    """
 
     expert: Expert
+    branches: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return self.expert.run(declare_params(self, self.expert), x)
+        if self.branches == 1:
+            return self.expert.run(declare_params(self, self.expert), x)
+        bank = ExpertBank(self.expert, self.branches, name='branches')()
+        copies = jnp.broadcast_to(x, (self.branches, *x.shape))
+        return self.expert.run_stacked(bank, copies).mean(0)
 
 
 def declare_params(module: nn.Module, expert: Expert) -> dict[str, Array]:

@@ -6,6 +6,7 @@ Axes: B tokens given (images, or patches), G groups, T tokens of a group, E expe
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +20,9 @@ from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
 from moe_vision.routing.plan import IndexPlan, index_plan
+from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.soft_plan import SoftPlan, soft_plan
-from moe_vision.routing.types import Context, Routing, SoftRouting, expect
+from moe_vision.routing.types import Context, Router, Routing, SoftRouting, expect
 
 Array = jax.Array
 
@@ -40,9 +42,15 @@ class Step:
     fraction: Array | float = 0.0  # of training done
     labels: Array | None = None  # [B] int32
     start: Array | int = 0  # place of the first token in the whole pass; groups are numbered by it
+    extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B] each, for routers
     intervention: Intervention | None = None  # changes routes after they are made
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
+
+    @classmethod
+    def example(cls, images: int, **fields: Any) -> 'Step':
+        """A step for tracing a network: it has all that data can tell routers, as zeros."""
+        return cls(extras={'domain': jnp.zeros(images, jnp.int32)}, **fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +149,7 @@ def route_groups(
         (shared, key, jnp.asarray(step.fraction, jnp.float32)),
         bank or {},
         step.start // size + jnp.arange(tokens // size),
-        (x, valid, step.labels, carry, extras or {}),
+        (x, valid, step.labels, carry, {**step.extras, **(extras or {})}),
     )
     return Routed(y, choices, carry, values, counts)
 
@@ -156,6 +164,23 @@ def make_plan(
     slots = capacity(factor, layer.k, layer.group_size, layer.num_experts, layer.capacity_multiple)
     keys = context.keys(LayerStream.PRIORITY) if layer.priority == 'random' else None
     return index_plan(routing, layer.num_experts, slots, layer.priority, keys)
+
+
+def slots_per_token(layer: Any, router: Router) -> Fraction:
+    """Slots of all experts that training computes, full or empty, per token of a group.
+
+    Of soft routing: E if every expert sees every token, else E * P / T.
+
+    Args:
+      layer: its attributes num_experts, k, group_size, capacity_factor and capacity_multiple are
+        read: an `MoE`, or the config's `model.moe`.
+    """
+    if isinstance(router, Soft):
+        tokens = 1 if router.args.axis == 'none' else layer.group_size
+        return Fraction(layer.num_experts * router.slots, tokens)
+    factor, multiple = layer.capacity_factor, layer.capacity_multiple
+    slots = capacity(factor, layer.k, layer.group_size, layer.num_experts, multiple)
+    return Fraction(layer.num_experts * slots, layer.group_size)
 
 
 def choices_of(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan) -> dict[str, Array]:

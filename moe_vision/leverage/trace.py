@@ -130,7 +130,8 @@ def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
     for name in typing.get_args(typing.get_type_hints(schema.Model)['twin']):
         if name == 'none':
             continue
-        model = dataclasses.replace(config.model, twin=name)
+        drops = (0.0, 0.0) if name == 'same_measured_drops' else ()  # they cost nothing
+        model = dataclasses.replace(config.model, twin=name, measured_drops=drops)
         try:
             routing_rules.check(dataclasses.replace(config, model=model))
         except UserError as e:
@@ -160,7 +161,7 @@ def trace_images(config: Config, tokens: int) -> int:
     moe = config.model.moe
     if moe.placement == 'none':
         return 1
-    if moe.placement == 'head':
+    if moe.placement in schema.HEADS:
         return moe.group_size
     return math.lcm(moe.group_size, tokens) // tokens
 
@@ -189,7 +190,7 @@ def _soft(router: str) -> bool:
 def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
     net, x = _network(model, info, images)
     watch, key = _Watch(), jax.random.key(0)
-    step = Step(train=True, key=key, labels=jnp.zeros(images, jnp.int32))
+    step = Step.example(images, train=True, key=key, labels=jnp.zeros(images, jnp.int32))
     variables: dict[str, Any] = {}
 
     def initial(x):

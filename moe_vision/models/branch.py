@@ -1,6 +1,7 @@
 """What stands in a block's place: the block, a routed layer, or the dense block of a twin."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.schema import DROPPING, Model, routed_blocks
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.models.places import expert_at, twin_expert
 
@@ -103,9 +104,13 @@ def make_branch(
             **routing,
         )
     dense = twin_expert(moe, model.twin, width, hidden, payload)
-    if model.twin == 'same_drops':
+    if model.twin in DROPPING:
+        if model.twin == 'same_measured_drops':
+            *training, evaluation = model.measured_drops
+            bounded = math.isfinite(moe.eval_capacity_factor)
+            routing['measured'] = (*training, evaluation if bounded else 0.0)
         return DroppingBlock(expert=dense, **routing)
-    return DenseBlock(dense, name=name)
+    return DenseBlock(dense, moe.k if model.twin == 'ensemble' else 1, name=name)
 
 
 def run_branch(branch: nn.Module, x: Array, step: Step, infos: Infos) -> Array:
@@ -127,5 +132,9 @@ def per_patch(step: Step, patches: int) -> Step:
         return None if of_images is None else jnp.repeat(of_images, patches)
 
     return dataclasses.replace(
-        step, valid=repeat(step.valid), labels=repeat(step.labels), start=step.start * patches
+        step,
+        valid=repeat(step.valid),
+        labels=repeat(step.labels),
+        extras={name: repeat(values) for name, values in step.extras.items()},
+        start=step.start * patches,
     )

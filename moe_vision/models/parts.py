@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.common.streams import NetworkStream
+from moe_vision.config.schema import HEADS
 from moe_vision.layers import Step, convolution
 from moe_vision.models.branch import Infos, make_branch, run_branch
 
@@ -99,9 +100,10 @@ def drop_path(y: Array, step: Step, rate: float, block: int, blocks: int, branch
 def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) -> Array:
     """Logits [B, classes], float32, of pooled vectors x [B, D].
 
-    With placement 'head' a routed residual block of this hidden width comes before the classifier.
+    With placement 'head' a routed residual block of this hidden width comes before the classifier;
+    with 'pure_head' it has no shortcut, so what is dropped reaches the classifier as zeros.
     """
-    if net.model.moe.placement == 'head':
+    if net.model.moe.placement in HEADS:
         branch = make_branch(
             net.model,
             net.mesh,
@@ -111,6 +113,7 @@ def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) ->
             payload=x.shape[1:],
             layer=0,
         )
-        x = x + run_branch(branch, x, step, infos)
+        y = run_branch(branch, x, step, infos)
+        x = x + y if net.model.moe.placement == 'head' else y
     logits = nn.Dense(net.num_classes, dtype=net.model.dtype, name='classifier')(x)
     return jnp.asarray(logits, jnp.float32)

@@ -8,9 +8,10 @@ from fractions import Fraction
 import jax
 
 from moe_vision.common import flops
-from moe_vision.config.schema import Moe
+from moe_vision.config.schema import DROPPING, Moe
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import MoE, make_expert, make_router
+from moe_vision.layers.route import slots_per_token
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
@@ -21,8 +22,9 @@ def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
 def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
     """The dense block that stands at a routed place in the twin.
 
-    With same_width and same_drops it is one expert. With same_active_flops it is widened to the
-    FLOPs of the experts that a token takes, with same_params to the parameters of the router and of
+    With same_width, the twins that drop and ensemble it is one expert. With same_active_flops it is
+    widened to the FLOPs of the experts that a token takes, with same_executed_flops to those of the
+    slots that training keeps for a token, with same_params to the parameters of the router and of
     all experts. It gets the nearest hidden width that the block allows, and the larger of two that
     are equally near.
 
@@ -32,18 +34,21 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
       payload: shape of one token, ([H, W,] D).
     """
     one = expert_at(moe, width, hidden)
-    if twin in ('same_width', 'same_drops'):
+    if twin in ('same_width', 'ensemble', *DROPPING):
         return one
 
     def widened(h: int) -> Expert:
         return make_expert(moe.expert, moe.expert_args, width, h)
 
-    if twin == 'same_active_flops':
+    if twin in ('same_active_flops', 'same_executed_flops'):
 
         def cost(h: int) -> int:
             return expert_flops(widened(h), payload)
 
-        target = choices_per_token(moe) * cost(one.hidden)
+        router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
+        active = twin == 'same_active_flops'
+        passes = choices_per_token(moe) if active else slots_per_token(moe, router)
+        target = passes * cost(one.hidden)
     else:
 
         def cost(h: int) -> int:

@@ -79,6 +79,8 @@ def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         'label': ((), jnp.int32),
         'valid': ((), jnp.bool_),
     }
+    if setup.config.dataset.domains:
+        arrays['domain'] = ((), jnp.int32)
     return {
         n: jax.ShapeDtypeStruct((*lead, *shape), kind, sharding=sharding)
         for n, (shape, kind) in arrays.items()

@@ -29,7 +29,7 @@ from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded, path_name
 from moe_vision.config import check as config_lib
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import HEADS, Config
 from moe_vision.layers import Step
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.training.evaluate import STREAM
@@ -88,12 +88,17 @@ class Model:
     """
 
     def __init__(self, config: Config, info: DatasetInfo, state: dict[str, Any]):
+        if config.dataset.domains:
+            raise UserError(
+                f'this run was trained with dataset.domains={config.dataset.domains}: its images '
+                'carry marks that yours lack, so it cannot name them.'
+            )
         self.config, self.info, self.step = config, info, int(state['step'])
         tokens = leverage.tokens_per_image(config, info)
         moe = dataclasses.replace(
             config.model.moe,
             eval_capacity_factor=math.inf,
-            group_size=1 if config.model.moe.placement == 'head' else tokens,
+            group_size=1 if config.model.moe.placement in HEADS else tokens,
         )
         self.network = models.build(dataclasses.replace(config.model, moe=moe), info.num_classes)
         self.variables = {

@@ -1,6 +1,7 @@
 """Runs, times and reports a study.
 
     python -m moe_vision.study run --study=configs/studies/NAME.py:SET --workdir=W
+    python -m moe_vision.study tune --study=configs/studies/NAME.py:SET --workdir=W  # first stage
     python -m moe_vision.study time --study=configs/studies/NAME.py:SET --workdir=W
     python -m moe_vision.study report --workdir=W   # W may also hold several studies
     python -m moe_vision.study pack --workdir=W     # merge rows, and timings, into one file
@@ -34,11 +35,12 @@ from moe_vision.config.command_line import OverridesParser
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
-from moe_vision.study import registration, rows, stopwatch
+from moe_vision.study import lent, registration, stopwatch, tuning
 from moe_vision.study.load import Loaded, load, matching
 from moe_vision.study.run import claims, pack, plan, runner
 
-COMMANDS = ('run', 'report', 'pack', 'register', 'time')
+COMMANDS = ('run', 'tune', 'report', 'pack', 'register', 'time')
+_TRAIN = ('run', 'tune')
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,18 +59,24 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     processes = peers.check(args.coordinator, args.processes, args.process)
     loaded = load(args.study, overrides)
+    if args.command == 'tune' and loaded.study.tune is None:
+        raise UserError(f"study '{loaded.study.name}' has no `tune`, so there is nothing to tune.")
     if args.list or args.dry_run:
         _show(loaded, args)
         return
-    if args.command == 'run':
+    if args.command in _TRAIN:
         _check_arms(loaded, args.only)
-    rules.check_workdir(args.workdir, create=True)
     if args.command == 'register':
+        loaded = tuning.tuned(loaded, args.workdir)
+        rules.check_workdir(args.workdir, create=True)
         digest = registration.register(loaded, args.workdir)[1]
         print(f'{args.workdir} holds pre-registration {digest[:16]}')
     elif args.command == 'time':
+        loaded = tuning.tuned(loaded, args.workdir)
+        rules.check_workdir(args.workdir, create=True)
         _time(loaded, args.workdir)
     else:
+        rules.check_workdir(args.workdir, create=True)
         _run(loaded, args, processes)
 
 
@@ -124,10 +132,12 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             '--study is missing; give a file, such as --study=configs/studies/top_k.py:digits.'
         )
     for flag in ('only', 'list', 'dry_run', 'keep_runs'):
-        if args.command != 'run' and getattr(args, flag):
+        allowed = _TRAIN if flag == 'keep_runs' else ('run',)
+        if args.command not in allowed and getattr(args, flag):
             raise UserError(f'--{flag} is set but is not read: the command is {args.command}.')
+    trains = args.command in _TRAIN and not (args.list or args.dry_run)
     for flag in ('coordinator', 'processes', 'process'):
-        if (args.command != 'run' or args.list or args.dry_run) and getattr(args, flag) is not None:
+        if not trains and getattr(args, flag) is not None:
             raise UserError(f'--{flag} is set but is not read: nothing is trained.')
     return args, common
 
@@ -148,7 +158,12 @@ def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None
     peers.start(processes)
     _check_own_methods(loaded, args.only)
     with Stop() as stop:
-        runner.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
+        if loaded.study.tune and not registration.exists(args.workdir):
+            stage, where = tuning.stage(loaded), tuning.folder(args.workdir)
+            runner.run(stage, where, keep_runs=args.keep_runs, stop=stop)
+        if args.command == 'run':
+            loaded = tuning.tuned(loaded, args.workdir)
+            runner.run(loaded, args.workdir, args.only, args.keep_runs, stop=stop)
     peers.done()
 
 
@@ -167,6 +182,12 @@ def _check_own_methods(loaded: Loaded, only: str) -> None:
 
 def _show(loaded: Loaded, args: argparse.Namespace) -> None:
     """Prints what --list and --dry_run ask for; checks the registration and writes nothing."""
+    if loaded.study.tune and not registration.exists(args.workdir):
+        loaded, args = tuning.stage(loaded), argparse.Namespace(**vars(args))
+        args.workdir = tuning.folder(args.workdir)
+        print(f'the tuning comes first, in {args.workdir}:')
+    else:
+        loaded = tuning.tuned(loaded, args.workdir)
     arms = matching(loaded.configs, args.only)
     record: dict[str, Any] = registration.record(loaded)
     if os.path.exists(os.path.join(args.workdir, 'preregistration.json')):
@@ -197,7 +218,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
 
 def _report(workdir: str) -> None:
     record, digest = registration.read(workdir)
-    usable_rows, problems = rows.read(workdir, record, digest)
+    usable_rows, problems = lent.read(workdir, record, digest)
     left_out: list[str] = []
     timings = {
         'cells': stopwatch.timings(workdir, left_out.append),

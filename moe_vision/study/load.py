@@ -15,7 +15,7 @@ from moe_vision.common.paths import ROOT, expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source, typed
 from moe_vision.config.schema import LARGEST_SEED, Config
-from moe_vision.study.types import Arm, Comparison, Figure, Study
+from moe_vision.study.types import Arm, Comparison, Figure, Study, Tuning
 
 OPERATIONAL = (
     'dataset.data_dir',
@@ -42,10 +42,14 @@ class Loaded:
 
     Attributes:
       configs: arm -> its config, with seed 0.
+      overrides: as `load` was given them.
+      tuned: what `study.tuning` chose; it is part of `configs` and of the registration.
     """
 
     study: Study
     configs: dict[str, Config]
+    overrides: tuple[str, ...] = ()
+    tuned: dict[str, Any] | None = None
 
     def config(self, arm: str, seed: int) -> Config:
         """The config of one cell."""
@@ -72,8 +76,7 @@ def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
             f"study file '{file}': get_study() returned a {type(study).__name__}; it "
             'must return a moe_vision.study.types.Study.'
         )
-    study = checked(study)
-    overrides = list(overrides)
+    overrides = tuple(overrides)
     for override in overrides:
         key = override.removeprefix('--config.').split('=', 1)[0]
         if not any(key == k or (k.endswith('.') and key.startswith(k)) for k in _SETTABLE):
@@ -83,14 +86,23 @@ def load(file: str, overrides: Iterable[str] = ()) -> Loaded:
                 'Allowed: '
                 f'{", ".join(k + "*" if k.endswith(".") else k for k in _SETTABLE)}.'
             )
+    return of_study(checked(study), overrides)
+
+
+def of_study(study: Study, overrides: tuple[str, ...]) -> Loaded:
+    """Resolves the config of every arm of a study that passed `checked`.
+
+    Raises:
+      UserError, DataError: the first thing that is wrong, in one line.
+    """
     configs = {}
     for name, arm in study.arms.items():
         try:
-            configs[name] = _config(arm, overrides)
+            configs[name] = _config(arm, list(overrides))
         except (UserError, DataError) as e:
             raise UserError(f"arm '{name}': {e}") from e
     _check_pairs(study, configs)
-    return Loaded(study, configs)
+    return Loaded(study, configs, overrides)
 
 
 def matching(names: Iterable[str], patterns: str) -> list[str]:
@@ -176,6 +188,14 @@ def checked(study: Study) -> Study:
                 raise UserError(f"comparison '{name}': {unknown('arm', side, arms)}")
         if c.arm == c.baseline:
             raise UserError(f"comparison '{name}': '{c.arm}' is compared with itself.")
+    if study.tune is not None:
+        study = dataclasses.replace(study, tune=_checked_tune(study.tune, study, arms))
+    for name in study.reads:
+        if not re.fullmatch('[a-z0-9_]+', name):
+            raise UserError(
+                f"reads: '{name}'; give the name of a folder beside that of this study, of the "
+                'letters a-z, digits and _.'
+            )
     primary = [n for n, c in comparisons.items() if c.primary]
     if study.hypotheses and not primary:
         raise UserError(
@@ -219,6 +239,27 @@ def checked(study: Study) -> Study:
     return dataclasses.replace(study, arms=arms, comparisons=comparisons, figures=figures)
 
 
+def _checked_tune(tune: Any, study: Study, arms: Mapping[str, Arm]) -> Tuning:
+    if not isinstance(tune, Tuning):
+        raise UserError(f'tune is {tune!r}; it must be a moe_vision.study.types.Tuning, or None.')
+    tune = _typed(tune, 'tune')
+    named = [*tune.arms, *(name for followers in tune.arms.values() for name in followers)]
+    for name in named:
+        if name not in arms:
+            raise UserError(f'tune: {unknown("arm", name, arms)}')
+        if named.count(name) > 1:
+            raise UserError(f"tune: arm '{name}' is named twice; it can take one setting.")
+    if not tune.arms or not tune.grid or not all(tune.grid.values()):
+        raise UserError('tune: give one arm or more, and one value or more of one key or more.')
+    both = sorted(set(tune.seeds) & set(study.seeds))
+    if both or not tune.seeds or len(set(tune.seeds)) != len(tune.seeds):
+        raise UserError(
+            f'tune: seeds are {tune.seeds}; give one or more, all different, and none that the '
+            f'study reports ({study.seeds[0]} to {study.seeds[-1]}).'
+        )
+    return tune
+
+
 def _items(mapping: Any, cls: type, where: str) -> list[tuple[Any, Any]]:
     if not isinstance(mapping, Mapping):
         raise UserError(f'{where} is {mapping!r}; it must map names to {cls.__name__}.')
@@ -233,7 +274,7 @@ def _typed(value: Any, what: str) -> Any:
     changed: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(type(value)).items():
         inner = typing.get_args(kind)
-        if name in ('arms', 'comparisons', 'figures'):
+        if name in ('arms', 'comparisons', 'figures', 'tune') and isinstance(value, Study):
             continue
         if typing.get_origin(kind) is Mapping:
             kind = dict[inner[0], inner[1]]  # type: ignore[valid-type]

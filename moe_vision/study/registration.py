@@ -52,7 +52,14 @@ def record(loaded: Loaded) -> dict[str, Any]:
         name: {'config': resolved(configs[name]), 'seed_offset': arm.seed_offset}
         for name, arm in loaded.study.arms.items()
     }
+    if loaded.tuned:
+        out['tuned'] = plain(loaded.tuned)
     return out
+
+
+def exists(workdir: str) -> bool:
+    """Whether a study is registered in this folder."""
+    return _path(workdir).exists()
 
 
 def digest(record: Mapping[str, Any]) -> str:
@@ -122,6 +129,7 @@ def _completed(committed: Mapping[str, Any]) -> dict[str, Any]:
                     types.Figure(**_known(types.Figure, value))
                     for value in committed.get('figures', ())
                 ),
+                'tune': types.Tuning(**committed['tune']) if committed.get('tune') else None,
             }
         )
     )
@@ -190,6 +198,13 @@ def register(loaded: Loaded, workdir: str) -> tuple[dict[str, Any], str]:
 def same_config(committed: Mapping[str, Any], of_row: Mapping[str, Any]) -> str:
     """The first leaf at which a row's config differs from its arm's; '' if they are the same."""
     return next(differences(committed, of_row, compare.default_of), '')
+
+
+def same_arm(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two arms of two records train the same thing: equal configs, and equal seeds."""
+    return ours['seed_offset'] == theirs['seed_offset'] and not same_config(
+        ours['config'], theirs['config']
+    )
 
 
 def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:

@@ -141,12 +141,14 @@ def set_aside(workdir: str, arm: str, seed: int) -> str | None:
         return f'{packed.path(workdir, "rows")}, line {lines[0].number}' if lines else None
 
 
-def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, list[str]]:
+def read(
+    workdir: str, record: Mapping[str, Any], digest: str, lent: Rows | None = None
+) -> tuple[Rows, list[str]]:
     """The usable rows, by arm and seed in the record's order, and a line about each problem.
 
-    A row of another pre-registration is kept, with a line. A row whose accuracy is not a number
+    A row of another pre-registration is kept, with a line; one without a number as its accuracy
     counts as diverged. A row of another study, one that cannot be read, and a line of rows.jsonl
-    whose cell already has another row are left out, with a line. Nothing is changed on disk.
+    whose cell already has another row are left out, with a line. Cells without a row take `lent`.
     """
     by_arm: Rows = {arm: {} for arm in record['arms']}
     notes: list[tuple[tuple[str, str], str]] = []  # (arm, file name) to sort by, line
@@ -180,6 +182,8 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
         if row['status'] == 'diverged':
             why = row.get('error') or 'no reason given'
             notes.append((key, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
+    for arm, seeds in (lent or {}).items():
+        by_arm[arm] = seeds | by_arm[arm]
     notes.sort(key=lambda note: note[0])  # the order of the files, packed or not
     rows = {
         arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}
@@ -337,13 +341,11 @@ def _commits(rows: Rows) -> Iterator[str]:
             f'made by another commit of the code ({short_commit(commit)}, most rows by '
             f'{short_commit(usual)}): {", ".join(cells_of[commit])}.'
         )
-    changed = sum(len(cells) for commit, cells in cells_of.items() if commit.endswith('+changes'))
-    if changed:
+    if changed := sum(len(cells) for c, cells in cells_of.items() if c.endswith('+changes')):
         yield f'{changed} row{"s" * (changed != 1)} made by code with uncommitted changes.'
 
 
 def _missing(rows: Rows, record: Mapping[str, Any]) -> Iterator[str]:
     for arm, seeds in rows.items():
-        lacking = [s for s in record['seeds'] if s not in seeds]
-        if lacking:
+        if lacking := [s for s in record['seeds'] if s not in seeds]:
             yield f'{arm}: no row for {listed(lacking)}.'

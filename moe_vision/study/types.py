@@ -56,6 +56,23 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """A stage before the study: the same grid for each tuned arm, judged on validation.
+
+    Attributes:
+      grid: config key -> values to try, such as {'train.learning_rate': (3e-3, 1e-2, 3e-2)}; all
+        combinations are tried.
+      arms: tuned arm -> the arms that take its setting, such as {'k2': ('random', 'frozen')}. An
+        arm that is named nowhere keeps its own values.
+      seeds: of the stage; none of the study's.
+    """
+
+    grid: Mapping[str, tuple[Any, ...]]
+    arms: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A question, the arms that answer it, and what is fixed before the first run.
 
@@ -70,7 +87,12 @@ class Study:
       seed_mode: 'one_by_one' trains the seeds of an arm one after another with the same compiled
         program, 'together' as one program.
       patterns: name -> primary comparisons that must all come out as expected.
+      metric: what comparisons compare, with the weights after the last step. A gate, or whatever
+        something is chosen by, takes validation.
       tuning: how hyperparameters were chosen: grid, split, seeds (disjoint from `seeds`).
+      tune: the stage that chooses them, where the study does it itself (`study.tuning`).
+      reads: names of neighbouring studies, folders beside this one. Where an arm of theirs equals
+        one of this study to the last key, its rows serve here, too, and are not run again.
       exclusion: the rule for runs that fail.
       stopping: the rule for adding seeds.
       mechanism: whether to probe trained cells (interventions, specialisation, router gradients).
@@ -86,10 +108,12 @@ class Study:
     margin: float
     alpha: float = 0.05
     correction: Literal['holm'] = 'holm'
-    metric: Literal['test_accuracy'] = 'test_accuracy'  # with the weights after the last step
+    metric: Literal['test_accuracy', 'validation_accuracy'] = 'test_accuracy'
     seed_mode: Literal['one_by_one', 'together'] = 'one_by_one'
     patterns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning: str = ''
+    tune: Tuning | None = None
+    reads: tuple[str, ...] = ()
     exclusion: str = (
         'None. A run whose loss is not finite scores chance; the report shows every '
         'number with and without such runs.'

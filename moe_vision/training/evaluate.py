@@ -22,7 +22,7 @@ from input_pipeline.reader import Item
 from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import DROPPING, Config
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
@@ -59,7 +59,7 @@ class Evaluator:
         self._steps: dict[bool, Callable] = {}
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
-        routed = model.moe.placement != 'none' and model.twin in ('none', 'same_drops')
+        routed = model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
         self._has_capacity = routed and not leverage.soft(model)  # soft routing drops no choice
         # whether a choice can find no slot, so that unbounded capacity may change an accuracy
         self.can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
@@ -285,7 +285,7 @@ class Evaluator:
             strict=strict,
         ) as batches:
             for batch in batches:
-                arrays = {n: batch[n] for n in ('image', 'label', 'valid')}
+                arrays = {n: x for n, x in batch.items() if n != 'index'}
                 yield batch, mesh_lib.to_devices(arrays, self.mesh, 1)
 
 

@@ -13,10 +13,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import input_pipeline
-from input_pipeline import resident
+from input_pipeline import domains, resident
 from moe_vision.config.schema import Config
 
-_NAMES = ('image', 'label', 'valid')
 Arrays = dict[str, np.ndarray]
 
 
@@ -41,7 +40,7 @@ def on_host(
         start_step=start,
         num_steps=stop,
     ) as batches:
-        yield ({n: batch[n] for n in _NAMES} for batch in batches)
+        yield ({n: x for n, x in batch.items() if n != 'index'} for batch in batches)
 
 
 class Gather:
@@ -69,11 +68,13 @@ class Gather:
 
     @functools.cached_property
     def _program(self):
-        pad = resident.padding(self._config.dataset, self._split['image'].shape[1:])
+        dataset, shape = self._config.dataset, self._split['image'].shape[1:]
+        pad = resident.padding(dataset, shape)
+        codes = domains.codes(dataset.domains, shape) if dataset.domains else None
         spec = self._sharding.spec
         return jax.jit(
             jax.shard_map(
-                lambda split, rows: resident.gather(split, rows, pad),
+                lambda split, rows: resident.gather(split, rows, pad, codes),
                 mesh=self._sharding.mesh,
                 in_specs=(P(), spec),
                 out_specs=spec,

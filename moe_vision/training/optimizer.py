@@ -1,5 +1,6 @@
 """Builds a config's optimizer from optax: warm-up, cosine, weight decay, frozen parameters."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,8 @@ def decays(params: optax.Params) -> optax.Params:
 
     def decays_one(path, leaf):
         name = path_name(path)
-        dims = leaf.ndim - ('/experts/' in f'/{name}')  # a bank's leading axis numbers its experts
+        # a bank's leading axis numbers its experts
+        dims = leaf.ndim - bool(re.search('(^|/)(experts|branches)/', name))
         exempt = name.endswith(('bias', 'position', 'class_token')) or '/router/' in f'/{name}'
         return dims >= 2 and not exempt
 

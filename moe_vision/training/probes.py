@@ -25,7 +25,7 @@ from moe_vision.routing import telemetry
 from moe_vision.routing.interventions import ABLATE, DRAW, NONE, SHUFFLE, Intervention
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import TrainState, normalize_images
+from moe_vision.training.step import TrainState, extras_of, normalize_images
 
 _SAY_EVERY = 10.0  # seconds
 IMAGES = 2_000  # score at most this many test images under each intervention
@@ -151,7 +151,7 @@ def _layers(setup: Setup) -> tuple[str, ...]:
     names: list[str] = []
 
     def forward(variables, images, key):
-        names.extend(setup.network.apply(variables, images, Step(key=key))[1])
+        names.extend(setup.network.apply(variables, images, Step.example(len(images), key=key))[1])
 
     images = jax.ShapeDtypeStruct((setup.evaluator.batch, *setup.info.image_shape), jnp.float32)
     jax.eval_shape(forward, setup.shapes.variables(), images, jax.random.key(0))
@@ -202,7 +202,12 @@ def _gradient_norms(setup: Setup, layers: tuple[str, ...]) -> Callable:
                 lambda path, leaf: routers.get(path_name(path), leaf), scored['params']
             )
             step = Step(
-                valid=valid, key=jax.random.key(0), fraction=fraction, labels=labels, train=True
+                valid=valid,
+                key=jax.random.key(0),
+                fraction=fraction,
+                labels=labels,
+                extras=extras_of({n: x[0] for n, x in batch.items()}),
+                train=True,
             )
             (logits, infos), _ = network.apply(
                 {**scored, 'params': params}, images, step, mutable=['batch_stats']

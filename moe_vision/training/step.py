@@ -15,7 +15,7 @@ import optax
 from input_pipeline import mix
 from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import HEADS, Config
 from moe_vision.layers import Step, platform
 from moe_vision.layers.moe import make_router
 from moe_vision.training import optimizer
@@ -55,7 +55,9 @@ def init_variables_fn(
     each parameter's path. It is jitted so that it is traced only once."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
     return jax.jit(
-        lambda key: model.init(jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step())
+        lambda key: model.init(
+            jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step.example(batch)
+        )
     )
 
 
@@ -139,6 +141,7 @@ def train_step_fn(
             fraction=fraction,
             start=start,
             labels=jnp.argmax(targets, -1) if supervised else None,
+            extras=extras_of(micro),
             train=True,
         )
         (logits, infos), updates = model.apply(
@@ -285,6 +288,7 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
             key=key,
             fraction=fraction,
             labels=labels,
+            extras=extras_of(batch),
             start=start,
             num_classes=num_classes,
             intervention=intervention,
@@ -304,12 +308,17 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
     return step
 
 
+def extras_of(batch: dict[str, Array]) -> dict[str, Array]:
+    """What a batch tells routers about its images, [B] each: their domain, if the set has any."""
+    return {name: batch[name] for name in ('domain',) if name in batch}
+
+
 def images_per_group(config: Config, tokens_per_image: int) -> int:
     """The smallest number of images that makes a whole number of routing groups."""
     moe = config.model.moe
     if moe.placement == 'none':
         return 1
     unit = registry.entry('backbone', registry.BACKBONES, config.model.name).unit
-    if unit == 'image' or moe.placement == 'head':
+    if unit == 'image' or moe.placement in HEADS:
         return moe.group_size
     return max(moe.group_size // tokens_per_image, 1)

@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import campaign, input_pipeline, latency, layer, run, seeds, startup, step
 from benchmarks import compiled as compiled_for_gpu
+from benchmarks import input_pipeline, latency, layer, run, seeds, startup, step
 from benchmarks.table import Row, markdown
 from benchmarks.timing import compiled
 from input_pipeline import info
-from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules
 from moe_vision.study import load
@@ -237,33 +236,6 @@ def test_the_whole_study_differs_only_by_its_seed_mode(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match='whole_study.py:apart .* failed'):
         seeds.study_seconds('apart', 1)
-
-
-def test_a_campaign_by_hand(monkeypatch):
-    """The arm with k = 2 compiles once; its 8 seeds train, evaluate and run 3 + 8 probes."""
-    data = campaign.SETS['fashion_mnist']
-    timed = {100: {'seconds': 70.0, 'compile_seconds': 40.0, 'images_per_second': 500.0}}
-    monkeypatch.setattr(
-        campaign.stopwatch,
-        'timings',
-        lambda workdir: dict.fromkeys(campaign.pilot.study_of(data).arms, timed),
-    )
-    seconds = campaign.seconds(data, '')['placement']['backbone']
-    evaluating = 70 - 40 - 6000 / 500
-    evaluating *= 1 + 11 * 2000 / (2 * 3000 + 10000)
-    images = 8 * data.recipe['dataset.train_images']
-    assert seconds == pytest.approx(40 + 8 * (images / 500 + evaluating))
-
-
-def test_the_document_has_the_table_of_the_campaign(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    data = campaign.SETS['fashion_mnist']
-    seconds = campaign.seconds(data, 'results/fashion_mnist/pilot')
-    lines = (ROOT / 'docs' / 'studies.md').read_text().splitlines()
-    table = campaign.table(data, seconds)
-    assert all(line in lines for line in table), table
-    assert sum(sum(by_arm.values()) for by_arm in seconds.values()) < 20.5 * 3600
-    assert sum(map(len, seconds.values())) * len(data.seeds) == 728
 
 
 def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import routing_cases
 
 from moe_vision import models
 from moe_vision.config import registry
-from moe_vision.config.schema import Model, Moe
+from moe_vision.config.schema import HEADS, Model, Moe
 from moe_vision.layers import Step
 
 jit = routing_cases.jit
@@ -26,10 +26,12 @@ SMALL = {
 }
 
 
-def config(name, placement='every_2', twin='none', dtype='float32', args=None, **moe):
+def config(
+    name, placement='every_2', twin='none', dtype='float32', args=None, measured_drops=(), **moe
+):
     """A `Model`; `moe` overrides routing settings, `args` those of the backbone."""
     entry = registry.entry('backbone', registry.BACKBONES, name)
-    expert = moe.pop('expert', 'mlp' if placement == 'head' else entry.expert)
+    expert = moe.pop('expert', 'mlp' if placement in HEADS else entry.expert)
     expert_args = registry.entry('expert', registry.EXPERTS, expert).args()
     if hasattr(expert_args, 'norm_groups'):
         expert_args = dataclasses.replace(expert_args, norm_groups=4)
@@ -59,6 +61,7 @@ def config(name, placement='every_2', twin='none', dtype='float32', args=None, *
         dtype=dtype,
         remat=False,
         twin=twin,
+        measured_drops=measured_drops,
         moe=routing,
     )
 

@@ -35,9 +35,10 @@ _MORE = {
     ],
     'random': [{'gate': 'softmax'}],
     'bias_balanced': [{'normalize_inputs': False}],
+    'oracle': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
-    'soft': [{'axis': 'tokens', 'slots_per_expert': 2}],
+    'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
     (name, tuple(args.items())) for name in registry.ROUTERS for args in [{}, *_MORE.get(name, [])]
@@ -87,6 +88,7 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
         train=train,
         group=jnp.arange(groups) if group is None else jnp.asarray(group),
         labels=jnp.arange(groups * tokens).reshape(groups, tokens) % CLASSES,
+        extras={'domain': jnp.arange(groups * tokens).reshape(groups, tokens) % 3},
     )
 
 

@@ -767,3 +767,31 @@ def test_no_size_of_a_method_takes_all_memory_or_time(table, name, field):
     for size in (2**20, 2**31, 2**62):
         with pytest.raises(UserError, match=f'{field} is .* at most 100'):
             args(**more, **{field: (size, 32) if sizes else size})
+
+
+@pytest.mark.parametrize(
+    'changes, says',
+    [
+        (
+            {'model.moe.router': 'oracle', 'model.moe.router_args': {}, 'model.moe.losses': {}},
+            ['dataset.domains is 0', 'set it'],
+        ),
+        ({'model.measured_drops': (0.1, 0.2)}, ['measured_drops', 'same_measured_drops']),
+        ({'model.twin': 'same_measured_drops'}, ['two shares or more', 'moe_vision.report.drops']),
+        (
+            {'model.twin': 'same_measured_drops', 'model.measured_drops': (0.1, 1.2)},
+            ['model.measured_drops', 'a share, from 0 to 1'],
+        ),
+        (
+            {
+                'model.moe.router': 'soft',
+                'model.moe.router_args': {},
+                'model.moe.losses': {},
+                'model.twin': 'ensemble',
+            },
+            ['has no k', 'same_executed_flops'],
+        ),
+    ],
+)
+def test_domains_drops_and_ensembles_say_what_they_need(changes, says):
+    told(changes, *says)

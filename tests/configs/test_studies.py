@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 import input_pipeline
-from configs.studies import common, pilot, sets, top_k
+from configs.studies import common, sets, top_k
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
@@ -55,42 +55,22 @@ def differing(ours, theirs):
 
 
 def test_each_question_is_a_file_that_takes_the_data_sets():
-    assert {'digits', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet', 'imagenet'} == set(
-        SETS
-    )
+    assert {'digits', 'cifar10', 'cifar100', 'tiny_imagenet', 'imagenet'} == set(SETS)
     files = {p.stem for p in STUDIES.glob('*.py') if 'def get_study(' in p.read_text()}
-    assert files == {*KINDS, 'tuning', 'pilot'}
+    assert files == {*KINDS, 'tuning', 'gate'}
 
 
-@pytest.mark.parametrize(
-    'kind, allowed', [*((k, SETS) for k in KINDS), ('tuning', TUNED), ('pilot', ['fashion_mnist'])]
-)
+@pytest.mark.parametrize('kind, allowed', [*((k, SETS) for k in KINDS), ('tuning', TUNED)])
 def test_a_data_set_that_is_missing_or_unknown_is_refused_in_a_line(kind, allowed):
     for argument, start in (
         ('', 'no data set is named'),
         (':digit', "unknown data set 'digit'."),
-        (':mnist', "unknown data set 'mnist'. Did you mean 'fashion_mnist'?"),
+        (':cifar', "unknown data set 'cifar'."),
     ):
         with pytest.raises(UserError) as e:
             load.load(f'{STUDIES}/{kind}.py{argument}')
         assert str(e.value).startswith(start) and '\n' not in str(e.value)
         assert str(e.value).endswith(f'Allowed: {", ".join(sorted(allowed))}.')
-
-
-def test_the_pilot_times_every_arm_of_its_set():
-    found = loaded('pilot', 'fashion_mnist')
-    data = SETS['fashion_mnist']
-    assert found.study.seeds == (100,) and 100 not in data.seeds
-    assert data.recipe['eval.every_epochs'] * pilot.VALIDATIONS == data.epochs
-    for kind in KINDS:
-        for name, config in loaded(kind, 'fashion_mnist').configs.items():
-            alike = [
-                c
-                for c in found.configs.values()
-                if differing(c, config)
-                <= {'train.epochs', 'train.warmup_epochs', 'eval.every_epochs', *data.before}
-            ]
-            assert alike and alike[0].train.epochs == pilot.EPOCHS, (kind, name)
 
 
 @pytest.mark.parametrize('name', TUNED)
@@ -112,7 +92,7 @@ def test_tuning_gives_the_twin_and_k2_one_grid_and_touches_no_reported_seed(name
         pair = arms['dense'][setting], arms['k2'][setting]
         assert differing(*pair) == {'model.twin'}
         reported = loaded('top_k', name).configs['k2']
-        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs', *data.before}
+        assert differing(pair[1], reported) <= {'train.learning_rate', 'train.epochs'}
     assert set(arms['dense']) == set(arms['k2']) == grid
 
 

@@ -5,6 +5,7 @@ capacity ceil(1.25 * 2 * 16 / 4) = 10.
 """
 
 import math
+import typing
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,9 @@ from leverage_cases import found as measured
 
 import input_pipeline
 from moe_vision.common import flops
+from moe_vision.config import schema
 from moe_vision.layers.experts import conv
-from moe_vision.leverage import twins
+from moe_vision.leverage import measure, twins
 from moe_vision.models.places import expert_flops, expert_params, twin_expert
 
 STEM, BLOCK_0, DOWN = 2 * 64 * 9 * 8, 2 * (2 * 64 * 9 * 8 * 8), 2 * 16 * 9 * 8 * 16
@@ -227,9 +229,13 @@ def test_null_experts_cost_nothing():
 def test_a_twin_costs_more_only_in_its_widened_block():
     config = make()
     by_name = {t.name: t for t in twins(config, input_pipeline.info(config.dataset))}
-    assert set(by_name) == {'same_width', 'same_active_flops', 'same_params', 'same_drops'}
+    kinds = typing.get_args(typing.get_type_hints(schema.Model)['twin'])
+    assert set(by_name) == set(kinds) - {'none'}
     assert by_name['same_width'].flops == by_name['same_drops'].flops == TWIN
-    assert by_name['same_active_flops'].flops == TWIN + EXPERT
+    assert by_name['same_active_flops'].flops == by_name['ensemble'].flops == TWIN + EXPERT
+    assert by_name['ensemble'].params == by_name['same_width'].params + EXPERT_PARAMS
+    executed = measure(config, input_pipeline.info(config.dataset)).sum('flops_experts_executed')
+    assert by_name['same_executed_flops'].flops == TWIN - EXPERT + executed
     assert by_name['same_width'].params == REST_PARAMS + EXPERT_PARAMS
     wide = twin_expert(config.model.moe, 'same_params', 16, 16, (4, 4, 16))
     assert by_name['same_params'].flops == TWIN - EXPERT + expert_flops(wide, (4, 4, 16))

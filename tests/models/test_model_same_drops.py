@@ -107,6 +107,31 @@ def test_results_do_not_depend_on_the_batch_size():
     assert not np.allclose(part(X[60:120], 0), parts[1])  # something is at stake
 
 
+@pytest.mark.parametrize('fraction, expected', [(0.0, 0.8), (0.25, 0.6), (0.5, 0.4), (1.0, 0.2)])
+def test_measured_drops_follow_training(fraction, expected):
+    measured = (0.8, 0.4, 0.2, 0.1)  # at the first step, in the middle, at the last; evaluation
+    step = Step(
+        valid=jnp.asarray(VALID), key=jax.random.key(3), train=True, fraction=jnp.float32(fraction)
+    )
+    infinite = {'capacity_factor': float('inf'), 'eval_capacity_factor': float('inf')}
+    y, info = run(step, measured=measured, **infinite)
+    rate = telemetry.summarize(info['telemetry'], 4)['drop_rate']
+    # 384 choices of about 192 images: three standard deviations
+    assert rate == pytest.approx(expected, abs=3 * (expected * (1 - expected) / 384) ** 0.5)
+    share = info['choices']['kept'].mean(-1, keepdims=True)
+    np.testing.assert_allclose(y, share * DENSE, rtol=1e-5, atol=1e-6)
+    _, scored = run(Step(key=jax.random.key(3)), measured=measured, **infinite)
+    assert telemetry.summarize(scored['telemetry'], 4)['drop_rate'] == pytest.approx(0.1, abs=0.05)
+
+
+def test_with_room_for_all_in_evaluation_nothing_is_dropped_there():
+    given = {'twin': 'same_measured_drops', 'measured_drops': (0.9, 0.9)}
+    for factor, drops in ((2.0, True), (float('inf'), False)):
+        net = build('conv', eval_capacity_factor=factor, **given)
+        infos = net.apply(filled(net), images(), Step(key=jax.random.key(1)))[1]
+        assert bool(infos['block_1']['telemetry']['dropped'] > 0) == drops
+
+
 @pytest.mark.parametrize('name', registry.BACKBONES)
 @pytest.mark.parametrize('placement', ['every_2', 'head'])
 def test_parameters_and_flops_are_those_of_same_width(name, placement):

@@ -5,9 +5,10 @@ import math
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import TRAIN, build, config, images, jit, paths
+from model_cases import TRAIN, B, abstract, build, config, filled, images, jit, paths
 
 from moe_vision import models
 from moe_vision.common import flops
@@ -128,6 +129,65 @@ def test_hidden_width_of_experts_may_be_set():
     assert expert_at(moe, 16, 64).hidden == 24
     assert twin_expert(moe, 'same_width', 16, 64, (16,)).hidden == 24
     assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 48
+
+
+@pytest.mark.parametrize(
+    'moe, widths',
+    [
+        # C = ceil(1.25 * 2 * 8 / 4) = 5 of each of 4 experts for 8 tokens: 2.5 experts a token
+        ({'k': 2, 'num_experts': 4, 'group_size': 8}, 2.5),
+        ({'k': 1, 'num_experts': 4, 'group_size': 8, 'capacity_factor': 1.0}, 1),
+        ({'k': 2, 'num_experts': 4, 'group_size': 8, 'capacity_factor': math.inf}, 4),
+        ({'k': 2, 'num_experts': 4, 'group_size': 8, 'capacity_multiple': 4}, 4),  # 5 -> 8 slots
+        ({'router': 'soft', 'num_experts': 4}, 4),  # every expert sees every token
+    ],
+)
+def test_a_twin_with_the_flops_that_training_executes(moe, widths):
+    config_of = config('vit', hidden=24, **moe).moe
+    assert twin_expert(config_of, 'same_executed_flops', 16, 64, (16,)).hidden == widths * 24
+
+
+def test_soft_routing_by_slots_executes_its_slots():
+    moe = config('vit', hidden=24, router='soft', num_experts=4, group_size=8).moe
+    args = dataclasses.replace(moe.router_args, axis='tokens', slots_per_expert=3)
+    moe = dataclasses.replace(moe, router_args=args)  # 12 slots for 8 tokens
+    assert twin_expert(moe, 'same_executed_flops', 16, 64, (16,)).hidden == 36
+
+
+@every_backbone
+@pytest.mark.parametrize('placement', ['every_2', 'head'])
+def test_an_ensemble_is_the_mean_of_k_blocks(name, placement):
+    net = build(name, placement, twin='ensemble', k=2)
+    own = filled(net)
+    logits = jit(lambda v: net.apply(v, images(), Step())[0])
+    place = 'head' if placement == 'head' else 'block_1'
+    params = own['params']
+    branches = params[place]['branches']
+    alike = {n: jnp.broadcast_to(w[:1], w.shape) for n, w in branches.items()}
+    of_one = build(name, placement, twin='same_width')
+    one = {**own, 'params': {**params, place: {n: w[0] for n, w in branches.items()}}}
+    mean_of_equals = {**own, 'params': {**params, place: {'branches': alike}}}
+    expected = jit(lambda v: of_one.apply(v, images(), Step())[0])(one)
+    np.testing.assert_allclose(logits(mean_of_equals), expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(logits(own), expected, atol=1e-3)  # the second branch counts
+    assert {w.shape[0] for w in branches.values()} == {2}
+
+
+def test_a_pure_head_has_no_shortcut():
+    """What is dropped reaches the classifier as zeros, so its logits are the bias."""
+    step = Step(key=jax.random.key(0))
+    small = {'k': 1, 'num_experts': 3, 'group_size': 4, 'eval_capacity_factor': 0.1}
+    for placement, bias_alone in (('head', False), ('pure_head', True)):
+        net = build('conv', placement, **small)
+        variables = filled(net)
+        logits, infos = net.apply(variables, images(), step)
+        kept = np.asarray(infos['head']['choices']['kept'])[:, 0]
+        assert 0 < kept.sum() < B
+        orphan = np.asarray(logits)[~kept]
+        bias = np.asarray(variables['params']['classifier']['bias'])
+        assert np.allclose(orphan, bias) == bias_alone
+    twin = abstract(build('conv', 'pure_head', twin='same_width'))
+    chex.assert_trees_all_equal_shapes(twin, abstract(build('conv', 'head', twin='same_width')))
 
 
 def test_null_experts_take_their_share_of_the_active_flops():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from routing_cases import D, E, G, context, jit, make, normal
+from routing_cases import D, E, G, context, inputs, jit, make, normal
 
 from moe_vision.common.errors import UserError
 from moe_vision.routing import losses, telemetry
@@ -237,3 +237,23 @@ def test_supervision_wants_labels_while_training():
     evaluation = dataclasses.replace(blind, train=False)
     routing = route('supervised', ctx=evaluation)
     assert (np.asarray(losses.supervised(routing, evaluation, E)) == 0).all()
+
+
+@pytest.mark.parametrize('gate', ['even', 'softmax'])
+def test_the_oracle_goes_by_the_domain_alone(gate):
+    """Choice j of domain d is expert (d + j) mod E; E = 4, K = 2."""
+    given = inputs(('oracle', (('gate', gate),)))
+    domain = jnp.array([[0, 1, 2, 3, 4, 5, 3, 0]] * G)
+    ctx = dataclasses.replace(given['context'], extras={'domain': domain})
+    router = make(('oracle', (('gate', gate),)))
+    routing = router(given['params'], {}, given['features'], ctx)
+    expected = [[0, 1], [1, 2], [2, 3], [3, 0], [0, 1], [1, 2], [3, 0], [0, 1]]
+    assert routing.expert_of_choice.tolist() == [expected] * G
+    if gate == 'even':
+        assert (routing.gate == 0.5).all()
+    else:
+        np.testing.assert_allclose(
+            routing.gate,
+            np.take_along_axis(np.asarray(routing.probs), np.array([expected] * G), -1),
+            rtol=1e-6,
+        )

@@ -210,3 +210,18 @@ def test_mixed_choices_are_renormalised_over_the_true_ones():
     np.testing.assert_allclose(gate.sum(-1)[some], 1, rtol=1e-5)
     assert (gate[~true] == 0).all() and 0 < some.mean() < 1
     np.testing.assert_allclose(gate[true & (true.sum(-1, keepdims=True) == 1)], 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('axis, p', [('none', 1), ('tokens', 2)])
+def test_even_gates_give_the_plain_mean_of_the_slots(axis, p):
+    params, x, weights = soft_inputs(2, 7, p=p)
+    args = {'axis': axis, 'gate': 'even'} | ({'slots_per_expert': p} if axis != 'none' else {})
+    ctx = context(groups=2, tokens=7)
+    routing = make(('soft', tuple(args.items())), E)(params, {}, x, ctx)
+    assert np.allclose(routing.combine, 1 / (E * p))
+    y = soft_plan(routing, ctx.valid).apply(x, experts(weights))
+    if axis == 'none':
+        tokens = jnp.broadcast_to(x.reshape(1, 14, -1), (E, 14, x.shape[-1]))
+        np.testing.assert_allclose(y.reshape(14, -1), experts(weights)(tokens).mean(0), atol=1e-5)
+    else:  # the slots are mixtures of all tokens, so all tokens get the same
+        np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1], y.shape), atol=1e-5)

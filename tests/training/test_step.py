@@ -411,3 +411,24 @@ def test_a_config_is_the_same_after_json_and_back(data_dir):
 )
 def test_partners_are_few_neighbours_of_one_routing_group(group, images, want):
     assert mixing_group(group, images) == want
+
+
+def test_a_router_that_needs_the_domain_gets_it(data_dir):
+    """Through a training step: with four experts for four domains, loads are the domains' parts."""
+    run = Run(
+        data_dir,
+        {
+            'dataset.domains': 4,
+            'model.moe.router': 'oracle',
+            'model.moe.router_args': {},
+            'model.moe.losses': {},
+            'model.moe.k': 1,
+            'model.moe.num_experts': 4,
+        },
+        steps=0,
+    )
+    rows = batch()
+    rows['domain'] = np.arange(32, dtype=np.int32) % 3
+    _, out = run.take(rows)
+    expected = np.bincount(rows['domain'][rows['valid']], minlength=4)
+    np.testing.assert_array_equal(out['layers']['head']['chosen'], expected)

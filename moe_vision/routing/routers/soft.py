@@ -34,7 +34,10 @@ class Soft(Router):
             'gtd,ds->gts', x, _unit(params['slots'], 0), precision='highest'
         )
         logits = logits / self.args.temperature
-        combine = jax.nn.softmax(logits).reshape(g, t, e, p)
+        gates = jax.nn.softmax(logits)
+        if self.args.gate == 'even':
+            gates = jnp.full_like(logits, 1 / (e * p))
+        combine = gates.reshape(g, t, e, p)
         dispatch = None
         if self.args.axis != 'none':
             valid = context.valid[..., None]

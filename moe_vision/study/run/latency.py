@@ -17,7 +17,7 @@ from absl import logging
 import input_pipeline
 from moe_vision import leverage, models
 from moe_vision.common import timing
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import DROPPING, HEADS, Config
 from moe_vision.layers import Step
 from moe_vision.training.step import init_variables_fn, jit_once, normalize_images
 
@@ -81,10 +81,10 @@ def group_size(config: Config, batch: int) -> int:
     The config's own group size, or the largest one below it that divides the tokens of the batch.
     """
     moe = config.model.moe
-    if moe.placement == 'none' or config.model.twin not in ('none', 'same_drops'):
+    if moe.placement == 'none' or config.model.twin not in ('none', *DROPPING):
         return 0
     info = input_pipeline.info(config.dataset)
-    per_image = 1 if moe.placement == 'head' else leverage.tokens_per_image(config, info)
+    per_image = 1 if moe.placement in HEADS else leverage.tokens_per_image(config, info)
     tokens = batch * per_image
     return next(d for d in range(min(moe.group_size, tokens), 0, -1) if tokens % d == 0)
 
@@ -95,7 +95,7 @@ def call(config: Config, variables: Any, batch: int) -> Callable[[], jax.Array]:
     network = _network(config, batch)
 
     def forward(variables, images, key):
-        step = Step(key=key)
+        step = Step.example(batch, key=key)
         return network.apply(variables, normalize_images(images, *mean_std), step)[0]
 
     shape = (batch, *input_pipeline.info(config.dataset).image_shape)

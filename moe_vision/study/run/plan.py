@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import input_pipeline
 from moe_vision.config.schema import Config
-from moe_vision.study import rows
+from moe_vision.study import lent, rows
 from moe_vision.study.run.claims import Cell, Claims
 from moe_vision.training.schedule import durations
 
@@ -32,9 +32,10 @@ def states(
 ) -> dict[Cell, State]:
     """The state of each cell of these arms."""
     out: dict[Cell, State] = {}
+    near = lent.neighbours(workdir, record)
     for arm in arms:
         for seed in record['seeds']:
-            row = rows.usable(workdir, record, arm, seed)
+            row = rows.usable(workdir, record, arm, seed) or near[arm].get(seed)
             if row:
                 out[arm, seed] = row['status']
             elif claims.taken((arm, seed)):

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop
-from moe_vision.study import registration, rows, stopwatch
+from moe_vision.study import lent, registration, rows, stopwatch
 from moe_vision.study.load import Loaded, matching
 from moe_vision.study.run import plan, team
 from moe_vision.study.run.claims import BEAT, Cell, Claims
@@ -240,7 +240,7 @@ class _Runner:
         self._say(f'{sum(map(plan.ended, states))} of {len(states)} cells are done')
 
     def _row(self, cell: Cell) -> dict[str, Any] | None:
-        return rows.usable(self._workdir, self._record, *cell)
+        return lent.usable(self._workdir, self._record, *cell)
 
     def _make_room(self, cell: Cell) -> None:
         """Sets aside the row of a cell if it cannot be used."""

@@ -1,0 +1,44 @@
+"""The Fashion-MNIST campaign: what its studies share, a regime where either answer is possible.
+
+The images are shrunk to 14x14, and the network is so small that its dense form underfits: it lacks
+capacity, which experts could supply. `gate` checks that it is so before anything else runs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_vision.study.types import Arm
+
+Overrides = dict[str, Any]
+CONFIG = 'configs/fashion_mnist_k2.py'
+EPOCHS = 24.0
+GATE_SEEDS = tuple(range(100, 106))  # of the gate and the tuning; reported seeds begin at 1000
+MARGIN = 0.3
+RECIPE: Overrides = {
+    'dataset.image_size': 14,
+    'dataset.validation_fraction': 0.05,
+    'dataset.resident': True,
+    'model.args': {'widths': (4, 8), 'depth': 1},
+    'model.moe.placement': 'last_1',
+    'model.moe.expert_args': {'norm_groups': 2},
+    'model.moe.group_size': 256,
+    'train.batch_size': 256,
+    'train.learning_rate': 1e-2,
+    'train.epochs': EPOCHS,
+    'eval.every_epochs': 4.0,
+    'eval.batch_size': 512,
+    'checkpoint.every_epochs': 1000.0,
+    'log.every_steps': 100,
+}
+K1: Overrides = {'model.moe.k': 1}
+DENSE: Overrides = {'model.twin': 'same_width'}
+DENSE_ACTIVE: Overrides = {'model.twin': 'same_active_flops'}  # of the arm's k
+SAME_PARAMS: Overrides = {'model.twin': 'same_params'}
+
+
+def arm(*changes: Mapping[str, Any], seed_offset: int = 0) -> Arm:
+    """The recipe with two of eight experts, and what this arm changes; later keys win."""
+    overrides = dict(RECIPE)
+    for change in changes:
+        overrides |= change
+    return Arm(CONFIG, overrides, seed_offset)

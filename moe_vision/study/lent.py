@@ -1,0 +1,56 @@
+"""Reads the rows of a study, with those that neighbouring studies lend it.
+
+A study names neighbours in `reads`. Where one of their arms has the same config as an arm here, to
+the last key, and the same seed offset, their rows serve here, too: the cell is not trained twice.
+Such a row keeps the name of its study and the hash that it was registered under, and has `lent_by`,
+the name of its arm there. So comparisons that rest on it are exploratory here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_vision.study import registration, rows
+from moe_vision.study.analysis.pairs import listed
+from moe_vision.study.rows import Rows
+
+
+def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, list[str]]:
+    """What `rows.read` returns, with lent rows where the study has none of its own."""
+    found, notes = rows.read(workdir, record, digest, neighbours(workdir, record))
+    owners: dict[tuple[str, str], list[int]] = {}
+    for arm, seeds in found.items():
+        for seed, row in seeds.items():
+            if 'lent_by' in row:
+                owner = f"study '{row['study']}' (arm {row['lent_by']}, the same config)"
+                owners.setdefault((arm, owner), []).append(seed)
+    lines = [f'{arm}: rows of {owner} for {listed(s)}.' for (arm, owner), s in owners.items()]
+    return found, [*notes, *lines]
+
+
+def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any] | None:
+    """The row of a cell, its own or a lent one, if it has one."""
+    row = rows.usable(workdir, record, arm, seed)
+    return row or neighbours(workdir, record).get(arm, {}).get(seed)
+
+
+def neighbours(workdir: str, record: Mapping[str, Any]) -> Rows:
+    """Rows that the studies in `record['reads']` lend; one that is not there yet lends nothing.
+
+    Raises:
+      UserError: a neighbour's registration cannot be read.
+    """
+    out: Rows = {arm: {} for arm in record['arms']}
+    for name in record.get('reads', ()):
+        folder = str(Path(workdir).absolute().parent / name)
+        if not registration.exists(folder):
+            continue
+        theirs, digest = registration.read(folder)
+        found, _ = rows.read(folder, theirs, digest)
+        for arm, ours in record['arms'].items():
+            for other, of_other in theirs['arms'].items():
+                if registration.same_arm(ours, of_other):
+                    for seed, row in found[other].items():
+                        if seed in record['seeds']:
+                            out[arm].setdefault(seed, row | {'arm': arm, 'lent_by': other})
+    return out
