@@ -123,6 +123,10 @@ def test_what_the_discussion_counts_in_the_studies():
     ) in readme()
     assert f'They are {len(distinct)} distinct ones' in discussion()
     assert not any(v.startswith('positive') for v in verdicts)
+    unsure = {c: gaps(k)[c]['note'] for k, c in PRIMARY if 'not sure' in gaps(k)[c]['note']}
+    assert list(unsure) == ['backbone_gap']
+    (note,) = unsure.values()
+    assert f'does not confirm `backbone_gap` ({note.rsplit(": ", 1)[1]})' in discussion()
     found = [float(gaps(k)[c]['mde']) for k, c in PRIMARY]
     assert f'{min(found):.2f} to {max(found):.2f} pp' in discussion()
 

@@ -96,7 +96,7 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
         )
         for a in named
     ]
-    if any(len(line) > 1 for line in lines):
+    if any(len({a.flops for a in line}) > 1 for line in lines):
         series.append(Key('dense, by width', {'color': palette.MUTED, 'linewidth': 1.3}))
     label = f'{title}: ' + '; '.join(
         f'{a.name} {formats.pp(a.mean, sign=False)} % at {formats.size(a.flops)} FLOPs'
@@ -113,7 +113,8 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
     )
     how = (
         'Better is up and left. Filled: routed arms; hollow: dense ones. The line joins dense arms '
-        'that differ only in width, so a routed arm above it is worth more than its cost. '
+        'that differ only in width, so a routed arm above it is more accurate than a dense network '
+        'of its cost, as far as the intervals show it. '
         + legend.intervals(analysis, 'accuracy')
         + 'A gap between two arms is paired by seed and known better than its two ends. Points '
         'with almost the same cost are moved sideways, and the line with them. '
@@ -192,16 +193,19 @@ def _panel(
     }
     shifts = apart(pixels, _APART if len(arms) <= _MANY else 0.0)
     for line in lines:
-        at: dict[float, list[ArmSummary]] = {}
+        at: dict[float, list[ArmSummary]] = {}  # arms of one width, such as two sets of seeds
         for a in line:
             if a.name in x and span[0] <= a.mean <= span[1]:
-                at.setdefault(x[a.name], []).append(a)
-        places = [
-            numbers.mean((pixels[a.name] + shifts[a.name]) / _INNER_WIDTH for a in at[v])
-            for v in sorted(at)
+                at.setdefault(a.flops, []).append(a)
+        points = [
+            (
+                numbers.mean((pixels[a.name] + shifts[a.name]) / _INNER_WIDTH for a in of),
+                numbers.mean(a.mean for a in of),
+            )
+            for of in at.values()
         ]
-        means = [numbers.mean(a.mean for a in at[v]) for v in sorted(at)]
-        if len(means) > 1:
+        if len(points) > 1:
+            places, means = zip(*sorted(points), strict=True)
             axes.plot(
                 places,
                 means,

@@ -311,6 +311,21 @@ def test_a_line_joins_dense_arms_that_differ_in_width_alone(change, joined):
     assert ('dense, by width' in picture.svg) == joined
 
 
+def test_no_line_joins_two_sets_of_seeds_of_one_width():
+    maker = cases.Maker(3)
+    for name in ('dense', 'dense_again'):
+        maker.arm(name, 98, 0.0, routed=False)
+    analysis = maker.analysis()
+    costs = [
+        cost_figure.flops(analysis),
+        cost_figure.Cost('seconds', 'seconds', {'dense': 3.0, 'dense_again': 4.0}),
+    ]
+    picture = cost_figure.accuracy_against(analysis, 'n', 't', costs)
+    assert picture.rows[0][2] == picture.rows[1][2] and 'by width' not in picture.svg
+    root = ElementTree.fromstring(picture.svg.replace('<svg ', f'<svg xmlns="{SVG[1:-1]}" '))
+    assert not [p for p in paths(root, '1.3') if len(p) > 1]
+
+
 @pytest.mark.parametrize('at', [[0.0], [0, 0, 0], [0, 5, 30], [1, 2, 3, 50, 51], [0, 8, 16, 17]])
 def test_points_are_moved_apart_as_little_as_can_be(at):
     named = {str(i): float(v) for i, v in enumerate(at)}
