@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moe_vision.config import registry
-from moe_vision.config.schema import Model, routed_blocks
+from moe_vision.config.placement import routed_blocks
+from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, make_branch, per_patch, run_branch

@@ -36,7 +36,7 @@ from moe_vision.config.method_args import (
     TopKArgs,
     VitArgs,
 )
-from moe_vision.config.schema import HEADS
+from moe_vision.config.placement import HEADS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
-from moe_vision.config.schema import DROPPING, HEADS, Config, routed_blocks
+from moe_vision.config.placement import HEADS, routed_blocks
+from moe_vision.config.schema import DROPPING, Config
 
 
 def check(config: Config) -> None:

@@ -20,6 +20,7 @@ from moe_vision.common import flops
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import registry, routing_rules, schema
+from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config, Model
 from moe_vision.contract import check as contract
 from moe_vision.layers import ExpertBank, MoE, Step
@@ -161,7 +162,7 @@ def trace_images(config: Config, tokens: int) -> int:
     moe = config.model.moe
     if moe.placement == 'none':
         return 1
-    if moe.placement in schema.HEADS:
+    if moe.placement in HEADS:
         return moe.group_size
     return math.lcm(moe.group_size, tokens) // tokens
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from moe_vision.config.schema import DROPPING, Model, routed_blocks
+from moe_vision.config.placement import routed_blocks
+from moe_vision.config.schema import DROPPING, Model
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.models.places import expert_at, twin_expert
 

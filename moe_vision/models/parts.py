@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.common.streams import NetworkStream
-from moe_vision.config.schema import HEADS
+from moe_vision.config.placement import HEADS
 from moe_vision.layers import Step, convolution
 from moe_vision.models.branch import Infos, make_branch, run_branch
 

@@ -29,7 +29,8 @@ from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded, path_name
 from moe_vision.config import check as config_lib
-from moe_vision.config.schema import HEADS, Config
+from moe_vision.config.placement import HEADS
+from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.training.evaluate import STREAM

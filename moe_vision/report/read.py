@@ -107,6 +107,7 @@ class Run:
         routed = self.setting('model.moe.placement') != 'none' and self.setting('model.twin') in (
             'none',
             'same_drops',
+            'same_measured_drops',
             None,
         )
         return not self.layers() and bool(self.rows or self.evaluation or not routed)

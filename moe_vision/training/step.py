@@ -15,7 +15,8 @@ import optax
 from input_pipeline import mix
 from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
-from moe_vision.config.schema import HEADS, Config
+from moe_vision.config.placement import HEADS
+from moe_vision.config.schema import Config
 from moe_vision.layers import Step, platform
 from moe_vision.layers.moe import make_router
 from moe_vision.training import optimizer

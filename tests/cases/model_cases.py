@@ -9,7 +9,8 @@ import routing_cases
 
 from moe_vision import models
 from moe_vision.config import registry
-from moe_vision.config.schema import HEADS, Model, Moe
+from moe_vision.config.placement import HEADS
+from moe_vision.config.schema import Model, Moe
 from moe_vision.layers import Step
 
 jit = routing_cases.jit

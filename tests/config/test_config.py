@@ -589,7 +589,7 @@ def test_the_number_of_images_limits_batch_and_warm_up(changes, part):
     ],
 )
 def test_placements_name_blocks(placement, blocks, routed):
-    assert schema.routed_blocks(placement, blocks) == routed
+    assert routed_blocks(placement, blocks) == routed
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def hand_flops(config):
     rest = 2 * taps * channels * into * side**2
     rest, blocks = rest + 2 * args.widths[-1] * info(config.dataset).num_classes, []
     side = side // 2 if name == 'resnet' else side  # max-pool
-    replaced = schema.routed_blocks(moe.placement, args.blocks)
+    replaced = routed_blocks(moe.placement, args.blocks)
     for stage, width in enumerate(args.widths):
         before, side = side, -(-side // 2) if stage else side
         if name == 'resnet':  # the block that projects

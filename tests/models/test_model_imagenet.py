@@ -16,7 +16,7 @@ from moe_vision import models
 from moe_vision.common import flops
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
-from moe_vision.config.schema import routed_blocks
+from moe_vision.config.placement import routed_blocks
 from moe_vision.layers import Step
 
 VIT = {'depth': 12, 'patch_size': 16, 'pool': 'token'}

@@ -17,7 +17,8 @@ from absl import logging
 import input_pipeline
 from moe_vision import leverage, models
 from moe_vision.common import timing
-from moe_vision.config.schema import DROPPING, HEADS, Config
+from moe_vision.config.placement import HEADS
+from moe_vision.config.schema import DROPPING, Config
 from moe_vision.layers import Step
 from moe_vision.training.step import init_variables_fn, jit_once, normalize_images
 
