@@ -109,7 +109,7 @@ def _noisy(name: str, routing: Routing) -> tuple[Array, int]:
 
 def _smoothed(routing: Routing, threshold: Array, context: Context, num_experts: int) -> Array:
     """CV^2 of the summed probabilities to be above a threshold [G, T, 1 or N], [G]."""
-    assert routing.noise_std is not None  # `_noisy` has refused a router without it
+    assert routing.noise_std is not None  # `_noisy` has checked it
     std = jnp.maximum(routing.noise_std, 1e-6)
     p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / std)
     return _cv_squared(_per_id(_tokens(p, context), num_experts))

@@ -176,7 +176,7 @@ def _order(routing: Routing, priority: Priority, keys: Array | None):
     if priority == 'gate':
         values = routing.gate, pick(routing.probs, ids)
         by_gate, by_prob = (-jnp.max(jnp.where(routing.active, v, -jnp.inf), -1) for v in values)
-        order: tuple[Array, ...] = (by_prob, by_gate)  # the last one counts first
+        order: tuple[Array, ...] = by_prob, by_gate  # the last one counts first
     elif priority == 'random':
         if keys is None:
             raise ValueError("priority 'random' needs keys")
