@@ -67,6 +67,14 @@ WRONG = [  # arguments, and parts of the error
     ),
     (['--config=configs/base.py', '--rho=rho_active'], ['--rho is set but is not read']),
     (['--config=configs/base.py', '--out=x'], ['--out is set but is not read']),
+    (['--config=configs/base.py', '--multiple_of=8'], ['--multiple_of is set', 'to --solve.']),
+    *[
+        (
+            ['--config=configs/base.py', '--solve=model.moe.hidden', '--target_rho=0.2', flag],
+            [f"--multiple_of is '{flag.partition('=')[2]}'", 'an int from 1'],
+        )
+        for flag in ('--multiple_of=0', '--multiple_of=x', '--multiple_of=8.0')
+    ],
     (
         ['--config=configs/base.py', '--sweep=model.moe.k=1', '--out=configs/base.py/x'],
         ["--out is 'configs/base.py/x'", 'a folder of your own'],

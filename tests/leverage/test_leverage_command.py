@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from leverage_cases import ROOT, SMALL, WRONG
 
+from moe_vision import leverage
 from moe_vision.leverage import sweep
 from moe_vision.leverage.__main__ import main
 
@@ -146,6 +147,28 @@ def test_solve_takes_only_widths_that_the_norm_allows(capsys):
     best = min(range(8, 4096, 8), key=lambda h: abs(9216 * h / (9216 * h + rest) - 0.6))
     assert row['value'] == best and row['value'] % 8 == 0
     assert row['target_rho'] == 0.6
+
+
+@pytest.mark.parametrize('multiple', [64, 100])
+def test_solve_takes_multiples_alone_and_traces_few_values(multiple, capsys, monkeypatch):
+    traced = []
+    measure = leverage.measure
+    monkeypatch.setattr(leverage, 'measure', lambda c, i: traced.append(c) or measure(c, i))
+    row = json.loads(
+        printed(
+            capsys,
+            CONFIG,
+            *SETS,
+            '--solve=model.moe.hidden',
+            '--json',
+            '--target_rho=0.97',
+            f'--multiple_of={multiple}',
+        )
+    )[0]
+    rest = row['flops_twin'] * (1 - row['rho_place'])
+    step = 64 if multiple == 64 else 200  # a norm of 8 groups divides the width, too
+    best = min(range(step, 9999, step), key=lambda h: abs(9216 * h / (9216 * h + rest) - 0.97))
+    assert row['value'] == best and len(traced) <= 4
 
 
 def test_solving_another_rho_for_another_key(capsys):
