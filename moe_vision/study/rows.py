@@ -159,12 +159,8 @@ def read(
         try:
             row = _read(file, record)
         except ValueError as e:
-            notes.append(
-                (
-                    (file.parent.name, file.name),
-                    f'{file.relative_to(workdir)}: {e}; it is left out.',
-                )
-            )
+            cell = file.parent.name, file.name
+            notes.append((cell, f'{file.relative_to(workdir)}: {e}; it is left out.'))
             continue
         by_arm[row['arm']][row['seed']] = row
     damaged = list(_add_lines(by_arm, workdir, record))

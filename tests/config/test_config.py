@@ -26,6 +26,7 @@ from moe_vision.config import (
 from moe_vision.config import (
     check as config_lib,
 )
+from moe_vision.config.placement import routed_blocks
 
 ROOT = Path(__file__).parents[2]
 VIT = {'model.name': 'vit', 'model.args': {'width': 12, 'depth': 2, 'heads': 2, 'patch_size': 4}}

@@ -20,6 +20,7 @@ from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import schema, typed
+from moe_vision.config.placement import routed_blocks
 from moe_vision.layers import Step
 from moe_vision.study import load
 

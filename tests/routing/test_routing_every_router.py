@@ -372,7 +372,7 @@ WITH_SWITCH = [
 @pytest.mark.parametrize('case', WITH_SWITCH, ids=case_id)
 def test_inputs_are_normalised_unless_switched_off(case):
     """Published routers are not trained on normalised inputs: there the logits are x W."""
-    more = {'gate': 'softmax'} if case[0] == 'random' else {}
+    more = {'gate': 'softmax'} if case[0] in ('random', 'oracle') else {}
     router = {
         on: make((case[0], tuple((more | {'normalize_inputs': on}).items())))
         for on in (True, False)
