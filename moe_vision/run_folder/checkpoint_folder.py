@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from moe_vision.common.errors import UserError
 from moe_vision.common.files import absolute, in_bucket, reason
 from moe_vision.common.json_values import MAX_BYTES
 from moe_vision.processes import peers
