@@ -46,7 +46,7 @@ CASES = {
 def saved(config, folder, change=lambda state: state):
     """Writes a run's folder with its config and one checkpoint, without training."""
     setup = Setup(config)
-    record.write_config(str(folder), config, 'mine.py', setup.info, setup.cost)
+    record.write_config(str(folder), config, 'mine.py', setup.info, setup.cost, 0)
     state = change(setup.fresh_state())
     with checkpoints.Checkpoints(str(folder), 1) as saves:
         saves.save(int(state.step), state)

@@ -98,9 +98,8 @@ def test_a_run_is_scored_and_reported_there(runs, small, bucket):
 def test_a_run_starts_from_the_weights_of_one_in_a_bucket(runs, data_dir):
     other = train_cases.make(data_dir, {'init_from': WORKDIR, 'train.steps': 6})
     state = loop.Setup(other).fresh_state()
-    train_cases.assert_same_bits(
-        jax.device_get(state.params), checkpoints.load_raw(WORKDIR)['params']
-    )
+    scored = checkpoints.scored(checkpoints.load_raw(WORKDIR))
+    train_cases.assert_same_bits(jax.device_get(state.params), scored)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def fresh(setup):
 def source(setup, folder, **changes):
     """A run's folder with one checkpoint, of arrays that differ from the fresh ones and from each
     other, without training."""
-    record.write_config(str(folder), setup.config, 'mine.py', setup.info, setup.cost)
+    record.write_config(str(folder), setup.config, 'mine.py', setup.info, setup.cost, 0)
     state = setup.fresh_state()
     state = dataclasses.replace(
         state,
