@@ -15,7 +15,7 @@ from moe_vision.common.paths import ROOT, expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, source, typed
 from moe_vision.config.schema import LARGEST_SEED, Config
-from moe_vision.study.types import Arm, Comparison, Figure, Study, Tuning
+from moe_vision.study.types import Arm, Comparison, FamilyDifference, Figure, Study, Trend, Tuning
 
 OPERATIONAL = (
     'dataset.data_dir',
@@ -28,6 +28,7 @@ OPERATIONAL = (
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
 _SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
 _BATCH = 100_000  # images in memory at once, as for eval.batch_size
+_PARTS = ('arms', 'comparisons', 'trends', 'family_differences', 'figures', 'tune')
 _ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
@@ -141,15 +142,21 @@ def checked(study: Study) -> Study:
       UserError: the first thing that is wrong.
     """
     study = _typed(study, 'study')
-    arms = {n: _typed(a, f"arm '{n}'") for n, a in _items(study.arms, Arm, 'arms')}
-    comparisons = {
-        n: _typed(c, f"comparison '{n}'")
-        for n, c in _items(study.comparisons, Comparison, 'comparisons')
-    }
+    arms = _each(study.arms, Arm, 'arm')
+    comparisons = _each(study.comparisons, Comparison, 'comparison')
+    trends = _each(study.trends, Trend, 'trend')
+    differences = _each(study.family_differences, FamilyDifference, 'family_difference')
+    judged = {**comparisons, **trends, **differences}
     figures = tuple(
         _typed(f, 'figure') for _, f in _items(dict(enumerate(study.figures)), Figure, 'figures')
     )
-    for kind, names in (('study', [study.name]), ('arm', arms), ('comparison', comparisons)):
+    for kind, names in (
+        ('study', [study.name]),
+        ('arm', arms),
+        ('comparison', comparisons),
+        ('trend', trends),
+        ('family_difference', differences),
+    ):
         for name in names:
             if not re.fullmatch('[a-z0-9_]+', str(name)):
                 raise UserError(f"{kind} name '{name}': use only the letters a-z, digits and _.")
@@ -188,6 +195,7 @@ def checked(study: Study) -> Study:
                 raise UserError(f"comparison '{name}': {unknown('arm', side, arms)}")
         if c.arm == c.baseline:
             raise UserError(f"comparison '{name}': '{c.arm}' is compared with itself.")
+    _check_combined(trends, differences, comparisons)
     if study.tune is not None:
         study = dataclasses.replace(study, tune=_checked_tune(study.tune, study, arms))
     for name in study.reads:
@@ -196,7 +204,7 @@ def checked(study: Study) -> Study:
                 f"reads: '{name}'; give the name of a folder beside that of this study, of the "
                 'letters a-z, digits and _.'
             )
-    primary = [n for n, c in comparisons.items() if c.primary]
+    primary = [n for n, c in judged.items() if c.primary]
     if study.hypotheses and not primary:
         raise UserError(
             'the study has hypotheses but no primary comparison; set primary=True '
@@ -213,10 +221,10 @@ def checked(study: Study) -> Study:
                 raise UserError(
                     f"pattern '{name}': {unknown('primary comparison', member, primary)}"
                 )
-            if comparisons[member].expected not in _SUPPORTED:
+            if judged[member].expected not in _SUPPORTED:
                 raise UserError(
                     f"pattern '{name}': '{member}' has expected="
-                    f"'{comparisons[member].expected}', which no result can support; "
+                    f"'{judged[member].expected}', which no result can support; "
                     f'allowed in a pattern: {", ".join(_SUPPORTED)}.'
                 )
     for figure in figures:
@@ -236,7 +244,41 @@ def checked(study: Study) -> Study:
     for name in study.latency_arms:
         if name not in arms:
             raise UserError(f'latency_arms: {unknown("arm", name, arms)}')
-    return dataclasses.replace(study, arms=arms, comparisons=comparisons, figures=figures)
+    return dataclasses.replace(
+        study,
+        arms=arms,
+        comparisons=comparisons,
+        figures=figures,
+        trends=trends,
+        family_differences=differences,
+    )
+
+
+def _check_combined(
+    trends: Mapping[str, Trend],
+    differences: Mapping[str, FamilyDifference],
+    comparisons: Mapping[str, Comparison],
+) -> None:
+    """Refuses a trend or a family difference that names no comparisons to combine."""
+    members = {
+        **{f"family_difference '{n}'": sum(d.pairs, ()) for n, d in differences.items()},
+        **{f"trend '{n}'": t.comparisons for n, t in trends.items()},
+    }
+    for name in {**trends, **differences}:
+        if [name in of for of in (comparisons, trends, differences)].count(True) > 1:
+            raise UserError(
+                f"'{name}' names two of the study's comparisons, trends and family_differences; "
+                'give each a name of its own.'
+            )
+    for what, names in members.items():
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise UserError(
+                f'{what} combines {", ".join(names) or "nothing"}; name two comparisons or more, '
+                'each once.'
+            )
+        for name in names:
+            if name not in comparisons:
+                raise UserError(f'{what}: {unknown("comparison", name, comparisons)}')
 
 
 def _checked_tune(tune: Any, study: Study, arms: Mapping[str, Arm]) -> Tuning:
@@ -260,6 +302,11 @@ def _checked_tune(tune: Any, study: Study, arms: Mapping[str, Arm]) -> Tuning:
     return tune
 
 
+def _each(mapping: Any, cls: type, what: str) -> dict[str, Any]:
+    """The named parts of a study, each with its fields converted to their declared types."""
+    return {n: _typed(v, f"{what} '{n}'") for n, v in _items(mapping, cls, f'{what}s')}
+
+
 def _items(mapping: Any, cls: type, where: str) -> list[tuple[Any, Any]]:
     if not isinstance(mapping, Mapping):
         raise UserError(f'{where} is {mapping!r}; it must map names to {cls.__name__}.')
@@ -274,7 +321,7 @@ def _typed(value: Any, what: str) -> Any:
     changed: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(type(value)).items():
         inner = typing.get_args(kind)
-        if name in ('arms', 'comparisons', 'figures', 'tune') and isinstance(value, Study):
+        if name in _PARTS and isinstance(value, Study):
             continue
         if typing.get_origin(kind) is Mapping:
             kind = dict[inner[0], inner[1]]  # type: ignore[valid-type]
