@@ -91,9 +91,9 @@ def slope_weights(x: Sequence[float]) -> tuple[Fraction, ...]:
     The slope is sum (x - mean x) y / sum (x - mean x)^2, and the change is the slope times max x -
     min x. () if x has an unknown value, or the same one everywhere.
     """
-    if any(map(math.isnan, x)) or len(set(x)) < 2:
+    known = exact(x) if all(map(math.isfinite, x)) else []
+    if len(set(known)) < 2:
         return ()
-    known = exact(x)
     mean = sum(known, Fraction(0)) / len(known)
     squares = sum(((v - mean) ** 2 for v in known), Fraction(0))
     return tuple((v - mean) * (max(known) - min(known)) / squares for v in known)

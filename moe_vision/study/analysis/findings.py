@@ -196,7 +196,7 @@ def _flags(combined: Combined, parts: tuple[Gap, ...]) -> Iterator[str]:
     if combined.kind == 'family difference':
         places = zip(parts[::2], parts[1::2], combined.x[::2], combined.x[1::2], strict=True)
         for a, b, x, y in places:
-            if not contrasts.near(x, y):
+            if not contrasts.near(x, y) and math.isfinite(x + y):
                 yield f'ρ differs: {x:.3g} in {a.name} and {y:.3g} in {b.name}'
     elif not combined.weights:
         yield 'no slope: ρ is unknown for a comparison, or the same for all'
