@@ -79,22 +79,22 @@ def run(argv: list[str]) -> None:
         return
     if request.mode == 'train':
         continuing.check(workdir, config, info)
-    rules.check_workdir(workdir, create=request.mode == 'train')
-    peers.start(request.processes)
-    from moe_vision.training import loop
+    with rules.workdir(workdir, create=request.mode == 'train'):
+        peers.start(request.processes)
+        from moe_vision.training import loop
 
-    if request.mode == 'train':
-        with Stop() as stop:
-            loop.train(
-                config,
-                workdir=workdir,
-                config_file=request.config_file,
-                profile_steps=request.profile_steps,
-                stop=stop,
-            )
-    else:
-        loop.evaluate(config, workdir=workdir)
-    peers.done()
+        if request.mode == 'train':
+            with Stop() as stop:
+                loop.train(
+                    config,
+                    workdir=workdir,
+                    config_file=request.config_file,
+                    profile_steps=request.profile_steps,
+                    stop=stop,
+                )
+        else:
+            loop.evaluate(config, workdir=workdir)
+        peers.done()
 
 
 def _parse(argv: list[str]) -> Request:

@@ -4,16 +4,17 @@
 no data.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import input_pipeline
-from input_pipeline import DatasetInfo
+from input_pipeline import DataError, DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import runs_near
 from moe_vision.config import registry, routing_rules, schema
@@ -176,6 +177,20 @@ def check_workdir(workdir: str, create: bool) -> None:
             f"workdir '{workdir}' cannot be written: {e.strerror}; "
             'give --workdir a folder of your own.'
         ) from e
+
+
+@contextlib.contextmanager
+def workdir(folder: str, create: bool) -> Iterator[None]:
+    """`check_workdir`; if what follows is refused and wrote nothing, removes the folder it made."""
+    existed = os.path.isdir(folder)
+    check_workdir(folder, create)
+    try:
+        yield
+    except (UserError, DataError):
+        if not existed and '://' not in folder:
+            with contextlib.suppress(OSError):  # it is not empty, or gone
+                os.rmdir(folder)
+        raise
 
 
 def _values(config: Config) -> dict[str, Any]:

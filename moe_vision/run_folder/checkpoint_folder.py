@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from moe_vision.common.errors import UserError
 from moe_vision.common.files import absolute, in_bucket, reason
 from moe_vision.common.json_values import MAX_BYTES
 from moe_vision.processes import peers
@@ -29,6 +31,7 @@ class Folder:
     def __init__(self, path: epath.Path, keep: int):
         abandoned.hide()
         self.path = absolute(path)
+        _check_tops(self.path)
         self._manager = ocp.CheckpointManager(
             self.path,
             item_handlers=ocp.StandardCheckpointHandler(),
@@ -156,7 +159,8 @@ class Folder:
         """Waits for the last save."""
         self.wait()
         for step in self._given_up:  # again: parts that were under way made their folders anew
-            self.clear(str(step))
+            with contextlib.suppress(OSError):
+                self.clear(str(step))
         with contextlib.suppress(Exception):  # what failed in the background: `wait` has told of it
             self._manager.close()
 
@@ -187,6 +191,21 @@ def _read(path: epath.Path, handler: Any, args: Any) -> Any:
     if not peers.all_agree(error is None):
         raise error or ValueError('another process cannot read it')
     return values
+
+
+def _check_tops(folder: epath.Path) -> None:
+    """Raises UserError if orbax would wait for what stands beside the arrays of a checkpoint.
+
+    It reads that of every checkpoint when it opens their folder.
+    """
+    for file in [] if in_bucket(folder) else folder.glob('*/*'):
+        try:
+            found = os.stat(file)
+        except OSError:  # another process has just renamed or deleted it
+            continue
+        regular = stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES
+        if not regular and not stat.S_ISDIR(found.st_mode):
+            raise UserError(f"'{file}' is no file, or a huge one; remove it, and start again.")
 
 
 def check_files(checkpoint: epath.Path) -> None:

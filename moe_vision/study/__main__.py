@@ -66,18 +66,16 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     if args.command in _TRAIN:
         _check_arms(loaded, args.only)
-    if args.command == 'register':
-        loaded = tuning.tuned(loaded, args.workdir)
-        rules.check_workdir(args.workdir, create=True)
-        digest = registration.register(loaded, args.workdir)[1]
-        print(f'{args.workdir} holds pre-registration {digest[:16]}')
-    elif args.command == 'time':
-        loaded = tuning.tuned(loaded, args.workdir)
-        rules.check_workdir(args.workdir, create=True)
-        _time(loaded, args.workdir)
     else:
-        rules.check_workdir(args.workdir, create=True)
-        _run(loaded, args, processes)
+        loaded = tuning.tuned(loaded, args.workdir)
+    with rules.workdir(args.workdir, create=True):
+        if args.command == 'register':
+            digest = registration.register(loaded, args.workdir)[1]
+            print(f'{args.workdir} holds pre-registration {digest[:16]}')
+        elif args.command == 'time':
+            _time(loaded, args.workdir)
+        else:
+            _run(loaded, args, processes)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -6,6 +6,7 @@ whether it may change all the same (`config.schema`). Imports no jax.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 
 from absl import logging
@@ -45,6 +46,12 @@ def check(workdir: str, config: Config, info: DatasetInfo) -> list[str]:
 
 def _check_run(workdir: str, config: Config, info: DatasetInfo) -> list[str]:
     """What `check` does and returns, but for other processes."""
+    for name in ('metrics', 'events'):
+        if os.path.islink(os.path.join(workdir, name)):
+            raise UserError(
+                f"'{name}' in workdir '{workdir}' is a link, and a run that goes on deletes files "
+                'there, which may be yours; put a folder in its place.'
+            )
     if not lives.begun(workdir):
         return []
     differs, may = _differs(workdir, config), compare.changes()

@@ -243,7 +243,7 @@ class Run:
             self._write('result.json', result)  # where it is, evaluation.json is, too
         if self._writer:
             self._writer.close()
-            check_classes(test, self.setup.info.class_names, 'test')
+            check_classes(test, self.setup.info.class_names, self.setup.info.scored)
         return result, test['layers']
 
     def _write(self, name: str, value: dict[str, Any]) -> bool:

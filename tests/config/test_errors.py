@@ -15,7 +15,9 @@ from image_fakes import encoded, picture, rewrite
 
 from configs import digits_k2
 from input_pipeline.prepare import prepare
+from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
+from moe_vision.config import rules
 
 ROOT = Path(__file__).parents[2]
 CONFIG = '--config=configs/digits_k2.py'
@@ -375,3 +377,23 @@ def test_a_number_in_a_damaged_config_that_would_take_all_memory_or_time(
     (tmp_path / 'config.json').write_text(json.dumps(record))
     line = refused(shadowed, '--mode=eval', f'--workdir={tmp_path}')
     assert told in line and len(line) < 500
+
+
+@pytest.mark.parametrize('before', [True, False])
+@pytest.mark.parametrize('wrote', [True, False])
+def test_what_is_refused_leaves_no_empty_folder(tmp_path, before, wrote):
+    folder = tmp_path / 'w'
+    if before:
+        folder.mkdir()
+    with pytest.raises(UserError), rules.workdir(str(folder), create=True):
+        assert folder.is_dir()
+        if wrote:
+            (folder / 'config.json').write_text('{}')
+        raise UserError('init_from: another network.')
+    assert folder.exists() == (before or wrote)
+
+
+def test_a_bug_leaves_the_folder_as_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError), rules.workdir(str(tmp_path / 'w'), create=True):
+        raise ZeroDivisionError
+    assert (tmp_path / 'w').exists()

@@ -1,6 +1,7 @@
 """Damaged checkpoints are skipped and named in the log; the others are restored exactly."""
 
 import dataclasses
+import errno
 import logging
 import os
 import random
@@ -407,6 +408,19 @@ def test_what_is_no_file_of_a_checkpoint_is_not_waited_for(make, name, workdir, 
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.parametrize('place', ['30/_CHECKPOINT_METADATA', 'odd/file'])
+@pytest.mark.parametrize('make', [pipe, device, holes], ids=lambda f: f.__name__)
+def test_what_is_no_file_beside_the_arrays_is_one_line(make, place, workdir):
+    """orbax reads it of every checkpoint when it opens their folder, and would wait for ever."""
+    file = workdir / 'checkpoints' / 'latest' / place
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    make(file)
+    with pytest.raises(UserError, match='is no file, or a huge one; remove it') as e:
+        restore(workdir)
+    assert '\n' not in str(e.value)
+
+
 def flip_weights(folder):
     """Flips a bit in every kilobyte of the largest file, where the arrays are."""
     file = biggest(folder)
@@ -459,8 +473,13 @@ def test_a_failed_save_that_fails_again_while_closing_is_no_other_error(tmp_path
     def fails():
         raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
 
+    def full(step):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     saved, closed = Checkpoints(str(tmp_path), keep=1), []
     close = saved._best._manager.close
+    saved._latest._given_up.add(10)
+    monkeypatch.setattr(saved._latest, 'clear', full)
     monkeypatch.setattr(saved._latest._manager, 'close', fails)
     monkeypatch.setattr(saved._best._manager, 'close', lambda: closed.append(close()))
     saved.close()

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +83,16 @@ def test_every_key_says_whether_it_may_change():
     }
     assert set(found.values()) == {'never', 'freely', 'upward'}
     assert list(found) == [key for key, _, _ in schema.keys(schema.Config())]
+
+
+@pytest.mark.parametrize('name', ['metrics', 'events'])
+def test_a_linked_folder_whose_files_would_be_deleted_is_refused(name, tmp_path):
+    begin(tmp_path / 'w')
+    (tmp_path / 'mine').mkdir()
+    shutil.rmtree(tmp_path / 'w' / name, ignore_errors=True)
+    (tmp_path / 'w' / name).symlink_to(tmp_path / 'mine')
+    with pytest.raises(UserError, match=f"'{name}' in workdir .* is a link"):
+        continuing.check(str(tmp_path / 'w'), CONFIG, INFO)
 
 
 @pytest.mark.parametrize('key', compare.changes())
