@@ -20,7 +20,8 @@ from moe_vision.common.json_values import MISSING, differences, plain
 from moe_vision.config import check as config_lib
 from moe_vision.config import compare
 from moe_vision.study import types
-from moe_vision.study.load import Loaded, checked, operational
+from moe_vision.study.checks import checked
+from moe_vision.study.load import Loaded, operational
 
 _SHOWN = 300  # characters of what is wrong with a record
 _JUDGED: dict[str, Any] = {

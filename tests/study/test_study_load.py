@@ -202,6 +202,15 @@ def test_a_pattern_may_name_primary_trends_and_differences(tmp_path):
     assert "pattern 'gain'" in error and "primary comparison 't'" in error
 
 
+def test_a_study_on_validation_needs_validation_images(tmp_path):
+    metric = 'margin=0.3', "margin=0.3, metric='validation_accuracy'"
+    assert load(write_study(tmp_path, metric)).study.metric == 'validation_accuracy'
+    k1 = "'model.moe.k': 1}", "'model.moe.k': 1, 'dataset.validation_fraction': 0.0}"
+    error = refused(tmp_path, metric, k1)
+    assert "arm 'k1'" in error and 'has no validation images' in error
+    assert 'dataset.validation_fraction above 0' in error
+
+
 def test_a_file_that_is_not_there():
     with pytest.raises(UserError, match=r"study file 'configs/studies/no.py' does not exist"):
         load('configs/studies/no.py')

@@ -163,7 +163,8 @@ def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Pi
 
     trends = _trends(analysis, curves)
     how = (
-        'The line of a series is its trend, fitted by least squares to the mean gaps: '
+        'The line of a series is its trend, fitted by least squares to the mean gaps'
+        + (' (curved, because this axis is logarithmic): ' if log else ': ')
         + ', '.join(f'{t.name} {formats.pp(t.estimate.mean)} pp' for t in trends.values())
         + '. '
         if trends

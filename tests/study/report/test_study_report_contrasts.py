@@ -1,6 +1,7 @@
 """The report shows trends, family differences, tuning, lent rows, and which split is scored."""
 
 import csv
+import html
 import json
 
 import pytest
@@ -116,8 +117,8 @@ def test_a_figure_of_gaps_against_rho_draws_the_trend_of_a_series(both, folder):
             )
     ends = [float(r['trend_gap_pp']) for r in rows if r['series'] == 'standard']
     assert max(ends) - min(ends) == pytest.approx(abs(trend.estimate.mean))
-    text = 'The line of a series is its trend, fitted by least squares to the mean gaps: rises '
-    assert text in both[1]
+    text = 'The line of a series is its trend, fitted by least squares to the mean gaps (curved, '
+    assert text + 'because this axis is logarithmic): rises ' in html.unescape(both[1])
 
 
 def test_a_study_without_any_has_none_of_this(tmp_path):
