@@ -73,7 +73,8 @@ class Combined:
 
     def middle(self) -> tuple[float, float]:
         """The point that the line of the mean passes through: mean ρ, and mean gap in pp."""
-        gaps = [float(p.gap_of()[s]) for p in self.parts for s in self.seeds]
+        known, seeds = [p.gap_of() for p in self.parts], self.seeds
+        gaps = [float(of[s]) for of in known for s in seeds]
         return math.fsum(self.x) / len(self.x), math.fsum(gaps) / len(gaps) if gaps else math.nan
 
     def _sums(self, gaps: Sequence[Mapping[int, Fraction]]) -> dict[int, Fraction]:

@@ -121,13 +121,13 @@ def gap(pairs: Pairs, arms: Mapping[str, ArmSummary], shared: dict[str, Any], ha
 
 def contrast(combined: Combined, gaps: Mapping[str, Gap], shared: dict[str, Any]) -> Contrast:
     """The finding of a trend or a family difference; `shared` is what `of` returned."""
-    parts = tuple(gaps[name] for name in combined.names)
+    parts, seeds = tuple(gaps[name] for name in combined.names), set(combined.seeds)
     lost = {
         (name, seed)
         for pairs in combined.parts
         for seed, rows in zip(pairs.seeds, pairs.rows, strict=True)
         for name, row in zip((pairs.arm, pairs.baseline), rows, strict=True)
-        if seed in combined.seeds and pairing.diverged(row)
+        if seed in seeds and pairing.diverged(row)
     }
     return Contrast(
         **shared | {'flags': (*shared['flags'], *_flags(combined, parts))},

@@ -154,11 +154,12 @@ def test_pairs_at_another_rho_are_named():
 def test_seeds_that_a_comparison_lacks_are_left_out():
     made = rows()
     del made['mid'][4], made['dense'][1]
+    made['low'][4] = diverged()
     trend = analyse.analyse(record({'along': TREND}), HASH, made).contrasts['along']
     assert trend.seeds == (0, 2, 3, 5)
     assert trend.estimate.values == tuple(CHANGES[s] for s in trend.seeds)
     assert trend.flags == ('exploratory: only 4 of 6 registered seeds have all runs',)
-    assert trend.primary and not trend.confirms
+    assert trend.primary and not trend.confirms and trend.diverged == 0
 
 
 def test_a_diverged_run_scores_chance_and_shows_no_equivalence():
