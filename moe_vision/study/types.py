@@ -77,7 +77,8 @@ class Figure:
     """A figure of the report.
 
     kind, and what `series` maps names to:
-      gap_against_rho: comparisons, one curve per family, x is rho_place of the arm.
+      gap_against_rho: comparisons, one curve per family, x is rho_place of the arm. The line of a
+        family is its trend, if one is registered over comparisons that are all in it.
       k_ablation: comparisons in order of k, one line per seed.
       soft_axis: comparisons, one curve per axis, x is E * slots per expert of the arm.
       traces: arms; temperature, gate entropy and validation accuracy over training.
