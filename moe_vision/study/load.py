@@ -3,8 +3,6 @@
 import dataclasses
 import fnmatch
 import os
-import re
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,9 +11,10 @@ from input_pipeline import DataError
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.paths import ROOT, expanded
 from moe_vision.config import check as config_lib
-from moe_vision.config import rules, source, typed
-from moe_vision.config.schema import LARGEST_SEED, Config
-from moe_vision.study.types import Arm, Comparison, Figure, Study, Tuning
+from moe_vision.config import rules, source
+from moe_vision.config.schema import Config
+from moe_vision.study.checks import checked
+from moe_vision.study.types import Arm, Study
 
 OPERATIONAL = (
     'dataset.data_dir',
@@ -26,9 +25,6 @@ OPERATIONAL = (
     'log.',
 )  # keys that change no result
 _SETTABLE = tuple(k for k in OPERATIONAL if k not in ('dataset.cache', 'dataset.resident'))
-_SUPPORTED = ('positive', 'negative', 'equivalent')  # expectations that a pattern may have
-_BATCH = 100_000  # images in memory at once, as for eval.batch_size
-_ARM_FIGURES = ('traces', 'wall_clock')  # figures whose series name arms, not comparisons
 
 
 def operational(key: str) -> bool:
@@ -98,7 +94,7 @@ def of_study(study: Study, overrides: tuple[str, ...]) -> Loaded:
     configs = {}
     for name, arm in study.arms.items():
         try:
-            configs[name] = _config(arm, list(overrides))
+            configs[name] = _config(arm, list(overrides), study.metric)
         except (UserError, DataError) as e:
             raise UserError(f"arm '{name}': {e}") from e
     _check_pairs(study, configs)
@@ -121,7 +117,7 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
     return [n for n in names if n in matched]
 
 
-def _config(arm: Arm, overrides: list[str]) -> Config:
+def _config(arm: Arm, overrides: list[str], metric: str) -> Config:
     as_flags = [f'--config.{k}={v}' for k, v in arm.overrides.items()]
     common, opened, _ = source.take_overrides(as_flags)
     path = expanded(arm.config)
@@ -130,159 +126,14 @@ def _config(arm: Arm, overrides: list[str]) -> Config:
         path, [*common, *overrides], {k: arm.overrides[k] for k in opened}
     )  # the values, not their text
     config = dataclasses.replace(config_lib.check(values), seed=0)
-    rules.check_with_data(config, input_pipeline.info(config.dataset))
+    info = input_pipeline.info(config.dataset)
+    rules.check_with_data(config, info)
+    if metric == 'validation_accuracy' and 'validation' not in info.split_sizes:
+        raise UserError(
+            f"the study's metric is {metric}, but '{info.name}' has no validation images here; set "
+            'dataset.validation_fraction above 0 (0.1 is usual).'
+        )
     return config
-
-
-def checked(study: Study) -> Study:
-    """The study with fields converted to their declared types; refuses names that do not exist.
-
-    Raises:
-      UserError: the first thing that is wrong.
-    """
-    study = _typed(study, 'study')
-    arms = {n: _typed(a, f"arm '{n}'") for n, a in _items(study.arms, Arm, 'arms')}
-    comparisons = {
-        n: _typed(c, f"comparison '{n}'")
-        for n, c in _items(study.comparisons, Comparison, 'comparisons')
-    }
-    figures = tuple(
-        _typed(f, 'figure') for _, f in _items(dict(enumerate(study.figures)), Figure, 'figures')
-    )
-    for kind, names in (('study', [study.name]), ('arm', arms), ('comparison', comparisons)):
-        for name in names:
-            if not re.fullmatch('[a-z0-9_]+', str(name)):
-                raise UserError(f"{kind} name '{name}': use only the letters a-z, digits and _.")
-    if not arms:
-        raise UserError('the study has no arms; give at least one.')
-    least = 2 if comparisons else 1  # one seed has no spread, but can be timed
-    if (
-        len(set(study.seeds)) != len(study.seeds)
-        or len(study.seeds) < least
-        or not 0 <= min(study.seeds) <= max(study.seeds) <= LARGEST_SEED
-    ):
-        raise UserError(
-            f'seeds are {study.seeds}; give {("one", "two")[least - 1]} or more, all '
-            f'different, from 0 to {LARGEST_SEED:,}.'
-        )
-    if not 0 < study.alpha < 1 or not 0 < study.margin < 100:
-        raise UserError(
-            f'alpha is {study.alpha} and margin {study.margin}; allowed: 0 < alpha < 1 '
-            'and 0 < margin < 100 percentage points.'
-        )
-    for name, arm in arms.items():
-        again = sorted({s + arm.seed_offset for s in study.seeds} & set(study.seeds))
-        if (
-            (arm.seed_offset and again)
-            or arm.seed_offset < 0
-            or max(study.seeds) + arm.seed_offset > LARGEST_SEED
-        ):
-            raise UserError(
-                f"arm '{name}': seed_offset is {arm.seed_offset}; it must move the "
-                f'seeds past all those of the study, such as {max(study.seeds) + 1}, and no seed '
-                f'past {LARGEST_SEED:,}.'
-            )
-    for name, c in comparisons.items():
-        for side in (c.arm, c.baseline):
-            if side not in arms:
-                raise UserError(f"comparison '{name}': {unknown('arm', side, arms)}")
-        if c.arm == c.baseline:
-            raise UserError(f"comparison '{name}': '{c.arm}' is compared with itself.")
-    if study.tune is not None:
-        study = dataclasses.replace(study, tune=_checked_tune(study.tune, study, arms))
-    for name in study.reads:
-        if not re.fullmatch('[a-z0-9_]+', name):
-            raise UserError(
-                f"reads: '{name}'; give the name of a folder beside that of this study, of the "
-                'letters a-z, digits and _.'
-            )
-    primary = [n for n, c in comparisons.items() if c.primary]
-    if study.hypotheses and not primary:
-        raise UserError(
-            'the study has hypotheses but no primary comparison; set primary=True '
-            'on the comparisons that test them.'
-        )
-    for name, members in study.patterns.items():
-        if not members:
-            raise UserError(
-                f"pattern '{name}' has no members; name one or more of the primary "
-                f'comparisons: {", ".join(primary)}.'
-            )
-        for member in members:
-            if member not in primary:
-                raise UserError(
-                    f"pattern '{name}': {unknown('primary comparison', member, primary)}"
-                )
-            if comparisons[member].expected not in _SUPPORTED:
-                raise UserError(
-                    f"pattern '{name}': '{member}' has expected="
-                    f"'{comparisons[member].expected}', which no result can support; "
-                    f'allowed in a pattern: {", ".join(_SUPPORTED)}.'
-                )
-    for figure in figures:
-        known = arms if figure.kind in _ARM_FIGURES else comparisons
-        for series, members in figure.series.items():
-            for member in members:
-                if member not in known:
-                    kind = 'arm' if figure.kind in _ARM_FIGURES else 'comparison'
-                    raise UserError(
-                        f"figure '{figure.title}', series '{series}': "
-                        f'{unknown(kind, member, known)}'
-                    )
-    if not all(1 <= n <= _BATCH for n in study.latency_batches):
-        raise UserError(
-            f'latency_batches is {study.latency_batches}; each must be from 1 to {_BATCH:,} images.'
-        )
-    for name in study.latency_arms:
-        if name not in arms:
-            raise UserError(f'latency_arms: {unknown("arm", name, arms)}')
-    return dataclasses.replace(study, arms=arms, comparisons=comparisons, figures=figures)
-
-
-def _checked_tune(tune: Any, study: Study, arms: Mapping[str, Arm]) -> Tuning:
-    if not isinstance(tune, Tuning):
-        raise UserError(f'tune is {tune!r}; it must be a moe_vision.study.types.Tuning, or None.')
-    tune = _typed(tune, 'tune')
-    named = [*tune.arms, *(name for followers in tune.arms.values() for name in followers)]
-    for name in named:
-        if name not in arms:
-            raise UserError(f'tune: {unknown("arm", name, arms)}')
-        if named.count(name) > 1:
-            raise UserError(f"tune: arm '{name}' is named twice; it can take one setting.")
-    if not tune.arms or not tune.grid or not all(tune.grid.values()):
-        raise UserError('tune: give one arm or more, and one value or more of one key or more.')
-    both = sorted(set(tune.seeds) & set(study.seeds))
-    if both or not tune.seeds or len(set(tune.seeds)) != len(tune.seeds):
-        raise UserError(
-            f'tune: seeds are {tune.seeds}; give one or more, all different, and none that the '
-            f'study reports ({study.seeds[0]} to {study.seeds[-1]}).'
-        )
-    return tune
-
-
-def _items(mapping: Any, cls: type, where: str) -> list[tuple[Any, Any]]:
-    if not isinstance(mapping, Mapping):
-        raise UserError(f'{where} is {mapping!r}; it must map names to {cls.__name__}.')
-    for name, value in mapping.items():
-        if not isinstance(value, cls):
-            raise UserError(f"{where}: '{name}' is {value!r}; it must be a {cls.__name__}.")
-    return list(mapping.items())
-
-
-def _typed(value: Any, what: str) -> Any:
-    """The dataclass with its fields converted to their declared types, except nested ones."""
-    changed: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(type(value)).items():
-        inner = typing.get_args(kind)
-        if name in ('arms', 'comparisons', 'figures', 'tune') and isinstance(value, Study):
-            continue
-        if typing.get_origin(kind) is Mapping:
-            kind = dict[inner[0], inner[1]]  # type: ignore[valid-type]
-        try:
-            changed[name] = typed.convert(getattr(value, name), kind, name)
-        except UserError as e:
-            raise UserError(f'{what}: {e}') from e
-    return dataclasses.replace(value, **changed)
 
 
 def _check_pairs(study: Study, configs: Mapping[str, Config]) -> None:

@@ -20,9 +20,15 @@ from moe_vision.common.json_values import MISSING, differences, plain
 from moe_vision.config import check as config_lib
 from moe_vision.config import compare
 from moe_vision.study import types
-from moe_vision.study.load import Loaded, checked, operational
+from moe_vision.study.checks import checked
+from moe_vision.study.load import Loaded, operational
 
 _SHOWN = 300  # characters of what is wrong with a record
+_JUDGED: dict[str, Any] = {
+    'comparisons': types.Comparison,
+    'trends': types.Trend,
+    'family_differences': types.FamilyDifference,
+}
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,9 +127,12 @@ def _completed(committed: Mapping[str, Any]) -> dict[str, Any]:
             **_known(types.Study, committed)
             | {
                 'arms': arms,
-                'comparisons': {
-                    name: types.Comparison(**_known(types.Comparison, value))
-                    for name, value in committed['comparisons'].items()
+                **{
+                    part: {
+                        name: cls(**_known(cls, value))
+                        for name, value in committed.get(part, {}).items()
+                    }
+                    for part, cls in _JUDGED.items()
                 },
                 'figures': tuple(
                     types.Figure(**_known(types.Figure, value))
@@ -213,9 +222,7 @@ def _study_default(path: tuple[Any, ...], new: Mapping[str, Any]) -> Any:
         return compare.default_of(path[3:], new['arms'].get(path[1], {}).get('config', {}))
     cls = {
         1: types.Study,
-        3: {'arms': types.Arm, 'comparisons': types.Comparison, 'figures': types.Figure}.get(
-            path[0]
-        ),
+        3: {'arms': types.Arm, 'figures': types.Figure, **_JUDGED}.get(path[0]),
     }.get(len(path))
     return compare.field_default(cls, path[-1]) if cls else MISSING
 

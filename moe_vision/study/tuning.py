@@ -17,6 +17,7 @@ from typing import Any
 
 from moe_vision.common.errors import UserError
 from moe_vision.study import registration, rows
+from moe_vision.study.analysis.pairs import VALIDATION, accuracy, scored
 from moe_vision.study.load import Loaded, of_study
 from moe_vision.study.types import Arm, Study, Tuning
 
@@ -141,9 +142,8 @@ def _name(arm: str, point: Point) -> str:
 
 
 def _score(row: Mapping[str, Any]) -> float:
-    """Validation accuracy after the last step, percent."""
-    value = row['curve'][-1]['accuracy'] if row['status'] == 'done' and row['curve'] else None
-    return round(100 * (1 / row['num_classes'] if value is None else value), 4)
+    """Validation accuracy after the last step, percent; chance for a diverged run."""
+    return round(float(accuracy(scored(dict(row), VALIDATION))), 4)
 
 
 def _best(scores: list[dict[str, Any]]) -> dict[str, Any]:

@@ -39,11 +39,46 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trend:
+    """How a gap changes along ρ: each seed gives one line, fitted to its gaps by least squares.
+
+    What is judged is the change of the line from the lowest to the highest ρ, in pp: its slope
+    times the range of ρ. So the margin of the study applies to it.
+
+    Attributes:
+      comparisons: two or more of the study, in the order of their ρ.
+      x: the ρ of each comparison's arm, as its rows give it.
+    """
+
+    comparisons: tuple[str, ...]
+    x: Literal['rho_place', 'rho_active'] = 'rho_place'
+    expected: Verdict | Literal['none'] = 'none'
+    primary: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyDifference:
+    """Whether two families have the same gap at the same ρ: the mean over pairs of comparisons.
+
+    For each seed, the gap of the first comparison of a pair minus that of the second, averaged over
+    the pairs. Only `equivalent` says that the family does not matter; a large p does not.
+
+    Attributes:
+      pairs: of comparisons whose arms have the same ρ, such as (('standard_3', 'depthwise_3'),).
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    expected: Verdict | Literal['none'] = 'none'
+    primary: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Figure:
     """A figure of the report.
 
     kind, and what `series` maps names to:
-      gap_against_rho: comparisons, one curve per family, x is rho_place of the arm.
+      gap_against_rho: comparisons, one curve per family, x is rho_place of the arm. The line of a
+        family is its trend, if one is registered over comparisons that are all in it.
       k_ablation: comparisons in order of k, one line per seed.
       soft_axis: comparisons, one curve per axis, x is E * slots per expert of the arm.
       traces: arms; temperature, gate entropy and validation accuracy over training.
@@ -83,10 +118,13 @@ class Study:
       arms: name -> Arm; names are [a-z0-9_]+.
       seeds: seeds of the reported runs, the same for every arm.
       comparisons: name -> Comparison.
+      trends, family_differences: name -> what combines comparisons, seed by seed. It is judged like
+        a comparison and, if it is primary, belongs to the same family.
       margin: gaps within ± this many pp count as equivalent.
       seed_mode: 'one_by_one' trains the seeds of an arm one after another with the same compiled
         program, 'together' as one program.
-      patterns: name -> primary comparisons that must all come out as expected.
+      patterns: name -> primary comparisons, trends and family differences that must all come out
+        as expected.
       metric: what comparisons compare, with the weights after the last step. A gate, or whatever
         something is chosen by, takes validation.
       tuning: how hyperparameters were chosen: grid, split, seeds (disjoint from `seeds`).
@@ -122,4 +160,6 @@ class Study:
     mechanism: bool = True
     latency_arms: tuple[str, ...] = ()
     latency_batches: tuple[int, ...] = (1, 8, 64, 512)
+    trends: Mapping[str, Trend] = dataclasses.field(default_factory=dict)
+    family_differences: Mapping[str, FamilyDifference] = dataclasses.field(default_factory=dict)
     figures: tuple[Figure, ...] = ()

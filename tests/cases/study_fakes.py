@@ -18,7 +18,7 @@ STEPS = 4
 FLOPS = 6_000
 
 STUDY = """
-from moe_vision.study.types import Arm, Comparison, Figure, Study
+from moe_vision.study.types import Arm, Comparison, FamilyDifference, Figure, Study, Trend
 
 SMALL = {'model.args.widths': (8, 16), 'model.args.depth': 1, 'model.moe.num_experts': 4,
          'train.batch_size': 64, 'train.steps': 4, 'train.warmup_steps': 1}

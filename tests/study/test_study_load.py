@@ -153,12 +153,62 @@ def test_operational_keys_are_set_for_every_arm(tmp_path):
         ('seed_offset=', 'seed_ofset=', ["Arm has no field 'seed_ofset'", "'seed_offset'?"]),
         ('seeds=(0, 1, 2),', '', ['Study lacks seeds', 'give a value']),
         ("Comparison('k1', 'dense')", "Comparison('k1')", ['Comparison lacks baseline']),
+        *(
+            ('margin=0.3', f'margin=0.3, trends={{{trend}}}', parts)
+            for trend, parts in (
+                ("'t': Trend(('k1', 'k3'))", ["trend 't'", "comparison 'k3'", 'k1, k2']),
+                ("'t': Trend(('k1',))", ["trend 't' combines k1;", 'two comparisons or more']),
+                ("'t': Trend(('k1', 'k1'))", ["trend 't' combines k1, k1", 'each once']),
+                ("'t': Trend(('k1', 'k2'), 'rho')", ["trend 't'", "x is 'rho'", 'rho_active']),
+                ("'t': Trend(('k1', 'k2'), expected='up')", ["expected is 'up'", 'positive']),
+                ("'k1': Trend(('k1', 'k2'))", ["'k1' names two", 'a name of its own']),
+                ("'a b': Trend(('k1', 'k2'))", ["trend name 'a b'", 'a-z']),
+                ("'t': 3", ["trends: 't' is 3", 'must be a Trend']),
+            )
+        ),
+        *(
+            ('margin=0.3', f"margin=0.3, family_differences={{'f': {difference}}}", parts)
+            for difference, parts in (
+                ("FamilyDifference((('k1', 'k3'),))", ["'f'", "unknown comparison 'k3'"]),
+                ("FamilyDifference(('k1', 'k2'))", ["family_difference 'f'", 'pairs']),
+                ("FamilyDifference((('k1', 'k1'),))", ['combines k1, k1', 'each once']),
+                ('FamilyDifference(())', ["family_difference 'f' combines nothing"]),
+                ("FamilyDifference((('k1', 'k2', 'k1'),))", ["family_difference 'f'", 'pairs']),
+            )
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, old, new, parts):
     error = refused(tmp_path, (old, new))
     for part in parts:
         assert part in error, error
+
+
+def test_a_pattern_may_name_primary_trends_and_differences(tmp_path):
+    members = (
+        "margin=0.3, trends={'t': Trend(('k1', 'k2'), expected='positive', primary=True)}, "
+        "family_differences={'f': FamilyDifference([['k1', 'k2']], 'equivalent', True)}"
+    )
+    study = load(
+        write_study(tmp_path, ('margin=0.3', members), ("('k2',)}, lat", "('k2', 't', 'f')}, lat"))
+    ).study
+    assert study.patterns['gain'] == ('k2', 't', 'f')
+    assert study.family_differences['f'].pairs == (('k1', 'k2'),)
+    error = refused(
+        tmp_path,
+        ('margin=0.3', members.replace(', primary=True', '')),
+        ("('k2',)}, l", "('t',)}, l"),
+    )
+    assert "pattern 'gain'" in error and "primary comparison 't'" in error
+
+
+def test_a_study_on_validation_needs_validation_images(tmp_path):
+    metric = 'margin=0.3', "margin=0.3, metric='validation_accuracy'"
+    assert load(write_study(tmp_path, metric)).study.metric == 'validation_accuracy'
+    k1 = "'model.moe.k': 1}", "'model.moe.k': 1, 'dataset.validation_fraction': 0.0}"
+    error = refused(tmp_path, metric, k1)
+    assert "arm 'k1'" in error and 'has no validation images' in error
+    assert 'dataset.validation_fraction above 0' in error
 
 
 def test_a_file_that_is_not_there():

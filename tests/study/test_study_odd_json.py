@@ -40,6 +40,12 @@ FILES = (
 )
 
 
+COMBINED = {
+    'trends': {'t': {'comparisons': ['k1', 'k2'], 'x': 'rho_place', 'expected': 'none'}},
+    'family_differences': {'f': {'pairs': [['k1', 'k2']], 'primary': True}},
+}
+
+
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
     """(workdir with all rows, record, hash)."""
@@ -146,10 +152,13 @@ def odd_records(record):
             yield path, changed if path else value
 
 
-def test_an_odd_record_is_one_line_or_a_study(study, workdir):
+@pytest.mark.parametrize('more', [{}, COMBINED], ids=['comparisons', 'with trends'])
+def test_an_odd_record_is_one_line_or_a_study(study, workdir, more):
     """With a hash that fits: whoever wrote the record can write its hash."""
     refused = 0
-    for path, record in odd_records(study[1]):
+    for path, record in odd_records(study[1] | more):
+        if more and path[:1] and path[0] not in more:
+            continue
         (workdir / 'preregistration.json').write_text(
             json.dumps({'hash': registration.digest(record), 'record': record})
         )
@@ -161,7 +170,7 @@ def test_an_odd_record_is_one_line_or_a_study(study, workdir):
             continue
         analyse.analyse(found, digest, *rows.read(str(workdir), found, digest))
         plan.states(str(workdir), found, found['arms'], Claims(str(workdir)))
-    assert refused > 500
+    assert refused > (200 if more else 500)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,11 @@ def test_the_same_study_registers_again_wherever_its_data_lie(tmp_path, workdir)
         ('margin=0.3', 'margin=0.5', 'margin 0.3 -> 0.5'),
         ('margin=0.3', 'margin=0.3, alpha=0.1', 'alpha 0.05 -> 0.1'),
         (
+            'margin=0.3',
+            "margin=0.3, trends={'t': Trend(('k1', 'k2'))}",
+            'trends.t nothing -> {comparisons, x, expected, primary}',
+        ),
+        (
             "'k1': Comparison('k1', 'dense'),",
             '',
             'comparisons.k1 {arm, baseline, expected, primary} -> nothing',
@@ -133,6 +138,8 @@ def test_a_changed_study_is_refused_with_its_first_difference(tmp_path, workdir,
         'stopping',
         'comparisons.k1.primary',
         'arms.dense.seed_offset',
+        'trends',
+        'family_differences',
     ],
 )
 def test_a_key_that_the_code_gained_changes_nothing_at_its_default(tmp_path, workdir, path):
@@ -147,6 +154,26 @@ def test_a_key_that_the_code_gained_changes_nothing_at_its_default(tmp_path, wor
     assert registration.digest(without(committed, path)) == digest
     if not path.split('.')[2:3] == ['config']:  # then it stands at its default for who reads it
         assert committed == record
+
+
+def test_trends_and_family_differences_are_read_as_they_were_registered(tmp_path):
+    changes = (
+        'margin=0.3',
+        "margin=0.3, trends={'t': Trend(('k1', 'k2'), 'rho_active', 'positive')}, "
+        "family_differences={'f': FamilyDifference((('k2', 'k1'),), 'equivalent', True)}",
+    )
+    record, digest = again(tmp_path, changes)
+    assert record['trends']['t'] == {
+        'comparisons': ['k1', 'k2'],
+        'x': 'rho_active',
+        'expected': 'positive',
+        'primary': False,
+    }
+    assert record['family_differences']['f']['pairs'] == [['k2', 'k1']]
+    assert again(tmp_path, changes) == (record, digest)  # compared with what is registered
+    del record['trends']['t']['primary']  # a default of code to come
+    commit(tmp_path / 'W', record)
+    assert again(tmp_path, changes)[0]['trends']['t']['primary'] is False
 
 
 def test_a_key_that_the_code_gained_is_refused_at_another_value(tmp_path, workdir):

@@ -18,7 +18,7 @@ TUNE = (
 
 
 def study_file(folder, *changes):
-    imports = 'Comparison, Figure, Study', 'Comparison, Figure, Study, Tuning'
+    imports = 'Study, Trend', 'Study, Trend, Tuning'
     return write_study(folder, imports, ('margin=0.3,', TUNE), *changes)
 
 

@@ -22,6 +22,7 @@ Row = dict[str, Any]
 Cells = Mapping[str, Mapping[int, Row]]  # arm -> seed -> row
 
 EXPLORATORY = 'exploratory: '  # starts the flag of a comparison that confirms nothing
+VALIDATION = 'validation_accuracy'
 _SELECTED = 'test_accuracy_selected'
 _NEAR = 0.01  # images by which accuracy * images may miss a whole number (float32 shares do)
 _DECIMALS = 10**9  # kept of an accuracy that is not a whole number of images
@@ -32,13 +33,28 @@ def result(row: Row, key: str) -> float:
     return number((row.get('result') or {}).get(key))
 
 
+def scored(row: Row, metric: str) -> Row:
+    """The row as the analysis reads it if the study's metric is `metric`.
+
+    With `validation_accuracy`, the accuracy after the last step is that of the last point of the
+    curve, and everything that was measured on test images is left out. A run without a point
+    counts as diverged.
+    """
+    if metric != VALIDATION:
+        return row
+    result = {k: v for k, v in (row.get('result') or {}).items() if not k.startswith('test_')}
+    curve = row.get('curve') or [{}]
+    result['test_accuracy'] = curve[-1].get('accuracy')
+    return row | {'result': result, 'correct': '', 'images': None}
+
+
 def diverged(row: Row) -> bool:
     """Whether the run counts as chance: its loss is not finite, or its accuracy no share."""
     return row.get('status') == 'diverged' or not 0 <= result(row, 'test_accuracy') <= 1
 
 
 def accuracy(row: Row) -> Fraction:
-    """Final test accuracy in pp, as an exact fraction; 100 / classes for a diverged run."""
+    """Final accuracy in pp, as an exact fraction; 100 / classes for a diverged run."""
     if diverged(row):
         return Fraction(100, int(row['num_classes']))
     return _pp(row, 'test_accuracy')
@@ -84,6 +100,11 @@ def bits(row: Row) -> np.ndarray | None:
 class Pairs:
     """The seeds for which both arms have a row, in the study's order."""
 
+    ONE = 'pair of seeds'
+    WHOLE = 'both runs'
+    LOST = 'both arms diverged'
+    EQUAL = 'equal accuracies'
+
     arm: str
     baseline: str
     seeds: tuple[int, ...]
@@ -97,21 +118,30 @@ class Pairs:
         """accuracy(arm) - accuracy(baseline) per seed, pp."""
         return [accuracy(a) - accuracy(b) for a, b in self.rows]
 
-    def selected(self) -> list[Fraction]:
-        """Gaps at the checkpoints chosen on validation, pp; [] if no run chose one."""
-        if all(math.isnan(result(row, _SELECTED)) for rows in self.rows for row in rows):
-            return []
-        both = [(selected(a), selected(b)) for a, b in self.rows]
-        return [a - b for a, b in both if a is not None and b is not None]
+    def gap_of(self) -> dict[int, Fraction]:
+        """seed -> its gap, pp."""
+        return dict(zip(self.seeds, self.gaps(), strict=True))
 
-    def ended(self) -> list[Fraction]:
-        """Gaps of the pairs in which neither run diverged, pp."""
-        return [
-            accuracy(a) - accuracy(b) for a, b in self.rows if not diverged(a) and not diverged(b)
-        ]
+    def selected(self) -> dict[int, Fraction]:
+        """seed -> gap at the checkpoints chosen on validation, pp; {} if no run chose one."""
+        if all(math.isnan(result(row, _SELECTED)) for rows in self.rows for row in rows):
+            return {}
+        both = {
+            seed: (selected(a), selected(b))
+            for seed, (a, b) in zip(self.seeds, self.rows, strict=True)
+        }
+        return {s: a - b for s, (a, b) in both.items() if a is not None and b is not None}
+
+    def ended(self) -> dict[int, Fraction]:
+        """seed -> gap of the pairs in which neither run diverged, pp."""
+        return {
+            seed: accuracy(a) - accuracy(b)
+            for seed, (a, b) in zip(self.seeds, self.rows, strict=True)
+            if not diverged(a) and not diverged(b)
+        }
 
     def lost(self) -> list[int]:
-        """Seeds in which both runs diverged."""
+        """Seeds in which both runs diverged, so that their gap of 0 says nothing."""
         return [
             seed
             for seed, (a, b) in zip(self.seeds, self.rows, strict=True)

@@ -5,14 +5,13 @@ in percentage points (pp); epochs are never pooled. Fractions and integers are k
 are rounded to twelve decimals, so that equal gaps compare as equal and no rounding error hides a
 tie or sd = 0. NaN means "not defined".
 
-Axis letters: S seeds, I test images, L levels of a factor.
+Axis letters: S seeds, I test images.
 """
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -21,8 +20,7 @@ from scipy import optimize, stats
 Values = Sequence[Fraction | int | float] | np.ndarray
 
 ENUMERATED = 20  # number of seeds up to which all 2^S sign patterns are counted
-ORDERED = 8  # number of levels up to which all L! orders are counted
-DRAWS = 100_000  # random patterns or orders above that
+DRAWS = 100_000  # random patterns above that
 POWER = 0.8  # of the smallest detectable gap
 _DECIMALS = 10**12
 
@@ -290,44 +288,3 @@ def image_error(arm: np.ndarray, baseline: np.ndarray) -> float:
     rest = squares(d, 1) - between - squares(of_seed, images)
     variance = between / seeds / (images - 1) - rest / (seeds - 1) / (images - 1) / seeds
     return 100 * math.sqrt(max(variance, 0) / images)
-
-
-def spearman(x: Sequence[float], gaps: Values) -> tuple[float, float]:
-    """Rank correlation of gaps[L] with x[L], such as rho, and its exact two-sided p.
-
-    p is the share of all L! orders with at least this |correlation|: counted in whole numbers up to
-    L = 8, above that estimated from random orders with a fixed seed. (NaN, NaN) for a constant
-    side.
-    """
-    a, b = ((2 * stats.rankdata(v)).astype(int) for v in (exact(x), exact(gaps)))
-    n = len(a)
-    if n < 2 or a.min() == a.max() or b.min() == b.max():
-        return math.nan, math.nan
-    a, b = n * a - a.sum(), n * b - b.sum()  # centred, and still whole
-    observed = int(a @ b)
-    value = observed / math.sqrt(int(a @ a) * int(b @ b))
-    if n <= ORDERED:
-        orders = np.array(list(itertools.permutations(b)))
-        return value, float((abs(orders @ a) >= abs(observed)).mean())
-    orders = np.random.default_rng(0).permuted(np.tile(b, (DRAWS, 1)), axis=1)
-    return value, (1 + int((abs(orders @ a) >= abs(observed)).sum())) / (1 + DRAWS)
-
-
-def family_difference(
-    a: Mapping[int, float], b: Mapping[int, float], margin: float, alpha: float
-) -> tuple[Estimate, float]:
-    """Tests whether two families have the same gap within the margin, at one level of rho.
-
-    Args:
-      a, b: seed -> gap (pp); the seeds of both are paired.
-
-    Returns:
-      a - b with its (1 - 2 alpha) interval, and p of the two one-sided tests. p <= alpha means
-      equivalent, and is the same as the interval lying within the margin.
-    """
-    common = [seed for seed in a if seed in b]
-    values = [
-        u - v
-        for u, v in zip(exact([a[s] for s in common]), exact([b[s] for s in common]), strict=True)
-    ]
-    return estimate(values, 1 - 2 * alpha), tost(values, margin)

@@ -1,4 +1,4 @@
-"""Judges every comparison: equivalence comes first, then a difference, then neither.
+"""Judges every comparison, trend and family difference: equivalence first, then a difference.
 
 There are two families of tests: two-sided t-tests (is there a gap?) and equivalence tests (is it
 within the margin?). Each is corrected by Holm over the primary comparisons at alpha, so the chance
@@ -9,6 +9,9 @@ both found:
   within the margin                            `equivalent`
   differs from zero                            `positive` or `negative`
   neither                                      `inconclusive`, whatever its p
+
+A trend or a family difference has one value per seed, like the gaps of a comparison, so the same
+tests judge it; "gap" below stands for that value, and "comparison" for what has it.
 
 An expectation that was registered as `equivalent` is met by each of the first two rows; one that
 was registered as `positive` or `negative` by the third row alone (`decided`).
@@ -26,31 +29,53 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
+from moe_vision.common.json_values import as_dict
 from moe_vision.study.analysis import statistics
-from moe_vision.study.analysis.pairs import Pairs, listed
+from moe_vision.study.analysis.pairs import listed
 from moe_vision.study.types import Outcome, Verdict
 
 WITHIN = ', within the margin'  # ends the verdict on a gap that differs from zero, but by little
 
 
-@dataclasses.dataclass(frozen=True)
+class Compared(Protocol):
+    """What can be judged: `pairs.Pairs` or `contrasts.Combined`."""
+
+    ONE: str  # what one value belongs to
+    LOST: str  # what makes the value of a seed say nothing
+    EQUAL: str  # what values of 0 are
+
+    def gaps(self) -> list[Fraction]: ...
+    def ended(self) -> dict[int, Fraction]: ...
+    def lost(self) -> list[int]: ...
+    @property
+    def void(self) -> bool: ...
+    def correct(self) -> tuple[np.ndarray, np.ndarray] | None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A verdict and what it rests on; the fields are those of `analyse.Gap`."""
+    """A verdict and what it rests on."""
 
     verdict: Outcome
-    doubt: str
-    note: str
-    level: float  # of the interval
-    p: float
-    p_holm: float
-    p_sign_flip: float
-    p_tost: float
+    doubt: str  # why the verdict is not sure; '' if exact tests confirm it, or nothing is decided
+    note: str  # such as 'sd = 0: ...' or 'not sure: ' and the doubt; '' for none
+    level: float  # of the interval that the verdict rests on
+    p: float  # paired t-test, two-sided
+    p_holm: float  # over the primary comparisons; NaN for exploratory ones
+    p_sign_flip: float  # exact, two-sided, unadjusted
+    p_tost: float  # the larger of the two one-sided p, unadjusted
     p_tost_holm: float
-    mde: float
+    mde: float  # smallest gap detected with 80 % power at the adjusted level and this sd, pp
+
+
+def registered(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Everything that a study registered to be judged, by name."""
+    parts = (as_dict(record.get(k)) for k in ('comparisons', 'trends', 'family_differences'))
+    return {name: as_dict(value) for part in parts for name, value in part.items()}
 
 
 def levels(comparisons: Mapping[str, Mapping[str, Any]], alpha: float) -> tuple[float, float]:
@@ -70,13 +95,13 @@ def decided(verdict: str) -> str:
 
 
 def judge(
-    compared: Mapping[str, tuple[Pairs, bool]], margin: float, alpha: float
+    compared: Mapping[str, tuple[Compared, bool]], margin: float, alpha: float
 ) -> dict[str, Judgement]:
     """Judges all comparisons of a study.
 
     Args:
-      compared: name -> (pairs, primary) of every comparison in the pre-registration. One without
-        rows keeps its place in the family.
+      compared: name -> (pairs, primary) of everything in the pre-registration. What has no rows
+        keeps its place in the family.
       margin: gaps within ± this many pp count as equivalent.
       alpha: level of each of the two families.
     """
@@ -103,8 +128,8 @@ def judge(
         )
         if pairs.lost() and not pairs.void:
             note += '; ' * bool(note) + (
-                f'both arms diverged ({listed(pairs.lost())}): an '
-                'equivalence must also hold without these pairs'
+                f'{pairs.LOST} ({listed(pairs.lost())}): an '
+                f'equivalence must also hold without these {pairs.ONE.split()[0]}s'
             )
         if len(values) > statistics.ENUMERATED:
             note += '; ' * bool(note) + (
@@ -116,28 +141,30 @@ def judge(
         if doubt and len(set(values)) > 1:  # else the note says already that there is no test
             note += '; ' * bool(note) + f'not sure: {doubt}'
         out[name] = Judgement(
-            verdict,
-            doubt,
-            note,
-            1 - 2 * level_tost if equivalent else 1 - level,
-            p[name],
-            adjusted if is_primary else math.nan,
-            statistics.sign_flip(values),
-            p_tost[name],
-            adjusted_tost if is_primary else math.nan,
-            statistics.detectable(len(values), share) * sd if sd else math.nan,
+            verdict=verdict,
+            doubt=doubt,
+            note=note,
+            level=1 - 2 * level_tost if equivalent else 1 - level,
+            p=p[name],
+            p_holm=adjusted if is_primary else math.nan,
+            p_sign_flip=statistics.sign_flip(values),
+            p_tost=p_tost[name],
+            p_tost_holm=adjusted_tost if is_primary else math.nan,
+            mde=statistics.detectable(len(values), share) * sd if sd else math.nan,
         )
     return out
 
 
-def _tost(pairs: Pairs, margin: float) -> float:
+def _tost(pairs: Compared, margin: float) -> float:
     """p of the two one-sided tests.
 
     Two runs at chance are no sign of equivalence: if both runs of a pair diverged, the other pairs
-    must also show it.
+    must also show it. (Of a trend or a family difference: if any run of a seed diverged.)
     """
     p = statistics.tost(pairs.gaps(), margin)
-    return float(np.maximum(p, statistics.tost(pairs.ended(), margin))) if pairs.lost() else p
+    if not pairs.lost():
+        return p
+    return float(np.maximum(p, statistics.tost(list(pairs.ended().values()), margin)))
 
 
 def _family(
@@ -201,17 +228,17 @@ def _unconfirmed(what: str, least: float, p: float, level: float, seeds: int) ->
     return f'the exact sign-flip test does not confirm {what}: p = {p:.2g}, level {level:.2g}'
 
 
-def _equal(pairs: Pairs, gaps: list[Fraction]) -> tuple[Verdict, str]:
+def _equal(pairs: Compared, gaps: list[Fraction]) -> tuple[Verdict, str]:
     """Verdict and note without a t-test: no pair, one pair, or the same gap in every seed."""
     if len(gaps) < 2:
-        return 'inconclusive', ('one pair of seeds' if gaps else 'no pair of seeds') + ': no test'
+        return 'inconclusive', f'{"one" if gaps else "no"} {pairs.ONE}: no test'
     if gaps[0]:
         return 'inconclusive', (
             f'sd = 0: {float(gaps[0]):+.2f} pp in every seed, so no t-test; see the sign-flip p'
         )
     if pairs.void:
-        return 'inconclusive', 'sd = 0: both arms diverged in every seed, so no test'
+        return 'inconclusive', f'sd = 0: {pairs.LOST} in every seed, so no test'
     correct = pairs.correct()
     if correct is not None and np.array_equal(*correct):
         return 'equivalent', 'sd = 0: identical on every test image in every seed, so no test'
-    return 'inconclusive', 'sd = 0: equal accuracies in every seed, so no test'
+    return 'inconclusive', f'sd = 0: {pairs.EQUAL} in every seed, so no test'

@@ -37,12 +37,10 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
       NotWritten: a file cannot be written; one that was there before is unchanged.
     """
     from moe_vision.report import figure  # drawing takes a second to import
-    from moe_vision.study.report import document, page, pictures, timing, trend
+    from moe_vision.study.report import document, page, pictures, timing
 
     drawn = list(pictures.every(analysis))
-    rho = pictures.series_of(analysis, 'gap_against_rho')
-    along = trend.section(analysis, rho)
-    whole = _document(analysis, drawn, along)
+    whole = _document(analysis, drawn)
     clock = list(pictures.clock(analysis, as_dict(timings.get('latency'))))
     cost = list(pictures.cost(analysis, timings))
     contents = {
@@ -52,8 +50,6 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
         **{f'tables/{name}': text for name, text in tables.every(analysis).items()},
         **{f'timings/{name}': text for name, text in timing.tables(analysis, timings).items()},
     }
-    if along:
-        contents['tables/trend.csv'] = tables.csv_text(trend.HEAD, trend.lines(analysis, rho))
     for name, blocks in (('figures', drawn), ('timings', [*clock, *cost])):
         for picture in blocks:
             if isinstance(picture, Picture):
@@ -76,16 +72,16 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
     return sorted(str(folder / name) for name in contents)
 
 
-def _document(analysis: Analysis, drawn: list[Picture | Text], along: Section | None) -> Document:
+def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
     from moe_vision.study.report import answer, arms, limits, registered, verdicts
 
     agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
     study = analysis.study
-    primary = sum(g.confirms for g in analysis.gaps.values())
+    primary = sum(f.confirms for f in analysis.findings.values())
     facts = [
         f'{len(as_dict(study.get("arms")))} arms',
         f'{len(as_list(study.get("seeds")))} seeds',
-        f'{primary} primary and {len(analysis.gaps) - primary} exploratory comparisons',
+        f'{primary} primary and {len(analysis.findings) - primary} exploratory comparisons',
         *(f'{count(n)} test images' for n in limits.images_of(analysis)),
         f'pre-registration {analysis.hash[:12]}',
     ]
@@ -102,7 +98,6 @@ def _document(analysis: Analysis, drawn: list[Picture | Text], along: Section | 
             registered.section(analysis),
             verdicts.section(analysis),
             Section('figures', 'Figures', [*(p for p in drawn if p not in agreement), clock]),
-            *([along] if along else []),
             verdicts.per_seed(analysis),
             arms.section(analysis),
             arms.collapse(analysis),

@@ -9,11 +9,12 @@ from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats
 from moe_vision.report.formats import NONE, p_value, pp, several
 from moe_vision.study import types
-from moe_vision.study.analysis.analyse import Analysis, Gap, Pattern
+from moe_vision.study.analysis.analyse import Analysis, Pattern
+from moe_vision.study.analysis.findings import Finding, Gap
 from moe_vision.study.analysis.pairs import EXPLORATORY
 from moe_vision.study.analysis.statistics import attainable
-from moe_vision.study.analysis.verdicts import WITHIN, decided
-from moe_vision.study.report import limits, numbers
+from moe_vision.study.analysis.verdicts import decided
+from moe_vision.study.report import limits, numbers, words
 from moe_vision.study.report.document import (
     Block,
     Bullets,
@@ -32,7 +33,7 @@ VERDICTS = typing.get_args(types.Outcome)
 
 def section(analysis: Analysis) -> Section:
     """Question, numbers to remember, one sentence per primary comparison, patterns, limits."""
-    primary = [g for g in analysis.gaps.values() if g.confirms]
+    primary = [g for g in analysis.findings.values() if g.confirms]
     question = str(analysis.study.get('question') or '')
     blocks: list[Block] = [Text(question)] if question else []
     blocks += [Text(_headline(primary), 'headline'), _cards(analysis, primary)]
@@ -49,7 +50,7 @@ def section(analysis: Analysis) -> Section:
     return Section('answer', 'Question and answer', blocks)
 
 
-def _headline(primary: list[Gap]) -> Words:
+def _headline(primary: list[Finding]) -> Words:
     if not primary:
         return (
             'No primary comparison was registered, or none has the rows of all its seeds yet, '
@@ -81,7 +82,7 @@ def _quoted(verdict: str) -> str:
     return f'“{verdict}”' if ',' in verdict else verdict
 
 
-def doubts(gaps: Iterable[Gap]) -> list[str]:
+def doubts(gaps: Iterable[Finding]) -> list[str]:
     """' Not sure: a, b (why).' over the comparisons with a doubt; nothing if there is none."""
     by_reason: dict[str, list[Name]] = {}
     for g in gaps:
@@ -91,7 +92,7 @@ def doubts(gaps: Iterable[Gap]) -> list[str]:
     return [' Not sure: ', *joined(named, '; '), '.'] if by_reason else []
 
 
-def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
+def _cards(analysis: Analysis, primary: list[Finding]) -> Cards:
     seeds = as_list(analysis.study.get('seeds'))
     planned = len(as_dict(analysis.study.get('arms'))) * len(seeds)
     done = len(analysis.cells())
@@ -129,60 +130,39 @@ def _cards(analysis: Analysis, primary: list[Gap]) -> Cards:
             (
                 'Resolution of accuracy',
                 ', '.join(one) or NONE,
-                f'one of {" or ".join(map(str, images))} test images'
+                f'one of {" or ".join(map(str, images))} {analysis.split} images'
                 if images
-                else 'the rows do not say how many test images there are',
+                else f'the rows do not say how many {analysis.split} images there are',
             ),
         ]
     )
 
 
-def sentence(g: Gap, margin: float) -> list[str]:
+def sentence(g: Finding, margin: float) -> list[str]:
     """What one comparison says: verdict, gap, interval with its level, seeds, cost."""
     e = g.estimate
     start: list[str] = [Name(g.name), ': ']
     if not e.n or not math.isfinite(e.mean):
-        return [*start, 'no seed has been run in both arms, so nothing can be said.']
+        both = 'both arms' if isinstance(g, Gap) else 'all its arms'
+        return [*start, f'no seed has been run in {both}, so nothing can be said.']
     interval = formats.interval(e.low, e.high)
     facts = [
-        f'gap {pp(e.mean)} pp',
+        f'{words.measured(g)} {pp(e.mean)} pp',
         f'{formats.share(e.level, 5)} interval {interval} pp',
-        several(e.n, 'paired seed'),
+        several(e.n, 'paired seed' if isinstance(g, Gap) else 'seed'),
     ]
     if interval == NONE:
         del facts[1]
-    within = f'±{pp(margin, sign=False)} pp'
     end = f' ({", ".join(facts)}){_cost(g)}.'
-    if g.verdict.startswith(('positive', 'negative')):
-        word = 'above' if g.verdict.startswith('positive') else 'below'
-        body = ['the accuracy of ', Name(g.arm), f' lies {word} that of ', Name(g.baseline)]
-        if g.verdict.endswith(WITHIN):
-            body.append(f', by less than {pp(margin, sign=False)} pp')
-    elif g.verdict == 'equivalent':
-        body = [Name(g.arm), ' and ', Name(g.baseline), f' are equivalent within {within}']
-    elif e.n > 1 and e.sd == 0:
-        body = [
-            'every seed gave the same gap between ',
-            Name(g.arm),
-            ' and ',
-            Name(g.baseline),
-            ', so no t-test is possible',
-        ]
-    else:
-        body = [
-            'the data show neither a gap between ',
-            Name(g.arm),
-            ' and ',
-            Name(g.baseline),
-            f' nor that it lies within {within}',
-        ]
+    body = words.claim(g, margin)
     out = [*start, Verdict(g.verdict), ', ', *body, end]
     if g.verdict == 'inconclusive' and math.isfinite(g.mde):
         out.append(f' The smallest gap detectable with 80 % power is {pp(g.mde, sign=False)} pp.')
     if g.diverged:
         out.append(
             f' This counts {several(g.diverged, "diverged run")} as chance; without these '
-            f'pairs the gap is {numbers.estimate(g.without_diverged)} pp.'
+            f'{"pairs" if isinstance(g, Gap) else "seeds"} the {words.measured(g)} is '
+            f'{numbers.estimate(g.without_diverged)} pp.'
         )
     return [*out, f' Note: {g.note}.' if g.note else '']
 
@@ -195,7 +175,7 @@ def _waiting(analysis: Analysis) -> list[Block]:
             ': ',
             '; '.join(f.removeprefix(EXPLORATORY) for f in g.flags if f.startswith(EXPLORATORY)),
         ]
-        for g in analysis.gaps.values()
+        for g in analysis.findings.values()
         if g.primary and not g.confirms
     ]
     if not waiting:
@@ -203,7 +183,7 @@ def _waiting(analysis: Analysis) -> list[Block]:
     return [Heading('Registered as primary, but not decided here'), Bullets(waiting)]
 
 
-def _cost(g: Gap) -> str:
+def _cost(g: Finding) -> str:
     if not math.isfinite(g.cost):
         return ''
     executed = f' ({formats.times(g.cost_executed)} as executed)'
@@ -219,7 +199,7 @@ def standing(expected: str, verdict: str) -> str:
     return 'undecided' if verdict == 'inconclusive' else 'not supported'
 
 
-def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
+def _expected(analysis: Analysis, primary: list[Finding]) -> list[Block]:
     blocks: list[Block] = [Heading('What was expected, and what came out')]
     directed = [g for g in primary if g.expected not in ('', 'none')]
     for word in ('supported', 'not supported', 'undecided'):
@@ -239,7 +219,7 @@ def _expected(analysis: Analysis, primary: list[Gap]) -> list[Block]:
     ]
 
 
-def _outcome(g: Gap) -> list[str]:
+def _outcome(g: Finding) -> list[str]:
     other = '' if g.verdict in (g.expected, 'inconclusive') else f', found {_quoted(g.verdict)}'
     return [Name(g.name), f' (expected {g.expected}{other})']
 
@@ -255,7 +235,7 @@ def pattern_standing(p: Pattern, expected: Iterable[str]) -> str:
 
 
 def _pattern(p: Pattern, analysis: Analysis) -> list[str]:
-    gaps = [analysis.gaps.get(name) for name in p.comparisons]
+    gaps = [analysis.findings.get(name) for name in p.comparisons]
     word = pattern_standing(p, [g.expected if g else 'none' for g in gaps])
     members = (
         [Name(name), f' {_quoted(verdict)}']

@@ -7,6 +7,7 @@ from typing import Any
 from moe_vision.common.json_values import number, value_at
 from moe_vision.report.formats import NONE, count, pp, share, significant, size
 from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.pairs import listed
 from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import (
@@ -22,13 +23,16 @@ from moe_vision.study.report.document import (
 from moe_vision.study.report.numbers import spread
 from moe_vision.study.report.tables import mechanism_rows
 
-_HEAD = (
-    'arm',
-    'seeds',
-    'test accuracy, %',
-    'final validation accuracy, %',
-    'at the checkpoint selected on validation, %',
-    'with unbounded capacity, %',
+_ACCURACIES = {
+    'test': (
+        'test accuracy, %',
+        'final validation accuracy, %',
+        'at the checkpoint selected on validation, %',
+        'with unbounded capacity, %',
+    ),
+    'validation': ('validation accuracy, %',),
+}
+_COSTS = (
     'diverged',
     'FLOPs per image',
     'executed FLOPs',
@@ -71,24 +75,48 @@ def section(analysis: Analysis) -> Section:
         'replaced blocks. ρ active: share of this arm’s FLOPs in the chosen experts. ρ '
         'executed: share of the executed FLOPs in the experts’ buffers, padding included.'
     )
-    return Section(
-        'arms',
-        'Arms',
-        [Text(text), Table(_HEAD, [_arm(a) for a in analysis.arms.values()], 'arms')],
-    )
+    head = ['arm', 'seeds', *_ACCURACIES[analysis.split], *_COSTS]
+    rows = [_arm(a, analysis.split) for a in analysis.arms.values()]
+    if any(lent := [_lenders(analysis, a) for a in analysis.arms.values()]):
+        text += (
+            ' “Rows of”: which study lent rows to this one, which read its rows instead of '
+            'training equal cells again.'
+        )
+        head.append('rows of')
+        rows = [[*row, owners or 'this study'] for row, owners in zip(rows, lent, strict=True)]
+    return Section('arms', 'Arms', [Text(text), Table(head, rows, 'arms')])
 
 
-def _arm(a: ArmSummary) -> list[Words]:
+def _lenders(analysis: Analysis, a: ArmSummary) -> list[str]:
+    """Whose the rows of an arm are, if some were lent: `first` (arm `k2`, seeds 0, 1), ..."""
+    rows = analysis.rows.get(a.name, {})
+    seeds_of: dict[tuple[str, str], list[int]] = {}
+    for seed in a.seeds:
+        row = rows.get(seed, {})
+        if 'lent_by' in row:
+            seeds_of.setdefault((str(row.get('study')), str(row['lent_by'])), []).append(seed)
+    owners: list[Words] = [
+        ['study ', Name(study), ' (arm ', Name(arm), f', {listed(seeds)})']
+        for (study, arm), seeds in seeds_of.items()
+    ]
+    own = len(a.seeds) - sum(map(len, seeds_of.values()))
+    return joined([*owners, *([f'this study ({own})'] if own else [])]) if owners else []
+
+
+def _arm(a: ArmSummary, split: str) -> list[Words]:
     accuracy = pp(a.mean, sign=False)
     if len(a.values) > 1:
         accuracy += f' ± {pp(a.sd, sign=False)}'
+    other = [
+        spread(a.validation),
+        spread(a.selected),
+        spread(a.unbounded) if a.routed else NONE,
+    ]
     return [
         Name(a.name),
         str(len(a.seeds)),
         accuracy,
-        spread(a.validation),
-        spread(a.selected),
-        spread(a.unbounded) if a.routed else NONE,
+        *(other if split == 'test' else []),
         str(len(a.diverged)),
         size(a.flops),
         size(a.flops_executed),

@@ -16,7 +16,7 @@ from matplotlib.transforms import Affine2D
 from moe_vision.report import figure, palette
 from moe_vision.report.formats import MINUS, pp
 from moe_vision.report.markup import Markup
-from moe_vision.study.analysis.analyse import Gap
+from moe_vision.study.analysis.findings import Finding
 from moe_vision.study.analysis.statistics import Estimate
 from moe_vision.study.report.document import clean_all
 from moe_vision.study.report.legend import INNER, SEED, WIDTH, Key, draw, in_lines, look, short
@@ -92,7 +92,7 @@ def picture(
     return figure.compose(all_panels, clean_all(label), width=width, height=height)
 
 
-def limits(gaps: Iterable[Gap], margin: float, *, seeds: bool = False) -> tuple[float, float]:
+def limits(gaps: Iterable[Finding], margin: float, *, seeds: bool = False) -> tuple[float, float]:
     """The range of gaps (pp) that a picture shows: it holds intervals, zero and margin.
 
     It holds the gaps of single seeds if the picture draws them (`seeds`). If there are others, gaps

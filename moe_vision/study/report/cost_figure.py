@@ -86,7 +86,9 @@ def accuracy_against(analysis: Analysis, name: str, title: str, costs: Sequence[
 
     def paint(panels: list[Axes]) -> None:
         for axes, cost in zip(panels, drawn, strict=True):
-            _panel(axes, cost, [a for a in arms if _has(a, [cost])], lines, looks, span)
+            _panel(
+                axes, cost, [a for a in arms if _has(a, [cost])], lines, looks, span, analysis.split
+            )
 
     named = [a for kind in (dense, routed) for a in (kind[:1] if many else kind)]
     series = [
@@ -177,6 +179,7 @@ def _panel(
     lines: Sequence[Sequence[ArmSummary]],
     looks: Mapping[str, Look],
     span: tuple[float, float],
+    split: str,
 ) -> None:
     x = {a.name: number(cost.of_arm[a.name]) for a in arms}
     chart.log_ticks(axes, list(x.values()), formats.tick, many=True)
@@ -185,7 +188,7 @@ def _panel(
     axes.yaxis.set_major_locator(MaxNLocator(6))
     figure.write_ticks(axes.yaxis, '{:.4g}'.format)
     axes.set_xlabel(f'{cost.words} (logarithmic)')
-    axes.set_ylabel('test accuracy, %')
+    axes.set_ylabel(f'{split} accuracy, %')
     pixels = {
         name: _INNER_WIDTH * float(axes.transAxes.inverted().transform(point)[0])
         for name, value in x.items()

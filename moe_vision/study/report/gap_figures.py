@@ -1,15 +1,18 @@
 """Draws gaps against a number of their arm: ρ, or the slots of a soft layer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.report import figure, formats, palette
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Contrast, Finding, Gap
 from moe_vision.study.report import chart, legend
 from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
@@ -19,13 +22,13 @@ _DRAWN = ('gap_pp', 'low_pp', 'high_pp', 'level', 'inner_low_pp', 'inner_high_pp
 ORDER = (*_DRAWN, 'seeds', 'verdict', 'primary', 'cost')
 
 
-def row_of(g: Gap) -> list[Any]:
+def row_of(g: Finding) -> list[Any]:
     """The numbers of a gap in a figure's file, in the order of `ORDER`."""
     drawn = (v for e in (g.outer, g.inner) for v in (e.low, e.high, e.level))
     return [g.outer.mean, *drawn, g.outer.n, g.verdict, g.confirms, g.cost]
 
 
-def edge(gaps: Sequence[Gap], span: tuple[float, float]) -> str:
+def edge(gaps: Sequence[Finding], span: tuple[float, float]) -> str:
     """The sentence on arrows at the edge, or '' if all gaps lie inside."""
     outside = any(not span[0] <= g.outer.mean <= span[1] for g in gaps)
     return (
@@ -45,14 +48,28 @@ def gaps_of(analysis: Analysis, series: Series) -> dict[str, list[Gap]]:
 
 
 def _curves(
-    axes: Axes, curves: dict[str, list[Gap]], x: dict[str, float], span: tuple[float, float]
+    axes: Axes,
+    curves: dict[str, list[Gap]],
+    x: dict[str, float],
+    span: tuple[float, float],
+    trends: Mapping[str, Contrast],
 ) -> None:
-    """One line with whiskers per series, shifted a little sideways."""
-    for i, gaps in enumerate(curves.values()):
+    """Whiskers per series, shifted a little sideways, and a line: its trend, or through means."""
+    for i, (name, gaps) in enumerate(curves.items()):
         style, shift = look(i), 8.0 * (i - (len(curves) - 1) / 2)
         known = sorted((g for g in gaps if g.name in x), key=lambda g: x[g.name])
+        if trend := trends.get(name):
+            places = np.linspace(min(trend.x), max(trend.x), 100)
+            axes.plot(
+                places,
+                [trend.fitted(place) for place in places],
+                color=style.colour,
+                linewidth=1.4,
+                zorder=2,
+                dashes=style.dashes or (None, None),
+            )
         for a, b in zip(known, known[1:], strict=False):
-            if all(span[0] <= g.outer.mean <= span[1] for g in (a, b)):
+            if not trend and all(span[0] <= g.outer.mean <= span[1] for g in (a, b)):
                 axes.plot(
                     [x[a.name], x[b.name]],
                     [a.outer.mean, b.outer.mean],
@@ -85,6 +102,7 @@ def _against(
     column: str,
     finish: Callable[[Axes], None],
     how: str,
+    trends: Mapping[str, Contrast] = MappingProxyType({}),
 ) -> Picture:
     """Gaps over a number of their arm, `x[comparison]`, which files and labels call `column`."""
     margin = number(analysis.study.get('margin'))
@@ -95,7 +113,7 @@ def _against(
         axes = panels[0]
         chart.ground(axes, margin, span)
         finish(axes)
-        _curves(axes, curves, x, span)
+        _curves(axes, curves, x, span, trends)
         axes.set_ylabel('gap, pp')
 
     label = f'{title}: ' + '; '.join(
@@ -110,7 +128,12 @@ def _against(
         for g in members
         if g.name in x
     ]
-    head = ('series', 'comparison', 'arm', 'baseline', column, *ORDER, 'seed_gaps_pp')
+    head = ['series', 'comparison', 'arm', 'baseline', column, *ORDER, 'seed_gaps_pp']
+    if trends:
+        head += ['trend', 'trend_gap_pp']
+        for row in rows:
+            trend = trends.get(row[0])
+            row += [trend.name, trend.fitted(row[4])] if trend else ['', None]
     how += legend.intervals(analysis) + apart + edge(gaps, span)
     return Picture(name, title, svg, how.strip(), head, rows)
 
@@ -138,7 +161,32 @@ def against_rho(analysis: Analysis, name: str, title: str, series: Series) -> Pi
         scale = ' (logarithmic)' if log else ''
         axes.set_xlabel(f'ρ: share of the dense twin’s FLOPs in the replaced blocks{scale}')
 
-    return _against(analysis, name, title, curves, x, 'rho_place', finish, '')
+    trends = _trends(analysis, curves)
+    how = (
+        'The line of a series is its trend, fitted by least squares to the mean gaps'
+        + (' (curved, because this axis is logarithmic): ' if log else ': ')
+        + ', '.join(f'{t.name} {formats.pp(t.estimate.mean)} pp' for t in trends.values())
+        + '. '
+        if trends
+        else ''
+    )
+    return _against(analysis, name, title, curves, x, 'rho_place', finish, how, trends)
+
+
+def _trends(analysis: Analysis, curves: dict[str, list[Gap]]) -> dict[str, Contrast]:
+    """series -> the first trend over ρ place whose comparisons are all in it, and have a slope."""
+    drawn = {series: {g.name for g in gaps} for series, gaps in curves.items()}
+    fitted = [
+        t
+        for t in analysis.contrasts.values()
+        if t.kind == 'trend' and t.column == 'rho_place' and math.isfinite(t.estimate.mean)
+    ]
+    first: dict[str, Contrast] = {}
+    for trend in fitted:
+        for series, names in drawn.items():
+            if names >= {part.name for part in trend.parts}:
+                first.setdefault(series, trend)
+    return first
 
 
 def soft_axis(analysis: Analysis, name: str, title: str, series: Series) -> Picture:

@@ -8,7 +8,8 @@ from matplotlib.ticker import FixedLocator
 
 from moe_vision.common.json_values import number
 from moe_vision.report import formats, palette
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Gap
 from moe_vision.study.report import chart, gap_figures, legend
 from moe_vision.study.report.chart import Series
 from moe_vision.study.report.document import Picture

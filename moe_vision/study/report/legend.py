@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from moe_vision.common.json_values import as_dict
 from moe_vision.report import palette
 from moe_vision.report.formats import share
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Finding
+from moe_vision.study.analysis.verdicts import registered
 from moe_vision.study.report.document import clean_all
 
 WIDTH = 760  # width of a picture, CSS pixels
@@ -83,7 +84,7 @@ def legend_lines(names: Sequence[str], width: float = WIDTH) -> list[list[str]]:
     return [line for line in lines if line]
 
 
-def keys(analysis: Analysis, *, seeds: bool = False, gaps: Iterable[Gap] = ()) -> list[Key]:
+def keys(analysis: Analysis, *, seeds: bool = False, gaps: Iterable[Finding] = ()) -> list[Key]:
     """What the marks mean: both intervals; dots of seeds; the margin and what is hollow (gaps)."""
     (outer, inner), (_, together) = analysis.levels, _family(analysis)
     also = '' if together == share(outer, 4) else f': {together} together'
@@ -116,8 +117,8 @@ def intervals(analysis: Analysis, what: str = 'gap') -> str:
 
 def _family(analysis: Analysis) -> tuple[str, str]:
     """Whose intervals hold together at the outer level ('' for a single one), and with what."""
-    comparisons = as_dict(analysis.study.get('comparisons')).values()
-    primary = sum(bool(as_dict(c).get('primary')) for c in comparisons)
+    comparisons = registered(analysis.study).values()
+    primary = sum(bool(c.get('primary')) for c in comparisons)
     family = primary or len(comparisons)
     kind = 'primary comparisons' if primary else 'comparisons'
     whose = f'all {family} {kind} of the study' if family > 1 else ''

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 from moe_vision.report.formats import pp, several
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Finding
 from moe_vision.study.report import numbers
 from moe_vision.study.report.document import Name, Words, joined
 
 
-def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
+def sentences(analysis: Analysis, primary: Sequence[Finding]) -> Iterator[Words]:
     """One point each.
 
     Args:
@@ -24,7 +25,7 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
         )
     yield from _test_set(analysis, primary)
     yield from _otherwise(primary)
-    exploratory = len(analysis.gaps) - len(primary)
+    exploratory = len(analysis.findings) - len(primary)
     if exploratory:
         yield (
             f'Exploratory comparisons ({exploratory}) are judged one by one, without a '
@@ -46,12 +47,21 @@ def sentences(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
 
 
 def images_of(analysis: Analysis) -> list[int]:
-    """The sizes of the test set that the rows name, smallest first."""
+    """The sizes of the test set that the rows name, smallest first; [] if it is not scored."""
+    if analysis.split != 'test':
+        return []
     sizes = {row.get('images') for _, _, row in analysis.cells()}
     return sorted(n for n in sizes if isinstance(n, int) and n > 0)
 
 
-def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
+def _test_set(analysis: Analysis, primary: Sequence[Finding]) -> Iterator[Words]:
+    if analysis.split != 'test':
+        yield (
+            'Accuracies are on validation images, so that something may be chosen by them. They '
+            'are no estimate for other images, and the rows do not say how many there are.'
+        )
+        yield 'The intervals are over training seeds, on this one validation set.'
+        return
     for images in images_of(analysis):
         yield (
             f'The test set has {images:,} images, so accuracies move in steps of '
@@ -76,7 +86,7 @@ def _test_set(analysis: Analysis, primary: Sequence[Gap]) -> Iterator[Words]:
         yield text + 'These rows do not show what its finite size adds.'
 
 
-def _otherwise(primary: Sequence[Gap]) -> Iterator[Words]:
+def _otherwise(primary: Sequence[Finding]) -> Iterator[Words]:
     """Where the registered answer disagrees with other ways to measure or test it."""
     turned = [g for g in primary if g.estimate.mean * g.selected.mean < 0]
     if turned:

@@ -44,11 +44,6 @@ def every(analysis: Analysis) -> Iterator[Picture | Text]:
         pass  # the section says that nothing was probed
 
 
-def series_of(analysis: Analysis, kind: str) -> list[dict[str, list[str]]]:
-    """The series of every declared figure of a kind."""
-    return [series for declared, _, _, series in _declared(analysis) if declared == kind]
-
-
 def clock(analysis: Analysis, latency: Mapping[str, Any]) -> Iterator[Picture | Text]:
     """The figures that depend on a clock: those declared, or one of all that was measured."""
     asked = [d for d in _declared(analysis) if d[0] == 'wall_clock']

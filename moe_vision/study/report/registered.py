@@ -6,6 +6,8 @@ from typing import Any
 
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.report import formats
+from moe_vision.report.formats import pp
+from moe_vision.study.analysis import verdicts
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.report.document import (
     Block,
@@ -53,8 +55,10 @@ def section(analysis: Analysis) -> Section:
     hypotheses = [str(h) for h in as_list(study.get('hypotheses'))]
     if hypotheses:
         blocks += [Heading('Hypotheses'), Bullets(hypotheses)]
-    comparisons = as_dict(study.get('comparisons'))
-    primary = {name: c for name, c in comparisons.items() if as_dict(c).get('primary')}
+    if study.get('tuned'):
+        blocks += [Heading('Tuning'), *_tuned(study)]
+    comparisons = verdicts.registered(study)
+    primary = {name: c for name, c in comparisons.items() if c.get('primary')}
     if comparisons:
         rest = len(comparisons) - len(primary)
         blocks += [
@@ -66,7 +70,7 @@ def section(analysis: Analysis) -> Section:
             ),
             Table(
                 ('primary comparison', 'arm − baseline', 'expected'),
-                [_comparison(name, as_dict(c)) for name, c in primary.items()],
+                [_comparison(name, c) for name, c in primary.items()],
                 'primary',
             ),
         ]
@@ -81,16 +85,66 @@ def _correction(study: dict[str, Any]) -> str:
 
 
 def _metric(metric: Any) -> Any:
-    known = {'test_accuracy': 'test accuracy with the weights after the last step'}
+    known = {
+        f'{split}_accuracy': f'{split} accuracy with the weights after the last step'
+        for split in ('test', 'validation')
+    }
     return known.get(str(metric), metric)
 
 
 def _comparison(name: str, c: dict[str, Any]) -> list[Words]:
-    return [
-        Name(name),
-        [Name(str(c.get('arm'))), ' − ', Name(str(c.get('baseline')))],
-        str(c.get('expected', 'none')),
+    what: Words = [Name(str(c.get('arm'))), ' − ', Name(str(c.get('baseline')))]
+    if 'comparisons' in c:
+        what = ['trend over ', *joined(Name(str(m)) for m in as_list(c['comparisons']))]
+    elif 'pairs' in c:
+        pairs = [as_list(pair) for pair in as_list(c['pairs'])]
+        what = ['family difference: ', *joined(joined(map(_name, p), ' − ') for p in pairs)]
+    return [Name(name), what, str(c.get('expected', 'none'))]
+
+
+def _name(value: Any) -> Name:
+    return Name(str(value))
+
+
+def _tuned(study: dict[str, Any]) -> list[Block]:
+    """The grid, every score and what was chosen, as the record has them from `study.tuning`."""
+    tuned, followers = as_dict(study['tuned']), as_dict(as_dict(study.get('tune')).get('arms'))
+    rows: list[list[Words]] = []
+    for arm, of_arm in as_dict(tuned.get('arms')).items():
+        chosen = as_dict(of_arm).get('chosen')
+        for score in map(as_dict, as_list(as_dict(of_arm).get('scores'))):
+            seeds = [pp(number(v), sign=False) for v in as_list(score.get('seeds'))]
+            rows.append(
+                [
+                    Name(arm),
+                    _point(score.get('point')),
+                    pp(number(score.get('validation_accuracy')), sign=False),
+                    ', '.join(seeds),
+                    'chosen' if score.get('point') == chosen else '',
+                ]
+            )
+    taken = [
+        [Name(str(arm)), ' gives its setting to ', *joined(map(_name, as_list(names)))]
+        for arm, names in followers.items()
+        if as_list(names)
     ]
+    text: list[str] = [
+        'A stage before this study tried the same grid with each tuned arm, on validation, with '
+        f'seeds {", ".join(map(str, as_list(as_dict(study.get("tune")).get("seeds"))))}, which '
+        'the study does not report. The highest mean accuracy after the last step won; the first '
+        'of equal ones. The best common setting, by the mean over tuned arms, is ',
+        *_point(tuned.get('common')),
+        '. The stage has pre-registration ',
+        Name(str(tuned.get('registration'))[:12]),
+        '.',
+    ]
+    head = ('arm', 'setting', 'validation accuracy, %', 'by seed', '')
+    return [Text(text), Table(head, rows, 'tuning'), *([Bullets(taken)] if taken else [])]
+
+
+def _point(point: Any) -> list[str]:
+    """`train.learning_rate` = 0.01, `train.weight_decay` = 0.0"""
+    return joined([Name(str(key)), f' = {value}'] for key, value in as_dict(point).items())
 
 
 def _pattern(name: str, comparisons: Any) -> list[str]:
@@ -101,7 +155,7 @@ def _pattern(name: str, comparisons: Any) -> list[str]:
 def problems(analysis: Analysis) -> Section:
     """Everything that was missing, damaged or is flagged, one line each."""
     lines: list[Words] = [str(p) for p in analysis.problems]
-    lines += [[Name(g.name), f': {flag}'] for g in analysis.gaps.values() for flag in g.remarks]
+    lines += [[Name(f.name), f': {flag}'] for f in analysis.findings.values() for flag in f.remarks]
     block: Block = Bullets(lines) if lines else Text('Nothing was missing, damaged or flagged.')
     return Section('problems', 'Problems and flags', [block])
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from moe_vision.common.csv_cells import shown
 from moe_vision.common.json_values import as_dict, as_list
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Contrast, Finding, Gap
 from moe_vision.study.analysis.statistics import Estimate
 from moe_vision.study.analysis.summaries import ArmSummary
 from moe_vision.study.report import numbers
@@ -29,6 +30,11 @@ _GAP = (
     'cost_executed',
     'params',
     'rho_place',
+)
+_JUDGED = ('primary', 'expected', 'verdict', 'note') + tuple(
+    f'{part}{key}'
+    for part in ('', 'selected_', 'without_diverged_')
+    for key in ('n', *_INTERVAL, 'level')
 )
 _ARM = (
     'flops',
@@ -74,7 +80,9 @@ def _field(value: Any) -> str:
 
 def every(analysis: Analysis) -> dict[str, str]:
     """The tables of a study, file name -> content."""
+    combined = analysis.contrasts.values()
     return {
+        **({'contrasts.csv': _contrasts(combined)} if combined else {}),
         'gaps.csv': _gaps(analysis.gaps.values()),
         'per_seed.csv': csv_text(
             (
@@ -109,30 +117,46 @@ def every(analysis: Analysis) -> dict[str, str]:
             ('comparison', 'what'),
             [
                 *(('', problem) for problem in analysis.problems),
-                *((g.name, flag) for g in analysis.gaps.values() for flag in g.remarks),
+                *((g.name, flag) for g in analysis.findings.values() for flag in g.remarks),
             ],
         ),
     }
 
 
 def _gaps(gaps: Iterable[Gap]) -> str:
-    parts = ('', 'selected_', 'without_diverged_')
-    head = ['comparison', 'arm', 'baseline', 'primary', 'expected', 'verdict', 'note']
-    head += [f'{part}{key}' for part in parts for key in ('n', *_INTERVAL, 'level')]
     return csv_text(
-        head + [*_GAP, 'seeds', 'flags'],
+        ['comparison', 'arm', 'baseline', *_JUDGED, *_GAP, 'seeds', 'flags'],
         (
-            [g.name, g.arm, g.baseline, g.primary, g.expected, g.verdict, g.note]
-            + [
-                value
-                for e in (g.estimate, g.selected, g.without_diverged)
-                for value in _estimate(e)
-            ]
+            [g.name, g.arm, g.baseline, *_judged(g)]
             + [getattr(g, key) for key in _GAP]
             + [' '.join(map(str, g.seeds)), '; '.join(g.flags)]
             for g in gaps
         ),
     )
+
+
+def _contrasts(contrasts: Iterable[Contrast]) -> str:
+    tests = _GAP[: _GAP.index('mde') + 1]
+    return csv_text(
+        ['name', 'kind', 'comparisons', 'x', 'values_of_x', *_JUDGED, *tests, 'diverged']
+        + ['seed_values_pp', 'flags'],
+        (
+            [c.name, c.kind, ' '.join(part.name for part in c.parts), c.column]
+            + [' '.join(format(x, '.10g') for x in c.x), *_judged(c)]
+            + [getattr(c, key) for key in (*tests, 'diverged')]
+            + [', '.join(f'{seed}: {value:.10g}' for seed, value in c.by_seed.items())]
+            + ['; '.join(c.flags)]
+            for c in contrasts
+        ),
+    )
+
+
+def _judged(f: Finding) -> list[Any]:
+    """What `_JUDGED` names."""
+    values: list[Any] = [f.primary, f.expected, f.verdict, f.note]
+    for e in (f.estimate, f.selected, f.without_diverged):
+        values += _estimate(e)
+    return values
 
 
 def _estimate(e: Estimate) -> list[Any]:

@@ -202,7 +202,7 @@ def wall_clock(
             axes.tick_params(labelleft=i % len(batches) == 0)
             axes.set_xlabel('images per second' if below else 'median latency, ms')
             if i % len(batches) == 0:
-                axes.set_ylabel('test accuracy, %')
+                axes.set_ylabel(f'{analysis.split} accuracy, %')
             axes.set_ylim(*span)
 
     label = f'{title}: ' + '; '.join(

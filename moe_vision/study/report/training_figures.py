@@ -165,7 +165,7 @@ def _ends(curves: Curves, what: str) -> str:
 
 def _few(analysis: Analysis, arms: list[str], most: int = 8) -> list[str]:
     """At most `most` of the arms, in their order; arms of primary comparisons are preferred."""
-    primary = {arm for g in analysis.gaps.values() if g.primary for arm in (g.arm, g.baseline)}
+    primary = {arm for g in analysis.findings.values() if g.primary for arm in g.arms}
     chosen = sorted(arms, key=lambda arm: arm not in primary)[:most]
     return [arm for arm in arms if arm in chosen]
 

@@ -9,7 +9,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from moe_vision.common.json_values import number
 from moe_vision.report import formats, palette
-from moe_vision.study.analysis.analyse import Analysis, Gap
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Finding, Gap
 from moe_vision.study.report import chart, legend
 from moe_vision.study.report.chart import NoData, Series
 from moe_vision.study.report.document import Picture
@@ -27,14 +28,15 @@ _MARKS = {
 _FEW = 3  # comparisons that share an arm or a baseline and make a group
 
 
-def groups(analysis: Analysis, gaps: Sequence[Gap]) -> dict[str, list[Gap]]:
+def groups(analysis: Analysis, gaps: Sequence[Finding]) -> dict[str, list[Finding]]:
     """Heading -> comparisons: the primary ones, then those that share a baseline or an arm.
 
     The side that most of the exploratory comparisons share makes the first group of them, and so on
-    while a side has at least three; routed and dense arms against one baseline are apart.
+    while a side has at least three; routed and dense arms against one baseline are apart. Trends
+    and family differences come last.
     """
-    found = {'primary': [g for g in gaps if g.confirms]}
-    rest = [g for g in gaps if not g.confirms]
+    found: dict[str, list[Finding]] = {'primary': [g for g in gaps if g.confirms]}
+    rest = [g for g in gaps if not g.confirms and isinstance(g, Gap)]
     while rest:
         sides = Counter(side for g in rest for side in (('', g.baseline), (g.arm, '')))
         (arm, baseline), shared = sides.most_common(1)[0]
@@ -44,19 +46,21 @@ def groups(analysis: Analysis, gaps: Sequence[Gap]) -> dict[str, list[Gap]]:
         dense = [g for g in members if baseline and not analysis.arms[g.arm].rho_active > 0]
         if 2 <= len(dense) <= len(members) - 2:
             found[f'exploratory: routed arms − {baseline}'] = [g for g in members if g not in dense]
-            found[f'exploratory: dense arms − {baseline}'] = dense
+            found[f'exploratory: dense arms − {baseline}'] = [*dense]
         else:
             pair = f'{arm} − others' if arm else f'others − {baseline}'
-            found[f'exploratory: {pair}'] = members
+            found[f'exploratory: {pair}'] = [*members]
         rest = [g for g in rest if g not in members]
-    found['exploratory: other pairs' if len(found) > 1 else 'exploratory'] = rest
+    found['exploratory: other pairs' if len(found) > 1 else 'exploratory'] = [*rest]
+    combined = [g for g in gaps if not g.confirms and not isinstance(g, Gap)]
+    found['exploratory: trends and family differences'] = combined
     return {head: members for head, members in found.items() if members}
 
 
 def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Picture:
     """Every comparison with its intervals, one line each, in groups: primary ones first."""
     del series
-    known = [g for g in analysis.gaps.values() if math.isfinite(g.outer.mean)]
+    known = [g for g in analysis.findings.values() if math.isfinite(g.outer.mean)]
     if not known:
         raise NoData('no comparison has a pair of rows yet')
     grouped = groups(analysis, known)
@@ -127,6 +131,12 @@ def verdicts(analysis: Analysis, name: str, title: str, series: Series) -> Pictu
         legend.intervals(analysis)
         + 'A verdict rests on the level of its own test, which the table of verdicts gives. On '
         'the right: verdict, gap with its outer interval, FLOPs ÷ those of the baseline. '
+        + (
+            'Of a trend it is the change of the gap along ρ, of a family difference the mean '
+            'difference of gaps. '
+            if analysis.contrasts
+            else ''
+        )
         + edge(gaps, span)
     )
     rows = [[g.name, *row_of(g), head] for head, members in grouped.items() for g in members]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from moe_vision.report import formats
 from moe_vision.report.formats import p_value, pp, share, times
-from moe_vision.study.analysis.analyse import Analysis, Gap
-from moe_vision.study.report import numbers
+from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.findings import Finding
+from moe_vision.study.report import numbers, words
 from moe_vision.study.report.answer import standing
 from moe_vision.study.report.document import (
     Block,
@@ -44,6 +45,15 @@ _TESTS = (
     'correlation',
     'standard error from the test set, pp',
 )
+_CONTRASTS = (
+    'A trend and a family difference stand in the same tables and are judged by the same tests. A '
+    'trend fits a line through the gaps of each seed over ρ by least squares; its value is the '
+    'change of the line from the lowest to the highest ρ (slope × range). A family difference is '
+    'the gap of the first comparison of each pair minus that of the second, at the same ρ, '
+    'averaged over the pairs within a seed. Only “equivalent” or “within the margin” says that a '
+    'family does not matter. Both use the seeds that all their comparisons have. What is “not '
+    'registered” follows from the figures of a study that registered nothing of this kind.'
+)
 _OTHER = (
     'comparison',
     'final, pp',
@@ -57,8 +67,9 @@ _OTHER = (
 
 def section(analysis: Analysis) -> Section:
     """Primary comparisons first; the exploratory ones under a heading that says so."""
-    primary = [g for g in analysis.gaps.values() if g.confirms]
-    other = [g for g in analysis.gaps.values() if not g.confirms]
+    every = analysis.findings.values()
+    primary = [g for g in every if g.confirms]
+    other = [g for g in every if not g.confirms]
     blocks: list[Block] = [
         Text(
             'Equivalence is tested first (two one-sided tests against the margin), then the gap '
@@ -71,6 +82,8 @@ def section(analysis: Analysis) -> Section:
             'experts need, then what is executed with padded buffers.'
         )
     ]
+    if analysis.contrasts:
+        blocks.append(Text(_CONTRASTS))
     if primary:
         blocks += [Heading('Primary comparisons'), _verdicts(primary)]
     if other:
@@ -86,7 +99,6 @@ def section(analysis: Analysis) -> Section:
         ]
     if not analysis.gaps:
         return Section('verdicts', 'Verdicts', [Text('No comparison has a row yet.', 'missing')])
-    every = primary + other
     blocks += [
         Heading('Tests'),
         Text(
@@ -98,22 +110,26 @@ def section(analysis: Analysis) -> Section:
             'correction. Correlation is between the two arms over seeds; pairing helps if it is '
             'positive.'
         ),
-        Table(_TESTS, [_tests(g) for g in every], 'tests'),
+        Table(_TESTS, [_tests(g) for g in primary + other], 'tests'),
         Heading('The same gaps, measured in other ways'),
         Text(
             'First at the checkpoint that was best on validation, then without the pairs in which '
             'a run diverged (elsewhere such a run counts as chance).'
         ),
-        Table(_OTHER, [_otherwise(g) for g in every], 'the same gaps, measured in other ways'),
+        Table(
+            _OTHER,
+            [_otherwise(g) for g in primary + other],
+            'the same gaps, measured in other ways',
+        ),
     ]
     return Section('verdicts', 'Verdicts', blocks)
 
 
-def _verdicts(gaps: Sequence[Gap]) -> Table:
+def _verdicts(gaps: Sequence[Finding]) -> Table:
     return Table(_HEAD, [_verdict(g) for g in gaps], 'verdicts')
 
 
-def _verdict(g: Gap) -> list[Words]:
+def _verdict(g: Finding) -> list[Words]:
     e = g.estimate
     expected = (
         '' if g.expected in ('', 'none') else f'{g.expected}: ' + (standing(g.expected, g.verdict))
@@ -129,12 +145,12 @@ def _verdict(g: Gap) -> list[Words]:
         times(g.cost),
         times(g.cost_executed),
         expected or formats.NONE,
-        [Name(g.arm), ' − ', Name(g.baseline)],
+        words.what(g),
         '; '.join(notes),
     ]
 
 
-def _tests(g: Gap) -> list[Words]:
+def _tests(g: Finding) -> list[Words]:
     return [
         Name(g.name),
         pp(g.estimate.sd, sign=False),
@@ -150,7 +166,7 @@ def _tests(g: Gap) -> list[Words]:
     ]
 
 
-def _otherwise(g: Gap) -> list[Words]:
+def _otherwise(g: Finding) -> list[Words]:
     without = 'none diverged'
     if g.diverged:
         runs = formats.several(g.diverged, 'run')
@@ -168,7 +184,7 @@ def _otherwise(g: Gap) -> list[Words]:
 
 def per_seed(analysis: Analysis) -> Section:
     """Every gap and every accuracy, one column per seed; diverged runs are marked."""
-    gaps, arms = analysis.gaps.values(), analysis.arms.values()
+    gaps, arms = analysis.findings.values(), analysis.arms.values()
     seeds = sorted({seed for either in (*gaps, *arms) for seed in either.seeds})
     if not seeds:
         nothing = Text('No seed has been run yet.', 'missing')
@@ -184,7 +200,7 @@ def per_seed(analysis: Analysis) -> Section:
     of_gaps = [
         [
             Name(g.name),
-            *row(g.by_seed, analysis.diverged(g.arm) + analysis.diverged(g.baseline), True),
+            *row(g.by_seed, [s for arm in g.arms for s in analysis.diverged(arm)], True),
             pp(g.estimate.mean),
         ]
         for g in gaps
@@ -198,10 +214,11 @@ def per_seed(analysis: Analysis) -> Section:
         for a in arms
     ]
     text = (
-        'Accuracy after the last step. The seed is the unit of replication: paired runs share '
-        'their data order, augmentation and the initial values of common parameters. (An arm '
-        'with a seed offset shares nothing; it is the same config with other seeds.) An empty '
-        'cell has no row, or no pair. † marks a diverged run, which counts as chance.'
+        f'{analysis.split.capitalize()} accuracy after the last step. The seed is the unit of '
+        'replication: paired runs share their data order, augmentation and the initial values of '
+        'common parameters. (An arm with a seed offset shares nothing; it is the same config with '
+        'other seeds.) An empty cell has no row, or no pair. † marks a diverged run, which counts '
+        'as chance.'
     )
     return Section(
         'seeds',

@@ -113,7 +113,6 @@ def test_what_is_no_finite_number_is_named(value, shown):
         lambda v: statistics.estimate(v, 0.95),
         lambda v: statistics.tost(v, 1),
         lambda v: statistics.correlation(v, [1, 2]),
-        lambda v: statistics.spearman([1, 2], v),
     ):
         with pytest.raises(ValueError, match=f'^value 1 is {shown}; statistics need finite'):
             test([0.5, value])
@@ -358,28 +357,3 @@ def test_image_error_holds_nothing_that_the_seeds_change(seeds):
     same = [statistics.image_error(*(rng.random((2, seeds, 1000)) < rates[0])) for _ in range(100)]
     noise = 100 * math.sqrt(2 * (rates[0] * (1 - rates[0])).mean() / 1000 / seeds)
     assert np.median(same) < 0.3 * noise
-
-
-def test_spearman_by_hand_and_with_ties():
-    assert statistics.spearman([1, 2, 3, 4, 5], [1, 4, 9, 16, 25]) == (1, 2 / 120)
-    assert statistics.spearman([0.1, 0.2, 0.3], [3, 2, 1]) == (-1, 2 / 6)
-    value, p = statistics.spearman([1, 2, 3, 4, 5], [1, 2, 2, 4, 3])
-    assert value == pytest.approx(stats.spearmanr([1, 2, 3, 4, 5], [1, 2, 2, 4, 3])[0])
-    oracle = stats.permutation_test(
-        ([1, 2, 2, 4, 3],),
-        lambda y: round(stats.spearmanr([1, 2, 3, 4, 5], y)[0], 9),
-        permutation_type='pairings',
-        n_resamples=np.inf,
-        vectorized=False,
-    )
-    assert p == pytest.approx(oracle.pvalue)
-    assert all(map(math.isnan, statistics.spearman([1, 2, 3], [1, 1, 1])))
-    assert statistics.spearman(range(10), range(10)) == (1, 1 / (1 + statistics.DRAWS))
-
-
-def test_family_difference_pairs_seeds():
-    a, b = {0: 1.0, 1: 3.0, 9: 50.0, 2: 5.0}, {2: 2.0, 1: 1.0, 0: 0.0, 7: 50.0}
-    result, p = statistics.family_difference(a, b, 5, 0.05)
-    assert result.values == (1, 2, 3) and result.level == 0.9
-    assert p == pytest.approx((1 - math.sqrt(27 / 29)) / 2)
-    assert result.high < 5

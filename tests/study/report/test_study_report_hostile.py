@@ -12,7 +12,7 @@ import study_report_cases as cases
 
 from moe_vision.common.errors import NotWritten
 from moe_vision.study import report
-from moe_vision.study.analysis.analyse import Analysis
+from moe_vision.study.analysis.analyse import Analysis, analyse
 from moe_vision.study.report import document
 
 HOSTILE = (
@@ -89,7 +89,12 @@ def test_hostile_names_stay_text(tmp_path):
     maker = hostile()
     analysis = maker.analysis()
     study = analysis.study | {'name': HOSTILE[4], 'tuning': HOSTILE[3], 'hypotheses': [HOSTILE[0]]}
-    report.write(dataclasses.replace(analysis, study=study), maker.timings(), str(tmp_path))
+    study['tuned'] = {'arms': {HOSTILE[0]: {'scores': [{'point': {HOSTILE[3]: HOSTILE[8]}}]}}}
+    maker.rows[HOSTILE[1]][1] |= {'lent_by': HOSTILE[3], 'study': HOSTILE[0]}
+    along = analyse(study, analysis.hash, maker.rows).contrasts  # named after series
+    assert f'{HOSTILE[0]} along ρ' in along
+    analysis = dataclasses.replace(analysis, study=study, contrasts=along)
+    report.write(analysis, maker.timings(), str(tmp_path))
     page = Page((tmp_path / 'report.html').read_text())
     assert {tag for tag, _ in page.tags} <= TAGS
     assert not [k for _, a in page.tags for k in a if k.startswith('on')]
