@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _POINT = ('step', 'epoch', 'accuracy', 'loss')
+_FACTOR = r'inf|[0-9.e+-]{1,24}'  # a capacity factor, as Python writes it
+_MAX_FACTORS = 32  # of one arm; each is a column of a table
 
 
 def _number(value: Any) -> bool:
@@ -44,6 +46,23 @@ def _curve(value: Any) -> bool:
     )
 
 
+def _result(value: Any) -> bool:
+    """Whether it maps names to numbers, but for two: a run without a number as its test_accuracy
+    diverged, and accuracy_at_capacity has a number for each capacity factor."""
+    return isinstance(value, dict) and all(
+        _at_capacity(v) if k == 'accuracy_at_capacity' else _number(v) or k == 'test_accuracy'
+        for k, v in value.items()
+    )
+
+
+def _at_capacity(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= _MAX_FACTORS
+        and all(re.fullmatch(_FACTOR, k) and _number(v) for k, v in value.items())
+    )
+
+
 def _line(value: Any) -> bool:
     return isinstance(value, str) and len(value.splitlines()) <= 1
 
@@ -61,12 +80,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     'num_classes': ('a whole number, 2 or more', lambda v: _whole(v, 2)),
     'images': ('a whole number, 1 or more', lambda v: _whole(v, 1)),
-    'result': (
-        'an object of numbers',
-        lambda v: (
-            isinstance(v, dict) and all(_number(n) for k, n in v.items() if k != 'test_accuracy')
-        ),
-    ),  # no number there: it diverged
+    'result': ('an object of numbers', _result),
     'layers': ('an object of objects', _tables),
     'curve': (f'a list of points with the numbers {", ".join(_POINT)} and layers', _curve),
     'mechanism': ('an object or null', lambda v: v is None or isinstance(v, dict) and _fits(v)),

@@ -37,7 +37,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
       NotWritten: a file cannot be written; one that was there before is unchanged.
     """
     from moe_vision.report import figure  # drawing takes a second to import
-    from moe_vision.study.report import document, page, pictures, timing, trend
+    from moe_vision.study.report import document, fit, page, pictures, timing, trend
 
     drawn = list(pictures.every(analysis))
     rho = pictures.series_of(analysis, 'gap_against_rho')
@@ -52,6 +52,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
         **{f'tables/{name}': text for name, text in tables.every(analysis).items()},
         **{f'timings/{name}': text for name, text in timing.tables(analysis, timings).items()},
     }
+    contents |= {f'tables/{name}': text for name, text in fit.tables(analysis).items()}
     if along:
         contents['tables/trend.csv'] = tables.csv_text(trend.HEAD, trend.lines(analysis, rho))
     for name, blocks in (('figures', drawn), ('timings', [*clock, *cost])):
@@ -77,7 +78,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
 
 
 def _document(analysis: Analysis, drawn: list[Picture | Text], along: Section | None) -> Document:
-    from moe_vision.study.report import answer, arms, limits, registered, verdicts
+    from moe_vision.study.report import answer, arms, fit, limits, registered, verdicts
 
     agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
     study = analysis.study
@@ -105,6 +106,7 @@ def _document(analysis: Analysis, drawn: list[Picture | Text], along: Section | 
             *([along] if along else []),
             verdicts.per_seed(analysis),
             arms.section(analysis),
+            *fit.sections(analysis),
             arms.collapse(analysis),
             arms.mechanism(analysis, agreement[0] if agreement else None),
             registered.problems(analysis),
