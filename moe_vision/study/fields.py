@@ -89,7 +89,8 @@ KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
 
 
 _TIMES = ('seconds', 'compile_seconds', 'flops', 'trained_flops', 'images_per_second')
-_LATENCY = ('median_ms', 'low_ms', 'high_ms', 'images_per_second')
+_LATENCY = ('median_ms', 'low_ms', 'high_ms', 'images_per_second', 'rest_ms')
+_SHARES = ('rho_time', 'rho_time_low', 'rho_time_high')  # below zero if noise is larger
 _MAX_BATCHES = 32  # of one arm; each is a column of a figure
 _MAX_SIZE = 1e100
 
@@ -101,6 +102,16 @@ def _size(value: Any) -> bool:
         or not isinstance(value, bool)
         and isinstance(value, int | float)
         and 0 <= value <= _MAX_SIZE
+    )
+
+
+def _share(value: Any) -> bool:
+    """A part of something that noise may push below zero, or None."""
+    return (
+        value is None
+        or not isinstance(value, bool)
+        and isinstance(value, int | float)
+        and -_MAX_SIZE <= value <= 1
     )
 
 
@@ -126,7 +137,8 @@ def wrong_latency(value: Any) -> str:
         for size, times in batches.items():
             if not re.fullmatch('[1-9][0-9]{0,8}', size) or not isinstance(times, Mapping):
                 return f"its arm '{arm}' has a batch that is no size with an object"
-            if not all(_size(times.get(key)) for key in _LATENCY):
+            sized = all(_size(times.get(key)) for key in _LATENCY)
+            if not sized or not all(_share(times.get(key)) for key in _SHARES):
                 return f"its arm '{arm}' has a measure that is no number"
         if not _size(measured.get('flops')):
             return f"its arm '{arm}' has flops that are no number"
