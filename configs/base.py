@@ -110,7 +110,12 @@ def get_config() -> ConfigDict:
     c.eval.batch_size = 256  # images per step, rounded up to whole groups; changes no result
     c.eval.every_epochs = 1.0  # how often to score validation while training
     c.eval.every_steps = 0  # the same in optimizer steps
-    c.eval.capacity_factors = ()  # --mode=eval also scores at each of these, such as 1,2,inf
+    # at the end of training, and with --mode=eval, also score at each of these capacity factors,
+    # such as 1,2,inf
+    c.eval.capacity_factors = ()
+    # at the end of training, also score this many training images, without augmentation; 0 scores
+    # none
+    c.eval.train_images = 0
 
     c.mesh = ConfigDict()
     c.mesh.expert = 1  # size of the expert axis: devices that share one copy of the experts

@@ -114,6 +114,11 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
             f"train.batch_size is {train.batch_size} but '{info.name}' has only "
             f'{images} training images.'
         )
+    if config.eval.train_images > images:
+        raise UserError(
+            f"eval.train_images is {config.eval.train_images} but '{info.name}' has only {images} "
+            'training images; give at most that many, or 0 to score none.'
+        )
     total = total_steps(config, images)
     warmup = train.warmup_steps or train.warmup_epochs * images / train.batch_size
     if warmup >= total:

@@ -214,9 +214,16 @@ class Eval:
     every_steps: int = key(0, 'the same in optimizer steps', changes='freely')
     capacity_factors: tuple[float, ...] = key(
         (),
-        '--mode=eval also scores at each of these, such as 1,2,inf',
+        'at the end of training, and with --mode=eval, also score at each of these capacity '
+        'factors, such as 1,2,inf',
         positive=True,
         infinite=True,
+        changes='freely',
+    )
+    train_images: int = key(
+        0,
+        'at the end of training, also score this many training images, without augmentation; 0 '
+        'scores none',
         changes='freely',
     )
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
+from moe_vision.leverage.types import Block, Capacity, Leverage, TrainingStep, Twin
 
 if TYPE_CHECKING:
+    from moe_vision.leverage.step import measure_step
     from moe_vision.leverage.trace import (
         measure,
         soft,
@@ -28,8 +29,10 @@ __all__ = [
     'Block',
     'Capacity',
     'Leverage',
+    'TrainingStep',
     'Twin',
     'measure',
+    'measure_step',
     'soft',
     'tokens_per_image',
     'trace_images',
@@ -40,6 +43,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(importlib.import_module(f'{__name__}.trace'), name)
+    module = 'step' if name == 'measure_step' else 'trace'
+    value = getattr(importlib.import_module(f'{__name__}.{module}'), name)
     globals()[name] = value
     return value

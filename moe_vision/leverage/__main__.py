@@ -1,6 +1,6 @@
 r"""Prints what a config computes: its FLOPs, its parameters, and the share that is routed (rho).
 
-    python -m moe_vision.leverage --config=configs/digits_k2.py
+    python -m moe_vision.leverage --config=configs/digits_k2.py [--training]
     python -m moe_vision.leverage --config=a.py,b.py --sweep=model.moe.hidden=64,256,1024 --out=DIR
     python -m moe_vision.leverage --config=a.py --solve=model.moe.hidden --target_rho=0.2 \
         --multiple_of=64
@@ -43,13 +43,14 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _tables(request: Request) -> tuple[list[str], Any]:
     """A table of the blocks of each config, as lines and as values that JSON can hold."""
-    from moe_vision.leverage import measure, sweep, table, twins
+    from moe_vision.leverage import measure, measure_step, sweep, table, twins
 
     lines, records = [], []
     for file in request.files:
         config = request.configs[file, None]
         info = _info(config)
         cost, its_twins = measure(config, info), twins(config, info)
+        step = measure_step(config, info, cost) if request.training else None
         h, w, c = info.image_shape
         lines += [
             '',
@@ -57,6 +58,7 @@ def _tables(request: Request) -> tuple[list[str], Any]:
             f'{info.name}, {h}×{w}×{c}, {info.num_classes} classes; {config.model.dtype}',
             '',
             *table.text(config, cost),
+            *([table.step(cost, step)] if step else []),
             *table.twins(cost, its_twins),
         ]
         numbers = sweep.row(file, '', None, cost)
@@ -77,6 +79,11 @@ def _tables(request: Request) -> tuple[list[str], Any]:
                     for t in its_twins
                 },
             }
+            | (
+                {'training': dataclasses.asdict(step) | {'rho_train': step.rho_train}}
+                if step
+                else {}
+            )
         )
     return lines[1:], records
 

@@ -31,6 +31,7 @@ class Request:
       rho: one of RHOS.
       multiple_of: --solve tries multiples of this alone.
       out: folder for the files of --sweep.
+      training: whether to trace a training step, too.
     """
 
     files: tuple[str, ...]
@@ -44,6 +45,7 @@ class Request:
     multiple_of: int
     out: str
     json: bool
+    training: bool
 
 
 def parse(arguments: Sequence[str], description: str | None) -> Request:
@@ -90,6 +92,11 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         help='--solve tries multiples of N alone, such as widths that fit the hardware (default: '
         '1)',
     )
+    parser.add_argument(
+        '--training',
+        action='store_true',
+        help='also count a whole training step: forward and backward pass (takes longer)',
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
     args, common, opened = parser.parse_with_overrides(arguments)
     files = tuple(dict.fromkeys(f for c in args.config for f in c.split(',') if f))
@@ -123,6 +130,8 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     ):
         if getattr(args, flag) is not None and not reader:
             raise UserError(f'--{flag} is set but is not read; it belongs to {owner}.')
+    if args.training and (key or args.solve):
+        raise UserError('--training is set but is not read by --sweep and --solve; leave it out.')
     multiple_of = _multiple(args.multiple_of)
     configs = {(f, v): checked(load(f, key, v)) for f in files for v in values}
     start = {f: _int_at(args.solve, configs[f, None]) for f in files if args.solve}
@@ -142,6 +151,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         multiple_of,
         out,
         args.json,
+        args.training,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from moe_vision.config import registry
 from moe_vision.config.schema import Config
-from moe_vision.leverage.types import Leverage, Twin
+from moe_vision.leverage.types import Leverage, TrainingStep, Twin
 
 _COLUMNS = {
     'twin': 'flops_twin',
@@ -71,6 +71,14 @@ def leverages(leverage: Leverage) -> str:
     return (
         f'rho_place {leverage.rho_place:.4f}   rho_active {leverage.rho_active:.4f}   '
         f'rho_executed {leverage.rho_executed:.4f}'
+    )
+
+
+def step(leverage: Leverage, step: TrainingStep) -> str:
+    """One line about a training step."""
+    return (
+        f'training step: {si(step.flops)} FLOPs per image as executed, forward and backward, '
+        f'{step.flops / leverage.flops_executed:.3f} x forward; rho_train {step.rho_train:.4f}'
     )
 
 

@@ -74,7 +74,7 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
     layers = own.layers
     if places and model.twin != 'none':  # a twin's places are its network's routed layers
         layers = _trace(dataclasses.replace(model, twin='none'), info, images).layers
-    cost, twin_cost = _by_block(own.counts, layers), _by_block(twin.counts, layers)
+    cost, twin_cost = by_block(own.counts, layers), by_block(twin.counts, layers)
     params, twin_params = _params(own, layers), _params(twin, layers)
     capacities = {n: _capacity(x, x.tokens.shape[0] // images) for n, x in own.layers.items()}
     blocks = []
@@ -195,13 +195,13 @@ def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
     variables: dict[str, Any] = {}
 
     def initial(x):
-        with nn.intercept_methods(watch), nn.intercept_methods(_mark):
+        with nn.intercept_methods(watch), nn.intercept_methods(mark):
             (logits, _), made = net.init_with_output(key, x, step)
         variables.update(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), made))
         return logits
 
     def forward(variables, x):
-        with nn.intercept_methods(_mark):
+        with nn.intercept_methods(mark):
             return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
 
     counts = flops.count(initial, x)
@@ -213,8 +213,8 @@ def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
     return _Traced(counts, params, watch.layers, watch.banks())
 
 
-def _mark(call, args, kwargs, context):
-    """Puts a scope with the module's path around its methods, for `_by_block`.
+def mark(call, args, kwargs, context):
+    """Puts a scope with the module's path around its methods, for `by_block`.
 
     Flax names a scope after the module, and names it again where a method calls another one of the
     same module, as `super().__call__` does. So these names are no path.
@@ -268,7 +268,7 @@ def _network(model: Model, info: DatasetInfo, images: int):
     return models.build(model, info.num_classes), x
 
 
-def _by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
+def by_block(counts: flops.Counts, layers: dict) -> dict[str, Counter[str]]:
     """Block -> FLOPs of the traced batch by kind: 'experts', 'router', 'dispatch' or 'rest'."""
     out: dict[str, Counter[str]] = defaultdict(Counter)
     for scope, number in counts.items():

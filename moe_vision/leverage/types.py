@@ -107,3 +107,16 @@ class Leverage:
         experts = self.sum('flops_experts')
         measured = experts * choices_per_token / float(k)
         return measured / (self.flops - experts + measured)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStep:
+    """FLOPs of a training step per image as executed: forward and backward pass."""
+
+    flops: int
+    flops_experts: int  # in experts, padding included; part of `flops`
+
+    @property
+    def rho_train(self) -> float:
+        """Share of a training step's FLOPs that runs in experts, padding included."""
+        return self.flops_experts / self.flops

@@ -222,6 +222,7 @@ def _numbers(a: Run, b: Run) -> Markup:
             lambda v: percent(v, 2),
         ),
         'best_validation_accuracy': ('best validation accuracy', lambda v: percent(v, 2)),
+        'train_accuracy': ('accuracy on training images, as evaluated', lambda v: percent(v, 2)),
         'test_loss': (f'{scored}loss', significant),
         'steps': ('steps', count),
         'flops': ('FLOPs per image', size),

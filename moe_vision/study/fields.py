@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _POINT = ('step', 'epoch', 'accuracy', 'loss')
+_FACTOR = r'inf|[0-9.e+-]{1,24}'  # a capacity factor, as Python writes it
+_MAX_FACTORS = 32  # of one arm; each is a column of a table
 
 
 def _number(value: Any) -> bool:
@@ -44,6 +46,23 @@ def _curve(value: Any) -> bool:
     )
 
 
+def _result(value: Any) -> bool:
+    """Whether it maps names to numbers, but for two: a run without a number as its test_accuracy
+    diverged, and accuracy_at_capacity has a number for each capacity factor."""
+    return isinstance(value, dict) and all(
+        _at_capacity(v) if k == 'accuracy_at_capacity' else _number(v) or k == 'test_accuracy'
+        for k, v in value.items()
+    )
+
+
+def _at_capacity(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= _MAX_FACTORS
+        and all(re.fullmatch(_FACTOR, k) and _number(v) for k, v in value.items())
+    )
+
+
 def _line(value: Any) -> bool:
     return isinstance(value, str) and len(value.splitlines()) <= 1
 
@@ -61,12 +80,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     'num_classes': ('a whole number, 2 or more', lambda v: _whole(v, 2)),
     'images': ('a whole number, 1 or more', lambda v: _whole(v, 1)),
-    'result': (
-        'an object of numbers',
-        lambda v: (
-            isinstance(v, dict) and all(_number(n) for k, n in v.items() if k != 'test_accuracy')
-        ),
-    ),  # no number there: it diverged
+    'result': ('an object of numbers', _result),
     'layers': ('an object of objects', _tables),
     'curve': (f'a list of points with the numbers {", ".join(_POINT)} and layers', _curve),
     'mechanism': ('an object or null', lambda v: v is None or isinstance(v, dict) and _fits(v)),
@@ -75,7 +89,8 @@ KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
 
 
 _TIMES = ('seconds', 'compile_seconds', 'flops', 'trained_flops', 'images_per_second')
-_LATENCY = ('median_ms', 'low_ms', 'high_ms', 'images_per_second')
+_LATENCY = ('median_ms', 'low_ms', 'high_ms', 'images_per_second', 'rest_ms')
+_SHARES = ('rho_time', 'rho_time_low', 'rho_time_high')  # below zero if noise is larger
 _MAX_BATCHES = 32  # of one arm; each is a column of a figure
 _MAX_SIZE = 1e100
 
@@ -87,6 +102,16 @@ def _size(value: Any) -> bool:
         or not isinstance(value, bool)
         and isinstance(value, int | float)
         and 0 <= value <= _MAX_SIZE
+    )
+
+
+def _share(value: Any) -> bool:
+    """A part of something that noise may push below zero, or None."""
+    return (
+        value is None
+        or not isinstance(value, bool)
+        and isinstance(value, int | float)
+        and -_MAX_SIZE <= value <= 1
     )
 
 
@@ -112,7 +137,8 @@ def wrong_latency(value: Any) -> str:
         for size, times in batches.items():
             if not re.fullmatch('[1-9][0-9]{0,8}', size) or not isinstance(times, Mapping):
                 return f"its arm '{arm}' has a batch that is no size with an object"
-            if not all(_size(times.get(key)) for key in _LATENCY):
+            sized = all(_size(times.get(key)) for key in _LATENCY)
+            if not sized or not all(_share(times.get(key)) for key in _SHARES):
                 return f"its arm '{arm}' has a measure that is no number"
         if not _size(measured.get('flops')):
             return f"its arm '{arm}' has flops that are no number"

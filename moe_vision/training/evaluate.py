@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 import input_pipeline
 from input_pipeline import DatasetInfo
-from input_pipeline.reader import Item
 from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
@@ -27,12 +27,12 @@ from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
 from moe_vision.training import mesh as mesh_lib
+from moe_vision.training import pictures
 from moe_vision.training.step import TrainState, eval_step_fn, images_per_group
 
-_SAMPLES = 24  # images that the report shows with their experts
-_MISTAKES = 24  # images that it shows because they were mistaken most confidently
-_THUMBNAIL = 96  # longest side of a mistake's picture
 _PROBE = 256  # tokens whose first choices each validation records
+# each batch of a split, and a function that scores it
+Outputs = Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]
 STREAM = RunStream.EVALUATION  # what evaluation draws is derived from the run's key and this
 
 
@@ -56,7 +56,7 @@ class Evaluator:
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._compiling = compile_cache.FirstCalls(config.model.name)
-        self._steps: dict[bool, Callable] = {}
+        self._steps: dict[float, Callable] = {}
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
         routed = model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
@@ -64,18 +64,19 @@ class Evaluator:
         # whether a choice can find no slot, so that unbounded capacity may change an accuracy
         self.can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
 
-    def _step(self, unbounded: bool) -> Callable:
-        if unbounded not in self._steps:
+    def _step(self, factor: float) -> Callable:
+        """The compiled evaluation of a batch at a capacity factor."""
+        if factor not in self._steps:
             model = self.config.model
-            if unbounded:
-                moe = dataclasses.replace(model.moe, eval_capacity_factor=math.inf)
+            if factor != model.moe.eval_capacity_factor:
+                moe = dataclasses.replace(model.moe, eval_capacity_factor=factor)
                 model = dataclasses.replace(model, moe=moe)
             net = models.build(model, self.info.num_classes, self.mesh)
             step = eval_step_fn(
                 net, self.info.num_classes, *input_pipeline.mean_std(self.config.dataset)
             )
-            self._steps[unbounded] = jax.jit(step, out_shardings=mesh_lib.replicated(self.mesh))
-        return self._steps[unbounded]
+            self._steps[factor] = jax.jit(step, out_shardings=mesh_lib.replicated(self.mesh))
+        return self._steps[factor]
 
     def score(
         self, state: TrainState, split: str, fraction: float, details: bool = False
@@ -90,11 +91,39 @@ class Evaluator:
         Args:
           fraction: of the training that is done, 0 to 1; routers with a schedule read it.
         """
-        return self._pass(state, split, fraction, self.can_drop, details)
+        return self._pass(self.outputs(state, split, fraction), split, self.can_drop, details)
 
     def accuracy(self, state: TrainState, split: str, fraction: float) -> float:
         """The 'accuracy' that `score` returns, without the pass for unbounded capacity."""
-        return self._pass(state, split, fraction, False, False)['accuracy']
+        return self._pass(self.outputs(state, split, fraction), split)['accuracy']
+
+    def asked(self, state: TrainState, split: str) -> dict[str, Any]:
+        """What else the config wants to know of a trained state; {} unless it asks.
+
+        'train_accuracy': on `eval.train_images` training images without augmentation, so that the
+        difference to validation says whether the network underfits. They are those that
+        `dataset.train_images` of the same number draws, the same for every arm and seed. Images
+        that cannot be decoded are left out; None if none can.
+        'accuracy_at_capacity': {'1.25': accuracy on `split`, ...} for `eval.capacity_factors`,
+        unless no choice can be dropped.
+        """
+        out: dict[str, Any] = {}
+        if images := self.config.eval.train_images:
+            counted = right = 0
+            for _, run in self.outputs(state, 'train', 1.0, images=images):
+                scored = jax.device_get(run())
+                counted += int(scored['valid'].sum())
+                right += int((scored['valid'] & (scored['prediction'] == scored['label'])).sum())
+            if counted < images:
+                logging.warning(
+                    'train_accuracy counts %d of %d images: the others cannot be decoded',
+                    counted,
+                    images,
+                )
+            out['train_accuracy'] = right / counted if counted else None
+        if rows := self.sweep(state, split, 1.0):
+            out['accuracy_at_capacity'] = {str(r['capacity_factor']): r['accuracy'] for r in rows}
+        return out
 
     def sweep(self, state: TrainState, split: str, fraction: float) -> list[dict[str, Any]]:
         """Scores a split at each of `eval.capacity_factors`; [] where no choice can be dropped.
@@ -104,12 +133,9 @@ class Evaluator:
         """
         rows = []
         for factor in self.config.eval.capacity_factors if self._has_capacity else ():
-            model = self.config.model
-            moe = dataclasses.replace(model.moe, eval_capacity_factor=factor)
+            moe = self.config.model.moe
             slots = capacity(factor, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
-            scores = self._with(model=dataclasses.replace(model, moe=moe))._pass(
-                state, split, fraction, False, False
-            )
+            scores = self._pass(self.outputs(state, split, fraction, factor), split)
             rows.append(
                 {
                     'capacity_factor': factor,
@@ -134,8 +160,11 @@ class Evaluator:
           'images_that_differ' (right in one of the two passes only), 'loss_difference'.
         """
         size = self.batch // 2 if self.batch > self._unit else 2 * self.batch
-        other = self._with(eval=dataclasses.replace(self.config.eval, batch_size=size))
-        again = other._pass(state, split, fraction, False, True)
+        config = dataclasses.replace(
+            self.config, eval=dataclasses.replace(self.config.eval, batch_size=size)
+        )
+        other = Evaluator(config, self.info, self.mesh, self._tokens)
+        again = other._pass(other.outputs(state, split, fraction), split, details=True)
         ours, theirs = (
             np.unpackbits(np.frombuffer(base64.b64decode(s['correct']), np.uint8))
             for s in (scores, again)
@@ -147,12 +176,8 @@ class Evaluator:
             'loss_difference': abs(again['loss'] - scores['loss']),
         }
 
-    def _with(self, **changes: Any) -> 'Evaluator':
-        config = dataclasses.replace(self.config, **changes)
-        return Evaluator(config, self.info, self.mesh, self._tokens)
-
     def _pass(
-        self, state: TrainState, split: str, fraction: float, unbounded: bool, details: bool
+        self, outputs: Outputs, split: str, unbounded: bool = False, details: bool = False
     ) -> dict[str, Any]:
         """`score`. With `unbounded`, batches with dropped choices run again at unbounded capacity,
         which changes nothing in other batches."""
@@ -161,14 +186,14 @@ class Evaluator:
         sums: dict[str, Any] = {}
         probe: dict[str, list[int]] = {}
         soft = leverage.soft(self.config.model)
-        for number, (_, run) in enumerate(self.outputs(state, split, fraction)):
+        for number, (_, run) in enumerate(outputs):
             out = jax.device_get(run())
             valid = out['valid']
             losses.append(out['loss'][valid].astype(np.float64))
             predictions.append(out['prediction'][valid])
             dropped = unbounded and any(x['dropped'].any() for x in out['layers'].values())
             predictions_unbounded.append(
-                jax.device_get(run(unbounded=True)['prediction'])[valid]
+                jax.device_get(run(factor=math.inf)['prediction'])[valid]
                 if dropped
                 else predictions[-1]
             )
@@ -180,7 +205,7 @@ class Evaluator:
                 first = first.reshape(len(valid), -1)[valid].ravel()  # an image has many tokens
                 probe[name] = (probe.get(name, []) + first[:_PROBE].tolist())[:_PROBE]
             if details and number == 0:
-                samples = self._samples(split, out)
+                samples = pictures.samples(self.config.dataset, split, out)
         truth, predicted, predicted_unbounded = map(
             np.concatenate, (labels, predictions, predictions_unbounded)
         )
@@ -203,64 +228,49 @@ class Evaluator:
                 'correct': correct,
                 'confusion': confusion.tolist(),
                 'samples': samples,
-                'mistakes': self._mistakes(split, truth, predicted, np.concatenate(probabilities)),
+                'mistakes': pictures.mistakes(
+                    self.config.dataset, split, truth, predicted, np.concatenate(probabilities)
+                ),
             }
         else:
             result['probe'] = probe
         return result
 
-    def _samples(self, split: str, out: dict[str, Any]) -> list[dict[str, Any]]:
-        """The first images of a split, with what was computed for the first batch."""
-        count = min(_SAMPLES, int(out['valid'].sum()))
-        return [
-            {**_shown(index, item, int(out['prediction'][i])), 'layers': _routes(out, i)}
-            for i, (index, item) in enumerate(
-                input_pipeline.evaluation_items(self.config.dataset, split, range(count))
-            )
-        ]
-
-    def _mistakes(
-        self, split: str, truth: np.ndarray, predicted: np.ndarray, probability: np.ndarray
-    ) -> list[dict[str, Any]]:
-        """The images that were mistaken with the highest probability of the wrong class, in order.
+    def outputs(
+        self,
+        state: TrainState,
+        split: str,
+        fraction: float,
+        factor: float | None = None,
+        images: int = 0,
+    ) -> Outputs:
+        """Each batch of a split with a function `run(intervention=None, factor=factor)`, which
+        returns what `eval_step_fn` computes for it, still on the device.
 
         Args:
-          truth, predicted, probability: of all images in the order of evaluation.
+          factor: the capacity factor; None takes the config's.
+          images: as `batches` takes it.
         """
-        wrong = np.flatnonzero(truth != predicted)
-        places = wrong[np.argsort(-probability[wrong], kind='stable')][:_MISTAKES]
-        items = input_pipeline.evaluation_items(self.config.dataset, split, places.tolist())
-        return [
-            _shown(index, item, int(predicted[place]), _THUMBNAIL)
-            | {'probability': float(probability[place])}
-            for place, (index, item) in zip(places.tolist(), items, strict=True)
-        ]
-
-    def outputs(
-        self, state: TrainState, split: str, fraction: float
-    ) -> Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]:
-        """Each batch of a split with a function `run(intervention=None, unbounded=False)`, which
-        returns what `eval_step_fn` computes for it, still on the device."""
         variables = state.variables(averaged=True)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
-        for number, (batch, arrays) in enumerate(self.batches(split)):
+        own = self.config.model.moe.eval_capacity_factor
+        factor = own if factor is None else factor
+        for number, (batch, arrays) in enumerate(self.batches(split, not images, images)):
 
             def run(
                 intervention: Intervention | None = None,
-                unbounded: bool = False,
+                factor: float = factor,
                 arrays=arrays,
                 start=number * self.batch,
             ) -> dict[str, Any]:
-                what = 'the evaluation' + (' with unbounded capacity' if unbounded else '')
+                what = 'the evaluation' + (f' at capacity factor {factor:g}' * (factor != own))
                 with self._compiling(what + (' with changed routes' if intervention else '')):
-                    return self._step(unbounded)(
-                        variables, arrays, key, start, fraction, intervention
-                    )
+                    return self._step(factor)(variables, arrays, key, start, fraction, intervention)
 
             yield batch, run
 
     def batches(
-        self, split: str, strict: bool = True
+        self, split: str, strict: bool = True, images: int = 0
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
         """Each batch of a split in the fixed order: this process's rows, and global arrays
         [1, B, ...].
@@ -269,16 +279,19 @@ class Evaluator:
 
         Args:
           strict: whether an image that cannot be decoded is an error; otherwise it is masked.
+          images: of split 'train', take this many, as `dataset.train_images` does; 0 takes all.
         """
         if self.config.dataset.resident and split not in (*self._resident, 'train'):
             self._resident[split] = list(self._read(split, strict))
-        yield from self._resident[split] if split in self._resident else self._read(split, strict)
+        kept = self._resident.get(split)
+        yield from self._read(split, strict, images) if kept is None else kept
 
     def _read(
-        self, split: str, strict: bool
+        self, split: str, strict: bool, images: int = 0
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+        data = self.config.dataset
         with input_pipeline.evaluation_batches(
-            self.config.dataset,
+            dataclasses.replace(data, train_images=images) if images else data,
             split=split,
             batch_size=self.batch,
             rows=self._rows,
@@ -293,41 +306,3 @@ def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The sum in float64; an empty `total` counts as 0."""
     more = jax.tree.map(lambda x: x.astype(np.float64), more)
     return jax.tree.map(np.add, total, more) if total else more
-
-
-def _shown(index: int, item: Item, prediction: int, longest: int = 0) -> dict[str, Any]:
-    """An image as the report shows it: 'index' is its place in the split, 'file' its name.
-
-    Args:
-      longest: shrink the picture to this side at most; 0 keeps it.
-    """
-    import cv2
-
-    assert item.image is not None  # the evaluation would have stopped
-    image = item.image[..., ::-1] if item.image.shape[-1] == 3 else item.image
-    if 0 < longest < max(image.shape[:2]):
-        height, width = (max(round(n * longest / max(image.shape[:2])), 1) for n in image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return {
-        'index': index,
-        'file': item.key,
-        'image_png': base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode(),
-        'label': item.label,
-        'prediction': prediction,
-    }
-
-
-def _routes(out: dict[str, Any], i: int) -> dict[str, Any]:
-    """The experts, gates and kept choices of image i of a batch, by layer."""
-    layers = {}
-    for name, choice in out['choices'].items():
-        tokens = len(choice['expert']) // len(out['label'])
-        own = slice(i * tokens, (i + 1) * tokens)
-        side = math.isqrt(tokens)
-        layers[name] = {
-            'grid': None if tokens == 1 else [side, side] if side * side == tokens else None,
-            'experts': choice['expert'][own].tolist(),
-            'gates': choice['gate'][own].astype(float).round(4).tolist(),
-            'kept': choice['kept'][own].tolist(),
-        }
-    return layers

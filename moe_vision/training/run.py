@@ -236,7 +236,7 @@ class Run:
         result = record.result(
             self.config, self.setup.cost, test, best and best[0], selected, int(state.step), rate
         )
-        result['scored_split'] = scored
+        result |= {'scored_split': scored, **evaluator.asked(state, scored)}
         if self._write(
             'evaluation.json', {'split': scored, 'class_names': self.setup.info.class_names, **test}
         ):

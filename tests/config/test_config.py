@@ -568,6 +568,7 @@ def test_a_class_token_is_a_token():
     'changes, part',
     [
         ({'train.batch_size': 256}, 'only 200 training images'),
+        ({'eval.train_images': 201}, 'eval.train_images is 201 but'),
         ({'train.batch_size': 64, 'train.steps': 6, 'train.warmup_epochs': 2.0}, '6 of 6 steps'),
     ],
 )

@@ -327,3 +327,22 @@ def test_the_confusion_matrix_keeps_names_whole(make, page):
     maker.names[:] = ['slightly worn', 'a very long name of nearly forty letters', 'x' * 60, 'new']
     heads = re.findall(r'class="up"><span>([^<]*)<', page(maker))
     assert heads == [*maker.names[:2], 'x' * 39 + '…', 'new']
+
+
+def test_scores_that_the_run_was_asked_for_stand_beside_the_others(make, page, page_of):
+    maker = make()
+    assert 'Training accuracy' not in Parsed(page_of('complete')[0]).text()
+    last = [row for row in maker.rows if row['split'] == 'validation'][-1]
+    last['accuracy'] = 0.912
+    maker.config['config']['eval'] = {'train_images': 2000}
+    maker.result |= {'train_accuracy': 0.92, 'accuracy_at_capacity': {'1.25': 0.871, '<b>': None}}
+    words = Parsed(page(maker)).text()
+    for expected in (
+        'Training accuracy',
+        '92.00 %',
+        '+0.80 points against the last validation, on 2,000 images',
+        'At capacity factor 1.25',
+        '87.10 %',
+    ):
+        assert expected in words, expected
+    assert 'At capacity factor <b>' not in words

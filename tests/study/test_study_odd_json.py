@@ -256,6 +256,10 @@ def test_odd_timings_are_named_and_left_out(workdir, key):
         {'arms': {'k1': {'batches': {'1': None}}}},
         {'arms': {'k1': {'batches': {'1': {'median_ms': HUGE}}}}},
         {'arms': {'k1': {'batches': {}, 'flops': []}}},
+        *(
+            {'arms': {'k1': {'batches': {'1': {'rho_time': v}}}}}
+            for v in ('x', 1.5, HUGE, [], True)
+        ),
         {'arms': {}, 'device': []},
         {'arms': {'k1': {'batches': {str(n): {} for n in range(1, 100)}}}},
     ],

@@ -200,7 +200,12 @@ HUGE = 10**400
         ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number, 2 or more'),
         (
             'result',
-            [None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}],
+            [
+                *(None, [], {'flops': '10'}, {'flops': [1]}, {'flops': HUGE}),
+                *({'accuracy_at_capacity': v} for v in (None, 1, [], {'1.25': '1'}, {'a': 1})),
+                {'accuracy_at_capacity': {str(n): 1 for n in range(33)}},
+                {'flops': {'1.25': 1}},
+            ],
             'an object of numbers',
         ),
         ('layers', [None, [], {'head': 1}, {'head': {'load': [HUGE]}}], 'an object of objects'),
@@ -242,7 +247,13 @@ def test_numbers_that_are_not_finite_and_no_commit_are_fine(study, workdir):
         curve=row['curve'],
         git_commit=None,
         versions={},
-        result=row['result'] | {'effective_experts': None, 'collapsed': True},
+        result=row['result']
+        | {
+            'effective_experts': None,
+            'collapsed': True,
+            'train_accuracy': None,
+            'accuracy_at_capacity': {'1.25': 0.5, 'inf': None, '1e-05': 0.1},
+        },
     )
     assert list(read(study, workdir)[0]['k1']) == [0, 1, 2]
 

@@ -68,6 +68,7 @@ FREELY = """
     dataset.data_dir dataset.workers dataset.cache dataset.resident
     model.remat train.skip_nonfinite
     eval.split eval.batch_size eval.every_epochs eval.every_steps eval.capacity_factors
+    eval.train_images
     mesh.expert mesh.shard_optimizer
     checkpoint.every_epochs checkpoint.every_steps checkpoint.keep
     log.every_steps log.warn_drop_rate log.warn_max_over_mean

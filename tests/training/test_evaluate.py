@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import json
 import math
 
 import cv2
@@ -12,13 +13,16 @@ import pytest
 import train_cases
 
 import input_pipeline
+from input_pipeline import order
 from input_pipeline.datasets import digits
 from input_pipeline.reader import Item
+from input_pipeline.steps import Steps
 from moe_vision import models
 from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
-from moe_vision.training import evaluate, loop, mesh
+from moe_vision.study import fields, rows
+from moe_vision.training import loop, mesh, pictures
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import normalize_images
@@ -112,7 +116,7 @@ def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monke
     monkeypatch.setattr(
         Evaluator,
         '_step',
-        lambda self, unbounded: (ran.append(unbounded), step(self, unbounded))[1],
+        lambda self, factor: (ran.append(factor == math.inf), step(self, factor))[1],
     )
     want, _ = scores(config, state, 16)
     batches = -(-360 // 16)
@@ -148,6 +152,60 @@ def test_a_sweep_scores_at_each_capacity_factor(data_dir):
     assert again['images_that_differ'] == round(360 * want['accuracy'])
     _, one = scores(config, state, 1)
     assert one.at_another_batch_size(state, 'test', 0.5, want)['batch_size'] == 32
+
+
+def test_part_of_the_training_images_is_scored_too(data_dir, monkeypatch, caplog):
+    """Those that `dataset.train_images` takes, without what cannot be decoded."""
+    dense = HEAD | {'model.twin': 'same_width'}
+    config = train_cases.make(data_dir, dense | {'eval.train_images': 100, 'eval.batch_size': 64})
+    state, setup = trained(config)
+    packed = setup.evaluator.score(state, 'train', 1.0, details=True)
+    size = packed['images']
+    right = np.zeros(size)
+    bits = np.frombuffer(base64.b64decode(packed['correct']), np.uint8)
+    right[order.evaluation_order(size)] = np.unpackbits(bits, count=size)  # by place in the split
+    chosen = order.subset(size, 100)
+    assert len(set(chosen)) == 100 < size
+    asked = setup.evaluator.asked(state, 'test')
+    assert asked == {'train_accuracy': right[chosen].mean()} and 0 < asked['train_accuracy'] < 1
+    assert not caplog.messages
+
+    ours = chosen[order.evaluation_order(100)]
+    pixels = Steps._pixels
+
+    def damaged(self, item, step, row):
+        return None if (step * 64 + row) % 4 == 0 else pixels(self, item, step, row)
+
+    monkeypatch.setattr(Steps, '_pixels', damaged)
+    readable = right[ours[np.arange(100) % 4 != 0]]
+    assert setup.evaluator.asked(state, 'test') == {'train_accuracy': readable.mean()}
+    assert 'train_accuracy counts 75 of 100 images' in caplog.text
+    monkeypatch.setattr(Steps, '_pixels', lambda *args: None)
+    assert setup.evaluator.asked(state, 'test') == {'train_accuracy': None}
+
+
+def test_the_end_of_a_run_scores_what_its_config_asks_for(data_dir, tmp_path):
+    """result.json and a study's row hold it; a network that drops nothing has no other capacity."""
+    changes = HEAD | DEFAULTS | {'model.moe.router': 'top_k', 'train.steps': 3}
+    factors = {'eval.capacity_factors': (0.5, 2.0, math.inf)}
+    plain = loop.train(train_cases.make(data_dir, changes), str(tmp_path / 'run'))
+    assert not {'train_accuracy', 'accuracy_at_capacity'} & set(plain)
+    more = factors | {'eval.train_images': 64}
+    result = loop.train(train_cases.make(data_dir, changes | more), str(tmp_path / 'run'))
+    at_capacity = result['accuracy_at_capacity']
+    assert list(at_capacity) == ['0.5', '2.0', 'inf']
+    assert (
+        at_capacity['inf'] == plain['test_accuracy_unbounded'] == result['test_accuracy_unbounded']
+    )
+    assert at_capacity['0.5'] != at_capacity['inf']
+    assert 64 * result['train_accuracy'] == round(64 * result['train_accuracy'])
+    stored = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert stored['accuracy_at_capacity'] == at_capacity
+    row = rows.collect(str(tmp_path / 'run'), 'study', 'arm', 0, 'ab')
+    assert row['result']['accuracy_at_capacity'] == at_capacity and not fields.wrong(row)
+    twin = changes | factors | {'model.twin': 'same_width'}
+    evaluator = Setup(train_cases.make(data_dir, twin)).evaluator
+    assert evaluator.asked(None, 'test') == {}
 
 
 def by_hand(config, setup, variables) -> float:
@@ -239,7 +297,7 @@ def test_mistakes_are_the_most_confident_ones_each_once_with_its_file(data_dir):
 
 def test_a_large_mistake_is_shown_small():
     item = Item(np.zeros((300, 150, 3), np.uint8), 1, 'x.png')
-    png = evaluate._shown(0, item, 2, 96)['image_png']
+    png = pictures.shown(0, item, 2, 96)['image_png']
     assert cv2.imdecode(np.frombuffer(base64.b64decode(png), np.uint8), 1).shape == (96, 48, 3)
 
 

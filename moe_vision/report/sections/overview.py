@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 
 from moe_vision.common import limits
-from moe_vision.common.json_values import as_list, number, value_at
+from moe_vision.common.json_values import as_dict, as_list, number, value_at
 from moe_vision.report.formats import count, name_of, percent, share, significant, size
 from moe_vision.report.health import DEFINITION, Verdict, by_class
 from moe_vision.report.markup import Markup, card, section, tag
 from moe_vision.report.read import Run
 
 _MARK = {'good': '✓', 'warn': '!', 'bad': '✕', 'none': '·'}
+_FACTORS = 6  # most scores at other capacity factors that are shown
 
 
 def value(run: Run, key: str) -> float:
@@ -67,6 +68,8 @@ def cards(run: Run) -> Markup:
         ),
         *_baseline(run),
         card('Best validation accuracy', percent(best, 2), 'so far' if not run.result else None),
+        *_training(run, seen),
+        *_at_capacity(run),
         _rho(
             'ρ place',
             value(run, 'rho_place'),
@@ -115,6 +118,27 @@ def _baseline(run: Run) -> list[Markup]:
     frequent, baseline = limits.majority(images)
     words = f'of always answering ‘{name_of(run.class_names(), frequent)}’, the most frequent class'
     return [card('Majority baseline', percent(baseline, 2), f'the accuracy {words}')]
+
+
+def _training(run: Run, validations: list[float]) -> list[Markup]:
+    """Accuracy on training images beside the last validation, if the run asked for it."""
+    trained = number(run.result.get('train_accuracy'))
+    if math.isnan(trained):
+        return []
+    above = 100 * (trained - validations[-1]) if validations else math.nan
+    images = count(number(run.setting('eval.train_images')))
+    words = f'{above:+.2f} points against the last validation, ' if math.isfinite(above) else ''
+    return [card('Training accuracy', percent(trained, 2), f'{words}on {images} images')]
+
+
+def _at_capacity(run: Run) -> list[Markup]:
+    scores = as_dict(run.result.get('accuracy_at_capacity'))
+    known = [(f, number(v)) for f, v in list(scores.items())[:_FACTORS]]
+    return [
+        card(f'At capacity factor {factor}', percent(accuracy, 2), 'the same weights')
+        for factor, accuracy in known
+        if math.isfinite(accuracy)
+    ]
 
 
 def _routed_shares(run: Run) -> list[Markup]:

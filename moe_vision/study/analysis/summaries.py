@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_vision.common.json_values import number
+from moe_vision.common.json_values import as_dict, number
 from moe_vision.study.analysis import pairs
 from moe_vision.study.analysis.pairs import Row, diverged, result
 from moe_vision.study.analysis.statistics import Estimate, estimate
@@ -41,6 +41,9 @@ class ArmSummary:
     config: dict[str, Any]  # resolved, of the first seed
     outer: Estimate  # mean accuracy with its intervals as drawn, at the levels of gaps
     inner: Estimate
+    train: tuple[float, ...] = ()  # accuracy on training images, pp; NaN if it was not asked for
+    # capacity factor -> test accuracy per seed, pp; those that were asked for
+    at_capacity: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 def summarise(name: str, cells: Mapping[int, Row], levels: tuple[float, float]) -> ArmSummary:
@@ -60,6 +63,7 @@ def summarise(name: str, cells: Mapping[int, Row], levels: tuple[float, float]) 
         return tuple(result(row, key) for row in rows)
 
     rho_active = [v for v in each('rho_active') if not math.isnan(v)]
+    swept = [as_dict((row.get('result') or {}).get('accuracy_at_capacity')) for row in rows]
     chosen = [pairs.selected(row) for row in rows]
     probed = [row['mechanism'] for row in rows if row.get('mechanism')]
     return ArmSummary(
@@ -97,7 +101,17 @@ def summarise(name: str, cells: Mapping[int, Row], levels: tuple[float, float]) 
         config=next((row['config'] for row in rows if row.get('config')), {}),
         outer=outer,
         inner=estimate(values, levels[1]),
+        train=tuple(_pp((row.get('result') or {}).get('train_accuracy')) for row in rows),
+        at_capacity={
+            factor: tuple(_pp(scores.get(factor)) for scores in swept)
+            for factor in dict.fromkeys(factor for scores in swept for factor in scores)
+        },
     )
+
+
+def _pp(share: Any) -> float:
+    """A share of 1 in percent; NaN if it is none."""
+    return 100 * number(share) if 0 <= number(share) <= 1 else math.nan
 
 
 def _whole(value: float) -> int:

@@ -37,7 +37,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
       NotWritten: a file cannot be written; one that was there before is unchanged.
     """
     from moe_vision.report import figure  # drawing takes a second to import
-    from moe_vision.study.report import document, page, pictures, timing
+    from moe_vision.study.report import document, fit, page, pictures, timing
 
     drawn = list(pictures.every(analysis))
     whole = _document(analysis, drawn)
@@ -50,6 +50,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
         **{f'tables/{name}': text for name, text in tables.every(analysis).items()},
         **{f'timings/{name}': text for name, text in timing.tables(analysis, timings).items()},
     }
+    contents |= {f'tables/{name}': text for name, text in fit.tables(analysis).items()}
     for name, blocks in (('figures', drawn), ('timings', [*clock, *cost])):
         for picture in blocks:
             if isinstance(picture, Picture):
@@ -73,7 +74,7 @@ def write(analysis: Analysis, timings: Mapping[str, Any], out: str) -> list[str]
 
 
 def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
-    from moe_vision.study.report import answer, arms, limits, registered, verdicts
+    from moe_vision.study.report import answer, arms, fit, limits, registered, verdicts
 
     agreement = [p for p in drawn if isinstance(p, Picture) and p.name == 'agreement']
     study = analysis.study
@@ -100,6 +101,7 @@ def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
             Section('figures', 'Figures', [*(p for p in drawn if p not in agreement), clock]),
             verdicts.per_seed(analysis),
             arms.section(analysis),
+            *fit.sections(analysis),
             arms.collapse(analysis),
             arms.mechanism(analysis, agreement[0] if agreement else None),
             registered.problems(analysis),

@@ -50,6 +50,33 @@ _LATENCY = (
 )
 
 
+_RHO = (
+    'arm',
+    'batch size',
+    'median, ms',
+    'without its routed places, ms',
+    'ρ in time, %',
+    'low, %',
+    'high, %',
+    'ρ place, %',
+    'ρ executed, %',
+)
+
+
+class Rho(NamedTuple):
+    """What the routed places of an arm take of the time of a batch, beside its leverages."""
+
+    arm: str
+    batch: int
+    median_ms: Any
+    rest_ms: Any
+    rho_time: Any
+    rho_time_low: Any
+    rho_time_high: Any
+    rho_place: float
+    rho_executed: float
+
+
 class Latency(NamedTuple):
     """What was measured of an arm at one batch size; the accuracy is mean and sd over seeds."""
 
@@ -106,6 +133,7 @@ def document(
                 ],
             )
         )
+    rhos = rho_rows(analysis, latency)
     return Document(
         f'{name}: timings',
         'Timings of a study',
@@ -113,9 +141,34 @@ def document(
         (
             Section('training', 'Training', [took]),
             Section('latency', 'Inference', [*parts, *pictures]),
+            *([_rho(rhos)] if rhos else []),
             *([Section('cost', 'What accuracy costs', cost)] if cost else []),
         ),
     )
+
+
+def _rho(rows: Sequence[Rho]) -> Section:
+    text = (
+        'ρ in time is 1 − time without the branches at the routed places ÷ time, of a batch in '
+        'inference: the median over rounds, in each of which both were timed, with the first and '
+        'third quartiles. Of a same-width twin it is the counterpart of ρ place. Of a routed arm '
+        'it holds routers and the moves into slots and back, too, and so is usually more than ρ '
+        'executed, which counts FLOPs at the capacity of training.'
+    )
+
+    def percent(value: Any) -> str:
+        return formats.pp(100 * number(value), sign=False)
+
+    table = [
+        [
+            Name(r.arm),
+            str(r.batch),
+            *(signed(number(ms)) for ms in (r.median_ms, r.rest_ms)),
+            *map(percent, r[4:]),
+        ]
+        for r in rows
+    ]
+    return Section('rho', 'Leverage in time', [Text(text), Table(_RHO, table, 'rho in time')])
 
 
 def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
@@ -141,11 +194,27 @@ def tables(analysis: Analysis, timings: Mapping[str, Any]) -> dict[str, str]:
         for arm, seeds in as_dict(timings.get('cells')).items()
         for seed, cell in as_dict(seeds).items()
     ]
-    latency = latency_rows(analysis, as_dict(timings.get('latency')))
+    measured = as_dict(timings.get('latency'))
+    rhos = rho_rows(analysis, measured)
     return {
         'cells.csv': csv_text(('arm', 'seed', *_KEYS), cells),
-        'latency.csv': csv_text(Latency._fields, latency),
+        'latency.csv': csv_text(Latency._fields, latency_rows(analysis, measured)),
+        **({'rho_in_time.csv': csv_text(Rho._fields, rhos)} if rhos else {}),
     }
+
+
+def rho_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[Rho]:
+    """The arms and batch sizes of which rho in time was measured."""
+    rows = []
+    for row in latency_rows(analysis, latency):
+        times = as_dict(value_at(latency, 'arms', row.arm, 'batches', str(row.batch)))
+        if math.isnan(number(times.get('rho_time'))):
+            continue
+        summary = analysis.arms.get(row.arm)
+        counted = (summary.rho_place, summary.rho_executed) if summary else (math.nan, math.nan)
+        measured = (times.get(key) for key in Rho._fields[3:7])
+        rows.append(Rho._make([row.arm, row.batch, row.median_ms, *measured, *counted]))
+    return rows
 
 
 def latency_rows(analysis: Analysis, latency: Mapping[str, Any]) -> list[Latency]:

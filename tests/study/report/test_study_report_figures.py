@@ -380,6 +380,24 @@ def test_wall_clock_holds_what_was_measured(maker, analysis):
     assert rows[3].accuracy_pp == analysis.arms['dense'].mean
 
 
+def test_rho_in_time_stands_beside_the_leverages_where_it_was_measured(maker, analysis):
+    measured = maker.timings()
+    assert not timing.rho_rows(analysis, measured['latency'])
+    assert set(timing.tables(analysis, measured)) == {'cells.csv', 'latency.csv'}
+    arm = 'standard_h8'
+    times = measured['latency']['arms'][arm]['batches']['8']
+    times |= {'rest_ms': 0.25, 'rho_time': 0.4, 'rho_time_low': -0.01, 'rho_time_high': 0.5}
+    (row,) = timing.rho_rows(analysis, measured['latency'])
+    known = analysis.arms[arm]
+    assert row == (arm, 8, times['median_ms'], 0.25, 0.4, -0.01, 0.5, *row[7:])
+    assert row[7:] == (known.rho_place, known.rho_executed) and row.rho_place > 0
+    document = timing.document(analysis, measured, ())
+    (section,) = [s for s in document.sections if s.anchor == 'rho']
+    assert section.blocks[1].rows[0][3:7] == ['0.25', '40.00', '−1.00', '50.00']
+    head, line = timing.tables(analysis, measured)['rho_in_time.csv'].splitlines()
+    assert head.split(',')[4] == 'rho_time' and line.split(',')[:2] == [arm, '8']
+
+
 @pytest.mark.parametrize('names', [[f'series_{i}' for i in range(20)], ['x' * 300, 'y'], []])
 def test_the_legend_stays_in_the_picture(names):
     lines = legend.legend_lines([legend.short(n) for n in names])

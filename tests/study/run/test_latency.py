@@ -1,5 +1,6 @@
 """Interleaved timing: order, medians and budget with a fake clock; then two tiny networks."""
 
+import re
 import statistics
 from pathlib import Path
 
@@ -136,3 +137,89 @@ def test_what_is_timed_are_the_logits_of_a_real_forward_pass():
     two, eight = (np.asarray(latency.call(config, variables, b)()) for b in (2, 8))
     assert two.shape == (2, 10) and two.std() > 0 and eight.shape == (8, 10)
     np.testing.assert_allclose(two, eight[:2], rtol=1e-4, atol=1e-5)
+
+
+def test_rho_in_time_compares_what_was_timed_in_the_same_round():
+    """Round by round, 1 - 3/4, 1 - 3/5 and 1 - 2/4."""
+    found = latency.share([4.0, 5.0, 4.0], [3.0, 3.0, 2.0])
+    assert found == pytest.approx(
+        {'rest_ms': 3000.0, 'rho_time': 0.4, 'rho_time_low': 0.325, 'rho_time_high': 0.45}
+    )
+    assert latency.share([1.0], [1.25])['rho_time'] == -0.25  # noise is shown as it is
+
+
+def test_arms_of_one_trunk_share_the_network_without_branches(monkeypatch):
+    arms = {
+        'dense': make(model__twin='same_width'),
+        'k2': make(),
+        'wider': make(**{'model__args': {'widths': (8, 32), 'depth': 1}}),
+        'head': make(model__moe__placement='head'),
+        'plain': make(
+            model__moe__placement='none',
+            **{
+                f'model__moe__{key}': value
+                for key, value in {'num_experts': 8, 'group_size': 64}.items()
+            },
+        ),
+    }
+    called = []
+    took = {
+        'dense': [4.0, 8.0],
+        'k2': [8.0, 8.0],
+        'wider': [10.0, 10.0],
+        'head': [5.0, 5.0],
+        'plain': [4.0, 4.0],
+    }
+
+    def call(config, variables, batch, without=()):
+        called.append((config, without))
+        return lambda: None
+
+    def rounds(calls, *_):
+        assert list(calls)[:5] == list(arms) and len(calls) == 8
+        first, second, third = list(calls)[5:]
+        return took | {first: [2.0, 2.0], second: [7.0, 7.0], third: [4.0, 4.0]}
+
+    monkeypatch.setattr(latency, 'call', call)
+    monkeypatch.setattr(latency, 'variables_of', lambda config: None)
+    monkeypatch.setattr(timing, 'rounds', rounds)
+    found = latency.measure(arms, (8,))['arms']
+    assert [w for _, w in called] == [()] * 5 + [{'block_1'}, {'block_1'}, {'head'}]
+    at = {name: arm['batches']['8'] for name, arm in found.items()}
+    # dense: 1 - 2/4 and 1 - 2/8
+    assert {n: a.get('rho_time') for n, a in at.items()} == pytest.approx(
+        {'dense': 0.625, 'k2': 0.75, 'wider': 0.3, 'head': 0.2, 'plain': None}
+    )
+    assert at['dense']['rest_ms'] == at['k2']['rest_ms'] == 2000 and at['wider']['rest_ms'] == 7000
+    assert not {'rest_ms', 'rho_time'} & set(at['plain'])
+
+
+@pytest.mark.parametrize(
+    'changes', [{}, VIT, {'model__moe__placement': 'head'}, {'model__moe__placement': 'pure_head'}]
+)
+def test_without_its_branches_a_network_computes_no_more_than_its_trunk(changes):
+    """Routed network and twin are then the same function, and the compiled program has no expert,
+    no router and no branch of the twin in it."""
+    logits, programs = {}, {}
+    place = changes.get('model__moe__placement') and 'head' or ('block_0' if changes else 'block_1')
+    for twin in ('none', 'same_width'):
+        config = make(**changes, model__twin=twin)
+        variables = latency.variables_of(config)
+        for without in (frozenset(), frozenset({place})):
+            timed = latency.call(config, variables, 8, without)
+            logits[twin, bool(without)] = np.asarray(timed())
+            programs[twin, bool(without)] = timed.func.as_text()
+    assert logits['none', True].std() > 0
+    np.testing.assert_allclose(logits['none', True], logits['same_width', True], rtol=1e-5)
+    assert not np.allclose(logits['none', False], logits['none', True])
+    for twin in ('none', 'same_width'):
+        assert f'/{place}/' in programs[twin, False]
+        assert len(products(programs[twin, True])) < len(products(programs[twin, False]))
+    assert products(programs['none', True]) == products(programs['same_width', True])
+    assert not [line for line in products(programs['none', True]) if f'/{place}/' in line]
+
+
+def products(program: str) -> list[str]:
+    """The names of the products and convolutions of a compiled program, in order."""
+    kinds = r' (?:dot|convolution|custom-call)\(.*op_name="([^"]*)"'
+    return re.findall(kinds, program)

@@ -1,0 +1,64 @@
+"""Counts the FLOPs of a whole training step, and the share of them that runs in experts.
+
+What is traced is the gradient of the loss by all parameters, as training takes it: with the losses
+of routing, and with what `model.remat` computes twice. Matrix products and convolutions count, 2
+FLOPs per multiply-accumulate, padded buffers in full. What nothing needs is left out, as a compiler
+does. The optimizer, clipping and moving averages have no products, so they count zero; what they
+cost is the time to move parameters, gradients and optimizer state through memory.
+
+The gradient of a product is two products of its size: one for the weights and one for the input,
+which the first layer of a network does not need. So a step is a little less than three forward
+passes. A routed layer adds the gradient of its gates, 2 D FLOPs for each slot.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.interpreters import partial_eval as pe
+
+from input_pipeline import DatasetInfo
+from moe_vision import models
+from moe_vision.common import flops
+from moe_vision.config.schema import Config
+from moe_vision.layers import Step
+from moe_vision.leverage import trace
+from moe_vision.leverage.types import Leverage, TrainingStep
+
+
+def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> TrainingStep:
+    """Traces a training step of a config on as few images as fill its routing groups.
+
+    Args:
+      forward: what `measure` returned for the config.
+
+    Raises:
+      UserError: the program has a loop of unknown length.
+    """
+    images = trace.trace_images(config, trace.tokens_per_image(config, info))
+    net, key = models.build(config.model, info.num_classes), jax.random.key(0)
+    labels = jnp.zeros(images, jnp.int32)
+    step = Step.example(images, train=True, key=key, labels=labels)
+    x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: net.init(key, x, step), x)
+
+    def loss(params, others, x):
+        with nn.intercept_methods(trace.mark):
+            (logits, infos), statistics = net.apply(
+                {**others, 'params': params}, x, step, mutable=['batch_stats']
+            )
+        task = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        losses = sum(sum(info['losses'].values()) for info in infos.values())
+        return task + losses, (statistics, [info['telemetry'] for info in infos.values()])
+
+    params = variables['params']
+    others = {name: v for name, v in variables.items() if name != 'params'}
+    program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
+    needed, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
+    counts = flops.of_program(needed)
+    layers = {b.name: None for b in forward.blocks if b.routed}
+    by_block = trace.by_block(counts, layers)
+    return TrainingStep(
+        flops=round(flops.total(counts) / images),
+        flops_experts=round(sum(kinds['experts'] for kinds in by_block.values()) / images),
+    )
