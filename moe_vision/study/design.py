@@ -22,6 +22,7 @@ GATE_SEEDS, TUNING_SEEDS = 6, 2
 GATE_ARMS, TUNED_ARMS, ANSWER_ARMS = 2, 4, 8
 SEEDS = (6, 12)  # fewest and most: 5 seeds of one sign have p = 0.0625, whatever the gap
 STEPS = (1_000, 5_000, 20_000)  # shortest run, length before seeds are added, longest run
+EPOCHS = 72  # most passes over the images: more of them, and a small set is learned by heart
 SHARE = 0.8  # of the budget that is planned; the rest is for compiling and scoring
 ALPHA = 0.05
 ACCURACY = 0.9  # assumed, to say how much a number of images can resolve
@@ -121,7 +122,12 @@ def sizes(backbone: str, info: DatasetInfo, own_size: int | None, image_size: in
 
 
 def budget(
-    core_hours: float, cores: int, images_per_second: float, batch_size: int, same_params: float
+    core_hours: float,
+    cores: int,
+    images_per_second: float,
+    batch_size: int,
+    images: int,
+    same_params: float,
 ) -> Budget:
     """Seeds and length of the runs.
 
@@ -132,6 +138,7 @@ def budget(
       core_hours: of all cores together.
       cores: how many they are, for the message.
       images_per_second: of one run of k2 on one core, while it trains.
+      images: to train on; they limit the length, but not below the shortest run.
       same_params: as in `Budget`; every other arm counts as k2, which none exceeds by much.
 
     Raises:
@@ -144,6 +151,8 @@ def budget(
         return cells * batch_size / images_per_second
 
     seconds = SHARE * core_hours * 3600
+    longest = max(min(STEPS[2], EPOCHS * images // batch_size // 50 * 50), STEPS[0])
+    usual = min(STEPS[1], longest)
     if seconds < STEPS[0] * step_seconds(SEEDS[0]):
         need = STEPS[0] * step_seconds(SEEDS[0]) / SHARE / 3600 / cores
         raise UserError(
@@ -155,9 +164,9 @@ def budget(
     seeds = max(
         n
         for n in range(SEEDS[0], SEEDS[1] + 1)
-        if seconds >= STEPS[n > SEEDS[0] and sure(n - 1)] * step_seconds(n)
+        if seconds >= (usual if n > SEEDS[0] and sure(n - 1) else STEPS[0]) * step_seconds(n)
     )
-    steps = min(int(seconds / step_seconds(seeds)) // 50 * 50, STEPS[2])
+    steps = min(int(seconds / step_seconds(seeds)) // 50 * 50, longest)
     return Budget(seeds, steps, steps * batch_size / images_per_second, same_params)
 
 

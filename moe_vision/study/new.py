@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         cores,
         speed,
         choices.sizes.batch_size,
+        info.split_sizes['train'],
         plan.training_flops(parts['gate'].configs['same_params']) / plan.training_flops(k2),
     )
     choices = _with(choices, budget, args.hours, cores, speed)
@@ -193,8 +194,14 @@ def _summary(
     hours = sum(s for _, s in budget.stages.values()) / 3600
     lines += [
         f'  {"all":7} {cells:4} runs {hours:8.2f} core-hours: {hours / cores:.1f} hours on {cores} '
-        f'core{"s" * (cores > 1)}, and up to a fifth of your {args.hours:g} hours for compiling '
-        'and scoring',
+        f'core{"s" * (cores > 1)}, and about a quarter more for compiling and scoring',
+    ]
+    if hours < 0.8 * design.SHARE * args.hours * cores:
+        lines.append(
+            f'  {args.hours:g} hours are more than these images can use: '
+            'more images would help, or --image_size if yours are larger.'
+        )
+    lines += [
         '',
         'What it could detect:',
         f'  gaps of {design.detectable(budget.seeds, args.sd):.2f} pp, in 80 of 100 such studies: '

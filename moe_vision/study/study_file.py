@@ -129,9 +129,9 @@ def get_config() -> ConfigDict:
     c.dataset.augment = 'pad_crop'  # 'pad_crop_flip' if a mirrored image has the same class
     c.dataset.resident = $resident  # decode once and keep all images in memory, in every process
 
+    c.model.name = $backbone
     # The network is small, so that its dense form lacks capacity: that is what experts can supply.
     # If the gate fails because training is far above validation, take $smaller.
-    c.model.name = $backbone
     c.model.args = $network
     c.model.moe.placement = 'last_1'  # the last block is routed
     c.model.moe.num_experts = $experts  # a usual number

@@ -79,16 +79,15 @@ def test_every_number_of_the_network_and_of_training_is_explained(tmp_path, back
     assert max(map(len, lines)) <= 100
     for number, line in enumerate(lines):
         if re.match(r'    c\.|[A-Z]+ = ', line) and re.search(r'= .*\d', line):
-            before = lines[number - 2 : number]
-            assert '# ' in line or any(b.strip().startswith('#') for b in before), line
+            assert '# ' in line or lines[number - 1].strip().startswith('#'), line
 
 
 def test_seeds_and_length_from_the_budget_by_hand():
     """Gate 6 x (1 + 2), tuning 4 x 3 x 2, answer 8 x n: 90, 98, 106 runs' worth for n = 6, 7, 8."""
 
-    def buys(seconds, speed=64):  # a step of 64 images takes a second
+    def buys(seconds, images=10**6):  # a step of 64 images takes a second
         hours = seconds / design.SHARE / 3600
-        b = design.budget(hours, 1, speed, 64, same_params=2.0)
+        b = design.budget(hours, 1, 64.0, 64, images, same_params=2.0)
         return b.seeds, b.steps
 
     assert buys(90 * 1000 + 1) == (6, 1000)
@@ -97,12 +96,15 @@ def test_seeds_and_length_from_the_budget_by_hand():
     assert buys(106 * 5000 + 1) == (8, 5000)
     assert buys(138 * 7000 + 1) == (12, 7000)
     assert buys(1e9) == (12, 20_000)  # no longer than that
+    # 1,600 images are 25 steps, 72 passes 1,800: what is left then buys seeds.
+    assert buys(106 * 1800 - 1, 1600) == (7, 1800) and buys(106 * 1800 + 1, 1600) == (8, 1800)
+    assert buys(1e9, 1600) == (12, 1800) and buys(1e9, 160) == (12, 1000)
     with pytest.raises(UserError, match=r'need 31\.3 hours on 1 cores at 64 images/s'):
         buys(90 * 1000 - 1)  # 90,000 s / 0.8 / 3600 = 31.25 h
 
 
 def test_the_stages_add_up_to_the_planned_share_of_the_budget():
-    budget = design.budget(16, 2, 500, 64, same_params=2.0)
+    budget = design.budget(16, 2, 500, 64, 10**6, same_params=2.0)
     seconds = sum(seconds for _, seconds in budget.stages.values())
     assert 0.97 * design.SHARE * 16 * 3600 < seconds <= design.SHARE * 16 * 3600
     cells = {stage: cells for stage, (cells, _) in budget.stages.items()}
@@ -119,6 +121,13 @@ def test_what_it_prints(tmp_path, capsys):
     for part in ('gate', 'answer'):
         assert f'--study={tmp_path}/mine.py:{part} --workdir={tmp_path}/mine/{part}' in out
     assert 'The gate asks for 1 pp' in out  # of 287 validation images, one is 0.35 pp
+
+
+def test_more_hours_than_the_images_can_use(tmp_path, capsys):
+    for hours, more in ((2, False), (200, True)):
+        assert new(tmp_path / f'mine_{hours}.py', hours=hours) == 0
+        out = capsys.readouterr().out
+        assert (f'{hours} hours are more than these images can use' in out) == more
 
 
 def test_twice_the_sd_is_twice_the_gap():
@@ -143,7 +152,9 @@ def test_a_budget_that_is_too_small_writes_nothing(tmp_path, capsys):
     assert new(tmp_path / 'mine.py', hours=need, speed=100) == 0  # what it asked for is enough
 
 
-def test_no_file_is_replaced(tmp_path, capsys):
+def test_no_file_is_replaced(tmp_path, capsys, monkeypatch):
+    """It says so before it measures anything."""
+    monkeypatch.setattr(plan, 'training_flops', lambda config: pytest.fail('too late'))
     file = tmp_path / 'mine.py'
     file.write_text('mine')
     assert 'exists' in refused(capsys, file) and file.read_text() == 'mine'
@@ -253,13 +264,19 @@ def test_a_cell_is_timed_without_writing_anything(tmp_path, monkeypatch, capsys)
     assert '1,000 images/s' in capsys.readouterr().out
 
 
-def test_the_time_of_a_cell_is_measured_on_one_core(tmp_path):
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'mine.py'
+    monkeypatch.setattr(plan, 'training_flops', lambda config: file.write_text('mine'))
+    assert 'exists' in refused(capsys, file) and file.read_text() == 'mine'
+
+
+def test_the_time_of_a_cell_is_measured_on_one_core(tmp_path, monkeypatch):
     from moe_vision.study.run import timed
 
     new(tmp_path / 'mine.py', f'--data_dir={tmp_path}')
-    before = os.sched_getaffinity(0)
     config = load(f'{tmp_path}/mine.py:answer').configs['k2']
+    calls = []
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {2, 5})
+    monkeypatch.setattr(os, 'sched_setaffinity', lambda pid, cores: calls.append(cores))
     assert 1 < timed.images_per_second(config, seconds=0.0) < 1e6
-    assert os.sched_getaffinity(0) == before
-    with timed.one_core():
-        assert len(os.sched_getaffinity(0)) == 1
+    assert calls == [{2}, {2, 5}]
