@@ -176,8 +176,8 @@ def get_study(part: str = '') -> Study:
 def gate() -> Study:
     """Is there room for experts? Go on if both hold, on validation:
 
-    1. The dense twin underfits: its accuracy on training images (`train_accuracy` of its rows) is
-       less than 1 pp above validation. Otherwise it lacks images and not capacity.
+    1. The dense twin underfits: its accuracy on training images is less than 1 pp above validation
+       (section 'Underfit' of the report). Otherwise it lacks images and not capacity.
     2. A dense block with the parameters of all experts gains 1 pp or more, and the verdict is
        positive.
     """
