@@ -203,6 +203,7 @@ def test_configdict_stays_where_it_is_checked():
     [
         'main',
         'moe_vision.study.__main__',
+        'moe_vision.study.new',
         'moe_vision.pod.__main__',
         'moe_vision.study.analysis.analyse',
         'moe_vision.study.run.runner',

@@ -6,6 +6,7 @@
     python -m moe_vision.study report --workdir=W   # W may also hold several studies
     python -m moe_vision.study pack --workdir=W     # merge rows, and timings, into one file
     python -m moe_vision.study register --study=configs/studies/NAME.py:SET --workdir=W
+    python -m moe_vision.study new --help           # writes a study file for images of your own
 
 To train over several processes as one mesh, start each of them with its number (on a TPU pod, run
 the command on every host without these flags):
@@ -39,12 +40,16 @@ from moe_vision.study import lent, registration, stopwatch, tuning
 from moe_vision.study.load import Loaded, load, matching
 from moe_vision.study.run import claims, pack, plan, runner
 
-COMMANDS = ('run', 'tune', 'report', 'pack', 'register', 'time')
+COMMANDS = ('run', 'tune', 'report', 'pack', 'register', 'time', 'new')
 _TRAIN = ('run', 'tune')
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
+    if arguments[:1] == ['new']:
+        from moe_vision.study import new
+
+        return exit_code(lambda: new.main(arguments[1:]))
     return exit_code(lambda: _carry_out(*_parse(arguments)))
 
 
@@ -113,6 +118,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     common += [f'--config.{k}={v}' for k, v in opened.items()]  # `load` refuses these
     if args.command not in COMMANDS:
         raise unknown('command', args.command, COMMANDS)
+    if args.command == 'new':
+        raise UserError('new stands before its flags: python -m moe_vision.study new --out=...')
     if not args.workdir:
         raise UserError('--workdir is missing; give the folder of the study, --workdir=FOLDER.')
     if '://' in args.workdir:
