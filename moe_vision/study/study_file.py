@@ -4,10 +4,7 @@ import dataclasses
 from string import Template
 
 from input_pipeline import DatasetInfo
-from moe_vision.config import source
 from moe_vision.study.design import EXPERTS, RATES, Sizes
-
-_TRAIN_IMAGES = 'eval.train_images'  # scores training images, too, where the code can
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +43,11 @@ def text(choices: Choices, info: DatasetInfo) -> str:
     rest = ''
     if not vit:  # a small network's widths are not multiples of the usual 8
         rest += "\n    c.model.moe.expert_args = {'norm_groups': 2}  # must divide the widths"
-    if _TRAIN_IMAGES in source.KEYS:
-        scored = min(images, max(info.split_sizes['validation'], 2_000))
-        rest += (
-            '\n    # At the end, score this many training images, too: does the network underfit?'
-            f'\n    c.{_TRAIN_IMAGES} = {scored}'
-        )
+    scored = min(images, max(info.split_sizes['validation'], 2_000))
+    rest += (
+        '\n    # At the end, score this many training images, too: does the network underfit?'
+        f'\n    c.eval.train_images = {scored}'
+    )
     return _FILE.substitute(
         name=choices.name,
         length=choices.length,
