@@ -21,7 +21,9 @@ from input_pipeline.decode import decode
 from input_pipeline.image_size import named
 from input_pipeline.types import DataError
 
-_OPENING = threading.Lock()  # two threads must not open the same files at once
+# Two threads must not open the same files at once, nor resolve tfds' lazy imports: they would wait
+# for each other for ever.
+_OPENING = threading.Lock()
 _SLOW_SECONDS = 1e-3  # ten times what a record in memory takes
 _NAME_FIELDS = ('key', 'file_name', 'id')  # ours, then those of sets that tfds prepares
 _CHUNK = 256  # images that a thread of `read_all` takes at a time
@@ -103,16 +105,21 @@ class Reader:
 
     def _item(self, record: bytes, position: int) -> Item:
         # tfds' own parser also casts, checks and nests every field: it takes several times longer
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        proto: Any = tf_example_pb2
-        fields = proto.Example.FromString(record).features.feature
+        fields = _example().FromString(record).features.feature
         encoded = fields['image'].bytes_list.value[0]
         name = next((fields[n].bytes_list.value[0] for n in _NAME_FIELDS if n in fields), b'')
         key = name.decode('utf-8', 'replace') or f'record {position} of {self.split}'
         image = decode(encoded, self.channels)
         label = int(fields['label'].int64_list.value[0])
         return Item(image, label, named(key, encoded) if image is None else key)
+
+
+@functools.cache
+def _example() -> Any:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    proto: Any = tf_example_pb2
+    return proto.Example
 
 
 def _records(directory: Path, split: str) -> Any:
@@ -127,6 +134,7 @@ def _opened(directory: Path, split: str) -> Any:
     from input_pipeline.storage import records
 
     cv2.setNumThreads(0)  # we already decode images in parallel
+    _example()
     return records(directory, split)
 
 

@@ -268,3 +268,20 @@ def test_training_reads_without_tensorflow(data_dir):
         'assert "tensorflow" not in sys.modules'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_threads_that_read_find_what_they_need_imported(data_dir):
+    """tfds resolves imports when they are used, and two threads that do so wait for each other."""
+    evaluate(config('digits', data_dir))  # prepares the set
+    code = (
+        'import sys\n'
+        'from input_pipeline import DatasetConfig, loader, reader\n'
+        f'cfg = DatasetConfig(data_dir={str(data_dir)!r})\n'
+        'steps = loader.build_steps(cfg, "test", 1, [0], 0)\n'
+        'reader._records(steps.reader.directory, steps.reader.split)\n'
+        'before = set(sys.modules)\n'
+        'list(steps.reader.read([0]))\n'
+        'print(sorted(n for n in set(sys.modules) - before if "tensorflow_datasets" in n))\n'
+    )
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert out.stdout.strip() == '[]', out.stdout + out.stderr
