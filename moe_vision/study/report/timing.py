@@ -152,8 +152,8 @@ def _rho(rows: Sequence[Rho]) -> Section:
         'ρ in time is 1 − time without the branches at the routed places ÷ time, of a batch in '
         'inference: the median over rounds, in each of which both were timed, with the first and '
         'third quartiles. Of a same-width twin it is the counterpart of ρ place. Of a routed arm '
-        'it holds routers and the moves into slots and back, too, and so is usually more than ρ '
-        'executed, which counts FLOPs at the capacity of training.'
+        'it is that of ρ executed, but holds routers and the moves into slots and back, too, and '
+        'the slots of evaluation, where ρ executed counts those of training.'
     )
 
     def percent(value: Any) -> str:
