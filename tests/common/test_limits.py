@@ -62,5 +62,5 @@ def test_the_end_of_a_run_warns_of_classes(caplog):
 
 
 def test_of_many_lost_classes_some_are_named():
-    (told,) = limits.about_classes([9] + [0] * 8, [9] + [1] * 8, [], 'test')
+    _, told = limits.about_classes([9] + [0] * 8, [9] + [1] * 8, [], 'test')
     assert told.startswith('8 of 9 classes are') and told.endswith('right) and 3 more.')

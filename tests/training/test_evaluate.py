@@ -46,6 +46,7 @@ for axis in ('none', 'batch'):
         }
     )
 del CASES['soft']
+CASES['oracle'] |= {'dataset.domains': 4}
 CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
 CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
 CASES['patches'] = (

@@ -123,13 +123,13 @@ def test_a_run_killed_at_a_random_moment_ends_as_an_uninterrupted_one(
     seen = []
     for line in process.stderr:  # from the first steps on, anywhere
         seen.append(line)
-        if line.startswith('step 3/12'):
+        if line.startswith('step 4/12'):
             break
     time.sleep(random.random() * 1.5)
     process.send_signal(signal.SIGKILL)
     process.stderr.read()
     process.wait()
-    assert seen and seen[-1].startswith('step 3/12'), ''.join(seen)
+    assert seen and seen[-1].startswith('step 4/12'), ''.join(seen)
     loop.train(config, str(tmp_path))
     train_cases.assert_same_runs(tmp_path, whole)
 
@@ -294,7 +294,7 @@ def test_rows_that_are_there_twice_count_once(whole, tmp_path, caplog):
     (tmp_path / 'metrics' / 'until-000000010.jsonl').write_text(lines + '{"step": 3, "sp\n')
     with caplog.at_level(logging.WARNING):
         assert metrics.read(str(tmp_path)) == want
-    assert 'until-000000010.jsonl, line 12: not JSON' in caplog.text
+    assert f'until-000000010.jsonl, line {len(want) + 1}: not JSON' in caplog.text
 
 
 def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path):
