@@ -128,8 +128,15 @@ class Router:
         """Routes features [G, T, D]. Padding may hold anything, NaN included.
 
         Raises:
-          UserError: `choose` returned something else than a routing of these shapes.
+          UserError: the context lacks what the router needs, or `choose` returned something else
+            than a routing of these shapes.
         """
+        for name in self.needs:
+            if name not in context.extras:
+                raise UserError(
+                    f"router {type(self).__name__} needs '{name}', but the step and the backbone "
+                    f'give {", ".join(context.extras) or "nothing"}; put it into Step.extras.'
+                )
         features = jnp.where(context.valid[..., None], features, jnp.zeros((), features.dtype))
         routing = self.choose(params, state, features, context)
         _check_routing(f'{type(self).__name__}.choose', routing, context, self)

@@ -1,5 +1,7 @@
 """What the traced layer consists of: gathers, no large float scatter, nothing of size T E C."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,8 @@ def test_floats_are_not_scattered(router, args, priority):
     layer = moe(
         E, 2, B, router=router, router_args=args, priority=priority, losses=losses(router, args)
     )
-    found = traced(layer, tokens('mlp', B, D))
+    step = dataclasses.replace(TRAIN, extras={'domain': jnp.zeros(B, jnp.int32)})
+    found = traced(layer, tokens('mlp', B, D), step)
     scatters = [
         v.aval for eqn in found if eqn.primitive.name.startswith('scatter') for v in eqn.outvars
     ]

@@ -257,3 +257,10 @@ def test_the_oracle_goes_by_the_domain_alone(gate):
             np.take_along_axis(np.asarray(routing.probs), np.array([expected] * G), -1),
             rtol=1e-6,
         )
+
+
+def test_a_router_without_what_it_needs_is_an_error_of_one_line():
+    given = inputs(('oracle', ()))
+    ctx = dataclasses.replace(given['context'], extras={'map': given['features']})
+    with pytest.raises(UserError, match="Oracle needs 'domain', but .* give map; put it into"):
+        make(('oracle', ()))(given['params'], {}, given['features'], ctx)
