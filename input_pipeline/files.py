@@ -41,7 +41,7 @@ def irregular(path: str | Path) -> str:
     return f'it is {next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")}'
 
 
-def expanded(path: str) -> Path:
+def expanded(path: str) -> str:
     """Returns a path that the user gave, with `~` at its start replaced by the home folder.
 
     Raises:
@@ -53,7 +53,7 @@ def expanded(path: str) -> Path:
             f"the path '{path}' begins with the home folder of a user who does not exist; write "
             f"'./{path}' for a folder of that name."
         )
-    return Path(whole)
+    return whole
 
 
 def read(path: str | Path, limit: int) -> bytes:

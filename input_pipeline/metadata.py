@@ -79,7 +79,8 @@ class Facts:
 
 def root(data_dir: str) -> Path:
     """Returns the folder of prepared sets; '' means tfds' default, or $TFDS_DATA_DIR if set."""
-    return files.expanded(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+    given = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    return Path(files.expanded(given))
 
 
 def locate(builder: Builder, data_dir: str) -> Path | None:

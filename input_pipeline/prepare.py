@@ -95,14 +95,14 @@ def _find_source(builder: Builder, source: str) -> Path:
         DataError: there is no such path; the message says what the builder wants.
     """
     if source:
-        path = files.expanded(source)
+        path = Path(files.expanded(source))
         if not path.exists():
             raise DataError(f'--source={source} does not exist; wanted: {builder.wants}.')
         return path
     if builder.embedded:
         return Path()
     for place in builder.places:
-        if (path := files.expanded(place)).exists():
+        if (path := Path(files.expanded(place))).exists():
             return path
     tried = f' Looked in {", ".join(builder.places)}.' if builder.places else ''
     raise DataError(f"'{builder.name}' needs --source=PATH: {builder.wants}.{tried}")

@@ -7,9 +7,9 @@ capacity, which experts could supply. `gate` checks that it is so before anythin
 from collections.abc import Mapping
 from typing import Any
 
+from configs.studies.data_set import Overrides
 from moe_vision.study.types import Arm
 
-Overrides = dict[str, Any]
 CONFIG = 'configs/fashion_mnist_k2.py'
 EPOCHS = 24.0
 GATE_SEEDS = tuple(range(100, 106))  # of the gate and the tuning; reported seeds begin at 1000
@@ -31,9 +31,7 @@ RECIPE: Overrides = {
     'log.every_steps': 100,
 }
 K1: Overrides = {'model.moe.k': 1}
-DENSE: Overrides = {'model.twin': 'same_width'}
 DENSE_ACTIVE: Overrides = {'model.twin': 'same_active_flops'}  # of the arm's k
-SAME_PARAMS: Overrides = {'model.twin': 'same_params'}
 
 
 def arm(*changes: Mapping[str, Any], seed_offset: int = 0) -> Arm:

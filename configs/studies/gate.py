@@ -10,8 +10,8 @@ The gate of the Fashion-MNIST campaign, on validation accuracy alone. Its argume
 Run: python -m moe_vision.study run --study=configs/studies/gate.py:control --workdir=W
 """
 
-from configs.studies.campaign import DENSE, DENSE_ACTIVE, GATE_SEEDS, K1, MARGIN, arm
-from configs.studies.common import CONTROLS, DENSE_AGAIN
+from configs.studies.campaign import DENSE_ACTIVE, GATE_SEEDS, K1, MARGIN, arm
+from configs.studies.common import CONTROLS, DENSE, DENSE_AGAIN
 from moe_vision.config import source
 from moe_vision.study.types import Comparison, Study
 

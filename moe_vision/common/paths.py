@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import DataError, files
 from moe_vision.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds `moe_vision`
@@ -18,13 +19,10 @@ def expanded(path: str) -> str:
     Raises:
       UserError: `~name` names no user.
     """
-    whole = os.path.expanduser(path)
-    if whole.startswith('~'):
-        raise UserError(
-            f"the path '{path}' begins with the home folder of a user who does not exist; write "
-            f"'./{path}' for a folder of that name."
-        )
-    return whole
+    try:
+        return files.expanded(path)
+    except DataError as e:
+        raise UserError(str(e)) from e
 
 
 def path_name(path: Iterable[Any]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.json_values import plain
 from moe_vision.study import registration, rows
 from moe_vision.study.analysis.pairs import VALIDATION, accuracy, scored
 from moe_vision.study.load import Loaded, of_study
@@ -115,16 +116,22 @@ def tuned(loaded: Loaded, workdir: str) -> Loaded:
         return _with(loaded, chosen)
     except (LookupError, TypeError, AttributeError) as e:
         raise UserError(
-            f"'{workdir}' holds a registration without what this study's tuning chose; use a new "
-            '--workdir.'
+            f"'{workdir}' holds a registration without a point of this study's grid for each tuned "
+            'arm; restore the study file, or use a new --workdir.'
         ) from e
 
 
 def _with(loaded: Loaded, chosen: dict[str, Any]) -> Loaded:
-    arms = dict(loaded.study.arms)
-    for arm, followers in _tune(loaded.study).arms.items():
+    """The study with these points. A registration is data, and what it says could name code to
+    import, so each point is taken from the grid of the study file."""
+    arms, tune = dict(loaded.study.arms), _tune(loaded.study)
+    for arm, followers in tune.arms.items():
+        wanted = plain(chosen['arms'][arm]['chosen'])
+        point = next((p for p in points(tune) if plain(p) == wanted), None)
+        if point is None:
+            raise LookupError(arm)
         for name in (arm, *followers):
-            overrides = {**arms[name].overrides, **chosen['arms'][arm]['chosen']}
+            overrides = {**arms[name].overrides, **point}
             arms[name] = dataclasses.replace(arms[name], overrides=overrides)
     study = dataclasses.replace(loaded.study, arms=arms)
     return dataclasses.replace(of_study(study, loaded.overrides), tuned=chosen)

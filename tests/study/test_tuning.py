@@ -141,3 +141,30 @@ def test_a_registration_with_another_choice_is_noticed(loaded, tmp_path, monkeyp
         tuning.tuned(loaded, str(tmp_path))
     stored = json.loads((tmp_path / 'preregistration.json').read_text())
     assert 'tuned' not in stored['record']
+
+
+@pytest.mark.parametrize(
+    'point',
+    [
+        {'model.moe.router': 'stranger:Evil'},
+        {'train.learning_rate': 1e-2, 'train.weight_decay': 0.5},  # not in the grid
+        {'train.learning_rate': 1e-2},
+        'text',
+        None,
+    ],
+)
+def test_a_registration_cannot_choose_what_the_grid_does_not_offer(
+    loaded, tmp_path, monkeypatch, point
+):
+    """It is data: a name in it must not be imported, nor a key be set."""
+    (tmp_path / 'stranger.py').write_text("raise RuntimeError('a stranger ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    after = finished(loaded, tmp_path, monkeypatch, {1: 1e-2, 'dense': 3e-3})
+    record, _ = registration.register(after, str(tmp_path))
+    record['tuned']['arms']['k1']['chosen'] = point
+    (tmp_path / 'preregistration.json').write_text(
+        json.dumps({'hash': registration.digest(record), 'record': record})
+    )
+    with pytest.raises(UserError, match="a point of this study's grid") as e:
+        tuning.tuned(loaded, str(tmp_path))
+    assert '\n' not in str(e.value)
