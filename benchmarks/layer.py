@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from benchmarks.table import Row, row
 from benchmarks.timing import Compiled, compiled
 from moe_vision.common import chips, flops
+from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.layers.experts import Conv, Expert, Mlp
 from moe_vision.layers.moe import make_router
@@ -103,7 +104,9 @@ def planned(shape: Shape, params: Any, x: Array) -> IndexPlan:
 
 
 def choices(shape: Shape, params: Any, features: Array) -> Routing:
-    routing = make_router('top_k', None, shape.e, shape.k)(params, {}, features, context(shape))
+    routing = make_router('top_k', None, Place(shape.e, shape.k))(
+        params, {}, features, context(shape)
+    )
     assert isinstance(routing, Routing)
     return routing
 

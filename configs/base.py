@@ -82,6 +82,12 @@ def get_config() -> ConfigDict:
     c.model.moe.expert_args = {}  # arguments of the expert
     c.model.moe.hidden = 0  # hidden width of one expert; 0 is that of the block it replaces
     c.model.moe.losses = {'importance': 0.005, 'load': 0.005}  # weights, by their names in LOSSES
+    c.model.moe.loss_args = {}  # arguments of losses, such as {'erc': {'alpha': 0.5}}
+    # hidden width of a shared expert, which every token takes besides; 0 for none
+    c.model.moe.shared_hidden = 0
+    # what single routed layers have instead, by their number from 0 on: {'0': {'num_experts': 4},
+    # '-1': {'k': 1}}; also capacity_factor, eval_capacity_factor, hidden and shared_hidden
+    c.model.moe.layers = {}
 
     c.train = ConfigDict()
     c.train.epochs = 30.0  # how long to train

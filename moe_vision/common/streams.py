@@ -10,6 +10,7 @@ A key is made of the keys above it, and never of a device:
           StepStream.NETWORK -> the network's key, `layers.Step.key`
             number of the routed layer -> the layer's key, `routing.types.Context.key`
               LayerStream, RandomStream or TopKStream, then the group's number -> one draw
+              LayerStream.LOSSES, then CRC-32 of a loss's name -> what that loss draws
             NetworkStream.DROP_PATH, then block, branch and image -> stochastic depth
         RunStream.EVALUATION -> the network's key in evaluation and prediction
 
@@ -63,6 +64,7 @@ class LayerStream(IntEnum):
     DRAW = 8  # the intervention that draws other experts
     PRIORITY = 9  # who gets the slots first, with priority 'random'
     DROPS = 10  # which choices a twin drops that was given the shares
+    LOSSES = 11  # of losses of a layer; then the loss's name
 
 
 @unique

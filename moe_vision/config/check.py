@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from input_pipeline import DATASETS
 from input_pipeline.registry import is_path
 from input_pipeline.types import check as check_dataset
-from moe_vision.common.errors import UserError, unknown
+from moe_vision.common.errors import UserError, nearest, unknown
 from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
 from moe_vision.common.paths import expanded, runs_near
@@ -69,10 +69,21 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
     optimizer = registry.entry('optimizer', registry.OPTIMIZERS, train.optimizer)
     name = moe.expert or registry.default_expert(backbone, moe.placement)
     expert = registry.entry('expert', registry.EXPERTS, name)
-    for loss in moe.losses:
-        registry.entry('loss', registry.LOSSES, loss)
+    losses = {name: registry.entry('loss', registry.LOSSES, name) for name in moe.losses}
+    for name in moe.loss_args:
+        if name not in losses:
+            raise UserError(
+                f"model.moe.loss_args names '{name}', but model.moe.losses does not."
+                f'{nearest(name, losses)} It has {", ".join(losses) or "none"}.'
+            )
     moe = dataclasses.replace(
         moe,
+        loss_args={
+            name: _args(
+                f"argument of loss '{name}'", losses[name], given, f'model.moe.loss_args.{name}'
+            )
+            for name, given in moe.loss_args.items()
+        },
         expert=name,
         expert_args=_args(
             f"argument of expert '{name}'", expert, moe.expert_args, 'model.moe.expert_args'

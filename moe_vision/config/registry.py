@@ -49,6 +49,7 @@ class Entry:
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
     remat: bool = False  # whether a backbone reads model.remat
+    of_layer: bool = False  # whether a loss is one of a layer, (view, key); else of groups
 
 
 ROUTERS = {
@@ -56,7 +57,10 @@ ROUTERS = {
     'frozen_random': Entry('moe_vision.routing.routers.top_k:FrozenRandom', TopKArgs),
     'shuffled': Entry('moe_vision.routing.routers.top_k:Shuffled', TopKArgs),
     'supervised': Entry(
-        'moe_vision.routing.routers.top_k:Supervised', SupervisedArgs, supplies=('superclass',)
+        'moe_vision.routing.routers.top_k:Supervised',
+        SupervisedArgs,
+        needs=('labels',),
+        supplies=('superclass',),
     ),
     'random': Entry('moe_vision.routing.routers.random:Random', RandomArgs),
     'oracle': Entry('moe_vision.routing.routers.random:Oracle', RandomArgs, needs=('domain',)),
@@ -91,26 +95,45 @@ EXPERTS = {
 
 BACKBONES = {
     'conv': Entry(
-        'moe_vision.models.conv:ConvNet', ConvNetArgs, unit='image', expert='conv', remat=True
+        'moe_vision.models.conv:ConvNet',
+        ConvNetArgs,
+        unit='image',
+        expert='conv',
+        supplies=('map', 'image'),
+        remat=True,
     ),
     'depthwise': Entry(
         'moe_vision.models.conv:DepthwiseNet',
         DepthwiseNetArgs,
         unit='image',
+        supplies=('map', 'image'),
         expert='depthwise_conv',
         remat=True,
     ),
     'resnet': Entry(
-        'moe_vision.models.resnet:ResNet', ResNetArgs, unit='image', expert='bottleneck', remat=True
+        'moe_vision.models.resnet:ResNet',
+        ResNetArgs,
+        unit='image',
+        expert='bottleneck',
+        supplies=('map', 'image'),
+        remat=True,
     ),
     'convnext': Entry(
         'moe_vision.models.convnext:ConvNext',
         ConvNextNetArgs,
         unit='image',
+        supplies=('map', 'image'),
         expert='convnext',
         remat=True,
     ),
-    'vit': Entry('moe_vision.models.vit:Vit', VitArgs, unit='patch', expert='mlp', remat=True),
+    'vit': Entry(
+        'moe_vision.models.vit:Vit',
+        VitArgs,
+        unit='patch',
+        expert='mlp',
+        supplies=('attention', 'image'),
+        remat=True,
+    ),
 }
 
 OPTIMIZERS = {
@@ -152,6 +175,7 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
         getattr(cls, 'unit', base.unit),
         getattr(cls, 'expert', base.expert),
         getattr(cls, 'remat', base.remat),
+        getattr(cls, 'of_layer', base.of_layer),
     )
     if found.unit not in ('', 'image', 'patch'):
         raise UserError(

@@ -4,13 +4,15 @@ Letters: E experts, k choices per token, B images of a micro-batch, T tokens of 
 an image. Every function raises `UserError` for the first rule that is broken.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS, routed_blocks
-from moe_vision.config.schema import DROPPING, Config
+from moe_vision.config.places import moe_at, routed_layers
+from moe_vision.config.schema import DROPPING, AtLayer, Config
 
 
 def check(config: Config) -> None:
@@ -59,19 +61,8 @@ def _experts(config: Config) -> None:
     router = registry.entry('router', registry.ROUTERS, moe.router)
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
     expert = registry.entry('expert', registry.EXPERTS, moe.expert)
-    null = getattr(moe.router_args, 'null_experts', 0)
-    ids = moe.num_experts + null
-    if moe.k > ids and 'k' not in router.ignores:
-        among = f' + null_experts {null}' if null else ''
-        raise UserError(
-            f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
-            f'{among}; k can be 1 to {ids}.'
-        )
-    if moe.num_experts % config.mesh.expert:
-        raise UserError(
-            f'model.moe.num_experts {moe.num_experts} is not divisible by mesh.expert '
-            f'{config.mesh.expert}; {fits(moe.num_experts, config.mesh.expert)}.'
-        )
+    for layer in range(routed_layers(model)):
+        _counts(config, layer, router)
     second = getattr(moe.router_args, 'second_choice', 'always')
     if second != 'always' and moe.k != 2:
         raise UserError(
@@ -90,11 +81,12 @@ def _experts(config: Config) -> None:
                 f"router '{moe.router}' needs 'domain', but dataset.domains is 0; set it to the "
                 f'number of domains, such as {moe.num_experts}.'
             )
-        if need not in (*backbone.supplies, 'domain'):
-            offers = ', '.join(backbone.supplies) or 'nothing'
+        supplies = [n for n in backbone.supplies if moe.placement not in HEADS or n == 'image']
+        if need not in (*supplies, 'domain', 'labels'):
             raise UserError(
-                f"router '{moe.router}' needs '{need}' but backbone '{model.name}' "
-                f'supplies {offers}; choose another of them.'
+                f"router '{moe.router}' needs '{need}' but backbone '{model.name}' supplies "
+                f"{', '.join(supplies) or 'nothing'} at model.moe.placement '{moe.placement}'; "
+                'choose another of them.'
             )
     routed = 'vector' if moe.placement in HEADS or backbone.unit == 'patch' else 'map'
     if expert.needs and routed not in expert.needs:
@@ -113,6 +105,31 @@ def _experts(config: Config) -> None:
             )
 
 
+def _counts(config: Config, layer: int, router: registry.Entry) -> None:
+    """How many experts there are at a routed layer, and how many each token takes."""
+    moe, where = moe_at(config.model, layer), ''
+    if config.model.moe.layers:
+        where = f' at routed layer {layer}'
+        for name in (f.name for f in dataclasses.fields(AtLayer)):
+            value, may_be_zero = getattr(moe, name), name.endswith('hidden')
+            if value < 0 or not (value or may_be_zero):
+                least = 'at least 0' if may_be_zero else 'positive'
+                raise UserError(f'model.moe.layers: {name} is {value}{where}; it must be {least}.')
+    null = getattr(moe.router_args, 'null_experts', 0)
+    ids = moe.num_experts + null
+    if moe.k > ids and 'k' not in router.ignores:
+        among = f' + null_experts {null}' if null else ''
+        raise UserError(
+            f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
+            f'{among}{where}; k can be 1 to {ids}.'
+        )
+    if moe.num_experts % config.mesh.expert:
+        raise UserError(
+            f'model.moe.num_experts {moe.num_experts}{where} is not divisible by mesh.expert '
+            f'{config.mesh.expert}; {fits(moe.num_experts, config.mesh.expert)}.'
+        )
+
+
 def _normed_widths(config: Config) -> list[tuple[str, int]]:
     """Key and value of each width that the norm inside an expert splits into groups."""
     args, moe = config.model.args, config.model.moe
@@ -125,7 +142,9 @@ def _normed_widths(config: Config) -> list[tuple[str, int]]:
     if moe.expert not in ('conv', 'bottleneck'):
         return found
     copied = [('the hidden width of a block,', args.hidden(width)) for _, width in found]
-    return found + ([('model.moe.hidden', moe.hidden)] if moe.hidden else copied)
+    hidden = [('model.moe.hidden', moe.hidden)] if moe.hidden else copied
+    shared = [('model.moe.shared_hidden', moe.shared_hidden)] if moe.shared_hidden else []
+    return found + hidden + shared
 
 
 def _losses(config: Config) -> None:
@@ -213,6 +232,13 @@ def _patch_groups(config: Config, t: int) -> None:
         raise UserError(
             f'model.moe.group_size is {size} but an image has {t} tokens and a '
             f'micro-batch {batch} images; {_near(sizes, size)}.'
+        )
+    router = registry.entry('router', registry.ROUTERS, moe.router)
+    if 'attention' in router.needs and size % t:
+        raise UserError(
+            f"router '{moe.router}' reads the attention within images of {t} tokens, but "
+            f'model.moe.group_size {size} cuts images; '
+            f'{_near({s for s in sizes if s % t == 0}, size)}.'
         )
     axis = getattr(moe.router_args, 'axis', None)
     if axis == 'tokens' and size != t:

@@ -71,6 +71,18 @@ def key(
 
 
 @dataclasses.dataclass(frozen=True)
+class AtLayer:
+    """What one routed layer has instead of the values of `model.moe`; None: it has those."""
+
+    num_experts: int | None = None
+    k: int | None = None
+    capacity_factor: float | None = None
+    eval_capacity_factor: float | None = None
+    hidden: int | None = None
+    shared_hidden: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Moe:
     """The routed places: what routes, what is routed to, and how many tokens find room."""
 
@@ -108,6 +120,19 @@ class Moe:
     )
     losses: dict[str, float] = key(
         {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'
+    )
+    # `config.check` puts the dataclass that a loss names for its arguments in place of each dict
+    loss_args: dict[str, Any] = key({}, "arguments of losses, such as {'erc': {'alpha': 0.5}}")
+    shared_hidden: int = key(
+        0,
+        'hidden width of a shared expert, which every token takes besides; 0 for none',
+        at_most=1_000_000,
+    )
+    layers: dict[str, AtLayer] = key(
+        {},
+        'what single routed layers have instead, by their number from 0 on: '
+        "{'0': {'num_experts': 4}, '-1': {'k': 1}}; also capacity_factor, eval_capacity_factor, "
+        'hidden and shared_hidden',
     )
 
 

@@ -33,7 +33,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser = Parser('moe_vision.contract', __doc__)
     for kind in _KINDS:
         parser.add_argument(f'--{kind}', metavar='NAME', help=f'check this {kind}')
-    parser.add_argument('--args', metavar='DICT', help='its arguments; not of a loss')
+    parser.add_argument('--args', metavar='DICT', help='its arguments')
     given = parser.parse(arguments)
     names = {kind: name for kind in _KINDS if (name := getattr(given, kind)) is not None}
     if len(names) != 1:
@@ -41,11 +41,8 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(f'{len(names)} methods are named; give one of {flags}.')
     ((kind, name),) = names.items()
     args = None if given.args is None else source.literal(given.args)
-    if given.args is not None and (kind == 'loss' or not isinstance(args, Mapping)):
-        raise UserError(
-            f"--args is '{given.args}'; "
-            + ('a loss has no arguments.' if kind == 'loss' else "write a dictionary: {'a': 1}.")
-        )
+    if given.args is not None and not isinstance(args, Mapping):
+        raise UserError(f"--args is '{given.args}'; write a dictionary: {{'a': 1}}.")
     registry.entry(kind, _KINDS[kind], name)  # a misspelt name is told before jax is imported
     from moe_vision.contract import shapes, values
 

@@ -8,6 +8,7 @@ notice is checked beside it. The methods of the tables are not checked: the test
 from typing import Any
 
 from moe_vision.config import registry
+from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.config.schema import Model
 from moe_vision.contract import shapes, values
 
@@ -36,13 +37,15 @@ def check(model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
 def _routing(model: Model, mine: shapes.Own) -> None:
     moe = model.moe
     if 'model.moe.router' in mine:
-        values.router(moe.router, moe.router_args, moe.num_experts, moe.k)
+        for layer in range(routed_layers(model)):
+            at = moe_at(model, layer)
+            values.router(moe.router, moe.router_args, at.num_experts, at.k)
         return  # losses of one's own may read what this router alone gives
     if 'k' in registry.ROUTERS[moe.router].ignores:
         return
     for name in moe.losses:
         if f'model.moe.losses.{name}' in mine:
-            values.loss(name)
+            values.loss(name, moe.loss_args.get(name))
 
 
 def own(model: Model) -> shapes.Own:

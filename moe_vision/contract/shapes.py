@@ -45,8 +45,11 @@ def network(model: Model, image_shape: tuple[int, ...], num_classes: int, images
             )
 
 
-def state(made: Router) -> None:
+def state(made: Router, observed: dict[str, jax.ShapeDtypeStruct]) -> None:
     """Checks that `update_state` keeps the names, shapes and types of `init_state`.
+
+    Args:
+      observed: what the router observes in a step.
 
     Raises:
       UserError: the first array that it changes.
@@ -55,9 +58,13 @@ def state(made: Router) -> None:
     if not isinstance(before, dict):
         given = type(before).__name__
         raise UserError(f'{type(made).__name__}.init_state returned a {given}; expected a dict.')
-    counts = jax.ShapeDtypeStruct((made.num_ids,), jnp.float32)
+    sums = {
+        **observed,
+        'chosen': jax.ShapeDtypeStruct((made.num_ids,), jnp.float32),
+        'tokens': jax.ShapeDtypeStruct((), jnp.float32),
+    }
     before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, before))
-    after = jax.eval_shape(made.update_state, before, counts)
+    after = jax.eval_shape(made.update_state, before, sums)
     if not isinstance(after, dict) or set(after) != set(before):
         given = sorted(after) if isinstance(after, dict) else f'a {type(after).__name__}'
         raise UserError(f'{what} returned {given}; expected {sorted(before)}, as in init_state.')

@@ -13,14 +13,15 @@ import numpy as np
 
 from moe_vision import models
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.config.schema import Model, Moe
 from moe_vision.contract import shapes
 from moe_vision.layers import Step
-from moe_vision.layers.moe import make_expert, make_router
-from moe_vision.routing.types import Array, Context, Router, Routing, SoftRouting, expect
+from moe_vision.layers.moe import make_args, make_expert, make_router
+from moe_vision.routing.types import Array, Context, Router, Routing, SoftRouting, View, expect
 
-_G, _T, _D, _F, _CLASSES = 3, 8, 16, 32, 4
+_G, _T, _D, _F, _CLASSES, _N = 3, 8, 16, 32, 4, 4
 _VALID = np.ones((_G, _T), bool)
 _VALID[0, [1, 4]], _VALID[2] = False, False  # some padding, none, and a group of nothing else
 
@@ -29,26 +30,33 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
     """Checks a router: a name in ROUTERS or 'module:Class'.
 
     Padding makes no choice, groups do not see each other, ids and probabilities are what they say,
-    gradients are finite, and `update_state` keeps shapes and types. What a router `needs` of a
-    backbone is not there, so one that needs something is judged by its state alone.
+    gradients are finite, and `update_state` keeps shapes and types. A router that `needs` what
+    only a backbone of one's own supplies is judged by its state alone.
 
     Raises:
       UserError: the first thing that does not hold.
     """
-    made, what = make_router(name, args, num_experts, k), f"router '{name}'"
-    shapes.state(made)
-    if made.needs:
+    place = Place(num_experts, k, _T, tokens_per_image=_N)
+    made, what = make_router(name, args, place), f"router '{name}'"
+    if set(made.needs) - {'labels', 'image', *_context(_VALID).extras}:
+        shapes.state(made, {})
         return
     params = _drawn(made.params(_D))
     kept, context = made.init_state(), _context(_VALID)
-    features = _normal(1, _G, _T, _D)
+
+    def observed(params: Any) -> dict[str, Array]:
+        routing = made(params, kept, _features(made, params), context)
+        return {n: v.sum(0) for n, v in made.observe(routing, context).items()}
+
+    shapes.state(made, jax.eval_shape(observed, params))
+    features = _features(made, params)
 
     @jax.jit
     def route(params: Any, features: Array) -> Routing | SoftRouting:
         return made(params, kept, features, context)
 
     first = route(params, features)
-    other = route(params, features.at[1].set(_normal(2, _T, _D)))
+    other = route(params, features.at[1].set(_normal(2, *features.shape[1:])))
     _padding(what, first)
     _ids(what, first, made)
     for (path, a), b in zip(
@@ -69,21 +77,38 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
     _finite(what, jax.jit(jax.grad(weights, (0, 1)))(params, features))
 
 
-def loss(name: str) -> None:
+def loss(name: str, args: Any = None) -> None:
     """Checks a loss: a name in LOSSES or 'module:function'.
 
-    It has one finite value per group, which padding and other groups do not change, and finite
-    gradients. Its routing is of router `supervised` with noise, which has all fields.
+    One of groups has one finite value per group, which padding and other groups do not change; one
+    of a layer is a finite number. Gradients are finite. The routing is of router `supervised` with
+    noise, which has all fields; the experts are those named `mlp`.
 
     Raises:
       UserError: the first thing that does not hold.
     """
     what, experts = f"loss '{name}'", 4
-    fn = registry.load(registry.entry('loss', registry.LOSSES, name).path)
-    made = make_router('supervised', {'noise': 'gaussian'}, experts, 2)
+    entry = registry.entry('loss', registry.LOSSES, name)
+    fn, own = registry.load(entry.path), make_args('loss', name, entry, args)
+    place = Place(experts, 2, _T)
+    made = make_router('supervised', {'noise': 'gaussian'}, place)
     context, params = _context(_VALID), _drawn(made.params(_D))
-    routing = jax.jit(made)(params, {}, _normal(1, _G, _T, _D), context)
-    value = jax.jit(lambda r: fn(r, context, experts))
+    x = _normal(1, _G, _T, _D)
+    view = View(place, own, params, tokens=x)
+    if entry.of_layer:
+        mlp = make_expert('mlp', None, _D, _F)
+        bank = _drawn(mlp.shapes(), stacked=experts)
+
+        def of_layer(params: Any, bank: Any) -> Array:
+            layer = dataclasses.replace(view, params=params, bank=bank, expert=mlp, tokens=None)
+            return fn(layer, jax.random.key(1))
+
+        value = jax.jit(of_layer)(params, bank)
+        expect(what, value, (), 'float32', 'one number')
+        _finite(what, (value, jax.jit(jax.grad(of_layer, (0, 1)))(params, bank)))
+        return
+    routing = jax.jit(made)(params, {}, x, context)
+    value = jax.jit(lambda r: fn(r, context, view))
     first = value(routing)
     expect(what, first, (_G,), 'float32', 'one value per group, [G]')
     _finite(what, first)
@@ -113,7 +138,7 @@ def loss(name: str) -> None:
             f'{what} of a group changes with another group; expected one value of each.'
         )
     floats = {'probs': routing.probs, 'logits': routing.logits}
-    gradient = jax.grad(lambda f: jnp.sum(fn(dataclasses.replace(routing, **f), context, experts)))
+    gradient = jax.grad(lambda f: jnp.sum(fn(dataclasses.replace(routing, **f), context, view)))
     _finite(what, jax.jit(gradient)(floats))
 
 
@@ -236,9 +261,22 @@ def _context(valid: np.ndarray) -> Context:
         group=jnp.arange(g),
         fraction=jnp.float32(0.3),
         labels=jnp.arange(g * t).reshape(g, t) % _CLASSES,
-        extras={'domain': jnp.arange(g * t).reshape(g, t) % 2},
+        extras={
+            'domain': jnp.arange(g * t).reshape(g, t) % 2,
+            'attention': jax.nn.softmax(_normal(3, g, t, _N)),
+        },
+        capacity=t // 2,
         train=True,
     )
+
+
+def _features(made: Router, params: Any) -> Array:
+    """Features [G, T, D'] as a router gets them: drawn, or pooled from drawn maps [B, 4, 4, D]."""
+    if made.pool is None:
+        return _normal(1, _G, _T, _D)
+    extras = {n: v.reshape(-1, *v.shape[2:]) for n, v in _context(_VALID).extras.items()}
+    extras['image'] = _normal(4, _G * _T, 8, 8, 3)
+    return made.pool(params, _normal(1, _G * _T, 4, 4, _D), extras).reshape(_G, _T, -1)
 
 
 def _drawn(shapes: dict[str, Any], stacked: int = 0) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh as DeviceMesh
 
+from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry
 from moe_vision.layers.experts import Expert
@@ -54,22 +55,27 @@ class DroppingBlock(nn.Module):
         Raises:
           ValueError: as in `MoE`; it always draws at random.
         """
-        router = make_router('random', registry.RandomArgs(), self.num_experts, self.k)
+        router = make_router('random', registry.RandomArgs(), self.place)
 
-        def on_groups(context, x, shared, bank):
-            del x, shared, bank
+        def on_groups(context, x, features, shared, bank):
+            del x, features, shared, bank
             routing = router({}, {}, jnp.zeros((*context.valid.shape, 1)), context)
             plan = make_plan(self, routing, context)
             if self.measured:
                 plan = dataclasses.replace(plan, keep=routing.active & self._spared(context))
-            return (), routing, plan
+            return (), routing, plan, None
 
         routed = route_groups(self, on_groups, step, len(x))
         share = routed.choices['kept'].mean(-1)  # of a token's choices
         share = share.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
         params = declare_params(self, self.expert)
         y = jnp.where(share > 0, share * self.expert.run(params, x), jnp.zeros((), x.dtype))
-        return y, routed.info({}) | {'carry': carry}
+        return y, routed.info({}, self.place) | {'carry': carry}
+
+    @property
+    def place(self) -> Place:
+        """Where the block stands, as in `MoE`."""
+        return Place(self.num_experts, self.k, self.group_size, self.layer)
 
     def _spared(self, context: Context) -> Array:
         """Which choices are not dropped, bool [G, T, K], by the measured shares."""

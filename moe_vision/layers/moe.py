@@ -4,6 +4,8 @@ Axes: B tokens given (images, or patches), G groups, T tokens of a group, E expe
 D width, `*` payload of a token ([D], or [H, W, D] for a feature map).
 """
 
+import dataclasses
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh as DeviceMesh
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
+from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry, typed
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.route import Step, make_plan, route_groups
-from moe_vision.routing.types import Router
+from moe_vision.routing.types import Router, View, expect
 
 Array = jax.Array
 
@@ -106,9 +110,11 @@ class MoE(nn.Module):
         multiple of k T / E; `float('inf')` makes room for all tokens.
       capacity_multiple: the number of slots is rounded up to a multiple of this.
       priority: 'token', 'gate' or 'random': who gets the slots first.
-      losses: name -> weight.
+      losses: name -> weight. loss_args: name -> arguments, a dict or the Args of that loss.
       mesh: a ('data', 'expert') mesh, or None on one device.
       layer: number of this routed layer in its network; random keys derive from it.
+      layers, tokens_per_image: routed layers of the network, and patches of an image where patches
+        are routed; for routers that ask.
       bank: an expert bank shared with other layers; None makes one named 'experts'. Only banks of
         that name are split over the mesh.
     """
@@ -126,8 +132,11 @@ class MoE(nn.Module):
     capacity_multiple: int = 1
     priority: str = 'token'
     losses: Mapping[str, float] | None = None
+    loss_args: Mapping[str, Any] | None = None
     mesh: DeviceMesh | None = None
     layer: int = 0
+    layers: int = 1
+    tokens_per_image: int = 1
     bank: ExpertBank | None = None
 
     @nn.compact
@@ -142,6 +151,7 @@ class MoE(nn.Module):
         """x [B, *, D] to (branch [B, *, D], info).
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
+        'observed', sums of what the router observed; 'place';
         'choices' per token, [B, K]: 'expert', 'gate', 'kept'; 'carry' for the next routed layer.
 
         Raises:
@@ -151,39 +161,106 @@ class MoE(nn.Module):
             else than it must.
         """
         step = step or Step()
-        router = make_router(self.router, self.router_args, self.num_experts, self.k)
+        router = make_router(self.router, self.router_args, self.place)
         self._check(router, x)
         variables = RouterVariables(router, x.shape[-1], name='router')()
+        features = self._features(router, variables[0], x, step, extras or {})
         expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)
         bank = self.bank or ExpertBank(expert, self.num_experts, name='experts')
         across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
 
-        def on_groups(context, x, shared, bank):
+        def on_groups(context, x, features, shared, bank):
             (params, state), intervention = shared
-            # A token is routed by its mean over space (the vector itself where it has none).
-            features = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
+            if features is None:
+                # A token is routed by its mean over space (the vector itself where it has none).
+                features = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
             with jax.named_scope('router'):
                 routing = router(params, state, features, context)
             if intervention is not None:
                 routing = intervention(routing, context, self.layer, self.num_experts)
             plan = make_plan(self, routing, context)
             y = run_plan(plan, x, expert, bank, self.mesh, across, step.train)
-            return y, routing, plan
+            return y, routing, plan, View(self.place, params=params, state=state, tokens=x)
 
-        shared = variables, jax.tree.map(jnp.asarray, step.intervention)
+        arrays = bank()
+        of_groups, of_layer, loss_args = self._losses()
         routed = route_groups(
             self,
             on_groups,
             step,
             len(x),
             x=x,
-            shared=shared,
-            bank=bank(),
-            losses=self.losses,
+            shared=(variables, jax.tree.map(jnp.asarray, step.intervention)),
+            bank=arrays,
+            losses=of_groups,
+            loss_args=loss_args,
+            router=router,
+            features=features,
             carry=carry,
             extras=extras,
         )
-        return routed.y, routed.info(self.losses or {})
+        info = routed.info(of_groups, self.place)
+        if step.train and of_layer:
+            view = View(self.place, None, *variables, bank=arrays, expert=expert)
+            info['losses'] |= self._of_layer(of_layer, loss_args, view, step)
+        return routed.y, info
+
+    @property
+    def place(self) -> Place:
+        """What the router and the losses may know of where this layer stands."""
+        return Place(
+            self.num_experts,
+            self.k,
+            self.group_size,
+            self.layer,
+            self.layers,
+            self.tokens_per_image,
+        )
+
+    def _features(
+        self, router: Router, params: Any, x: Array, step: Step, extras: dict[str, Array]
+    ) -> Array | None:
+        """[B, D'] as the router pools them; None if it takes the mean, where the groups are."""
+        if router.pool is None:
+            return None
+        extras = step.extras | extras | ({} if step.images is None else {'image': step.images})
+        if 'image' in router.needs and 'image' not in extras:
+            raise UserError(
+                f"router {type(router).__name__} needs 'image'; put it into Step.images."
+            )
+        with jax.named_scope('router'):
+            features = router.pool(params, x, extras)
+        shape = (len(x), *getattr(features, 'shape', (0, 0))[1:2])
+        expect(f'{type(router).__name__}.pool', features, shape, 'float32', "[B, D']")
+        return features
+
+    def _losses(self) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+        """Weights of the losses of groups and of those of the layer, and the arguments of all."""
+        weights: tuple[dict[str, float], dict[str, float]] = {}, {}
+        args = {}
+        for name, weight in (self.losses or {}).items():
+            entry = registry.entry('loss', registry.LOSSES, name)
+            if weight:
+                weights[entry.of_layer][name] = weight
+                args[name] = make_args('loss', name, entry, (self.loss_args or {}).get(name))
+        return *weights, args
+
+    def _of_layer(
+        self, weights: Mapping[str, float], args: Mapping[str, Any], view: View, step: Step
+    ) -> dict[str, Array]:
+        """Weighted losses of the layer, each a scalar."""
+        key = None
+        if step.key is not None:
+            key = jax.random.fold_in(jax.random.fold_in(step.key, self.layer), LayerStream.LOSSES)
+        losses = {}
+        for name, weight in weights.items():
+            fn = registry.load(registry.entry('loss', registry.LOSSES, name).path)
+            # each loss draws for itself, whatever others there are
+            own = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
+            value = fn(dataclasses.replace(view, args=args[name]), own)
+            expect(f"loss '{name}'", value, (), 'float32', 'one number')
+            losses[name] = weight * value
+        return losses
 
     def _check(self, router: Router, x: Array) -> None:
         """Raises ValueError for sizes that nothing else would refuse, or in words of its own."""
@@ -214,13 +291,13 @@ class MoE(nn.Module):
             raise ValueError(f'x is {x.dtype}, but experts compute in the type of x; give floats')
 
 
-def make_router(name: str, args: Any, num_experts: int, k: int) -> Router:
-    """The router that a table name and its arguments (a dict, its Args or None) describe.
+def make_router(name: str, args: Any, place: Place) -> Router:
+    """The router at a place, by a table name and its arguments (a dict, its Args or None).
 
     Raises UserError: there is no such router or argument.
     """
     entry = registry.entry('router', registry.ROUTERS, name)
-    return registry.load(entry.path)(_args('router', name, entry, args), num_experts, k)
+    return registry.load(entry.path)(make_args('router', name, entry, args), place)
 
 
 def make_expert(name: str, args: Any, width: int, hidden: int) -> Expert:
@@ -229,10 +306,14 @@ def make_expert(name: str, args: Any, width: int, hidden: int) -> Expert:
     Raises UserError: there is no such expert or argument.
     """
     entry = registry.entry('expert', registry.EXPERTS, name)
-    return registry.load(entry.path)(_args('expert', name, entry, args), width, hidden)
+    return registry.load(entry.path)(make_args('expert', name, entry, args), width, hidden)
 
 
-def _args(kind: str, name: str, entry: registry.Entry, args: Any) -> Any:
+def make_args(kind: str, name: str, entry: registry.Entry, args: Any) -> Any:
+    """The Args of a method from a dict, its Args or None.
+
+    Raises UserError: there is no such argument.
+    """
     if args is None or isinstance(args, Mapping):
         return typed.build(entry.args, args or {}, f'{kind}_args', f"argument of {kind} '{name}'")
     if not isinstance(args, entry.args):

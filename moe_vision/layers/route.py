@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry
 from moe_vision.layers.exchange import over_groups
@@ -33,8 +35,8 @@ class Step:
     """What every layer of a network may know about the step.
 
     `key` derives from (seed, step). Without a key, anything that draws at random raises an error.
-    Routers that are taught read `labels`. With `num_classes`, which evaluation sets, layers also
-    count the choices of each class.
+    Routers that are taught read `labels`, in training alone. With `num_classes`, which evaluation
+    sets, layers also count the choices of each class.
     """
 
     valid: Array | None = None  # [B] bool; None: all are real
@@ -42,7 +44,8 @@ class Step:
     fraction: Array | float = 0.0  # of training done
     labels: Array | None = None  # [B] int32
     start: Array | int = 0  # place of the first token in the whole pass; groups are numbered by it
-    extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B] each, for routers
+    extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B, ...], for routers
+    images: Array | None = None  # [images, H, W, C], for `Router.pool` where it needs them
     intervention: Intervention | None = None  # changes routes after they are made
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
@@ -51,6 +54,14 @@ class Step:
     def example(cls, images: int, **fields: Any) -> 'Step':
         """A step for tracing a network: it has all that data can tell routers, as zeros."""
         return cls(extras={'domain': jnp.zeros(images, jnp.int32)}, **fields)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A value that goes along with arrays through a program and is none of them."""
+
+    value: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +73,11 @@ class Routed:
     carry: Any  # for the next routed layer, with a leading B
     losses: dict[str, Array]  # [G] each, not weighted
     counts: dict[str, Array]  # [G, ...] each, as in `routing.telemetry.count`
+    observed: dict[str, Array]  # [G, ...] each, what the router observed in training
 
-    def info(self, weights: Mapping[str, float]) -> dict[str, Any]:
+    def info(self, weights: Mapping[str, float], place: Place) -> dict[str, Any]:
         """'losses' {name: weighted mean over the groups with at least one valid token};
-        'telemetry' {name: sum over groups}; 'choices'; 'carry'."""
+        'telemetry' and 'observed' {name: sum over groups}; 'choices'; 'carry'; 'place'."""
         occupied = (self.counts['tokens'] > 0).astype(jnp.float32)
 
         def mean(per_group):
@@ -74,8 +86,10 @@ class Routed:
         return {
             'losses': {name: weights[name] * mean(value) for name, value in self.losses.items()},
             'telemetry': {name: value.sum(0) for name, value in self.counts.items()},
+            'observed': {name: value.sum(0) for name, value in self.observed.items()},
             'choices': self.choices,
             'carry': self.carry,
+            'place': Static(place),
         }
 
 
@@ -89,21 +103,27 @@ def route_groups(
     shared: Any = (),
     bank: dict[str, Array] | None = None,
     losses: Mapping[str, float] | None = None,
+    loss_args: Mapping[str, Any] | None = None,
+    router: Router | None = None,
+    features: Array | None = None,
     carry: Any = None,
     extras: dict[str, Array] | None = None,
 ) -> Routed:
     """Runs `on_groups` on the devices where the groups lie; adds losses and counts of its routes.
 
     Args:
-      layer: its attributes num_experts, group_size, mesh and layer are read.
-      on_groups: (context, x [G, T, *], shared, bank) -> (y [G, T, *], routing, plan). It gets the
-        groups of one device and that device's part of the bank.
+      layer: its attributes group_size, mesh, layer and those that `slots_of` reads.
+      on_groups: (context, x [G, T, *], features, shared, bank) -> (y [G, T, *], routing, plan,
+        view for losses). It gets the groups of one device and that device's part of the bank.
       step: this step.
       tokens: B.
       x: [B, *]; None if `on_groups` reads no tokens.
       shared: arrays that every group reads whole.
       bank: parameters of all experts, each with a leading E.
-      losses: name -> weight; those with weight zero are not computed.
+      losses: losses of a group, name -> weight; those with weight zero are not computed.
+      loss_args: name -> the arguments of a loss.
+      router: what observes the routes in training, if anything does.
+      features: [B, D'], as the router pooled them; None if `on_groups` takes them from x.
       carry, extras: what the router may read besides, as in `Context`, each with a leading B.
 
     Raises:
@@ -123,7 +143,7 @@ def route_groups(
 
     def on_device(replicated, bank, group, rows):
         shared, key, fraction = replicated
-        x, valid, labels, carry, extras = rows
+        x, features, valid, labels, carry, extras = rows
         context = Context(
             valid=valid,
             key=key,
@@ -131,27 +151,58 @@ def route_groups(
             fraction=fraction,
             carry=carry,
             extras=extras,
-            labels=labels,
+            labels=labels if step.train else None,
+            capacity=slots_of(layer, step.train),
             train=step.train,
         )
-        y, routing, plan = on_groups(context, x, shared, bank)
-        values = {name: fn(routing, context, layer.num_experts) for name, fn in loss_fns.items()}
-        for name, value in values.items():
+        y, routing, plan, view = on_groups(context, x, features, shared, bank)
+        values = {}
+        for name, fn in loss_fns.items():
+            own = dataclasses.replace(view, args=(loss_args or {}).get(name))
+            values[name] = fn(routing, context, own)
             one_per_group = (len(context.valid),)
-            expect(f"loss '{name}'", value, one_per_group, 'float32', 'one value per group, [G]')
+            expect(
+                f"loss '{name}'", values[name], one_per_group, 'float32', 'one value per group, [G]'
+            )
         counts = telemetry.count(routing, plan, context)
         if labels is not None and step.num_classes:
             counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-        return y, (choices_of(routing, plan), routing.carry), (values, counts)
+        observed = {} if router is None or not step.train else _observed(router, routing, context)
+        return y, (choices_of(routing, plan), routing.carry), (values, counts, observed)
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
-    y, (choices, carry), (values, counts) = over_groups(on_device, layer.mesh, tokens, size)(
+    y, (choices, carry), per_group = over_groups(on_device, layer.mesh, tokens, size)(
         (shared, key, jnp.asarray(step.fraction, jnp.float32)),
         bank or {},
         step.start // size + jnp.arange(tokens // size),
-        (x, valid, step.labels, carry, {**step.extras, **(extras or {})}),
+        (x, features, valid, step.labels, carry, {**step.extras, **(extras or {})}),
     )
-    return Routed(y, choices, carry, values, counts)
+    return Routed(y, choices, carry, *per_group)
+
+
+def _observed(router: Router, routing: Routing | SoftRouting, context: Context) -> dict[str, Array]:
+    """What a router observes, checked: [G, ...] each."""
+    what, observed = f'{type(router).__name__}.observe', router.observe(routing, context)
+    if not isinstance(observed, dict):
+        given = type(observed).__name__
+        raise UserError(f'{what} returned a {given}; expected a dict of arrays [G, ...].')
+    for name, value in observed.items():
+        shape = (len(context.valid), *getattr(value, 'shape', ())[1:])
+        expect(f"{what}: '{name}'", value, shape, 'float32', '[G, ...]')
+        if name in ('chosen', 'tokens'):
+            raise UserError(f"{what} returned '{name}', which update_state gets anyway; rename it.")
+    return observed
+
+
+def slots_of(layer: Any, train: bool) -> int:
+    """C, slots per expert and group in training or in evaluation.
+
+    Args:
+      layer: its attributes num_experts, k, group_size, capacity_multiple and the two capacity
+        factors are read: an `MoE`, or the config's `moe_at`.
+    """
+    factor = layer.capacity_factor if train else layer.eval_capacity_factor
+    return capacity(factor, layer.k, layer.group_size, layer.num_experts, layer.capacity_multiple)
 
 
 def make_plan(
@@ -160,10 +211,8 @@ def make_plan(
     """The plan of a routing, with the capacity and the priority that the layer's attributes say."""
     if isinstance(routing, SoftRouting):
         return soft_plan(routing, context.valid)
-    factor = layer.capacity_factor if context.train else layer.eval_capacity_factor
-    slots = capacity(factor, layer.k, layer.group_size, layer.num_experts, layer.capacity_multiple)
     keys = context.keys(LayerStream.PRIORITY) if layer.priority == 'random' else None
-    return index_plan(routing, layer.num_experts, slots, layer.priority, keys)
+    return index_plan(routing, layer.num_experts, context.capacity, layer.priority, keys)
 
 
 def slots_per_token(layer: Any, router: Router) -> Fraction:
@@ -172,15 +221,12 @@ def slots_per_token(layer: Any, router: Router) -> Fraction:
     Of soft routing: E if every expert sees every token, else E * P / T.
 
     Args:
-      layer: its attributes num_experts, k, group_size, capacity_factor and capacity_multiple are
-        read: an `MoE`, or the config's `model.moe`.
+      layer: as in `slots_of`.
     """
     if isinstance(router, Soft):
         tokens = 1 if router.args.axis == 'none' else layer.group_size
         return Fraction(layer.num_experts * router.slots, tokens)
-    factor, multiple = layer.capacity_factor, layer.capacity_multiple
-    slots = capacity(factor, layer.k, layer.group_size, layer.num_experts, multiple)
-    return Fraction(layer.num_experts * slots, layer.group_size)
+    return Fraction(layer.num_experts * slots_of(layer, train=True), layer.group_size)
 
 
 def choices_of(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan) -> dict[str, Array]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from moe_vision.config import registry
+from moe_vision.config.places import moe_at
 from moe_vision.config.schema import Config
 from moe_vision.leverage.types import Leverage, TrainingStep, Twin
 
@@ -84,8 +85,9 @@ def step(leverage: Leverage, step: TrainingStep) -> str:
 
 def capacities(config: Config, leverage: Leverage) -> list[str]:
     """One line per routed layer."""
-    moe, lines = config.model.moe, []
-    for name, cap in leverage.capacities.items():
+    lines = []
+    for layer, (name, cap) in enumerate(leverage.capacities.items()):
+        moe = moe_at(config.model, layer)
         if not cap.capacity:
             lines.append(f'{name}: groups of {cap.group_size} tokens, soft, nothing is dropped')
             continue

@@ -24,9 +24,10 @@ from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config, Model
 from moe_vision.contract import check as contract
 from moe_vision.layers import ExpertBank, MoE, Step
+from moe_vision.layers.moe import make_router
+from moe_vision.layers.route import slots_of
 from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
-from moe_vision.models.places import choices_per_token
-from moe_vision.routing.capacity import capacity, effective_factor
+from moe_vision.routing.capacity import effective_factor
 
 _MARK = '@'  # begins the scope that holds a module's path
 
@@ -46,7 +47,8 @@ class _Layer:
     def choices(self) -> Fraction:
         """Experts that a token takes here."""
         moe = self.module
-        return Fraction(moe.num_experts) if self.soft else choices_per_token(moe)
+        router = make_router(moe.router, moe.router_args, moe.place)
+        return Fraction(moe.num_experts) if self.soft else router.choices(slots_of(moe, True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +172,11 @@ def trace_images(config: Config, tokens: int) -> int:
 def _capacity(layer: _Layer, tokens: int) -> Capacity:
     moe = layer.module
     if layer.soft:
-        return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan)
-    slots = [
-        capacity(f, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
-        for f in (moe.capacity_factor, moe.eval_capacity_factor)
-    ]
+        return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan, float(layer.choices))
+    slots = [slots_of(moe, train) for train in (True, False)]
     effective = [effective_factor(c, moe.k, moe.group_size, moe.num_experts) for c in slots]
-    return Capacity(tokens, moe.group_size, slots[0], effective[0], slots[1], effective[1])
+    own = (slots[0], effective[0], slots[1], effective[1])
+    return Capacity(tokens, moe.group_size, *own, float(layer.choices))
 
 
 def soft(model: Model) -> bool:

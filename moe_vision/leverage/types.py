@@ -1,7 +1,7 @@
 """Plain values that describe a config's compute. FLOPs and buffers are per image."""
 
 import dataclasses
-from fractions import Fraction
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Capacity:
     effective_factor: float  # C·E/(k·T) with C = `capacity`
     eval_capacity: int
     eval_effective_factor: float  # the same with `eval_capacity`
+    choices: float  # experts that a token takes if choices are balanced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,18 @@ class Leverage:
         part, whole = self.share('rho_executed')
         return part / whole
 
-    def rho_active_at(self, choices_per_token: float, k: Fraction) -> float:
-        """rho_active if tokens took `choices_per_token` experts on average instead of k."""
-        experts = self.sum('flops_experts')
-        measured = experts * choices_per_token / float(k)
-        return measured / (self.flops - experts + measured)
+    def rho_active_at(self, choices_per_token: Mapping[str, float]) -> float:
+        """rho_active if tokens took as many experts as given, on average, instead of k.
+
+        Args:
+          choices_per_token: by routed layer.
+        """
+        measured = sum(
+            b.flops_experts * choices_per_token[b.name] / self.capacities[b.name].choices
+            for b in self.blocks
+            if b.flops_experts
+        )
+        return measured / (self.flops - self.sum('flops_experts') + measured)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from moe_vision.config import registry
 from moe_vision.config.placement import routed_blocks
+from moe_vision.config.places import moe_at, place_at
 from moe_vision.config.schema import DROPPING, Model
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
+from moe_vision.layers.moe import make_expert
 from moe_vision.models.places import expert_at, twin_expert
 
 Array = jax.Array
@@ -35,6 +38,8 @@ def branch_at(
     *,
     hidden: int,
     unrouted: Callable[..., nn.Module],
+    tokens_per_image: int = 1,
+    extras: dict[str, Array] | None = None,
 ) -> Array:
     """Runs the residual branch `block_{number}` of a backbone: routed where the config says so.
 
@@ -45,6 +50,7 @@ def branch_at(
       hidden: F of the block.
       unrouted: `unrouted(name=...)` makes the branch of a place that is not routed; it is called
         with (x, step), or with x alone if it is a `DenseBlock`.
+      tokens_per_image, extras: as in `run_place`.
 
     Returns:
       the branch [B, *, D].
@@ -52,6 +58,48 @@ def branch_at(
     name, routed = f'block_{number}', routed_blocks(net.model.moe.placement, net.model.args.blocks)
     if number not in routed:
         return run_branch(unrouted(name=name), x, step, infos)
+    return run_place(
+        net,
+        name,
+        routed.index(number),
+        x,
+        step,
+        infos,
+        hidden=hidden,
+        tokens_per_image=tokens_per_image,
+        extras=extras,
+    )
+
+
+def run_place(
+    net: nn.Module,
+    name: str,
+    layer: int,
+    x: Array,
+    step: Step,
+    infos: Infos,
+    *,
+    hidden: int,
+    tokens_per_image: int = 1,
+    extras: dict[str, Array] | None = None,
+) -> Array:
+    """Runs what stands at a routed place, and the shared expert beside it, if there is one.
+
+    The shared expert is a module of its own, `{name}_shared`. It runs on every token, in the routed
+    network and in its twins alike, so it is no part of what is routed.
+
+    Args:
+      net: the backbone; its scope gets the modules.
+      name: of the branch.
+      layer: number of routed layers before this one.
+      x: tokens [B, *, D].
+      hidden: F of the block that is replaced.
+      tokens_per_image: patches of an image where patches are routed.
+      extras: what the backbone tells the router about tokens, each with a leading B.
+
+    Returns:
+      the branch [B, *, D].
+    """
     branch = make_branch(
         net.model,
         net.mesh,
@@ -59,9 +107,15 @@ def branch_at(
         width=x.shape[-1],
         hidden=hidden,
         payload=x.shape[1:],
-        layer=routed.index(number),
+        layer=layer,
+        tokens_per_image=tokens_per_image,
     )
-    return run_branch(branch, x, step, infos)
+    y = run_branch(branch, x, step, infos, extras)
+    moe = moe_at(net.model, layer)
+    if moe.shared_hidden:
+        shared = make_expert(moe.expert, moe.expert_args, x.shape[-1], moe.shared_hidden)
+        y = y + DenseBlock(shared, name=f'{name}_shared')(x)
+    return y
 
 
 def make_branch(
@@ -73,6 +127,7 @@ def make_branch(
     hidden: int,
     payload: tuple[int, ...],
     layer: int,
+    tokens_per_image: int = 1,
 ) -> MoE | DenseBlock | DroppingBlock:
     """The Linen module for one place that the config replaces, called `name`.
 
@@ -80,8 +135,10 @@ def make_branch(
       width, hidden: D and F of the block that is replaced.
       payload: shape of one token.
       layer: number of routed layers before this one.
+      tokens_per_image: patches of an image where patches are routed.
     """
-    moe = model.moe
+    moe = moe_at(model, layer)
+    place = place_at(model, layer, tokens_per_image)
     routing: dict[str, Any] = {
         'num_experts': moe.num_experts,
         'k': moe.k,
@@ -102,9 +159,12 @@ def make_branch(
             expert=moe.expert,
             expert_args=moe.expert_args,
             losses=moe.losses,
+            loss_args=moe.loss_args,
+            layers=place.layers,
+            tokens_per_image=tokens_per_image,
             **routing,
         )
-    dense = twin_expert(moe, model.twin, width, hidden, payload)
+    dense = twin_expert(moe, model.twin, place, width, hidden, payload)
     if model.twin in DROPPING:
         if model.twin == 'same_measured_drops':
             *training, evaluation = model.measured_drops
@@ -114,16 +174,35 @@ def make_branch(
     return DenseBlock(dense, moe.k if model.twin == 'ensemble' else 1, name=name)
 
 
-def run_branch(branch: nn.Module, x: Array, step: Step, infos: Infos) -> Array:
+def run_branch(
+    branch: nn.Module,
+    x: Array,
+    step: Step,
+    infos: Infos,
+    extras: dict[str, Array] | None = None,
+) -> Array:
     """Runs a branch on tokens x [B, *, D]; a routed layer's report goes to `infos`."""
     if isinstance(branch, DenseBlock):
         return branch(x)
     if not isinstance(branch, MoE | DroppingBlock):
         return branch(x, step)
-    y, info = branch(x, step, carry=infos.carry)
+    more = {'extras': extras} if extras and isinstance(branch, MoE) else {}
+    y, info = branch(x, step, carry=infos.carry, **more)
     infos.carry = info.pop('carry')
     infos.by_layer['/'.join(branch.path)] = info
     return y
+
+
+def needs(model: Model) -> tuple[str, ...]:
+    """What the router of a network needs besides features; () for a network that routes nothing."""
+    if model.twin != 'none' or model.moe.placement == 'none':
+        return ()
+    return registry.entry('router', registry.ROUTERS, model.moe.router).needs
+
+
+def with_images(model: Model, step: Step, images: Array) -> Step:
+    """The step with the images [B, H, W, C], as the network gets them, if the router needs them."""
+    return dataclasses.replace(step, images=images) if 'image' in needs(model) else step
 
 
 def per_patch(step: Step, patches: int) -> Step:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from moe_vision.common.streams import NetworkStream
 from moe_vision.config.placement import HEADS
 from moe_vision.layers import Step, convolution
-from moe_vision.models.branch import Infos, make_branch, run_branch
+from moe_vision.models.branch import Infos, run_place
 
 Array = jax.Array
 
@@ -104,16 +104,7 @@ def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) ->
     with 'pure_head' it has no shortcut, so what is dropped reaches the classifier as zeros.
     """
     if net.model.moe.placement in HEADS:
-        branch = make_branch(
-            net.model,
-            net.mesh,
-            name='head',
-            width=x.shape[-1],
-            hidden=hidden,
-            payload=x.shape[1:],
-            layer=0,
-        )
-        y = run_branch(branch, x, step, infos)
+        y = run_place(net, 'head', 0, x, step, infos, hidden=hidden)
         x = x + y if net.model.moe.placement == 'head' else y
     logits = nn.Dense(net.num_classes, dtype=net.model.dtype, name='classifier')(x)
     return jnp.asarray(logits, jnp.float32)

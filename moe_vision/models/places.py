@@ -8,10 +8,11 @@ from fractions import Fraction
 import jax
 
 from moe_vision.common import flops
+from moe_vision.common.place import Place
 from moe_vision.config.schema import DROPPING, Moe
 from moe_vision.layers.experts import Expert
-from moe_vision.layers.moe import MoE, make_expert, make_router
-from moe_vision.layers.route import slots_per_token
+from moe_vision.layers.moe import make_expert, make_router
+from moe_vision.layers.route import slots_of, slots_per_token
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
@@ -19,7 +20,9 @@ def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
     return make_expert(moe.expert, moe.expert_args, width, moe.hidden or hidden)
 
 
-def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int, ...]) -> Expert:
+def twin_expert(
+    moe: Moe, twin: str, place: Place, width: int, hidden: int, payload: tuple[int, ...]
+) -> Expert:
     """The dense block that stands at a routed place in the twin.
 
     With same_width, the twins that drop and ensemble it is one expert. With same_active_flops it is
@@ -29,6 +32,8 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
     are equally near.
 
     Args:
+      moe: what stands here, as `moe_at` returns it.
+      place: where it is.
       width: D.
       hidden: F of the block that is copied; it is read if moe.hidden is 0.
       payload: shape of one token, ([H, W,] D).
@@ -45,16 +50,17 @@ def twin_expert(moe: Moe, twin: str, width: int, hidden: int, payload: tuple[int
         def cost(h: int) -> int:
             return expert_flops(widened(h), payload)
 
-        router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
-        active = twin == 'same_active_flops'
-        passes = choices_per_token(moe) if active else slots_per_token(moe, router)
+        router = make_router(moe.router, moe.router_args, place)
+        passes = slots_per_token(moe, router)
+        if twin == 'same_active_flops':
+            passes = router.choices(slots_of(moe, train=True))
         target = passes * cost(one.hidden)
     else:
 
         def cost(h: int) -> int:
             return expert_params(widened(h))
 
-        router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
+        router = make_router(moe.router, moe.router_args, place)
         target = Fraction(
             moe.num_experts * cost(one.hidden)
             + sum(math.prod(shape) for shape, _ in router.params(width).values())
@@ -74,12 +80,6 @@ def _nearest(cost: Callable[[int], int], target: Fraction) -> int:
     if above > 1 and target - polynomial(above - 1) < polynomial(above) - target:
         return above - 1
     return above
-
-
-def choices_per_token(moe: Moe | MoE) -> Fraction:
-    """Experts that a token takes: k, or with null experts the mean under balanced choices."""
-    router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
-    return Fraction(moe.k * moe.num_experts, router.num_ids)
 
 
 def expert_flops(expert: Expert, payload: tuple[int, ...]) -> int:

@@ -10,6 +10,7 @@ Axes: B images, N patches of an image (with pool='token' one more), D width.
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -17,8 +18,21 @@ from moe_vision.config import registry
 from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
-from moe_vision.models.branch import Infos, branch_at, per_patch
+from moe_vision.models.branch import Infos, branch_at, needs, per_patch, with_images
 from moe_vision.models.parts import classify, drop_path, run_block
+
+
+def _attention_kept(kept: dict[str, jax.Array], query, key, value, **options):
+    """Attention that leaves its weights in `kept`, for routers: the mean over heads, [B * N, N].
+
+    query, key, value [B, N, heads, D / heads]. Row t holds what token t attends to, in float32.
+    """
+    dtype = options.get('dtype')
+    query, key, value = nn.dtypes.promote_dtype(query, key, value, dtype=dtype)
+    weights = nn.dot_product_attention_weights(query, key, dtype=dtype)
+    mean = weights.astype(jnp.float32).mean(1)
+    kept['attention'] = mean.reshape(-1, mean.shape[-1])
+    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
@@ -28,7 +42,13 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     norm = functools.partial(nn.LayerNorm, dtype=dtype)
     drop = functools.partial(drop_path, step=step, rate=a.drop_path, block=number, blocks=a.depth)
     y = norm(name=f'{name}_attention_norm')(x)
-    y = nn.MultiHeadDotProductAttention(a.heads, dtype=dtype, name=f'{name}_attention')(y)
+    kept: dict[str, jax.Array] = {}
+    attend = nn.dot_product_attention
+    if 'attention' in needs(net.model):
+        attend = functools.partial(_attention_kept, kept)
+    y = nn.MultiHeadDotProductAttention(
+        a.heads, dtype=dtype, attention_fn=attend, name=f'{name}_attention'
+    )(y)
     x = x + drop(y, branch=0)
     y = norm(name=f'{name}_norm')(x).reshape(-1, a.width)
     mlp = make_expert('mlp', registry.MlpArgs(), a.width, hidden)
@@ -40,6 +60,8 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
         infos,
         hidden=hidden,
         unrouted=functools.partial(DenseBlock, mlp),
+        tokens_per_image=x.shape[1],
+        extras=kept,
     )
     return x + drop(y.reshape(x.shape), branch=1)
 
@@ -53,7 +75,7 @@ class Vit(nn.Module):
     def __call__(self, images, step: Step):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
-        infos = Infos()
+        infos, step = Infos(), with_images(self.model, step, images)
         x = nn.Conv(
             a.width,
             (a.patch_size,) * 2,

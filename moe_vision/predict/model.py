@@ -30,6 +30,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded, path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config.placement import HEADS
+from moe_vision.config.places import with_eval_capacity
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.run_folder import checkpoints, record
@@ -96,12 +97,10 @@ class Model:
             )
         self.config, self.info, self.step = config, info, int(state['step'])
         tokens = leverage.tokens_per_image(config, info)
-        moe = dataclasses.replace(
-            config.model.moe,
-            eval_capacity_factor=math.inf,
-            group_size=1 if config.model.moe.placement in HEADS else tokens,
-        )
-        self.network = models.build(dataclasses.replace(config.model, moe=moe), info.num_classes)
+        model = with_eval_capacity(config.model, math.inf)
+        size = 1 if config.model.moe.placement in HEADS else tokens
+        model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))
+        self.network = models.build(model, info.num_classes)
         self.variables = {
             'params': jax.device_put(checkpoints.scored(state)),
             'batch_stats': jax.device_put(state.get('batch_stats') or {}),

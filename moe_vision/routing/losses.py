@@ -1,4 +1,7 @@
-"""Auxiliary losses: functions of (routing, context, num_experts) with one value per group.
+"""Auxiliary losses: functions of (routing, context, view) with one value per group.
+
+Those of a whole layer, `(view, key) -> scalar`, run once per layer with the weights of all experts.
+`routing.types.View` says what either may read.
 
 Balance losses see all ids. Each null expert counts as the mean of the null experts, so that they
 need not be balanced among themselves. Padding does not count.
@@ -10,19 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.common.errors import UserError
-from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick, top_k_ids
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting, View, pick, top_k_ids
 
 
-def importance(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
+def importance(routing: Routing | SoftRouting, context: Context, view: View) -> Array:
     """CV^2 over experts of the summed probabilities, [G].
 
     Source: V-MoE, Riquelme et al. 2021: the probabilities are those of all experts, without noise.
     Shazeer et al. 2017 sum the gates instead, which are noisy and zero where nothing is chosen.
     """
-    return _cv_squared(_per_id(_tokens(routing.probs, context), num_experts))
+    return _cv_squared(_per_id(_tokens(routing.probs, context), view.num_experts))
 
 
-def load(routing: Routing, context: Context, num_experts: int) -> Array:
+def load(routing: Routing, context: Context, view: View) -> Array:
     """CV^2 over experts of the smoothed number of choices under the router's noise, [G].
 
     A choice is smoothed to the probability that the id would be among the k largest if its noise
@@ -40,10 +43,10 @@ def load(routing: Routing, context: Context, num_experts: int) -> Array:
     top = pick(noisy, top_k_ids(noisy, k + 1))
     # An id among the k largest competes with the (k+1)-th, any other with the k-th.
     threshold = jnp.where(noisy > top[..., k:], top[..., k:], top[..., k - 1 : k])
-    return _smoothed(routing, threshold, context, num_experts)
+    return _smoothed(routing, threshold, context, view.num_experts)
 
 
-def load_v_moe(routing: Routing, context: Context, num_experts: int) -> Array:
+def load_v_moe(routing: Routing, context: Context, view: View) -> Array:
     """`load` with one threshold for all ids of a token: its k-th largest noisy logit, [G].
 
     Source: V-MoE, Riquelme et al. 2021, and its code. An id that was chosen competes with itself or
@@ -54,36 +57,36 @@ def load_v_moe(routing: Routing, context: Context, num_experts: int) -> Array:
     """
     noisy, k = _noisy('load_v_moe', routing)
     threshold = pick(noisy, top_k_ids(noisy, k))[..., k - 1 :]
-    return _smoothed(routing, threshold, context, num_experts)
+    return _smoothed(routing, threshold, context, view.num_experts)
 
 
-def switch(routing: Routing, context: Context, num_experts: int) -> Array:
+def switch(routing: Routing, context: Context, view: View) -> Array:
     """N * sum_e f_e P_e, [G], 1 at balance.
 
     f_e is the share of id e among all choices that are made, first to k-th, as they were made: with
     noise on the logits. P_e is its mean probability without that noise. So at k = 1 without noise
     this is the loss of Switch (Fedus et al. 2021); `switch_top_1` counts first choices at any k.
     """
-    return _switch(routing, context, num_experts, choices=routing.expert_of_choice.shape[-1])
+    return _switch(routing, context, view.num_experts, choices=routing.expert_of_choice.shape[-1])
 
 
-def switch_top_1(routing: Routing, context: Context, num_experts: int) -> Array:
+def switch_top_1(routing: Routing, context: Context, view: View) -> Array:
     """`switch` where f_e counts first choices alone, [G], 1 at balance.
 
     Source: GShard, Lepikhin et al. 2020, at k = 2 (times E, so that it is 1 at balance); Switch,
     Fedus et al. 2021, at k = 1.
     """
-    return _switch(routing, context, num_experts, choices=1)
+    return _switch(routing, context, view.num_experts, choices=1)
 
 
-def z(routing: Routing | SoftRouting, context: Context, num_experts: int) -> Array:
+def z(routing: Routing | SoftRouting, context: Context, view: View) -> Array:
     """Mean squared logsumexp of the logits (ST-MoE), [G]. It keeps logits small."""
-    del num_experts
+    del view
     squared = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
     return jnp.where(context.valid, squared, 0.0).sum(-1) / _count(context)
 
 
-def supervised(routing: Routing, context: Context, num_experts: int) -> Array:
+def supervised(routing: Routing, context: Context, view: View) -> Array:
     """Mean cross-entropy between the router's probabilities and the superclass (Mobile V-MoE), [G].
 
     It is zero in evaluation without labels, where nothing learns from it.
@@ -91,7 +94,7 @@ def supervised(routing: Routing, context: Context, num_experts: int) -> Array:
     Raises:
       UserError: the router gives no superclass, or training has no labels.
     """
-    del num_experts
+    del view
     if routing.superclass is None:
         if context.train:
             raise UserError("loss 'supervised' needs router 'supervised' and, in training, labels.")

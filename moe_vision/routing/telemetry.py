@@ -71,8 +71,10 @@ def by_class(
     return jnp.einsum('gtn,gtl->gnl', chosen, truth)
 
 
-def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
+def summarize(sums: dict[str, Any]) -> dict[str, Any]:
     """Rates from sums of `count` (and `by_class`, [N, L], where given), as plain Python numbers.
+
+    How many experts the layer has, E, is told by `kept`, which counts true experts alone.
 
     load: each true expert's share of the choices before capacity, [E]; load_kept: after, [E].
     drop_rate: dropped choices over choices of true experts.
@@ -86,6 +88,7 @@ def summarize(sums: dict[str, Any], num_experts: int) -> dict[str, Any]:
     mutual_information: I(expert; class), nats, with the Miller-Madow correction.
     """
     s = {k: np.asarray(v, np.float64) for k, v in sums.items()}
+    num_experts = len(s['kept'])
     tokens = max(float(s['tokens']), 1.0)
     chosen = s['chosen'][:num_experts]
     total = chosen.sum()

@@ -5,12 +5,15 @@ Axes: G groups, T tokens of a group, K choices of a token, E experts, N ids a ro
 """
 
 import dataclasses
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 
 Array = jax.Array
 
@@ -33,6 +36,7 @@ class Routing:
     temperature: Array | float = 1.0  # scalar or [G, T]
     superclass: Array | None = None  # [G, T] int32, the id that the token's label belongs to
     carry: Any = None  # what the next routed layer's router may read
+    aux: dict[str, Array] = dataclasses.field(default_factory=dict)  # [G, ...] each, for losses
     scored: int | None = dataclasses.field(  # leading choices that follow `noisy_logits`; None: K
         default=None, metadata={'static': True}
     )
@@ -52,6 +56,7 @@ class SoftRouting:
     dispatch: Array | None  # [G, T, E, P] float32, sums to 1 over the valid tokens
     temperature: Array | float = 1.0
     carry: Any = None
+    aux: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +70,8 @@ class Context:
     fraction: Array | float = 0.0  # of training done, 0 to 1
     carry: Any = None  # of the previous routed layer
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
-    labels: Array | None = None  # [G, T] int32, class of the token's image, if the step has labels
+    labels: Array | None = None  # [G, T] int32, class of the token's image; in training alone
+    capacity: int = dataclasses.field(default=0, metadata={'static': True})  # C, slots per expert
     train: bool = dataclasses.field(default=False, metadata={'static': True})
 
     def keys(self, stream: int) -> Array:
@@ -92,20 +98,36 @@ class Router:
     vmap over seeds and a function of one's own.
 
     Attributes:
-      needs: names that the backbone must supply in `Context.extras`.
+      needs: what the router reads besides features: names in `Context.extras` that the backbone or
+        the data must supply, or 'labels', which `Context.labels` then holds in training.
       draws: whether routes are random in evaluation, too.
+      pool: None, or `pool(params, x [B, *, D], extras) -> [B, D']`, the features by which tokens
+        are routed. It runs before the tokens are split into groups, and only its result travels
+        with them. `extras` holds the 'image' besides, [images, H, W, C], if the router needs it.
+        None takes the mean of a map over space in float32, or the vector itself.
     """
 
     needs: tuple[str, ...] = ()
     draws = False
+    pool: Callable[..., Array] | None = None
 
-    def __init__(self, args: Any, num_experts: int, k: int):
-        self.args, self.num_experts, self.k = args, num_experts, k
+    def __init__(self, args: Any, place: Place):
+        self.args, self.place = args, place
+        self.num_experts, self.k = place.num_experts, place.k
 
     @property
     def num_ids(self) -> int:
         """N, the number of ids that may be chosen, null experts included."""
         return self.num_experts
+
+    def choices(self, capacity: int) -> Fraction:
+        """True experts that a token takes, the mean under balanced choices.
+
+        Args:
+          capacity: C, for routers whose number of choices follows from it.
+        """
+        del capacity
+        return Fraction(self.k * self.num_experts, self.num_ids)
 
     def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Name -> (shape, initializer) of what is learned, for features of this width."""
@@ -131,24 +153,66 @@ class Router:
           UserError: the context lacks what the router needs, or `choose` returned something else
             than a routing of these shapes.
         """
+        given = context.extras | ({} if context.labels is None else {'labels': context.labels})
         for name in self.needs:
-            if name not in context.extras:
-                raise UserError(
-                    f"router {type(self).__name__} needs '{name}', but the step and the backbone "
-                    f'give {", ".join(context.extras) or "nothing"}; put it into Step.extras.'
-                )
+            # `pool` reads the map and the image; labels are there in training alone
+            read_elsewhere = ('image', 'map') if context.train else ('image', 'map', 'labels')
+            if name in given or name in read_elsewhere:
+                continue
+            raise UserError(
+                f"router {type(self).__name__} needs '{name}', but the step and the backbone "
+                f'give {", ".join(given) or "nothing"}; put it into Step.'
+                f'{"labels" if name == "labels" else "extras"}.'
+            )
         features = jnp.where(context.valid[..., None], features, jnp.zeros((), features.dtype))
         routing = self.choose(params, state, features, context)
         _check_routing(f'{type(self).__name__}.choose', routing, context, self)
         return routing
 
-    def update_state(self, state, counts: Array):
-        """The state after an optimizer step in which id n was chosen `counts[n]` times, [N].
+    def observe(self, routing: Routing | SoftRouting, context: Context) -> dict[str, Array]:
+        """What `update_state` needs of this step besides the choices: name -> [G, ...], float32.
 
-        Each of its arrays keeps its shape and type.
+        Training adds these up over groups, devices and micro-batches. Padding must not count.
         """
-        del counts
+        del routing, context
+        return {}
+
+    def update_state(self, state, sums: dict[str, Array]):
+        """The state after an optimizer step. Each of its arrays keeps its shape and type.
+
+        Args:
+          sums: over all tokens of the step, 'chosen' [N], how often each id was chosen; 'tokens',
+            how many there were; and what `observe` returns.
+        """
+        del sums
         return state
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a loss may read besides the routing: the router's arrays, the tokens or the experts.
+
+    Attributes:
+      place: where the layer stands.
+      args: the loss's own arguments.
+      params, state: of the router.
+      tokens: [G, T, *, D], what experts read; of a loss of a group.
+      bank: parameters of all experts, each with a leading E; of a loss of a layer.
+      expert: the expert, which runs with such parameters; of a loss of a layer.
+    """
+
+    place: Place
+    args: Any = None
+    params: Any = dataclasses.field(default_factory=dict)
+    state: Any = dataclasses.field(default_factory=dict)
+    tokens: Array | None = None
+    bank: Any = None
+    expert: Any = None
+
+    @property
+    def num_experts(self) -> int:
+        """E, true experts."""
+        return self.place.num_experts
 
 
 def top_k_ids(scores: Array, k: int) -> Array:
@@ -214,6 +278,12 @@ def _check_routing(what: str, routing: Any, context: Context, router: Router) ->
             check('noise_std', (g, t, n), _FLOAT, 'a scalar or [G, T, N]')
     if jnp.ndim(routing.temperature):
         check('temperature', (g, t), _FLOAT, 'a scalar or [G, T]')
+    for name, value in routing.aux.items():
+        if jnp.shape(value)[:1] != (g,):
+            raise UserError(
+                f"{what}: aux '{name}' has shape {list(jnp.shape(value))}; expected {[g]} and "
+                'more, [G, ...].'
+            )
     for leaf in jax.tree.leaves(routing.carry):
         if jnp.shape(leaf)[:2] != (g, t):
             raise UserError(

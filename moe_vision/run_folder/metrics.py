@@ -29,13 +29,12 @@ class Interval:
     """Collects the metrics of steps, which stay on the device until `row` fetches them.
 
     Args:
-      num_experts: E.
       may_skip: how many consecutive steps may have a loss or gradient that is not finite. The
         training step has skipped their updates.
     """
 
-    def __init__(self, num_experts: int, may_skip: int = 0):
-        self._num_experts, self._may_skip = num_experts, may_skip
+    def __init__(self, may_skip: int = 0):
+        self._may_skip = may_skip
         self._pending: list[tuple[int, Any]] = []
         self._put_back = 0  # how many of them an earlier start of the run computed
         self.in_a_row = 0  # consecutive steps skipped up to now
@@ -89,7 +88,7 @@ class Interval:
             'split': 'train',
             **scalars,
             **(skipped if self._may_skip else {}),
-            'layers': {n: telemetry.summarize(s, self._num_experts) for n, s in sums.items()},
+            'layers': {n: telemetry.summarize(s) for n, s in sums.items()},
         }
 
     def _drop_misfits(self) -> None:

@@ -23,7 +23,6 @@ from moe_vision.config import check as config_lib
 from moe_vision.config import typed
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Capacity, Leverage, soft
-from moe_vision.models.places import choices_per_token
 from moe_vision.run_folder import lives
 
 _PACKAGES = (
@@ -215,17 +214,18 @@ def result(
         'orphan_rate': max((x['orphan_rate'] for x in layers), default=0.0),
         'effective_experts': min((x['effective_experts'] for x in layers), default=None),
         'dead_experts': max((x['dead_experts'] for x in layers), default=0),
-        'collapsed': collapsed(test['layers'], config.model.moe.num_experts),
+        'collapsed': collapsed(test['layers']),
     }
     if layers and not soft(config.model):
-        measured = sum(x['choices_per_token'] for x in layers) / len(layers)
-        out['rho_active'] = leverage.rho_active_at(measured, choices_per_token(config.model.moe))
+        out['rho_active'] = leverage.rho_active_at(
+            {n: x['choices_per_token'] for n, x in test['layers'].items()}
+        )
     return out
 
 
-def collapsed(layers: dict[str, dict[str, Any]], num_experts: int) -> bool:
+def collapsed(layers: dict[str, dict[str, Any]]) -> bool:
     """Whether any layer has collapsed, as `limits` defines it."""
     return any(
-        limits.why_collapsed(x['effective_experts'], x['dead_experts'], num_experts)
+        limits.why_collapsed(x['effective_experts'], x['dead_experts'], len(x['load']))
         for x in layers.values()
     )

@@ -22,9 +22,11 @@ from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
+from moe_vision.config.places import moe_at, routed_layers, with_eval_capacity
 from moe_vision.config.schema import DROPPING, Config
+from moe_vision.layers.route import slots_of
 from moe_vision.routing import telemetry
-from moe_vision.routing.capacity import capacity
+from moe_vision.routing.capacity import effective_factor
 from moe_vision.routing.interventions import Intervention
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training import pictures
@@ -56,21 +58,23 @@ class Evaluator:
         self.batch = math.ceil(config.eval.batch_size / unit) * unit
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._compiling = compile_cache.FirstCalls(config.model.name)
-        self._steps: dict[float, Callable] = {}
+        self._steps: dict[float | None, Callable] = {}
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
         routed = model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
         self._has_capacity = routed and not leverage.soft(model)  # soft routing drops no choice
+        layers = range(routed_layers(model) if routed else 0)
         # whether a choice can find no slot, so that unbounded capacity may change an accuracy
-        self.can_drop = self._has_capacity and math.isfinite(model.moe.eval_capacity_factor)
+        self.can_drop = self._has_capacity and any(
+            math.isfinite(moe_at(model, n).eval_capacity_factor) for n in layers
+        )
 
-    def _step(self, factor: float) -> Callable:
-        """The compiled evaluation of a batch at a capacity factor."""
+    def _step(self, factor: float | None) -> Callable:
+        """The compiled evaluation of a batch at a capacity factor; None takes the config's."""
         if factor not in self._steps:
             model = self.config.model
-            if factor != model.moe.eval_capacity_factor:
-                moe = dataclasses.replace(model.moe, eval_capacity_factor=factor)
-                model = dataclasses.replace(model, moe=moe)
+            if factor is not None:
+                model = with_eval_capacity(model, factor)
             net = models.build(model, self.info.num_classes, self.mesh)
             step = eval_step_fn(
                 net, self.info.num_classes, *input_pipeline.mean_std(self.config.dataset)
@@ -128,18 +132,22 @@ class Evaluator:
     def sweep(self, state: TrainState, split: str, fraction: float) -> list[dict[str, Any]]:
         """Scores a split at each of `eval.capacity_factors`; [] where no choice can be dropped.
 
-        Each row has 'capacity_factor', 'effective_factor' (C E / (k T)), 'accuracy', 'loss' and
+        Each row has 'capacity_factor', 'effective_factor' (C E / (k T), the
+        smallest of the layers), 'accuracy', 'loss' and
         'drop_rate' by routed layer.
         """
         rows = []
         for factor in self.config.eval.capacity_factors if self._has_capacity else ():
-            moe = self.config.model.moe
-            slots = capacity(factor, moe.k, moe.group_size, moe.num_experts, moe.capacity_multiple)
+            model = with_eval_capacity(self.config.model, factor)
+            effective = [
+                effective_factor(slots_of(moe, train=False), moe.k, moe.group_size, moe.num_experts)
+                for moe in (moe_at(model, n) for n in range(routed_layers(model)))
+            ]
             scores = self._pass(self.outputs(state, split, fraction, factor), split)
             rows.append(
                 {
                     'capacity_factor': factor,
-                    'effective_factor': slots * moe.num_experts / (moe.k * moe.group_size),
+                    'effective_factor': min(effective),
                     'accuracy': scores['accuracy'],
                     'loss': scores['loss'],
                     'drop_rate': {n: x['drop_rate'] for n, x in scores['layers'].items()},
@@ -209,8 +217,7 @@ class Evaluator:
         truth, predicted, predicted_unbounded = map(
             np.concatenate, (labels, predictions, predictions_unbounded)
         )
-        experts = self.config.model.moe.num_experts
-        layers = {n: telemetry.summarize(s, experts) for n, s in sums.items()}
+        layers = {n: telemetry.summarize(s) for n, s in sums.items()}
         result = {
             'loss': float(np.concatenate(losses).mean()),
             'accuracy': float((truth == predicted).mean()),
@@ -220,7 +227,7 @@ class Evaluator:
         }
         if details:
             for name, s in sums.items():
-                layers[name]['expert_by_class'] = s['by_class'][:experts].tolist()
+                layers[name]['expert_by_class'] = s['by_class'][: len(s['kept'])].tolist()
             confusion = np.zeros((self.info.num_classes,) * 2, np.int64)
             np.add.at(confusion, (truth, predicted), 1)
             correct = base64.b64encode(np.packbits(truth == predicted).tobytes()).decode()
@@ -253,17 +260,16 @@ class Evaluator:
         """
         variables = state.variables(averaged=True)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
-        own = self.config.model.moe.eval_capacity_factor
-        factor = own if factor is None else factor
         for number, (batch, arrays) in enumerate(self.batches(split, not images, images)):
 
             def run(
                 intervention: Intervention | None = None,
-                factor: float = factor,
+                factor: float | None = factor,
                 arrays=arrays,
                 start=number * self.batch,
             ) -> dict[str, Any]:
-                what = 'the evaluation' + (f' at capacity factor {factor:g}' * (factor != own))
+                what = 'the evaluation'
+                what += '' if factor is None else f' at capacity factor {factor:g}'
                 with self._compiling(what + (' with changed routes' if intervention else '')):
                     return self._step(factor)(variables, arrays, key, start, fraction, intervention)
 

@@ -19,6 +19,7 @@ from absl import logging
 
 import input_pipeline
 from moe_vision.common.paths import path_name
+from moe_vision.config.places import place_at
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing import telemetry
@@ -53,9 +54,9 @@ def probe(
     model = setup.config.model
     if model.moe.placement == 'none' or model.twin != 'none':
         return {}
-    moe = model.moe
-    router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
-    layers, experts = _layers(setup), range(moe.num_experts)
+    layers = _layers(setup)
+    router = make_router(model.moe.router, model.moe.router_args, place_at(model, 0))
+    experts = {layer: range(len(test[layer]['load'])) for layer in layers}
     logging.info(
         'probing: shuffles and draws the routes, and leaves out each expert of %s',
         ', '.join(layers),
@@ -67,14 +68,14 @@ def probe(
             _intervention(NONE),
             _intervention(SHUFFLE),
             _intervention(DRAW),
-            *(_intervention(ABLATE, n, e) for n in range(len(layers)) for e in experts),
+            *(_intervention(ABLATE, n, e) for n, at in enumerate(layers) for e in experts[at]),
         ],
     )
     lost = iter([before - accuracy for accuracy in ablated])
     return {
         'shuffle_drop': before - shuffled,
         'random_drop': before - drawn,
-        'ablation': {layer: [next(lost) for _ in experts] for layer in layers},
+        'ablation': {layer: [next(lost) for _ in experts[layer]] for layer in layers},
         'specialisation': {
             layer: specialisation(np.asarray(test[layer]['expert_by_class'])) for layer in layers
         },

@@ -57,7 +57,7 @@ class Run:
                 checkpoints.Checkpoints(workdir, config.checkpoint.keep)
             )
             self._opened = opened.pop_all()
-        self.interval = metrics.Interval(config.model.moe.num_experts, config.train.skip_nonfinite)
+        self.interval = metrics.Interval(config.train.skip_nonfinite)
         self._health = Health(config, setup.times.warmup)
         self._writer: Any = None  # metrics.Writer
         self._closed = self._skipped = False  # whether the last checkpoint due was left out

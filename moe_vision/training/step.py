@@ -16,7 +16,7 @@ from input_pipeline import mix
 from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
-from moe_vision.config.schema import Config
+from moe_vision.config.schema import Config, Moe
 from moe_vision.layers import Step, platform
 from moe_vision.layers.moe import make_router
 from moe_vision.training import optimizer
@@ -116,7 +116,7 @@ def train_step_fn(
     """
     train, moe = config.train, config.model.moe
     routed = moe.placement != 'none' and config.model.twin == 'none'
-    supervised = bool(moe.losses.get('supervised'))
+    taught = routed and 'labels' in registry.entry('router', registry.ROUTERS, moe.router).needs
 
     def loss_fn(params, batch_stats, router_state, micro, key, start, fraction, total_valid, parts):
         valid, labels = micro['valid'], micro['label']
@@ -141,7 +141,7 @@ def train_step_fn(
             key=jax.random.fold_in(key, StepStream.NETWORK),
             fraction=fraction,
             start=start,
-            labels=jnp.argmax(targets, -1) if supervised else None,
+            labels=jnp.argmax(targets, -1) if taught else None,
             extras=extras_of(micro),
             train=True,
         )
@@ -163,6 +163,7 @@ def train_step_fn(
             'accuracy': accuracy,
             'losses': aux,
             'layers': {layer: i['telemetry'] for layer, i in infos.items()},
+            'observed': {layer: (i['observed'], i['place']) for layer, i in infos.items()},
         }
         return task + sum(aux.values()), (sums, updates.get('batch_stats', {}))
 
@@ -207,12 +208,13 @@ def train_step_fn(
                 unroll=platform.target() == 'cpu',
             )
         grads, metrics = total
+        observed = metrics.pop('observed')
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         router_state = state.router_state
         if routed and router_state:
-            router_state = update_router_state(moe, router_state, metrics['layers'])
+            router_state = update_router_state(moe, router_state, metrics['layers'], observed)
             router_state = frozen.keep(router_state, state.router_state)
         ema = state.ema
         if train.ema_decay:
@@ -255,22 +257,27 @@ def mixing_group(images_per_group: int, images: int) -> int:
     return max((n for n in range(2, 5) if whole % n == 0), default=whole)
 
 
-def update_router_state(moe, state: Tree, layers: dict[str, dict[str, Array]]) -> Tree:
-    """The routers' state after a step, updated from the choices that the step counted.
+def update_router_state(
+    moe: Moe, state: Tree, layers: dict[str, dict[str, Array]], observed: dict[str, Any]
+) -> Tree:
+    """The routers' state after a step, updated from what the step counted.
 
     Args:
       state: nested by the layers' paths.
       layers: each routed layer's telemetry, by path.
+      observed: by path, (what the layer's router observed, where the layer stands).
     """
-    router = make_router(moe.router, moe.router_args, moe.num_experts, moe.k)
 
-    def update(tree, path, counts):
+    def update(tree, path, router, sums):
         if not path:
-            return {**tree, 'router': router.update_state(tree['router'], counts)}
-        return {**tree, path[0]: update(tree[path[0]], path[1:], counts)}
+            return {**tree, 'router': router.update_state(tree['router'], sums)}
+        return {**tree, path[0]: update(tree[path[0]], path[1:], router, sums)}
 
-    for layer, sums in layers.items():
-        state = update(state, layer.split('/'), sums['chosen'])
+    for layer, counts in layers.items():
+        seen, place = observed[layer]
+        router = make_router(moe.router, moe.router_args, place.value)
+        sums = {**seen, 'chosen': counts['chosen'], 'tokens': counts['tokens']}
+        state = update(state, layer.split('/'), router, sums)
     return state
 
 

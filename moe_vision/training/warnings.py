@@ -40,8 +40,8 @@ class Health:
 
     def _problems(self, x: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """(kind, message) of each problem in the telemetry of a layer."""
-        log, moe = self._config.log, self._config.model.moe
-        why = limits.why_collapsed(x['effective_experts'], x['dead_experts'], moe.num_experts)
+        log = self._config.log
+        why = limits.why_collapsed(x['effective_experts'], x['dead_experts'], len(x['load']))
         for kind, words in why.items():
             yield kind, f'{words}; look at model.moe.losses and model.moe.router_args.'
         if 'effective' not in why and x['max_over_mean'] > log.warn_max_over_mean:

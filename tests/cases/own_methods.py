@@ -57,23 +57,23 @@ class Raises(TopK):
 
 
 class StateGrows(BiasBalanced):
-    def update_state(self, state, counts):
+    def update_state(self, state, sums):
         return {'bias': jnp.concatenate([state['bias'], state['bias']])}
 
 
 class StateOfOtherType(BiasBalanced):
-    def update_state(self, state, counts):
-        return {'bias': counts.astype(jnp.int32)}
+    def update_state(self, state, sums):
+        return {'bias': sums['chosen'].astype(jnp.int32)}
 
 
 class StateForgotten(BiasBalanced):
-    def update_state(self, state, counts):
-        state['bias'] + counts
+    def update_state(self, state, sums):
+        state['bias'] + sums['chosen']
 
 
 class StateOfOtherNames(BiasBalanced):
-    def update_state(self, state, counts):
-        return state | {'more': counts}
+    def update_state(self, state, sums):
+        return state | {'more': sums['chosen']}
 
 
 class PlainArgs(Router):
@@ -91,37 +91,37 @@ class NoRouter:
     pass
 
 
-def l1(routing, context, num_experts):
+def l1(routing, context, view):
     """A right loss: mean |logit| of the valid tokens."""
     each = jnp.where(context.valid, jnp.abs(routing.logits).mean(-1), 0.0)
     return each.sum(1) / jnp.maximum(context.valid.sum(1), 1)
 
 
-def scalar(routing, context, num_experts):
+def scalar(routing, context, view):
     return jnp.abs(routing.logits).mean()
 
 
-def per_token(routing, context, num_experts):
+def per_token(routing, context, view):
     return jnp.abs(routing.logits).mean(-1)
 
 
-def integer(routing, context, num_experts):
+def integer(routing, context, view):
     return context.valid.sum(-1)
 
 
-def nothing(routing, context, num_experts):
-    l1(routing, context, num_experts)
+def nothing(routing, context, view):
+    l1(routing, context, view)
 
 
-def counts_padding(routing, context, num_experts):
+def counts_padding(routing, context, view):
     return jnp.abs(routing.logits).mean((1, 2))
 
 
-def over_groups(routing, context, num_experts):
-    return jnp.broadcast_to(l1(routing, context, num_experts).mean(), context.valid.shape[:1])
+def over_groups(routing, context, view):
+    return jnp.broadcast_to(l1(routing, context, view).mean(), context.valid.shape[:1])
 
 
-def not_finite(routing, context, num_experts):
+def not_finite(routing, context, view):
     return jnp.where(context.valid, routing.logits.sum(-1), 0.0).sum(1) / context.valid.sum(1)
 
 

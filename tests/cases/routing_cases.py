@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry
 from moe_vision.routing import telemetry
 from moe_vision.routing.plan import index_plan
 from moe_vision.routing.soft_plan import soft_plan
-from moe_vision.routing.types import Context, Routing, SoftRouting
+from moe_vision.routing.types import Context, Routing, SoftRouting, View
 
 G, T, D, F, E, K, C = 2, 8, 5, 3, 4, 2, 3  # 16 choices for 12 slots: some are dropped
 CLASSES = 6
@@ -63,7 +64,7 @@ def case_id(case):
 
 def make(case, num_experts=E, k=K):
     entry = registry.entry('router', registry.ROUTERS, case[0])
-    return registry.load(entry.path)(entry.args(**dict(case[1])), num_experts, k)
+    return registry.load(entry.path)(entry.args(**dict(case[1])), Place(num_experts, k, T))
 
 
 def draws(case):
@@ -123,9 +124,9 @@ def losses_of(routing, ctx, num_experts=E):
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
     return {
-        n: registry.load(entry.path)(routing, ctx, num_experts)
+        n: registry.load(entry.path)(routing, ctx, View(Place(num_experts, K, T), entry.args()))
         for n, entry in registry.LOSSES.items()
-        if offers >= set(entry.needs)
+        if offers >= set(entry.needs) and not entry.of_layer
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import ROOT
+from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.contract import values
 from moe_vision.contract.__main__ import main
@@ -184,7 +185,7 @@ def test_a_router_that_needs_what_a_backbone_has_is_judged_by_its_state_alone():
     class Needs(registry.load('own_methods:StateGrows')):
         needs = ('attention',)
 
-    made = make_router('bias_balanced', None, 4, 2)
+    made = make_router('bias_balanced', None, Place(4, 2))
     assert made.init_state()['bias'].shape == (4,)
     with pytest.raises(UserError, match=r"'bias' is float32\[8\]"):
         from moe_vision.contract import shapes

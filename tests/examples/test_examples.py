@@ -11,6 +11,7 @@ import input_pipeline
 from configs import digits_k2
 from moe_vision import models
 from moe_vision.common.paths import ROOT
+from moe_vision.common.place import Place
 from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
@@ -69,7 +70,7 @@ def test_a_router_of_ones_own():
     )
     assert config.model.moe.router_args.project == 16
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
-    router = make_router('examples.cosine_router:Cosine', {}, 4, 2)
+    router = make_router('examples.cosine_router:Cosine', {}, Place(4, 2))
     params = {n: init(jax.random.key(3), shape) for n, (shape, init) in router.params(6).items()}
     x = jax.random.normal(jax.random.key(4), (1, 5, 6))
     context = Context(

@@ -212,7 +212,7 @@ def test_what_the_layer_reports():
     np.testing.assert_array_equal(sums['by_class'].sum(1), sums['chosen'])
     want = 2 * np.bincount(labels[valid], minlength=3)
     np.testing.assert_array_equal(sums['by_class'].sum(0), want)
-    rates = telemetry.summarize(sums, 4)
+    rates = telemetry.summarize(sums)
     assert rates['drop_rate'] == pytest.approx(float(sums['dropped']) / 14)
     orphans = valid & ~info['choices']['kept'].any(-1)
     assert rates['orphan_rate'] == pytest.approx(float(orphans.sum()) / 7)

@@ -8,6 +8,7 @@ import pytest
 from layer_cases import TRAIN, init, jit, moe, normal
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.layers.moe import make_expert, make_router
@@ -101,11 +102,20 @@ def test_null_experts_count_as_ids_and_soft_routing_has_no_k():
 @pytest.mark.parametrize(
     'make, parts',
     [
-        (lambda: make_router('top_k', {'nose': 'gaussian'}, 4, 2), ['router_args.nose', "'noise'"]),
-        (lambda: make_router('top_k', {'noise': 'gausian'}, 4, 2), ['noise', "'gaussian'"]),
-        (lambda: make_router('top_k', {'gate_scale': 'x'}, 4, 2), ['gate_scale', 'a number']),
-        (lambda: make_router('top_k', {'gate_scale': -1.0}, 4, 2), ['gate_scale', 'positive']),
-        (lambda: make_router('soft', registry.TopKArgs(), 4, 2), ['TopKArgs', 'SoftArgs']),
+        (
+            lambda: make_router('top_k', {'nose': 'gaussian'}, Place(4, 2)),
+            ['router_args.nose', "'noise'"],
+        ),
+        (lambda: make_router('top_k', {'noise': 'gausian'}, Place(4, 2)), ['noise', "'gaussian'"]),
+        (
+            lambda: make_router('top_k', {'gate_scale': 'x'}, Place(4, 2)),
+            ['gate_scale', 'a number'],
+        ),
+        (
+            lambda: make_router('top_k', {'gate_scale': -1.0}, Place(4, 2)),
+            ['gate_scale', 'positive'],
+        ),
+        (lambda: make_router('soft', registry.TopKArgs(), Place(4, 2)), ['TopKArgs', 'SoftArgs']),
         (lambda: make_expert('conv', {'kernle': 3}, 8, 8), ['expert_args.kernle', "'kernel'"]),
     ],
 )

@@ -74,7 +74,7 @@ def test_the_output_is_the_dense_blocks_times_the_share_of_choices_with_a_slot(t
         1,
     )
     np.testing.assert_array_equal(held, np.minimum(wanted, slots))
-    rates = telemetry.summarize(info['telemetry'], 4)
+    rates = telemetry.summarize(info['telemetry'])
     assert rates['drop_rate'] == pytest.approx(1 - held.sum() / (k * VALID.sum()))
     assert rates['orphan_rate'] == pytest.approx(1 - found.sum() / VALID.sum())
     assert rates['drop_rate'] > 0.05
@@ -115,13 +115,13 @@ def test_measured_drops_follow_training(fraction, expected):
     )
     infinite = {'capacity_factor': float('inf'), 'eval_capacity_factor': float('inf')}
     y, info = run(step, measured=measured, **infinite)
-    rate = telemetry.summarize(info['telemetry'], 4)['drop_rate']
+    rate = telemetry.summarize(info['telemetry'])['drop_rate']
     # 384 choices of about 192 images: three standard deviations
     assert rate == pytest.approx(expected, abs=3 * (expected * (1 - expected) / 384) ** 0.5)
     share = info['choices']['kept'].mean(-1, keepdims=True)
     np.testing.assert_allclose(y, share * DENSE, rtol=1e-5, atol=1e-6)
     _, scored = run(Step(key=jax.random.key(3)), measured=measured, **infinite)
-    assert telemetry.summarize(scored['telemetry'], 4)['drop_rate'] == pytest.approx(0.1, abs=0.05)
+    assert telemetry.summarize(scored['telemetry'])['drop_rate'] == pytest.approx(0.1, abs=0.05)
 
 
 def test_with_room_for_all_in_evaluation_nothing_is_dropped_there():

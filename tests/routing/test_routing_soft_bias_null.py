@@ -192,7 +192,7 @@ def test_null_choices_cost_and_give_nothing():
     assert {n: float(counts[n][0]) for n in want} == want
     np.testing.assert_array_equal(counts['chosen'][0], [2, 2, 2, 2])
     np.testing.assert_array_equal(counts['kept'][0], [1, 1])
-    rates = telemetry.summarize({n: v.sum(0) for n, v in counts.items()}, 2)
+    rates = telemetry.summarize({n: v.sum(0) for n, v in counts.items()})
     assert rates['null_rate'] == 0.5 and rates['choices_per_token'] == 1.0
     assert rates['drop_rate'] == 0.5 and rates['orphan_rate'] == 0.25
 

@@ -34,11 +34,11 @@ def sums(chosen, *, tokens=100.0, probs=None, **more):
 
 @pytest.mark.parametrize('experts', [1, 2, 8])
 def test_uniform_and_collapsed_load(experts):
-    uniform = summarize(sums(np.full(experts, 12)), experts)
+    uniform = summarize(sums(np.full(experts, 12)))
     assert uniform['effective_experts'] == pytest.approx(experts)
     assert uniform['max_over_mean'] == pytest.approx(1)
     assert uniform['dead_experts'] == 0 and uniform['utilisation'] == 0.5
-    collapsed = summarize(sums(np.eye(experts)[0]), experts)
+    collapsed = summarize(sums(np.eye(experts)[0]))
     assert collapsed['effective_experts'] == pytest.approx(1)
     assert collapsed['max_over_mean'] == pytest.approx(experts)
     assert collapsed['dead_experts'] == experts - 1
@@ -46,24 +46,24 @@ def test_uniform_and_collapsed_load(experts):
 
 def test_effective_experts_and_squared_variation_are_one_number():
     q = np.random.default_rng(0).dirichlet(np.ones(6))
-    rates = summarize(sums(1000 * q), 6)
+    rates = summarize(sums(1000 * q))
     assert rates['effective_experts'] == pytest.approx(6 / (1 + q.var() / q.mean() ** 2))
     np.testing.assert_allclose(rates['load'], q)
 
 
 def test_dead_means_below_a_hundredth_of_a_share():
     # Shares of 4 experts; a hundredth of an equal one is 1/400 = 0.0025.
-    assert summarize(sums([499, 499, 0.9, 1.1]), 4)['dead_experts'] == 2
-    assert summarize(sums([500, 494, 2.4, 3.6]), 4)['dead_experts'] == 1
+    assert summarize(sums([499, 499, 0.9, 1.1]))['dead_experts'] == 2
+    assert summarize(sums([500, 494, 2.4, 3.6]))['dead_experts'] == 1
 
 
 def test_router_information():
     # Every token told the same: H(mean p) = mean H(p).
     p = np.array([0.7, 0.2, 0.1])
     same = sums([7, 2, 1], probs=100 * p, entropy=-100 * (p * np.log(p)).sum())
-    assert summarize(same, 3)['router_information'] == pytest.approx(0, abs=1e-12)
+    assert summarize(same)['router_information'] == pytest.approx(0, abs=1e-12)
     # Each token sure, evenly split: ln 3 - 0.
-    sure = summarize(sums([5, 5, 5]), 3)
+    sure = summarize(sums([5, 5, 5]))
     assert sure['router_information'] == pytest.approx(math.log(3))
     assert sure['gate_entropy'] == 0
 
@@ -148,7 +148,7 @@ def test_sums_add_up_over_groups():
     whole = count(features, labels)
     parts = [count(features[:2], labels[:2]), count(features[2:], labels[2:])]
     added = jax.tree.map(lambda *v: sum(v), *parts)
-    chex.assert_trees_all_close(summarize(whole, E), summarize(added, E), rtol=1e-5)
+    chex.assert_trees_all_close(summarize(whole), summarize(added), rtol=1e-5)
     np.testing.assert_array_equal(whole['by_class'].sum(1), whole['chosen'])
     np.testing.assert_array_equal(
         whole['by_class'].sum(0), 2 * np.bincount(np.asarray(labels).ravel(), minlength=3)

@@ -100,7 +100,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(mixing, data_dir):
     close(run.out[0]['losses'], mixing.out[0]['losses'])
     close(run.out[0]['layers'], mixing.out[0]['layers'])
     assert float(run.out[0]['layers']['head']['tokens']) == 29
-    rows = metrics.Interval(4)
+    rows = metrics.Interval()
     for step in (1, 2):
         rows.add(step, run.out[0])
     assert rows.row(10.0)['bad_images'] == 6  # three in each step

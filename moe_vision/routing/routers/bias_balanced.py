@@ -34,6 +34,6 @@ class BiasBalanced(Router):
             active=jnp.broadcast_to(context.valid[..., None], ids.shape),
         )
 
-    def update_state(self, state, counts):
-        counts = counts[: self.num_experts].astype(jnp.float32)
+    def update_state(self, state, sums):
+        counts = sums['chosen'][: self.num_experts].astype(jnp.float32)
         return {'bias': state['bias'] + self.args.bias_rate * jnp.sign(counts.mean() - counts)}

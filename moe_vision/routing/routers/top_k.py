@@ -118,6 +118,8 @@ class Shuffled(TopK):
 class Supervised(TopK):
     """A router to which loss `supervised` teaches the superclass of a token's image."""
 
+    needs = ('labels',)
+
     def choose(self, params, state, features, context: Context) -> Routing:
         routing = super().choose(params, state, features, context)
         if context.labels is None:

@@ -1,0 +1,80 @@
+"""What stands at each routed place of a network: `moe_at` decides it, and all others ask."""
+
+import dataclasses
+
+from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
+from moe_vision.config.placement import HEADS, routed_blocks
+from moe_vision.config.schema import Model, Moe
+
+
+def routed_layers(model: Model) -> int:
+    """How many routed layers a network has, or its twin has replaced.
+
+    Raises:
+      UserError: as `routed_blocks`.
+    """
+    if model.moe.placement in HEADS:
+        return 1
+    return len(routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None)))
+
+
+def moe_at(model: Model, layer: int) -> Moe:
+    """`model.moe` as it holds for one routed layer: with what `model.moe.layers` sets for it.
+
+    Args:
+      layer: number of the routed layer, from 0.
+
+    Raises:
+      UserError: `model.moe.layers` names a layer that the network does not have.
+    """
+    moe = model.moe
+    for name, at in moe.layers.items():
+        if _number(name, routed_layers(model)) == layer:
+            set_here = {f: v for f, v in dataclasses.asdict(at).items() if v is not None}
+            moe = dataclasses.replace(moe, **set_here)
+    return moe
+
+
+def place_at(model: Model, layer: int, tokens_per_image: int = 1) -> Place:
+    """The place of a routed layer.
+
+    Args:
+      tokens_per_image: patches of an image where patches are routed.
+
+    Raises:
+      UserError: as `moe_at`.
+    """
+    moe = moe_at(model, layer)
+    return Place(
+        num_experts=moe.num_experts,
+        k=moe.k,
+        group_size=moe.group_size,
+        layer=layer,
+        layers=routed_layers(model),
+        tokens_per_image=tokens_per_image,
+    )
+
+
+def _number(name: str, layers: int) -> int:
+    """The routed layer that a key of `model.moe.layers` names; '-1' is the last one."""
+    try:
+        number = int(name)
+    except ValueError:
+        number = layers
+    if not -layers <= number < layers:
+        raise UserError(
+            f"model.moe.layers names layer '{name}'; the network has {layers} routed layers, "
+            f"'0' to '{layers - 1}', or '-1' for the last."
+        )
+    return number % layers
+
+
+def with_eval_capacity(model: Model, factor: float) -> Model:
+    """The model with this capacity factor in evaluation, in every routed layer."""
+    layers = {
+        name: dataclasses.replace(at, eval_capacity_factor=None)
+        for name, at in model.moe.layers.items()
+    }
+    moe = dataclasses.replace(model.moe, eval_capacity_factor=factor, layers=layers)
+    return dataclasses.replace(model, moe=moe)
