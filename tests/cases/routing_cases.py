@@ -118,13 +118,18 @@ def experts(weights):
     return lambda slots: jnp.tanh(jnp.einsum('esd,edf->esf', slots, kernel)) + bias
 
 
+def view(num_experts=E, args=None, **fields):
+    """What a loss may read besides the routing, without tokens unless they are given."""
+    return View(Place(num_experts, K, T), args, **fields)
+
+
 def losses_of(routing, ctx, num_experts=E):
     """The losses of the table that suit this routing, [G] each."""
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
     return {
-        n: registry.load(entry.path)(routing, ctx, View(Place(num_experts, K, T), entry.args()))
+        n: registry.load(entry.path)(routing, ctx, view(num_experts, entry.args()))
         for n, entry in registry.LOSSES.items()
         if offers >= set(entry.needs) and not entry.of_layer
     }

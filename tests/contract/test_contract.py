@@ -190,7 +190,7 @@ def test_a_router_that_needs_what_a_backbone_has_is_judged_by_its_state_alone():
     with pytest.raises(UserError, match=r"'bias' is float32\[8\]"):
         from moe_vision.contract import shapes
 
-        shapes.state(Needs(registry.BiasBalancedArgs(), 4, 2))
+        shapes.state(Needs(registry.BiasBalancedArgs(), Place(4, 2)), {})
 
 
 def test_training_refuses_before_anything_is_written(tmp_path):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from routing_cases import D, E, G, context, inputs, jit, make, normal
+from routing_cases import D, E, G, context, inputs, jit, make, normal, view
 
 from moe_vision.common.errors import UserError
 from moe_vision.routing import losses, telemetry
@@ -103,8 +103,8 @@ def test_shuffling_hides_the_class_and_keeps_loads_and_losses():
             return (
                 telemetry.by_class(routing, jnp.asarray(labels), ctx, E).sum(0),
                 counts,
-                losses.importance(routing, ctx, E),
-                losses.switch(routing, ctx, E),
+                losses.importance(routing, ctx, view()),
+                losses.switch(routing, ctx, view()),
             )
 
         found[name] = jax.device_get(run(params, x, ctx))
@@ -166,7 +166,7 @@ def test_load_counts_the_choices_that_follow_the_scores():
     one = route('top_k', noise, k=1, ctx=ctx)
     both = route('top_k', noise | {'second_choice': 'random_expert'}, ctx=ctx)
     two = route('top_k', noise, ctx=ctx)
-    load = [np.asarray(losses.load(routing, ctx, E)) for routing in (one, both, two)]
+    load = [np.asarray(losses.load(routing, ctx, view())) for routing in (one, both, two)]
     np.testing.assert_array_equal(load[1], load[0])
     assert (load[2] < load[0]).all()
 
@@ -186,10 +186,10 @@ def test_supervised_loss_is_the_cross_entropy_to_the_superclass():
     target = np.asarray(ctx.labels) % E
     picked = np.take_along_axis(routing.probs, target[..., None], -1)[..., 0]
     want = [-np.log(picked[g][VALID[g]]).mean() for g in range(G)]
-    np.testing.assert_allclose(losses.supervised(routing, ctx, E), want, rtol=1e-5)
+    np.testing.assert_allclose(losses.supervised(routing, ctx, view()), want, rtol=1e-5)
     # Equal logits know nothing: ln E.
     zero = dataclasses.replace(routing, logits=jnp.zeros_like(routing.logits))
-    np.testing.assert_allclose(losses.supervised(zero, ctx, E), np.log(E), rtol=1e-6)
+    np.testing.assert_allclose(losses.supervised(zero, ctx, view()), np.log(E), rtol=1e-6)
 
 
 def test_without_the_loss_a_supervised_router_is_a_learned_one():
@@ -217,7 +217,7 @@ def test_supervised_loss_teaches_the_superclass():
 
     def loss(params):
         routing = router(params, {}, x, ctx)
-        return losses.supervised(routing, ctx, E).sum(), routing
+        return losses.supervised(routing, ctx, view()).sum(), routing
 
     def step(params, _):
         grads, routing = jax.grad(loss, has_aux=True)(params)
@@ -231,12 +231,12 @@ def test_supervised_loss_teaches_the_superclass():
 def test_supervision_wants_labels_while_training():
     blind = dataclasses.replace(context(tokens=T), labels=None)
     with pytest.raises(UserError, match='labels'):
-        losses.supervised(route('supervised', ctx=blind), blind, E)
+        losses.supervised(route('supervised', ctx=blind), blind, view())
     with pytest.raises(UserError, match="router 'supervised'"):
-        losses.supervised(route('top_k'), context(tokens=T), E)
+        losses.supervised(route('top_k'), context(tokens=T), view())
     evaluation = dataclasses.replace(blind, train=False)
     routing = route('supervised', ctx=evaluation)
-    assert (np.asarray(losses.supervised(routing, evaluation, E)) == 0).all()
+    assert (np.asarray(losses.supervised(routing, evaluation, view())) == 0).all()
 
 
 @pytest.mark.parametrize('gate', ['even', 'softmax'])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from routing_cases import context, jit, make, normal
+from routing_cases import context, jit, make, normal, view
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
@@ -43,7 +43,8 @@ def value(name, r, valid=None, num_experts=E):
 
 @functools.cache
 def compiled(name):
-    return jit(getattr(losses, name), static_argnums=2)
+    fn = getattr(losses, name)
+    return jit(lambda r, ctx, num_experts: fn(r, ctx, view(num_experts)), static_argnums=2)
 
 
 UNIFORM, ONE_HOT = np.full((8, E), 0.25), np.eye(E)[np.zeros(8, int)]
@@ -96,7 +97,7 @@ def test_switch_teaches_through_probabilities_alone():
 
     def loss(logits):
         r = routing(jax.nn.softmax(logits), [[0]] * 3, logits=logits)
-        return losses.switch(r, context(groups=1, tokens=3), 2)[0]
+        return losses.switch(r, context(groups=1, tokens=3), view(2))[0]
 
     gradient = jit(jax.grad(loss))(logits)
     assert (np.asarray(gradient)[:, 0] > 0).all()  # descent takes mass from the crowded expert
@@ -118,7 +119,7 @@ def test_z_gradient_shrinks_logits():
 
     def loss(logits):
         r = routing(jax.nn.softmax(logits), np.zeros((5, 1), int), logits=logits)
-        return losses.z(r, context(groups=1, tokens=5), E)[0]
+        return losses.z(r, context(groups=1, tokens=5), view())[0]
 
     before, gradient = (run := jit(jax.value_and_grad(loss)))(logits)
     assert run(logits - 0.1 * gradient)[0] < before
@@ -211,7 +212,7 @@ def test_load_at_its_ends():
 def test_load_without_room_for_noise_is_finite(std):
     def loss(logits):
         r = routing(UNIFORM, BALANCED, logits=logits, noise_std=jnp.float32(std))
-        return losses.load(r, context(groups=1, tokens=8), E)[0]
+        return losses.load(r, context(groups=1, tokens=8), view())[0]
 
     run = jit(jax.value_and_grad(loss))
     for logits in (np.zeros((8, E), np.float32), normal(0, 8, E)):
@@ -252,7 +253,7 @@ def test_balance_losses_balance():
 
         def loss(kernel, router=router, name=name):
             r = router({'kernel': kernel}, {}, x, ctx)
-            return getattr(losses, name)(r, ctx, E)[0]
+            return getattr(losses, name)(r, ctx, view())[0]
 
         def step(kernel, _, loss=loss):
             v, g = jax.value_and_grad(loss)(kernel)
