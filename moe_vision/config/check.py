@@ -70,19 +70,19 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
     name = moe.expert or registry.default_expert(backbone, moe.placement)
     expert = registry.entry('expert', registry.EXPERTS, name)
     losses = {name: registry.entry('loss', registry.LOSSES, name) for name in moe.losses}
-    for name in moe.loss_args:
-        if name not in losses:
+    for loss in moe.loss_args:
+        if loss not in losses:
             raise UserError(
-                f"model.moe.loss_args names '{name}', but model.moe.losses does not."
-                f'{nearest(name, losses)} It has {", ".join(losses) or "none"}.'
+                f"model.moe.loss_args names '{loss}', but model.moe.losses does not."
+                f'{nearest(loss, losses)} It has {", ".join(losses) or "none"}.'
             )
     moe = dataclasses.replace(
         moe,
         loss_args={
-            name: _args(
-                f"argument of loss '{name}'", losses[name], given, f'model.moe.loss_args.{name}'
+            loss: _args(
+                f"argument of loss '{loss}'", losses[loss], given, f'model.moe.loss_args.{loss}'
             )
-            for name, given in moe.loss_args.items()
+            for loss, given in moe.loss_args.items()
         },
         expert=name,
         expert_args=_args(

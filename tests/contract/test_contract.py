@@ -126,7 +126,7 @@ def test_the_command_says_that_a_method_is_right(capsys):
         (['--router=top_k', '--loss=z'], ['2 methods']),
         (['--router=topk'], ["'top_k'"]),
         (['--router=top_k', '--args=3'], ['a dictionary']),
-        (['--loss=z', '--args={}'], ['a loss has no arguments']),
+        (['--loss=z', '--args={"c": 1}'], ["unknown argument of loss 'z'"]),
         (['--router=top_k', "--args={'nose': 1}"], ["nose'", "'noise'"]),
         (['--router=nowhere.mine:Router'], ["'nowhere'", 'PYTHONPATH']),
         (['--rooter=top_k'], ["'--router'"]),

@@ -1,5 +1,6 @@
 """Adds the router, the backbone and the data set of the examples, as the README explains."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,13 +10,14 @@ import pytest
 
 import input_pipeline
 from configs import digits_k2
+from examples import own_losses
 from moe_vision import models
 from moe_vision.common.paths import ROOT
 from moe_vision.common.place import Place
 from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
-from moe_vision.routing.types import Context
+from moe_vision.routing.types import Context, View
 
 
 def _config(**keys):
@@ -81,6 +83,59 @@ def test_a_router_of_ones_own():
     assert np.abs(once.logits).max() <= 2.0 + 1e-5  # the initial scale is exp(log 2)
 
 
+SMALL = {
+    'moe__num_experts': 4,
+    'moe__expert_args': {},
+    'model__args': {'widths': (8, 16), 'depth': 1},
+}
+
+
+def test_a_router_that_observes():
+    config = _config(
+        moe__router='examples.unsure_router:Unsure',
+        moe__router_args={},
+        moe__losses={'importance': 0.01},
+        **SMALL,
+    )
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
+    router = make_router('examples.unsure_router:Unsure', {'decay': 0.5}, Place(2, 2))
+    context = Context(
+        valid=jnp.asarray([[True, True, False]]), key=None, group=jnp.zeros(1, jnp.int32)
+    )
+    x = jnp.log(jnp.asarray([[[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]]))
+    routing = router({'kernel': jnp.eye(2)}, {'sure': jnp.float32(0.7)}, x, context)
+    # the first token is sure, the second is not, the third is padding
+    assert routing.active.tolist() == [[[True, False], [True, True], [False, False]]]
+    seen = {n: v.sum(0) for n, v in router.observe(routing, context).items()}
+    state = router.update_state({'sure': jnp.float32(0.5)}, seen | {'tokens': jnp.float32(2)})
+    assert float(state['sure']) == pytest.approx(0.5 * 0.5 + 0.5 * (0.9 + 0.6) / 2)
+
+
+def test_a_router_that_pools_its_own_features():
+    config = _config(moe__router='examples.contrast_router:Contrast', **SMALL)
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
+    router = make_router('examples.contrast_router:Contrast', None, Place(4, 2))
+    x = jnp.asarray([1.0, 3.0, 1.0, 3.0]).reshape(1, 2, 2, 1)
+    np.testing.assert_allclose(router.pool({}, x, {}), [[2.0, 1.0]], rtol=1e-5)
+    assert router.params(8)['kernel'][0] == (16, 4)
+
+
+def test_losses_of_ones_own():
+    short, alike = 'examples.own_losses:short_rows', 'examples.own_losses:alike'
+    in_a_file = alike.replace('.', '/')  # a ConfigDict takes no names with dots
+    config = _config(
+        moe__losses={short.replace('.', '/'): 0.01, in_a_file: 0.1},
+        moe__loss_args={in_a_file: {'margin': 0.5}},
+        **SMALL,
+    )
+    assert config.model.moe.loss_args[alike].margin == 0.5
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
+    view = View(Place(3, 1), own_losses.AlikeArgs(0.5), bank={'w': jnp.eye(3)[:, None]})
+    assert float(own_losses.alike(view, None)) == 0
+    same = dataclasses.replace(view, bank={'w': jnp.ones((3, 1, 2)), 'b': jnp.ones((3, 2))})
+    assert float(own_losses.alike(same, None)) == pytest.approx(0.5)  # cosine 1, margin 0.5
+
+
 def test_a_backbone_of_ones_own():
     config = _config(
         model__name='examples.mixer_backbone:Mixer',
@@ -109,11 +164,13 @@ def test_a_data_set_of_ones_own(tmp_path):
     assert seen == info.split_sizes['test'] == 1040  # 2 photographs x 26 rows x 20 columns
 
 
-@pytest.mark.parametrize('name', ['cosine_router', 'mixer_backbone', 'patches_dataset'])
-def test_the_commands_in_an_example_name_its_own_class(name):
+@pytest.mark.parametrize('name', sorted(p.stem for p in (ROOT / 'examples').glob('[!_]*.py')))
+def test_the_commands_in_an_example_name_what_it_defines(name):
     text = (ROOT / 'examples' / f'{name}.py').read_text()
-    for module, cls in re.findall(r'(examples\.\w+):(\w+)', text):
-        assert module == f'examples.{name}' and f'class {cls}(' in text
+    named = re.findall(r'(examples\.\w+):(\w+)', text)
+    assert named
+    for module, own in named:
+        assert module == f'examples.{name}' and re.search(rf'^(class|def) {own}\(', text, re.M)
 
 
 def test_the_layer_in_a_model_of_ones_own():

@@ -57,7 +57,8 @@ def test_floats_are_not_scattered(router, args, priority):
     layer = moe(
         E, 2, B, router=router, router_args=args, priority=priority, losses=losses(router, args)
     )
-    step = dataclasses.replace(TRAIN, extras={'domain': jnp.zeros(B, jnp.int32)})
+    image = jnp.zeros(B, jnp.int32)
+    step = dataclasses.replace(TRAIN, extras={'domain': image}, labels=image)
     found = traced(layer, tokens('mlp', B, D), step)
     scatters = [
         v.aval for eqn in found if eqn.primitive.name.startswith('scatter') for v in eqn.outvars

@@ -132,7 +132,7 @@ def test_the_bias_chooses_and_does_not_weigh(score):
 def test_bias_moves_against_the_load_by_the_rate():
     router = biased()
     new = router.update_state(
-        {'bias': jnp.asarray([0.5, 0.0, -0.5, 0.0])}, jnp.asarray([10, 6, 2, 6])
+        {'bias': jnp.asarray([0.5, 0.0, -0.5, 0.0])}, {'chosen': jnp.asarray([10, 6, 2, 6])}
     )  # mean 6
     np.testing.assert_allclose(new['bias'], [0.499, 0, -0.499, 0], atol=1e-7)
     np.testing.assert_array_equal(router.init_state()['bias'], np.zeros(4))
@@ -149,7 +149,7 @@ def test_balancing_a_skewed_toy():
                 {'kernel': kernel}, {'bias': bias}, x, context(groups=1, tokens=200)
             ).expert_of_choice
             counts = jax.nn.one_hot(ids, 4).sum((0, 1, 2))
-            return router.update_state({'bias': bias}, counts)['bias'], counts
+            return router.update_state({'bias': bias}, {'chosen': counts})['bias'], counts
 
         return jax.lax.scan(step, bias, None, length=600)[1]
 

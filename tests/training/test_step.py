@@ -432,3 +432,16 @@ def test_a_router_that_needs_the_domain_gets_it(data_dir):
     _, out = run.take(rows)
     expected = np.bincount(rows['domain'][rows['valid']], minlength=4)
     np.testing.assert_array_equal(out['layers']['head']['chosen'], expected)
+
+
+def test_what_a_router_observes_reaches_its_state_once_a_step(data_dir):
+    """Summed over micro-batches, without the padding; it is no metric."""
+    own = {
+        'model.moe.router': 'examples.unsure_router:Unsure',
+        'model.moe.router_args': {'decay': 0.0},
+        'model.moe.losses': {},
+    }
+    runs = [Run(data_dir, own | {'train.micro_batches': n}) for n in (1, 4)]
+    means = [float(run.states[1].router_state['head']['router']['sure']) for run in runs]
+    assert means[0] == pytest.approx(means[1], rel=1e-5) and 0.1 < means[0] < 1
+    assert all('observed' not in run.out[0] for run in runs)
