@@ -85,6 +85,9 @@ def get_config() -> ConfigDict:
     c.model.moe.loss_args = {}  # arguments of losses, such as {'erc': {'alpha': 0.5}}
     # hidden width of a shared expert, which every token takes besides; 0 for none
     c.model.moe.shared_hidden = 0
+    # whose experts a routed layer has: own, stage (those of its stage), or a number N of
+    # neighbouring layers that share num_experts experts
+    c.model.moe.bank = 'own'
     # what single routed layers have instead, by their number from 0 on: {'0': {'num_experts': 4},
     # '-1': {'k': 1}}; also capacity_factor, eval_capacity_factor, hidden and shared_hidden
     c.model.moe.layers = {}

@@ -13,3 +13,5 @@ class Place:
     layer: int = 0  # number of this routed layer, from 0
     layers: int = 1  # routed layers of the network
     tokens_per_image: int = 1  # patches of an image where patches are routed
+    pool_layer: int = 0  # number of this layer among those that share its experts
+    pool_layers: int = 1  # how many layers share its experts

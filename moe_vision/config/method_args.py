@@ -154,6 +154,13 @@ class ConvNetArgs:
         return tuple(w for w in self.widths for _ in range(self.depth))
 
     @property
+    def stages(self) -> tuple[int, ...]:  # the stage of each of these blocks
+        return tuple(n for n in range(len(self.widths)) for _ in range(self.depth))
+
+    def block_shape(self, number: int) -> tuple[int, int]:  # width and hidden width of a block
+        return (width := self.block_widths[number]), self.hidden(width)
+
+    @property
     def blocks(self) -> int:  # how many `model.moe.placement` counts
         return len(self.block_widths)
 
@@ -195,7 +202,14 @@ class ConvNextNetArgs:
 
     @property
     def block_widths(self) -> tuple[int, ...]:  # channels of the blocks that `placement` counts
-        return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n))
+        return tuple(self.widths[stage] for stage in self.stages)
+
+    @property
+    def stages(self) -> tuple[int, ...]:  # the stage of each of these blocks
+        return tuple(stage for stage, n in enumerate(self.depths) for _ in range(n))
+
+    def block_shape(self, number: int) -> tuple[int, int]:  # width and hidden width of a block
+        return (width := self.block_widths[number]), self.hidden(width)
 
     @property
     def blocks(self) -> int:  # how many `model.moe.placement` counts
@@ -222,8 +236,8 @@ class ResNetArgs(ConvNextNetArgs):
             )
 
     @property
-    def block_widths(self) -> tuple[int, ...]:
-        return tuple(w for w, n in zip(self.widths, self.depths, strict=True) for _ in range(n - 1))
+    def stages(self) -> tuple[int, ...]:
+        return tuple(stage for stage, n in enumerate(self.depths) for _ in range(n - 1))
 
     def hidden(self, width: int) -> int:
         return width // 4
@@ -252,6 +266,14 @@ class VitArgs:
     @property
     def blocks(self) -> int:  # how many `model.moe.placement` counts
         return self.depth
+
+    @property
+    def stages(self) -> tuple[int, ...]:  # the stage of each of these blocks
+        return (0,) * self.depth
+
+    def block_shape(self, number: int) -> tuple[int, int]:  # width and hidden width of a block
+        del number
+        return self.width, self.hidden or 4 * self.width
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens of one image. Raises UserError where patches do not cover it."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moe_vision.common.errors import UserError
+from moe_vision.common.errors import UserError, nearest
 from moe_vision.common.place import Place
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.schema import Model, Moe
@@ -17,6 +17,44 @@ def routed_layers(model: Model) -> int:
     if model.moe.placement in HEADS:
         return 1
     return len(routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None)))
+
+
+def pools(model: Model) -> tuple[tuple[int, ...], ...]:
+    """The routed layers that share a bank of experts, as `model.moe.bank` says.
+
+    'own' is ((0,), (1,), ...), '2' is ((0, 1), (2, 3), ...), and 'stage' joins the layers of a
+    stage of the backbone.
+
+    Raises:
+      UserError: not one of these forms, a number that does not divide the layers, or a backbone
+        without stages.
+    """
+    bank, layers = model.moe.bank, range(routed_layers(model))
+    if bank == 'own':
+        return tuple((n,) for n in layers)
+    if bank == 'stage':
+        stages = getattr(model.args, 'stages', None)
+        if model.moe.placement in HEADS or stages is None:
+            raise UserError(
+                "model.moe.bank is 'stage', but what is routed here has no stages; use 'own' or a "
+                'number of neighbouring layers.'
+            )
+        blocks = routed_blocks(model.moe.placement, model.args.blocks)
+        found: dict[int, list[int]] = {}
+        for layer, block in enumerate(blocks):
+            found.setdefault(stages[block], []).append(layer)
+        return tuple(map(tuple, found.values()))
+    if not bank.isdecimal() or int(bank) < 1:
+        raise UserError(
+            f"model.moe.bank is '{bank}'.{nearest(bank, ('own', 'stage'))} Allowed: own, stage, or "
+            'a number of neighbouring layers that share their experts.'
+        )
+    size = int(bank)
+    if len(layers) % size:
+        raise UserError(
+            f'model.moe.bank is {size}, which does not divide the {len(layers)} routed layers.'
+        )
+    return tuple(tuple(layers[n : n + size]) for n in range(0, len(layers), size))
 
 
 def moe_at(model: Model, layer: int) -> Moe:
@@ -46,6 +84,7 @@ def place_at(model: Model, layer: int, tokens_per_image: int = 1) -> Place:
       UserError: as `moe_at`.
     """
     moe = moe_at(model, layer)
+    pool = next((p for p in pools(model) if layer in p), (layer,))
     return Place(
         num_experts=moe.num_experts,
         k=moe.k,
@@ -53,6 +92,8 @@ def place_at(model: Model, layer: int, tokens_per_image: int = 1) -> Place:
         layer=layer,
         layers=routed_layers(model),
         tokens_per_image=tokens_per_image,
+        pool_layer=pool.index(layer),
+        pool_layers=len(pool),
     )
 
 

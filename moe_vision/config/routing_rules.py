@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS, routed_blocks
-from moe_vision.config.places import moe_at, routed_layers
+from moe_vision.config.places import moe_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, AtLayer, Config
 
 
@@ -63,6 +63,7 @@ def _experts(config: Config) -> None:
     expert = registry.entry('expert', registry.EXPERTS, moe.expert)
     for layer in range(routed_layers(model)):
         _counts(config, layer, router)
+    _pools(config)
     second = getattr(moe.router_args, 'second_choice', 'always')
     if second != 'always' and moe.k != 2:
         raise UserError(
@@ -128,6 +129,28 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
             f'model.moe.num_experts {moe.num_experts}{where} is not divisible by mesh.expert '
             f'{config.mesh.expert}; {fits(moe.num_experts, config.mesh.expert)}.'
         )
+
+
+def _pools(config: Config) -> None:
+    """What layers that share their experts must have in common."""
+    model = config.model
+    blocks = routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None))
+    for pool in pools(model):
+        if len(pool) == 1:
+            continue
+        if not hasattr(model.args, 'block_shape'):
+            raise UserError(
+                f"model.moe.bank is '{model.moe.bank}', but the Args of backbone '{model.name}' "
+                "have no block_shape(number), which says how wide blocks are; set it to 'own'."
+            )
+        at = [moe_at(model, n) for n in pool]
+        shapes = [model.args.block_shape(blocks[n]) for n in pool]
+        kinds = {(*s, m.num_experts, m.hidden) for s, m in zip(shapes, at, strict=True)}
+        if len(kinds) > 1:
+            raise UserError(
+                f"model.moe.bank is '{model.moe.bank}', but the layers {pool} that would share "
+                "experts differ in width, hidden width or num_experts; use 'stage' or 'own'."
+            )
 
 
 def _normed_widths(config: Config) -> list[tuple[str, int]]:

@@ -128,6 +128,11 @@ class Moe:
         'hidden width of a shared expert, which every token takes besides; 0 for none',
         at_most=1_000_000,
     )
+    bank: str = key(
+        'own',
+        'whose experts a routed layer has: own, stage (those of its stage), or a number N of '
+        'neighbouring layers that share num_experts experts',
+    )
     layers: dict[str, AtLayer] = key(
         {},
         'what single routed layers have instead, by their number from 0 on: '

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,8 @@ def network(model: Model, image_shape: tuple[int, ...], num_classes: int, images
 
 
 def state(made: Router, observed: dict[str, jax.ShapeDtypeStruct]) -> None:
-    """Checks that `update_state` keeps the names, shapes and types of `init_state`.
+    """Checks that `update_state` keeps the names, shapes and types of `init_state`, and the same
+    for what routers share.
 
     Args:
       observed: what the router observes in a step.
@@ -54,22 +56,27 @@ def state(made: Router, observed: dict[str, jax.ShapeDtypeStruct]) -> None:
     Raises:
       UserError: the first array that it changes.
     """
-    what, before = f'{type(made).__name__}.update_state', made.init_state()
-    if not isinstance(before, dict):
-        given = type(before).__name__
-        raise UserError(f'{type(made).__name__}.init_state returned a {given}; expected a dict.')
     sums = {
         **observed,
         'chosen': jax.ShapeDtypeStruct((made.num_ids,), jnp.float32),
         'tokens': jax.ShapeDtypeStruct((), jnp.float32),
     }
+    _kept(made, 'init_state', 'update_state', sums)
+    _kept(made, 'init_shared_state', 'update_shared_state', [sums])
+
+
+def _kept(made: Router, initial: str, update: str, sums: Any) -> None:
+    name, before = type(made).__name__, getattr(made, initial)()
+    what = f'{name}.{update}'
+    if not isinstance(before, dict):
+        raise UserError(f'{name}.{initial} returned a {type(before).__name__}; expected a dict.')
     before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, before))
-    after = jax.eval_shape(made.update_state, before, sums)
+    after = jax.eval_shape(getattr(made, update), before, sums)
     if not isinstance(after, dict) or set(after) != set(before):
         given = sorted(after) if isinstance(after, dict) else f'a {type(after).__name__}'
-        raise UserError(f'{what} returned {given}; expected {sorted(before)}, as in init_state.')
-    for name, array in before.items():
-        expect(f"{what}: '{name}'", after[name], array.shape, array.dtype, 'as in init_state')
+        raise UserError(f'{what} returned {given}; expected {sorted(before)}, as in {initial}.')
+    for key, array in before.items():
+        expect(f"{what}: '{key}'", after[key], array.shape, array.dtype, f'as in {initial}')
 
 
 @contextlib.contextmanager

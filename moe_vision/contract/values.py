@@ -41,8 +41,8 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
     if set(made.needs) - {'labels', 'image', *_context(_VALID).extras}:
         shapes.state(made, {})
         return
-    params = _drawn(made.params(_D))
-    kept, context = made.init_state(), _context(_VALID)
+    params = _drawn(made.params(_D) | made.shared_params())
+    kept, context = made.init_state() | made.init_shared_state(), _context(_VALID)
 
     def observed(params: Any) -> dict[str, Array]:
         routing = made(params, kept, _features(made, params), context)

@@ -1,7 +1,7 @@
 """Routed layers for Flax Linen models: `from moe_vision.layers import MoE`."""
 
 from moe_vision.layers.drops import DroppingBlock
-from moe_vision.layers.moe import DenseBlock, ExpertBank, MoE
+from moe_vision.layers.moe import DenseBlock, ExpertBank, MoE, Shared, SharedBank
 from moe_vision.layers.route import Step
 
-__all__ = ['DenseBlock', 'DroppingBlock', 'ExpertBank', 'MoE', 'Step']
+__all__ = ['DenseBlock', 'DroppingBlock', 'ExpertBank', 'MoE', 'Shared', 'SharedBank', 'Step']

@@ -47,6 +47,29 @@ class ExpertBank(nn.Module):
         }
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What several routed layers share. The network makes it before its blocks and hands it on,
+    because a block that is computed again in the backward pass takes arrays, and no modules."""
+
+    bank: dict[str, Array] | None = None  # the experts' parameters, each with a leading E
+    bank_path: str = dataclasses.field(default='', metadata={'static': True})
+    params: dict[str, Array] = dataclasses.field(default_factory=dict)  # of `Router.shared_params`
+    state: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+
+class SharedBank(nn.Module):
+    """Experts that several layers share, in a scope of their own."""
+
+    expert: Expert
+    num_experts: int
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        return ExpertBank(self.expert, self.num_experts, name='experts')()
+
+
 class DenseBlock(nn.Module):
     """One expert that runs on every token: the block that experts copy.
 
@@ -73,20 +96,23 @@ def declare_params(module: nn.Module, expert: Expert) -> dict[str, Array]:
 
 
 class RouterVariables(nn.Module):
-    """What a router learns (collection 'params') and keeps (collection 'router_state')."""
+    """What a router learns (collection 'params') and keeps (collection 'router_state').
+
+    With width 0 it is what all routers of the network share.
+    """
 
     router: Router
     width: int
 
     @nn.compact
     def __call__(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        params = {
-            name: self.param(name, init, shape)
-            for name, (shape, init) in self.router.params(self.width).items()
-        }
+        own = self.width > 0
+        shapes = self.router.params(self.width) if own else self.router.shared_params()
+        initial = self.router.init_state() if own else self.router.init_shared_state()
+        params = {name: self.param(name, init, shape) for name, (shape, init) in shapes.items()}
         state = {
             name: self.variable('router_state', name, lambda v=value: v).value
-            for name, value in self.router.init_state().items()
+            for name, value in initial.items()
         }
         return params, state
 
@@ -115,8 +141,8 @@ class MoE(nn.Module):
       layer: number of this routed layer in its network; random keys derive from it.
       layers, tokens_per_image: routed layers of the network, and patches of an image where patches
         are routed; for routers that ask.
-      bank: an expert bank shared with other layers; None makes one named 'experts'. Only banks of
-        that name are split over the mesh.
+      pool_layer, pool_layers: number of this layer among those that share its experts, and how
+        many they are; for routers that ask.
     """
 
     num_experts: int
@@ -137,7 +163,8 @@ class MoE(nn.Module):
     layer: int = 0
     layers: int = 1
     tokens_per_image: int = 1
-    bank: ExpertBank | None = None
+    pool_layer: int = 0
+    pool_layers: int = 1
 
     @nn.compact
     def __call__(
@@ -147,8 +174,11 @@ class MoE(nn.Module):
         *,
         carry: Any = None,
         extras: dict[str, Array] | None = None,
+        shared: Shared | None = None,
     ) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info).
+
+        `shared` holds the experts and the router's arrays that other layers have too.
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
         'observed', sums of what the router observed; 'place';
@@ -163,14 +193,16 @@ class MoE(nn.Module):
         step = step or Step()
         router = make_router(self.router, self.router_args, self.place)
         self._check(router, x)
-        variables = RouterVariables(router, x.shape[-1], name='router')()
+        shared = shared or Shared()
+        params, state = RouterVariables(router, x.shape[-1], name='router')()
+        variables = params | shared.params, state | shared.state
         features = self._features(router, variables[0], x, step, extras or {})
         expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)
-        bank = self.bank or ExpertBank(expert, self.num_experts, name='experts')
+        arrays = shared.bank or ExpertBank(expert, self.num_experts, name='experts')()
         across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
 
-        def on_groups(context, x, features, shared, bank):
-            (params, state), intervention = shared
+        def on_groups(context, x, features, replicated, bank):
+            (params, state), intervention = replicated
             if features is None:
                 # A token is routed by its mean over space (the vector itself where it has none).
                 features = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
@@ -182,7 +214,6 @@ class MoE(nn.Module):
             y = run_plan(plan, x, expert, bank, self.mesh, across, step.train)
             return y, routing, plan, View(self.place, params=params, state=state, tokens=x)
 
-        arrays = bank()
         of_groups, of_layer, loss_args = self._losses()
         routed = route_groups(
             self,
@@ -215,6 +246,8 @@ class MoE(nn.Module):
             self.layer,
             self.layers,
             self.tokens_per_image,
+            self.pool_layer,
+            self.pool_layers,
         )
 
     def _features(

@@ -240,6 +240,8 @@ class _Watch:
             self._sizes[path] = module.num_experts
             self._takers[path].update(self._running[-1:])
             return call(*args, **kwargs)
+        if (shared := kwargs.get('shared')) and shared.bank_path:
+            self._takers[shared.bank_path].add(path)
         tokens = args[0] if args else kwargs['x']
         self.layers[path] = _Layer(module, jax.ShapeDtypeStruct(tokens.shape, tokens.dtype))
         self._running.append(path)

@@ -12,21 +12,55 @@ from jax.sharding import Mesh
 
 from moe_vision.config import registry
 from moe_vision.config.placement import routed_blocks
-from moe_vision.config.places import moe_at, place_at
+from moe_vision.config.places import moe_at, place_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, Model
-from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
-from moe_vision.layers.moe import make_expert
+from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Shared, SharedBank, Step
+from moe_vision.layers.moe import RouterVariables, make_expert, make_router
 from moe_vision.models.places import expert_at, twin_expert
 
 Array = jax.Array
 
 
 class Infos:
-    """What routed layers report, by the layer's path, in order, and the carry of their routers."""
+    """What routed layers report, by the layer's path, in order, and what they hand on.
 
-    def __init__(self, carry: Any = None) -> None:
+    Attributes:
+      carry: what the last layer's router left for the next one.
+      shared: what layers share, by their number.
+    """
+
+    def __init__(self, carry: Any = None, shared: dict[int, Shared] | None = None) -> None:
         self.by_layer: dict[str, dict[str, Any]] = {}
-        self.carry = carry
+        self.carry, self.shared = carry, shared or {}
+
+
+def begin(net: nn.Module, step: Step, images: Array) -> tuple[Infos, Step]:
+    """What a backbone begins with: arrays that its routed layers share, and a step that knows the
+    images [B, H, W, C], as the network gets them, if the router needs them."""
+    model = net.model
+    if model.twin != 'none' or model.moe.placement == 'none':
+        return Infos(), step
+    if 'image' in needs(model):
+        step = dataclasses.replace(step, images=images)
+    moe, infos = model.moe, Infos()
+    router = make_router(moe.router, moe.router_args, place_at(model, 0))
+    if router.shared_params() or router.init_shared_state():
+        params, state = RouterVariables(router, 0, name='router')()
+        shared = Shared(params=params, state=state)
+        infos.shared = dict.fromkeys(range(routed_layers(model)), shared)
+    blocks = routed_blocks(moe.placement, getattr(model.args, 'blocks', None))
+    for number, pool in enumerate(pools(model)):
+        if len(pool) == 1:
+            continue
+        path = f'bank_{number}'
+        expert = expert_at(moe_at(model, pool[0]), *model.args.block_shape(blocks[pool[0]]))
+        bank = SharedBank(expert, moe_at(model, pool[0]).num_experts, name=path)()
+        for layer in pool:
+            before = infos.shared.get(layer, Shared())
+            infos.shared[layer] = dataclasses.replace(
+                before, bank=bank, bank_path=f'{path}/experts'
+            )
+    return infos, step
 
 
 def branch_at(
@@ -110,7 +144,7 @@ def run_place(
         layer=layer,
         tokens_per_image=tokens_per_image,
     )
-    y = run_branch(branch, x, step, infos, extras)
+    y = run_branch(branch, x, step, infos, extras, infos.shared.get(layer))
     moe = moe_at(net.model, layer)
     if moe.shared_hidden:
         shared = make_expert(moe.expert, moe.expert_args, x.shape[-1], moe.shared_hidden)
@@ -162,6 +196,8 @@ def make_branch(
             loss_args=moe.loss_args,
             layers=place.layers,
             tokens_per_image=tokens_per_image,
+            pool_layer=place.pool_layer,
+            pool_layers=place.pool_layers,
             **routing,
         )
     dense = twin_expert(moe, model.twin, place, width, hidden, payload)
@@ -180,14 +216,17 @@ def run_branch(
     step: Step,
     infos: Infos,
     extras: dict[str, Array] | None = None,
+    shared: Shared | None = None,
 ) -> Array:
     """Runs a branch on tokens x [B, *, D]; a routed layer's report goes to `infos`."""
     if isinstance(branch, DenseBlock):
         return branch(x)
     if not isinstance(branch, MoE | DroppingBlock):
         return branch(x, step)
-    more = {'extras': extras} if extras and isinstance(branch, MoE) else {}
-    y, info = branch(x, step, carry=infos.carry, **more)
+    if isinstance(branch, MoE):
+        y, info = branch(x, step, carry=infos.carry, extras=extras, shared=shared)
+    else:
+        y, info = branch(x, step, carry=infos.carry)
     infos.carry = info.pop('carry')
     infos.by_layer['/'.join(branch.path)] = info
     return y
@@ -198,11 +237,6 @@ def needs(model: Model) -> tuple[str, ...]:
     if model.twin != 'none' or model.moe.placement == 'none':
         return ()
     return registry.entry('router', registry.ROUTERS, model.moe.router).needs
-
-
-def with_images(model: Model, step: Step, images: Array) -> Step:
-    """The step with the images [B, H, W, C], as the network gets them, if the router needs them."""
-    return dataclasses.replace(step, images=images) if 'image' in needs(model) else step
 
 
 def per_patch(step: Step, patches: int) -> Step:

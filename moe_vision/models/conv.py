@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from moe_vision.config.schema import Model
 from moe_vision.layers import Step
-from moe_vision.models.branch import Infos, branch_at, with_images
+from moe_vision.models.branch import Infos, begin, branch_at
 from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
 
 
@@ -86,7 +86,7 @@ class ConvNet(nn.Module):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
         norm = functools.partial(Norm, a.norm, dtype)
-        infos, step = Infos(), with_images(self.model, step, images)
+        infos, step = begin(self, step, images)
         x = Conv(a.widths[0], (3, 3), use_bias=False, kernel_init=HE, dtype=dtype, name='stem')(
             images.astype(dtype)
         )

@@ -16,7 +16,7 @@ from moe_vision.config import registry
 from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
-from moe_vision.models.branch import Infos, branch_at, with_images
+from moe_vision.models.branch import Infos, begin, branch_at
 from moe_vision.models.parts import Conv, classify, drop_path, run_block
 
 
@@ -44,7 +44,7 @@ class ConvNext(nn.Module):
             Conv, kernel_init=nn.initializers.truncated_normal(0.02), dtype=dtype
         )
         norm = functools.partial(nn.LayerNorm, dtype=dtype)  # of each position, epsilon 1e-6
-        infos, step = Infos(), with_images(self.model, step, images)
+        infos, step = begin(self, step, images)
         x = conv(a.widths[0], (4, 4), (4, 4), name='stem')(images.astype(dtype))
         x = norm(name='stem_norm')(x)
         number = 0

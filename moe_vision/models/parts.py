@@ -56,12 +56,14 @@ class Norm(nn.Module):
 def run_block(net: nn.Module, block: Callable, x: Array, infos: Infos) -> Array:
     """Runs `block(net, x, infos)`. With `model.remat` the backward pass recomputes it from x."""
 
-    def run(net, x, carry):
-        own = Infos(carry)
+    def run(net, x, carry, shared):
+        own = Infos(carry, shared)
         return block(net, x, own), own.by_layer, own.carry
 
     recompute = net.model.remat and not net.is_initializing()
-    x, by_layer, infos.carry = (nn.remat(run) if recompute else run)(net, x, infos.carry)
+    x, by_layer, infos.carry = (nn.remat(run) if recompute else run)(
+        net, x, infos.carry, infos.shared
+    )
     infos.by_layer |= by_layer
     return x
 

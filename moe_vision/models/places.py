@@ -28,8 +28,8 @@ def twin_expert(
     With same_width, the twins that drop and ensemble it is one expert. With same_active_flops it is
     widened to the FLOPs of the experts that a token takes, with same_executed_flops to those of the
     slots that training keeps for a token, with same_params to the parameters of the router and of
-    all experts. It gets the nearest hidden width that the block allows, and the larger of two that
-    are equally near.
+    all experts, of which a layer has its share if others use them too. It gets the nearest hidden
+    width that the block allows, and the larger of two that are equally near.
 
     Args:
       moe: what stands here, as `moe_at` returns it.
@@ -61,10 +61,10 @@ def twin_expert(
             return expert_params(widened(h))
 
         router = make_router(moe.router, moe.router_args, place)
-        target = Fraction(
-            moe.num_experts * cost(one.hidden)
-            + sum(math.prod(shape) for shape, _ in router.params(width).values())
-        )
+        target = Fraction(moe.num_experts * cost(one.hidden), place.pool_layers)
+        target += sum(math.prod(shape) for shape, _ in router.params(width).values())
+        shared = sum(math.prod(shape) for shape, _ in router.shared_params().values())
+        target += Fraction(shared, place.layers)
     return widened(one.multiple * _nearest(lambda n: cost(n * one.multiple), target))
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from moe_vision.config.schema import Model
 from moe_vision.layers import Step
-from moe_vision.models.branch import Infos, branch_at, with_images
+from moe_vision.models.branch import Infos, begin, branch_at
 from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
 
 
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
     def __call__(self, images, step: Step):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
-        infos, step = Infos(), with_images(self.model, step, images)
+        infos, step = begin(self, step, images)
         x = Conv(
             a.hidden(a.widths[0]),
             (7, 7),

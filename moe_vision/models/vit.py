@@ -18,7 +18,7 @@ from moe_vision.config import registry
 from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
-from moe_vision.models.branch import Infos, branch_at, needs, per_patch, with_images
+from moe_vision.models.branch import Infos, begin, branch_at, needs, per_patch
 from moe_vision.models.parts import classify, drop_path, run_block
 
 
@@ -75,7 +75,7 @@ class Vit(nn.Module):
     def __call__(self, images, step: Step):
         """images [B, H, W, C], normalised, to (logits [B, classes] float32, infos by layer)."""
         a, dtype = self.model.args, self.model.dtype
-        infos, step = Infos(), with_images(self.model, step, images)
+        infos, step = begin(self, step, images)
         x = nn.Conv(
             a.width,
             (a.patch_size,) * 2,

@@ -138,6 +138,14 @@ class Router:
         """What is kept between steps. It is replicated, checkpointed and has no gradient."""
         return {}
 
+    def shared_params(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """The same as `params` for what all routers of a network share, under other names."""
+        return {}
+
+    def init_shared_state(self) -> dict[str, Array]:
+        """The same as `init_state` for what all routers of a network share, under other names."""
+        return {}
+
     def choose(self, params, state, features: Array, context: Context) -> Routing | SoftRouting:
         """Routes features [G, T, D], float32. Those of padding are zero.
 
@@ -184,6 +192,11 @@ class Router:
           sums: over all tokens of the step, 'chosen' [N], how often each id was chosen; 'tokens',
             how many there were; and what `observe` returns.
         """
+        del sums
+        return state
+
+    def update_shared_state(self, state, sums: list[dict[str, Array]]):
+        """`update_state` for what all routers share; `sums` has those of each layer, in order."""
         del sums
         return state
 

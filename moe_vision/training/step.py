@@ -273,11 +273,17 @@ def update_router_state(
             return {**tree, 'router': router.update_state(tree['router'], sums)}
         return {**tree, path[0]: update(tree[path[0]], path[1:], router, sums)}
 
+    by_layer = []
     for layer, counts in layers.items():
         seen, place = observed[layer]
         router = make_router(moe.router, moe.router_args, place.value)
         sums = {**seen, 'chosen': counts['chosen'], 'tokens': counts['tokens']}
-        state = update(state, layer.split('/'), router, sums)
+        by_layer.append((place.value.layer, router, sums))
+        if router.init_state():
+            state = update(state, layer.split('/'), router, sums)
+    _, routers, sums_of = zip(*sorted(by_layer, key=lambda x: x[0]), strict=True)
+    if routers[0].init_shared_state():
+        state = {**state, 'router': routers[0].update_shared_state(state['router'], list(sums_of))}
     return state
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_vision.layers import DenseBlock, ExpertBank, MoE
+from moe_vision.layers import DenseBlock, ExpertBank, MoE, Shared
 from moe_vision.layers.experts import Expert, Mlp
 from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, run_branch
@@ -245,14 +245,13 @@ class Pool(nn.Module):
     def __call__(self, images, step):
         moe, infos = self.model.moe, Infos()
         x = nn.Dense(16, name='stem')(images.reshape(len(images), -1))
-        pool = ExpertBank(make_expert('mlp', None, 16, 32), moe.num_experts, name='pool')
+        pool = ExpertBank(make_expert('mlp', None, 16, 32), moe.num_experts, name='pool')()
+        shared = Shared(bank=pool, bank_path='pool')
         for i in range(2):
             name = f'block_{i}'
             if self.model.twin == 'none':
-                branch = MoE(
-                    moe.num_experts, moe.k, moe.group_size, 32, bank=pool, layer=i, name=name
-                )
+                branch = MoE(moe.num_experts, moe.k, moe.group_size, 32, layer=i, name=name)
             else:
                 branch = DenseBlock(make_expert('mlp', None, 16, 32), name=name)
-            x = x + run_branch(branch, x, step, infos)
+            x = x + run_branch(branch, x, step, infos, shared=shared)
         return nn.Dense(self.num_classes, name='classifier')(x), infos.by_layer

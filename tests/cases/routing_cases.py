@@ -99,11 +99,11 @@ def inputs(case, seed=0, num_experts=E, k=K):
     return {
         'params': {
             n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
-            for i, (n, (shape, _)) in enumerate(router.params(D).items())
+            for i, (n, (shape, _)) in enumerate((router.params(D) | router.shared_params()).items())
         },
         'state': {
             n: 0.1 * normal((seed, 50 + i), *v.shape)
-            for i, (n, v) in enumerate(router.init_state().items())
+            for i, (n, v) in enumerate((router.init_state() | router.init_shared_state()).items())
         },
         'features': normal((seed, 90), G, T, D),
         'x': normal((seed, 91), G, T, D),

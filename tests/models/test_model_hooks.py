@@ -14,10 +14,11 @@ from model_cases import TRAIN, B, abstract, build, config, filled, images, jit, 
 from moe_vision import models
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
-from moe_vision.config.places import moe_at, place_at, routed_layers, with_eval_capacity
+from moe_vision.config.places import moe_at, place_at, pools, routed_layers, with_eval_capacity
 from moe_vision.config.schema import AtLayer
 from moe_vision.layers import Step
 from moe_vision.routing.routers.top_k import TopK
+from moe_vision.training.step import update_router_state
 
 LABELS = jnp.arange(B, dtype=jnp.int32)
 
@@ -177,3 +178,95 @@ def test_a_loss_of_a_layer_counts_once_and_reaches_all_experts():
         lambda v: net.apply(v, images(), dataclasses.replace(TRAIN, train=False))[1], variables
     )
     assert all(name not in i['losses'] for i in in_evaluation.values())
+
+
+@pytest.mark.parametrize(
+    'name, bank, pools_of',
+    [
+        ('vit', 'own', ((0,), (1,))),
+        ('vit', 'stage', ((0, 1),)),
+        ('vit', '2', ((0, 1),)),
+        ('conv', 'stage', ((0,), (1,))),
+    ],
+)
+def test_which_layers_share_experts(name, bank, pools_of):
+    model = config(name, 'every_1', bank=bank)
+    assert pools(model) == pools_of
+    assert place_at(model, 1).pool_layers == len(pools_of[-1])
+    assert place_at(model, 1).pool_layer == len(pools_of[-1]) - 1
+
+
+@pytest.mark.parametrize('bank, part', [('3', '2 routed layers'), ('stages', "'stage'"), ('0', '')])
+def test_banks_that_cannot_be(bank, part):
+    with pytest.raises(UserError, match=f'model.moe.bank.*{part}'):
+        pools(config('vit', 'every_1', bank=bank))
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_layers_that_share_experts_have_them_once_and_both_teach_them(remat):
+    """With equal experts in both layers, gradients of the shared bank are the sum of theirs."""
+    models_of = [config('vit', 'every_1', bank=b) for b in ('own', '2')]
+    own, shared = (
+        models.build(dataclasses.replace(m, remat=remat and m is models_of[1]), 5)
+        for m in models_of
+    )
+    variables = filled(shared)
+    params = dict(variables['params'])
+    bank = params.pop('bank_0')
+    assert set(bank) == {'experts'}
+    apart = {
+        n: v | {'experts': bank['experts']} if n in ('block_0', 'block_1') else v
+        for n, v in params.items()
+    }
+
+    def loss(net, params):
+        logits = net.apply(variables | {'params': params}, images(), TRAIN, mutable=['batch_stats'])
+        return jnp.sin(logits[0][0]).sum()
+
+    one, d_one = jit(jax.value_and_grad(lambda p: loss(shared, p)))(variables['params'])
+    two, d_two = jit(jax.value_and_grad(lambda p: loss(own, p)))(apart)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    for n, d in d_one['bank_0']['experts'].items():
+        both = sum(d_two[b]['experts'][n] for b in ('block_0', 'block_1'))
+        np.testing.assert_allclose(d, both, rtol=2e-4, atol=1e-5)
+
+
+class Summing(TopK):
+    """Shares a matrix and a count with the routers of other layers, and has a count of its own."""
+
+    def shared_params(self):
+        return {'common': ((self.num_experts, self.num_experts), jax.nn.initializers.ones)}
+
+    def init_state(self):
+        return {'own': jnp.zeros(())}
+
+    def init_shared_state(self):
+        return {'all': jnp.zeros((2,))}
+
+    def choose(self, params, state, features, context):
+        assert set(state) == {'own', 'all'} and params['common'].shape == (3, 3)
+        return super().choose(params, state, features, context)
+
+    def update_state(self, state, sums):
+        return {'own': state['own'] + sums['tokens']}
+
+    def update_shared_state(self, state, sums):
+        return {'all': state['all'] + jnp.stack([s['chosen'].sum() for s in sums])}
+
+
+def test_routers_share_what_they_say():
+    model = routed_by('Summing', 'vit', 'every_1', layers={'1': AtLayer(k=1)})
+    net = models.build(model, 5)
+    variables = net.init(jax.random.key(0), images(), TRAIN)
+    assert variables['params']['router']['common'].shape == (3, 3)
+    assert 'common' not in variables['params']['block_0']['router']
+    infos = net.apply(variables, images(), TRAIN)[1]
+    new = update_router_state(
+        model.moe,
+        variables['router_state'],
+        {n: i['telemetry'] for n, i in infos.items()},
+        {n: (i['observed'], i['place']) for n, i in infos.items()},
+    )
+    tokens = 4 * B  # patches
+    assert float(new['block_1']['router']['own']) == tokens
+    np.testing.assert_array_equal(new['router']['all'], [2 * tokens, tokens])
