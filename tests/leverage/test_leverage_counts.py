@@ -223,7 +223,8 @@ def test_null_experts_cost_nothing():
     )
     # balanced routing sends half of the two choices to true experts; the router has 8 ids
     assert block(cost, 'block_1').flops == EXPERT + 2 * 16 * 8
-    assert cost.rho_active_at(1.5, 1.0) == 1.5 * EXPERT / (TWIN + 0.5 * EXPERT + 2 * 16 * 8)
+    assert cost.capacities['block_1'].choices == 1.0
+    assert cost.rho_active_at({'block_1': 1.5}) == 1.5 * EXPERT / (TWIN + 0.5 * EXPERT + 2 * 16 * 8)
 
 
 def test_a_twin_costs_more_only_in_its_widened_block():
