@@ -4,7 +4,6 @@ Letters: E experts, k choices per token, B images of a micro-batch, T tokens of 
 an image. Every function raises `UserError` for the first rule that is broken.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -12,7 +11,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
-from moe_vision.config.schema import DROPPING, AtLayer, Config
+from moe_vision.config.schema import DROPPING, Config
 
 
 def check(config: Config) -> None:
@@ -111,11 +110,6 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
     moe, where = moe_at(config.model, layer), ''
     if config.model.moe.layers:
         where = f' at routed layer {layer}'
-        for name in (f.name for f in dataclasses.fields(AtLayer)):
-            value, may_be_zero = getattr(moe, name), name.endswith('hidden')
-            if value < 0 or not (value or may_be_zero):
-                least = 'at least 0' if may_be_zero else 'positive'
-                raise UserError(f'model.moe.layers: {name} is {value}{where}; it must be {least}.')
     null = getattr(moe.router_args, 'null_experts', 0)
     ids = moe.num_experts + null
     if moe.k > ids and 'k' not in router.ignores:
