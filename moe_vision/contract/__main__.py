@@ -4,6 +4,7 @@
     python -m moe_vision.contract --loss=my.losses:l1
     python -m moe_vision.contract --expert=my.experts:Mine
     python -m moe_vision.contract --backbone=my.networks:Mine
+    python -m moe_vision.contract --transform=my.transforms:Mine
 
 Names of the tables in moe_vision/config/registry.py work too.
 """
@@ -21,6 +22,7 @@ _KINDS = {
     'loss': registry.LOSSES,
     'expert': registry.EXPERTS,
     'backbone': registry.BACKBONES,
+    'transform': registry.TRANSFORMS,
 }
 
 
@@ -47,10 +49,12 @@ def _run(arguments: Sequence[str]) -> int:
             + ('a loss has no arguments.' if kind == 'loss' else "write a dictionary: {'a': 1}.")
         )
     registry.entry(kind, _KINDS[kind], name)  # a misspelt name is told before jax is imported
-    from moe_vision.contract import shapes, values
+    from moe_vision.contract import shapes, transforms, values
 
     with shapes.named({f'--{kind}': name}):
-        getattr(values, kind)(name, *([] if args is None else [args]))
+        getattr(transforms if kind == 'transform' else values, kind)(
+            name, *([] if args is None else [args])
+        )
     print(f"{kind} '{name}' holds what it must")
     return 0
 

@@ -44,6 +44,7 @@ class Step:
     start: Array | int = 0  # place of the first token in the whole pass; groups are numbered by it
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B] each, for routers
     intervention: Intervention | None = None  # changes routes after they are made
+    settled: Array | None = None  # bool scalar; True: routers are frozen; None: False
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
 
@@ -122,7 +123,7 @@ def route_groups(
     key = None if key is None else jax.random.fold_in(key, layer.layer)
 
     def on_device(replicated, bank, group, rows):
-        shared, key, fraction = replicated
+        shared, key, fraction, settled = replicated
         x, valid, labels, carry, extras = rows
         context = Context(
             valid=valid,
@@ -132,6 +133,7 @@ def route_groups(
             carry=carry,
             extras=extras,
             labels=labels,
+            settled=settled,
             train=step.train,
         )
         y, routing, plan = on_groups(context, x, shared, bank)
@@ -146,7 +148,7 @@ def route_groups(
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
     y, (choices, carry), (values, counts) = over_groups(on_device, layer.mesh, tokens, size)(
-        (shared, key, jnp.asarray(step.fraction, jnp.float32)),
+        (shared, key, jnp.asarray(step.fraction, jnp.float32), step.settled),
         bank or {},
         step.start // size + jnp.arange(tokens // size),
         (x, valid, step.labels, carry, {**step.extras, **(extras or {})}),

@@ -13,6 +13,7 @@ from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.config.schema import Config
 from moe_vision.contract import check as contract
+from moe_vision.contract import transforms
 from moe_vision.layers import platform
 from moe_vision.run_folder import checkpoints
 from moe_vision.surgery.init_from import init_from
@@ -76,8 +77,10 @@ class Setup:
         images = leverage.trace_images(config, tokens) * self.mesh.size
         init = init_variables_fn(self.network, self.info.image_shape, images)
         key = jax.random.key(0)
-        self.tx = optimizer.make(
-            config.train, self.learning_rate, jax.eval_shape(init, key)['params']
+        params = jax.eval_shape(init, key)['params']
+        self.transforms = transforms.of_config(config, params, self.times.total)
+        self.tx = optimizer.transformed(
+            optimizer.make(config.train, self.learning_rate, params), self.transforms
         )
 
         def fresh(key: jax.Array) -> TrainState:
@@ -101,6 +104,7 @@ class Setup:
             network,
             self.config,
             self.tx,
+            self.transforms,
             self.learning_rate,
             self.times.total,
             self.info.num_classes,

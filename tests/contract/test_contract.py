@@ -11,7 +11,7 @@ import pytest
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import ROOT
 from moe_vision.config import registry
-from moe_vision.contract import values
+from moe_vision.contract import transforms, values
 from moe_vision.contract.__main__ import main
 from moe_vision.contract.check import check
 from moe_vision.layers.moe import make_router
@@ -39,12 +39,22 @@ def test_backbones_of_the_table(name):
     values.backbone(name, model_cases.SMALL[name], (8, 8, 3))
 
 
+TRANSFORM_ARGS = {'freeze_experts': {'experts': (1, 3)}}  # of those that need some
+
+
+@pytest.mark.parametrize('name', registry.TRANSFORMS)
+def test_transforms_of_the_table(name):
+    transforms.transform(name, TRANSFORM_ARGS.get(name))
+
+
 RIGHT = [
     ('router', 'Right'),
     ('loss', 'l1'),
     ('expert', 'Doubled'),
     ('expert', 'Scaled'),
     ('expert', 'StackedOnly'),
+    ('transform', 'Damps'),
+    ('transform', 'Mixes'),
 ]
 WRONG = [  # kind, name in own_methods, parts of the error
     ('router', 'GateOfWrongRank', ['Changed.choose: gate', 'float32[3, 8]', 'float32[3, 8, 2]']),
@@ -92,13 +102,27 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('backbone', 'NoRouter', ['subclass of flax']),
     ('backbone', 'OddUnit', ["unit is 'patches'", "'image' and 'patch'"]),
     ('backbone', 'NoTokens', ['no tokens(height, width)']),
+    ('transform', 'UpdatesOfWrongShape', ['updates: block_0/bias is float32[]', 'float32[6]']),
+    ('transform', 'UpdatesOfWrongType', ['block_0/bias is bfloat16[6]', 'as the parameter']),
+    ('transform', 'ForgetsAnUpdate', ['updates are a dict', 'which differ in block_0/bias']),
+    ('transform', 'ForgetsTheState', ['update returned a dict', '(updates, state)']),
+    ('transform', 'TransformStateGrows', ['state: seen is float32[2]', 'float32[1]']),
+    ('transform', 'StateOfBools', ['init: done is bool', 'int32']),
+    ('transform', 'MovesOfWrongShape', ['moves of block_0/bias is bool[7]', 'broadcast to [6]']),
+    ('transform', 'MovesByHalf', ['moves of block_0/bias is float32[6]', 'bools']),
+    ('transform', 'MovesForgotten', ['moves of block_0/bias is NoneType', 'expected True']),
+    ('transform', 'BranchesOnTheStep', ['TracerBoolConversionError', 'own_methods.py, line']),
+    ('transform', 'Unsettles', ['settled is True and then False', 'state']),
+    ('transform', 'SettlesByLayer', ['settled is bool[2]', 'expected bool[]']),
+    ('transform', 'NotFiniteUpdate', ['not finite after 8 steps']),
+    ('transform', 'NoRouter', ['subclass of moe_vision.transforms.types.Transform']),
 ]
 ids = [name for _, name, *_ in WRONG]
 
 
 @pytest.mark.parametrize('kind, name', RIGHT)
 def test_right_methods_pass(kind, name):
-    getattr(values, kind)(f'own_methods:{name}')
+    getattr(transforms if kind == 'transform' else values, kind)(f'own_methods:{name}')
 
 
 @pytest.mark.parametrize('kind, name, parts', WRONG, ids=ids)
@@ -163,6 +187,7 @@ SHAPES = [
     if case[1] not in ('MixesTokens', 'AppliesOtherwise', 'InFloat32', 'IgnoresValidSoftly')
     and case[1] not in ('not_callable', 'PlainArgs', 'ArgsWithWrongAnnotation', 'NoRouter', 'l1')
     and case[1] not in ('Righ', 'OddUnit', 'NoTokens')
+    and case[0] != 'transform'
 ]
 
 
@@ -175,7 +200,10 @@ def test_a_config_with_such_a_method_is_refused_before_anything_runs(kind, name,
     assert '\n' not in line and (field in line or kind in line), line
 
 
-@pytest.mark.parametrize('kind, name', [*RIGHT, ('backbone', 'SubConv'), ('expert', 'Doubled')])
+NETWORKS = [(kind, name) for kind, name in RIGHT if kind != 'transform']
+
+
+@pytest.mark.parametrize('kind, name', [*NETWORKS, ('backbone', 'SubConv'), ('expert', 'Doubled')])
 def test_a_config_with_a_right_method_passes(kind, name):
     check(model(kind, name), model_cases.IMAGE, model_cases.CLASSES)
 

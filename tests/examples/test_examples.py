@@ -1,4 +1,4 @@
-"""Adds the router, the backbone and the data set of the examples, as the README explains."""
+"""Adds the router, the backbone, the transform and the data set of the examples."""
 
 import re
 
@@ -12,6 +12,8 @@ from configs import digits_k2
 from moe_vision import models
 from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
+from moe_vision.config import registry
+from moe_vision.contract import transforms
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.types import Context
@@ -21,7 +23,9 @@ def _config(**keys):
     c = digits_k2.get_config()
     for key, value in keys.items():
         section, name = key.split('__')
-        part = {'moe': c.model.moe, 'model': c.model, 'dataset': c.dataset}[section]
+        part = {'moe': c.model.moe, 'model': c.model, 'dataset': c.dataset, 'train': c.train}[
+            section
+        ]
         with part.unlocked():
             part[name] = value
     return config_lib.check(c)
@@ -90,6 +94,26 @@ def test_a_backbone_of_ones_own():
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_2']
 
 
+def test_a_transform_of_ones_own():
+    name = 'examples.steady_router:Steady'
+    args = config_lib.from_dict(
+        config_lib.to_dict(_config(train__transforms={name.replace('.', '/'): {'until': 0.5}}))
+    ).train.transforms[name]
+    transforms.transform(name, {'until': 0.5})
+    made = registry.load(name)(args, 4)
+    params = {'head': {'router': {'kernel': jnp.array([[3.0, 0.0], [4.0, 2.0]])}}, 'b': jnp.ones(2)}
+    updates = jax.tree.map(lambda p: p + 1.0, params)
+    state = made.init(params)
+    for step, turned in ((0, True), (1, True), (2, False)):
+        new, state = made.update(updates, params, step=jnp.int32(step), state=state)
+        w = params['head']['router']['kernel'] + new['head']['router']['kernel']
+        want = np.array([[7.0, 1.0], [9.0, 5.0]])  # twice the column, and 1
+        if turned:  # to the lengths 5 and 2
+            want = want * np.array([5.0, 2.0]) / np.sqrt([49 + 81, 1 + 25])
+        np.testing.assert_allclose(w, want, rtol=1e-6)
+        np.testing.assert_array_equal(new['b'], updates['b'])
+
+
 def test_a_data_set_of_ones_own(tmp_path):
     config = _config(
         dataset__name='examples.patches_dataset:Patches',
@@ -108,7 +132,9 @@ def test_a_data_set_of_ones_own(tmp_path):
     assert seen == info.split_sizes['test'] == 1040  # 2 photographs x 26 rows x 20 columns
 
 
-@pytest.mark.parametrize('name', ['cosine_router', 'mixer_backbone', 'patches_dataset'])
+@pytest.mark.parametrize(
+    'name', ['cosine_router', 'mixer_backbone', 'patches_dataset', 'steady_router']
+)
 def test_the_commands_in_an_example_name_its_own_class(name):
     text = (ROOT / 'examples' / f'{name}.py').read_text()
     for module, cls in re.findall(r'(examples\.\w+):(\w+)', text):
