@@ -8,15 +8,19 @@ import sys
 import model_cases
 import pytest
 
+import input_pipeline
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import ROOT
-from moe_vision.config import registry
+from moe_vision.config import check as config_lib
+from moe_vision.config import registry, source
+from moe_vision.config.command_line import exit_code
 from moe_vision.contract import transforms, values
 from moe_vision.contract.__main__ import main
 from moe_vision.contract.check import check
 from moe_vision.layers.moe import make_router
 from moe_vision.leverage.__main__ import main as leverage
 from moe_vision.study.__main__ import main as study
+from moe_vision.training import preflight
 
 
 @pytest.mark.parametrize('name', registry.ROUTERS)
@@ -248,18 +252,32 @@ def test_training_refuses_before_anything_is_written(tmp_path):
     assert not [p for p in tmp_path.rglob('*') if p.is_file()]
 
 
-@pytest.mark.parametrize('command', ['leverage', 'study'])
-def test_other_commands_refuse_too(command, tmp_path, monkeypatch, capsys):
+ROUTER = {
+    'model.moe.router': 'own_methods:IgnoresValid',
+    'model.moe.losses': {},
+    'model.moe.router_args': {},
+}
+TRANSFORM = {'train.transforms': {'own_methods:MovesByHalf': {}}}
+
+
+@pytest.mark.parametrize(
+    'command, keys, part',
+    [
+        ('leverage', ROUTER, 'ignores context.valid'),
+        ('study', ROUTER, 'ignores context.valid'),
+        ('leverage', TRANSFORM, 'moves of block_0/conv1/kernel is float32'),
+        ('study', TRANSFORM, 'moves of block_0/conv1/kernel is float32'),
+        ('summary', TRANSFORM, 'moves of block_0/conv1/kernel is float32'),
+    ],
+)
+def test_other_commands_refuse_too(command, keys, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    keys = {
-        'model.moe.router': 'own_methods:IgnoresValid',
-        'model.moe.losses': {},
-        'model.moe.router_args': {},
-    }
+    flags = ['--config=configs/digits_k2.py', *[f'--config.{k}={v}' for k, v in keys.items()]]
     if command == 'leverage':
-        code = leverage(
-            ['--config=configs/digits_k2.py', *[f'--config.{k}={v}' for k, v in keys.items()]]
-        )
+        code = leverage([*flags, '--training'])
+    elif command == 'summary':
+        config = config_lib.check(source.load(flags[0][9:], *source.take_overrides(flags)[:2]))
+        code = exit_code(lambda: preflight.summary(config, input_pipeline.info(config.dataset)))
     else:
         (tmp_path / 'mine.py').write_text(
             'from moe_vision.study.types import Arm, Study\n\n\ndef get_study():\n'
@@ -269,7 +287,7 @@ def test_other_commands_refuse_too(command, tmp_path, monkeypatch, capsys):
         )
         code = study(['run', f'--study={tmp_path}/mine.py', f'--workdir={tmp_path}/w'])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert code == 2 and 'ignores context.valid' in line and line.startswith('error: '), line
+    assert code == 2 and part in line and line.startswith('error: '), line
     assert not [
         p for p in tmp_path.rglob('*') if p.is_file() and p.suffix != '.py' and p.suffix != '.pyc'
     ]
