@@ -114,6 +114,18 @@ def test_a_transform_of_ones_own():
         np.testing.assert_array_equal(new['b'], updates['b'])
 
 
+def test_the_transform_in_the_documentation():
+    guide = (ROOT / 'docs' / 'adding.md').read_text()
+    names: dict = {}
+    exec(guide.split('for one step in\ntwo:')[1].split('```python\n')[1].split('```')[0], names)
+    turns, bank = names['Turns'](None, 9), jnp.ones((3, 2, 2))
+    for step in (0, 1):
+        found = turns.moves('a/experts/kernel', bank, step=jnp.int32(step), state={})
+        assert found.ravel().tolist() == [step == 0, step == 1, step == 0]
+        assert (found & (bank > 0)).shape == bank.shape
+    assert turns.moves('a/router/kernel', bank, step=jnp.int32(0), state={}) is True
+
+
 def test_a_data_set_of_ones_own(tmp_path):
     config = _config(
         dataset__name='examples.patches_dataset:Patches',
