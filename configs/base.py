@@ -111,6 +111,9 @@ def get_config() -> ConfigDict:
     c.train.cutmix = 0.0  # the same for CutMix; with both on, each group flips a coin
     # regular expression of the paths to train; the rest stands still, statistics included
     c.train.trainable = '.*'
+    # what happens to updates after the optimizer: names in TRANSFORMS, each with its arguments,
+    # such as {'freeze_router': {'fraction': 0.5}}
+    c.train.transforms = {}
     # skip up to N consecutive steps with a non-finite gradient; 0 stops at the first
     c.train.skip_nonfinite = 0
 

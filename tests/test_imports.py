@@ -69,12 +69,13 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'processes': 'common',
     'layers': 'common config routing',
     'models': 'common config layers',
-    'check': 'common config routing layers models',
+    'transforms': 'common config',
+    'check': 'common config routing layers models transforms',
     'leverage': 'common report config routing layers models check',
     'run_folder': 'common config processes routing models leverage',
     'surgery': 'common run_folder',
-    'training': 'common config processes routing layers models check leverage run_folder '
-    'surgery report',
+    'training': 'common config processes routing layers models transforms check leverage '
+    'run_folder surgery report',
     'predict': 'common config layers models leverage run_folder training',
     'pod': 'common config layers leverage training',
     'study': 'common config processes layers models check leverage run_folder training report',
@@ -173,6 +174,7 @@ def test_the_tables_of_names_need_neither_jax_nor_configs(start):
     'package, foreign',
     [
         ('moe_vision.routing', ('flax', 'optax', 'ml_collections')),
+        ('moe_vision.transforms', ('flax', 'optax', 'ml_collections')),
         ('moe_vision.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline')),
         ('moe_vision.study.report', ('jax', 'flax', 'optax', 'orbax', 'input_pipeline')),
         ('moe_vision.layers', ('optax', 'orbax', 'ml_collections', 'input_pipeline')),

@@ -3,8 +3,8 @@
     python -m moe_vision.check my.routers:Mine --args="{'temperature': 0.1}"
     python -m moe_vision.check --loss=z
 
-A name of the tables in moe_vision/config/registry.py may stand for several kinds of method; then
---router, --loss, --expert or --backbone says which. What does not hold is told in one line.
+A name of the tables in moe_vision/config/registry.py may stand for several kinds of method. Then say
+which: --router, --loss, --expert, --backbone or --transform. What does not hold is told in one line.
 """
 
 import os
@@ -21,6 +21,7 @@ _KINDS = {
     'loss': registry.LOSSES,
     'expert': registry.EXPERTS,
     'backbone': registry.BACKBONES,
+    'transform': registry.TRANSFORMS,
 }
 _DEVICES = '--xla_force_host_platform_device_count=4'  # a CPU plays the devices of a mesh
 
@@ -50,10 +51,11 @@ def _run(arguments: Sequence[str]) -> int:
     if given.args is not None and not isinstance(args, Mapping):
         raise UserError(f"--args is '{given.args}'; write a dictionary: {{'a': 1}}.")
     registry.entry(kind, _KINDS[kind], name)  # a misspelt name is told before jax is imported
-    from moe_vision.check import shapes, values
+    from moe_vision.check import shapes, transforms, values
 
     with shapes.named({f'--{kind}': name}):
-        getattr(values, kind)(name, *([] if args is None else [args]))
+        judge = getattr(transforms if kind == 'transform' else values, kind)
+        judge(name, *([] if args is None else [args]))
     print(f"{kind} '{name}' holds what it must")
     return 0
 

@@ -105,8 +105,14 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
             train.optimizer_args,
             'train.optimizer_args',
         ),
+        transforms={name: _transform(name, args) for name, args in train.transforms.items()},
     )
     return dataclasses.replace(config, model=model, train=train)
+
+
+def _transform(name: str, given: Any) -> Any:
+    entry = registry.entry('transform', registry.TRANSFORMS, name)
+    return _args(f"argument of transform '{name}'", entry, given, f'train.transforms.{name}')
 
 
 def _args(what: str, entry: registry.Entry, given: Any, where: str) -> Any:

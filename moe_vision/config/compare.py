@@ -19,7 +19,8 @@ _ARGS = {  # path of a method's arguments -> (table of methods, path of the meth
     ('model', 'moe', 'expert_args'): (registry.EXPERTS, ('model', 'moe', 'expert')),
     ('train', 'optimizer_args'): (registry.OPTIMIZERS, ('train', 'optimizer')),
 }
-_OPEN = 'model.moe.losses'  # the one dictionary whose entries the user names
+# dictionaries whose entries the user names
+_OPEN = ('model.moe.losses', 'train.transforms')
 
 
 def changes() -> dict[str, str]:
@@ -51,7 +52,7 @@ def changed(before: Any, now: Mapping[str, Any]) -> dict[str, list[str]]:
         value = look_up(now, path)
         old = look_up(before, path)
         if old is MISSING:
-            old = value if isinstance(default, dict) else plain(default)
+            old = value if path in _ARGS else plain(default)
         if key == 'model.moe.expert' and not old:
             old = _default_expert(now)
         if path in _ARGS and isinstance(old, Mapping):
@@ -77,7 +78,7 @@ def unknown(before: Any, now: Mapping[str, Any]) -> list[str]:
             key = f'{at}{name}'
             if name not in known:
                 yield key
-            elif key != _OPEN:
+            elif key not in _OPEN:
                 yield from walk(value, known[name], f'{key}.')
 
     return list(walk(before, now))
@@ -93,6 +94,9 @@ def default_of(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
         if path[: len(place)] == place and len(path) == len(place) + 1:
             entry = registry.known(table, look_up(config, name))
             return field_default(entry.args, path[-1]) if entry else MISSING
+    if path[:2] == ('train', 'transforms') and len(path) == 4:
+        transform = registry.known(registry.TRANSFORMS, path[2])
+        return field_default(transform.args, path[3]) if transform else MISSING
     inside = '.'.join(map(str, path[:-1])) in changes()  # such as one of model.moe.losses
     return MISSING if inside else look_up(schema.defaults(), path)
 

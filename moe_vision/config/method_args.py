@@ -1,10 +1,11 @@
-"""The arguments of routers, experts, backbones and optimizers, as dataclasses without jax.
+"""The arguments of routers, experts, backbones, optimizers and transforms, without jax.
 
 Each dataclass checks its own values. `rules` and `routing_rules` check what depends on other keys.
 `registry` says which method takes which arguments.
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 from moe_vision.common.errors import UserError, at_most, below_one, positive, unread
@@ -301,3 +302,33 @@ class SgdArgs:
 
     def __post_init__(self) -> None:
         below_one(self, 'momentum')
+
+
+@dataclasses.dataclass(frozen=True)
+class FreezeRouterArgs:
+    at: Literal['fraction', 'step'] = 'fraction'
+    fraction: float = 0.5  # of training, after which routers stand still
+    step: int = 0  # optimizer steps, after which routers stand still
+
+    def __post_init__(self) -> None:
+        below_one(self, 'fraction')
+        unread(self, 'fraction', self.at == 'fraction', "at is 'step'")
+        unread(self, 'step', self.at == 'step', "at is 'fraction'")
+        if self.step < 0:
+            raise UserError(f'step is {self.step}; it must not be negative.')
+
+
+@dataclasses.dataclass(frozen=True)
+class FreezeExpertsArgs:
+    experts: tuple[int, ...]  # numbers of those that stand still, from 0
+    layers: str = '.*'  # regular expression of the paths of routed layers, such as 'block_3$'
+
+    def __post_init__(self) -> None:
+        if not self.experts or min(self.experts) < 0:
+            raise UserError(f'experts is {self.experts}; give numbers from 0, such as (0, 2).')
+        try:
+            re.compile(self.layers)
+        except re.error as e:
+            raise UserError(
+                f"layers is '{self.layers}', not a regular expression: {e}; '.*' is every layer."
+            ) from e

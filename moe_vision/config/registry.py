@@ -25,6 +25,8 @@ from moe_vision.config.method_args import (
     ConvNextArgs,
     ConvNextNetArgs,
     DepthwiseNetArgs,
+    FreezeExpertsArgs,
+    FreezeRouterArgs,
     MlpArgs,
     NoArgs,
     NullExpertsArgs,
@@ -141,11 +143,19 @@ OPTIMIZERS = {
     'sgd': Entry('moe_vision.training.optimizer:sgd', SgdArgs),
 }
 
+TRANSFORMS = {
+    'freeze_router': Entry('moe_vision.transforms.freeze_router:FreezeRouter', FreezeRouterArgs),
+    'freeze_experts': Entry(
+        'moe_vision.transforms.freeze_experts:FreezeExperts', FreezeExpertsArgs
+    ),
+}
+
 
 _BASES = {  # what the user's own class must be, by kind; imported for such classes alone
     'router': 'moe_vision.routing.types:Router',
     'expert': 'moe_vision.layers.experts:Expert',
     'backbone': 'flax.linen:Module',
+    'transform': 'moe_vision.transforms.types:Transform',
 }
 
 

@@ -208,7 +208,7 @@ def _ranges(config: Config) -> None:
         if isinstance(value, tuple) and limits.get('positive') and any(v <= 0 for v in value):
             raise UserError(f'{key} is {value}; each must be positive (inf is room for all).')
         numbers = [(key, value)]
-        if isinstance(value, Mapping):  # model.moe.losses
+        if isinstance(value, Mapping):  # such as model.moe.losses
             numbers = [(f'{key}.{n}', v) for n, v in value.items()]
         elif isinstance(value, tuple):
             numbers = [(key, v) for v in value]

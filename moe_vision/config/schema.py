@@ -219,6 +219,12 @@ class Train:
         '.*',
         'regular expression of the paths to train; the rest stands still, statistics included',
     )
+    # `config.check` puts the dataclass of each method in place of its dict
+    transforms: dict[str, Any] = key(
+        {},
+        'what happens to updates after the optimizer: names in TRANSFORMS, each with its '
+        "arguments, such as {'freeze_router': {'fraction': 0.5}}",
+    )
     skip_nonfinite: int = key(
         0,
         'skip up to N consecutive steps with a non-finite gradient; 0 stops at the first',

@@ -121,7 +121,12 @@ def load(
                 if key == path:
                     holder[last] = escaped(value)
                 else:
-                    holder[last][_escaped_name(key.removeprefix(f'{path}.'))] = value
+                    inner = holder[last]
+                    *outer, name = _names(key.removeprefix(f'{path}.'))
+                    for part in outer:
+                        inner[part] = inner.get(part, {})
+                        inner = inner[part]
+                    inner[name] = value
             except (ValueError, TypeError, AttributeError) as e:
                 raise UserError(f'{path} cannot be set to {value!r}: {e}') from e
     return config
@@ -214,6 +219,13 @@ def escaped(values: Any) -> Any:
 
 def _escaped_name(name: Any) -> Any:
     return name.replace('.', '/') if isinstance(name, str) and is_path(name) else name
+
+
+def _names(path: str) -> list[str]:
+    """The names in a path of nested dictionaries: 'my.transforms:Mine.rate' has two."""
+    module, colon, rest = path.rpartition(':')
+    first, *others = rest.split('.')
+    return [_escaped_name(f'{module}{colon}{first}'), *others]
 
 
 def unescaped(values: Any) -> Any:

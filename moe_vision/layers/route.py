@@ -47,6 +47,7 @@ class Step:
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B, ...], for routers
     images: Array | None = None  # [images, H, W, C], for `Router.pool` where it needs them
     intervention: Intervention | None = None  # changes routes after they are made
+    settled: Array | None = None  # bool scalar; True: routers are frozen; None: False
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
 
@@ -142,7 +143,7 @@ def route_groups(
     key = None if key is None else jax.random.fold_in(key, layer.layer)
 
     def on_device(replicated, bank, group, rows):
-        shared, key, fraction = replicated
+        shared, key, fraction, settled = replicated
         x, features, valid, labels, carry, extras = rows
         context = Context(
             valid=valid,
@@ -153,6 +154,7 @@ def route_groups(
             extras=extras,
             labels=labels if step.train else None,
             capacity=slots_of(layer, step.train),
+            settled=settled,
             train=step.train,
         )
         y, routing, plan, view = on_groups(context, x, features, shared, bank)
@@ -172,7 +174,7 @@ def route_groups(
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
     y, (choices, carry), per_group = over_groups(on_device, layer.mesh, tokens, size)(
-        (shared, key, jnp.asarray(step.fraction, jnp.float32)),
+        (shared, key, jnp.asarray(step.fraction, jnp.float32), step.settled),
         bank or {},
         step.start // size + jnp.arange(tokens // size),
         (x, features, valid, step.labels, carry, {**step.extras, **(extras or {})}),

@@ -4,7 +4,8 @@ What is traced is the gradient of the loss by all parameters, as training takes 
 of routing, and with what `model.remat` computes twice. Matrix products and convolutions count, 2
 FLOPs per multiply-accumulate, padded buffers in full. What nothing needs is left out, as a compiler
 does. The optimizer, clipping and moving averages have no products, so they count zero; what they
-cost is the time to move parameters, gradients and optimizer state through memory.
+cost is the time to move parameters, gradients and optimizer state through memory. A transform may
+have products; they run once in a step, whatever its images.
 
 The gradient of a product is two products of its size: one for the weights and one for the input,
 which the first layer of a network does not need. So a step is a little less than three forward
@@ -19,7 +20,9 @@ from jax.interpreters import partial_eval as pe
 
 from input_pipeline import DatasetInfo
 from moe_vision import models
+from moe_vision.check import transforms
 from moe_vision.common import flops
+from moe_vision.config.rules import total_steps
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.leverage import trace
@@ -56,9 +59,17 @@ def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> Traini
     program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
     needed, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
     counts = flops.of_program(needed)
+    made = transforms.of_config(config, params, total_steps(config, info.split_sizes['train']))
+    state = jax.eval_shape(made.init, params)
+
+    def transformed(params, step, state):
+        told = {'step': step, 'state': state}
+        return made.moves(params, **told), made.update(params, params, **told)
+
+    of_transforms = flops.total(flops.count(transformed, params, jnp.int32(0), state))
     layers = {b.name: None for b in forward.blocks if b.routed}
     by_block = trace.by_block(counts, layers)
     return TrainingStep(
-        flops=round(flops.total(counts) / images),
+        flops=round(flops.total(counts) / images + of_transforms / config.train.batch_size),
         flops_experts=round(sum(kinds['experts'] for kinds in by_block.values()) / images),
     )

@@ -71,8 +71,13 @@ class Context:
     carry: Any = None  # of the previous routed layer
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
     labels: Array | None = None  # [G, T] int32, class of the token's image; in training alone
+    settled: Array | None = None  # bool scalar; True: noise is off in training; None: False
     capacity: int = dataclasses.field(default=0, metadata={'static': True})  # C, slots per expert
     train: bool = dataclasses.field(default=False, metadata={'static': True})
+
+    def unless_settled(self, noisy: Array, clean: Array | float) -> Array:
+        """`noisy`, or `clean` if the routes are settled: what a router with noise takes."""
+        return noisy if self.settled is None else jnp.where(self.settled, clean, noisy)
 
     def keys(self, stream: int) -> Array:
         """One random key per group, [G].

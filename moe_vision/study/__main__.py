@@ -174,13 +174,14 @@ def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None
 
 def _check_own_methods(loaded: Loaded, only: str) -> None:
     """Checks the arms' methods of the user's own before anything is registered or trained."""
-    from moe_vision.check import own
+    from moe_vision.check import own, transforms
 
     for name in matching(loaded.configs, only):
         config = loaded.configs[name]
         info = input_pipeline.info(config.dataset)
         try:
             own.check(config.model, info.image_shape, info.num_classes)
+            transforms.check(config, info)
         except UserError as e:
             raise UserError(f"arm '{name}': {e}") from e
 

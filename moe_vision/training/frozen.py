@@ -3,6 +3,9 @@
 A parameter is trained if its path matches the expression. Running statistics and router state are
 no parameters, but belong to a module that may have some: they move only if a parameter of that
 module is trained. A frozen batch norm uses its statistics in training as it does in evaluation.
+
+This holds for the whole of training. What stands still from some step on, or in parts, is a
+transform (`moe_vision.transforms`).
 """
 
 import contextlib

@@ -84,7 +84,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> Any:
     """A sharding for each array of a train state.
 
-    Expert banks and their optimizer state are split over 'expert'; the rest is on every device.
+    Expert banks and their optimizer state are split over 'expert'; the rest is on every device, and
+    so is an array that a transform keeps of a bank if its leading axis cannot be split.
 
     Args:
       shard_optimizer: also split the rest of the optimizer state over 'data', each array along its
@@ -92,8 +93,9 @@ def state_shardings(mesh: Mesh, state: Any, shard_optimizer: bool = False) -> An
     """
 
     def spec(path, leaf):
-        by_expert = param_spec(path)
-        data = mesh.shape['data']
+        by_expert, data = param_spec(path), mesh.shape['data']
+        if path[0].name == 'opt_state' and (not leaf.shape or leaf.shape[0] % mesh.shape['expert']):
+            by_expert = P()
         if not shard_optimizer or data == 1 or by_expert != P() or path[0].name != 'opt_state':
             return by_expert
         divisible = [n if n % data == 0 else 0 for n in leaf.shape]

@@ -1,4 +1,4 @@
-"""Builds a config's optimizer from optax: warm-up, cosine, weight decay, frozen parameters."""
+"""Builds a config's optimizer from optax: warm-up, cosine, weight decay, transforms."""
 
 import re
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from moe_vision.common.paths import path_name
 from moe_vision.config import registry
 from moe_vision.config.schema import Train
 from moe_vision.training.frozen import Frozen
+from moe_vision.transforms.chain import Transforms, held
+from moe_vision.transforms.types import of_router
 
 Mask = Callable[[optax.Params], optax.Params]
 
@@ -74,6 +76,30 @@ def make(
     return optax.partition({'trained': core, 'kept': optax.set_to_zero()}, labels)
 
 
+def transformed(
+    core: optax.GradientTransformation, transforms: Transforms
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer `core`, and the transforms behind it.
+
+    Its `update` also takes `step`, the number of steps done before this one. Its state is that of
+    `core` if there are no transforms, else {'optimizer': ..., 'transforms': ...}.
+    """
+    if not transforms:
+        return optax.with_extra_args_support(core)
+
+    def init(params: optax.Params) -> Any:
+        return {'optimizer': core.init(params), 'transforms': transforms.init(params)}
+
+    def update(grads: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
+        told = {'step': given['step'], 'state': state['transforms']}
+        moves = transforms.moves(params, **told)
+        updates, inner = core.update(held(grads, moves), state['optimizer'], params)
+        updates, states = transforms.update(updates, params, **told)
+        return held(updates, moves), {'optimizer': inner, 'transforms': states}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def decays(params: optax.Params) -> optax.Params:
     """True for each parameter that weight decay shrinks: matrices and filters outside routers."""
 
@@ -81,7 +107,7 @@ def decays(params: optax.Params) -> optax.Params:
         name = path_name(path)
         # a bank's leading axis numbers its experts
         dims = leaf.ndim - bool(re.search('(^|/)(experts|branches)/', name))
-        exempt = name.endswith(('bias', 'position', 'class_token')) or '/router/' in f'/{name}'
+        exempt = name.endswith(('bias', 'position', 'class_token')) or of_router(name)
         return dims >= 2 and not exempt
 
     return jax.tree_util.tree_map_with_path(decays_one, params)

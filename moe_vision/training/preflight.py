@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from input_pipeline import DatasetInfo
+from moe_vision.check import transforms
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Leverage, measure, table
 from moe_vision.models.parts import BATCH_NORM_MOMENTUM
@@ -22,6 +23,7 @@ def summary(config: Config, info: DatasetInfo) -> None:
     Args:
       config, info: already checked against each other by `rules.check_data`.
     """
+    transforms.check(config, info)
     expert = config.mesh.expert
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}

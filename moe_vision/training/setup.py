@@ -10,7 +10,7 @@ import jax
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
-from moe_vision.check import own
+from moe_vision.check import own, transforms
 from moe_vision.common import compile_cache
 from moe_vision.config.schema import Config
 from moe_vision.layers import platform
@@ -76,8 +76,10 @@ class Setup:
         images = leverage.trace_images(config, tokens) * self.mesh.size
         init = init_variables_fn(self.network, self.info.image_shape, images)
         key = jax.random.key(0)
-        self.tx = optimizer.make(
-            config.train, self.learning_rate, jax.eval_shape(init, key)['params']
+        params = jax.eval_shape(init, key)['params']
+        self.transforms = transforms.of_config(config, params, self.times.total)
+        self.tx = optimizer.transformed(
+            optimizer.make(config.train, self.learning_rate, params), self.transforms
         )
 
         def fresh(key: jax.Array) -> TrainState:
@@ -101,6 +103,7 @@ class Setup:
             network,
             self.config,
             self.tx,
+            self.transforms,
             self.learning_rate,
             self.times.total,
             self.info.num_classes,

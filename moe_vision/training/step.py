@@ -21,6 +21,7 @@ from moe_vision.layers import Step, platform
 from moe_vision.layers.moe import make_router
 from moe_vision.training import optimizer
 from moe_vision.training.frozen import Frozen
+from moe_vision.transforms.chain import Transforms
 
 Array = jax.Array
 Tree = Any
@@ -97,7 +98,8 @@ def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, .
 def train_step_fn(
     model: nn.Module,
     config: Config,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
+    transforms: Transforms,
     learning_rate: optax.Schedule,
     total_steps: int,
     num_classes: int,
@@ -111,6 +113,7 @@ def train_step_fn(
     telemetry are summed over the micro-batches; router state is updated once, from the sums.
 
     Args:
+      tx: the optimizer, as `optimizer.transformed` returns it for these transforms.
       images_per_group: images that share capacity, as the function of this name returns it.
       mean, std: of the data set's channels, [C] each.
     """
@@ -118,7 +121,9 @@ def train_step_fn(
     routed = moe.placement != 'none' and config.model.twin == 'none'
     taught = routed and 'labels' in registry.entry('router', registry.ROUTERS, moe.router).needs
 
-    def loss_fn(params, batch_stats, router_state, micro, key, start, fraction, total_valid, parts):
+    def loss_fn(
+        params, batch_stats, router_state, micro, key, start, fraction, settled, total_valid, parts
+    ):
         valid, labels = micro['valid'], micro['label']
         images = normalize_images(micro['image'], mean, std)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), train.label_smoothing)
@@ -143,6 +148,7 @@ def train_step_fn(
             start=start,
             labels=jnp.argmax(targets, -1) if taught else None,
             extras=extras_of(micro),
+            settled=settled,
             train=True,
         )
         (logits, infos), updates = model.apply(
@@ -157,6 +163,7 @@ def train_step_fn(
             name: sum(i['losses'][name] for i in infos.values()) / parts
             for name in sorted({n for i in infos.values() for n in i['losses']})
         }
+        aux = where_settled(settled, jax.tree.map(jnp.zeros_like, aux), aux)
         accuracy = jnp.sum(valid & (jnp.argmax(logits, -1) == labels)) / total_valid
         sums = {
             'task_loss': task,
@@ -171,6 +178,8 @@ def train_step_fn(
         parts, rows = batch['label'].shape
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), state.step)
         fraction = state.step / total_steps
+        told = state.opt_state['transforms'] if transforms else {}
+        settled = transforms.settled(step=state.step, state=told)
         total_valid = jnp.maximum(batch['valid'].sum(), 1).astype(jnp.float32)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         frozen = Frozen(state.params, train.trainable)
@@ -185,6 +194,7 @@ def train_step_fn(
                     key,
                     part * rows,
                     fraction,
+                    settled,
                     total_valid,
                     parts,
                 )
@@ -210,12 +220,13 @@ def train_step_fn(
         grads, metrics = total
         observed = metrics.pop('observed')
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         router_state = state.router_state
         if routed and router_state:
             router_state = update_router_state(moe, router_state, metrics['layers'], observed)
             router_state = frozen.keep(router_state, state.router_state)
+            router_state = where_settled(settled, state.router_state, router_state)
         ema = state.ema
         if train.ema_decay:
             ema = optimizer.average(ema, params, state.step + 1, train.ema_decay)
@@ -241,6 +252,13 @@ def train_step_fn(
         return new, metrics
 
     return step
+
+
+def where_settled(settled: Array | None, if_so: Tree, otherwise: Tree) -> Tree:
+    """One of two trees; `otherwise` if routes are never settled."""
+    if settled is None:
+        return otherwise
+    return jax.tree.map(lambda a, b: jnp.where(settled, a, b), if_so, otherwise)
 
 
 def mixing_group(images_per_group: int, images: int) -> int:

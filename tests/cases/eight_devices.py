@@ -41,6 +41,11 @@ CASES = {
         'model.name': 'vit',
         'model.moe.placement': 'every_1',
         'mesh.shard_optimizer': True,
+        'train.transforms': {
+            'freeze_router': {'at': 'step', 'step': 7},
+            'freeze_experts': {'experts': (1, 6)},
+            'own_methods:Damps': {},
+        },
         'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
     },
 }

@@ -16,6 +16,8 @@ from moe_vision.routing.routers.bias_balanced import BiasBalanced
 from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.routers.top_k import TopK
 from moe_vision.routing.types import Router
+from moe_vision.transforms.freeze_router import FreezeRouter
+from moe_vision.transforms.types import Transform, bank_of, by_path
 
 
 def with_field(name, change, base=TopK):
@@ -274,3 +276,108 @@ class Pool(nn.Module):
                 branch = DenseBlock(make_expert('mlp', None, 16, 32), name=name)
             x = x + run_branch(branch, x, step, infos, shared=shared)
         return nn.Dense(self.num_classes, name='classifier')(x), infos.by_layer
+
+
+class Damps(Transform):
+    """A right transform: steps of banks shrink as they repeat; it keeps a sum for each expert."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Args:
+        rate: float = 0.5
+
+    def init(self, params):
+        return by_path(lambda path, p: jnp.zeros(p.shape[:1] if bank_of(path) else ()), params)
+
+    def update(self, updates, params, *, step, state):
+        def damp(path, u, s):
+            return u / (1 + self.args.rate * s.reshape(-1, *[1] * (u.ndim - 1))) if s.ndim else u
+
+        def add(path, u, s):
+            return s + jnp.abs(u).sum(range(1, u.ndim)) if s.ndim else s
+
+        return by_path(damp, updates, state), by_path(add, updates, state)
+
+
+class Mixes(Transform):
+    """A right transform with products: the update of each router times a matrix of ones, [D, D]."""
+
+    def update(self, updates, params, *, step, state):
+        def mix(path, u):
+            return jnp.ones((len(u), len(u))) @ u if path.endswith('router/kernel') else u
+
+        return by_path(mix, updates), state
+
+
+class ZShakes(Transform):
+    """A right transform that moves everything, last of all by its name."""
+
+    def update(self, updates, params, *, step, state):
+        return jax.tree.map(lambda u: u + 0.1, updates), state
+
+
+class UpdatesOfWrongShape(Transform):
+    def update(self, updates, params, *, step, state):
+        return jax.tree.map(lambda u: u.sum(), updates), state
+
+
+class UpdatesOfWrongType(Transform):
+    def update(self, updates, params, *, step, state):
+        return jax.tree.map(lambda u: u.astype(jnp.bfloat16), updates), state
+
+
+class ForgetsAnUpdate(Transform):
+    def update(self, updates, params, *, step, state):
+        return updates | {'stem': {}, 'block_0': {}}, state
+
+
+class ForgetsTheState(Damps):
+    def update(self, updates, params, *, step, state):
+        return super().update(updates, params, step=step, state=state)[0]
+
+
+class TransformStateGrows(Transform):
+    def init(self, params):
+        return {'seen': jnp.zeros(1)}
+
+    def update(self, updates, params, *, step, state):
+        return updates, {'seen': jnp.zeros(2)}
+
+
+class StateOfBools(Transform):
+    def init(self, params):
+        return {'done': jnp.zeros((), bool)}
+
+
+class MovesOfWrongShape(Transform):
+    def moves(self, path, param, *, step, state):
+        return jnp.ones(7, bool)
+
+
+class MovesByHalf(Transform):
+    def moves(self, path, param, *, step, state):
+        return 0.5 * jnp.ones(param.shape)
+
+
+class MovesForgotten(Transform):
+    def moves(self, path, param, *, step, state):
+        self.steps + step
+
+
+class BranchesOnTheStep(Transform):
+    def moves(self, path, param, *, step, state):
+        return True if step > 3 else False
+
+
+class Unsettles(FreezeRouter):
+    def settled(self, *, step, state):
+        return step % 2 == 0
+
+
+class SettlesByLayer(Transform):
+    def settled(self, *, step, state):
+        return jnp.ones(2, bool)
+
+
+class NotFiniteUpdate(Transform):
+    def update(self, updates, params, *, step, state):
+        return jax.tree.map(lambda u: u / step, updates), state

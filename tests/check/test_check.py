@@ -8,16 +8,20 @@ import sys
 import model_cases
 import pytest
 
-from moe_vision.check import values
+import input_pipeline
+from moe_vision.check import transforms, values
 from moe_vision.check.__main__ import main
 from moe_vision.check.own import check
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import ROOT
 from moe_vision.common.place import Place
-from moe_vision.config import registry
+from moe_vision.config import check as config_lib
+from moe_vision.config import registry, source
+from moe_vision.config.command_line import exit_code
 from moe_vision.layers.moe import make_router
 from moe_vision.leverage.__main__ import main as leverage
 from moe_vision.study.__main__ import main as study
+from moe_vision.training import preflight
 
 
 @pytest.mark.parametrize('name', registry.ROUTERS)
@@ -40,12 +44,22 @@ def test_backbones_of_the_table(name):
     values.backbone(name, model_cases.SMALL[name], (8, 8, 3))
 
 
+TRANSFORM_ARGS = {'freeze_experts': {'experts': (1, 3)}}  # of those that need some
+
+
+@pytest.mark.parametrize('name', registry.TRANSFORMS)
+def test_transforms_of_the_table(name):
+    transforms.transform(name, TRANSFORM_ARGS.get(name))
+
+
 RIGHT = [
     ('router', 'Right'),
     ('loss', 'l1'),
     ('expert', 'Doubled'),
     ('expert', 'Scaled'),
     ('expert', 'StackedOnly'),
+    ('transform', 'Damps'),
+    ('transform', 'Mixes'),
 ]
 WRONG = [  # kind, name in own_methods, parts of the error
     ('router', 'GateOfWrongRank', ['Changed.choose: gate', 'float32[3, 8]', 'float32[3, 8, 2]']),
@@ -94,13 +108,27 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('backbone', 'NoRouter', ['subclass of flax']),
     ('backbone', 'OddUnit', ["unit is 'patches'", "'image' and 'patch'"]),
     ('backbone', 'NoTokens', ['no tokens(height, width)']),
+    ('transform', 'UpdatesOfWrongShape', ['updates: block_0/bias is float32[]', 'float32[6]']),
+    ('transform', 'UpdatesOfWrongType', ['block_0/bias is bfloat16[6]', 'as the parameter']),
+    ('transform', 'ForgetsAnUpdate', ['updates are a dict', 'which differ in block_0/bias']),
+    ('transform', 'ForgetsTheState', ['update returned a dict', '(updates, state)']),
+    ('transform', 'TransformStateGrows', ['state: seen is float32[2]', 'float32[1]']),
+    ('transform', 'StateOfBools', ['init: done is bool', 'int32']),
+    ('transform', 'MovesOfWrongShape', ['moves of block_0/bias is bool[7]', 'broadcast to [6]']),
+    ('transform', 'MovesByHalf', ['moves of block_0/bias is float32[6]', 'bools']),
+    ('transform', 'MovesForgotten', ['moves of block_0/bias is NoneType', 'expected True']),
+    ('transform', 'BranchesOnTheStep', ['TracerBoolConversionError', 'own_methods.py, line']),
+    ('transform', 'Unsettles', ['settled is True and then False', 'state']),
+    ('transform', 'SettlesByLayer', ['settled is bool[2]', 'expected bool[]']),
+    ('transform', 'NotFiniteUpdate', ['not finite after 8 steps']),
+    ('transform', 'NoRouter', ['subclass of moe_vision.transforms.types.Transform']),
 ]
 ids = [name for _, name, *_ in WRONG]
 
 
 @pytest.mark.parametrize('kind, name', RIGHT)
 def test_right_methods_pass(kind, name):
-    getattr(values, kind)(f'own_methods:{name}')
+    getattr(transforms if kind == 'transform' else values, kind)(f'own_methods:{name}')
 
 
 @pytest.mark.parametrize('kind, name, parts', WRONG, ids=ids)
@@ -190,6 +218,7 @@ SHAPES = [
     if case[1] not in ('MixesTokens', 'AppliesOtherwise', 'InFloat32', 'IgnoresValidSoftly')
     and case[1] not in ('not_callable', 'PlainArgs', 'ArgsWithWrongAnnotation', 'NoRouter', 'l1')
     and case[1] not in ('Righ', 'OddUnit', 'NoTokens')
+    and case[0] != 'transform'
 ]
 
 
@@ -202,7 +231,10 @@ def test_a_config_with_such_a_method_is_refused_before_anything_runs(kind, name,
     assert '\n' not in line and (field in line or kind in line), line
 
 
-@pytest.mark.parametrize('kind, name', [*RIGHT, ('backbone', 'SubConv'), ('expert', 'Doubled')])
+NETWORKS = [(kind, name) for kind, name in RIGHT if kind != 'transform']
+
+
+@pytest.mark.parametrize('kind, name', [*NETWORKS, ('backbone', 'SubConv'), ('expert', 'Doubled')])
 def test_a_config_with_a_right_method_passes(kind, name):
     check(model(kind, name), model_cases.IMAGE, model_cases.CLASSES)
 
@@ -247,18 +279,32 @@ def test_training_refuses_before_anything_is_written(tmp_path):
     assert not [p for p in tmp_path.rglob('*') if p.is_file()]
 
 
-@pytest.mark.parametrize('command', ['leverage', 'study'])
-def test_other_commands_refuse_too(command, tmp_path, monkeypatch, capsys):
+ROUTER = {
+    'model.moe.router': 'own_methods:IgnoresValid',
+    'model.moe.losses': {},
+    'model.moe.router_args': {},
+}
+TRANSFORM = {'train.transforms': {'own_methods:MovesByHalf': {}}}
+
+
+@pytest.mark.parametrize(
+    'command, keys, part',
+    [
+        ('leverage', ROUTER, 'ignores context.valid'),
+        ('study', ROUTER, 'ignores context.valid'),
+        ('leverage', TRANSFORM, 'moves of block_0/conv1/kernel is float32'),
+        ('study', TRANSFORM, 'moves of block_0/conv1/kernel is float32'),
+        ('summary', TRANSFORM, 'moves of block_0/conv1/kernel is float32'),
+    ],
+)
+def test_other_commands_refuse_too(command, keys, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    keys = {
-        'model.moe.router': 'own_methods:IgnoresValid',
-        'model.moe.losses': {},
-        'model.moe.router_args': {},
-    }
+    flags = ['--config=configs/digits_k2.py', *[f'--config.{k}={v}' for k, v in keys.items()]]
     if command == 'leverage':
-        code = leverage(
-            ['--config=configs/digits_k2.py', *[f'--config.{k}={v}' for k, v in keys.items()]]
-        )
+        code = leverage([*flags, '--training'])
+    elif command == 'summary':
+        config = config_lib.check(source.load(flags[0][9:], *source.take_overrides(flags)[:2]))
+        code = exit_code(lambda: preflight.summary(config, input_pipeline.info(config.dataset)))
     else:
         (tmp_path / 'mine.py').write_text(
             'from moe_vision.study.types import Arm, Study\n\n\ndef get_study():\n'
@@ -268,7 +314,7 @@ def test_other_commands_refuse_too(command, tmp_path, monkeypatch, capsys):
         )
         code = study(['run', f'--study={tmp_path}/mine.py', f'--workdir={tmp_path}/w'])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert code == 2 and 'ignores context.valid' in line and line.startswith('error: '), line
+    assert code == 2 and part in line and line.startswith('error: '), line
     assert not [
         p for p in tmp_path.rglob('*') if p.is_file() and p.suffix != '.py' and p.suffix != '.pyc'
     ]

@@ -85,6 +85,26 @@ def refused(shadowed, *args: str, cwd: Path = ROOT) -> str:
         (['--config.dataset.augment=pad'], ["augment 'pad'", 'pad_crop_flip']),
         (['--config.train.optimizer=adamv'], ["optimizer 'adamv'", "'adamw'", 'sgd']),
         (['--config.train.optimizer_args.momentum=1'], ["momentum'", 'b1, b2, eps']),
+        (['--config.train.transforms.freeze_ruter.step=1'], ["'freeze_ruter'", "'freeze_router'"]),
+        (['--config.train.transforms.freeze_router.stop=1'], ["stop'", "'step'", 'fraction']),
+        (['--config.train.transforms.freeze_router=3'], ['freeze_router is 3', 'at, fraction']),
+        (
+            ['--config.train.transforms.freeze_router.step=9'],
+            ['train.transforms.freeze_router.step', 'not read', "at is 'fraction'"],
+        ),
+        (
+            ['--config.train.transforms.freeze_router.fraction=1.5'],
+            ['freeze_router.fraction is 1.5', '0 <= fraction < 1'],
+        ),
+        (
+            ["--config.train.transforms={'freeze_experts':{}}"],
+            ['freeze_experts.experts', 'missing'],
+        ),
+        (
+            ["--config.train.transforms={'freeze_experts':{'experts':(0,),'layers':'('}}"],
+            ["layers is '('", 'not a regular expression'],
+        ),
+        (['--config.train.transforms=freeze_router'], ['train.transforms', 'a dictionary']),
         (['--config.model.moe.k=9'], ['model.moe.k is 9', '1 to 8']),
         (['--config.mesh.expert=3'], ['num_experts 8', 'mesh.expert 3', '2, 4']),
         (['--config.train.batch_size=100'], ['group_size is 64', '100 images', '25, 50']),

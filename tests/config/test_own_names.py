@@ -12,6 +12,18 @@ from moe_vision.config import registry, source, trust
 
 CONFIG = 'configs/digits_k2.py'
 LOSS = 'own_losses.sums:l1'
+OWN_TRANSFORM = """
+import dataclasses
+
+from moe_vision.transforms.types import Transform
+
+
+class Mine(Transform):
+    @dataclasses.dataclass(frozen=True)
+    class Args:
+        rate: float = 1.0
+        name: str = 'x'
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +37,7 @@ def own_package(tmp_path, monkeypatch):
         'lacks': 'import no_such_dependency\n',
         'fails': 'x = 1\nraise ValueError("no such luck\\nat all")\n',
         'typo': 'def f(:\n',
+        'mine': OWN_TRANSFORM,
     }.items():
         (folder / f'{name}.py').write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -54,6 +67,18 @@ def of_file(tmp_path, losses):
 )
 def test_the_command_line_takes_a_loss_by_its_path(args):
     assert of_command_line(*args).model.moe.losses == {LOSS: 0.5}
+
+
+def test_arguments_of_a_transform_are_set_one_by_one():
+    own = 'own_losses.mine:Mine'
+    config = of_command_line(
+        f'--config.train.transforms.{own}.rate=0.5',
+        '--config.train.transforms.freeze_router.fraction=0.25',
+    )
+    found = config.train.transforms
+    assert found[own].rate == 0.5 and found[own].name == 'x'
+    assert found['freeze_router'] == registry.FreezeRouterArgs(fraction=0.25)
+    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
 
 
 def test_a_config_file_writes_slashes_and_is_told_so(tmp_path):

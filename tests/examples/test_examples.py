@@ -1,4 +1,4 @@
-"""Adds the router, the backbone and the data set of the examples, as the README explains."""
+"""Adds the router, the backbone, the transform and the data set of the examples."""
 
 import dataclasses
 import re
@@ -12,9 +12,11 @@ import input_pipeline
 from configs import digits_k2
 from examples import own_losses
 from moe_vision import models
+from moe_vision.check import transforms
 from moe_vision.common.paths import ROOT
 from moe_vision.common.place import Place
 from moe_vision.config import check as config_lib
+from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.types import Context, View
@@ -24,7 +26,9 @@ def _config(**keys):
     c = digits_k2.get_config()
     for key, value in keys.items():
         section, name = key.split('__')
-        part = {'moe': c.model.moe, 'model': c.model, 'dataset': c.dataset}[section]
+        part = {'moe': c.model.moe, 'model': c.model, 'dataset': c.dataset, 'train': c.train}[
+            section
+        ]
         with part.unlocked():
             part[name] = value
     return config_lib.check(c)
@@ -144,6 +148,38 @@ def test_a_backbone_of_ones_own():
         moe__num_experts=4,
     )
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_2']
+
+
+def test_a_transform_of_ones_own():
+    name = 'examples.steady_router:Steady'
+    args = config_lib.from_dict(
+        config_lib.to_dict(_config(train__transforms={name.replace('.', '/'): {'until': 0.5}}))
+    ).train.transforms[name]
+    transforms.transform(name, {'until': 0.5})
+    made = registry.load(name)(args, 4)
+    params = {'head': {'router': {'kernel': jnp.array([[3.0, 0.0], [4.0, 2.0]])}}, 'b': jnp.ones(2)}
+    updates = jax.tree.map(lambda p: p + 1.0, params)
+    state = made.init(params)
+    for step, turned in ((0, True), (1, True), (2, False)):
+        new, state = made.update(updates, params, step=jnp.int32(step), state=state)
+        w = params['head']['router']['kernel'] + new['head']['router']['kernel']
+        want = np.array([[7.0, 1.0], [9.0, 5.0]])  # twice the column, and 1
+        if turned:  # to the lengths 5 and 2
+            want = want * np.array([5.0, 2.0]) / np.sqrt([49 + 81, 1 + 25])
+        np.testing.assert_allclose(w, want, rtol=1e-6)
+        np.testing.assert_array_equal(new['b'], updates['b'])
+
+
+def test_the_transform_in_the_documentation():
+    guide = (ROOT / 'docs' / 'adding.md').read_text()
+    names: dict = {}
+    exec(guide.split('for one step in\ntwo:')[1].split('```python\n')[1].split('```')[0], names)
+    turns, bank = names['Turns'](None, 9), jnp.ones((3, 2, 2))
+    for step in (0, 1):
+        found = turns.moves('a/experts/kernel', bank, step=jnp.int32(step), state={})
+        assert found.ravel().tolist() == [step == 0, step == 1, step == 0]
+        assert (found & (bank > 0)).shape == bank.shape
+    assert turns.moves('a/router/kernel', bank, step=jnp.int32(0), state={}) is True
 
 
 def test_a_data_set_of_ones_own(tmp_path):

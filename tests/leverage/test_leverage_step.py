@@ -15,6 +15,7 @@ from leverage_cases import make
 
 import input_pipeline
 from moe_vision.common import flops
+from moe_vision.config import registry
 from moe_vision.leverage import __main__ as command
 from moe_vision.leverage import measure, measure_step
 from moe_vision.training.setup import Setup
@@ -78,6 +79,8 @@ def test_a_routed_step_counts_all_slots_three_times(changes, first, rest, expert
             'model.moe.router_args': {},
             'model.moe.losses': {},
         },
+        {'train.transforms': {'freeze_router': {}, 'freeze_experts': {'experts': (0,)}}},
+        {'train.transforms': {'own_methods:Mixes': {}}},
     ],
 )
 def test_it_is_the_step_that_training_takes(changes, data_dir):
@@ -101,6 +104,19 @@ def test_it_is_the_step_that_training_takes(changes, data_dir):
     assert step.flops == flops.total(flops.of_program(needed)) / config.train.batch_size
     times = 4 if config.model.remat else 3  # rematerialised experts run once more
     assert step.flops_experts == times * setup.cost.sum('flops_experts_executed')
+
+
+@pytest.mark.parametrize('name', registry.TRANSFORMS)
+def test_transforms_of_the_table_have_no_products(name):
+    args = {'experts': (0,)} if name == 'freeze_experts' else {}
+    assert step_of(train__transforms={name: args}) == step_of()
+
+
+def test_the_products_of_a_transform_count_once_for_all_images_of_a_step():
+    """[16, 16] times the update of a router, [16, 4], in steps of 128 images."""
+    mixed = step_of(train__transforms={'own_methods:Mixes': {}})
+    assert mixed.flops - step_of().flops == 2 * 16 * 16 * 4 / 128
+    assert mixed.flops_experts == step_of().flops_experts
 
 
 def test_the_command_tells_of_the_step_if_it_is_asked(capsys):

@@ -1,5 +1,6 @@
 """Gates, noise and second choices of the routers by largest logit, against numpy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -122,6 +123,22 @@ def test_noise_only_while_training(noise):
     assert (seen(key=3) != seen(key=4)).mean() > 0.99
     first, second = seen()[0] - seen(train=False)[0], seen()[1] - seen(train=False)[1]
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.4  # each group its own
+
+
+@pytest.mark.parametrize('settled', [True, False, None])
+@pytest.mark.parametrize('noise', [*NOISES, {'second_choice': 'random'}], ids=str)
+def test_a_settled_router_routes_in_training_as_in_evaluation(noise, settled):
+    given = {'kernel': normal(2, D, E), **noise_params({'noise': 'none'} | noise)}
+
+    def choice(train, settled=None):
+        ctx = context(groups=G, tokens=T, train=train)
+        ctx = dataclasses.replace(ctx, settled=None if settled is None else jnp.asarray(settled))
+        made = router('top_k', tuple(noise.items()))(given, {}, normal(1, G, T, D), ctx)
+        return np.concatenate([made.gate, made.expert_of_choice, made.active], -1)
+
+    noisy, clean, found = choice(True), choice(False), choice(True, settled)
+    np.testing.assert_allclose(found, clean if settled else noisy, rtol=1e-5)
+    assert np.abs(noisy - clean).max() > 1e-3
 
 
 def test_gaussian_noise_has_deviation_one_over_experts():

@@ -19,7 +19,7 @@ from input_pipeline import DatasetInfo
 from moe_vision.common import claims
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
-from moe_vision.config import compare, schema
+from moe_vision.config import compare, registry, schema
 from moe_vision.run_folder.record import versions
 from moe_vision.training import continuing
 
@@ -30,7 +30,8 @@ DONE = 120  # steps
 
 def begin(folder, config=CONFIG, done=DONE, **record) -> None:
     """Makes a folder as a run leaves it that has done some steps."""
-    told = {'config': config_lib.to_dict(config), 'dataset': {'digest': INFO.digest}} | record
+    values = config if isinstance(config, dict) else config_lib.to_dict(config)
+    told = {'config': values, 'dataset': {'digest': INFO.digest}} | record
     folder.mkdir(exist_ok=True)
     (folder / 'config.json').write_text(json.dumps(told))
     (folder / 'checkpoints' / 'latest' / str(done)).mkdir(parents=True)
@@ -131,6 +132,28 @@ def test_several_changes_are_all_named(tmp_path):
 def test_a_loss_that_is_left_out_is_a_change_also_at_its_default(losses, tmp_path):
     begin(tmp_path)
     assert 'model.moe.losses.' in told(tmp_path, put(CONFIG, 'model.moe.losses', losses))
+
+
+def test_an_argument_of_a_transform_is_compared_with_its_default(tmp_path):
+    frozen = {'freeze_router': registry.FreezeRouterArgs()}
+    config = put(CONFIG, 'train.transforms', frozen)
+    values = config_lib.to_dict(config)
+    del values['train']['transforms']['freeze_router']['fraction']  # written before it was there
+    begin(tmp_path, values)
+    assert continuing.check(str(tmp_path), config, INFO) == []
+    later = {'freeze_router': registry.FreezeRouterArgs(fraction=0.75)}
+    line = told(tmp_path, put(CONFIG, 'train.transforms', later))
+    assert '(train.transforms.freeze_router.fraction nothing -> 0.75)' in line
+    assert 'train.transforms.freeze_router {' in told(tmp_path, CONFIG)
+
+
+def test_a_run_from_before_there_were_transforms_had_none(tmp_path):
+    values = config_lib.to_dict(CONFIG)
+    del values['train']['transforms']
+    begin(tmp_path, values)
+    assert continuing.check(str(tmp_path), CONFIG, INFO) == []
+    config = put(CONFIG, 'train.transforms', {'freeze_router': registry.FreezeRouterArgs()})
+    assert 'train.transforms.freeze_router nothing -> ' in told(tmp_path, config)
 
 
 @pytest.mark.parametrize('left', ['config', 'result.json', 'metrics/000-until-9.jsonl', 'best'])

@@ -43,6 +43,7 @@ class TopK(Router):
                 minval=1 - 0.01 * a.noise_scale,
                 maxval=1 + 0.01 * a.noise_scale,
             )
+            jitter = context.unless_settled(jitter, 1.0)
         product = functools.partial(linear, features, normalize=a.normalize_inputs)
         logits = product(params['kernel'], jitter)
         tau = schedule(a.temperature, a.temperature_start, a.temperature_end, context.fraction)
@@ -59,6 +60,7 @@ class TopK(Router):
             noisy = logits + std * _per_group(
                 context, TopKStream.NOISE, jax.random.normal, logits.shape[1:]
             )
+            noisy = context.unless_settled(noisy, logits)
 
         probs = jax.nn.softmax(logits)
         ids, scored = top_k_ids(noisy, self.k), None
@@ -78,7 +80,8 @@ class TopK(Router):
             drawn = _per_group(
                 context, TopKStream.SECOND_CHOICE_MADE, jax.random.uniform, share.shape[1:]
             )
-            active = active.at[..., 1].set(active[..., 1] & (drawn < 2 * share))
+            made = context.unless_settled(drawn < 2 * share, True)
+            active = active.at[..., 1].set(active[..., 1] & made)
         return Routing(
             probs=probs,
             logits=logits,
