@@ -14,6 +14,7 @@ CONFIG = 'configs/fashion_mnist_k2.py'
 EPOCHS = 24.0
 GATE_SEEDS = tuple(range(100, 106))  # of the gate and the tuning; reported seeds begin at 1000
 MARGIN = 0.3
+UNTUNED = 'None: learning rate and length are those of the pilot that the campaign rests on.'
 RECIPE: Overrides = {
     'dataset.image_size': 14,
     'dataset.validation_fraction': 0.05,
@@ -30,6 +31,10 @@ RECIPE: Overrides = {
     'checkpoint.every_epochs': 1000.0,
     'log.every_steps': 100,
 }
+# Scored beside accuracy. Rows of one study serve in another only where all keys are equal, these
+# included, so all studies of the campaign but the control, which has neither, take both from here.
+FIT: Overrides = {'eval.train_images': 10_000}  # does the network underfit?
+CAPACITIES: Overrides = {'eval.capacity_factors': (1.0, 1.25)}  # of arms that can drop choices
 K1: Overrides = {'model.moe.k': 1}
 DENSE_ACTIVE: Overrides = {'model.twin': 'same_active_flops'}  # of the arm's k
 
@@ -40,3 +45,11 @@ def arm(*changes: Mapping[str, Any], seed_offset: int = 0) -> Arm:
     for change in changes:
         overrides |= change
     return Arm(CONFIG, overrides, seed_offset)
+
+
+def scored(*changes: Mapping[str, Any], seed_offset: int = 0) -> Arm:
+    """The same, scored on training images and, if it can drop choices, at other capacities, too."""
+    overrides = arm(*changes).overrides
+    routed = overrides.get('model.twin', 'none') == 'none'
+    drops = routed and overrides.get('model.moe.router') != 'soft'
+    return arm(FIT, CAPACITIES if drops else {}, *changes, seed_offset=seed_offset)
