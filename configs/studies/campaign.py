@@ -13,6 +13,8 @@ from moe_vision.study.types import Arm
 CONFIG = 'configs/fashion_mnist_k2.py'
 EPOCHS = 24.0
 GATE_SEEDS = tuple(range(100, 106))  # of the gate and the tuning; reported seeds begin at 1000
+SEEDS = tuple(range(1000, 1012))  # reported; the gate's sd decides how many
+RATES = (3e-3, 1e-2, 3e-2)  # peak learning rates that are tried
 MARGIN = 0.3
 UNTUNED = 'None: learning rate and length are those of the pilot that the campaign rests on.'
 RECIPE: Overrides = {

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import pytest
 
 import input_pipeline
-from configs.studies import campaign
+from configs.studies import campaign, confirm
 from moe_vision import models
 from moe_vision.common.errors import UserError
 from moe_vision.layers import Step
-from moe_vision.study import load, registration
+from moe_vision.models.places import twin_expert
+from moe_vision.study import load, registration, tuning
 
 STUDIES = Path(__file__).parents[2] / 'configs/studies'
 GATE = ('gate.py:control', 'gate.py:underfit', 'gate.py:length')
-ALL = GATE
+ALL = (*GATE, 'confirm.py')
 every_study = pytest.mark.parametrize('name', ALL)
 
 
@@ -105,3 +106,56 @@ def test_what_the_gate_asks_stands_in_the_rows_of_underfit():
     assert primary == [('same_params', 'dense')]
     swept = {a for a, c in configs.items() if c.eval.capacity_factors == (1.0, 1.25)}
     assert swept == {'k1', 'k2'}
+
+
+def test_a_dense_arm_of_confirm_is_the_twin_that_each_comparison_needs():
+    """A block of hidden width h has the FLOPs of two experts of h / 2, and of four of h / 4."""
+    configs = loaded('confirm.py').configs
+
+    def block(arm, twin):
+        width, side = 8, 7
+        return twin_expert(configs[arm].model.moe, twin, width, 8, (side, side, width)).hidden
+
+    widths = {arm: block(arm, configs[arm].model.twin) for arm in confirm.BLOCK.values()}
+    assert widths == {arm: h for h, arm in confirm.BLOCK.items()}
+    for hidden, arm in confirm.ROUTED.items():
+        assert block(arm, 'same_width') == hidden
+        assert block(arm, 'same_active_flops') == 2 * hidden
+    assert block('per_sample_4', 'same_executed_flops') == widths['dense_h32'] == 32
+
+
+def test_the_six_primary_comparisons_of_confirm():
+    study, configs = loaded('confirm.py').study, loaded('confirm.py').configs
+    primary = {(c.arm, c.baseline) for c in study.comparisons.values() if c.primary}
+    assert primary == {
+        ('k2', 'dense'),
+        ('k2', 'dense_active'),
+        ('k1', 'dense'),
+        ('k2_h4', 'k1_same_c'),
+        ('per_sample_4', 'dense_h32'),
+    }
+    assert [n for n, t in study.trends.items() if t.primary] == ['at_equal_flops']
+    for trend, factor in (('at_equal_flops', 2), ('at_same_width', 1)):
+        members = [study.comparisons[n] for n in study.trends[trend].comparisons]
+        pairs = [(arm, confirm.BLOCK[factor * h]) for h, arm in confirm.ROUTED.items()]
+        assert [(c.arm, c.baseline) for c in members] == pairs
+    one, two = configs['k1_same_c'].model.moe, configs['k2_h4'].model.moe
+    assert one.k * one.capacity_factor == two.k * two.capacity_factor == 2.5
+    assert one.k * one.eval_capacity_factor == two.k * two.eval_capacity_factor
+    assert one.k * 8 == two.k * two.hidden  # the experts of k1 are as wide as their block
+
+
+def test_every_arm_of_confirm_is_tuned_and_takes_the_cells_that_are_there():
+    study = loaded('confirm.py').study
+    named = [*study.tune.arms, *itertools.chain(*study.tune.arms.values())]
+    assert sorted(named) == sorted(study.arms)
+    assert set(study.tune.seeds) <= set(campaign.GATE_SEEDS)
+    stage = registration.record(tuning.stage(loaded('confirm.py')))
+    lent = {
+        ours
+        for ours, arm in stage['arms'].items()
+        for theirs in arms('gate.py:underfit').values()
+        if registration.same_arm(arm, theirs)
+    }
+    assert lent == {f'{arm}_learning_rate_0_01' for arm in ('dense', 'k1', 'k2')}
+    assert stage['reads'] == ['../../gate/underfit']
