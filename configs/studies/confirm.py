@@ -30,6 +30,18 @@ BLOCK = {2: 'dense_h2', 4: 'dense_h4', 8: 'dense', 16: 'dense_active', 32: 'dens
 BLOCK |= {64: 'dense_h64'}
 
 
+# Tuned arms, and those that take their settings. The widest blocks are tuned, too, because one rate
+# need not suit 2 and 64 channels.
+TUNED = {
+    'dense': ('dense_h2', 'dense_h4', 'dense_active'),
+    'k1': ('k1_same_c',),
+    'k2': ('k2_h2', 'k2_h4'),
+    'k2_h32': ('k2_h16',),
+    'dense_h64': ('dense_h32',),
+    'per_sample_4': (),
+}
+
+
 def hidden(width: int) -> Overrides:
     return {'model.moe.hidden': width}
 
@@ -91,18 +103,7 @@ def get_study() -> Study:
         },
         patterns={'reversal_by_k': ('k2_minus_dense', 'k1_minus_dense')},
         margin=MARGIN,
-        tune=Tuning(
-            {'train.learning_rate': RATES},
-            {  # The widest blocks are tuned, too, because one rate need not suit 2 and 64 channels.
-                'dense': ('dense_h2', 'dense_h4', 'dense_active'),
-                'k1': ('k1_same_c',),
-                'k2': ('k2_h2', 'k2_h4'),
-                'k2_h32': ('k2_h16',),
-                'dense_h64': ('dense_h32',),
-                'per_sample_4': (),
-            },
-            seeds=GATE_SEEDS[:2],
-        ),
+        tune=Tuning({'train.learning_rate': RATES}, TUNED, seeds=GATE_SEEDS[:2]),
         tuning='The stage before this study. Length, networks and groups are those of the gate.',
         reads=('../gate/underfit',),  # which lends the tuning its cells of the middle rate
         mechanism=True,
