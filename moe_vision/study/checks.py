@@ -81,10 +81,10 @@ def checked(study: Study) -> Study:
     if study.tune is not None:
         study = dataclasses.replace(study, tune=_checked_tune(study.tune, study, arms))
     for name in study.reads:
-        if not re.fullmatch('[a-z0-9_]+', name):
+        if not re.fullmatch(r'(\.\./)*([a-z0-9_]+/)?[a-z0-9_]+', name):
             raise UserError(
-                f"reads: '{name}'; give the name of a folder beside that of this study, of the "
-                'letters a-z, digits and _.'
+                f"reads: '{name}'; give the folder of a study as seen from the one that holds this "
+                "study's, such as first or ../gate/first, of the letters a-z, digits and _."
             )
     primary = [n for n, c in judged.items() if c.primary]
     if study.hypotheses and not primary:

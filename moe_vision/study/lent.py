@@ -6,6 +6,7 @@ Such a row keeps the name of its study and the hash that it was registered under
 the name of its arm there. So comparisons that rest on it are exploratory here.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def neighbours(workdir: str, record: Mapping[str, Any]) -> Rows:
     """
     out: Rows = {arm: {} for arm in record['arms']}
     for name in record.get('reads', ()):
-        folder = str(Path(workdir).absolute().parent / name)
+        folder = os.path.normpath(Path(workdir).absolute().parent / name)
         if not registration.exists(folder):
             continue
         theirs, digest = registration.read(folder)

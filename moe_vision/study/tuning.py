@@ -17,7 +17,7 @@ from typing import Any
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.json_values import plain
-from moe_vision.study import registration, rows
+from moe_vision.study import lent, registration
 from moe_vision.study.analysis.pairs import VALIDATION, accuracy, scored
 from moe_vision.study.load import Loaded, of_study
 from moe_vision.study.types import Arm, Study, Tuning
@@ -58,6 +58,7 @@ def stage(loaded: Loaded) -> Loaded:
             seed_mode=study.seed_mode,
             mechanism=False,
             metric='validation_accuracy',
+            reads=tuple(f'../{name}' for name in study.reads),  # one folder further away
         ),
         loaded.overrides,
     )
@@ -79,7 +80,7 @@ def choose(loaded: Loaded, workdir: str) -> dict[str, Any]:
     if not registration.exists(where):
         raise UserError(_unfinished(loaded, workdir, 'has not begun'))
     record, digest = registration.register(stage(loaded), where)
-    found, _ = rows.read(where, record, digest)
+    found, _ = lent.read(where, record, digest)
     lacking = sum(seed not in found[arm] for arm in record['arms'] for seed in tune.seeds)
     if lacking:
         raise UserError(_unfinished(loaded, workdir, f'lacks {lacking} cells'))

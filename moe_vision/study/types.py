@@ -129,8 +129,9 @@ class Study:
         something is chosen by, takes validation.
       tuning: how hyperparameters were chosen: grid, split, seeds (disjoint from `seeds`).
       tune: the stage that chooses them, where the study does it itself (`study.tuning`).
-      reads: names of neighbouring studies, folders beside this one. Where an arm of theirs equals
-        one of this study to the last key, its rows serve here, too, and are not run again.
+      reads: neighbouring studies: folders beside this one, or others as seen from there, such as
+        '../gate/underfit'. Where an arm of theirs equals one of this study, or of its tuning, to
+        the last key, its rows serve here, too, and are not run again.
       exclusion: the rule for runs that fail.
       stopping: the rule for adding seeds.
       mechanism: whether to probe trained cells (interventions, specialisation, router gradients).

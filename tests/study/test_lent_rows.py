@@ -94,9 +94,17 @@ def test_a_neighbour_that_is_not_there_yet_lends_nothing(place, tmp_path):
     assert not any(lent.read(workdir, record, digest)[0].values())
 
 
-@pytest.mark.parametrize('name', ['../first', '/etc', 'first/rows', ''])
-def test_neighbours_lie_beside_the_study(tmp_path, name):
+def test_a_neighbour_may_lie_further_away(place):
+    (place / 'other').mkdir()
+    loaded, workdir = second(place, 'other/fifth', ("('first',)", "('../first',)"))
+    record, digest = registration.register(loaded, workdir)
+    found, _ = lent.read(workdir, record, digest)
+    assert found['k2'][0]['lent_by'] == 'k2' and list(found['dense']) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('name', ['/etc', 'first/', 'a/b/c', 'first/../../x', '..', '../', ''])
+def test_a_neighbour_is_named_by_its_folder(tmp_path, name):
     (tmp_path / 'w').mkdir()
     file = write_study(tmp_path / 'w', ("name='tiny'", f"name='tiny', reads=('{name}',)"))
-    with pytest.raises(UserError, match='name of a folder beside'):
+    with pytest.raises(UserError, match='the folder of a study as seen from'):
         load(file)

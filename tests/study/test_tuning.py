@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from study_fakes import fake_train_arm, write_study
+from study_fakes import fake_train_arm, finished_study, write_study
 
 from moe_vision.common.errors import UserError
 from moe_vision.study import registration, tuning
@@ -82,6 +82,34 @@ def test_the_best_point_becomes_part_of_the_arm_and_of_the_registration(
     again = tuning.tuned(loaded, str(tmp_path))
     assert again.configs == after.configs
     assert registration.register(again, str(tmp_path))[0] == record
+
+
+def test_the_stage_takes_equal_cells_of_the_neighbours_of_its_study(tmp_path, monkeypatch):
+    for name in ('first', 'second'):
+        (tmp_path / name).mkdir()
+    finished_study(tmp_path / 'first')  # seeds 0 to 2, with the learning rate of the config
+    monkeypatch.setenv('FAKE_SECONDS', '0')
+    data = [f'--config.dataset.data_dir={tmp_path}']
+    own = load(str(tmp_path / 'first/tiny.py'), data).configs['dense'].train
+    file = study_file(
+        tmp_path / 'second',
+        ("name='tiny'", "name='second', reads=('first',)"),
+        ('seeds=(0, 1, 2)', 'seeds=(5, 6, 7)'),
+        ('seeds=(100, 101)', 'seeds=(0, 1)'),
+        ('(3e-3, 1e-2)', f'(3e-3, {own.learning_rate})'),
+        ('(0.0, 1e-4)', f'(0.0, {own.weight_decay})'),
+    )
+    loaded, trained = load(file, data), []
+    stage, where = tuning.stage(loaded), tuning.folder(str(tmp_path / 'second'))
+
+    def train(configs, *rest):
+        trained.extend(configs)
+        fake_train_arm(configs, *rest)
+
+    run(stage, where, train_arm=train)
+    assert len(trained) == 2 * 3 * 2  # of two arms and four points, one point is there already
+    assert not any(c.train == own for c in trained)
+    assert tuning.choose(loaded, str(tmp_path / 'second'))['arms']['k1']['scores']
 
 
 def test_the_common_point_is_the_best_of_all_tuned_arms(loaded, tmp_path, monkeypatch):

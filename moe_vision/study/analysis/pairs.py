@@ -42,7 +42,11 @@ def scored(row: Row, metric: str) -> Row:
     """
     if metric != VALIDATION:
         return row
-    result = {k: v for k, v in (row.get('result') or {}).items() if not k.startswith('test_')}
+    result = {
+        key: value
+        for key, value in (row.get('result') or {}).items()
+        if not key.startswith('test_') and key != 'accuracy_at_capacity'
+    }
     curve = row.get('curve') or [{}]
     result['test_accuracy'] = curve[-1].get('accuracy')
     return row | {'result': result, 'correct': '', 'images': None}

@@ -147,6 +147,8 @@ def test_little_data_is_said_in_words(tmp_path):
 
 def on_validation(record, rows):
     record['metric'] = 'validation_accuracy'
+    for row in rows['k2'].values():
+        row['result'] |= {'train_accuracy': 0.9, 'accuracy_at_capacity': {'1.25': 0.8}}
 
 
 def test_a_study_on_validation_says_so_and_shows_no_test_accuracy(tmp_path):
@@ -160,6 +162,7 @@ def test_a_study_on_validation_says_so_and_shows_no_test_accuracy(tmp_path):
         assert 'validation accuracy with the weights after the last step' in page
         assert 'test accuracy' not in page.lower() and 'test images' not in page
         assert 'The test set' not in page and 'no estimate for other images' in page
+        assert 'Other capacity factors' not in page and 'Underfit' in page
     assert 'validation accuracy, %' in (tmp_path / 'figures/accuracy_against_flops.svg').read_text()
     assert 'Validation accuracy after the last step.' in text
     test = written(made(), tmp_path)

@@ -1,0 +1,347 @@
+"""Where does the answer of `confirm` hold: longer training, other networks, fewer images?
+
+The exploratory record of the Fashion-MNIST campaign. Its argument is the part; the most valuable
+come first. Each comparison is judged by itself, so nothing here is confirmed.
+
+  length: the gate's networks after 8, 24 and 72 epochs, now on test images. Nothing is trained: the
+    cells are the gate's, whose seeds also chose the learning rates.
+  wider: twice the channels. A larger network underfits less.
+  vit: a second family, which routes patches. It tunes its own learning rates.
+  controls: what of a gap is due to drops, to the scale of gates, or to what the router learned.
+  data: a quarter of the images, in as many steps.
+  trunk: a routed share that is small because the rest of the network costs more, not because its
+    experts are narrow.
+  soft: Soft MoE that mixes images, gates that are even, and an ensemble.
+  family: a depthwise network at the routed shares of three widths of the standard one.
+  places: a head without a shortcut, and every block.
+  experts: 2, 4 and 16 experts instead of 8.
+  widest: four times the channels.
+
+The parts but `length` and `vit` take the cells that `confirm` has run: run it first, in a folder of
+that name beside theirs.
+
+Run: python -m moe_vision.study run --study=configs/studies/explore.py:controls --workdir=W
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from configs.studies import confirm, gate
+from configs.studies.campaign import (
+    CHOSEN,
+    DENSE_ACTIVE,
+    GATE_SEEDS,
+    K1,
+    K1_DROPS,
+    MARGIN,
+    SEEDS,
+    scored,
+)
+from configs.studies.common import CONTROLS, DENSE, DENSE_AGAIN
+from configs.studies.confirm import BLOCK, PER_SAMPLE, ROUTED, hidden
+from configs.studies.data_set import Overrides
+from moe_vision.config import source
+from moe_vision.study.types import Arm, Comparison, FamilyDifference, Figure, Study, Tuning
+
+FOUR: Mapping[str, tuple[str, Overrides]] = {  # network -> whose rate it takes, and what it is
+    'k2': ('k2', {}),
+    'dense_active': ('dense', DENSE_ACTIVE),
+    'dense': ('dense', DENSE),
+    'k1': ('k1', K1),
+}
+GAPS = (('k2', 'dense_active'), ('k2', 'dense'), ('k1', 'dense'), ('dense_active', 'dense'))
+
+
+def get_study(part: str = '') -> Study:
+    parts = (length, wider, vit, controls, data, trunk, soft, family, places, experts, widest)
+    return source.chosen('part', part, {p.__name__: p for p in parts})()
+
+
+def tuned(network: str, *changes: Overrides, seed_offset: int = 0) -> Arm:
+    """One of the four networks with the rate that `confirm` chose for it, and these changes."""
+    rate, kind = FOUR[network]
+    rates = {'train.learning_rate': CHOSEN[rate]}
+    return scored(rates, kind, *changes, seed_offset=seed_offset)
+
+
+def four(changes: Overrides) -> dict[str, Arm]:
+    return {network: tuned(network, changes) for network in FOUR}
+
+
+def lent(*names: str) -> dict[str, Arm]:
+    """Arms of `confirm` with the rates that it chose: their cells are there already."""
+    arms = confirm.get_study().arms
+    rate = {n: CHOSEN[arm] for arm, others in confirm.TUNED.items() for n in (arm, *others)}
+    return {
+        n: dataclasses.replace(
+            arms[n], overrides={**arms[n].overrides, 'train.learning_rate': rate[n]}
+        )
+        for n in names
+    }
+
+
+def gaps(*pairs: tuple[str, str]) -> dict[str, Comparison]:
+    return {f'{arm}_minus_{baseline}': Comparison(arm, baseline) for arm, baseline in pairs}
+
+
+def study(
+    part: str,
+    question: str,
+    arms: Mapping[str, Arm],
+    comparisons: Mapping[str, Comparison],
+    **more: Any,
+) -> Study:
+    fields: dict[str, Any] = {
+        'seeds': SEEDS[:6],
+        'margin': MARGIN,
+        'tuning': 'The learning rates are those that `confirm` chose for its networks.',
+        'reads': ('confirm',),
+        'mechanism': False,
+    }
+    return Study(
+        name=f'explore_{part}',
+        question=question,
+        hypotheses=(),
+        arms=arms,
+        comparisons=comparisons,
+        **(fields | more),
+    )
+
+
+def length() -> Study:
+    of_gate = gate.length()
+    return study(
+        'length',
+        'How do the gaps on test images change with the length of training?',
+        of_gate.arms,
+        of_gate.comparisons,
+        family_differences={
+            name: FamilyDifference(of.pairs) for name, of in of_gate.family_differences.items()
+        },
+        seeds=GATE_SEEDS,
+        tuning=of_gate.tuning,
+        reads=('../gate/length', '../gate/underfit'),
+    )
+
+
+def wider() -> Study:
+    return study(
+        'wider',
+        'What are the gaps of networks of twice the width, which underfit less?',
+        four({'model.args': {'widths': (8, 16), 'depth': 1}}),
+        gaps(*GAPS),
+    )
+
+
+def vit() -> Study:
+    network: Overrides = {
+        'model.name': 'vit',
+        'model.args': {'width': 16, 'depth': 2, 'heads': 2, 'patch_size': 4},
+        'dataset.image_size': 16,  # 16 patches; those of 16 images share capacity
+        'model.moe.expert_args': {},
+    }
+    return study(
+        'vit',
+        'Do experts help where patches are routed, and not whole images?',
+        {name: scored(network, kind) for name, (_, kind) in FOUR.items()},
+        gaps(*GAPS),
+        tune=Tuning(
+            {'train.learning_rate': (1e-3, 3e-3, 1e-2)},
+            {'k2': (), 'dense': ('dense_active',), 'k1': ()},
+            seeds=GATE_SEEDS[:2],
+        ),
+        tuning='The stage before this study.',
+        reads=(),
+    )
+
+
+def controls() -> Study:
+    room = float('inf')
+    unbounded = {'model.moe.capacity_factor': room, 'model.moe.eval_capacity_factor': room}
+
+    def router(**args: Any) -> Overrides:
+        return {'model.moe.router_args': {'noise': 'gaussian', **args}}  # noise as in all arms
+
+    arms = {
+        'random': tuned('k2', CONTROLS['random']),
+        'k1_unbounded': tuned('k1', unbounded),
+        'k1_scaled': tuned('k1', router(gate_scale=8.0)),  # E / k: gates begin near 1 and not 1/E
+        'k1_plus_random': tuned('k2', router(second_choice='random_expert')),
+        'frozen_random': tuned('k2', CONTROLS['frozen_random']),
+        'k2_scaled': tuned('k2', router(gate_scale=4.0)),
+        'k2_unbounded': tuned('k2', unbounded),
+        'shuffled': tuned('k2', CONTROLS['shuffled']),
+        'dense_again': tuned('dense', seed_offset=DENSE_AGAIN),
+    }
+    pairs = [
+        *(('k2', control) for control in CONTROLS),
+        *((control, 'dense_active') for control in CONTROLS),
+        *((f'k1_{kind}', other) for kind in ('unbounded', 'scaled') for other in ('k1', 'dense')),
+        ('k1_plus_random', 'k1'),
+        ('k2', 'k1_plus_random'),
+        ('k2_scaled', 'k2'),
+        ('k2_unbounded', 'k2'),
+        ('dense_again', 'dense'),
+    ]
+    if K1_DROPS:
+        twin = {'model.twin': 'same_measured_drops', 'model.measured_drops': K1_DROPS}
+        arms['dense_drops_k1'] = tuned('dense', K1, twin)
+        pairs += [('dense_drops_k1', 'dense'), ('k1', 'dense_drops_k1')]
+    return study(
+        'controls',
+        'What of the gaps is due to drops, to the scale of gates, or to what the router learned?',
+        arms | lent(*FOUR),
+        gaps(*pairs),
+        mechanism=True,
+    )
+
+
+def data() -> Study:
+    return study(
+        'data',
+        'What are the gaps with a quarter of the images, in as many steps?',
+        four(
+            {
+                'dataset.train_images': 14_250,
+                'train.epochs': 96.0,
+                'train.warmup_epochs': 4.0,
+                'eval.every_epochs': 16.0,
+            }
+        ),
+        gaps(*GAPS),
+    )
+
+
+def trunk() -> Study:
+    return at_equal_share(
+        'trunk',
+        'Does the routed share predict the gap, however it is reached?',
+        {
+            h: (f'trunk_{width}', {'model.args': {'widths': (width, 8), 'depth': 1}})
+            for h, width in {4: 6, 2: 9}.items()  # channels of the first stage
+        },
+    )
+
+
+def family() -> Study:
+    return at_equal_share(
+        'family',
+        'Does a depthwise network have the gap of a standard one with the same routed share?',
+        {
+            h: (f'depthwise_{width}', {'model.name': 'depthwise', **hidden(width)})
+            for h, width in {2: 8, 8: 45, 32: 193}.items()
+        },
+    )
+
+
+def at_equal_share(
+    part: str, question: str, networks: Mapping[int, tuple[str, Overrides]]
+) -> Study:
+    """Networks, and those of `confirm` that have their routed shares, at equal FLOPs.
+
+    Args:
+      networks: hidden width of the experts of `confirm` -> name of the network, and its changes.
+    """
+    arms: dict[str, Arm] = {}
+    ours: dict[str, Comparison] = {}
+    theirs: dict[str, Comparison] = {}
+    for h, (name, changes) in networks.items():
+        routed, dense = f'{name}_k2', f'{name}_active'
+        arms |= {routed: tuned('k2', changes), dense: tuned('dense_active', changes)}
+        arms |= lent(ROUTED[h], BLOCK[2 * h])
+        ours |= gaps((routed, dense))
+        theirs |= gaps((ROUTED[h], BLOCK[2 * h]))
+    pairs = tuple(zip(ours, theirs, strict=True))
+    return study(
+        part,
+        question,
+        arms,
+        ours | theirs,
+        # A large p does not say that the gaps agree; only equivalence does.
+        family_differences={f'{part}_less_confirm': FamilyDifference(pairs, 'equivalent')},
+        figures=(
+            Figure(
+                'gap_against_rho',
+                'Gap at equal FLOPs against the routed share of compute',
+                {part: tuple(ours), 'confirm': tuple(theirs)},
+            ),
+        ),
+    )
+
+
+def soft() -> Study:
+    def mixing(experts: int, **args: Any) -> Arm:
+        return scored(
+            PER_SAMPLE,
+            {
+                'train.learning_rate': CHOSEN['per_sample_4'],
+                'model.moe.num_experts': experts,
+                'model.moe.router_args': args,
+            },
+        )
+
+    return study(
+        'soft',
+        'Does Soft MoE lose where its slots mix images, and what do gates add where none do?',
+        {
+            'batch_4x1': mixing(4, axis='batch', slots_per_expert=1),
+            'batch_8x4': mixing(8, axis='batch', slots_per_expert=4),
+            'per_sample_even': mixing(4, axis='none', gate='even'),
+            'ensemble': tuned('dense', {'model.twin': 'ensemble'}),
+            **lent('per_sample_4', 'dense', 'dense_active', 'dense_h32', 'k2'),
+        },
+        gaps(
+            ('batch_4x1', 'dense'),
+            ('batch_8x4', 'dense'),
+            ('per_sample_4', 'batch_4x1'),
+            ('per_sample_4', 'per_sample_even'),
+            ('per_sample_even', 'dense_h32'),
+            ('ensemble', 'dense_active'),
+            ('k2', 'ensemble'),
+        ),
+    )
+
+
+def places() -> Study:
+    head: Overrides = {'model.moe.placement': 'pure_head', 'model.moe.expert_args': {}}
+    every: Overrides = {'model.moe.placement': 'every_1'}
+    return study(
+        'places',
+        'What are the gaps where the head alone is routed, or every block?',
+        {
+            'head_k2': tuned('k2', head),
+            'head_k1': tuned('k1', head),
+            'head_dense': tuned('dense', head),
+            'head_active': tuned('dense_active', head),
+            'every_k2': tuned('k2', every),
+            'every_active': tuned('dense_active', every),
+            **lent('k2', 'dense_active'),
+        },
+        gaps(
+            ('head_k2', 'head_active'),
+            ('head_k2', 'head_dense'),
+            ('head_k1', 'head_dense'),
+            ('every_k2', 'every_active'),
+            ('k2', 'dense_active'),
+        ),
+    )
+
+
+def experts() -> Study:
+    some = {f'of_{n}': tuned('k2', {'model.moe.num_experts': n}) for n in (2, 4, 16)}
+    return study(
+        'experts',
+        'How does the gain of two experts depend on how many there are to choose from?',
+        some | lent('k2', 'dense_active'),
+        gaps(*((arm, 'dense_active') for arm in (*some, 'k2')), ('of_16', 'k2'), ('k2', 'of_2')),
+    )
+
+
+def widest() -> Study:
+    return study(
+        'widest',
+        'What are the gaps of networks of four times the width?',
+        four({'model.args': {'widths': (16, 32), 'depth': 1}}),
+        gaps(*GAPS),
+    )
