@@ -3,8 +3,9 @@
     python -m moe_vision.check my.routers:Mine --args="{'temperature': 0.1}"
     python -m moe_vision.check --loss=z
 
-A name of the tables in moe_vision/config/registry.py may stand for several kinds of method. Then say
-which: --router, --loss, --expert, --backbone or --transform. What does not hold is told in one line.
+A name of the tables in moe_vision/config/registry.py may stand for several kinds of method. Then
+say which: --router, --loss, --expert, --backbone or --transform. What does not hold is told in one
+line.
 """
 
 import os
