@@ -43,7 +43,7 @@ def _key(
     at_most: int | None = None,
     changes: str = 'never',
 ) -> _T:
-    """The field of one key; `moe_vision.config.schema.key` says what the arguments mean."""
+    """The field of one key; `moe_vision.config.key` says what the arguments mean."""
     metadata = {'meaning': meaning, 'at_most': at_most, 'changes': changes}
     return dataclasses.field(default=default, metadata=metadata)
 

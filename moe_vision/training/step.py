@@ -16,11 +16,11 @@ from input_pipeline import mix
 from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
-from moe_vision.config.schema import Config, Moe
+from moe_vision.config.schema import Config
 from moe_vision.layers import Step, platform
-from moe_vision.layers.moe import make_router
 from moe_vision.training import optimizer
 from moe_vision.training.frozen import Frozen
+from moe_vision.training.router_state import updated_router_state
 from moe_vision.transforms.chain import Transforms
 
 Array = jax.Array
@@ -224,7 +224,7 @@ def train_step_fn(
         params = optax.apply_updates(state.params, updates)
         router_state = state.router_state
         if routed and router_state:
-            router_state = update_router_state(moe, router_state, metrics['layers'], observed)
+            router_state = updated_router_state(moe, router_state, metrics['layers'], observed)
             router_state = frozen.keep(router_state, state.router_state)
             router_state = where_settled(settled, state.router_state, router_state)
         ema = state.ema
@@ -273,36 +273,6 @@ def mixing_group(images_per_group: int, images: int) -> int:
     """
     whole = images_per_group if images_per_group > 1 else images
     return max((n for n in range(2, 5) if whole % n == 0), default=whole)
-
-
-def update_router_state(
-    moe: Moe, state: Tree, layers: dict[str, dict[str, Array]], observed: dict[str, Any]
-) -> Tree:
-    """The routers' state after a step, updated from what the step counted.
-
-    Args:
-      state: nested by the layers' paths.
-      layers: each routed layer's telemetry, by path.
-      observed: by path, (what the layer's router observed, where the layer stands).
-    """
-
-    def update(tree, path, router, sums):
-        if not path:
-            return {**tree, 'router': router.update_state(tree['router'], sums)}
-        return {**tree, path[0]: update(tree[path[0]], path[1:], router, sums)}
-
-    by_layer = []
-    for layer, counts in layers.items():
-        seen, place = observed[layer]
-        router = make_router(moe.router, moe.router_args, place.value)
-        sums = {**seen, 'chosen': counts['chosen'], 'tokens': counts['tokens']}
-        by_layer.append((place.value.layer, router, sums))
-        if router.init_state():
-            state = update(state, layer.split('/'), router, sums)
-    _, routers, sums_of = zip(*sorted(by_layer, key=lambda x: x[0]), strict=True)
-    if routers[0].init_shared_state():
-        state = {**state, 'router': routers[0].update_shared_state(state['router'], list(sums_of))}
-    return state
 
 
 def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:

@@ -18,7 +18,7 @@ from moe_vision.config.places import moe_at, place_at, pools, routed_layers, wit
 from moe_vision.config.schema import AtLayer
 from moe_vision.layers import Step
 from moe_vision.routing.routers.top_k import TopK
-from moe_vision.training.step import update_router_state
+from moe_vision.training.router_state import updated_router_state
 
 LABELS = jnp.arange(B, dtype=jnp.int32)
 
@@ -261,7 +261,7 @@ def test_routers_share_what_they_say():
     assert variables['params']['router']['common'].shape == (3, 3)
     assert 'common' not in variables['params']['block_0']['router']
     infos = net.apply(variables, images(), TRAIN)[1]
-    new = update_router_state(
+    new = updated_router_state(
         model.moe,
         variables['router_state'],
         {n: i['telemetry'] for n, i in infos.items()},
