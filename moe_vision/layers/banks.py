@@ -1,4 +1,4 @@
-"""Linen modules that hold the parameters of experts: a bank of E, or one block that all tokens take.
+"""Modules that hold the parameters of experts: a bank of E, or one block that all tokens take.
 
 Axes: E experts, B tokens, D width, `*` payload of a token.
 """
