@@ -1,7 +1,8 @@
 """The names that a config may use: one literal table per kind of method.
 
 An entry is `Entry('module:Class', Args)`. The class is imported when it is used. `Args`, a frozen
-dataclass of `method_args`, is read without jax, so that a wrong argument is reported at once.
+dataclass of `method_args` or `router_args`, is read without jax, so that a wrong argument is
+reported at once.
 
 To add a method, write its file and add its line here. A name like `package.module:Class` of your
 own works without a line; its arguments are `Args` in the class.
@@ -37,6 +38,7 @@ from moe_vision.config.method_args import (
     VitArgs,
 )
 from moe_vision.config.placement import HEADS
+from moe_vision.config.router_args import ExpertChoiceArgs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,11 @@ ROUTERS = {
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),
     'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
+    'expert_choice': Entry(
+        'moe_vision.routing.routers.expert_choice:ExpertChoice',
+        ExpertChoiceArgs,
+        ignores=('eval_capacity_factor', 'priority'),
+    ),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
         SoftArgs,
@@ -232,6 +239,15 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
         typing.get_type_hints(args)
     except (NameError, TypeError, AttributeError) as e:
         raise UserError(f"{kind} '{name}': an annotation of Args is wrong: {e}.") from e
+
+
+def keeps_capacity(router: str) -> bool:
+    """Whether evaluation has the slots of training, because a router's routes follow from them.
+
+    Such a router fills slots and drops no choice: it reads the capacity factor of training alone.
+    """
+    ignores = entry('router', ROUTERS, router).ignores
+    return 'eval_capacity_factor' in ignores and 'capacity_factor' not in ignores
 
 
 def default_expert(backbone: Entry, placement: str) -> str:

@@ -213,6 +213,11 @@ def _soft(config: Config) -> None:
             f"experts, but router '{config.model.moe.router}' has no k; use "
             "'same_width', 'same_executed_flops' or 'same_params'."
         )
+    if config.model.twin in DROPPING and registry.keeps_capacity(config.model.moe.router):
+        raise UserError(
+            f"model.twin is '{config.model.twin}', but router '{config.model.moe.router}' drops "
+            "nothing; use 'same_width', 'same_active_flops' or 'same_params'."
+        )
     if config.model.twin in DROPPING and config.model.moe.k > config.model.moe.num_experts:
         raise UserError(
             f"model.twin is '{config.model.twin}', which draws k of the experts, but "
