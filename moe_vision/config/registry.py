@@ -52,6 +52,7 @@ class Entry:
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
     remat: bool = False  # whether a backbone reads model.remat
     of_layer: bool = False  # whether a loss is one of a layer, (view, key); else of groups
+    one_image: bool = False  # whether the groups of this router must be the patches of one image
 
 
 ROUTERS = {
@@ -74,6 +75,12 @@ ROUTERS = {
         'moe_vision.routing.routers.expert_choice:ExpertChoice',
         ExpertChoiceArgs,
         ignores=('eval_capacity_factor', 'priority'),
+    ),
+    'pmoe': Entry(
+        'moe_vision.routing.routers.pmoe:PatchMoe',
+        ExpertChoiceArgs,
+        ignores=('eval_capacity_factor', 'priority'),
+        one_image=True,
     ),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
@@ -183,6 +190,7 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
         getattr(cls, 'expert', base.expert),
         getattr(cls, 'remat', base.remat),
         getattr(cls, 'of_layer', base.of_layer),
+        getattr(cls, 'one_image', base.one_image),
     )
     if found.unit not in ('', 'image', 'patch'):
         raise UserError(
