@@ -38,7 +38,7 @@ from moe_vision.config.method_args import (
     VitArgs,
 )
 from moe_vision.config.placement import HEADS
-from moe_vision.config.router_args import ExpertChoiceArgs
+from moe_vision.config.router_args import BaseArgs, ExpertChoiceArgs, SinkhornArgs, SsrArgs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,9 @@ ROUTERS = {
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),
     'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
+    'sinkhorn': Entry('moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs),
+    'base': Entry('moe_vision.routing.routers.base:Base', BaseArgs),
+    'ssr': Entry('moe_vision.routing.routers.ssr:Ssr', SsrArgs),
     'expert_choice': Entry(
         'moe_vision.routing.routers.expert_choice:ExpertChoice',
         ExpertChoiceArgs,

@@ -41,6 +41,7 @@ _MORE = {
     'oracle': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
+    'ssr': [{'probability': 1.0}, {'probability': 0.5, 'cost': 'linear', 'noise': 'gaussian'}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
