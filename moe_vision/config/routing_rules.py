@@ -193,10 +193,11 @@ def _losses(config: Config) -> None:
 
 
 def _soft(config: Config) -> None:
-    if (why := _one_image(config)) and not _routes_patches(config):
+    why, instead = _one_image(config)
+    if why and not _routes_patches(config):
         raise UserError(
             f'{why}, which needs patches, but what is routed here are images (model.name '
-            f"'{config.model.name}', placement '{config.model.moe.placement}'); use another one."
+            f"'{config.model.name}', placement '{config.model.moe.placement}'); {instead}."
         )
     router = registry.entry('router', registry.ROUTERS, config.model.moe.router)
     of_k = {
@@ -260,7 +261,8 @@ def _patch_groups(config: Config, t: int) -> None:
             f'model.moe.group_size {size} cuts images; '
             f'{_near({s for s in sizes if s % t == 0}, size)}.'
         )
-    if (why := _one_image(config)) and size != t:
+    why, _ = _one_image(config)
+    if why and size != t:
         raise UserError(
             f'{why}, within one image of {t} tokens, but model.moe.group_size is {size}; set it '
             f'to {t}.'
@@ -272,13 +274,13 @@ def _patch_groups(config: Config, t: int) -> None:
         )
 
 
-def _one_image(config: Config) -> str:
-    """Why a group must be the patches of one image; '' if it need not."""
+def _one_image(config: Config) -> tuple[str, str]:
+    """Why a group must be the patches of one image, and what to do otherwise; '' if it need not."""
     moe = config.model.moe
     if getattr(moe.router_args, 'axis', None) == 'tokens':
-        return "model.moe.router_args.axis is 'tokens'"
+        return "model.moe.router_args.axis is 'tokens'", "use 'batch' or 'none'"
     one = registry.entry('router', registry.ROUTERS, moe.router).one_image
-    return f"model.moe.router is '{moe.router}'" if one else ''
+    return f"model.moe.router is '{moe.router}'" if one else '', 'take another router'
 
 
 def _routes_patches(config: Config) -> bool:
