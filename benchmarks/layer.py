@@ -1,4 +1,4 @@
-"""The routed layer beside its floor, forward and backward; plans; growth; vmap and scan.
+"""The routed layer beside its floor, forward and backward; plans; routers; growth; vmap and scan.
 
 Names in the table:
     layer    router, plan, dispatch, experts, combine
@@ -46,6 +46,7 @@ class Shape:
     g: int = 1
     side: int = 0
     dtype: str = 'float32'
+    router: str = 'top_k'
 
     @property
     def slots(self) -> int:
@@ -93,7 +94,10 @@ def on_cpu() -> bool:
 
 def context(shape: Shape) -> Context:
     return Context(
-        valid=jnp.ones((shape.g, shape.t), bool), key=jax.random.key(0), group=jnp.arange(shape.g)
+        valid=jnp.ones((shape.g, shape.t), bool),
+        key=jax.random.key(0),
+        group=jnp.arange(shape.g),
+        capacity=shape.slots,
     )
 
 
@@ -104,7 +108,7 @@ def planned(shape: Shape, params: Any, x: Array) -> IndexPlan:
 
 
 def choices(shape: Shape, params: Any, features: Array) -> Routing:
-    routing = make_router('top_k', None, Place(shape.e, shape.k))(
+    routing = make_router(shape.router, None, Place(shape.e, shape.k, shape.t))(
         params, {}, features, context(shape)
     )
     assert isinstance(routing, Routing)
@@ -310,6 +314,16 @@ def plans(rounds: int) -> Iterator[Row]:
     yield row('plan in E, T=8192 k=2', calls, rounds, {'E=8': 1.5})
 
 
+def routers(rounds: int) -> Iterator[Row]:
+    """Expert choice beside token choice with as many slots, of which it fills all."""
+    for e in (8, 64):
+        shapes = [
+            Shape(8192, 256, 1024, e, 2, 1.0, router=name) for name in ('expert_choice', 'top_k')
+        ]
+        calls, _ = calls_of({s.router: (with_gradient(routed(s)), drawn(s)) for s in shapes})
+        yield row(f'expert_choice; {shapes[0]}', calls, rounds)
+
+
 def seeds_and_scan(rounds: int) -> Iterator[Row]:
     """Maps under vmap over S=4 seeds beside dense blocks, and in a scan beside a loop."""
     shape = Shape(128, 64, 64, 8, 2, 1.25, side=8)
@@ -345,4 +359,5 @@ def rows(rounds: int) -> Iterator[Row]:
         yield beside_floor(shape, rounds)
     yield from growth(rounds)
     yield from plans(rounds)
+    yield from routers(rounds)
     yield from seeds_and_scan(rounds)

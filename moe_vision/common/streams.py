@@ -10,6 +10,7 @@ A key is made of the keys above it, and never of a device:
           StepStream.NETWORK -> the network's key, `layers.Step.key`
             number of the routed layer -> the layer's key, `routing.types.Context.key`
               LayerStream, RandomStream or TopKStream, then the group's number -> one draw
+              SsrStream -> one draw for all groups
               LayerStream.LOSSES, then CRC-32 of a loss's name -> what that loss draws
             NetworkStream.DROP_PATH, then block, branch and image -> stochastic depth
         RunStream.EVALUATION -> the network's key in evaluation and prediction
@@ -76,6 +77,13 @@ class TopKStream(IntEnum):
     SECOND_CHOICE_MADE = 2  # whether the second choice is made
     SECOND_EXPERT = 3  # which expert it is
     SHUFFLE = 4  # of router 'shuffled'
+
+
+@unique
+class SsrStream(IntEnum):
+    """Folded into the key of a routed layer by router 'ssr', which uses TopKStream, too."""
+
+    BALANCED = 5  # whether the step is balanced
 
 
 @unique

@@ -1,7 +1,8 @@
 """The names that a config may use: one literal table per kind of method.
 
 An entry is `Entry('module:Class', Args)`. The class is imported when it is used. `Args`, a frozen
-dataclass of `method_args`, is read without jax, so that a wrong argument is reported at once.
+dataclass of `method_args` or `router_args`, is read without jax, so that a wrong argument is
+reported at once.
 
 To add a method, write its file and add its line here. A name like `package.module:Class` of your
 own works without a line; its arguments are `Args` in the class.
@@ -39,6 +40,7 @@ from moe_vision.config.method_args import (
     VitArgs,
 )
 from moe_vision.config.placement import HEADS
+from moe_vision.config.router_args import BaseArgs, ExpertChoiceArgs, SinkhornArgs, SsrArgs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Entry:
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
     remat: bool = False  # whether a backbone reads model.remat
     of_layer: bool = False  # whether a loss is one of a layer, (view, key); else of groups
+    one_image: bool = False  # whether the groups of this router must be the patches of one image
 
 
 ROUTERS = {
@@ -70,6 +73,20 @@ ROUTERS = {
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),
     'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
+    'sinkhorn': Entry('moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs),
+    'base': Entry('moe_vision.routing.routers.base:Base', BaseArgs),
+    'ssr': Entry('moe_vision.routing.routers.ssr:Ssr', SsrArgs),
+    'expert_choice': Entry(
+        'moe_vision.routing.routers.expert_choice:ExpertChoice',
+        ExpertChoiceArgs,
+        ignores=('eval_capacity_factor', 'priority'),
+    ),
+    'pmoe': Entry(
+        'moe_vision.routing.routers.pmoe:PatchMoe',
+        ExpertChoiceArgs,
+        ignores=('eval_capacity_factor', 'priority'),
+        one_image=True,
+    ),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
         SoftArgs,
@@ -186,6 +203,7 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
         getattr(cls, 'expert', base.expert),
         getattr(cls, 'remat', base.remat),
         getattr(cls, 'of_layer', base.of_layer),
+        getattr(cls, 'one_image', base.one_image),
     )
     if found.unit not in ('', 'image', 'patch'):
         raise UserError(
@@ -242,6 +260,15 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
         typing.get_type_hints(args)
     except (NameError, TypeError, AttributeError) as e:
         raise UserError(f"{kind} '{name}': an annotation of Args is wrong: {e}.") from e
+
+
+def keeps_capacity(router: str) -> bool:
+    """Whether evaluation has the slots of training, because a router's routes follow from them.
+
+    Such a router fills slots and drops no choice: it reads the capacity factor of training alone.
+    """
+    ignores = entry('router', ROUTERS, router).ignores
+    return 'eval_capacity_factor' in ignores and 'capacity_factor' not in ignores
 
 
 def default_expert(backbone: Entry, placement: str) -> str:

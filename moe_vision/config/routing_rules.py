@@ -193,12 +193,11 @@ def _losses(config: Config) -> None:
 
 
 def _soft(config: Config) -> None:
-    axis = getattr(config.model.moe.router_args, 'axis', None)
-    if axis == 'tokens' and not _routes_patches(config):
+    why, instead = _one_image(config)
+    if why and not _routes_patches(config):
         raise UserError(
-            "model.moe.router_args.axis is 'tokens', which needs patches, but what is "
-            f"routed here are images (model.name '{config.model.name}', placement "
-            f"'{config.model.moe.placement}'); use 'batch' or 'none'."
+            f'{why}, which needs patches, but what is routed here are images (model.name '
+            f"'{config.model.name}', placement '{config.model.moe.placement}'); {instead}."
         )
     router = registry.entry('router', registry.ROUTERS, config.model.moe.router)
     of_k = {
@@ -212,6 +211,11 @@ def _soft(config: Config) -> None:
             f"model.twin is '{config.model.twin}', {of_k[config.model.twin]} of k "
             f"experts, but router '{config.model.moe.router}' has no k; use "
             "'same_width', 'same_executed_flops' or 'same_params'."
+        )
+    if config.model.twin in DROPPING and registry.keeps_capacity(config.model.moe.router):
+        raise UserError(
+            f"model.twin is '{config.model.twin}', but router '{config.model.moe.router}' drops "
+            "nothing; use 'same_width', 'same_active_flops' or 'same_params'."
         )
     if config.model.twin in DROPPING and config.model.moe.k > config.model.moe.num_experts:
         raise UserError(
@@ -257,17 +261,26 @@ def _patch_groups(config: Config, t: int) -> None:
             f'model.moe.group_size {size} cuts images; '
             f'{_near({s for s in sizes if s % t == 0}, size)}.'
         )
-    axis = getattr(moe.router_args, 'axis', None)
-    if axis == 'tokens' and size != t:
+    why, _ = _one_image(config)
+    if why and size != t:
         raise UserError(
-            f"model.moe.router_args.axis is 'tokens', within one image of {t} tokens, "
-            f'but model.moe.group_size is {size}; set it to {t}.'
+            f'{why}, within one image of {t} tokens, but model.moe.group_size is {size}; set it '
+            f'to {t}.'
         )
-    if axis == 'batch' and size <= t:
+    if getattr(moe.router_args, 'axis', None) == 'batch' and size <= t:
         raise UserError(
             f"model.moe.router_args.axis is 'batch' but a group of {size} tokens is no "
             f'more than one image ({t}); {_near({s for s in sizes if s > t}, size)}.'
         )
+
+
+def _one_image(config: Config) -> tuple[str, str]:
+    """Why a group must be the patches of one image, and what to do otherwise; '' if it need not."""
+    moe = config.model.moe
+    if getattr(moe.router_args, 'axis', None) == 'tokens':
+        return "model.moe.router_args.axis is 'tokens'", "use 'batch' or 'none'"
+    one = registry.entry('router', registry.ROUTERS, moe.router).one_image
+    return f"model.moe.router is '{moe.router}'" if one else '', 'take another router'
 
 
 def _routes_patches(config: Config) -> bool:

@@ -305,6 +305,13 @@ def _unread(config: Config, values: Mapping[str, Any], defaults: Mapping[str, An
         keys = [f'model.moe.{k}' for k in router.ignores]
         if 'eval_capacity_factor' in router.ignores:
             keys.append('eval.capacity_factors')
+        for layer, at in moe.layers.items():
+            for key in router.ignores:
+                if getattr(at, key, None) is not None:
+                    raise UserError(
+                        f'model.moe.layers.{layer}.{key} is set to {getattr(at, key)} but is not '
+                        f'read: {because}; leave it out.'
+                    )
     for key in keys:
         value, default = values[key], defaults[key]
         if dataclasses.is_dataclass(value) and type(value) is not type(default):

@@ -45,6 +45,8 @@ class DroppingBlock(nn.Module):
     layer: int = 0
     measured: tuple[float, ...] = ()  # shares at equally spaced moments, then in evaluation
 
+    router = 'random'  # no attribute to set
+
     @nn.compact
     def __call__(self, x: Array, step: Step, *, carry: Any = None) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info); info as in `MoE`, of the drawn choices.
@@ -56,7 +58,7 @@ class DroppingBlock(nn.Module):
         Raises:
           ValueError: as in `MoE`; it always draws at random.
         """
-        router = make_router('random', registry.RandomArgs(), self.place)
+        router = make_router(self.router, registry.RandomArgs(), self.place)
 
         def on_groups(context, x, features, shared, bank):
             del x, features, shared, bank

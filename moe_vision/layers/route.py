@@ -200,10 +200,12 @@ def slots_of(layer: Any, train: bool) -> int:
     """C, slots per expert and group in training or in evaluation.
 
     Args:
-      layer: its attributes num_experts, k, group_size, capacity_multiple and the two capacity
-        factors are read: an `MoE`, or the config's `moe_at`.
+      layer: its attributes num_experts, k, group_size, capacity_multiple, router and the two
+        capacity factors are read: an `MoE`, or the config's `moe_at`. A router whose routes follow
+        from capacity has that of training in evaluation.
     """
-    factor = layer.capacity_factor if train else layer.eval_capacity_factor
+    as_trained = train or registry.keeps_capacity(layer.router)
+    factor = layer.capacity_factor if as_trained else layer.eval_capacity_factor
     return capacity(factor, layer.k, layer.group_size, layer.num_experts, layer.capacity_multiple)
 
 

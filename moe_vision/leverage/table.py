@@ -94,8 +94,12 @@ def capacities(config: Config, leverage: Leverage) -> list[str]:
         lines.append(
             f'{name}: groups of {cap.group_size} tokens, {cap.capacity} slots per expert '
             f'(asked {moe.capacity_factor:g}, effective {cap.effective_factor:.3f}); '
-            f'evaluation {cap.eval_capacity} slots (asked {moe.eval_capacity_factor:g}, '
-            f'effective {cap.eval_effective_factor:.3f})'
+            + (
+                f'evaluation {cap.eval_capacity} slots (asked {moe.eval_capacity_factor:g}, '
+                f'effective {cap.eval_effective_factor:.3f})'
+                if cap.can_drop
+                else 'the same in evaluation, and nothing is dropped'
+            )
         )
     return lines
 

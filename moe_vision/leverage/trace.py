@@ -172,11 +172,13 @@ def trace_images(config: Config, tokens: int) -> int:
 def _capacity(layer: _Layer, tokens: int) -> Capacity:
     moe = layer.module
     if layer.soft:
-        return Capacity(tokens, moe.group_size, 0, math.nan, 0, math.nan, float(layer.choices))
+        none = (0, math.nan, 0, math.nan)
+        return Capacity(tokens, moe.group_size, *none, float(layer.choices), can_drop=False)
     slots = [slots_of(moe, train) for train in (True, False)]
     effective = [effective_factor(c, moe.k, moe.group_size, moe.num_experts) for c in slots]
     own = (slots[0], effective[0], slots[1], effective[1])
-    return Capacity(tokens, moe.group_size, *own, float(layer.choices))
+    can_drop = not registry.keeps_capacity(moe.router)
+    return Capacity(tokens, moe.group_size, *own, float(layer.choices), can_drop)
 
 
 def soft(model: Model) -> bool:

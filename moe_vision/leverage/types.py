@@ -38,6 +38,7 @@ class Capacity:
     eval_capacity: int
     eval_effective_factor: float  # the same with `eval_capacity`
     choices: float  # experts that a token takes if choices are balanced
+    can_drop: bool = True  # whether a choice can find no slot
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from moe_vision.common.command_line import Parser, printable
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
-from moe_vision.config import trust
+from moe_vision.config import registry, trust
 from moe_vision.config.command_line import exit_code
 
 if TYPE_CHECKING:
@@ -113,8 +113,11 @@ def _skip(path: str, reason: str) -> None:
 
 def _note(model: 'Model') -> None:
     """Prints a note if the network cannot treat an image alone as it did in training."""
-    router, args = model.config.model.moe.router, model.config.model.moe.router_args
-    if router == 'soft' and args.axis == 'batch' and model.config.model.twin == 'none':
+    moe = model.config.model.moe
+    mixes = getattr(moe.router_args, 'axis', None) == 'batch'
+    if not mixes and registry.keeps_capacity(moe.router):
+        mixes = moe.group_size > model.network.model.moe.group_size
+    if mixes and model.config.model.twin == 'none':
         print(
             'note: this network mixes the images of a group; here each image is a group of its '
             'own, which is not how it was trained and scored',

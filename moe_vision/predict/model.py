@@ -5,9 +5,10 @@
     >>> prediction = model(images)  # uint8 [B, H, W, C]; prediction.probabilities is [B, L]
 
 Every image is a routing group of its own, with room for all its choices, on one device. So the
-prediction for an image does not depend on the others, and nothing is dropped. Two kinds of router
+prediction for an image does not depend on the others, and nothing is dropped. Three kinds of router
 are special: Soft MoE over the batch mixes the images of a group, so it cannot work here as it was
-trained to; and a router that draws at random draws by the image's place.
+trained to; a router whose routes follow from capacity keeps the capacity factor of training, and is
+refused if it compares whole images; and a router that draws at random draws by the image's place.
 
 Axes: B images, L classes, T tokens of an image (patches; 1 where images are routed), K choices,
 H and W height and width, C channels.
@@ -29,6 +30,7 @@ from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded, path_name
 from moe_vision.config import check as config_lib
+from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
 from moe_vision.config.places import with_eval_capacity
 from moe_vision.config.schema import Config
@@ -68,6 +70,7 @@ def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model'
     """
     workdir = expanded(workdir)
     config, info = config_lib.load(workdir, trust), record.dataset_info(workdir)
+    _refuse(config, info)
     state = checkpoints.load_raw(workdir, 'best' if best else 'latest')
     try:
         return Model(config, info, state)
@@ -90,15 +93,11 @@ class Model:
     """
 
     def __init__(self, config: Config, info: DatasetInfo, state: dict[str, Any]):
-        if config.dataset.domains:
-            raise UserError(
-                f'this run was trained with dataset.domains={config.dataset.domains}: its images '
-                'carry marks that yours lack, so it cannot name them.'
-            )
         self.config, self.info, self.step = config, info, int(state['step'])
-        tokens = leverage.tokens_per_image(config, info)
+        size = _tokens(config, info)
+        if registry.keeps_capacity(config.model.moe.router):
+            size = min(size, config.model.moe.group_size)  # parts of an image stay as they are
         model = with_eval_capacity(config.model, math.inf)
-        size = 1 if config.model.moe.placement in HEADS else tokens
         model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))
         self.network = models.build(model, info.num_classes)
         self.variables = {
@@ -156,6 +155,27 @@ class Model:
             )
 
         return jax.jit(forward)
+
+
+def _tokens(config: Config, info: DatasetInfo) -> int:
+    """Tokens of an image that routers see."""
+    return 1 if config.model.moe.placement in HEADS else leverage.tokens_per_image(config, info)
+
+
+def _refuse(config: Config, info: DatasetInfo) -> None:
+    """Raises UserError for a run that cannot tell anything about an image by itself."""
+    model, domains = config.model, config.dataset.domains
+    if domains:
+        raise UserError(
+            f'this run was trained with dataset.domains={domains}: its images carry marks that '
+            'yours lack, so it cannot name them.'
+        )
+    routed = model.moe.placement != 'none' and model.twin == 'none'
+    if routed and registry.keeps_capacity(model.moe.router) and _tokens(config, info) == 1:
+        raise UserError(
+            f"experts of router '{model.moe.router}' choose among the images of a group, so this "
+            'run tells nothing about an image by itself; score it with main.py --mode=eval.'
+        )
 
 
 def _check_fit(network: Any, info: DatasetInfo, variables: dict[str, Any]) -> None:

@@ -116,8 +116,13 @@ class Run:
     def can_drop(self) -> bool:
         """Whether a choice can find no slot in an evaluation."""
         sizes = map(as_dict, as_dict(value_at(self.record, 'preflight', 'capacity')).values())
-        slots = [(number(s.get('eval_capacity')), number(s.get('group_size'))) for s in sizes]
-        return bool(self.layers()) and not (slots and all(c == 0 or c >= n for c, n in slots))
+        room = [
+            s.get('can_drop') is False
+            or number(s.get('eval_capacity')) == 0  # soft routing, in an older record
+            or number(s.get('eval_capacity')) >= number(s.get('group_size'))
+            for s in sizes
+        ]
+        return bool(self.layers()) and not (room and all(room))
 
     @property
     def drop_limit(self) -> float:

@@ -89,10 +89,21 @@ class Context:
         Raises:
           ValueError: there is no key.
         """
+        base = self.layer_key(stream)
+        return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
+
+    def layer_key(self, stream: int) -> Array:
+        """One random key for all groups of the layer, and for all micro-batches of the step.
+
+        Args:
+          stream: as in `keys`.
+
+        Raises:
+          ValueError: there is no key.
+        """
         if self.key is None:
             raise ValueError('this routing draws at random: give the step a key')
-        base = jax.random.fold_in(self.key, stream)
-        return jax.vmap(lambda g: jax.random.fold_in(base, g))(self.group)
+        return jax.random.fold_in(self.key, stream)
 
 
 class Router:

@@ -22,6 +22,7 @@ from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
+from moe_vision.config import registry
 from moe_vision.config.places import moe_at, routed_layers, with_eval_capacity
 from moe_vision.config.schema import DROPPING, Config
 from moe_vision.layers.route import slots_of
@@ -62,7 +63,9 @@ class Evaluator:
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
         model = config.model
         routed = model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
-        self._has_capacity = routed and not leverage.soft(model)  # soft routing drops no choice
+        # a router without a capacity of evaluation drops no choice
+        ignored = registry.entry('router', registry.ROUTERS, model.moe.router).ignores
+        self._has_capacity = routed and 'eval_capacity_factor' not in ignored
         layers = range(routed_layers(model) if routed else 0)
         # whether a choice can find no slot, so that unbounded capacity may change an accuracy
         self.can_drop = self._has_capacity and any(

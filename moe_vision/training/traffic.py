@@ -66,7 +66,7 @@ def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> 
             across=across,
             exchanged=int(times * once * sent),
             replicated=int(2 * block.bytes_experts * gradients),
-            padding=max(0.0, 1 - 1 / capacity.effective_factor) if capacity.capacity else 0.0,
+            padding=max(0.0, 1 - 1 / capacity.effective_factor) if capacity.can_drop else 0.0,
         )
     return traffic
 

@@ -1,6 +1,7 @@
 """Runs every router of the table, with various settings, through every priority.
 
-Axes: G groups, T tokens, K choices, E experts, N ids, C capacity, D width, F output width.
+Axes: G groups, T tokens, K choices, E experts, N ids, C capacity, D width, F output width, M tokens
+of an image.
 """
 
 import functools
@@ -18,6 +19,7 @@ from moe_vision.routing.soft_plan import soft_plan
 from moe_vision.routing.types import Context, Routing, SoftRouting, View
 
 G, T, D, F, E, K, C = 2, 8, 5, 3, 4, 2, 3  # 16 choices for 12 slots: some are dropped
+M = 4  # two images in a group
 CLASSES = 6
 PRIORITIES = ('token', 'gate', 'random')
 
@@ -39,6 +41,7 @@ _MORE = {
     'oracle': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
+    'ssr': [{'probability': 1.0}, {'probability': 0.5, 'cost': 'linear', 'noise': 'gaussian'}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
@@ -64,7 +67,8 @@ def case_id(case):
 
 def make(case, num_experts=E, k=K):
     entry = registry.entry('router', registry.ROUTERS, case[0])
-    return registry.load(entry.path)(entry.args(**dict(case[1])), Place(num_experts, k, T))
+    place = Place(num_experts, k, T, tokens_per_image=M)
+    return registry.load(entry.path)(entry.args(**dict(case[1])), place)
 
 
 def draws(case):
@@ -89,7 +93,11 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
         train=train,
         group=jnp.arange(groups) if group is None else jnp.asarray(group),
         labels=jnp.arange(groups * tokens).reshape(groups, tokens) % CLASSES,
-        extras={'domain': jnp.arange(groups * tokens).reshape(groups, tokens) % 3},
+        extras={
+            'domain': jnp.arange(groups * tokens).reshape(groups, tokens) % 3,
+            'attention': jax.nn.softmax(normal(7, groups, tokens, M)),
+        },
+        capacity=C,
     )
 
 

@@ -25,7 +25,7 @@ from moe_vision.study import fields, rows
 from moe_vision.training import loop, mesh, pictures
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import normalize_images
+from moe_vision.training.step import images_per_group, normalize_images
 
 HEAD = {
     'model.moe.placement': 'head',
@@ -34,22 +34,7 @@ HEAD = {
     'model.moe.num_experts': 8,
 }
 DEFAULTS = {'model.moe.router_args': {}, 'model.moe.losses': {}}
-CASES = {name: HEAD | DEFAULTS | {'model.moe.router': name} for name in registry.ROUTERS}
-for axis in ('none', 'batch'):
-    CASES[f'soft {axis}'] = (
-        HEAD
-        | DEFAULTS
-        | {
-            'model.moe.router': 'soft',
-            'model.moe.router_args': {'axis': axis},
-            'model.moe.eval_capacity_factor': 2.0,
-        }
-    )
-del CASES['soft']
-CASES['oracle'] |= {'dataset.domains': 4}
-CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
-CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
-CASES['patches'] = (
+PATCHES = (
     train_cases.VIT
     | DEFAULTS
     | {
@@ -58,6 +43,28 @@ CASES['patches'] = (
         'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
     }
 )
+CASES = {name: HEAD | DEFAULTS | {'model.moe.router': name} for name in registry.ROUTERS}
+for axis in ('none', 'batch'):
+    CASES[f'soft {axis}'] = (
+        HEAD
+        | DEFAULTS
+        | {
+            'model.moe.router': 'soft',
+            'model.moe.router_args': {'axis': axis},
+        }
+    )
+del CASES['soft']
+for name, case in CASES.items():
+    entry = registry.ROUTERS[case['model.moe.router']]
+    if entry.one_image or 'attention' in entry.needs:
+        tokens = {'model.moe.group_size': 4, 'model.moe.num_experts': 8}
+        case = CASES[name] = PATCHES | tokens | {'model.moe.router': name}
+    if 'eval_capacity_factor' in entry.ignores:
+        CASES[name] = {k: v for k, v in case.items() if k != 'model.moe.eval_capacity_factor'}
+CASES['oracle'] |= {'dataset.domains': 4}
+CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
+CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
+CASES['patches'] = PATCHES
 CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}
 
 
@@ -88,11 +95,10 @@ def test_the_batch_size_changes_nothing(name, data_dir):
     config = train_cases.make(data_dir, CASES[name])
     state, setup = trained(config)
     want, evaluator = scores(config, state, 1)
-    unit = 16 if 'patches' not in name else 4
-    assert evaluator.batch == unit
+    assert evaluator.batch == images_per_group(config, tokens_per_image(config, setup.info))
     assert want['images'] == 360 and np.sum(want['confusion']) == 360
     (layer,) = want['layers'].values()
-    hard = 'soft' not in name
+    hard = 'eval_capacity_factor' not in registry.ROUTERS[config.model.moe.router].ignores
     if hard:
         assert layer['drop_rate'] > 0.02  # otherwise this would not test capacity
     result, _ = scores(config, state, 256)

@@ -1,0 +1,70 @@
+"""The arguments of further routers, as dataclasses without jax, like those of `method_args`."""
+
+import dataclasses
+from typing import Literal
+
+from moe_vision.common.errors import UserError, at_most, positive
+from moe_vision.config.method_args import TopKArgs
+
+_SIZE = 100_000  # experts
+_ITERATIONS = 10_000  # each is a pass over all scores
+
+
+def _bounded(args: object, key: str) -> None:
+    """Raises UserError unless the most choices of a token are 0, which means all, or a number."""
+    if getattr(args, key) < 0:
+        raise UserError(f'{key} is {getattr(args, key)}; it must not be negative.')
+    at_most(args, _SIZE, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoiceArgs:
+    max_choices: int = 8  # K: a token keeps the experts with the largest gates; 0 for all
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale')
+        _bounded(self, 'max_choices')
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkhornArgs:
+    xi: float = 1.0  # weight of the plan's entropy: the smaller, the more even the loads
+    iterations: int = 20  # the smaller xi, the more it takes
+    gate: Literal['softmax', 'sigmoid'] = 'softmax'
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'xi', 'iterations', 'gate_scale')
+        at_most(self, _ITERATIONS, 'iterations')
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseArgs:
+    xi: float = 0.1  # of the plan that is rounded to an assignment
+    iterations: int = 50  # the smaller xi, the more it takes
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'xi', 'iterations', 'gate_scale')
+        at_most(self, _ITERATIONS, 'iterations')
+
+
+@dataclasses.dataclass(frozen=True)
+class SsrArgs(TopKArgs):
+    probability: float = 0.01  # that a step is balanced
+    cost: Literal['softmax', 'linear'] = 'softmax'  # scores of the plan: probabilities or logits
+    xi: float = 0.05  # weight of the plan's entropy; 0.5 to 1 suits cost 'linear'
+    iterations: int = 20  # the smaller xi, the more it takes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, 'xi', 'iterations')
+        at_most(self, _ITERATIONS, 'iterations')
+        if not 0 <= self.probability <= 1:
+            raise UserError(f'probability is {self.probability}; allowed: 0 to 1.')
