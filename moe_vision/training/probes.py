@@ -56,7 +56,7 @@ def probe(
         return {}
     layers = _layers(setup)
     router = make_router(model.moe.router, model.moe.router_args, place_at(model, 0))
-    experts = {layer: range(len(test[layer]['load'])) for layer in layers}
+    experts = {layer: range(len(test[layer]['expert_by_class'])) for layer in layers}
     logging.info(
         'probing: shuffles and draws the routes, and leaves out each expert of %s',
         ', '.join(layers),
