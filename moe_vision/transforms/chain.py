@@ -1,6 +1,7 @@
 """All transforms of a config as one."""
 
 import functools
+from collections.abc import ItemsView
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class Transforms:
     def __bool__(self) -> bool:
         return bool(self._each)
 
-    def items(self) -> Any:
+    def items(self) -> ItemsView[str, Transform]:
         """(name, transform) of each."""
         return self._each.items()
 

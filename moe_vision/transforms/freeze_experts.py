@@ -11,15 +11,14 @@ import re
 import numpy as np
 
 from moe_vision.common.errors import UserError
-from moe_vision.transforms.types import Transform, bank_of, by_path, matched, paths
+from moe_vision.transforms.types import Transform, bank_of, by_path, require
 
 
 class FreezeExperts(Transform):
     routed = True
 
     def init(self, params):
-        where = f"layers '{self.args.layers}'"
-        matched([p for p in paths(params) if self._acts_on(p)], where, params)
+        require(self._acts_on, f"layers '{self.args.layers}'", params)
         by_path(self._check, params)
         return {}
 

@@ -14,7 +14,7 @@ average of weights (`train.ema_decay`) still approaches the frozen router.
 import jax.numpy as jnp
 
 from moe_vision.common.errors import UserError
-from moe_vision.transforms.types import Transform, matched, of_router, paths
+from moe_vision.transforms.types import Transform, of_router, require
 
 
 class FreezeRouter(Transform):
@@ -32,7 +32,7 @@ class FreezeRouter(Transform):
             )
 
     def init(self, params):
-        matched([p for p in paths(params) if of_router(p)], "'/router/'", params)
+        require(of_router, "'/router/'", params)
         return {'frozen': jnp.zeros((), jnp.int32)}  # 1 stays, also if the run is made longer
 
     def settled(self, *, step, state):

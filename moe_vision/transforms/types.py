@@ -117,13 +117,13 @@ def bank_of(path: str) -> str | None:
     return path[: found.start()] if found else None
 
 
-def matched(found: list[str], what: str, params: Tree) -> list[str]:
-    """`found`, parameters that a transform acts on.
+def require(acts_on: Callable[[str], bool], what: str, params: Tree) -> None:
+    """Raises UserError if a transform acts on none of these parameters.
 
-    Raises:
-      UserError: there are none; names some that there are.
+    Args:
+      acts_on: whether it acts on the parameter with this path.
+      what: what decides that, for the message.
     """
-    if found:
-        return found
     names = paths(params)
-    raise UserError(f'{what} matches no parameter; there are {", ".join(names[:6])}, ...')
+    if not any(map(acts_on, names)):
+        raise UserError(f'{what} matches no parameter; there are {", ".join(names[:6])}, ...')
