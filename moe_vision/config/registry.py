@@ -40,7 +40,14 @@ from moe_vision.config.method_args import (
     VitArgs,
 )
 from moe_vision.config.placement import HEADS
-from moe_vision.config.router_args import BaseArgs, ExpertChoiceArgs, SinkhornArgs, SsrArgs
+from moe_vision.config.router_args import (
+    AttentionArgs,
+    BaseArgs,
+    ExpertChoiceArgs,
+    SimilarityArgs,
+    SinkhornArgs,
+    SsrArgs,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +83,14 @@ ROUTERS = {
     'sinkhorn': Entry('moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs),
     'base': Entry('moe_vision.routing.routers.base:Base', BaseArgs),
     'ssr': Entry('moe_vision.routing.routers.ssr:Ssr', SsrArgs),
+    'similarity_aware': Entry(
+        'moe_vision.routing.routers.token_graph:SimilarityAware', SimilarityArgs
+    ),
+    'attention_aware': Entry(
+        'moe_vision.routing.routers.token_graph:AttentionAware',
+        AttentionArgs,
+        needs=('attention',),
+    ),
     'expert_choice': Entry(
         'moe_vision.routing.routers.expert_choice:ExpertChoice',
         ExpertChoiceArgs,

@@ -68,3 +68,32 @@ class SsrArgs(TopKArgs):
         at_most(self, _ITERATIONS, 'iterations')
         if not 0 <= self.probability <= 1:
             raise UserError(f'probability is {self.probability}; allowed: 0 to 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class _GraphArgs:
+    mix: float = 1.0  # share of the neighbours' probabilities in a token's own
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale')
+        if not 0 <= self.mix <= 1:
+            raise UserError(f'mix is {self.mix}; allowed: 0 to 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityArgs(_GraphArgs):
+    # group: among images that are routed whole, in training alone
+    graph: Literal['image', 'group'] = 'image'
+    temperature: float = 0.1  # of the similarity; x has unit length if inputs are normalised
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, 'temperature')
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionArgs(_GraphArgs):
+    stop_gradient: bool = False  # keep the router's gradient from the attention

@@ -194,6 +194,8 @@ def _losses(config: Config) -> None:
 
 def _soft(config: Config) -> None:
     why, instead = _one_image(config)
+    if getattr(config.model.moe.router_args, 'graph', None) == 'image':
+        why, instead = "model.moe.router_args.graph is 'image'", "use 'group'"
     if why and not _routes_patches(config):
         raise UserError(
             f'{why}, which needs patches, but what is routed here are images (model.name '
@@ -254,11 +256,14 @@ def _patch_groups(config: Config, t: int) -> None:
             f'model.moe.group_size is {size} but an image has {t} tokens and a '
             f'micro-batch {batch} images; {_near(sizes, size)}.'
         )
-    router = registry.entry('router', registry.ROUTERS, moe.router)
-    if 'attention' in router.needs and size % t:
+    router, why = registry.entry('router', registry.ROUTERS, moe.router), ''
+    if 'attention' in router.needs:
+        why = f"router '{moe.router}' reads the attention within images"
+    if getattr(moe.router_args, 'graph', None) == 'image':
+        why = "model.moe.router_args.graph is 'image', which compares the tokens within images"
+    if why and size % t:
         raise UserError(
-            f"router '{moe.router}' reads the attention within images of {t} tokens, but "
-            f'model.moe.group_size {size} cuts images; '
+            f'{why} of {t} tokens, but model.moe.group_size {size} cuts images; '
             f'{_near({s for s in sizes if s % t == 0}, size)}.'
         )
     why, _ = _one_image(config)

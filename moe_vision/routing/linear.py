@@ -30,8 +30,13 @@ def linear(
         # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the
         # gradient of the kernel over them.
         return _linear(x, kernel + jnp.zeros_like(x, shape=()))
+    return _product('gtd,de->gte', factors * normalized(x), kernel)
+
+
+def normalized(x: Array) -> Array:
+    """x [..., D] with zero mean and unit variance over D."""
     mean, scale = _moments(x)
-    return _product('gtd,de->gte', factors * (scale * (x - mean)), kernel)
+    return scale * (x - mean)
 
 
 @jax.custom_vjp
@@ -45,8 +50,7 @@ def _linear(x: Array, kernel: Array) -> Array:
     """
     if x.size > kernel.size:
         return _linear_fwd(x, kernel)[0]
-    mean, scale = _moments(x)
-    return _product('...d,de->...e', scale * (x - mean), kernel)
+    return _product('...d,de->...e', normalized(x), kernel)
 
 
 def _moments(x: Array) -> tuple[Array, Array]:

@@ -42,6 +42,8 @@ _MORE = {
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
     'ssr': [{'probability': 1.0}, {'probability': 0.5, 'cost': 'linear', 'noise': 'gaussian'}],
+    'similarity_aware': [{'graph': 'group', 'temperature': 1.0, 'normalize_inputs': False}],
+    'attention_aware': [{'mix': 0.5, 'stop_gradient': True}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
@@ -69,6 +71,15 @@ def make(case, num_experts=E, k=K):
     entry = registry.entry('router', registry.ROUTERS, case[0])
     place = Place(num_experts, k, T, tokens_per_image=M)
     return registry.load(entry.path)(entry.args(**dict(case[1])), place)
+
+
+def within_images(case):
+    """Whether it matters which tokens of a group belong to one image."""
+    args = make(case).args
+    return 'attention' in make(case).needs or getattr(args, 'graph', None) == 'image'
+
+
+NOT_OF_EXPERTS = ('similarity',)  # parameters whose last axis is not one of experts
 
 
 def draws(case):

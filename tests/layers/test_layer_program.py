@@ -59,7 +59,8 @@ def test_floats_are_not_scattered(router, args, priority):
         E, 2, B, router=router, router_args=args, priority=priority, losses=losses(router, args)
     )
     x, image = tokens('mlp', B, D), jnp.zeros(B, jnp.int32)
-    step = dataclasses.replace(TRAIN, extras={'domain': image}, labels=image)
+    extras = {'domain': image, 'attention': jnp.full((B, 4), 0.25)}
+    step = dataclasses.replace(TRAIN, extras=extras, labels=image)
     made = jax.eval_shape(lambda: layer.init_with_output(jax.random.key(0), x, step)[0][1])
     k = made['choices']['expert'].shape[-1]
     found = traced(layer, x, step)

@@ -56,7 +56,8 @@ for axis in ('none', 'batch'):
 del CASES['soft']
 for name, case in CASES.items():
     entry = registry.ROUTERS[case['model.moe.router']]
-    if entry.one_image or 'attention' in entry.needs:
+    within_images = getattr(entry.args(), 'graph', '') == 'image' or 'attention' in entry.needs
+    if entry.one_image or within_images:
         tokens = {'model.moe.group_size': 4, 'model.moe.num_experts': 8}
         case = CASES[name] = PATCHES | tokens | {'model.moe.router': name}
     if 'eval_capacity_factor' in entry.ignores:
