@@ -36,10 +36,9 @@ from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
 from benchmarks import layer, run, step  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
-from moe_vision.common import chips  # noqa: E402
+from moe_vision.common import chips, platform  # noqa: E402
 from moe_vision.common.paths import expanded  # noqa: E402
 from moe_vision.config import check as config_lib  # noqa: E402
-from moe_vision.layers import platform  # noqa: E402
 from moe_vision.pod import hlo  # noqa: E402
 from moe_vision.pod.compiled import trace_step  # noqa: E402
 from moe_vision.training.setup import Setup  # noqa: E402
