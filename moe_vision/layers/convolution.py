@@ -1,15 +1,16 @@
-"""A convolution that stays fast on a CPU, also under a vmap over its kernel and inside loops.
+"""A convolution that stays fast under a vmap over its kernel, and on a CPU also inside loops.
 
-On a CPU, XLA runs two forms of a convolution many times slower than the ordinary one: a
-convolution grouped by a batch of kernels, and, inside a loop, gradients in the layouts that jax
-gives them. This module runs a batch of kernels as one ordinary convolution per item, and writes
-both gradients as ordinary convolutions of operands that are laid out beforehand. It does not
-support gradients of gradients. Other devices run jax's own convolution.
+XLA runs a convolution that is grouped by a batch of kernels many times slower than ordinary ones.
+So this module runs a batch of kernels as one ordinary convolution per item, forward and backward.
+On a CPU, gradients inside a loop are slow as well, in the layouts that jax gives them. There both
+gradients are ordinary convolutions of operands that are laid out beforehand. Other devices run
+jax's own gradients. Neither form supports gradients of gradients.
 
 Axes: N images, H W space in, P Q space out, h w taps, I channels in, O channels out, g groups.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from moe_vision.layers import platform
+from moe_vision.common import platform
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -35,11 +36,12 @@ def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Ar
     Returns:
       [N, P, Q, O], P = ceil(H / stride).
     """
+    # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the gradient of
+    # the kernel over them.
+    kernel = kernel + jnp.zeros_like(x, shape=())
     if platform.target() == 'cpu':
-        # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the
-        # gradient of the kernel over them.
-        return _on_cpu(x, kernel + jnp.zeros_like(x, shape=()), stride, groups)
-    return _ordinary(x, kernel, 'SAME', strides=(stride, stride), groups=groups)
+        return _on_cpu(x, kernel, stride, groups)
+    return _elsewhere(x, kernel, stride, groups)
 
 
 def in_flax(
@@ -53,6 +55,8 @@ def in_flax(
 ) -> Array:
     """`convolution` for flax: `nn.Conv(..., conv_general_dilated=in_flax)`.
 
+    Off a CPU it is jax's own, since no vmap over experts meets it.
+
     Raises:
       ValueError: the strides differ, or the padding is not SAME.
     """
@@ -61,6 +65,8 @@ def in_flax(
             'this convolution takes equal strides and padding SAME, '
             f'not strides {strides} and padding {padding}'
         )
+    if platform.target() != 'cpu':
+        return _ordinary(x, kernel, 'SAME', strides, groups=feature_group_count)
     return convolution(x, kernel, strides[0], feature_group_count)
 
 
@@ -123,6 +129,52 @@ def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int, gr
     )
     out = _one_by_one(images, turned, pads, dilation=(stride, stride), groups=groups)
     return out.transpose(1, 2, 0, 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _elsewhere(x, kernel, stride, groups):
+    return _unrolled(_same(stride, groups))(x, kernel)
+
+
+def _elsewhere_fwd(x, kernel, stride, groups):
+    return _elsewhere(x, kernel, stride, groups), (x, kernel)
+
+
+def _elsewhere_bwd(stride, groups, residuals, dy):
+    x, kernel = residuals
+    same = _same(stride, groups)
+
+    def to_input(dy, kernel):
+        return jax.linear_transpose(lambda x: same(x, kernel), x)(dy)[0]
+
+    def to_kernel(x, dy):
+        return jax.linear_transpose(lambda kernel: same(x, kernel), kernel)(dy)[0]
+
+    return _unrolled(to_input)(dy, kernel), _unrolled(to_kernel)(x, dy)
+
+
+_elsewhere.defvjp(_elsewhere_fwd, _elsewhere_bwd)
+
+
+def _same(stride: int, groups: int) -> Callable[[Array, Array], Array]:
+    return functools.partial(_ordinary, pads='SAME', strides=(stride, stride), groups=groups)
+
+
+def _unrolled(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """`fn` with its own rule for vmap: where both operands have a batch, once per item.
+
+    Only the innermost vmap is unrolled, which is that over experts; one over seeds around it is
+    jax's own.
+    """
+    once = custom_vmap(fn)
+
+    @once.def_vmap
+    def rule(size, batched, a, b):
+        if not all(batched):  # more images, or more channels, of one convolution
+            return jax.vmap(fn, [0 if yes else None for yes in batched])(a, b), True
+        return jnp.stack([fn(a[i], b[i]) for i in range(size)]), True
+
+    return once
 
 
 def _one_by_one(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:

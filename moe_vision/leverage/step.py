@@ -21,7 +21,7 @@ from jax.interpreters import partial_eval as pe
 from input_pipeline import DatasetInfo
 from moe_vision import models
 from moe_vision.check import transforms
-from moe_vision.common import flops
+from moe_vision.common import flops, platform
 from moe_vision.config.rules import total_steps
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
@@ -56,7 +56,8 @@ def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> Traini
 
     params = variables['params']
     others = {name: v for name, v in variables.items() if name != 'params'}
-    program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
+    with platform.plain():
+        program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
     needed, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
     counts = flops.of_program(needed)
     made = transforms.of_config(config, params, total_steps(config, info.split_sizes['train']))

@@ -11,9 +11,8 @@ import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.check import own, transforms
-from moe_vision.common import compile_cache
+from moe_vision.common import compile_cache, platform
 from moe_vision.config.schema import Config
-from moe_vision.layers import platform
 from moe_vision.run_folder import checkpoints
 from moe_vision.surgery.init_from import init_from
 from moe_vision.training import mesh, optimizer

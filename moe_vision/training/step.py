@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import optax
 
 from input_pipeline import mix
+from moe_vision.common import platform
 from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config
-from moe_vision.layers import Step, platform
+from moe_vision.layers import Step
 from moe_vision.training import optimizer
 from moe_vision.training.frozen import Frozen
 from moe_vision.training.router_state import updated_router_state

@@ -1,10 +1,13 @@
 """Small routed layers for the tests. Axes: B tokens, E experts, D width, F hidden width."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import routing_cases
 
+from moe_vision.common import platform
 from moe_vision.config import registry
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.types import Router, Routing
@@ -17,6 +20,12 @@ def tokens(expert, count=8, width=8):
     """Tokens of the kind that this expert takes: vectors or maps."""
     is_map = 'map' in registry.entry('expert', registry.EXPERTS, expert).needs
     return normal(1, count, *((6, 5) if is_map else ()), width)
+
+
+def made_for(kind, compute_capability=''):
+    """`platform.made_for` devices of this kind, which need not be there."""
+    device = types.SimpleNamespace(platform=kind, compute_capability=compute_capability)
+    return platform.made_for(types.SimpleNamespace(devices=np.array([device])))
 
 
 def expert_args(expert):

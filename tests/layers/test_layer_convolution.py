@@ -1,7 +1,6 @@
 """Our convolution is jax's, in value, gradient and FLOPs, also under vmap and in loops."""
 
 import functools
-import types
 
 import flax.linen as nn
 import jax
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from layer_cases import made_for
 
-from moe_vision.common import flops
-from moe_vision.layers import platform
+from moe_vision.common import flops, platform
 from moe_vision.layers.convolution import convolution, in_flax
 
 SHAPES = {  # images, kernel, stride, groups
@@ -69,22 +68,25 @@ def test_values_and_gradients_are_those_of_jax(name):
     close(both(convolution, stride, groups)(x, kernel), both(native, stride, groups)(x, kernel))
 
 
+@pytest.mark.parametrize('kind', ['cpu', 'gpu'])
 @pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0)], ids=str)
 @pytest.mark.parametrize('name', ['3x3', 'stride 2, odd', 'depthwise, two out'])
-def test_a_batch_of_either_is_one_after_another(name, axes):
+def test_a_batch_of_either_is_one_after_another(name, axes, kind):
     stride, groups = SHAPES[name][2:]
     x, kernel = (
         a if axis == 0 else a[0] for a, axis in zip(drawn(SHAPES[name], (3,)), axes, strict=True)
     )
-    ours, theirs = (
-        jax.vmap(both(c, stride, groups), axes)(x, kernel) for c in (convolution, native)
-    )
+    with made_for(kind):
+        ours, theirs = (
+            jax.vmap(both(c, stride, groups), axes)(x, kernel) for c in (convolution, native)
+        )
     close(ours, theirs)
 
 
-def test_seeds_of_experts_and_loops():
+@pytest.mark.parametrize('kind', ['cpu', 'gpu'])
+def test_seeds_of_experts_and_loops(kind):
     x, kernel = drawn(SHAPES['3x3'], (2, 3))
-    fn = both(convolution, 1, 1)
+    fn = made_for(kind)(both(convolution, 1, 1))
     want = jax.vmap(jax.vmap(both(native, 1, 1)))(x, kernel)
     close(jax.jit(jax.vmap(jax.vmap(fn)))(x, kernel), want)
     close(jax.jit(lambda a, b: lax.map(lambda c: jax.vmap(fn)(*c), (a, b)))(x, kernel), want)
@@ -110,13 +112,14 @@ def test_a_batch_of_kernels_is_no_grouped_convolution():
 
 
 @pytest.mark.parametrize('name', SHAPES)
-def test_flops_are_those_of_jax(name):
+@pytest.mark.parametrize('kind', ['cpu', 'gpu'])
+def test_flops_are_those_of_jax(name, kind):
     """Of the gradient, too: three times those of the value, holes left out."""
     stride, groups = SHAPES[name][2:]
     args = drawn(SHAPES[name])
 
     def count(fn):
-        return flops.total(flops.count(fn, *args))
+        return flops.total(flops.count(made_for(kind)(fn), *args))
 
     assert count(lambda x, k: convolution(x, k, stride, groups)) == count(
         lambda x, k: native(x, k, stride, groups)
@@ -144,7 +147,6 @@ def test_in_flax():
 @pytest.mark.parametrize('kind', ['cpu', 'tpu'])
 def test_the_form_is_that_of_the_devices_it_is_traced_for(kind):
     """Not that of this process's own, which are CPUs here; in the gradient, too."""
-    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=kind)]))
-    traced = platform.made_for(mesh)(jax.make_jaxpr(both(convolution, 1, 1)))
+    traced = made_for(kind)(jax.make_jaxpr(both(convolution, 1, 1)))
     ours = 'optimization_barrier' in str(traced(*drawn(SHAPES['3x3'])))
     assert ours == (kind == 'cpu') and platform.target() == 'cpu'

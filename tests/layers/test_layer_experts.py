@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import expert_args, jit, normal, tokens
+from layer_cases import expert_args, jit, made_for, normal, tokens
 
 from moe_vision.config import registry
 from moe_vision.layers.experts import group_norm
@@ -33,6 +33,16 @@ def test_mlp_is_two_products():
     relu = make_expert('mlp', {'activation': 'relu'}, D, F)
     want = np.maximum(h, 0) @ p['out_kernel'] + p['out_bias']
     chex.assert_trees_all_close(relu.apply(p, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['gpu', 'cpu'])
+def test_for_a_gpu_the_backward_pass_of_an_mlp_takes_its_activation_again(kind):
+    """So tanh is there twice, and only what the first product wrote is kept."""
+    made, p = drawn('mlp')
+    x = normal(1, 5, D)
+    with made_for(kind):
+        gradient = jax.make_jaxpr(jax.grad(lambda p, x: made.apply(p, x).sum()))(p, x)
+    assert str(gradient).count(' tanh ') == (2 if kind == 'gpu' else 1)
 
 
 def flax_norm(p, name, groups=4):
@@ -81,6 +91,36 @@ def test_stacked_experts_are_each_expert_by_itself(expert):
     got, want = both(x)
     chex.assert_equal_shape([got, x])
     chex.assert_trees_all_close(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('expert', registry.EXPERTS)
+def test_stacked_experts_for_a_gpu_are_those_for_a_cpu(expert):
+    """Values and gradients, whichever form each takes; a CPU runs both here."""
+    made, p = drawn(expert, stacked=(3,))
+    x = jnp.stack([tokens(expert, 4) + i for i in range(3)])
+
+    def loss(p, x):
+        return jnp.sum(jnp.sin(made.apply_stacked(p, x)))
+
+    gradients = jax.value_and_grad(loss, argnums=(0, 1))
+    got, want = (made_for(kind)(jit(lambda p, x: gradients(p, x)))(p, x) for kind in ('gpu', 'cpu'))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_for_a_gpu_only_the_3x3_convolutions_are_unrolled_over_experts():
+    made, p = drawn('bottleneck', stacked=(3,))
+    x = jnp.stack([tokens('bottleneck', 4)] * 3)
+    with made_for('gpu'):
+        gradient = jax.grad(lambda p, x: made.apply_stacked(p, x).sum(), argnums=(0, 1))
+        lines = jit(gradient).lower(p, x).as_text().splitlines()
+    convolutions = [line for line in lines if 'stablehlo.convolution' in line]
+    assert len(convolutions) == 3 * 3  # each forward, to its input and to its kernel
+    assert all(
+        'feature_group_count = 1 ' in c and 'batch_group_count = 1 ' in c for c in convolutions
+    )
+    products = [line for line in lines if 'stablehlo.dot_general' in line]
+    assert len(products) == 2 * 3 and all('batching_dims = [0] x [0]' in d for d in products)
 
 
 @pytest.mark.parametrize('expert', registry.EXPERTS)
