@@ -43,7 +43,9 @@ from moe_vision.config.placement import HEADS
 from moe_vision.config.router_args import (
     AttentionArgs,
     BaseArgs,
+    CosineArgs,
     ExpertChoiceArgs,
+    HashArgs,
     SimilarityArgs,
     SinkhornArgs,
     SsrArgs,
@@ -80,6 +82,8 @@ ROUTERS = {
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),
     'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
+    'cosine': Entry('moe_vision.routing.routers.cosine:Cosine', CosineArgs),
+    'hash': Entry('moe_vision.routing.routers.hash:Hash', HashArgs, needs=('image',)),
     'sinkhorn': Entry('moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs),
     'base': Entry('moe_vision.routing.routers.base:Base', BaseArgs),
     'ssr': Entry('moe_vision.routing.routers.ssr:Ssr', SsrArgs),

@@ -6,7 +6,7 @@ from typing import Literal
 from moe_vision.common.errors import UserError, at_most, positive
 from moe_vision.config.method_args import TopKArgs
 
-_SIZE = 100_000  # experts
+_SIZE = 100_000  # experts, channels
 _ITERATIONS = 10_000  # each is a pass over all scores
 
 
@@ -97,3 +97,22 @@ class SimilarityArgs(_GraphArgs):
 @dataclasses.dataclass(frozen=True)
 class AttentionArgs(_GraphArgs):
     stop_gradient: bool = False  # keep the router's gradient from the attention
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineArgs:
+    project: int = 256  # width in which cosines are taken
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, 'project', 'gate_scale')
+        at_most(self, _SIZE, 'project')
+
+
+@dataclasses.dataclass(frozen=True)
+class HashArgs:
+    gate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale')

@@ -79,7 +79,8 @@ def within_images(case):
     return 'attention' in make(case).needs or getattr(args, 'graph', None) == 'image'
 
 
-NOT_OF_EXPERTS = ('similarity',)  # parameters whose last axis is not one of experts
+NOT_OF_EXPERTS = ('similarity', 'project', 'mean')  # arrays whose last axis is not of experts
+FROZEN = ('frozen_random', 'hash')  # routers whose parameters learn nothing
 
 
 def draws(case):
@@ -124,11 +125,19 @@ def inputs(case, seed=0, num_experts=E, k=K):
             n: 0.1 * normal((seed, 50 + i), *v.shape)
             for i, (n, v) in enumerate((router.init_state() | router.init_shared_state()).items())
         },
-        'features': normal((seed, 90), G, T, D),
+        'features': features(router, seed),
         'x': normal((seed, 91), G, T, D),
         'weights': (normal((seed, 92), num_experts, D, F), normal((seed, 93), num_experts, 1, F)),
         'context': context(),
     }
+
+
+def features(router, seed):
+    """Features [G, T, D'] as a router gets them: drawn, or pooled from drawn maps and images."""
+    if router.pool is None:
+        return normal((seed, 90), G, T, D)
+    extras = {'image': normal((seed, 94), G * T, 8, 8, 3)}
+    return router.pool({}, normal((seed, 90), G * T, 4, 4, D), extras).reshape(G, T, -1)
 
 
 def experts(weights):

@@ -67,24 +67,23 @@ def _loss_falls(config, image_shape, num_classes):
 
 def test_a_router_of_ones_own():
     config = _config(
-        moe__router='examples.cosine_router:Cosine',
-        moe__router_args={'project': 16},
+        moe__router='examples.two_layer_router:TwoLayer',
+        moe__router_args={'hidden': 16},
         moe__losses={'importance': 0.01},
         moe__num_experts=4,
         moe__expert_args={},
         model__args={'widths': (8, 16), 'depth': 1},
     )
-    assert config.model.moe.router_args.project == 16
+    assert config.model.moe.router_args.hidden == 16
     assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
-    router = make_router('examples.cosine_router:Cosine', {}, Place(4, 2))
-    params = {n: init(jax.random.key(3), shape) for n, (shape, init) in router.params(6).items()}
-    x = jax.random.normal(jax.random.key(4), (1, 5, 6))
+    router = make_router('examples.two_layer_router:TwoLayer', {'hidden': 2}, Place(2, 1))
+    params = {'in_kernel': jnp.eye(2), 'out_kernel': jnp.asarray([[1.0, 0.0], [0.0, 3.0]])}
     context = Context(
-        valid=jnp.ones((1, 5), bool), key=jax.random.key(0), group=jnp.zeros(1, jnp.int32)
+        valid=jnp.ones((1, 2), bool), key=jax.random.key(0), group=jnp.zeros(1, jnp.int32)
     )
-    once, tenfold = router(params, {}, x, context), router(params, {}, 10 * x, context)
-    np.testing.assert_allclose(once.logits, tenfold.logits, rtol=1e-4)  # cosines have no scale
-    assert np.abs(once.logits).max() <= 2.0 + 1e-5  # the initial scale is exp(log 2)
+    routing = router(params, {}, jnp.asarray([[[9.0, 0.1], [9.0, 9.0]]]), context)
+    np.testing.assert_allclose(routing.logits[0], [[1, 3 * np.tanh(0.1)], [1, 3]], rtol=1e-5)
+    np.testing.assert_array_equal(routing.expert_of_choice[0, :, 0], [0, 1])
 
 
 SMALL = {

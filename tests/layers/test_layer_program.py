@@ -60,7 +60,8 @@ def test_floats_are_not_scattered(router, args, priority):
     )
     x, image = tokens('mlp', B, D), jnp.zeros(B, jnp.int32)
     extras = {'domain': image, 'attention': jnp.full((B, 4), 0.25)}
-    step = dataclasses.replace(TRAIN, extras=extras, labels=image)
+    images = jnp.zeros((B, 4, 4, 1))
+    step = dataclasses.replace(TRAIN, extras=extras, labels=image, images=images)
     made = jax.eval_shape(lambda: layer.init_with_output(jax.random.key(0), x, step)[0][1])
     k = made['choices']['expert'].shape[-1]
     found = traced(layer, x, step)

@@ -147,6 +147,17 @@ def test_base_by_hand_and_with_padding():
     np.testing.assert_array_equal(taken[0], [[True, False], [False, True], [False, False]])
 
 
+def test_a_token_asks_on_until_it_has_its_experts():
+    # Three tokens, four experts with two places each. Tokens 1 and 2 fill expert 1, so token
+    # 0 takes expert 2 besides expert 0, which it has, although it likes that one best.
+    scores = jnp.asarray([[[9.0, 5, 0, -1], [-1, 9, 8, 0], [-1, 9, 0, 8]]])
+    taken = jit(lambda s: assign(s, jnp.ones((1, 3), bool), 2))(scores)
+    np.testing.assert_array_equal(taken[0], [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1]])
+    # two tokens and three experts: one place each, though 2 / 3 is less than one
+    taken = jit(lambda s: assign(s, jnp.asarray([[True, True, False]]), 1))(scores[..., :3])
+    np.testing.assert_array_equal(taken[0], [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
+
+
 def test_base_gives_two_different_experts_where_k_is_2():
     routing = routed('base', SKEWED[:1], k=2)
     ids = np.asarray(routing.expert_of_choice)[0]
@@ -157,7 +168,10 @@ def test_base_gives_two_different_experts_where_k_is_2():
 def test_ssr_is_top_k_unless_a_step_is_balanced():
     scores = SKEWED[:1]
     plain = routed('top_k', scores, k=2)
-    for routing in (routed('ssr', scores, k=2, probability=0.0), routed('ssr', scores, 2, False)):
+    for routing in (
+        routed('ssr', scores, k=2, probability=0.0),
+        routed('ssr', scores, 2, False, probability=1.0),
+    ):
         for name in ('expert_of_choice', 'gate', 'probs'):
             np.testing.assert_array_equal(getattr(routing, name), getattr(plain, name))
     p = np.asarray(plan(plain.probs, jnp.ones((1, T), bool), 0.05, 20))
@@ -167,6 +181,9 @@ def test_ssr_is_top_k_unless_a_step_is_balanced():
         np.testing.assert_array_equal(balanced.expert_of_choice, ids)
         mass = np.take_along_axis(p, ids, -1)
         np.testing.assert_allclose(balanced.gate, mass / mass.sum(-1, keepdims=True), rtol=1e-4)
+    linear = routed('ssr', scores, k=2, probability=1.0, cost='linear', xi=0.5)
+    p = np.asarray(plan(plain.logits, jnp.ones((1, T), bool), 0.5, 20))
+    np.testing.assert_array_equal(linear.expert_of_choice, np.argsort(-p, -1)[..., :2])
     first = [
         np.bincount(np.asarray(r.expert_of_choice)[0, :, 0], minlength=E) for r in (balanced, plain)
     ]

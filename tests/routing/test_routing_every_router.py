@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from routing_cases import (
     CASES,
+    FROZEN,
     NOT_OF_EXPERTS,
     PRIORITIES,
     C,
@@ -190,7 +191,7 @@ def test_groups_do_not_see_each_other(case):
     given = inputs(case)
     _, out = compiled(case)(given)
     changed = given | {
-        'features': given['features'].at[1].set(normal(5, T, D)),
+        'features': given['features'].at[1].set(normal(5, *given['features'].shape[1:])),
         'x': given['x'].at[1].set(9.0),
     }
     _, out2 = compiled(case)(changed)
@@ -233,7 +234,7 @@ def test_permuting_experts_permutes_everything(case):
 
     moved = given | {
         'params': permuted(given['params']),
-        'state': jax.tree.map(columns, given['state']),
+        'state': permuted(given['state']),
         'weights': jax.tree.map(lambda a: a[perm], given['weights']),
     }
     grads, out = compiled(case)(given)
@@ -267,7 +268,7 @@ def test_other_values_need_no_other_program(case):
 def test_task_gradient_reaches_what_is_learned(case):
     grads, _ = compiled(case)(inputs(case))
     for name, grad in grads['params'].items():
-        assert bool(jnp.any(grad != 0)) != (case[0] == 'frozen_random'), name
+        assert bool(jnp.any(grad != 0)) != (case[0] in FROZEN), name
     for name in ('x', 'weights'):
         assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads[name]))
 
@@ -279,7 +280,7 @@ def test_gradients_are_finite_at_corners(case, corner):
     if corner == 'equal logits':
         given['params'] = jax.tree.map(jnp.zeros_like, given['params'])
     elif corner == 'zero features':
-        given |= {'features': jnp.zeros((G, T, D)), 'x': jnp.zeros((G, T, D))}
+        given |= {'features': jnp.zeros_like(given['features']), 'x': jnp.zeros((G, T, D))}
     elif corner == 'nobody':  # valid in group 1, everybody in group 0
         given['context'] = context(np.stack([np.ones(T), np.zeros(T)]).astype(bool))
     else:

@@ -25,8 +25,6 @@ class PatchMoe(ExpertChoice):
         return logits
 
     def gates(self, scores: Array, taken: Array) -> Array:
-        # a group of nothing but padding has no largest score
-        top = jnp.where(taken, scores, -jnp.inf).max(1, keepdims=True)
-        top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+        top = jax.lax.stop_gradient(jnp.where(taken, scores, -jnp.inf).max(1, keepdims=True))
         e = jnp.where(taken, jnp.exp(jnp.where(taken, scores - top, 0.0)), 0.0)
         return e / jnp.maximum(e.sum(1, keepdims=True), 1e-9)
