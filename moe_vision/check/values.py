@@ -36,9 +36,10 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
     Raises:
       UserError: the first thing that does not hold.
     """
-    place = Place(num_experts, k, _T, tokens_per_image=_N)
+    patches = 'attention' in registry.entry('router', registry.ROUTERS, name).needs
+    place = Place(num_experts, k, _T, tokens_per_image=_N if patches else 1)
     made, what = make_router(name, args, place), f"router '{name}'"
-    if set(made.needs) - {'labels', 'image', *_context(_VALID).extras}:
+    if set(made.needs) - {'labels', 'image', 'map', *_context(_VALID).extras}:
         shapes.state(made, {})
         return
     params = _drawn(made.params(_D) | made.shared_params())

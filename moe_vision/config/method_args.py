@@ -85,6 +85,51 @@ class NullExpertsArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class RexmoeArgs:
+    start: float = 0.1  # share of training until which a layer chooses among its own experts alone
+    end: float = 0.3  # share of training from which on it chooses among all that are shared
+    order: Literal['nearest', 'random'] = 'nearest'  # in which experts of other layers come
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'gate_scale')
+        if not 0 <= self.start <= self.end <= 1:
+            raise UserError(
+                f'start is {self.start} and end is {self.end}; allowed: 0 <= start <= end <= 1.'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RmoeArgs:
+    width: int = 256  # of the state that goes from layer to layer
+    cell: Literal['gru', 'rnn'] = 'gru'
+    shared: bool = True  # one cell for all routed layers; False: each has its own
+    renormalize: bool = True  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1
+
+    def __post_init__(self) -> None:
+        positive(self, 'width', 'gate_scale')
+        at_most(self, _SIZE, 'width')
+
+
+@dataclasses.dataclass(frozen=True)
+class FrequencyArgs:
+    bands: int = 4  # rings of the spectrum
+    hidden: int = 32  # width of the router's hidden layer
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of the log energies, to mean 0 and variance 1 over the bands
+
+    def __post_init__(self) -> None:
+        positive(self, 'bands', 'hidden', 'gate_scale')
+        at_most(self, _FACTOR, 'bands')
+        at_most(self, _SIZE, 'hidden')
+
+
+@dataclasses.dataclass(frozen=True)
 class RandomArgs:
     gate: Literal['even', 'softmax'] = 'even'  # 1/k each, or learned: softmax before top-k
     gate_scale: float = 1.0

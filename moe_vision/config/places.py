@@ -11,12 +11,15 @@ from moe_vision.config.schema import Model, Moe
 def routed_layers(model: Model) -> int:
     """How many routed layers a network has, or its twin has replaced.
 
+    Each place has `model.moe.splits` of them, one after the other.
+
     Raises:
       UserError: as `routed_blocks`.
     """
     if model.moe.placement in HEADS:
-        return 1
-    return len(routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None)))
+        return model.moe.splits
+    blocks = routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None))
+    return model.moe.splits * len(blocks)
 
 
 def pools(model: Model) -> tuple[tuple[int, ...], ...]:

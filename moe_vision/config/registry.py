@@ -28,11 +28,14 @@ from moe_vision.config.method_args import (
     DepthwiseNetArgs,
     FreezeExpertsArgs,
     FreezeRouterArgs,
+    FrequencyArgs,
     MlpArgs,
     NoArgs,
     NullExpertsArgs,
     RandomArgs,
     ResNetArgs,
+    RexmoeArgs,
+    RmoeArgs,
     SgdArgs,
     SoftArgs,
     SupervisedArgs,
@@ -105,6 +108,14 @@ ROUTERS = {
         ExpertChoiceArgs,
         ignores=('eval_capacity_factor', 'priority'),
         one_image=True,
+    ),
+    'rexmoe': Entry('moe_vision.routing.routers.rexmoe:Rexmoe', RexmoeArgs),
+    'rmoe': Entry('moe_vision.routing.routers.rmoe:Rmoe', RmoeArgs),
+    'frequency': Entry(
+        'moe_vision.routing.routers.frequency:Frequency', FrequencyArgs, needs=('map',)
+    ),
+    'image_frequency': Entry(
+        'moe_vision.routing.routers.frequency:ImageFrequency', FrequencyArgs, needs=('image',)
     ),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',

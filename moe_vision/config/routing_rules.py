@@ -62,6 +62,7 @@ def _experts(config: Config) -> None:
     expert = registry.entry('expert', registry.EXPERTS, moe.expert)
     for layer in range(routed_layers(model)):
         _counts(config, layer, router)
+    _splits(config)
     _pools(config)
     second = getattr(moe.router_args, 'second_choice', 'always')
     if second != 'always' and moe.k != 2:
@@ -129,6 +130,8 @@ def _pools(config: Config) -> None:
     """What layers that share their experts must have in common."""
     model = config.model
     blocks = routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None))
+    if isinstance(model.moe.router_args, registry.RexmoeArgs):
+        _unlocking(config)
     for pool in pools(model):
         if len(pool) == 1:
             continue
@@ -147,18 +150,64 @@ def _pools(config: Config) -> None:
             )
 
 
+def _unlocking(config: Config) -> None:
+    """What layers need of a pool whose experts they get to choose from by and by."""
+    model = config.model
+    if all(len(pool) == 1 for pool in pools(model)):
+        raise UserError(
+            f"router '{model.moe.router}' chooses among experts that layers share, but "
+            f"model.moe.bank is '{model.moe.bank}' for {routed_layers(model)} routed layers; set "
+            "it to 'stage' or to a number of layers above 1, and route that many."
+        )
+    for pool in pools(model):
+        moe = moe_at(model, pool[0])
+        own, rest = divmod(moe.num_experts, len(pool))
+        k = max(moe_at(model, n).k for n in pool)
+        if rest or k > own:
+            raise UserError(
+                f"router '{moe.router}': the layers {pool} share model.moe.num_experts "
+                f'{moe.num_experts}, of which each owns {moe.num_experts / len(pool):g}; that must '
+                f'be a whole number, and at least model.moe.k {k}.'
+            )
+
+
+def _splits(config: Config) -> None:
+    """Whether the channels of each routed place can be split."""
+    model, splits = config.model, config.model.moe.splits
+    if splits == 1:
+        return
+    if model.moe.bank != 'own':
+        raise UserError(
+            f'model.moe.splits is {splits}, parts with experts of their own, but model.moe.bank is '
+            f"'{model.moe.bank}'; set it to 'own'."
+        )
+    blocks = routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None))
+    for number in blocks or [model.args.blocks - 1]:
+        for key, size in zip(
+            ('width', 'hidden width'), model.args.block_shape(number), strict=True
+        ):
+            if size % splits:
+                raise UserError(
+                    f'model.moe.splits is {splits}, which does not divide the {key} {size} of '
+                    f'block {number}; {fits(size, splits)}.'
+                )
+
+
 def _normed_widths(config: Config) -> list[tuple[str, int]]:
     """Key and value of each width that the norm inside an expert splits into groups."""
     args, moe = config.model.args, config.model.moe
     widths = getattr(args, 'block_widths', ())
     found = [
-        ('model.args.widths', widths[n])
+        ('model.args.widths', widths[n] // moe.splits)
         for n in routed_blocks(moe.placement, getattr(args, 'blocks', None))
         if widths
     ]
     if moe.expert not in ('conv', 'bottleneck'):
         return found
-    copied = [('the hidden width of a block,', args.hidden(width)) for _, width in found]
+    copied = [
+        ('the hidden width of a block,', args.hidden(width * moe.splits) // moe.splits)
+        for _, width in found
+    ]
     hidden = [('model.moe.hidden', moe.hidden)] if moe.hidden else copied
     shared = [('model.moe.shared_hidden', moe.shared_hidden)] if moe.shared_hidden else []
     return found + hidden + shared

@@ -74,6 +74,7 @@ class Moe:
     hidden: int = key(
         0, 'hidden width of one expert; 0 is that of the block it replaces', at_most=1_000_000
     )
+    splits: int = key(1, 'parts of the channels, each routed by itself', positive=True)
     losses: dict[str, float] = key(
         {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'
     )

@@ -30,17 +30,22 @@ Array = jax.Array
 class RouterVariables(nn.Module):
     """What a router learns (collection 'params') and keeps (collection 'router_state').
 
-    With width 0 it is what all routers of the network share.
+    With width 0 it is what all routers of the network share. A layer that is alone, outside a
+    network that shares, has that to itself.
     """
 
     router: Router
     width: int
+    alone: bool = False
 
     @nn.compact
     def __call__(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        own = self.width > 0
-        shapes = self.router.params(self.width) if own else self.router.shared_params()
-        initial = self.router.init_state() if own else self.router.init_shared_state()
+        shapes, initial = {}, {}
+        if self.width:
+            shapes, initial = self.router.params(self.width), self.router.init_state()
+        if self.alone or not self.width:
+            shapes = shapes | self.router.shared_params()
+            initial = initial | self.router.init_shared_state()
         params = {name: self.param(name, init, shape) for name, (shape, init) in shapes.items()}
         state = {
             name: self.variable('router_state', name, lambda v=value: v).value
@@ -126,7 +131,8 @@ class MoE(nn.Module):
         router = make_router(self.router, self.router_args, self.place)
         self._check(router, x)
         shared = shared or Shared()
-        params, state = RouterVariables(router, x.shape[-1], name='router')()
+        alone = not (shared.params or shared.state)
+        params, state = RouterVariables(router, x.shape[-1], alone, name='router')()
         variables = params | shared.params, state | shared.state
         features = self._features(router, variables[0], x, step, extras or {})
         expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)

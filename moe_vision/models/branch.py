@@ -119,13 +119,17 @@ def run_place(
 ) -> Array:
     """Runs what stands at a routed place, and the shared expert beside it, if there is one.
 
+    With `model.moe.splits` the channels are cut into as many equal parts. Each is the token of a
+    routed layer of its own, `{name}_split_{part}`, whose experts have that part of the block's
+    width and hidden width (multi-head routing, Caccia et al. 2023).
+
     The shared expert is a module of its own, `{name}_shared`. It runs on every token, in the routed
     network and in its twins alike, so it is no part of what is routed.
 
     Args:
       net: the backbone; its scope gets the modules.
       name: of the branch.
-      layer: number of routed layers before this one.
+      layer: number of routed places before this one.
       x: tokens [B, *, D].
       hidden: F of the block that is replaced.
       tokens_per_image: patches of an image where patches are routed.
@@ -134,18 +138,27 @@ def run_place(
     Returns:
       the branch [B, *, D].
     """
-    branch = make_branch(
-        net.model,
-        net.mesh,
-        name=name,
-        width=x.shape[-1],
-        hidden=hidden,
-        payload=x.shape[1:],
-        layer=layer,
-        tokens_per_image=tokens_per_image,
-    )
-    y = run_branch(branch, x, step, infos, extras, infos.shared.get(layer))
-    moe = moe_at(net.model, layer)
+    splits = net.model.moe.splits
+    ways = infos.carry if splits > 1 and infos.carry is not None else (infos.carry,) * splits
+    parts = [x] if splits == 1 else jnp.split(x, splits, -1)
+    outputs, carries = [], []
+    for part, (tokens, infos.carry) in enumerate(zip(parts, ways, strict=True)):
+        number = layer * splits + part
+        branch = make_branch(
+            net.model,
+            net.mesh,
+            name=name if splits == 1 else f'{name}_split_{part}',
+            width=tokens.shape[-1],
+            hidden=hidden // splits,
+            payload=tokens.shape[1:],
+            layer=number,
+            tokens_per_image=tokens_per_image,
+        )
+        outputs.append(run_branch(branch, tokens, step, infos, extras, infos.shared.get(number)))
+        carries.append(infos.carry)
+    y = outputs[0] if splits == 1 else jnp.concatenate(outputs, -1)
+    infos.carry = carries[0] if splits == 1 else tuple(carries)
+    moe = moe_at(net.model, layer * splits)
     if moe.shared_hidden:
         shared = make_expert(moe.expert, moe.expert_args, x.shape[-1], moe.shared_hidden)
         y = y + DenseBlock(shared, name=f'{name}_shared')(x)

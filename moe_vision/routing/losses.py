@@ -3,8 +3,8 @@
 Those of a whole layer, `(view, key) -> scalar`, run once per layer with the weights of all experts.
 `routing.types.View` says what either may read.
 
-Balance losses see all ids. Each null expert counts as the mean of the null experts, so that they
-need not be balanced among themselves. Padding does not count.
+Balance losses see all ids that may be chosen. Each null expert counts as the mean of the null
+experts, so that they need not be balanced among themselves. Padding does not count.
 
 Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null experts).
 """
@@ -22,7 +22,7 @@ def importance(routing: Routing | SoftRouting, context: Context, view: View) -> 
     Source: V-MoE, Riquelme et al. 2021: the probabilities are those of all experts, without noise.
     Shazeer et al. 2017 sum the gates instead, which are noisy and zero where nothing is chosen.
     """
-    return _cv_squared(_per_id(_tokens(routing.probs, context), view.num_experts))
+    return _cv_squared(_per_id(_tokens(routing.probs, context), view.num_experts), routing)
 
 
 def load(routing: Routing, context: Context, view: View) -> Array:
@@ -115,7 +115,7 @@ def _smoothed(routing: Routing, threshold: Array, context: Context, num_experts:
     assert routing.noise_std is not None  # `_noisy` has checked it
     std = jnp.maximum(routing.noise_std, 1e-6)
     p = jax.scipy.stats.norm.cdf((routing.logits - threshold) / std)
-    return _cv_squared(_per_id(_tokens(p, context), num_experts))
+    return _cv_squared(_per_id(_tokens(p, context), num_experts), routing)
 
 
 def _switch(routing: Routing, context: Context, num_experts: int, choices: int) -> Array:
@@ -123,7 +123,8 @@ def _switch(routing: Routing, context: Context, num_experts: int, choices: int) 
     chosen = jax.nn.one_hot(routing.expert_of_choice[..., :choices], n) * active[..., None]
     f = chosen.sum((1, 2)) / jnp.maximum(active.sum((1, 2)), 1)[:, None]
     p = _tokens(routing.probs, context) / _count(context)[:, None]
-    return n * jnp.sum(_per_id(f, num_experts) * _per_id(p, num_experts), -1)
+    among = n if routing.allowed is None else routing.allowed.sum(-1)
+    return among * jnp.sum(_per_id(f, num_experts) * _per_id(p, num_experts), -1)
 
 
 def _tokens(values: Array, context: Context) -> Array:
@@ -144,7 +145,11 @@ def _per_id(values: Array, num_experts: int) -> Array:
     return jnp.concatenate([values[:, :num_experts], shared], -1)
 
 
-def _cv_squared(values: Array) -> Array:
-    """Variance over squared mean of the last axis; zero if the mean is zero."""
-    mean = values.mean(-1)
-    return jnp.var(values, axis=-1) / jnp.maximum(jnp.square(mean), 1e-12)
+def _cv_squared(values: Array, routing: Routing | SoftRouting) -> Array:
+    """Variance over squared mean of values [G, N] of the ids that may be chosen, [G].
+
+    It is zero if the mean is zero.
+    """
+    allowed = getattr(routing, 'allowed', None)
+    mean = values.mean(-1, where=allowed)
+    return jnp.var(values, axis=-1, where=allowed) / jnp.maximum(jnp.square(mean), 1e-12)

@@ -35,6 +35,7 @@ class Routing:
     noise_std: Array | None = None  # scalar or [G, T, N], standard deviation of that noise
     temperature: Array | float = 1.0  # scalar or [G, T]
     superclass: Array | None = None  # [G, T] int32, the id that the token's label belongs to
+    allowed: Array | None = None  # [G, N] bool, ids that may be chosen by now; None: all
     carry: Any = None  # what the next routed layer's router may read
     aux: dict[str, Array] = dataclasses.field(default_factory=dict)  # [G, ...] each, for losses
     scored: int | None = dataclasses.field(  # leading choices that follow `noisy_logits`; None: K
@@ -303,6 +304,8 @@ def _check_routing(what: str, routing: Any, context: Context, router: Router) ->
                 check(name, (g, t, n), _FLOAT, '[G, T, N] with all ids that may be chosen')
         if routing.superclass is not None:
             check('superclass', (g, t), 'int', '[G, T]')
+        if routing.allowed is not None:
+            check('allowed', (g, n), bool, '[G, N]')
         if jnp.ndim(0.0 if routing.noise_std is None else routing.noise_std):
             check('noise_std', (g, t, n), _FLOAT, 'a scalar or [G, T, N]')
     if jnp.ndim(routing.temperature):

@@ -40,6 +40,7 @@ _MORE = {
     'bias_balanced': [{'normalize_inputs': False}],
     'oracle': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}],
+    'rmoe': [{'cell': 'rnn', 'shared': False, 'width': 6}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
     'ssr': [{'probability': 1.0}, {'probability': 0.5, 'cost': 'linear', 'noise': 'gaussian'}],
     'similarity_aware': [{'graph': 'group', 'temperature': 1.0, 'normalize_inputs': False}],
@@ -116,28 +117,30 @@ def context(valid=None, *, groups=G, tokens=T, key=0, group=None, fraction=0.3, 
 def inputs(case, seed=0, num_experts=E, k=K):
     """Everything that a pipeline takes, with drawn values in place of initial ones."""
     router = make(case, num_experts, k)
+    params = {
+        n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
+        for i, (n, (shape, _)) in enumerate((router.params(D) | router.shared_params()).items())
+    }
     return {
-        'params': {
-            n: 1.5 * normal((seed, i), *shape) + (len(shape) == 0)
-            for i, (n, (shape, _)) in enumerate((router.params(D) | router.shared_params()).items())
-        },
+        'params': params,
         'state': {
             n: 0.1 * normal((seed, 50 + i), *v.shape)
             for i, (n, v) in enumerate((router.init_state() | router.init_shared_state()).items())
         },
-        'features': features(router, seed),
+        'features': features(router, params, seed),
         'x': normal((seed, 91), G, T, D),
         'weights': (normal((seed, 92), num_experts, D, F), normal((seed, 93), num_experts, 1, F)),
         'context': context(),
     }
 
 
-def features(router, seed):
-    """Features [G, T, D'] as a router gets them: drawn, or pooled from drawn maps and images."""
+def features(router, params, seed):
+    """Features [G, T, D'] that are drawn, or that the router pools from drawn maps and images."""
     if router.pool is None:
         return normal((seed, 90), G, T, D)
-    extras = {'image': normal((seed, 94), G * T, 8, 8, 3)}
-    return router.pool({}, normal((seed, 90), G * T, 4, 4, D), extras).reshape(G, T, -1)
+    images = normal((seed, 89), G * T // router.place.tokens_per_image, 8, 8, 3)
+    pooled = router.pool(params, normal((seed, 90), G * T, 4, 4, D), {'image': images})
+    return pooled.reshape(G, T, -1)
 
 
 def experts(weights):

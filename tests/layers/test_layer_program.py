@@ -55,12 +55,20 @@ def losses(router, args):
     ids=str,
 )
 def test_floats_are_not_scattered(router, args, priority):
+    expert = 'conv' if 'map' in registry.ROUTERS[router].needs else 'mlp'
     layer = moe(
-        E, 2, B, router=router, router_args=args, priority=priority, losses=losses(router, args)
+        E,
+        2,
+        B,
+        router=router,
+        router_args=args,
+        priority=priority,
+        losses=losses(router, args),
+        expert=expert,
     )
-    x, image = tokens('mlp', B, D), jnp.zeros(B, jnp.int32)
+    x, image = tokens(expert, B, D), jnp.zeros(B, jnp.int32)
     extras = {'domain': image, 'attention': jnp.full((B, 4), 0.25)}
-    images = jnp.zeros((B, 4, 4, 1))
+    images = jnp.zeros((B, 4, 4, 3))
     step = dataclasses.replace(TRAIN, extras=extras, labels=image, images=images)
     made = jax.eval_shape(lambda: layer.init_with_output(jax.random.key(0), x, step)[0][1])
     k = made['choices']['expert'].shape[-1]

@@ -220,6 +220,8 @@ def test_permuting_experts_permutes_everything(case):
     if case[0] in ('supervised', 'oracle'):
         pytest.skip('classes and domains belong to the id of an expert')
     perm = np.array([2, 0, 3, 1])
+    few, many = (r.params(D) | r.shared_params() for r in (router, make(case, E + 1)))
+    of_experts = {name for name in few if few[name][0] != many[name][0]}
 
     def columns(a):  # the last axis holds P columns for each expert, then those of null experts
         if a.ndim == 0 or a.shape[-1] < E:
@@ -229,12 +231,12 @@ def test_permuting_experts_permutes_everything(case):
         own = a[..., : E * p].reshape(*a.shape[:-1], E, p)[..., perm, :]
         return jnp.concatenate([own.reshape(*a.shape[:-1], E * p), a[..., E * p :]], -1)
 
-    def permuted(params):
-        return {n: a if n in NOT_OF_EXPERTS else columns(a) for n, a in params.items()}
+    def moved_params(params):
+        return {n: columns(a) if n in of_experts else a for n, a in params.items()}
 
     moved = given | {
-        'params': permuted(given['params']),
-        'state': permuted(given['state']),
+        'params': moved_params(given['params']),
+        'state': {n: a if n in NOT_OF_EXPERTS else columns(a) for n, a in given['state'].items()},
         'weights': jax.tree.map(lambda a: a[perm], given['weights']),
     }
     grads, out = compiled(case)(given)
@@ -246,7 +248,7 @@ def test_permuting_experts_permutes_everything(case):
             out2['counts'][name]['chosen'], columns(out['counts'][name]['chosen']), atol=1e-4
         )
     chex.assert_trees_all_close(out2['losses'], out['losses'], rtol=1e-4)
-    chex.assert_trees_all_close(grads2['params'], permuted(grads['params']), atol=1e-4)
+    chex.assert_trees_all_close(grads2['params'], moved_params(grads['params']), atol=1e-4)
 
 
 @every_router
@@ -268,6 +270,8 @@ def test_other_values_need_no_other_program(case):
 def test_task_gradient_reaches_what_is_learned(case):
     grads, _ = compiled(case)(inputs(case))
     for name, grad in grads['params'].items():
+        if name == 'recurrent':
+            continue  # it multiplies what an earlier layer says, and here is none
         assert bool(jnp.any(grad != 0)) != (case[0] in FROZEN), name
     for name in ('x', 'weights'):
         assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads[name]))
@@ -280,7 +284,7 @@ def test_gradients_are_finite_at_corners(case, corner):
     if corner == 'equal logits':
         given['params'] = jax.tree.map(jnp.zeros_like, given['params'])
     elif corner == 'zero features':
-        given |= {'features': jnp.zeros_like(given['features']), 'x': jnp.zeros((G, T, D))}
+        given |= {n: jnp.zeros_like(given[n]) for n in ('features', 'x')}
     elif corner == 'nobody':  # valid in group 1, everybody in group 0
         given['context'] = context(np.stack([np.ones(T), np.zeros(T)]).astype(bool))
     else:
@@ -376,7 +380,11 @@ def test_normalised_features_times_a_kernel(factors):
 
 
 WITH_SWITCH = [
-    case for case in CASES if hasattr(make(case).args, 'normalize_inputs') and not dict(case[1])
+    case
+    for case in CASES
+    if hasattr(make(case).args, 'normalize_inputs')
+    and not dict(case[1])
+    and set(make(case).params(D)) <= {'kernel'}
 ]
 
 
