@@ -43,8 +43,8 @@ PATCHES = (
         'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
     }
 )
-# One router of each kind. That a group is routed by its own tokens alone, which makes batches of any
-# size equal, is tested for all of them in test_routing_every_router.py.
+# One router of each kind. Batches of any size are equal because a group is routed by its own tokens
+# alone, which test_routing_every_router.py tests for all of them.
 KINDS = (
     'top_k',
     'random',
