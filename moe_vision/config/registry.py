@@ -47,6 +47,7 @@ from moe_vision.config.router_args import (
     AttentionArgs,
     BaseArgs,
     CosineArgs,
+    DSelectKArgs,
     ExpertChoiceArgs,
     HashArgs,
     SimilarityArgs,
@@ -98,6 +99,9 @@ ROUTERS = {
         AttentionArgs,
         needs=('attention',),
     ),
+    'dselect_k': Entry(
+        'moe_vision.routing.routers.dselect_k:DSelectK', DSelectKArgs, supplies=('selectors',)
+    ),
     'expert_choice': Entry(
         'moe_vision.routing.routers.expert_choice:ExpertChoice',
         ExpertChoiceArgs,
@@ -132,6 +136,7 @@ LOSSES = {
     'switch_top_1': Entry('moe_vision.routing.losses:switch_top_1', needs=('choices',)),
     'z': Entry('moe_vision.routing.losses:z'),
     'supervised': Entry('moe_vision.routing.losses:supervised', needs=('superclass',)),
+    'selector_entropy': Entry('moe_vision.routing.losses:selector_entropy', needs=('selectors',)),
 }
 
 EXPERTS = {

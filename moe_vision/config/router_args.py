@@ -116,3 +116,24 @@ class HashArgs:
 
     def __post_init__(self) -> None:
         positive(self, 'gate_scale')
+
+
+@dataclasses.dataclass(frozen=True)
+class DSelectKArgs:
+    gamma: float = 1.0  # width of the smooth step: selectors have chosen beyond half of it
+    max_choices: int = 0  # K, the most experts of a token; 0 for all
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'gamma', 'gate_scale')
+        _bounded(self, 'max_choices')
+
+    def check_experts(self, num_experts: int) -> None:
+        """Raises UserError for a number of experts that binary digits do not count."""
+        if num_experts & (num_experts - 1):
+            below = 1 << (num_experts.bit_length() - 1)
+            raise UserError(
+                f"num_experts is {num_experts}, but router 'dselect_k' needs a power of 2, such as "
+                f'{below} or {2 * below}.'
+            )

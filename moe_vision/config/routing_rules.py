@@ -119,6 +119,8 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
             f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
             f'{among}{where}; k can be 1 to {ids}.'
         )
+    if check := getattr(moe.router_args, 'check_experts', None):
+        check(moe.num_experts)
     if moe.num_experts % config.mesh.expert:
         raise UserError(
             f'model.moe.num_experts {moe.num_experts}{where} is not divisible by mesh.expert '
@@ -226,6 +228,7 @@ def _losses(config: Config) -> None:
         'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
         'choices': 'take a router that chooses, or',
         'superclass': "set model.moe.router to 'supervised', or",
+        'selectors': "set model.moe.router to 'dselect_k', or",
     }
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:

@@ -103,6 +103,23 @@ def supervised(routing: Routing, context: Context, view: View) -> Array:
     return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
 
 
+def selector_entropy(routing: Routing, context: Context, view: View) -> Array:
+    """Mean over tokens of the summed entropies of the selectors of `dselect_k`, [G], in nats.
+
+    It is zero where each selector has chosen one expert.
+
+    Source: DSelect-k, Hazimeh et al. 2021.
+
+    Raises:
+      UserError: the router has no selectors.
+    """
+    del view
+    if 'selector_entropy' not in routing.aux:
+        raise UserError("loss 'selector_entropy' needs router 'dselect_k'; set its weight to 0.")
+    each = routing.aux['selector_entropy'].sum(-1)
+    return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
+
+
 def _noisy(name: str, routing: Routing) -> tuple[Array, int]:
     """The noisy logits, and how many of the choices are the largest of them."""
     if routing.noise_std is None or routing.noisy_logits is None:

@@ -45,6 +45,7 @@ _MORE = {
     'ssr': [{'probability': 1.0}, {'probability': 0.5, 'cost': 'linear', 'noise': 'gaussian'}],
     'similarity_aware': [{'graph': 'group', 'temperature': 1.0, 'normalize_inputs': False}],
     'attention_aware': [{'mix': 0.5, 'stop_gradient': True}],
+    'dselect_k': [{'max_choices': 2, 'gamma': 4.0, 'normalize_inputs': False}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
@@ -159,6 +160,7 @@ def losses_of(routing, ctx, num_experts=E):
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
+    offers |= {'selectors'} if 'selector_entropy' in routing.aux else set()
     return {
         n: registry.load(entry.path)(routing, ctx, view(num_experts, entry.args()))
         for n, entry in registry.LOSSES.items()

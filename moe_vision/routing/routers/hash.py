@@ -62,8 +62,7 @@ class Hash(Router):
         )
 
     def observe(self, routing, context):
-        cells = jnp.where(context.valid[..., None], routing.aux['cells'], 0.0)
-        return {'cells': cells.sum(1)}
+        return {'cells': routing.aux['cells'].sum(1)}  # those of padding are zero
 
     def update_state(self, state, sums):
         seen = state['seen'] + sums['tokens']
