@@ -22,6 +22,7 @@ from configs.studies import campaign, confirm, explore
 from moe_vision import models
 from moe_vision.common.errors import UserError
 from moe_vision.config import schema, typed
+from moe_vision.config.places import place_at
 from moe_vision.layers import Step
 from moe_vision.models.places import twin_expert
 from moe_vision.study import load, registration, tuning
@@ -192,7 +193,9 @@ def test_a_dense_arm_of_confirm_is_the_twin_that_each_comparison_needs():
 
     def block(arm, twin):
         width, side = 8, 7
-        return twin_expert(configs[arm].model.moe, twin, width, 8, (side, side, width)).hidden
+        model = configs[arm].model
+        payload = (side, side, width)
+        return twin_expert(model.moe, twin, place_at(model, 0), width, 8, payload).hidden
 
     widths = {arm: block(arm, configs[arm].model.twin) for arm in confirm.BLOCK.values()}
     assert widths == {arm: h for h, arm in confirm.BLOCK.items()}
