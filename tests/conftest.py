@@ -1,5 +1,6 @@
 """Programs compile quickly, and once for all tests and the processes that they start."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,9 +22,12 @@ if not WORKER:
 import jax  # noqa: E402
 
 if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not know a flag
-    os.environ['XLA_FLAGS'] = (  # half the time without its newer way of emitting loops
-        os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
-    ).strip()
+    quick = (
+        '--xla_cpu_use_fusion_emitters=false',  # half the time of its newer way to emit loops
+        '--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE',
+        '--xla_cpu_parallel_codegen_split_count=1',  # one LLVM module of a program instead of many
+    )
+    os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), *quick)).strip()
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
 SLOW = ('test_mesh.py', 'test_together.py', 'test_study_cli.py', 'test_resume.py', 'test_bucket.py')
@@ -40,6 +44,13 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in SLOW)
+
+
+def pytest_collection_finish():
+    """All tests stay until the end: looking through them for garbage again and again is wasted."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope='session')

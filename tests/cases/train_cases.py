@@ -1,9 +1,13 @@
 """A tiny run with everything: router state, batch norm, moving average, mixing, two groups."""
 
+import dataclasses
+import functools
 import json
+import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import base
@@ -11,6 +15,8 @@ from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
 from moe_vision.processes.stop import Stop
 from moe_vision.run_folder import checkpoints, metrics
+from moe_vision.training.setup import Setup
+from moe_vision.training.step import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -64,6 +70,52 @@ def make(data_dir: str, changes: dict | None = None, start: dict | None = None) 
     return config_lib.check(c)
 
 
+def drawn_state(setup: Setup) -> TrainState:
+    """A state to score: drawn parameters, which are quicker to make than initial ones; no ema.
+
+    The experts weigh much: where choices are dropped, predictions change.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if not path[-1].key.endswith('kernel'):
+            return jnp.full(leaf.shape, path[-1].key == 'scale', leaf.dtype)
+        expert = 'experts' in jax.tree_util.keystr(path)
+        fan_in = math.prod(leaf.shape[expert:-1])
+        return jnp.asarray(
+            (8 if expert else 1) * rng.normal(size=leaf.shape) * fan_in**-0.5, leaf.dtype
+        )
+
+    def plain(path, leaf):
+        return jnp.full(leaf.shape, getattr(path[-1], 'key', '') == 'var', leaf.dtype)
+
+    state = jax.tree_util.tree_map_with_path(plain, setup.shapes)
+    return dataclasses.replace(
+        state,
+        params=jax.tree_util.tree_map_with_path(draw, setup.shapes.params),
+        ema={},
+        seed_key=jax.random.key_data(jax.random.key(0)),
+    )
+
+
+def share_setups(patch, *modules) -> None:
+    """Makes modules take the setup of an equal config that they built before.
+
+    The programs are traced and compiled once; test_seeds.py holds that this changes no bit.
+    """
+    built: list[tuple[Setup, bool]] = []
+
+    def shared(config: Config, for_training: bool = True) -> Setup:
+        for setup, trains in built:
+            if setup.fits(config) and trains >= for_training:
+                return setup
+        built.append((Setup(config, for_training), for_training))
+        return built[-1][0]
+
+    for module in modules:
+        patch.setattr(module, 'Setup', shared)
+
+
 def rows(workdir) -> list[dict]:
     """The metrics rows of a run, without what depends on the clock."""
     return [{k: v for k, v in r.items() if k != 'timing'} for r in metrics.read(str(workdir))]
@@ -89,6 +141,17 @@ def other_data(workdir) -> str:
     return digest
 
 
+def raw(workdir, kind: str = 'latest'):
+    """What `load_raw` reads; read once as long as the files stay the same."""
+    files = [p for p in (Path(workdir) / 'checkpoints' / kind).rglob('*') if p.is_file()]
+    return _raw(str(workdir), kind, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in files)))
+
+
+@functools.lru_cache(maxsize=4)
+def _raw(workdir: str, kind: str, files: tuple) -> dict:
+    return checkpoints.load_raw(workdir, kind)
+
+
 def assert_same_bits(ours, theirs) -> None:
     ours, theirs = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (ours, theirs))
     assert ours.keys() == theirs.keys()
@@ -103,9 +166,7 @@ def assert_same_runs(ours, theirs) -> None:
     assert steps(ours) == steps(theirs)
     assert steps(ours, 'best') == steps(theirs, 'best')
     for kind in ('latest', 'best'):
-        assert_same_bits(
-            checkpoints.load_raw(str(ours), kind), checkpoints.load_raw(str(theirs), kind)
-        )
+        assert_same_bits(checkpoints.load_raw(str(ours), kind), raw(theirs, kind))
     assert rows(ours) == rows(theirs)
     assert result(ours) == result(theirs)
 

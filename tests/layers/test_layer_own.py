@@ -40,18 +40,26 @@ def test_one_token_at_a_time_is_all_of_them_together(expert):
 def test_a_twin_and_a_bank_of_one_run_the_same_expert(expert):
     x, name = normal(0, 8, D), f'own_methods:{expert}'
     block = DenseBlock(make_expert(name, None, D, 16))
-    params = block.init(jax.random.key(0), x)['params']
+    params = jit(block.init)(jax.random.key(0), x)['params']
     routed = moe(1, 1, 8, expert=name, capacity_factor=float('inf'))
     variables = {'params': {'experts': jax.tree.map(lambda a: a[None], params)}}
-    variables['params']['router'] = routed.init(jax.random.key(0), x)['params']['router']
-    chex.assert_trees_all_close(
-        block.apply({'params': params}, x), routed.apply(variables, x, TRAIN)[0], atol=1e-5
-    )
+    variables['params']['router'] = jit(routed.init)(jax.random.key(0), x)['params']['router']
     same_drops = DroppingBlock(
         block.expert, 2, 1, 8, capacity_factor=float('inf'), eval_capacity_factor=float('inf')
     )
-    y, _ = same_drops.apply({'params': params}, x, TRAIN)
-    chex.assert_trees_all_close(block.apply({'params': params}, x), y, atol=1e-5)
+
+    @jit
+    def all_three(variables, params):
+        dense = block.apply({'params': params}, x)
+        return [
+            dense,
+            routed.apply(variables, x, TRAIN)[0],
+            same_drops.apply({'params': params}, x, TRAIN)[0],
+        ]
+
+    dense, *others = all_three(variables, params)
+    for y in others:
+        chex.assert_trees_all_close(dense, y, atol=1e-5)
 
 
 def test_what_an_expert_returns_is_checked():

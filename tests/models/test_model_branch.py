@@ -100,9 +100,9 @@ def test_a_place_is_routed_where_the_placement_says_so():
             ], infos.by_layer
 
     net, x = Net(config('vit', 'last_1', num_experts=2, k=1)), jnp.ones((4, 16))
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
     shapes = jax.tree.map(jnp.shape, variables['params'])
     assert shapes['block_0'] == {'scale': ()}
     assert shapes['block_1']['experts']['in_kernel'] == (2, 16, 8)
-    (first, _), infos = net.apply(variables, x)
+    (first, _), infos = jax.jit(net.apply)(variables, x)
     assert (first == 3 * TRAIN.fraction).all() and list(infos) == ['block_1']

@@ -128,7 +128,8 @@ def test_with_room_for_all_in_evaluation_nothing_is_dropped_there():
     given = {'twin': 'same_measured_drops', 'measured_drops': (0.9, 0.9)}
     for factor, drops in ((2.0, True), (float('inf'), False)):
         net = build('conv', eval_capacity_factor=factor, **given)
-        infos = net.apply(filled(net), images(), Step(key=jax.random.key(1)))[1]
+        step = Step(key=jax.random.key(1))
+        infos = jit(lambda v, net=net, step=step: net.apply(v, images(), step)[1])(filled(net))
         assert bool(infos['block_1']['telemetry']['dropped'] > 0) == drops
 
 

@@ -186,7 +186,7 @@ def test_a_pure_head_has_no_shortcut():
     for placement, bias_alone in (('head', False), ('pure_head', True)):
         net = build('conv', placement, **small)
         variables = filled(net)
-        logits, infos = net.apply(variables, images(), step)
+        logits, infos = jit(lambda v, net=net: net.apply(v, images(), step))(variables)
         kept = np.asarray(infos['head']['choices']['kept'])[:, 0]
         assert 0 < kept.sum() < B
         orphan = np.asarray(logits)[~kept]

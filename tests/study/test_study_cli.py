@@ -8,10 +8,12 @@ import sys
 
 import jax
 import pytest
+import train_cases
 from study_fakes import ROOT, finished_study, tables, write_study
 
 from moe_vision.study.__main__ import main
 from moe_vision.study.load import load
+from moe_vision.study.run import cells
 from moe_vision.study.run.runner import run
 from moe_vision.training import run as run_lib
 
@@ -189,12 +191,14 @@ REAL = (
 
 
 @pytest.fixture(scope='module')
-def real(tmp_path_factory):
+def real(tmp_path_factory, data_dir):
     """(loaded, workdir) of a study that was run on digits."""
     folder = tmp_path_factory.mktemp('real')
-    loaded = load(write_study(folder, *REAL), [f'--config.dataset.data_dir={folder / "data"}'])
-    assert run(loaded, str(folder / 'W'), stream=io.StringIO()) == 4
-    return loaded, folder / 'W'
+    loaded = load(write_study(folder, *REAL), [f'--config.dataset.data_dir={data_dir}'])
+    with pytest.MonkeyPatch.context() as patch:
+        train_cases.share_setups(patch, cells)
+        assert run(loaded, str(folder / 'W'), stream=io.StringIO()) == 4
+        yield loaded, folder / 'W'
 
 
 def test_a_study_of_digits(real):

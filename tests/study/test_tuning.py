@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from study_fakes import fake_train_arm, finished_study, write_study
+from study_fakes import FLOPS, fake_train_arm, finished_study, write_study
 
 from moe_vision.common.errors import UserError
 from moe_vision.study import registration, tuning
 from moe_vision.study.__main__ import main
 from moe_vision.study.load import load
+from moe_vision.study.run import plan
 from moe_vision.study.run.runner import run
 
 TUNE = (
@@ -20,6 +21,12 @@ TUNE = (
 def study_file(folder, *changes):
     imports = 'Study, Trend', 'Study, Trend, Tuning'
     return write_study(folder, imports, ('margin=0.3,', TUNE), *changes)
+
+
+@pytest.fixture(autouse=True)
+def untraced(monkeypatch):
+    """Counts the FLOPs of no network, which would be most of the time."""
+    monkeypatch.setattr(plan, 'training_flops', lambda config: FLOPS)
 
 
 @pytest.fixture

@@ -16,12 +16,9 @@ from moe_vision.training.frozen import Frozen
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import normalize_images
 
-ROUTED = {'train.weight_decay': 0.1, 'train.warmup_steps': 0}
-DENSE = {
-    'model.moe.placement': 'none',
-    'model.args': {'widths': (8,), 'depth': 1},
-    'train.batch_size': 32,
-}
+SMALL = {'model.args': {'widths': (8,), 'depth': 1}}
+ROUTED = SMALL | {'train.weight_decay': 0.1, 'train.warmup_steps': 0}
+DENSE = SMALL | {'model.moe.placement': 'none', 'train.batch_size': 32}
 
 
 def take(setup, state):

@@ -8,7 +8,6 @@ import train_cases
 
 from moe_vision.run_folder import metrics
 from moe_vision.training import loop
-from moe_vision.training.setup import Setup
 
 EPOCH = 41  # steps: 1,293 images by 32
 LOOP = {
@@ -74,8 +73,7 @@ def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
     assert seen[60][0] < seen[60.5][0]
 
 
-def test_a_step_donates_its_state(data_dir):
-    setup = Setup(train_cases.make(data_dir))
+def test_a_step_donates_its_state(setup):
     state = setup.fresh_state(0)
     batch = jax.tree.map(
         lambda x: jax.numpy.zeros(x.shape, x.dtype),

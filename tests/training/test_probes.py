@@ -58,11 +58,6 @@ class ToOne(ByClass):
         return jnp.full_like(context.labels, 3)
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp('data'))
-
-
 def setup_of(data_dir, changes):
     return Setup(train_cases.make(data_dir, HEAD | changes))
 

@@ -24,16 +24,11 @@ class Stop(Exception):
     """Ends a run at once, as if its process had died."""
 
 
-@pytest.fixture(scope='module')
-def config(data_dir):
-    return train_cases.make(data_dir)
-
-
 ON_DISK = []  # (step, step of the last row, best steps) when the save of a checkpoint began
 
 
 @pytest.fixture(scope='module')
-def whole(config, tmp_path_factory):
+def whole(config, setup, tmp_path_factory):
     """The folder of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp('whole')
     save = checkpoints.Folder.save
@@ -47,7 +42,7 @@ def whole(config, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Folder, 'save', watched)
-        loop.train(config, str(workdir))
+        loop.train(config, str(workdir), setup=setup)
     assert train_cases.steps(workdir) == [10, 12]
     return workdir
 
@@ -82,14 +77,14 @@ def stop_at(monkeypatch):
     return arm
 
 
-def test_a_run_stopped_twice_ends_as_an_uninterrupted_one(config, whole, stop_at, tmp_path):
+def test_a_run_stopped_twice_ends_as_an_uninterrupted_one(config, setup, whole, stop_at, tmp_path):
     """Before any checkpoint and between two, each time with a best one and rows that are later."""
     for step in (5, 9):
         disarm = stop_at(step)
         with pytest.raises(Stop):
-            loop.train(config, str(tmp_path))
+            loop.train(config, str(tmp_path), setup=setup)
         disarm()
-    loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path), setup=setup, full_report=False)
     train_cases.assert_same_runs(tmp_path, whole)
 
 
@@ -130,7 +125,7 @@ def test_a_run_killed_at_a_random_moment_ends_as_an_uninterrupted_one(
     process.stderr.read()
     process.wait()
     assert seen and seen[-1].startswith('step 4/12'), ''.join(seen)
-    loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path), full_report=False)  # a setup of its own, as a process has
     train_cases.assert_same_runs(tmp_path, whole)
 
 
@@ -162,33 +157,33 @@ def rename(workdir: Path, step: int) -> None:
 
 @pytest.mark.parametrize('damage', [cut, flip, rename], ids=lambda f: f.__name__)
 def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
-    config, whole, tmp_path, caplog, damage
+    config, setup, whole, tmp_path, caplog, damage
 ):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     damage(workdir, 12)
     with caplog.at_level(logging.INFO):
-        loop.train(config, str(workdir))
+        loop.train(config, str(workdir), setup=setup, full_report=False)
     messages = [r.getMessage() for r in caplog.records if 'moe_vision' in r.pathname]
     assert sum('checkpoint 12 cannot be read' in m for m in messages) == 1
     assert 'continuing at step 10 of 12' in messages
     train_cases.assert_same_runs(workdir, whole)
 
 
-def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, whole, tmp_path):
+def test_when_no_checkpoint_can_be_read_nothing_of_the_run_is_lost(config, setup, whole, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     cut(workdir, 10)
     flip(workdir, 12)
     before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
     with pytest.raises(UserError, match='none of the checkpoints') as e:
-        loop.train(config, str(workdir))
+        loop.train(config, str(workdir), setup=setup)
     assert '\n' not in str(e.value)
     assert {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()} == before
 
 
 def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
-    config, whole, tmp_path, data_dir
+    config, setup, whole, tmp_path, data_dir, monkeypatch
 ):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
@@ -196,15 +191,16 @@ def test_a_network_that_changed_is_refused_and_the_run_can_still_be_read(
     with pytest.raises(UserError, match='model.args.widths.1 16 -> 24.* another --workdir'):
         loop.train(other, str(workdir))
     assert files_of(workdir) == files_of(whole)
+    monkeypatch.setattr(loop, 'Setup', lambda *args, **kwargs: setup)
     scores = loop.evaluate(config, str(workdir))
     assert scores['accuracy'] == train_cases.result(whole)['test_accuracy']
 
 
-def test_a_finished_run_is_not_trained_again(config, whole, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_trained_again(config, setup, whole, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
-    monkeypatch.setattr(loop.Setup, 'step_of', lambda self, network: pytest.fail)
-    loop.train(config, str(workdir))
+    monkeypatch.setattr(setup, 'step', lambda *args: pytest.fail('it takes a step'))
+    loop.train(config, str(workdir), setup=setup)
     train_cases.assert_same_runs(workdir, whole)
     # the result still has the speed of the first training
     ours, theirs = (json.loads((p / 'result.json').read_text()) for p in (workdir, whole))
@@ -270,17 +266,17 @@ def test_a_run_that_gets_longer_goes_on_where_it_ended(whole, tmp_path, data_dir
     assert [r for r in train_cases.rows(workdir) if r['step'] <= 12] == train_cases.rows(whole)
 
 
-def test_one_of_two_processes_that_train_in_one_folder_is_refused(config, whole, tmp_path):
+def test_one_of_two_processes_that_train_in_one_folder_is_refused(config, setup, whole, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(whole, workdir)
     other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
     owner = {'pid': other.pid, 'started': claims._started(other.pid), 'host': claims._machine()}
     (workdir / 'lock.json').write_text(json.dumps(owner | {'token': 'x'}))
     with pytest.raises(UserError, match=f'^process {other.pid} on .* trains in workdir'):
-        loop.train(config, str(workdir))
+        loop.train(config, str(workdir), setup=setup)
     other.kill()
     other.wait()
-    loop.train(config, str(workdir), full_report=False)  # it is dead
+    loop.train(config, str(workdir), setup=setup, full_report=False)  # it is dead
     train_cases.assert_same_runs(workdir, whole)
     assert not (workdir / 'lock.json').exists()
 
@@ -318,7 +314,7 @@ def test_rows_that_follow_a_stop_at_a_validation_leave_those_before_it(tmp_path)
     assert list((tmp_path / 'events').iterdir()) == []
 
 
-def test_processes_that_read_different_data_are_refused(config, tmp_path, monkeypatch):
+def test_processes_that_read_different_data_are_refused(config, setup, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, 'share', lambda value: 'another digest')
     with pytest.raises(UserError, match="different data as 'digits'; prepare the set once"):
-        loop.train(config, str(tmp_path / 'run'))
+        loop.train(config, str(tmp_path / 'run'), setup=setup)

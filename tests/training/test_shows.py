@@ -9,7 +9,6 @@ from moe_vision.common.json_values import differences, finite, plain
 from moe_vision.run_folder.record import collapsed
 from moe_vision.run_folder.tensorboard import flat
 from moe_vision.training import loop, progress
-from moe_vision.training.setup import Setup
 from moe_vision.training.warnings import Health
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
@@ -115,8 +114,7 @@ def shown(stream, clock):
     return stream.getvalue()
 
 
-def test_the_share_of_the_peak_where_the_chip_is_known(monkeypatch, data_dir):
-    setup = Setup(train_cases.make(data_dir, {}))
+def test_the_share_of_the_peak_where_the_chip_is_known(monkeypatch, setup):
     assert loop._seconds_at_peak(setup) is None  # a CPU
     monkeypatch.setattr(loop.chips, 'peak', lambda kind: 1e9)
     seconds_at_peak = loop._seconds_at_peak(setup)

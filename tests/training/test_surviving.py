@@ -31,16 +31,6 @@ from moe_vision.training.schedule import durations
 
 
 @pytest.fixture(scope='module')
-def config(data_dir):
-    return train_cases.make(data_dir)
-
-
-@pytest.fixture(scope='module')
-def setup(config):
-    return loop.Setup(config)
-
-
-@pytest.fixture(scope='module')
 def whole(setup, config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('whole')
     loop.train(config, str(workdir), setup=setup, full_report=False)
@@ -160,9 +150,7 @@ def test_training_continues_while_the_disk_is_full(
     assert train_cases.steps(tmp_path) == [10, 12]
     assert not list((tmp_path / 'checkpoints').rglob('*orbax-checkpoint-tmp*'))
     assert train_cases.rows(tmp_path) == train_cases.rows(whole)
-    train_cases.assert_same_bits(
-        checkpoints.load_raw(str(tmp_path)), checkpoints.load_raw(str(whole))
-    )
+    train_cases.assert_same_bits(checkpoints.load_raw(str(tmp_path)), train_cases.raw(whole))
     ours, theirs = (train_cases.result(p) for p in (tmp_path, whole))
     assert ours == theirs | {'test_accuracy_selected': None}  # not that of the best one before
 
@@ -269,9 +257,10 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(
 
 
 def test_scores_that_cannot_be_written_are_printed(
-    setup, config, whole, tmp_path, full_for, capsys
+    setup, config, whole, tmp_path, full_for, capsys, monkeypatch
 ):
     shutil.copytree(whole, tmp_path / 'run')
+    monkeypatch.setattr(loop, 'Setup', lambda *args, **kwargs: setup)
     full_for('evaluation-test.json')
     with pytest.raises(NotWritten, match="evaluation-test.json' cannot be written"):
         loop.evaluate(config, str(tmp_path / 'run'))
@@ -443,9 +432,7 @@ def test_damaged_pending_steps_cost_no_more_than_their_part_of_a_row(
     ours, theirs = (train_cases.rows(p) for p in (workdir, whole))
     same = [a == b for a, b in zip(ours, theirs, strict=True)]
     assert [a['step'] for a, equal in zip(ours, same, strict=True) if not equal] == [8]
-    train_cases.assert_same_bits(
-        checkpoints.load_raw(str(workdir)), checkpoints.load_raw(str(whole))
-    )
+    train_cases.assert_same_bits(checkpoints.load_raw(str(workdir)), train_cases.raw(whole))
     assert train_cases.result(workdir) == train_cases.result(whole)
 
 

@@ -1,12 +1,15 @@
 """The seeds of an arm train one after another or together, each in its own folder."""
 
 import dataclasses
+import functools
 import shutil
 
 import pytest
 import train_cases
 
 from moe_vision.run_folder import metrics
+from moe_vision.study.run import cells
+from moe_vision.study.run import together as together_lib
 from moe_vision.study.run.cells import train_arm
 from moe_vision.training import run
 
@@ -20,9 +23,17 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_setup():
+    with pytest.MonkeyPatch.context() as patch:
+        train_cases.share_setups(patch, cells, together_lib)
+        patch.setattr(together_lib, 'Program', functools.cache(together_lib.Program))
+        yield
+
+
 @pytest.fixture(scope='module')
-def configs(tmp_path_factory):
-    config = train_cases.make(str(tmp_path_factory.mktemp('data')), SMALL)
+def configs(data_dir):
+    config = train_cases.make(data_dir, SMALL)
     return [dataclasses.replace(config, seed=s) for s in (3, 4, 5)]
 
 
