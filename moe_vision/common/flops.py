@@ -2,7 +2,8 @@
 
 Units: 2 FLOPs per multiply-accumulate; only dot_general, ragged_dot and convolutions count.
 The program counts as it was traced: padded buffers count in full, and so does code that a compiler
-would drop. Foreign kernels (ffi_call) count nothing.
+would drop. Kernels of a library (ffi_call, cuDNN's attention) count nothing, so `count` traces the
+form that calls none.
 
     loop         FLOPs of the body × trip count
     cond         FLOPs of the largest branch
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
+from moe_vision.common import platform
 from moe_vision.common.errors import UserError
 
 Scope = tuple[str, ...]
@@ -67,7 +69,8 @@ def count(fn: Callable, *args, **kwargs) -> Counts:
         out = fn(*call_args, **call_kwargs)
         return [x for x in jax.tree.leaves(out) if isinstance(x, jax.Array)]
 
-    return of_program(jax.make_jaxpr(call)(traced).jaxpr)
+    with platform.plain():
+        return of_program(jax.make_jaxpr(call)(traced).jaxpr)
 
 
 def of_program(jaxpr: Jaxpr) -> Counts:

@@ -7,6 +7,8 @@ tracing, with `made_for`.
 
 import contextlib
 import contextvars
+import re
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +24,31 @@ def target() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def tensor_cores() -> bool:
+    """Whether the target is an NVIDIA GPU that multiplies bfloat16 and TF32 (Ampere or later)."""
+    if target() != 'gpu':
+        return False
+    capability = str(getattr(_device.get() or jax.devices()[0], 'compute_capability', ''))
+    return bool(re.fullmatch(r'\d+\.\d+', capability)) and float(capability) >= 8
+
+
 @contextlib.contextmanager
 def made_for(mesh: Mesh) -> Iterator[None]:
     """What is traced inside this context will run on the devices of this mesh."""
-    before = _device.set(mesh.devices.flat[0])
+    with _on(mesh.devices.flat[0]):
+        yield
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """What is traced inside this context calls no kernels of a library, so FLOPs can be counted."""
+    with _on(types.SimpleNamespace(platform='cpu')):
+        yield
+
+
+@contextlib.contextmanager
+def _on(device: Any) -> Iterator[None]:
+    before = _device.set(device)
     try:
         yield
     finally:

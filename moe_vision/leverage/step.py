@@ -19,7 +19,7 @@ from jax.interpreters import partial_eval as pe
 
 from input_pipeline import DatasetInfo
 from moe_vision import models
-from moe_vision.common import flops
+from moe_vision.common import flops, platform
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.leverage import trace
@@ -53,7 +53,8 @@ def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> Traini
 
     params = variables['params']
     others = {name: v for name, v in variables.items() if name != 'params'}
-    program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
+    with platform.plain():
+        program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
     needed, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
     counts = flops.of_program(needed)
     layers = {b.name: None for b in forward.blocks if b.routed}

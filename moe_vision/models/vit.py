@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from moe_vision.common import platform
 from moe_vision.config import registry
 from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
@@ -35,6 +36,38 @@ def _attention_kept(kept: dict[str, jax.Array], query, key, value, **options):
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
+def _attention(query, key, value, **options):
+    """flax's attention of query, key, value [B, N, heads, D / heads], without a mask or dropout.
+
+    For a GPU and in bfloat16 it is cuDNN's kernel, which does not write the weights to memory, and
+    computes them in float32.
+    """
+    query, key, value = nn.dtypes.promote_dtype(query, key, value, dtype=options.get('dtype'))
+    n, width = query.shape[1], query.shape[-1]
+    if not (platform.tensor_cores() and query.dtype == jnp.bfloat16 and _fused(width)):
+        return nn.dot_product_attention(query, key, value, **options)
+    lengths = None
+    if n % 2:  # jax 0.10 refuses gradients of odd lengths
+        rest = ((0, 0), (0, 1), (0, 0), (0, 0))
+        query, key, value = (jnp.pad(x, rest) for x in (query, key, value))
+        # n, of the batch that query has: under a vmap over seeds, jax needs it of each image.
+        lengths = jnp.where(query[:, 0, 0, 0] == 0, n, n)
+    out = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation='cudnn',
+    )
+    return out[:, :n]
+
+
+def _fused(width: int) -> bool:
+    """Whether cuDNN has attention for heads of this width, on all GPUs since Ampere."""
+    return width % 8 == 0 and width <= 128
+
+
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     """An encoder block on x [B, N, D]. `drop_path` may leave out each of its two branches."""
     a, dtype, name = net.model.args, net.model.dtype, f'block_{number}'
@@ -43,7 +76,7 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     drop = functools.partial(drop_path, step=step, rate=a.drop_path, block=number, blocks=a.depth)
     y = norm(name=f'{name}_attention_norm')(x)
     kept: dict[str, jax.Array] = {}
-    attend = nn.dot_product_attention
+    attend = _attention
     if 'attention' in needs(net.model):
         attend = functools.partial(_attention_kept, kept)
     y = nn.MultiHeadDotProductAttention(

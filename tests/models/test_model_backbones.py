@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layer_cases import made_for
 from model_cases import (
     CLASSES,
     TRAIN,
@@ -17,9 +18,11 @@ from model_cases import (
     paths,
 )
 
+from moe_vision.common import flops
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.layers import Step
+from moe_vision.models import vit
 from moe_vision.models.parts import BATCH_NORM_MOMENTUM, Norm
 
 every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
@@ -164,6 +167,35 @@ def test_vit_parameters_by_hand(pool):
     assert count(build('vit', args=args, group_size=group)) == dense + 2 * mlp + 16 * 3
     # A routed head beside all blocks: three MLPs and a router.
     assert count(build('vit', 'head', args=args)) == dense + 3 * mlp + 16 * 3
+
+
+def test_attention_for_a_gpu_is_the_kernel_of_cudnn(monkeypatch):
+    """The plain form stands in for the kernel: odd lengths are padded, which changes nothing."""
+    patches = 5
+    plain, seen = jax.nn.dot_product_attention, []
+
+    def kernel(query, *args, implementation, **kwargs):
+        seen.append((implementation, query.shape[1]))
+        return plain(query, *args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', kernel)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(3, patches, 2, 8)), jnp.bfloat16) for _ in range(3))
+    want = vit._attention(q, k, v)
+    for target in (('gpu', '7.0'), ('tpu',)):
+        with made_for(*target):
+            jax.eval_shape(vit._attention, q, k, v)
+    with made_for('gpu', '9.0'):
+        jax.eval_shape(vit._attention, *(x.astype(jnp.float32) for x in (q, k, v)))
+        jax.eval_shape(vit._attention, *(x[..., :5] for x in (q, k, v)))  # width 5
+        assert not seen
+        got = vit._attention(q, k, v)
+        assert seen == [('cudnn', patches + 1)]
+        jax.eval_shape(vit._attention, *(x[:, 1:] for x in (q, k, v)))
+        assert seen[1:] == [('cudnn', patches - 1)]
+        count = flops.total(flops.count(vit._attention, q, k, v))  # in the plain form
+    assert len(seen) == 2 and count == 2 * 2 * 3 * 2 * patches * patches * 8
+    chex.assert_trees_all_close(*(x.astype(jnp.float32) for x in (got, want)), atol=0.02)
 
 
 def test_conv_parameters_by_hand():
