@@ -35,6 +35,16 @@ def test_mlp_is_two_products():
     chex.assert_trees_all_close(relu.apply(p, x), want, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['gpu', 'cpu'])
+def test_for_a_gpu_the_backward_pass_of_an_mlp_takes_its_activation_again(kind):
+    """So tanh is there twice, and only what the first product wrote is kept."""
+    made, p = drawn('mlp')
+    x = normal(1, 5, D)
+    with made_for(kind):
+        gradient = jax.make_jaxpr(jax.grad(lambda p, x: made.apply(p, x).sum()))(p, x)
+    assert str(gradient).count(' tanh ') == (2 if kind == 'gpu' else 1)
+
+
 def flax_norm(p, name, groups=4):
     params = {'params': {'scale': p[f'{name}_scale'], 'bias': p[f'{name}_bias']}}
     return lambda x: nn.GroupNorm(groups, epsilon=1e-5).apply(params, x)
