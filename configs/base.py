@@ -5,8 +5,8 @@ default and meaning: change that, then `python -m moe_vision.config.base_file > 
 
 Durations come in pairs, `*_epochs` and `*_steps`: a `*_steps` that is not 0 wins.
 Dictionaries that belong to one method (`*_args`, `losses`, `model.args`) are checked against that
-method's own arguments, which moe_vision/config/method_args.py lists. The command line may set them
-key by key: `--config.model.moe.router_args.noise=gaussian`.
+method's own arguments: moe_vision/config/method_args.py and loss_args.py list them. The command
+line may set them key by key: `--config.model.moe.router_args.noise=gaussian`.
 
 A run that goes on in its folder can get longer (train.epochs, train.steps) and may change
 dataset.data_dir, dataset.workers, dataset.cache, dataset.resident, model.remat,
@@ -71,6 +71,10 @@ def get_config() -> ConfigDict:
     c.model.moe.router = 'top_k'  # a name in ROUTERS, or package.module:Class
     c.model.moe.router_args = {'noise': 'gaussian'}  # arguments of the router; `load` needs noise
     c.model.moe.num_experts = 8  # E, experts at each routed place
+    # how num_experts varies over the routed layers, whose sum stays the same: uniform, descending,
+    # ascending, pyramid_up (most in the middle), pyramid_down, wave
+    c.model.moe.schedule = 'uniform'
+    c.model.moe.schedule_least = 0  # experts where the schedule is lowest; 0 is half of num_experts
     c.model.moe.k = 2  # experts that each token chooses
     # slots per expert: ceil(capacity_factor * k * T / E), at most T; inf gives room for all
     c.model.moe.capacity_factor = 1.25

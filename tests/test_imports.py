@@ -162,6 +162,7 @@ def reached(start: str) -> set[str]:
     [
         'moe_vision.config.registry',
         'moe_vision.config.method_args',
+        'moe_vision.config.backbone_args',
         'moe_vision.config.schema',
         'moe_vision.config.base_file',
     ],

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError, nearest
-from moe_vision.config import registry, source
+from moe_vision.config import own_code, registry, source
 from moe_vision.config.command_line import exit_code
 
 _KINDS = {
@@ -69,7 +69,7 @@ def _kind(name: str) -> str:
     """
     found = [kind for kind, table in _KINDS.items() if name in table]
     if ':' in name:
-        found = [registry.kind_of(name)]
+        found = [own_code.kind_of(name)]
     if len(found) == 1:
         return found[0]
     flags = ' or '.join(f'--{kind}={name}' for kind in found)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moe_vision import models
 from moe_vision.common.errors import UserError
-from moe_vision.config import registry
+from moe_vision.config import own_code
 from moe_vision.config.schema import Model
 from moe_vision.layers import Step
 from moe_vision.routing.types import Router, expect
@@ -91,5 +91,5 @@ def named(own: Own) -> Iterator[None]:
         for key, path in own.items():
             module = path.partition(':')[0]
             if getattr(sys.modules.get(module), '__file__', None) in files:
-                raise UserError(f"{key} '{path}': {registry.told(e, module)}") from e
+                raise UserError(f"{key} '{path}': {own_code.told(e, module)}") from e
         raise

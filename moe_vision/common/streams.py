@@ -9,7 +9,7 @@ A key is made of the keys above it, and never of a device:
           StepStream.MIXING -> mixup and CutMix
           StepStream.NETWORK -> the network's key, `layers.Step.key`
             number of the routed layer -> the layer's key, `routing.types.Context.key`
-              LayerStream, RandomStream or TopKStream, then the group's number -> one draw
+              LayerStream or the stream of its router, then the group's number -> one draw
               SsrStream -> one draw for all groups
               LayerStream.LOSSES, then CRC-32 of a loss's name -> what that loss draws
             NetworkStream.DROP_PATH, then block, branch and image -> stochastic depth
@@ -91,3 +91,10 @@ class RandomStream(IntEnum):
     """Folded into the key of a routed layer by router 'random'."""
 
     EXPERTS = 0
+
+
+@unique
+class DynamoeStream(IntEnum):
+    """Folded into the key of a routed layer by router 'dynamoe'."""
+
+    NOISE = 0

@@ -156,6 +156,52 @@ class SoftArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class RemoeArgs:
+    coefficient: float = 1e-8  # of loss `remoe`, before the first step
+    rate: float = 1.2  # by which it is multiplied or divided after each step
+    max_choices: int = 0  # K, most experts of a token; 0 for all
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1
+
+    def __post_init__(self) -> None:
+        positive(self, 'coefficient', 'gate_scale')
+        if self.rate <= 1:
+            raise UserError(f'rate is {self.rate}; it must be above 1.')
+        if self.max_choices < 0:
+            raise UserError(f'max_choices is {self.max_choices}; it must not be negative.')
+
+
+@dataclasses.dataclass(frozen=True)
+class DynmoleArgs:
+    threshold: float = 0.9  # tokens of more entropy take all experts; the most is (1-E^(1-q))/(q-1)
+    q: float = 1.1  # of the Tsallis entropy; 1 is Shannon's, in nats
+    top_p: float = 0.75  # mass of the experts that other tokens take
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1
+
+    def __post_init__(self) -> None:
+        positive(self, 'threshold', 'q', 'top_p', 'gate_scale')
+        if self.top_p > 1:
+            raise UserError(f'top_p is {self.top_p}; allowed: 0 < top_p <= 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamoeArgs:
+    rule: Literal['percentile', 'threshold', 'top_p', 'quantile'] = 'percentile'
+    level: float = 0.75  # a share of the scores, a probability or a mass, as the rule says
+    temperature: float = 0.5
+    noise_scale: float = 0.1  # standard deviation on the logits, in training
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1
+
+    def __post_init__(self) -> None:
+        positive(self, 'temperature', 'gate_scale')
+        below_one(self, 'level')
+        if self.noise_scale < 0:
+            raise UserError(f'noise_scale is {self.noise_scale}; it must not be negative.')
+
+
+@dataclasses.dataclass(frozen=True)
 class MlpArgs:
     activation: Literal['gelu', 'relu'] = 'gelu'
 
@@ -178,155 +224,6 @@ class ConvNextArgs:
     def __post_init__(self) -> None:
         positive(self, 'kernel', 'layer_scale')
         at_most(self, _FACTOR, 'kernel')
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvNetArgs:
-    widths: tuple[int, ...] = (32, 64, 128)  # channels of each stage; stride 2 between stages
-    depth: int = 2  # residual blocks per stage that keep the shape
-    norm: Literal['batch', 'group'] = 'batch'  # of blocks that are not routed
-    drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
-
-    def __post_init__(self) -> None:
-        positive(self, 'widths', 'depth')
-        at_most(self, _BLOCKS, 'depth')
-        at_most(self, _SIZE, 'widths')
-        below_one(self, 'drop_path')
-        if self.norm == 'group' and any(w % 8 for w in self.widths):
-            raise UserError(f"widths is {self.widths}; norm 'group' needs multiples of 8.")
-
-    @property
-    def block_widths(self) -> tuple[int, ...]:  # channels of the blocks that `placement` counts
-        return tuple(w for w in self.widths for _ in range(self.depth))
-
-    @property
-    def stages(self) -> tuple[int, ...]:  # the stage of each of these blocks
-        return tuple(n for n in range(len(self.widths)) for _ in range(self.depth))
-
-    def block_shape(self, number: int) -> tuple[int, int]:  # width and hidden width of a block
-        return (width := self.block_widths[number]), self.hidden(width)
-
-    @property
-    def blocks(self) -> int:  # how many `model.moe.placement` counts
-        return len(self.block_widths)
-
-    def hidden(self, width: int) -> int:  # hidden width of a block with this many channels
-        return width
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthwiseNetArgs(ConvNetArgs):
-    expansion: int = 4  # hidden width of a block divided by its width
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, 'expansion')
-        at_most(self, _FACTOR, 'expansion')
-
-    def hidden(self, width: int) -> int:
-        return width * self.expansion
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvNextNetArgs:
-    """ConvNeXt-T by default."""
-
-    widths: tuple[int, ...] = (96, 192, 384, 768)  # channels of each stage
-    depths: tuple[int, ...] = (3, 3, 9, 3)  # residual blocks of each stage
-    drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
-
-    def __post_init__(self) -> None:
-        positive(self, 'widths', 'depths')
-        at_most(self, _BLOCKS, 'depths')
-        at_most(self, _SIZE, 'widths')
-        below_one(self, 'drop_path')
-        if len(self.widths) != len(self.depths):
-            raise UserError(
-                f'widths is {self.widths} and depths is {self.depths}; give one of '
-                'each for every stage.'
-            )
-
-    @property
-    def block_widths(self) -> tuple[int, ...]:  # channels of the blocks that `placement` counts
-        return tuple(self.widths[stage] for stage in self.stages)
-
-    @property
-    def stages(self) -> tuple[int, ...]:  # the stage of each of these blocks
-        return tuple(stage for stage, n in enumerate(self.depths) for _ in range(n))
-
-    def block_shape(self, number: int) -> tuple[int, int]:  # width and hidden width of a block
-        return (width := self.block_widths[number]), self.hidden(width)
-
-    @property
-    def blocks(self) -> int:  # how many `model.moe.placement` counts
-        return len(self.block_widths)
-
-    def hidden(self, width: int) -> int:  # hidden width of a block with this many channels
-        return 4 * width
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNetArgs(ConvNextNetArgs):
-    """ResNet-50 by default."""
-
-    widths: tuple[int, ...] = (256, 512, 1024, 2048)
-    depths: tuple[int, ...] = (3, 4, 6, 3)  # a stage's first block projects; it has no number
-    norm: Literal['batch', 'group'] = 'batch'  # of blocks that are not routed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        multiple = 32 if self.norm == 'group' else 4
-        if any(w % multiple for w in self.widths):
-            raise UserError(
-                f"widths is {self.widths}; norm '{self.norm}' needs multiples of {multiple}."
-            )
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        return tuple(stage for stage, n in enumerate(self.depths) for _ in range(n - 1))
-
-    def hidden(self, width: int) -> int:
-        return width // 4
-
-
-@dataclasses.dataclass(frozen=True)
-class VitArgs:
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    patch_size: int = 4
-    hidden: int = 0  # hidden width of the MLP blocks; 0 is four times the width
-    pool: Literal['mean', 'token'] = 'mean'
-    drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
-
-    def __post_init__(self) -> None:
-        positive(self, 'width', 'depth', 'heads', 'patch_size')
-        at_most(self, _BLOCKS, 'depth')
-        at_most(self, _SIZE, 'width', 'hidden')
-        below_one(self, 'drop_path')
-        if self.width % self.heads:
-            raise UserError(f'width is {self.width}, not divisible by heads {self.heads}.')
-        if self.hidden < 0:
-            raise UserError(f'hidden is {self.hidden}; it must not be negative.')
-
-    @property
-    def blocks(self) -> int:  # how many `model.moe.placement` counts
-        return self.depth
-
-    @property
-    def stages(self) -> tuple[int, ...]:  # the stage of each of these blocks
-        return (0,) * self.depth
-
-    def block_shape(self, number: int) -> tuple[int, int]:  # width and hidden width of a block
-        del number
-        return self.width, self.hidden or 4 * self.width
-
-    def tokens(self, height: int, width: int) -> int:
-        """Tokens of one image. Raises UserError where patches do not cover it."""
-        p = self.patch_size
-        if height % p or width % p:
-            raise UserError(f'patch_size is {p}, which does not divide images of {height}x{width}.')
-        return (height // p) * (width // p) + (self.pool == 'token')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 
 from moe_vision.common.errors import UserError, nearest
 from moe_vision.common.place import Place
+from moe_vision.config.expert_schedule import experts_of_layers
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.schema import Model, Moe
 
@@ -61,15 +62,21 @@ def pools(model: Model) -> tuple[tuple[int, ...], ...]:
 
 
 def moe_at(model: Model, layer: int) -> Moe:
-    """`model.moe` as it holds for one routed layer: with what `model.moe.layers` sets for it.
+    """`model.moe` as it holds for one routed layer.
+
+    `model.moe.schedule` says how many experts it has, and `model.moe.layers` what it has besides.
 
     Args:
       layer: number of the routed layer, from 0.
 
     Raises:
-      UserError: `model.moe.layers` names a layer that the network does not have.
+      UserError: `model.moe.layers` names a layer that the network does not have, or as
+        `experts_of_layers`.
     """
     moe = model.moe
+    if moe.schedule != 'uniform':
+        counts = experts_of_layers(moe, routed_layers(model))
+        moe = dataclasses.replace(moe, num_experts=counts[layer])
     for name, at in moe.layers.items():
         if _number(name, routed_layers(model)) == layer:
             set_here = {f: v for f, v in dataclasses.asdict(at).items() if v is not None}

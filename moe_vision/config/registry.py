@@ -9,23 +9,25 @@ own works without a line; its arguments are `Args` in the class.
 """
 
 import dataclasses
-import importlib
-import sys
-import traceback
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from input_pipeline.registry import is_path
-from moe_vision.common.errors import UserError, nearest, unknown
+from moe_vision.common.errors import UserError, unknown
+from moe_vision.config.backbone_args import (
+    ConvNetArgs,
+    ConvNextNetArgs,
+    DepthwiseNetArgs,
+    ResNetArgs,
+    VitArgs,
+)
+from moe_vision.config.loss_args import ErcArgs, TsallisArgs
 from moe_vision.config.method_args import (
     AdamwArgs,
     BiasBalancedArgs,
     ConvArgs,
-    ConvNetArgs,
     ConvNextArgs,
-    ConvNextNetArgs,
-    DepthwiseNetArgs,
+    DynamoeArgs,
+    DynmoleArgs,
     FreezeExpertsArgs,
     FreezeRouterArgs,
     FrequencyArgs,
@@ -33,15 +35,15 @@ from moe_vision.config.method_args import (
     NoArgs,
     NullExpertsArgs,
     RandomArgs,
-    ResNetArgs,
+    RemoeArgs,
     RexmoeArgs,
     RmoeArgs,
     SgdArgs,
     SoftArgs,
     SupervisedArgs,
     TopKArgs,
-    VitArgs,
 )
+from moe_vision.config.own_code import check_kind, load
 from moe_vision.config.placement import HEADS
 from moe_vision.config.router_args import (
     AttentionArgs,
@@ -62,7 +64,7 @@ class Entry:
     args: type = NoArgs
     needs: tuple[str, ...] = ()  # what a method reads: 'attention' (router), 'map' (expert), ...
     ignores: tuple[str, ...] = ()  # keys of model.moe that this router does not read
-    supplies: tuple[str, ...] = ()  # what a backbone gives to routers, or a router to losses
+    supplies: tuple[str, ...] = ()  # what a backbone gives to routers, a router or expert to losses
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
     remat: bool = False  # whether a backbone reads model.remat
@@ -70,22 +72,40 @@ class Entry:
     one_image: bool = False  # whether the groups of this router must be the patches of one image
 
 
+# 'kernel': a linear router whose `kernel` losses may teach. That of frozen_random must not learn.
 ROUTERS = {
-    'top_k': Entry('moe_vision.routing.routers.top_k:TopK', TopKArgs),
+    'top_k': Entry('moe_vision.routing.routers.top_k:TopK', TopKArgs, supplies=('kernel',)),
     'frozen_random': Entry('moe_vision.routing.routers.top_k:FrozenRandom', TopKArgs),
-    'shuffled': Entry('moe_vision.routing.routers.top_k:Shuffled', TopKArgs),
+    'shuffled': Entry('moe_vision.routing.routers.top_k:Shuffled', TopKArgs, supplies=('kernel',)),
     'supervised': Entry(
         'moe_vision.routing.routers.top_k:Supervised',
         SupervisedArgs,
         needs=('labels',),
-        supplies=('superclass',),
+        supplies=('kernel', 'superclass'),
     ),
     'random': Entry('moe_vision.routing.routers.random:Random', RandomArgs),
     'oracle': Entry('moe_vision.routing.routers.random:Oracle', RandomArgs, needs=('domain',)),
     'bias_balanced': Entry(
-        'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
+        'moe_vision.routing.routers.bias_balanced:BiasBalanced',
+        BiasBalancedArgs,
+        supplies=('kernel',),
     ),
-    'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
+    'null_experts': Entry(
+        'moe_vision.routing.routers.null_experts:NullExperts',
+        NullExpertsArgs,
+        supplies=('kernel',),
+    ),
+    'remoe': Entry(
+        'moe_vision.routing.routers.remoe:Remoe',
+        RemoeArgs,
+        supplies=('kernel', 'coefficient'),
+    ),
+    'dynmole': Entry(
+        'moe_vision.routing.routers.dynmole:Dynmole', DynmoleArgs, supplies=('kernel',)
+    ),
+    'dynamoe': Entry(
+        'moe_vision.routing.routers.dynamoe:Dynamoe', DynamoeArgs, supplies=('kernel',)
+    ),
     'cosine': Entry('moe_vision.routing.routers.cosine:Cosine', CosineArgs),
     'hash': Entry('moe_vision.routing.routers.hash:Hash', HashArgs, needs=('image',)),
     'sinkhorn': Entry('moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs),
@@ -137,14 +157,42 @@ LOSSES = {
     'z': Entry('moe_vision.routing.losses:z'),
     'supervised': Entry('moe_vision.routing.losses:supervised', needs=('superclass',)),
     'selector_entropy': Entry('moe_vision.routing.losses:selector_entropy', needs=('selectors',)),
+    'tsallis': Entry('moe_vision.routing.losses:tsallis', TsallisArgs),
+    'remoe': Entry('moe_vision.routing.losses:remoe', needs=('coefficient',)),
+    'erc': Entry(
+        'moe_vision.routing.layer_losses:erc',
+        ErcArgs,
+        needs=('kernel', 'first_matrix'),
+        of_layer=True,
+    ),
+    'orthogonality': Entry(
+        'moe_vision.routing.layer_losses:orthogonality', needs=('kernel',), of_layer=True
+    ),
+    'simbal': Entry('moe_vision.routing.layer_losses:simbal', needs=('kernel',), of_layer=True),
 }
 
 EXPERTS = {
-    'mlp': Entry('moe_vision.layers.experts:Mlp', MlpArgs, needs=('vector',)),
-    'conv': Entry('moe_vision.layers.experts:Conv', ConvArgs, needs=('map',)),
-    'depthwise_conv': Entry('moe_vision.layers.experts:DepthwiseConv', ConvArgs, needs=('map',)),
-    'bottleneck': Entry('moe_vision.layers.experts:Bottleneck', ConvArgs, needs=('map',)),
-    'convnext': Entry('moe_vision.layers.experts:ConvNext', ConvNextArgs, needs=('map',)),
+    'mlp': Entry(
+        'moe_vision.layers.experts:Mlp', MlpArgs, needs=('vector',), supplies=('first_matrix',)
+    ),
+    'conv': Entry(
+        'moe_vision.layers.experts:Conv', ConvArgs, needs=('map',), supplies=('first_matrix',)
+    ),
+    'depthwise_conv': Entry(
+        'moe_vision.layers.experts:DepthwiseConv',
+        ConvArgs,
+        needs=('map',),
+        supplies=('first_matrix',),
+    ),
+    'bottleneck': Entry(
+        'moe_vision.layers.experts:Bottleneck', ConvArgs, needs=('map',), supplies=('first_matrix',)
+    ),
+    'convnext': Entry(
+        'moe_vision.layers.experts:ConvNext',
+        ConvNextArgs,
+        needs=('map',),
+        supplies=('first_matrix',),
+    ),
 }
 
 BACKBONES = {
@@ -203,14 +251,6 @@ TRANSFORMS = {
 }
 
 
-_BASES = {  # what the user's own class must be, by kind; imported for such classes alone
-    'router': 'moe_vision.routing.types:Router',
-    'expert': 'moe_vision.layers.experts:Expert',
-    'backbone': 'flax.linen:Module',
-    'transform': 'moe_vision.transforms.types:Transform',
-}
-
-
 def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     """The table's entry for a name, or a new entry for the user's own `package.module:Class`.
 
@@ -224,7 +264,7 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     if not isinstance(name, str) or ':' not in name:
         raise unknown(kind, name, table)
     cls = load(name)
-    _check_kind(kind, name, cls)
+    check_kind(kind, name, cls)
     by_path = {e.path: e for e in table.values()}
     above = (f'{c.__module__}:{c.__qualname__}' for c in getattr(cls, '__mro__', ()))
     base = next((by_path[path] for path in above if path in by_path), Entry(name))
@@ -253,50 +293,6 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     return found
 
 
-def kind_of(name: str) -> str:
-    """The kind of the user's own method `package.module:Class`, by what it derives from.
-
-    Raises UserError: there is no such module or class, or it is of no kind.
-    """
-    found = load(name)
-    for kind, base in _BASES.items():
-        if isinstance(found, type) and issubclass(found, load(base)):
-            return kind
-    if isinstance(found, type) or not callable(found):
-        bases = ', '.join(b.replace(':', '.') for b in _BASES.values())
-        raise UserError(
-            f"'{name}' is {repr(found)[:80]}; a method is a function (a loss) or a subclass of one "
-            f'of {bases}.'
-        )
-    return 'loss'
-
-
-def _check_kind(kind: str, name: str, found: Any) -> None:
-    """Raises UserError unless what `name` names can be this kind of method."""
-    if kind in _BASES:
-        base = load(_BASES[kind])
-        if not (isinstance(found, type) and issubclass(found, base)):
-            told = (
-                f'a class of its own, {found.__name__}' if isinstance(found, type) else repr(found)
-            )
-            raise UserError(
-                f"{kind} '{name}' is {told[:80]}; it must be a subclass of "
-                f'{base.__module__}.{base.__name__}.'
-            )
-    elif not callable(found):
-        raise UserError(f"{kind} '{name}' is {repr(found)[:80]}; it must be a function.")
-    args = getattr(found, 'Args', NoArgs)
-    if not (isinstance(args, type) and dataclasses.is_dataclass(args)):
-        raise UserError(
-            f"{kind} '{name}': Args is no dataclass; write @dataclasses.dataclass(frozen=True) "
-            'above it.'
-        )
-    try:
-        typing.get_type_hints(args)
-    except (NameError, TypeError, AttributeError) as e:
-        raise UserError(f"{kind} '{name}': an annotation of Args is wrong: {e}.") from e
-
-
 def keeps_capacity(router: str) -> bool:
     """Whether evaluation has the slots of training, because a router's routes follow from them.
 
@@ -320,45 +316,3 @@ def known(table: Mapping[str, Entry], name: Any) -> Entry | None:
     Imports nothing: for names that are read as data.
     """
     return table.get(name) or _own.get(name) if isinstance(name, str) else None
-
-
-def load(path: str) -> Any:
-    """Imports the object that 'module:Class' names.
-
-    Raises UserError: it is not written so, or there is no such module or object.
-    """
-    module, _, name = path.partition(':')
-    if not is_path(path):
-        raise UserError(f"'{path}' must be written 'package.module:Class'.")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as e:
-        if not f'{module}.'.startswith(f'{e.name}.'):
-            raise UserError(f"'{path}' needs the module '{e.name}', which there is not.") from e
-        raise UserError(
-            f"'{path}': there is no module '{e.name}'. Put the folder that holds "
-            f"'{module.partition('.')[0]}' on PYTHONPATH: PYTHONPATH=FOLDER python ..."
-        ) from e
-    except UserError:
-        raise
-    except Exception as e:  # whatever a user's module does
-        raise UserError(f"'{path}' cannot be imported: {told(e, module)}") from e
-    if not hasattr(found, name):
-        raise UserError(f"'{path}': module '{module}' has no '{name}'.{nearest(name, dir(found))}")
-    return getattr(found, name)
-
-
-def told(error: BaseException, module: str) -> str:
-    """What went wrong in a user's module, and where: `ValueError: no (my/routers.py, line 3).`"""
-    file = getattr(sys.modules.get(module), '__file__', None) or getattr(error, 'filename', None)
-    frames = traceback.extract_tb(error.__traceback__)
-    at = [f for f in frames if f.filename == file] or [
-        f for f in frames if 'importlib' not in f.filename
-    ]
-    where = ''
-    if isinstance(error, SyntaxError):
-        where = f' ({error.filename}, line {error.lineno})'
-    elif at:
-        where = f' ({at[-1].filename}, line {at[-1].lineno})'
-    message = str(getattr(error, 'msg', error)).partition('\n')[0][:300].rstrip('.')
-    return f'{type(error).__name__}: {message}{where}.'

@@ -4,14 +4,12 @@ Letters: E experts, k choices per token, B images of a micro-batch, T tokens of 
 an image. Every function raises `UserError` for the first rule that is broken.
 """
 
-import math
-from collections.abc import Iterable
-
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
+from moe_vision.config.group_rules import check_groups, fits, one_image, routes_patches
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
-from moe_vision.config.schema import DROPPING, Config
+from moe_vision.config.schema import DROPPING, Config, Moe
 
 
 def check(config: Config) -> None:
@@ -24,7 +22,7 @@ def check(config: Config) -> None:
     _experts(config)
     _losses(config)
     _soft(config)
-    _groups(config)
+    check_groups(config)
 
 
 def check_classes(config: Config, classes: int) -> None:
@@ -38,28 +36,12 @@ def check_classes(config: Config, classes: int) -> None:
         )
 
 
-def check_image_size(config: Config, height: int, width: int) -> None:
-    """The rules that depend on how many tokens an image of this size has.
-
-    Raises:
-      UserError: patches do not cover the image, or groups do not fit.
-    """
-    count = getattr(config.model.args, 'tokens', None)
-    if count is None:
-        return
-    try:
-        t = count(height, width)
-    except UserError as e:
-        raise UserError(f'model.args.{e}') from e
-    if _routes_patches(config):
-        _patch_groups(config, t)
-
-
 def _experts(config: Config) -> None:
     model, moe = config.model, config.model.moe
     router = registry.entry('router', registry.ROUTERS, moe.router)
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
     expert = registry.entry('expert', registry.EXPERTS, moe.expert)
+    _schedule(moe)
     for layer in range(routed_layers(model)):
         _counts(config, layer, router)
     _splits(config)
@@ -70,11 +52,12 @@ def _experts(config: Config) -> None:
             f"model.moe.router_args.second_choice is '{second}', which needs k = 2, "
             f'but model.moe.k is {moe.k}.'
         )
+    fewest = min(moe_at(model, layer).num_experts for layer in range(routed_layers(model)))
     for expert_of_class in getattr(moe.router_args, 'superclasses', ()):
-        if not 0 <= expert_of_class < moe.num_experts:
+        if not 0 <= expert_of_class < fewest:
             raise UserError(
                 f'model.moe.router_args.superclasses names {expert_of_class}; allowed: '
-                f'0 to {moe.num_experts - 1}, the experts of model.moe.num_experts.'
+                f'0 to {fewest - 1}, the experts of model.moe.num_experts.'
             )
     for need in router.needs:
         if need == 'domain' and not config.dataset.domains:
@@ -106,10 +89,27 @@ def _experts(config: Config) -> None:
             )
 
 
+def _schedule(moe: Moe) -> None:
+    """The rules of how the number of experts varies; `moe_at` has that of the layers."""
+    if moe.schedule == 'uniform':
+        if moe.schedule_least:
+            raise UserError(
+                f'model.moe.schedule_least is {moe.schedule_least} but is not read: '
+                "model.moe.schedule is 'uniform'."
+            )
+        return
+    for name, at in moe.layers.items():
+        if at.num_experts is not None:
+            raise UserError(
+                f"model.moe.layers sets num_experts {at.num_experts} for layer '{name}' and "
+                f"model.moe.schedule is '{moe.schedule}'; let one of them say it."
+            )
+
+
 def _counts(config: Config, layer: int, router: registry.Entry) -> None:
     """How many experts there are at a routed layer, and how many each token takes."""
     moe, where = moe_at(config.model, layer), ''
-    if config.model.moe.layers:
+    if config.model.moe.layers or config.model.moe.schedule != 'uniform':
         where = f' at routed layer {layer}'
     null = getattr(moe.router_args, 'null_experts', 0)
     ids = moe.num_experts + null
@@ -121,6 +121,12 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
         )
     if check := getattr(moe.router_args, 'check_experts', None):
         check(moe.num_experts)
+    bound = getattr(moe.router_args, 'max_choices', 0)
+    if 0 < bound < moe.k:
+        raise UserError(
+            f'model.moe.router_args.max_choices is {bound} but model.moe.k is {moe.k}{where}; '
+            'set it to k or more, or to 0 for all experts.'
+        )
     if moe.num_experts % config.mesh.expert:
         raise UserError(
             f'model.moe.num_experts {moe.num_experts}{where} is not divisible by mesh.expert '
@@ -219,7 +225,9 @@ def _losses(config: Config) -> None:
     moe = config.model.moe
     if moe.router not in registry.ROUTERS:
         return  # the user's own router: the loss itself reports what it lacks
-    offers = list(registry.ROUTERS[moe.router].supplies)
+    expert = registry.EXPERTS.get(moe.expert)  # one of the user's own tells by itself
+    offers = [*registry.ROUTERS[moe.router].supplies]
+    offers += expert.supplies if expert else ('first_matrix',)
     if 'k' not in registry.ROUTERS[moe.router].ignores:
         offers.append('choices')
     if getattr(moe.router_args, 'noise', 'none') in ('gaussian', 'learned'):
@@ -229,12 +237,16 @@ def _losses(config: Config) -> None:
         'choices': 'take a router that chooses, or',
         'superclass': "set model.moe.router to 'supervised', or",
         'selectors': "set model.moe.router to 'dselect_k', or",
+        'kernel': "take a router that is linear and learns, such as 'top_k', or",
+        'coefficient': "set model.moe.router to 'remoe', or",
+        'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
     }
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
+                of = 'expert' if need == 'first_matrix' else 'router'
                 raise UserError(
-                    f"model.moe.losses.{name} is {weight} but router '{moe.router}' "
+                    f"model.moe.losses.{name} is {weight} but {of} '{getattr(moe, of)}' "
                     f'has no {need}; {todo[need]} set the loss to 0.'
                 )
     if getattr(moe.router_args, 'superclasses', ()) and not moe.losses.get('supervised'):
@@ -245,10 +257,10 @@ def _losses(config: Config) -> None:
 
 
 def _soft(config: Config) -> None:
-    why, instead = _one_image(config)
+    why, instead = one_image(config)
     if getattr(config.model.moe.router_args, 'graph', None) == 'image':
         why, instead = "model.moe.router_args.graph is 'image'", "use 'group'"
-    if why and not _routes_patches(config):
+    if why and not routes_patches(config):
         raise UserError(
             f'{why}, which needs patches, but what is routed here are images (model.name '
             f"'{config.model.name}', placement '{config.model.moe.placement}'); {instead}."
@@ -284,80 +296,3 @@ def _soft(config: Config) -> None:
             "shares or more, the last of evaluation, with twin 'same_measured_drops', and none "
             'otherwise: `python -m moe_vision.report.drops --workdir=W` prints those of a run.'
         )
-
-
-def _groups(config: Config) -> None:
-    moe, batch = config.model.moe, _micro_batch(config)
-    if _routes_patches(config):
-        if config.dataset.image_size:  # otherwise `check_with_data` knows the size
-            check_image_size(config, config.dataset.image_size, config.dataset.image_size)
-    elif batch % moe.group_size:
-        raise UserError(
-            f'model.moe.group_size is {moe.group_size} but a micro-batch has {batch} '
-            'images (train.batch_size / train.micro_batches); '
-            f'{fits(batch, moe.group_size)}.'
-        )
-
-
-def _patch_groups(config: Config, t: int) -> None:
-    moe, batch = config.model.moe, _micro_batch(config)
-    size = moe.group_size
-    sizes = {*_divisors(t), *(t * d for d in _divisors(batch))}
-    if size not in sizes:
-        raise UserError(
-            f'model.moe.group_size is {size} but an image has {t} tokens and a '
-            f'micro-batch {batch} images; {_near(sizes, size)}.'
-        )
-    router, why = registry.entry('router', registry.ROUTERS, moe.router), ''
-    if 'attention' in router.needs:
-        why = f"router '{moe.router}' reads the attention within images"
-    if getattr(moe.router_args, 'graph', None) == 'image':
-        why = "model.moe.router_args.graph is 'image', which compares the tokens within images"
-    if why and size % t:
-        raise UserError(
-            f'{why} of {t} tokens, but model.moe.group_size {size} cuts images; '
-            f'{_near({s for s in sizes if s % t == 0}, size)}.'
-        )
-    why, _ = _one_image(config)
-    if why and size != t:
-        raise UserError(
-            f'{why}, within one image of {t} tokens, but model.moe.group_size is {size}; set it '
-            f'to {t}.'
-        )
-    if getattr(moe.router_args, 'axis', None) == 'batch' and size <= t:
-        raise UserError(
-            f"model.moe.router_args.axis is 'batch' but a group of {size} tokens is no "
-            f'more than one image ({t}); {_near({s for s in sizes if s > t}, size)}.'
-        )
-
-
-def _one_image(config: Config) -> tuple[str, str]:
-    """Why a group must be the patches of one image, and what to do otherwise; '' if it need not."""
-    moe = config.model.moe
-    if getattr(moe.router_args, 'axis', None) == 'tokens':
-        return "model.moe.router_args.axis is 'tokens'", "use 'batch' or 'none'"
-    one = registry.entry('router', registry.ROUTERS, moe.router).one_image
-    return f"model.moe.router is '{moe.router}'" if one else '', 'take another router'
-
-
-def _routes_patches(config: Config) -> bool:
-    unit = registry.entry('backbone', registry.BACKBONES, config.model.name).unit
-    return unit == 'patch' and config.model.moe.placement not in HEADS
-
-
-def _micro_batch(config: Config) -> int:
-    return config.train.batch_size // config.train.micro_batches
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def fits(n: int, given: int) -> str:
-    """The divisors of `n` closest to what was given, as 'what fits: 1, 2, 4'."""
-    return _near(_divisors(n), given)
-
-
-def _near(sizes: Iterable[int], given: int) -> str:
-    closest = sorted(sorted(sizes, key=lambda d: abs(math.log(d / given)))[:8])
-    return f'what fits: {", ".join(map(str, closest))}'

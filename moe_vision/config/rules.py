@@ -18,7 +18,7 @@ from input_pipeline import DataError, DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import runs_near
 from moe_vision.config import registry, routing_rules, schema
-from moe_vision.config.routing_rules import fits
+from moe_vision.config.group_rules import check_image_size, fits
 from moe_vision.config.schema import Config
 
 _INT = 2**31 - 1  # the largest number of steps, images or sizes: an int32 on the device
@@ -126,7 +126,7 @@ def check_with_data(config: Config, info: DatasetInfo) -> None:
             f'warm-up takes {warmup:.0f} of {total:.0f} steps; shorten '
             'train.warmup_epochs (or warmup_steps), or train longer.'
         )
-    routing_rules.check_image_size(config, *info.image_shape[:2])
+    check_image_size(config, *info.image_shape[:2])
     routing_rules.check_classes(config, info.num_classes)
 
 

@@ -23,6 +23,7 @@ from moe_vision.common import limits
 from moe_vision.config.key import key
 
 LARGEST_SEED = 2**32 - 1  # initial values derive from 32 bits of it
+Schedule = Literal['uniform', 'descending', 'ascending', 'pyramid_up', 'pyramid_down', 'wave']
 DROPPING = ('same_drops', 'same_measured_drops')  # twins that drop tokens
 
 
@@ -51,6 +52,14 @@ class Moe:
     # `config.check` puts the dataclass that the method names for its arguments in place of a dict
     router_args: Any = key({'noise': 'gaussian'}, 'arguments of the router; `load` needs noise')
     num_experts: int = key(8, 'E, experts at each routed place', positive=True, at_most=100_000)
+    schedule: Schedule = key(
+        'uniform',
+        'how num_experts varies over the routed layers, whose sum stays the same: uniform, '
+        'descending, ascending, pyramid_up (most in the middle), pyramid_down, wave',
+    )
+    schedule_least: int = key(
+        0, 'experts where the schedule is lowest; 0 is half of num_experts', at_most=100_000
+    )
     k: int = key(2, 'experts that each token chooses', positive=True)
     capacity_factor: float = key(
         1.25,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe_vision.common import platform
+from moe_vision.common.errors import UserError
 from moe_vision.layers.convolution import convolution
 from moe_vision.routing.types import expect
 
@@ -66,6 +67,20 @@ class Expert:
         if x.shape[0] > 1:
             return jax.vmap(self.apply)(params, x)
         return jnp.stack([self.apply({n: w[0] for n, w in params.items()}, x[0])])
+
+    def first_matrix(self, params: dict[str, Array]) -> Array:
+        """The first linear map of each expert of a bank, [E, D, F'], for losses of a layer.
+
+        Of a convolution it is the sum over the kernel's positions: what a map that is the same
+        everywhere meets, away from its border. Norms and biases before it are left out.
+
+        Raises:
+          UserError: this expert names none.
+        """
+        raise UserError(
+            f'expert {type(self).__name__} has no first_matrix; define it, or set to 0 the loss '
+            'that reads it.'
+        )
 
     def run(self, params: dict[str, Array], x: Array) -> Array:
         """One expert on x [N, *, D]: `apply`, or `apply_stacked` if a subclass overrides it alone.
@@ -125,6 +140,9 @@ class Mlp(Expert):
         biases = {n: p[:, None, :] for n, p in params.items() if n.endswith('bias')}
         return self.apply(params | biases, x)  # one batched product over E
 
+    def first_matrix(self, params):
+        return params['in_kernel']
+
 
 class Conv(Expert):
     """norm-relu-conv-norm-relu-conv on maps [N, H, W, D], with a norm per image."""
@@ -151,6 +169,9 @@ class Conv(Expert):
         x = group_norm(x, params['norm2_scale'], params['norm2_bias'], groups)
         return conv(jax.nn.relu(x), params['conv2'])
 
+    def first_matrix(self, params):
+        return params['conv1'].sum((1, 2))
+
 
 class DepthwiseConv(Expert):
     """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], with a norm per image."""
@@ -173,6 +194,9 @@ class DepthwiseConv(Expert):
         x = group_norm(x, params['norm_scale'], params['norm_bias'], self.args.norm_groups)
         x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
         return x @ w['out_kernel'] + w['out_bias']
+
+    def first_matrix(self, params):
+        return _through_depthwise(params)
 
 
 class Bottleneck(Expert):
@@ -211,6 +235,9 @@ class Bottleneck(Expert):
         x = jax.nn.relu(norm(conv(x, params['conv2']), 'norm2'))
         return norm(conv(x, params['conv3']), 'norm3')
 
+    def first_matrix(self, params):
+        return params['conv1'].sum((1, 2))
+
 
 class ConvNext(Expert):
     """Depthwise conv, layer norm over D, 1x1 to F, gelu, 1x1 to D, layer scale on [N, H, W, D].
@@ -240,6 +267,15 @@ class ConvNext(Expert):
         x = layer_norm(x, params['norm_scale'], params['norm_bias'])
         x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
         return (x @ w['out_kernel'] + w['out_bias']) * w['layer_scale']
+
+    def first_matrix(self, params):
+        return _through_depthwise(params)
+
+
+def _through_depthwise(params: dict[str, Array]) -> Array:
+    """`Expert.first_matrix` of a depthwise convolution and the 1x1 one behind it, [E, D, F]."""
+    per_channel = params['depthwise'].sum((1, 2, 3))  # of [E, s, s, 1, D]
+    return per_channel[..., None] * params['in_kernel']
 
 
 def conv(x: Array, kernel: Array, groups: int = 1) -> Array:

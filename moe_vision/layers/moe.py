@@ -25,6 +25,7 @@ from moe_vision.layers.route import Step, make_plan, route_groups
 from moe_vision.routing.types import Router, View, expect
 
 Array = jax.Array
+LAYER_LOSSES = 'layer_losses'  # the scope of what is computed once per micro-batch, not per token
 
 
 class RouterVariables(nn.Module):
@@ -228,7 +229,8 @@ class MoE(nn.Module):
             fn = registry.load(registry.entry('loss', registry.LOSSES, name).path)
             # each loss draws for itself, whatever others there are
             own = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
-            value = fn(dataclasses.replace(view, args=args[name]), own)
+            with jax.named_scope(LAYER_LOSSES):
+                value = fn(dataclasses.replace(view, args=args[name]), own)
             expect(f"loss '{name}'", value, (), 'float32', 'one number')
             losses[name] = weight * value
         return losses

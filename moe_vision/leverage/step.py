@@ -9,7 +9,8 @@ have products; they run once in a step, whatever its images.
 
 The gradient of a product is two products of its size: one for the weights and one for the input,
 which the first layer of a network does not need. So a step is a little less than three forward
-passes. A routed layer adds the gradient of its gates, 2 D FLOPs for each slot.
+passes. A routed layer adds the gradient of its gates, 2 D FLOPs for each slot. What a loss of a
+layer takes does not grow with the images, so it is shared among those of a micro-batch.
 """
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from moe_vision.common import flops, platform
 from moe_vision.config.rules import total_steps
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
+from moe_vision.layers.moe import LAYER_LOSSES
 from moe_vision.leverage import trace
 from moe_vision.leverage.types import Leverage, TrainingStep
 
@@ -70,7 +72,13 @@ def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> Traini
     of_transforms = flops.total(flops.count(transformed, params, jnp.int32(0), state))
     layers = {b.name: None for b in forward.blocks if b.routed}
     by_block = trace.by_block(counts, layers)
+    once = sum(n for scope, n in counts.items() if LAYER_LOSSES in scope)
+    micro_batch = config.train.batch_size // config.train.micro_batches
     return TrainingStep(
-        flops=round(flops.total(counts) / images + of_transforms / config.train.batch_size),
+        flops=round(
+            (flops.total(counts) - once) / images
+            + once / micro_batch
+            + of_transforms / config.train.batch_size
+        ),
         flops_experts=round(sum(kinds['experts'] for kinds in by_block.values()) / images),
     )

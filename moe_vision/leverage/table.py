@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from moe_vision.config import registry
-from moe_vision.config.places import moe_at
+from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.config.schema import Config
 from moe_vision.leverage.types import Leverage, TrainingStep, Twin
 
@@ -38,7 +38,9 @@ def network(config: Config) -> str:
         return 'dense'
     router = registry.entry('router', registry.ROUTERS, moe.router)
     k = '' if 'k' in router.ignores else f'k={moe.k}, '
-    routed = f'{moe.num_experts} experts, {k}at {moe.placement}, router {moe.router}'
+    counts = [moe_at(config.model, n).num_experts for n in range(routed_layers(config.model))]
+    experts = ', '.join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
+    routed = f'{experts} experts, {k}at {moe.placement}, router {moe.router}'
     return f'dense twin ({twin}) of: {routed}' if twin != 'none' else routed
 
 

@@ -265,8 +265,8 @@ class _Watch:
 
 
 def _network(model: Model, info: DatasetInfo, images: int):
-    """The module and its input as a shape. Leaves out routing losses, which have no products, and
-    rematerialisation, which repeats products in the backward pass."""
+    """The module and its input as a shape. Leaves out routing losses, which are for training alone,
+    and rematerialisation, which repeats products in the backward pass."""
     model = dataclasses.replace(model, remat=False, moe=dataclasses.replace(model.moe, losses={}))
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     return models.build(model, info.num_classes), x

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.common.errors import UserError
+from moe_vision.routing import temperature as entropies
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting, View, pick, top_k_ids
 
 
@@ -117,6 +118,37 @@ def selector_entropy(routing: Routing, context: Context, view: View) -> Array:
     if 'selector_entropy' not in routing.aux:
         raise UserError("loss 'selector_entropy' needs router 'dselect_k'; set its weight to 0.")
     each = routing.aux['selector_entropy'].sum(-1)
+    return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
+
+
+def remoe(routing: Routing, context: Context, view: View) -> Array:
+    """The L1 norm of the gates of router `remoe`, each expert's weighted by its load, [G].
+
+        coefficient * sum_e (mean of ReLU(logit_e)) * E / (k T) * (tokens with a gate of e above 0)
+
+    The coefficient is state of the routers, so the weight of this loss is 1. The load has no
+    gradient.
+
+    Source: ReMoE, Wang et al. 2024, which takes the mean over layers where this is added up.
+
+    Raises:
+      UserError: the router has no such state.
+    """
+    if 'coefficient' not in view.state:
+        raise UserError(
+            "loss 'remoe' needs the coefficient that routers 'remoe' of a network share; take that "
+            'router, or set the loss to 0.'
+        )
+    count = _count(context)[:, None]
+    gates = _tokens(jax.nn.relu(routing.logits), context) / count
+    load = _tokens((routing.logits > 0).astype(jnp.float32), context) / count
+    e, k = view.num_experts, view.place.k
+    return view.state['coefficient'] * jnp.sum(gates * load, -1) * e / k
+
+
+def tsallis(routing: Routing | SoftRouting, context: Context, view: View) -> Array:
+    """Mean Tsallis entropy of the router's probabilities (DynMoLE, 2025), [G]."""
+    each = entropies.tsallis(routing.probs, view.args.q)
     return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
 
 

@@ -1,4 +1,4 @@
-"""The temperature of a router, by which logits are divided before the softmax."""
+"""The temperature of a router, by which logits are divided before the softmax, and entropies."""
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,17 @@ def schedule(kind: str, start: float, end: float, fraction: Array | float) -> Ar
 def entropy(probs: Array) -> Array:
     """Shannon entropy in nats over the last axis. 0 ln 0 is 0 and has a finite gradient."""
     return -jnp.sum(probs * jnp.log(jnp.maximum(probs, 1e-30)), axis=-1)
+
+
+def tsallis(probs: Array, q: float) -> Array:
+    """Tsallis entropy (1 - sum p^q) / (q - 1) over the last axis; at q = 1 that of Shannon.
+
+    It is written as the sum of p (1 - p^(q-1)) / (q - 1), which is exact near q = 1, too.
+    """
+    if q == 1:
+        return entropy(probs)
+    log_p = jnp.log(jnp.maximum(probs, 1e-30))
+    return -jnp.sum(probs * jnp.expm1((q - 1) * log_p), axis=-1) / (q - 1)
 
 
 def with_entropy_floor(logits: Array, tau: Array, floor: float, steps: int = 24) -> Array:

@@ -146,6 +146,10 @@ class Router:
         del capacity
         return Fraction(self.k * self.num_experts, self.num_ids)
 
+    def room(self, capacity: int) -> Fraction:
+        """Slots of all experts per token of a group, with C = capacity."""
+        return Fraction(capacity * self.num_experts, self.place.group_size)
+
     def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Name -> (shape, initializer) of what is learned, for features of this width."""
         init = jax.nn.initializers.normal(width**-0.5)

@@ -46,6 +46,13 @@ _MORE = {
     'similarity_aware': [{'graph': 'group', 'temperature': 1.0, 'normalize_inputs': False}],
     'attention_aware': [{'mix': 0.5, 'stop_gradient': True}],
     'dselect_k': [{'max_choices': 2, 'gamma': 4.0, 'normalize_inputs': False}],
+    'remoe': [{'max_choices': 2}],
+    'dynmole': [{'threshold': 1.2, 'q': 1.0}],
+    'dynamoe': [
+        {'noise_scale': 0.0, 'rule': 'threshold', 'level': 0.2},
+        {'noise_scale': 0.0, 'rule': 'top_p'},
+        {'noise_scale': 0.0, 'rule': 'quantile', 'level': 0.5},
+    ],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
@@ -90,6 +97,7 @@ def draws(case):
     args = dict(case[1])
     return (
         case[0] in ('random', 'shuffled')
+        or (case[0] == 'dynamoe' and args.get('noise_scale', 0.1) > 0)
         or args.get('noise', 'none') != 'none'
         or args.get('second_choice', 'always') != 'always'
     )

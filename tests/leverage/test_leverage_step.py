@@ -71,7 +71,9 @@ def test_a_routed_step_counts_all_slots_three_times(changes, first, rest, expert
 @pytest.mark.parametrize(
     'changes',
     [
-        train_cases.TOP_K | {'train.micro_batches': 2},
+        train_cases.TOP_K  # two groups in a micro-batch, which takes loss `erc` once
+        | {'train.micro_batches': 2, 'model.moe.group_size': 8}
+        | {'model.moe.losses': {'importance': 0.01, 'erc': 0.1}},
         train_cases.TOP_K | train_cases.VIT | {'model.remat': True},
         train_cases.VIT
         | {

@@ -11,7 +11,7 @@ from routing_cases import context, jit, make, normal, view
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
-from moe_vision.routing import losses
+from moe_vision.routing import layer_losses, losses
 from moe_vision.routing.types import Routing
 
 E = 4
@@ -44,17 +44,22 @@ def value(name, r, valid=None, num_experts=E):
 
 @functools.cache
 def compiled(name):
-    fn = getattr(losses, name)
-    return jit(lambda r, ctx, num_experts: fn(r, ctx, view(num_experts)), static_argnums=2)
+    fn, args = getattr(losses, name), registry.LOSSES[name].args()
+
+    def run(r, ctx, num_experts):
+        return fn(r, ctx, view(num_experts, args, state={'coefficient': jnp.float32(1.0)}))
+
+    return jit(run, static_argnums=2)
 
 
 UNIFORM, ONE_HOT = np.full((8, E), 0.25), np.eye(E)[np.zeros(8, int)]
 BALANCED, ALL_ZERO = np.arange(8)[:, None] % E, np.zeros((8, 1), int)
 
 
-def test_the_table_is_this_module():
+def test_the_table_holds_these_modules():
     for name, entry in registry.LOSSES.items():
-        assert registry.load(entry.path) is getattr(losses, name)
+        module = layer_losses if entry.of_layer else losses
+        assert registry.load(entry.path) is getattr(module, name)
 
 
 def test_importance_is_squared_variation():
@@ -232,7 +237,7 @@ def test_null_experts_need_not_be_balanced_among_themselves():
     assert value('importance', routing(p, ids), num_experts=5) == pytest.approx(4.8 / 4)
 
 
-@pytest.mark.parametrize('name', sorted(registry.LOSSES))
+@pytest.mark.parametrize('name', sorted(n for n, e in registry.LOSSES.items() if not e.of_layer))
 def test_padding_counts_nowhere(name):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, E)).astype(np.float32)

@@ -1,0 +1,57 @@
+"""Every config line of docs/methods.md is right: it is read, checked and traced at reduced size."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import input_pipeline
+from moe_vision import leverage
+from moe_vision.check import shapes
+from moe_vision.config import check as config_lib
+from moe_vision.config import registry, source
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / 'docs' / 'methods.md').read_text()
+TABLE = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in PAGE.splitlines()
+    if line.startswith('|')
+]
+HEAD, ROWS = TABLE[0], TABLE[2:]
+LINES = [
+    (row[0], line)
+    for row in ROWS
+    for line in re.findall('`([^`]*)`', row[HEAD.index('config')])
+    if line.startswith('--config.')
+]
+
+
+def test_the_table_is_whole_and_sorted():
+    names = [row[0] for row in ROWS]
+    assert names == sorted(names, key=str.casefold)
+    assert all(len(row) == len(HEAD) and row[0] and row[1] and row[3] for row in ROWS)
+    assert {name for name, _ in LINES} == set(names)  # each has a config line
+
+
+@pytest.mark.parametrize('kind, table', [('router', registry.ROUTERS), ('loss', registry.LOSSES)])
+def test_every_entry_of_the_tables_stands_in_a_config_line(kind, table):
+    text = '\n'.join(line for _, line in LINES)
+    written = 'router={}( |$)' if kind == 'router' else "losses=.*'{}':"
+    missing = [n for n in table if not re.search(written.format(n), text, re.MULTILINE)]
+    assert set(missing) <= {'top_k'}  # the default
+
+
+SMALL = "--config.model.args={'widths': (8, 8), 'depth': 2}"  # quick to trace; lines come later
+
+
+@pytest.mark.parametrize('name, line', LINES, ids=[name.split(':')[0] for name, _ in LINES])
+def test_a_line_is_read_checked_and_traced(name, line):
+    args = shlex.split(line)
+    assert all(a.startswith('--config.') for a in args)
+    common, opened, _ = source.take_overrides([SMALL, *args])
+    config = config_lib.check(source.load(str(ROOT / 'configs' / 'digits_k2.py'), common, opened))
+    info = input_pipeline.info(config.dataset)
+    images = leverage.trace_images(config, leverage.tokens_per_image(config, info))
+    shapes.network(config.model, info.image_shape, info.num_classes, images)
