@@ -11,9 +11,8 @@ XLA's compiler for GPUs needs no GPU, but without one it cannot try out kernels:
 
 Times are those of a roofline. A kernel moves its operands and its results once each, at the
 bandwidth of the memory. A product or a convolution takes at least as long as its FLOPs at the peak
-of the chip; that of float32 is a fifteenth of that of bfloat16, and that of three products of TF32,
-by which routers compute, a sixth. cuDNN's attention takes the time of its bytes. Nothing overlaps,
-and starting a kernel is free.
+of the chip; that of float32, in which routers compute, is a fifteenth of that of bfloat16. Nothing
+overlaps, and starting a kernel is free.
 
 Names are those of `benchmarks.layer`, their temporaries in MB; 'twin' is that of `benchmarks.step`.
 """
@@ -133,16 +132,7 @@ def _busy(
         axes = re.search(r'lhs_batch_dim(?:ension)?s\W*([\d,"]+)', i.attributes)
         batch = math.prod(dims[0][int(d)] for d in re.findall(r'\d+', axes[1])) if axes else 1
         flops = 2 * math.sqrt(math.prod(map(math.prod, dims)) / batch)
-    return flops / _peak(shapes[0], i.attributes.lower())
-
-
-def _peak(shape: str, attributes: str) -> float:
-    """FLOP/s of a product or convolution, of operands of a type or by a named algorithm."""
-    if 'tf32_tf32_f32_x3' in attributes:  # three products of TF32
-        return PEAK / 2 / 3
-    if 'tf32_tf32_f32' in attributes:
-        return PEAK / 2
-    return FLOAT32_PEAK if shape.startswith('f32') else PEAK
+    return flops / (FLOAT32_PEAK if shapes[0].startswith('f32') else PEAK)
 
 
 def _convolution_flops(dims: list[list[int]], labels: str, kind: str) -> float:

@@ -3,22 +3,14 @@
 Axes: G groups, T tokens, D width, N ids a router may choose.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from moe_vision.common import platform
 from moe_vision.routing.types import Array
 
-
-def product(subscripts: str, a: Array, b: Array) -> Array:
-    """`jnp.einsum` of two float32 operands, about as exact as float32.
-
-    GPUs multiply float32 at a fifteenth of the speed of bfloat16. There each number is split into
-    two of TF32, and three products of the parts are added up in float32.
-    """
-    split = platform.tensor_cores()
-    precision = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if split else 'highest'
-    return jnp.einsum(subscripts, a, b, precision=precision)
+_product = functools.partial(jnp.einsum, precision='highest')
 
 
 def linear(
@@ -33,12 +25,12 @@ def linear(
     """
     x, kernel = features.astype(jnp.float32), kernel.astype(jnp.float32)
     if not normalize:
-        return product('gtd,de->gte', x if factors is None else factors * x, kernel)
+        return _product('gtd,de->gte', x if factors is None else factors * x, kernel)
     if factors is None:
         # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the
         # gradient of the kernel over them.
         return _linear(x, kernel + jnp.zeros_like(x, shape=()))
-    return product('gtd,de->gte', factors * normalized(x), kernel)
+    return _product('gtd,de->gte', factors * normalized(x), kernel)
 
 
 def normalized(x: Array) -> Array:
@@ -58,7 +50,7 @@ def _linear(x: Array, kernel: Array) -> Array:
     """
     if x.size > kernel.size:
         return _linear_fwd(x, kernel)[0]
-    return product('...d,de->...e', normalized(x), kernel)
+    return _product('...d,de->...e', normalized(x), kernel)
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
@@ -69,7 +61,7 @@ def _moments(x: Array) -> tuple[Array, Array]:
 
 def _linear_fwd(x, kernel):
     centred = kernel - kernel.mean(0)
-    out = product('...d,de->...e', x, centred)
+    out = _product('...d,de->...e', x, centred)
     mean, scale = _moments(x)
     return scale * out, (x, centred, out, mean, scale)
 
@@ -80,8 +72,8 @@ def _linear_bwd(saved, d_logits):
     # scale = (mean of (x - mean)^2 + 1e-6)^-1/2
     along = -(scale**3) * (d_logits * out).sum(-1, keepdims=True) / x.shape[-1]
     # Not written as along * (x - mean), for which XLA would sum over D again in another pass.
-    d_x = along * x + (product('...e,de->...d', d_out, centred) - along * mean)
-    d_kernel = product('nd,ne->de', x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1]))
+    d_x = along * x + (_product('...e,de->...d', d_out, centred) - along * mean)
+    d_kernel = _product('nd,ne->de', x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1]))
     return d_x, d_kernel - d_kernel.mean(0)
 
 

@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import made_for
 from routing_cases import context, jit, make, normal
 
-from moe_vision.common import flops
 from moe_vision.config import registry
-from moe_vision.routing.linear import linear
 
 G, T, D, E = 3, 40, 6, 5
 
@@ -72,25 +69,6 @@ def test_logits_are_linear_in_normalised_features_without_bias():
     order = np.argsort(-reference_logits(), -1)
     np.testing.assert_array_equal(routing.expert_of_choice, order[..., :2])
     np.testing.assert_allclose(routing.probs, softmax(reference_logits()), atol=1e-6)
-
-
-@pytest.mark.parametrize('normalize', [True, False])
-@pytest.mark.parametrize('target', ['gpu 9.0', 'gpu 7.0', 'gpu gfx90a', 'tpu', 'cpu'])
-def test_products_are_split_only_for_gpus_that_have_tf32(target, normalize):
-    """Forward and backward; both forms have the same FLOPs."""
-    split, target = target == 'gpu 9.0', target.split()
-    x, kernel = normal(1, G, T, D), normal(2, D, E)
-
-    def loss(x, kernel):
-        return jnp.sum(jnp.sin(linear(x, kernel, normalize=normalize)))
-
-    with made_for(*target):
-        program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel))
-    assert program.count('dot_general[') == 3
-    assert program.count('TF32_TF32_F32_X3') == (3 if split else 0)
-    assert program.count('HIGHEST') == (0 if split else 6)
-    count = flops.total(flops.count(made_for(*target)(jax.grad(loss, (0, 1))), x, kernel))
-    assert count == 3 * 2 * G * T * D * E
 
 
 @pytest.mark.parametrize('k', [1, 2, 5])

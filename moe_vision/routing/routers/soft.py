@@ -11,7 +11,6 @@ Axes: G groups, T tokens, E experts, P slots per expert, D width.
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.linear import product
 from moe_vision.routing.types import Context, Router, SoftRouting
 
 
@@ -31,7 +30,9 @@ class Soft(Router):
         g, t, _ = features.shape
         e, p = self.num_experts, self.slots
         x = _unit(features.astype(jnp.float32), -1)
-        logits = params['scale'] * product('gtd,ds->gts', x, _unit(params['slots'], 0))
+        logits = params['scale'] * jnp.einsum(
+            'gtd,ds->gts', x, _unit(params['slots'], 0), precision='highest'
+        )
         logits = logits / self.args.temperature
         gates = jax.nn.softmax(logits)
         if self.args.gate == 'even':
