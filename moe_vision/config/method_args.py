@@ -167,6 +167,7 @@ class RemoeArgs:
         positive(self, 'coefficient', 'gate_scale')
         if self.rate <= 1:
             raise UserError(f'rate is {self.rate}; it must be above 1.')
+        at_most(self, _SIZE, 'max_choices')
         if self.max_choices < 0:
             raise UserError(f'max_choices is {self.max_choices}; it must not be negative.')
 

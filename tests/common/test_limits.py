@@ -25,8 +25,9 @@ from moe_vision.training import warnings
 )
 def test_collapse_has_two_criteria(effective, dead, experts, criteria):
     assert list(limits.why_collapsed(effective, dead, experts)) == criteria
-    layers = {'a': {'effective_experts': effective, 'dead_experts': dead}}
-    assert record.collapsed(layers, experts) == bool(criteria)
+    load = [0.0] * experts
+    layers = {'a': {'effective_experts': effective, 'dead_experts': dead, 'load': load}}
+    assert record.collapsed(layers) == bool(criteria)
 
 
 def test_a_load_is_never_rounded_up_to_the_limit():

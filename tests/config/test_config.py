@@ -182,9 +182,9 @@ def test_no_number_is_negative_or_nan(key):
 
 POSITIVE = """
     model.moe.num_experts model.moe.k model.moe.capacity_factor model.moe.eval_capacity_factor
-    model.moe.capacity_multiple model.moe.group_size train.batch_size train.micro_batches
-    train.learning_rate eval.batch_size mesh.expert checkpoint.keep log.every_steps
-    log.warn_max_over_mean
+    model.moe.capacity_multiple model.moe.group_size model.moe.splits train.batch_size
+    train.micro_batches train.learning_rate eval.batch_size mesh.expert checkpoint.keep
+    log.every_steps log.warn_max_over_mean
 """.split()
 BELOW_ONE = ['train.label_smoothing', 'train.ema_decay']
 STEPS = {
@@ -498,6 +498,9 @@ OTHER = {
     'loss_args': {'load': {}},
     'shared_hidden': 8,
     'bank': '1',
+    'schedule': 'descending',
+    'schedule_least': 2,
+    'splits': 2,
     'layers': {'0': {'num_experts': 4}},
 }
 
@@ -517,6 +520,8 @@ def test_routing_keys_are_not_read_without_routing_but_may_stand_in_a_twin(key):
     )
     if key in ('router', 'router_args'):
         changes['model.moe.losses'] = {}
+    if key.startswith('schedule'):  # it is one of several layers
+        changes = {'model.moe.schedule': 'ascending', 'model.moe.placement': 'every_1', **changes}
     config_lib.check(changed({**changes, 'model.twin': 'same_width'}))
 
 
@@ -746,6 +751,7 @@ LARGEST = {
     'model.moe.capacity_multiple': 10_000,
     'model.moe.hidden': 1_000_000,
     'model.moe.shared_hidden': 1_000_000,
+    'model.moe.schedule_least': 100_000,
     'eval.batch_size': 100_000,
 }
 

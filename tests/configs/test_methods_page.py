@@ -43,7 +43,7 @@ def test_every_entry_of_the_tables_stands_in_a_config_line(kind, table):
     assert set(missing) <= {'top_k'}  # the default
 
 
-SMALL = "--config.model.args={'widths': (8, 8), 'depth': 2}"  # quick to trace; lines come later
+SMALL = "--config.model.args={'widths': (8, 32), 'depth': 2}"  # quick to trace; lines come later
 
 
 @pytest.mark.parametrize('name, line', LINES, ids=[name.split(':')[0] for name, _ in LINES])

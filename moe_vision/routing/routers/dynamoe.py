@@ -61,7 +61,8 @@ class Dynamoe(Router):
         if a.noise_scale and context.train:
             keys = context.keys(DynamoeStream.NOISE)
             shape = logits.shape[1:]
-            noisy += a.noise_scale * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+            drawn = a.noise_scale * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+            noisy = context.unless_settled(logits + drawn, logits)
         scores = jax.nn.softmax(noisy / a.temperature)
         ids = top_k_ids(scores, most)
         p = pick(scores, ids)  # the largest first
