@@ -13,7 +13,7 @@ from layer_cases import TRAIN, init, jit, moe, normal, tokens
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
-from moe_vision.layers import ExpertBank, MoE, Step
+from moe_vision.layers import ExpertBank, MoE, Shared, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.routing import telemetry
 
@@ -78,19 +78,24 @@ def test_experts_begin_independent_and_do_not_know_how_many_they_are():
         np.testing.assert_allclose(flat.std(-1), fan_in**-0.5, rtol=0.15)
 
 
-class Shared(nn.Module):
+LAYERS = ((1, 'a'), (2, 'b'))  # k, name
+
+
+class Neighbours(nn.Module):
     """Two routed layers with one bank; each has its own router and its own k."""
 
     @nn.compact
     def __call__(self, x, step):
-        bank = ExpertBank(make_expert('mlp', None, x.shape[-1], 16), 4, name='experts')
-        y, first = MoE(4, 1, 4, 16, bank=bank, capacity_factor=9.0, name='a')(x, step)
-        z, second = MoE(4, 2, 8, 16, bank=bank, capacity_factor=9.0, layer=1, name='b')(x + y, step)
+        bank = ExpertBank(make_expert('mlp', None, x.shape[-1], 16), 4, name='experts')()
+        shared = Shared(bank=bank, bank_path='experts')
+        a, b = (MoE(4, k, 4 * k, 16, capacity_factor=9.0, layer=k - 1, name=n) for k, n in LAYERS)
+        y, first = a(x, step, shared=shared)
+        z, second = b(x + y, step, shared=shared)
         return x + y + z, (first, second)
 
 
 def test_layers_share_a_bank():
-    x, model = normal(0, 8, D), Shared()
+    x, model = normal(0, 8, D), Neighbours()
     params = init(model, x)['params']
     assert set(params) == {'experts', 'a', 'b'}
     assert set(params['a']) == set(params['b']) == {'router'}

@@ -44,7 +44,10 @@ def branch(twin='none'):
 
 
 def test_every_setting_of_the_config_reaches_the_layer():
-    elsewhere = {'placement', 'layers', 'bank', 'shared_hidden'}  # see test_model_hooks.py
+    elsewhere = {'placement', 'layers', 'bank', 'shared_hidden', 'schedule', 'schedule_least'}
+    elsewhere |= {
+        'splits'
+    }  # see test_model_hooks.py, test_expert_schedule.py, test_model_splits.py
     assert set(MOE) == {f.name for f in dataclasses.fields(Moe)} - elsewhere
     made = branch()
     assert isinstance(made, MoE) and (made.name, made.layer) == ('block_7', 2)
