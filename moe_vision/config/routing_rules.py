@@ -189,6 +189,11 @@ def _splits(config: Config) -> None:
             f'model.moe.splits is {splits}, parts with experts of their own, but model.moe.bank is '
             f"'{model.moe.bank}'; set it to 'own'."
         )
+    if not hasattr(model.args, 'block_shape'):
+        raise UserError(
+            f"model.moe.splits is {splits}, but the Args of backbone '{model.name}' have no "
+            'block_shape(number), which says how wide blocks are; set it to 1.'
+        )
     blocks = routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None))
     for number in blocks or [model.args.blocks - 1]:
         for key, size in zip(

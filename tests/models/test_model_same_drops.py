@@ -171,7 +171,13 @@ def test_in_a_network_it_reports_its_drops_and_passes_gradients():
         return jax.grad(loss, has_aux=True)(variables['params'])
 
     grads, infos = jax.device_get(run(filled(net)))
-    assert set(infos) == {'block_1'} and set(infos['block_1']) == {'losses', 'telemetry', 'choices'}
+    assert set(infos) == {'block_1'} and set(infos['block_1']) == {
+        'losses',
+        'telemetry',
+        'observed',
+        'choices',
+        'place',
+    }
     sums = infos['block_1']['telemetry']
     assert sums['tokens'] == B and sums['dropped'] >= 2  # 2 experts with 1 slot each, 4 images
     chex.assert_tree_all_finite(grads)

@@ -125,3 +125,9 @@ def test_parts_that_cannot_be(changes, says):
     with pytest.raises(UserError, match=says) as told:
         checked(**{f'model__moe__{n}': v for n, v in changes.items()})
     assert '\n' not in str(told.value)
+
+
+def test_a_backbone_that_does_not_say_how_wide_its_blocks_are_is_refused():
+    own = {'model__name': 'own_methods:Pool', 'model__args': '{}', 'model__moe__placement': 'head'}
+    with pytest.raises(UserError, match="splits is 2, but the Args of backbone 'own_methods:Pool'"):
+        checked(**own, model__moe__splits=2)

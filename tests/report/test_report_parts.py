@@ -133,7 +133,7 @@ def test_the_page_and_the_result_mean_the_same_by_collapsed(effective, dead, mak
     maker = make()
     numbers = {'effective_experts': effective, 'dead_experts': dead}
     maker.evaluation['layers']['blocks_1'] |= numbers
-    want = record.collapsed(maker.evaluation['layers'], 8)
+    want = record.collapsed(maker.evaluation['layers'])
     assert want == (effective < 4 or dead > 0)
     verdict = judged(maker, tmp_path)
     assert (verdict.level == 'bad') == want

@@ -241,7 +241,10 @@ def test_permuting_experts_permutes_everything(case):
     }
     grads, out = compiled(case)(given)
     grads2, out2 = compiled(case)(moved)
-    names = {'token', 'gate', 'soft'} & set(out['y'])
+    # The gate of a token's only choice is 1 in dynamoe, so rounding decides which token is first.
+    names = ({'token', 'soft'} if case[0] == 'dynamoe' else {'token', 'gate', 'soft'}) & set(
+        out['y']
+    )
     for name in names:
         chex.assert_trees_all_close(out2['y'][name], out['y'][name], atol=1e-5)
         chex.assert_trees_all_close(

@@ -168,4 +168,5 @@ def test_without_an_intervention_the_program_is_what_it_was(network):
 
     assert 'cond' not in trace(Step(key=jax.random.key(1)))
     assert 'cond' in trace(Step(key=jax.random.key(1), intervention=of(NONE)))
-    chex.assert_trees_all_equal(network.run(None), network.run(of(NONE)))
+    same = {'rtol': 1e-6, 'atol': 1e-6}  # tests compile quickly, so sums round differently
+    chex.assert_trees_all_close(network.run(None), network.run(of(NONE)), **same)
