@@ -80,8 +80,6 @@ CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
 CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
 CASES['patches'] = PATCHES
 CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}
-# Scored with room for all, too: the routes are the same there, so these stand for all routers.
-UNBOUNDED = ('top_k', 'maps', 'patches', 'patches of four images')
 
 
 @pytest.mark.parametrize('asked, whole', [(1, 16), (7, 16), (16, 16), (17, 32), (256, 256)])
@@ -91,39 +89,35 @@ def test_a_batch_is_rounded_up_to_whole_groups(asked, whole, data_dir):
     assert Evaluator(config, info, mesh.make(1), 1).batch == whole
 
 
-def scores(config, state, batch_size, split='test', unbounded=True):
-    """(scores, evaluator) at a batch size; also with room for all, unless that is not asked for."""
+def scores(config, state, batch_size, split='test'):
     config = dataclasses.replace(
         config, eval=dataclasses.replace(config.eval, batch_size=batch_size)
     )
     info = input_pipeline.info(config.dataset)
     evaluator = Evaluator(config, info, mesh.make(1), tokens_per_image(config, info))
-    evaluator.can_drop &= unbounded
     return evaluator.score(state, split, 0.5, details=True), evaluator
 
 
 def trained(config):
     """A state with routes that are neither even nor all the same."""
     setup = Setup(config)
-    return train_cases.drawn_state(setup), setup
+    return dataclasses.replace(setup.fresh_state(), ema={}), setup
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_the_batch_size_changes_nothing(name, data_dir):
     config = train_cases.make(data_dir, CASES[name])
     state, setup = trained(config)
-    unbounded = name in UNBOUNDED
-    want, evaluator = scores(config, state, 1, unbounded=unbounded)
+    want, evaluator = scores(config, state, 1)
     assert evaluator.batch == images_per_group(config, tokens_per_image(config, setup.info))
     assert want['images'] == 360 and np.sum(want['confusion']) == 360
     (layer,) = want['layers'].values()
     hard = 'eval_capacity_factor' not in registry.ROUTERS[config.model.moe.router].ignores
     if hard:
         assert layer['drop_rate'] > 0.02  # otherwise this would not test capacity
-    result, _ = scores(config, state, 256, unbounded=unbounded)
+    result, _ = scores(config, state, 256)
     assert result['accuracy'] == want['accuracy']
     assert result['accuracy_unbounded'] == want['accuracy_unbounded']
-    assert unbounded == (want['accuracy_unbounded'] != want['accuracy'])
     assert result['confusion'] == want['confusion']
     assert math.isclose(result['loss'], want['loss'], rel_tol=1e-6)
     (again,) = result['layers'].values()
@@ -215,11 +209,15 @@ def test_the_end_of_a_run_scores_what_its_config_asks_for(data_dir, tmp_path):
     """result.json and a study's row hold it; a network that drops nothing has no other capacity."""
     changes = HEAD | DEFAULTS | {'model.moe.router': 'top_k', 'train.steps': 3}
     factors = {'eval.capacity_factors': (0.5, 2.0, math.inf)}
-    asked = train_cases.make(data_dir, changes | factors | {'eval.train_images': 64})
-    result = loop.train(asked, str(tmp_path / 'run'), full_report=False)
+    plain = loop.train(train_cases.make(data_dir, changes), str(tmp_path / 'run'))
+    assert not {'train_accuracy', 'accuracy_at_capacity'} & set(plain)
+    more = factors | {'eval.train_images': 64}
+    result = loop.train(train_cases.make(data_dir, changes | more), str(tmp_path / 'run'))
     at_capacity = result['accuracy_at_capacity']
     assert list(at_capacity) == ['0.5', '2.0', 'inf']
-    assert at_capacity['inf'] == result['test_accuracy_unbounded']
+    assert (
+        at_capacity['inf'] == plain['test_accuracy_unbounded'] == result['test_accuracy_unbounded']
+    )
     assert at_capacity['0.5'] != at_capacity['inf']
     assert 64 * result['train_accuracy'] == round(64 * result['train_accuracy'])
     stored = json.loads((tmp_path / 'run' / 'result.json').read_text())

@@ -1,7 +1,6 @@
 """Each validation records the first choices of the same tokens, whatever the batch size."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
@@ -23,7 +22,6 @@ CASES = {
     | {
         'model.moe.router': 'top_k',
         'model.moe.group_size': 4,
-        'model.moe.eval_capacity_factor': math.inf,
         'model.args': {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4},
     },
 }
@@ -33,7 +31,7 @@ CASES = {
 def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
     config = train_cases.make(data_dir, CASES[name])
     setup = Setup(config)
-    state = train_cases.drawn_state(setup)
+    state = dataclasses.replace(setup.fresh_state(), ema={})
     images = setup.info.split_sizes['test']
     recorded = []
     for size in (16, 208):
@@ -49,7 +47,7 @@ def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
         min(setup.info.split_sizes['validation'] * tokens, 256)
     }
     want = []
-    for batch, run in evaluator.outputs(state, 'test', 0.5):
+    for batch, run in setup.evaluator.outputs(state, 'test', 0.5):
         out = jax.device_get(run())
         ((layer, choices),) = out['choices'].items()
         ids = np.take_along_axis(choices['expert'], choices['gate'].argmax(-1)[:, None], -1)
@@ -85,7 +83,7 @@ def test_a_twin_with_drops_reports_them_and_without_them_is_the_dense_twin(data_
     scores = {}
     for twin in ('same_width', 'same_drops'):
         setup = Setup(train_cases.make(data_dir, routed | {'model.twin': twin}))
-        state = train_cases.drawn_state(setup)
+        state = dataclasses.replace(setup.fresh_state(), ema={})
         scores[twin] = setup.evaluator.score(state, 'test', 0.5)
         assert setup.cost.flops == setup.cost.flops_executed
         scores[twin]['flops'] = setup.cost.flops

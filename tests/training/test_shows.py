@@ -12,6 +12,7 @@ from moe_vision.training import loop, progress
 from moe_vision.training.warnings import Health
 
 WELL = {'dead_experts': 0, 'effective_experts': 3.9, 'max_over_mean': 1.1, 'drop_rate': 0.0}
+WELL['load'] = [0.25] * 4
 ILL = {
     'dead': ({'dead_experts': 1}, '1 of its 4 experts is dead', 'model.moe.losses'),
     'collapse': (
@@ -200,4 +201,6 @@ def test_rows_are_flattened_for_tensorboard():
     ],
 )
 def test_collapse(layer, want):
-    assert collapsed({'a': {'effective_experts': 4.0, 'dead_experts': 0}, 'b': layer}, 4) is want
+    four = {'load': [0.25] * 4}
+    well = {'effective_experts': 4.0, 'dead_experts': 0}
+    assert collapsed({'a': well | four, 'b': layer | four}) is want
