@@ -257,10 +257,10 @@ class Summing(TopK):
 def test_routers_share_what_they_say():
     model = routed_by('Summing', 'vit', 'every_1', layers={'1': AtLayer(k=1)})
     net = models.build(model, 5)
-    variables = net.init(jax.random.key(0), images(), TRAIN)
+    variables = jit(lambda x: net.init(jax.random.key(0), x, TRAIN))(images())
     assert variables['params']['router']['common'].shape == (3, 3)
     assert 'common' not in variables['params']['block_0']['router']
-    infos = net.apply(variables, images(), TRAIN)[1]
+    infos = jit(lambda v, x: net.apply(v, x, TRAIN)[1])(variables, images())
     new = updated_router_state(
         model.moe,
         variables['router_state'],
