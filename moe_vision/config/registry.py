@@ -108,9 +108,11 @@ ROUTERS = {
     ),
     'cosine': Entry('moe_vision.routing.routers.cosine:Cosine', CosineArgs),
     'hash': Entry('moe_vision.routing.routers.hash:Hash', HashArgs, needs=('image',)),
-    'sinkhorn': Entry('moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs),
-    'base': Entry('moe_vision.routing.routers.base:Base', BaseArgs),
-    'ssr': Entry('moe_vision.routing.routers.ssr:Ssr', SsrArgs),
+    'sinkhorn': Entry(
+        'moe_vision.routing.routers.sinkhorn:Sinkhorn', SinkhornArgs, supplies=('kernel',)
+    ),
+    'base': Entry('moe_vision.routing.routers.base:Base', BaseArgs, supplies=('kernel',)),
+    'ssr': Entry('moe_vision.routing.routers.ssr:Ssr', SsrArgs, supplies=('kernel',)),
     'similarity_aware': Entry(
         'moe_vision.routing.routers.token_graph:SimilarityAware', SimilarityArgs
     ),
@@ -125,11 +127,13 @@ ROUTERS = {
     'expert_choice': Entry(
         'moe_vision.routing.routers.expert_choice:ExpertChoice',
         ExpertChoiceArgs,
+        supplies=('kernel',),
         ignores=('eval_capacity_factor', 'priority'),
     ),
     'pmoe': Entry(
         'moe_vision.routing.routers.pmoe:PatchMoe',
         ExpertChoiceArgs,
+        supplies=('kernel',),
         ignores=('eval_capacity_factor', 'priority'),
         one_image=True,
     ),
