@@ -1,6 +1,9 @@
 """DESIGN's directions: who may import whom, and modules that can be read in one sitting."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,6 +221,17 @@ def test_what_answers_before_jax_does_not_import_it(start):
     assert not touches(seen, 'jax', 'flax', 'grain', 'tensorflow_datasets', 'orbax')
     assert start in seen and 'moe_vision.training.loop' not in seen
     assert 'moe_vision.config.rules' in seen or 'main' not in start
+
+
+def test_imports_leave_the_devices_alone():
+    """An array made while a module is imported starts jax before a process can join a pod's run."""
+    names = [module(p) for p in FILES]
+    text = 'import importlib, sys\nfor name in sys.argv[1:]:\n  importlib.import_module(name)'
+    environment = os.environ | {'JAX_PLATFORMS': 'none_such', 'PYTHONPATH': str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, '-c', text, *names], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -17,18 +17,7 @@ from moe_vision.layers import MoE, Step
 from moe_vision.routing.types import Array, Router
 
 _B, _T, _D, _F, _N = 16, 4, 16, 8, 4
-STEP = Step(
-    valid=jnp.arange(_B) != 3,
-    key=jax.random.key(2),
-    fraction=0.5,
-    labels=jnp.arange(_B) % 3,
-    extras={
-        'domain': jnp.arange(_B) % 2,
-        'attention': jnp.full((_B, _N), 1 / _N, jnp.float32),
-    },
-    images=jnp.ones((_B, 8, 8, 3), jnp.float32),
-    train=True,
-)
+_VALID = np.arange(_B) != 3
 
 
 def router(name: str, args: Any, made: Router) -> None:
@@ -54,12 +43,13 @@ def router(name: str, args: Any, made: Router) -> None:
         tokens_per_image=_N if 'attention' in made.needs else 1,
         eval_capacity_factor=2.0,
     )
+    step = _step()
     x = _normal(1, _B, *((4, 4) if is_map else ()), _D)
-    abstract = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, STEP), x)
+    abstract = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x)
     both = jax.tree.map(lambda a: 0.3 * _normal(a.size, 2, *a.shape).astype(a.dtype), abstract)
 
     def run(variables: Any, x: Array, layer: MoE = layer) -> tuple[Array, Any]:
-        y, info = layer.apply(variables, x, STEP)
+        y, info = layer.apply(variables, x, step)
         return y, info['choices']
 
     try:
@@ -79,13 +69,27 @@ def router(name: str, args: Any, made: Router) -> None:
         _same(what, alone[0], quick.jit(lambda v, x: run(v, x, spread))(first, x), 'on a mesh')
 
 
+def _step() -> Step:
+    return Step(
+        valid=jnp.asarray(_VALID),
+        key=jax.random.key(2),
+        fraction=0.5,
+        labels=jnp.arange(_B) % 3,
+        extras={
+            'domain': jnp.arange(_B) % 2,
+            'attention': jnp.full((_B, _N), 1 / _N, jnp.float32),
+        },
+        images=jnp.ones((_B, 8, 8, 3), jnp.float32),
+        train=True,
+    )
+
+
 def _same(what: str, one: Any, other: Any, where: str) -> None:
     (y, choices), (y_other, choices_other) = jax.device_get((one, other))
-    valid = np.asarray(STEP.valid)
     for name in choices:
-        if not np.allclose(choices[name][valid], choices_other[name][valid], 1e-4, 1e-5):
+        if not np.allclose(choices[name][_VALID], choices_other[name][_VALID], 1e-4, 1e-5):
             raise UserError(f"{what}: the choices' {name} are others {where}.")
-    if not np.allclose(y[valid], y_other[valid], 1e-3, 1e-4):
+    if not np.allclose(y[_VALID], y_other[_VALID], 1e-3, 1e-4):
         raise UserError(f'{what}: the output is another one {where}.')
 
 
