@@ -34,7 +34,7 @@ import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
-from benchmarks import layer, run, step  # noqa: E402
+from benchmarks import forms, run, step  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
 from moe_vision.common import chips, platform  # noqa: E402
 from moe_vision.common.paths import expanded  # noqa: E402
@@ -165,22 +165,22 @@ def layers(device: jax.Device, forms: Mapping[str, tuple[Callable, Any]]) -> dic
             args = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
             )
-            programs[name] = _program(jax.jit(layer.with_gradient(fn)).lower(*args), {})
+            programs[name] = _program(jax.jit(forms.with_gradient(fn)).lower(*args), {})
     return programs
 
 
-def forms_of(shape: layer.Shape) -> dict[str, tuple[Callable, Any]]:
+def forms_of(shape: forms.Shape) -> dict[str, tuple[Callable, Any]]:
     """Forms of the layer: name -> (function, shapes of its arguments)."""
-    args = params, bank, x = jax.eval_shape(lambda: layer.drawn(shape))
+    args = params, bank, x = jax.eval_shape(lambda: forms.drawn(shape))
     buffers = jax.ShapeDtypeStruct((shape.e, shape.g * shape.slots, *shape.payload), x.dtype)
-    forms = {
-        'layer': (layer.routed(shape), args),
+    fns = {
+        'layer': (forms.routed(shape), args),
         'floor': (shape.expert.apply_stacked, (bank, buffers)),
-        'einsum': (layer.by_einsum(shape), args),
+        'einsum': (forms.by_einsum(shape), args),
     }
     if shape.e <= 8:  # it multiplies every token with every expert
-        forms['ragged'] = (layer.by_ragged_products(shape), args)
-    return forms
+        fns['ragged'] = (forms.by_ragged_products(shape), args)
+    return fns
 
 
 def beside_twin(device: jax.Device, name: str) -> Row:
@@ -232,7 +232,7 @@ def main() -> int:
             'also without a GPU'
         )
     device = h100()
-    rows = [row(str(shape), layers(device, forms_of(shape))) for shape in layer.GPU]
+    rows = [row(str(shape), layers(device, forms_of(shape))) for shape in forms.GPU]
     names = [n for n in step.GPU if n not in step.CPU] if args.steps else []
     rows += [beside_twin(device, name) for name in names]
     setting = run.setting()

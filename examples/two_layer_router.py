@@ -15,7 +15,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,5 @@ class TwoLayer(Router):
         logits = hidden @ params['out_kernel']  # [G, T, E]
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=pick(probs, ids),  # the gradient reaches the router by this
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        gate = pick(probs, ids)  # the gradient reaches the router by this
+        return self.routing(context, logits, ids, gate)

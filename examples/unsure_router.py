@@ -16,7 +16,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,7 @@ class Unsure(Router):
         gate = pick(probs, ids)
         unsure = gate[..., :1] < state['sure']
         first = jnp.arange(self.k) == 0
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate,
-            active=context.valid[..., None] & (first | unsure),
-        )
+        return self.routing(context, logits, ids, gate, active=first | unsure)
 
     def observe(self, routing, context):
         largest = routing.probs.max(-1)

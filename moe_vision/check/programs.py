@@ -14,7 +14,8 @@ from moe_vision.check import quick
 from moe_vision.common import flops
 from moe_vision.common.errors import UserError
 from moe_vision.layers import MoE, Step
-from moe_vision.routing.types import Array, Router
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array
 
 _B, _T, _D, _F, _N = 16, 4, 16, 8, 4
 _VALID = np.arange(_B) != 3

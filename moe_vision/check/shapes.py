@@ -14,7 +14,8 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import own_code
 from moe_vision.config.schema import Model
 from moe_vision.layers import Step
-from moe_vision.routing.types import Router, expect
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import expect
 
 Own = dict[str, str]  # where a method is named, such as a key of the config -> 'module:Class'
 

@@ -19,7 +19,8 @@ from moe_vision.config import registry
 from moe_vision.config.schema import Model, Moe
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_args, make_expert, make_router
-from moe_vision.routing.types import Array, Context, Router, Routing, SoftRouting, View, expect
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting, View, expect
 
 _G, _T, _D, _F, _CLASSES, _N = 3, 8, 16, 32, 4, 4
 _VALID = np.ones((_G, _T), bool)

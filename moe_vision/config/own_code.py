@@ -12,7 +12,7 @@ from moe_vision.common.errors import UserError, nearest
 from moe_vision.config.method_args import NoArgs
 
 _BASES = {  # what the user's own class must be, by kind; imported for such classes alone
-    'router': 'moe_vision.routing.types:Router',
+    'router': 'moe_vision.routing.router:Router',
     'expert': 'moe_vision.layers.experts:Expert',
     'backbone': 'flax.linen:Module',
     'transform': 'moe_vision.transforms.types:Transform',

@@ -22,7 +22,8 @@ from moe_vision.layers.banks import ExpertBank, Shared
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.route import Step, make_plan, route_groups
-from moe_vision.routing.types import Router, View, expect
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import View, expect
 
 Array = jax.Array
 LAYER_LOSSES = 'layer_losses'  # the scope of what is computed once per micro-batch, not per token

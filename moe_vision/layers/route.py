@@ -22,9 +22,10 @@ from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention
 from moe_vision.routing.plan import IndexPlan, index_plan
+from moe_vision.routing.router import Router
 from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.soft_plan import SoftPlan, soft_plan
-from moe_vision.routing.types import Context, Router, Routing, SoftRouting, expect
+from moe_vision.routing.types import Context, Routing, SoftRouting, expect
 
 Array = jax.Array
 

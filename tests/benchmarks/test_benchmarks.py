@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compiled as compiled_for_gpu
-from benchmarks import input_pipeline, latency, layer, run, seeds, startup, step
+from benchmarks import forms, input_pipeline, latency, layer, run, seeds, startup, step
 from benchmarks.table import Row, markdown
 from benchmarks.timing import compiled
 from input_pipeline import info
@@ -19,30 +19,30 @@ from moe_vision.config import check as config_lib
 from moe_vision.config import rules
 from moe_vision.study import load
 
-VECTORS = layer.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # a group has 48 choices for 36 slots
-MAPS = layer.Shape(8, 8, 8, 2, 1, 1.25, side=4)
+VECTORS = forms.Shape(24, 8, 16, 4, 2, 0.75, g=2)  # a group has 48 choices for 36 slots
+MAPS = forms.Shape(8, 8, 8, 2, 1, 1.25, side=4)
 
 
 @pytest.mark.parametrize('shape', [VECTORS, dataclasses.replace(VECTORS, cf=4.0)], ids=str)
 def test_all_forms_compute_the_same_layer(shape):
-    params, bank, x = layer.drawn(shape)
-    plan = layer.planned(shape, params, x)
+    params, bank, x = forms.drawn(shape)
+    plan = forms.planned(shape, params, x)
     dropped = not plan.keep.all()
     assert dropped == (shape.cf < 1)
-    ours = jax.jit(layer.routed(shape))(params, bank, x)
-    theirs = {'einsum': layer.by_einsum(shape)}
+    ours = jax.jit(forms.routed(shape))(params, bank, x)
+    theirs = {'einsum': forms.by_einsum(shape)}
     if not dropped:
-        theirs['ragged'] = layer.by_ragged_products(shape)
+        theirs['ragged'] = forms.by_ragged_products(shape)
     for name, fn in theirs.items():
         np.testing.assert_allclose(ours, jax.jit(fn)(params, bank, x), 1e-4, 1e-4, err_msg=name)
 
 
 def test_with_k_equal_to_e_the_layer_runs_every_token_through_every_expert():
-    shape = layer.Shape(12, 8, 16, 4, 4, 1.0)
-    params, bank, x = layer.drawn(shape)
+    shape = forms.Shape(12, 8, 16, 4, 4, 1.0)
+    params, bank, x = forms.drawn(shape)
     np.testing.assert_allclose(
-        jax.jit(layer.routed(shape))(params, bank, x),
-        jax.jit(layer.everything(shape))(params, bank, x),
+        jax.jit(forms.routed(shape))(params, bank, x),
+        jax.jit(forms.everything(shape))(params, bank, x),
         1e-4,
         1e-4,
     )

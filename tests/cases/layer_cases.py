@@ -10,7 +10,8 @@ import routing_cases
 from moe_vision.common import platform
 from moe_vision.config import registry
 from moe_vision.layers import MoE, Step
-from moe_vision.routing.types import Router, Routing
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Routing
 
 jit, normal = routing_cases.jit, routing_cases.normal
 TRAIN = Step(train=True, key=jax.random.key(5))

@@ -12,10 +12,10 @@ from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, run_branch
 from moe_vision.models.conv import ConvNet
 from moe_vision.models.vit import Vit
+from moe_vision.routing.router import Router
 from moe_vision.routing.routers.bias_balanced import BiasBalanced
 from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.routers.top_k import TopK
-from moe_vision.routing.types import Router
 from moe_vision.transforms.freeze_router import FreezeRouter
 from moe_vision.transforms.types import Transform, bank_of, by_path
 

@@ -1,13 +1,10 @@
 """A tiny run with everything: router state, batch norm, moving average, mixing, two groups."""
 
-import dataclasses
 import functools
 import json
-import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs import base
@@ -16,7 +13,6 @@ from moe_vision.config.schema import Config
 from moe_vision.processes.stop import Stop
 from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -68,34 +64,6 @@ def make(data_dir: str, changes: dict | None = None, start: dict | None = None) 
         with section.unlocked(), section.ignore_type():
             section[path.split('.')[-1]] = value
     return config_lib.check(c)
-
-
-def drawn_state(setup: Setup) -> TrainState:
-    """A state to score: drawn parameters, which are quicker to make than initial ones; no ema.
-
-    The experts weigh much: where choices are dropped, predictions change.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if not path[-1].key.endswith('kernel'):
-            return jnp.full(leaf.shape, path[-1].key == 'scale', leaf.dtype)
-        expert = 'experts' in jax.tree_util.keystr(path)
-        fan_in = math.prod(leaf.shape[expert:-1])
-        return jnp.asarray(
-            (8 if expert else 1) * rng.normal(size=leaf.shape) * fan_in**-0.5, leaf.dtype
-        )
-
-    def plain(path, leaf):
-        return jnp.full(leaf.shape, getattr(path[-1], 'key', '') == 'var', leaf.dtype)
-
-    state = jax.tree_util.tree_map_with_path(plain, setup.shapes)
-    return dataclasses.replace(
-        state,
-        params=jax.tree_util.tree_map_with_path(draw, setup.shapes.params),
-        ema={},
-        seed_key=jax.random.key_data(jax.random.key(0)),
-    )
 
 
 def share_setups(patch, *modules) -> None:

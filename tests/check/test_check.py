@@ -85,7 +85,7 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('router', 'StateOfOtherNames', ["['bias', 'more']", "expected ['bias']"]),
     ('router', 'PlainArgs', ['Args is no dataclass', '@dataclasses.dataclass(frozen=True)']),
     ('router', 'ArgsWithWrongAnnotation', ['annotation of Args', 'Tensor']),
-    ('router', 'NoRouter', ['class', 'NoRouter', 'subclass of moe_vision.routing.types.Router']),
+    ('router', 'NoRouter', ['class', 'NoRouter', 'subclass of moe_vision.routing.router.Router']),
     ('router', 'l1', ['function l1', 'subclass of']),
     ('router', 'Righ', ["has no 'Righ'", "'Right'"]),
     ('loss', 'scalar', ['float32[]', 'expected float32[3], one value per group, [G]']),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import train_cases
 
-from moe_vision.routing.types import Router, Routing
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Routing
 from moe_vision.training import loop, probes, step
 from moe_vision.training.setup import Setup
 

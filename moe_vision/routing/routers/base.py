@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
+from moe_vision.routing.router import Router
 from moe_vision.routing.sinkhorn import log_plan
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Base(Router):
@@ -37,13 +38,7 @@ class Base(Router):
         else:
             ids = top_k_ids(logits, self.k)
             active = jnp.broadcast_to(context.valid[..., None], ids.shape)
-        return Routing(
-            probs=jax.nn.softmax(logits),
-            logits=logits,
-            expert_of_choice=ids,
-            gate=pick(jax.nn.sigmoid(logits), ids) * a.gate_scale,
-            active=active,
-        )
+        return self.routing(context, logits, ids, pick(jax.nn.sigmoid(logits), ids), active=active)
 
 
 def assign(scores: Array, valid: Array, k: int) -> Array:

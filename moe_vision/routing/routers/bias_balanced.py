@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 
 class BiasBalanced(Router):
@@ -24,15 +25,7 @@ class BiasBalanced(Router):
         probs = jax.nn.softmax(jax.nn.log_sigmoid(logits)) if a.score == 'sigmoid' else score
         ids = top_k_ids(score + state['bias'], self.k)
         gate = pick(score, ids)
-        if a.renormalize:
-            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate, probs=probs)
 
     def update_state(self, state, sums):
         counts = sums['chosen'][: self.num_experts].astype(jnp.float32)

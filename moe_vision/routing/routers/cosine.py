@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Cosine(Router):
@@ -31,22 +32,13 @@ class Cosine(Router):
         }
 
     def choose(self, params, state, features, context: Context) -> Routing:
-        a = self.args
         x = _unit(linear(features, params['project'], normalize=False), -1)
         scale = jnp.exp(jnp.minimum(params['log_scale'], math.log(100.0)))
         logits = scale * linear(x, _unit(params['experts_at'], 0), normalize=False)
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
         gate = pick(probs, ids)
-        if a.renormalize:
-            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate, probs=probs)
 
 
 def _unit(v: Array, axis: int) -> Array:

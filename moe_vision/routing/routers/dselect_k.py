@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
+from moe_vision.routing.router import Router
 from moe_vision.routing.temperature import entropy
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class DSelectK(Router):
@@ -63,11 +64,12 @@ class DSelectK(Router):
         gates = jnp.sum(jax.nn.softmax(alpha)[..., None] * selected, 2)
         ids = top_k_ids(gates, self._most)
         gate = pick(gates, ids)
-        return Routing(
+        return self.routing(
+            context,
+            jnp.log(jnp.maximum(gates, 1e-30)),
+            ids,
+            gate,
             probs=gates,
-            logits=jnp.log(jnp.maximum(gates, 1e-30)),
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
             active=(gate > 0) & context.valid[..., None],
             aux={'selector_entropy': entropy(selected)},
         )

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from moe_vision.common.streams import DynamoeStream
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Dynamoe(Router):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
+from moe_vision.routing.router import Router
 from moe_vision.routing.temperature import tsallis
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Dynmole(Router):
@@ -37,10 +38,11 @@ class Dynmole(Router):
         p = pick(probs, ids)  # the largest first
         wanted = (jnp.cumsum(p, -1) - p < a.top_p) | (jnp.arange(self.num_experts) < self.k)
         wanted |= (tsallis(probs, a.q) > a.threshold)[..., None]
-        return Routing(
+        return self.routing(
+            context,
+            logits,
+            ids,
+            jnp.where(wanted, p, 0.0),
             probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=jnp.where(wanted, p, 0.0) * a.gate_scale,
             active=wanted & context.valid[..., None],
         )

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, pick
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick
 
 
 class ExpertChoice(Router):
@@ -47,15 +48,7 @@ class ExpertChoice(Router):
         values, ids = jax.lax.top_k(order, self._most)
         active, ids = values >= 0, ids.astype(jnp.int32)
         gate = pick(gates, ids)
-        if a.renormalize:
-            gate = gate / (jnp.where(active, gate, 0.0).sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=jax.nn.softmax(logits),
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=active,
-        )
+        return self.routing(context, logits, ids, gate, active=active)
 
     def scores(self, logits: Array) -> Array:
         """By what each expert ranks the tokens, [G, T, E]."""

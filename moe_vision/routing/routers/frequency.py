@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Frequency(Router):
@@ -55,15 +56,7 @@ class Frequency(Router):
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
         gate = pick(probs, ids)
-        if a.renormalize:
-            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate, probs=probs)
 
 
 class ImageFrequency(Frequency):

@@ -25,7 +25,8 @@ import numpy as np
 
 from moe_vision.common.errors import UserError
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, top_k_ids
 
 _SIDE = 4  # cells
 
@@ -52,12 +53,11 @@ class Hash(Router):
         features = features.astype(jnp.float32)
         logits = linear(features - state['mean'], projection, normalize=False)
         ids = top_k_ids(logits, self.k)
-        return Routing(
-            probs=jax.nn.softmax(logits),
-            logits=logits,
-            expert_of_choice=ids,
-            gate=jnp.full(ids.shape, self.args.gate_scale / self.k, jnp.float32),
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
+        return self.routing(
+            context,
+            logits,
+            ids,
+            jnp.full(ids.shape, 1 / self.k, jnp.float32),
             aux={'cells': features},
         )
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 
 class NullExperts(Router):
@@ -22,12 +23,4 @@ class NullExperts(Router):
         probs = jax.nn.softmax(logits)
         ids = top_k_ids(logits, self.k)
         gate = jnp.where(ids < self.num_experts, pick(probs, ids), 0.0)
-        if a.renormalize:
-            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate, probs=probs)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from moe_vision.common.streams import RandomStream
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Random(Router):
@@ -30,13 +31,7 @@ class Random(Router):
         else:
             logits = jnp.zeros((g, t, self.num_experts), jnp.float32)
             gate = jnp.full(ids.shape, 1 / self.k, jnp.float32)
-        return Routing(
-            probs=jax.nn.softmax(logits),
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * self.args.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate)
 
     def ids(self, tokens: int, context: Context) -> Array:
         """The experts of each token, int32 [G, T, K]."""

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Remoe(Router):
@@ -41,11 +42,12 @@ class Remoe(Router):
         gates = jax.nn.relu(logits)
         ids = top_k_ids(gates, self.max_choices)
         gate, shares = pick(gates, ids), gates + self._SMALLEST
-        return Routing(
+        return self.routing(
+            context,
+            logits,
+            ids,
+            gate,
             probs=shares / shares.sum(-1, keepdims=True),
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * self.args.gate_scale,
             active=(gate > 0) & context.valid[..., None],
         )
 

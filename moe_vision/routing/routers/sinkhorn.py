@@ -13,11 +13,11 @@ Axes: G groups, T tokens, E experts, K choices, D width.
 """
 
 import jax
-import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
+from moe_vision.routing.router import Router
 from moe_vision.routing.sinkhorn import log_plan
-from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 
 class Sinkhorn(Router):
@@ -29,12 +29,4 @@ class Sinkhorn(Router):
             log_plan(logits, context.valid, a.xi, a.iterations) if context.train else logits, self.k
         )
         gate = pick(probs if a.gate == 'softmax' else jax.nn.sigmoid(logits), ids)
-        if a.renormalize:
-            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate, probs=probs)

@@ -11,7 +11,8 @@ Axes: G groups, T tokens, E experts, P slots per expert, D width.
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Context, Router, SoftRouting
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Context, SoftRouting
 
 
 class Soft(Router):

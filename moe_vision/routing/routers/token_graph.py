@@ -27,7 +27,8 @@ import jax.numpy as jnp
 
 from moe_vision.common.errors import UserError
 from moe_vision.routing.linear import linear, normalized
-from moe_vision.routing.types import Array, Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 _product = functools.partial(jnp.einsum, precision='highest')
 
@@ -45,15 +46,7 @@ class _Graph(Router):
             probs = ((1 - a.mix) * own + a.mix * around).reshape(g, t, e)
         ids = top_k_ids(probs, self.k)
         gate = pick(probs, ids)
-        if a.renormalize:
-            gate = gate / (gate.sum(-1, keepdims=True) + 1e-9)
-        return Routing(
-            probs=probs,
-            logits=logits,
-            expert_of_choice=ids,
-            gate=gate * a.gate_scale,
-            active=jnp.broadcast_to(context.valid[..., None], ids.shape),
-        )
+        return self.routing(context, logits, ids, gate, probs=probs)
 
     def weights(self, params, features: Array, context: Context) -> Array | None:
         """A, [G, I, N, N] float32; None for the identity."""

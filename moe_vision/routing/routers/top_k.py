@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from moe_vision.common.streams import TopKStream
 from moe_vision.routing.interventions import shuffle
 from moe_vision.routing.linear import linear
+from moe_vision.routing.router import Router
 from moe_vision.routing.temperature import schedule, with_entropy_floor
-from moe_vision.routing.types import Context, Router, Routing, pick, top_k_ids
+from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 
 class TopK(Router):
