@@ -147,4 +147,6 @@ def get_config() -> ConfigDict:
     c.log.every_steps = 20  # write a metrics row and a progress line this often
     c.log.warn_drop_rate = 0.2  # warn when more than this share of the choices is dropped
     c.log.warn_max_over_mean = 3.0  # warn when one expert has this many times the mean load
+    # who else gets the rows of metrics and the result: wandb, mlflow, or package.module:Class
+    c.log.trackers = ()
     return c

@@ -11,12 +11,13 @@ from input_pipeline.registry import is_path
 from moe_vision.common.errors import UserError, nearest
 from moe_vision.config.method_args import NoArgs
 
-_BASES = {  # what the user's own class must be, by kind; imported for such classes alone
+_METHODS = {  # what the user's own class must be, by kind; imported for such classes alone
     'router': 'moe_vision.routing.router:Router',
     'expert': 'moe_vision.layers.experts:Expert',
     'backbone': 'flax.linen:Module',
     'transform': 'moe_vision.transforms.types:Transform',
 }
+_BASES = _METHODS | {'tracker': 'moe_vision.run_folder.trackers:Tracker'}
 
 
 def kind_of(name: str) -> str:
@@ -25,11 +26,11 @@ def kind_of(name: str) -> str:
     Raises UserError: there is no such module or class, or it is of no kind.
     """
     found = load(name)
-    for kind, base in _BASES.items():
+    for kind, base in _METHODS.items():
         if isinstance(found, type) and issubclass(found, load(base)):
             return kind
     if isinstance(found, type) or not callable(found):
-        bases = ', '.join(b.replace(':', '.') for b in _BASES.values())
+        bases = ', '.join(b.replace(':', '.') for b in _METHODS.values())
         raise UserError(
             f"'{name}' is {repr(found)[:80]}; a method is a function (a loss) or a subclass of one "
             f'of {bases}.'

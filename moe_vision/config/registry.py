@@ -254,6 +254,11 @@ TRANSFORMS = {
     ),
 }
 
+TRACKERS = {
+    'wandb': Entry('moe_vision.run_folder.trackers:Wandb'),
+    'mlflow': Entry('moe_vision.run_folder.trackers:Mlflow'),
+}
+
 
 def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     """The table's entry for a name, or a new entry for the user's own `package.module:Class`.

@@ -37,6 +37,8 @@ def check(config: Config, defaults: Config) -> None:
       UserError: the first rule that is broken, in one line.
     """
     _ranges(config)
+    for name in config.log.trackers:
+        registry.entry('tracker', registry.TRACKERS, name)
     _durations(_values(config))
     _training(config)
     _unread(config, _values(config), _values(defaults))

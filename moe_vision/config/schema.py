@@ -278,6 +278,11 @@ class Log:
         positive=True,
         changes='freely',
     )
+    trackers: tuple[str, ...] = key(
+        (),
+        'who else gets the rows of metrics and the result: wandb, mlflow, or package.module:Class',
+        changes='freely',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ a continued run writes the same rows as an uninterrupted one. Whatever depends o
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -159,6 +159,7 @@ class Writer:
         for folder in (self._rows, self._events):
             folder.mkdir(parents=True, exist_ok=True)
         self._waiting: list[dict[str, Any]] = []
+        self._tell: Callable[[dict[str, Any]], None] = lambda row: None
         self._failing = ''  # why the last write failed
         self._written: set[str] = set()  # names of the files of rows
         self._start = start_step
@@ -177,9 +178,14 @@ class Writer:
             if path.name.rpartition('until-')[2] > f'{start_step:09d}':
                 path.unlink()
 
+    def also(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Gives each row that is added to this function, too."""
+        self._tell = tell
+
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row, to be written by the next `flush`."""
         self._waiting.append(row)
+        self._tell(row)
 
     def flush(self) -> bool:
         """Writes the added rows to new files. Returns whether no row is waiting any more."""

@@ -22,7 +22,7 @@ from moe_vision.common.files import read_json, reason, write_json
 from moe_vision.common.json_values import as_dict, number, value_at
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
-from moe_vision.run_folder import checkpoints, lives, metrics, record
+from moe_vision.run_folder import checkpoints, lives, metrics, record, trackers
 from moe_vision.training import continuing
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
@@ -60,6 +60,7 @@ class Run:
         self.interval = metrics.Interval(config.train.skip_nonfinite)
         self._health = Health(config, setup.times.warmup)
         self._writer: Any = None  # metrics.Writer
+        self._trackers = trackers.Trackers()
         self._closed = self._skipped = False  # whether the last checkpoint due was left out
         self._lost: list[str] = []  # files that could not be written, in words
         self._best: tuple[float, int] | None = None  # accuracy, step
@@ -108,6 +109,8 @@ class Run:
                 self._writer = metrics.Writer(self.workdir, start, kept, damaged + damaged_pending)
             except OSError as e:
                 raise continuing.cannot_begin(self.workdir, e) from e
+            self._trackers = trackers.Trackers(self.config, self.workdir, start)
+            self._writer.also(self._trackers.row)
 
     def row(self) -> dict[str, Any]:
         """The row of training metrics for the steps in `interval`.
@@ -241,6 +244,7 @@ class Run:
             'evaluation.json', {'split': scored, 'class_names': self.setup.info.class_names, **test}
         ):
             self._write('result.json', result)  # where it is, evaluation.json is, too
+        self._trackers.result(result)
         if self._writer:
             self._writer.close()
             check_classes(test, self.setup.info.class_names, self.setup.info.scored)
@@ -273,6 +277,7 @@ class Run:
         if self._closed:
             return
         self._closed = True
+        self._trackers.close()
         if self._writer:
             self._writer.flush()
         try:

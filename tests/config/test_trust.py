@@ -34,6 +34,7 @@ NAMES = (
     'train.optimizer',
     'dataset.name',
     'model.moe.losses',
+    'log.trackers',
 )
 TEXTS = sorted(
     k
@@ -48,8 +49,12 @@ def with_name(values: dict, key: str, name: str) -> dict:
     *parents, last = key.split('.')
     holder = values
     for parent in parents:
-        holder = holder[parent]
-    holder[last] = {name: 0.1} if key == 'model.moe.losses' else name
+        holder = holder.setdefault(parent, {})
+    holder[last] = name
+    if key == 'model.moe.losses':
+        holder[last] = {name: 0.1}
+    if key == 'log.trackers':
+        holder[last] = [name]
     if key == 'model.moe.router':
         holder |= {'router_args': {}, 'losses': {}}  # those set suit another router
     return values

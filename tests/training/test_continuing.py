@@ -72,7 +72,7 @@ FREELY = """
     eval.train_images
     mesh.expert mesh.shard_optimizer
     checkpoint.every_epochs checkpoint.every_steps checkpoint.keep
-    log.every_steps log.warn_drop_rate log.warn_max_over_mean
+    log.every_steps log.warn_drop_rate log.warn_max_over_mean log.trackers
 """.split()
 
 
