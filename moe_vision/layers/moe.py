@@ -1,7 +1,7 @@
 """The routed layer as a Linen module. It holds parameters and state; `routing` has the arithmetic.
 
 Axes: B tokens given (images, or patches), G groups, T tokens of a group, E experts, K choices,
-D width, `*` payload of a token ([D], or [H, W, D] for a feature map).
+D width, `*` payload of a token ([D], or [H, W, D] for a feature map), N tokens of a sequence.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from moe_vision.routing.router import Router
 from moe_vision.routing.types import View, expect
 
 Array = jax.Array
+_RANKS = {2: '[B, D] or [B, N, D]', 4: '[B, H, W, D]'}  # of tokens that are vectors, or maps
 LAYER_LOSSES = 'layer_losses'  # the scope of what is computed once per micro-batch, not per token
 
 
@@ -62,8 +63,8 @@ class MoE(nn.Module):
     It returns the residual branch. Add it to the input, so that a token whose choices were all
     dropped keeps its features.
 
-    Types: experts compute in x's type, and the result has x's type; so cast x to compute in
-    bfloat16. Parameters are float32, and so is all that the router computes, whatever x is.
+    Types: experts compute in `dtype`, and the result has it; None takes x's type. Parameters are
+    float32, and so is all that the router computes, whatever x is.
 
     Attributes:
       num_experts, k: E and K.
@@ -82,6 +83,7 @@ class MoE(nn.Module):
         are routed; for routers that ask.
       pool_layer, pool_layers: number of this layer among those that share its experts, and how
         many they are; for routers that ask.
+      dtype: the type to which x is cast, such as jnp.bfloat16.
     """
 
     num_experts: int
@@ -104,6 +106,7 @@ class MoE(nn.Module):
     tokens_per_image: int = 1
     pool_layer: int = 0
     pool_layers: int = 1
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -117,6 +120,10 @@ class MoE(nn.Module):
     ) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info).
 
+        Where the expert takes vectors, x may be [B, N, D]: B sequences of N tokens, such as an
+        image's patches, which are routed as B N tokens in that order. Then `valid` and `labels` of
+        `step` may be [B, N], and so are 'choices'.
+
         `shared` holds the experts and the router's arrays that other layers have too.
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
@@ -129,9 +136,12 @@ class MoE(nn.Module):
           UserError: there is no such method or argument, or a method of your own returns something
             else than it must.
         """
-        step = step or Step()
-        router = make_router(self.router, self.router_args, self.place)
+        step, place, given = step or Step(), self.place, jnp.shape(x)
+        if len(given) == 3 and self._takes_vectors:
+            x, step, place = self._flat(x, step)
+        router = make_router(self.router, self.router_args, place)
         self._check(router, x)
+        x = x if self.dtype is None else x.astype(self.dtype)
         shared = shared or Shared()
         alone = not (shared.params or shared.state)
         params, state = RouterVariables(router, x.shape[-1], alone, name='router')()
@@ -152,7 +162,7 @@ class MoE(nn.Module):
                 routing = intervention(routing, context, self.layer, self.num_experts)
             plan = make_plan(self, routing, context)
             y = run_plan(plan, x, expert, bank, self.mesh, across, step.train)
-            return y, routing, plan, View(self.place, params=params, state=state, tokens=x)
+            return y, routing, plan, View(place, params=params, state=state, tokens=x)
 
         of_groups, of_layer, loss_args = self._losses()
         routed = route_groups(
@@ -170,11 +180,32 @@ class MoE(nn.Module):
             carry=carry,
             extras=extras,
         )
-        info = routed.info(of_groups, self.place)
+        info = routed.info(of_groups, place)
         if step.train and of_layer:
-            view = View(self.place, None, *variables, bank=arrays, expert=expert)
+            view = View(place, None, *variables, bank=arrays, expert=expert)
             info['losses'] |= self._of_layer(of_layer, loss_args, view, step)
-        return routed.y, info
+        if len(given) == x.ndim:
+            return routed.y, info
+        info['choices'] = {n: c.reshape(*given[:2], -1) for n, c in info['choices'].items()}
+        return routed.y.reshape(given), info
+
+    @property
+    def _takes_vectors(self) -> bool:
+        needs = registry.entry('expert', registry.EXPERTS, self.expert).needs
+        return 'vector' in needs and 'map' not in needs
+
+    def _flat(self, x: Array, step: Step) -> tuple[Array, Step, Place]:
+        """x [B, N, D] as tokens [B N, D], the step and the place for these."""
+        n = x.shape[1]
+        if self.tokens_per_image not in (1, n):
+            raise ValueError(f'tokens_per_image is {self.tokens_per_image}, but x has {n} in a row')
+        flat = {
+            name: value.reshape(-1)
+            for name in ('valid', 'labels')
+            if (value := getattr(step, name)) is not None
+        }
+        place = dataclasses.replace(self.place, tokens_per_image=n)
+        return x.reshape(-1, x.shape[-1]), dataclasses.replace(step, **flat), place
 
     @property
     def place(self) -> Place:
@@ -250,7 +281,7 @@ class MoE(nn.Module):
         needs = registry.entry('expert', registry.EXPERTS, self.expert).needs
         ranks = [n for kind, n in (('vector', 2), ('map', 4)) if kind in needs]
         if x.ndim < 2 or (ranks and x.ndim not in ranks):
-            wanted = ' or '.join({2: '[B, D]', 4: '[B, H, W, D]'}[n] for n in ranks or [2, 4])
+            wanted = ' or '.join(_RANKS[n] for n in ranks or [2, 4])
             hint = (
                 f'; a token is a row of the first axis, so reshape to [-1, {x.shape[-1]}] to route '
                 'each vector'

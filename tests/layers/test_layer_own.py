@@ -71,7 +71,9 @@ def test_what_an_expert_returns_is_checked():
 @pytest.mark.parametrize(
     'shape, kwargs, parts',
     [
-        ((4, 64, 32), {}, ['[4, 64, 32]', "'mlp' takes tokens [B, D]", 'reshape to [-1, 32]']),
+        ((2, 4, 64, 32), {}, ['[2, 4, 64, 32]', "'mlp' takes tokens [B, D] or", 'to [-1, 32]']),
+        ((4, 8, 8), {'tokens_per_image': 4}, ['tokens_per_image is 4', '8 in a row']),
+        ((8, 4, 8), {'expert': 'conv'}, ["'conv' takes tokens [B, H, W, D]"]),
         ((4, 6, 6, 8), {}, ['[4, 6, 6, 8]', '[B, D]', 'reshape']),
         ((8,), {}, ['[8]', '[B, D]']),
         ((), {}, ['[]', '[B, D]']),
@@ -142,4 +144,4 @@ def test_the_result_has_the_type_of_the_tokens(dtype):
     assert y.dtype == dtype
     assert {a.dtype for a in jax.tree.leaves(variables)} == {np.dtype('float32')}
     assert info['choices']['gate'].dtype == 'float32'
-    assert 'in x' in MoE.__doc__ and 'type' in MoE.__doc__
+    assert "None takes x's type" in MoE.__doc__
