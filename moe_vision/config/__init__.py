@@ -1,12 +1,16 @@
 """Configs: the keys, the checks, and the command lines that override them.
 
+The package is a function, too: `moe_vision.config('digits_k2')` is a config.
+
 >>> import moe_vision
->>> config = moe_vision.config.example('digits_k2')
+>>> config = moe_vision.config('digits_k2')
 >>> config.train.epochs = 2.0
 >>> moe_vision.train(config, 'runs/first')
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from moe_vision.common.called import called
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -21,22 +25,34 @@ def defaults() -> 'ConfigDict':
     return ConfigDict(schema.defaults())
 
 
-def example(name: str) -> 'ConfigDict':
-    """A config that ships with the package, to be changed and trained.
+def config(name: str, **overrides: Any) -> 'ConfigDict':
+    """A config that ships with the package, or that of a file, to be changed and trained.
 
     Args:
-      name: a file of `moe_vision/config/examples`, such as 'digits_k2'.
+      name: a file of `moe_vision/config/examples`, such as 'digits_k2', or a path: 'mine.py', or
+        'mine.py:variant'.
+      overrides: keys with `__` for the dots, as `moe_vision.train` takes them.
 
     Raises:
-      UserError: there is no example of this name.
+      UserError: there is no such config or key.
     """
     import importlib
     import pkgutil
 
-    from moe_vision.common.errors import unknown
-    from moe_vision.config import examples
+    from moe_vision.common.errors import UserError, nearest
+    from moe_vision.config import examples, source
 
     names = [module.name for module in pkgutil.iter_modules(examples.__path__)]
-    if name not in names:
-        raise unknown('example', name, names)
-    return importlib.import_module(f'{examples.__name__}.{name}').get_config()
+    if name in names:
+        made = importlib.import_module(f'{examples.__name__}.{name}').get_config()
+    elif name.partition(':')[0].endswith('.py'):
+        made = source.load(name)
+    else:
+        raise UserError(
+            f"no config '{name}' ships with the package.{nearest(name, names)} Allowed: "
+            f"{', '.join(sorted(names))}, or the path of a file, such as 'configs/{name}.py'."
+        )
+    return source.changed(made, overrides).lock()
+
+
+called(__name__, config)

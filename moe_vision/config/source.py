@@ -7,6 +7,7 @@ judges types and names.
 """
 
 import ast
+import copy
 import dataclasses
 import glob
 import importlib.util
@@ -111,24 +112,57 @@ def load(
             f'from configs/base.py ({type(e).__name__}).'
         ) from e
     for key, value in (opened or {}).items():
-        path = next(k for k in OPEN if key == k or key.startswith(f'{k}.'))
-        *parents, last = path.split('.')
-        with config.unlocked(), config.ignore_type():
-            holder: Any = config
-            for parent in parents:
-                holder = holder[parent]
-            try:
-                if key == path:
-                    holder[last] = escaped(value)
-                else:
-                    inner = holder[last]
-                    *outer, name = _names(key.removeprefix(f'{path}.'))
-                    for part in outer:
-                        inner[part] = inner.get(part, {})
-                        inner = inner[part]
-                    inner[name] = value
-            except (ValueError, TypeError, AttributeError) as e:
-                raise UserError(f'{path} cannot be set to {value!r}: {e}') from e
+        put(config, key, value)
+    return config
+
+
+def put(config: 'ConfigDict', key: str, value: Any) -> None:
+    """Sets a key, or an argument of a method in one of the open dictionaries, by its dotted path.
+
+    `config.check` judges the value.
+
+    Raises:
+      UserError: there is no such key, or the config cannot hold the value.
+    """
+    path = next((k for k in OPEN if key.startswith(f'{k}.')), key)
+    if path not in KEYS:
+        raise UserError(f"unknown key '{key}'.{nearest(key, KEYS)} All stand in configs/base.py.")
+    *parents, last = path.split('.')
+    with config.unlocked(), config.ignore_type():
+        holder: Any = config
+        for parent in parents:
+            holder = holder[parent]
+        try:
+            if key == path:
+                holder[last] = escaped(value)
+            else:
+                inner = holder[last]
+                *outer, name = _names(key.removeprefix(f'{path}.'))
+                for part in outer:
+                    inner[part] = inner.get(part, {})
+                    inner = inner[part]
+                inner[name] = value
+        except (ValueError, TypeError, AttributeError) as e:
+            raise UserError(f'{path} cannot be set to {value!r}: {e}') from e
+
+
+def changed(config: 'ConfigDict', values: Mapping[str, Any], at: str = '') -> 'ConfigDict':
+    """A copy of a config with these values.
+
+    Args:
+      values: by dotted path, or with `__` for the dots: {'train__epochs': 5.0}. A dictionary for
+        a section sets the keys in it: {'train': {'epochs': 5.0}}.
+
+    Raises:
+      UserError: there is no such key.
+    """
+    config = config if at else copy.deepcopy(config)
+    for name, value in values.items():
+        key = at + name.replace('__', '.')
+        if isinstance(value, Mapping) and any(k.startswith(f'{key}.') for k in KEYS):
+            changed(config, value, f'{key}.')
+        else:
+            put(config, key, value)
     return config
 
 

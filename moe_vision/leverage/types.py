@@ -51,12 +51,21 @@ class Twin:
     refused: str = ''
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Leverage:
     """Compute and parameters of a config, with the leverages that follow."""
 
     blocks: tuple[Block, ...]
     capacities: dict[str, Capacity]
+
+    def __repr__(self) -> str:
+        routed = [b.name for b in self.blocks if b.routed]
+        return (
+            f'<Leverage: rho_place {self.rho_place:.4f}, rho_active {self.rho_active:.4f}, '
+            f'rho_executed {self.rho_executed:.4f}; {self.flops / 1e6:,.4g} M FLOPs per image, '
+            f'{self.flops_executed / 1e6:,.4g} M executed; {self.params_total:,} parameters, '
+            f'{self.params_active:,} active; routed: {", ".join(routed) or "nothing"}>'
+        )
 
     def sum(self, field: str) -> int:
         """Sums a field over the blocks."""

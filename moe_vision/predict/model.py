@@ -35,6 +35,7 @@ from moe_vision.config.placement import HEADS
 from moe_vision.config.places import with_eval_capacity
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
+from moe_vision.leverage import table
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.training.evaluate import STREAM
 from moe_vision.training.schedule import durations
@@ -53,6 +54,13 @@ class Prediction:
 
     probabilities: np.ndarray
     layers: dict[str, dict[str, np.ndarray]]
+
+    def __repr__(self) -> str:
+        routed = ', '.join(self.layers) or 'nothing'
+        return (
+            f'<Prediction of {len(self.probabilities)} images: classes '
+            f'{self.probabilities.argmax(-1).tolist()}; routed: {routed}>'
+        )
 
 
 def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model':
@@ -109,6 +117,14 @@ class Model:
         self._fraction = self.step / durations(config, info.split_sizes['train']).total
         self._key = jax.random.fold_in(
             jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM
+        )
+
+    def __repr__(self) -> str:
+        shape = ', '.join(map(str, ['B', *self.info.image_shape]))
+        return (
+            f"<Model {self.config.model.name} of '{self.info.name}', step {self.step}: "
+            f'{table.network(self.config)}; call it with uint8 [{shape}], it tells '
+            f'{self.info.num_classes} classes>'
         )
 
     def image(self, encoded: bytes) -> np.ndarray | None:

@@ -18,7 +18,19 @@ _MOST_INITIAL = 0.005  # of batch norm's running averages; 50 updates leave this
 
 
 def summary(config: Config, info: DatasetInfo) -> None:
-    """Prints the pre-flight of a config. Reads no images.
+    """Prints the pre-flight of a config, as `described` makes it."""
+    print(described(config, info))
+
+
+class Text(str):
+    """Text that shows as its lines at a prompt and in a notebook."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def described(config: Config, info: DatasetInfo) -> str:
+    """The pre-flight of a config, in several lines. Reads no images.
 
     Args:
       config, info: already checked against each other by `rules.check_data`.
@@ -27,16 +39,15 @@ def summary(config: Config, info: DatasetInfo) -> None:
     expert = config.mesh.expert
     fits = jax.device_count() % expert == 0
     shape = mesh_lib.make(expert).shape if fits else {'data': 1, 'expert': expert}
-    if not fits:
-        print(
-            f'mesh.expert is {expert}, which does not fit the {jax.device_count()} device(s) of '
-            f'this machine; shown for {expert} devices'
-        )
-    print(
-        text(
-            config, info, shape, measure(config, info), durations(config, info.split_sizes['train'])
-        )
+    told = text(
+        config, info, shape, measure(config, info), durations(config, info.split_sizes['train'])
     )
+    if not fits:
+        return (
+            f'mesh.expert is {expert}, which does not fit the {jax.device_count()} device(s) of '
+            f'this machine; shown for {expert} devices\n{told}'
+        )
+    return told
 
 
 def text(
