@@ -1,7 +1,8 @@
-"""Train, score or describe one run.
+"""Train, score, probe or describe one run.
 
     python main.py --config=configs/digits_k2.py --workdir=W
     python main.py --mode=eval --workdir=W --config.eval.split=validation
+    python main.py --mode=probe --workdir=W
     python main.py --mode=summary --config=configs/digits_k2.py
 
 A TPU pod connects the processes of a run by itself. Elsewhere, start each process with
@@ -31,12 +32,12 @@ from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
 from moe_vision.training import continuing
 
-MODES = ('train', 'eval', 'summary')
+MODES = ('train', 'eval', 'probe', 'summary')
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('config', None, "A config file; by default, eval and summary read the run's.")
+flags.DEFINE_string('config', None, "A config file; but for train, by default the run's.")
 flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
-flags.DEFINE_string('mode', 'train', 'train, eval or summary.')
+flags.DEFINE_string('mode', 'train', 'train, eval, probe or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
 flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json may import.")
 flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; the port must be free.')
@@ -69,7 +70,7 @@ def run(argv: list[str]) -> None:
     info = rules.check_data(
         config,
         reads=request.mode != 'summary',
-        split=config.eval.split if request.mode == 'eval' else '',
+        split=config.eval.split if request.mode in ('eval', 'probe') else '',
     )
     if request.mode == 'summary':
         rules.check_to_train(config, info)
@@ -92,8 +93,12 @@ def run(argv: list[str]) -> None:
                     profile_steps=request.profile_steps,
                     stop=stop,
                 )
-        else:
+        elif request.mode == 'eval':
             loop.evaluate(config, workdir=workdir)
+        else:
+            from moe_vision.training import linear_probe
+
+            linear_probe.probe(config, workdir)
         peers.done()
 
 

@@ -1,0 +1,98 @@
+"""A probe is scikit-learn's ridge on what the network gives to its classifier."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import train_cases
+from sklearn.linear_model import Ridge, RidgeClassifier
+
+from moe_vision.common.errors import UserError
+from moe_vision.training import linear_probe, loop
+
+
+def cluster(n, d, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=n)
+    centres = np.random.default_rng(9).normal(size=(classes, d))
+    return (centres[labels] + rng.normal(size=(n, d)) + 5).astype(np.float32), labels
+
+
+@pytest.mark.parametrize('n, d', [(60, 7), (12, 40), (20_000, 4)])
+def test_it_is_what_scikit_learn_fits(n, d):
+    x, labels = cluster(n, d)
+    fitted = linear_probe.ridge(x, labels, 3, 0.3)
+    x64 = x.astype(np.float64)
+    theirs = Ridge(alpha=fitted.alpha).fit(x64, np.eye(3)[labels])
+    np.testing.assert_allclose(fitted.weights, theirs.coef_.T, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(fitted.intercept, theirs.intercept_, rtol=1e-8)
+    new, truth = cluster(500, d, seed=1)
+    classifier = RidgeClassifier(alpha=fitted.alpha).fit(x64, labels)
+    assert fitted.accuracy(new, truth) == classifier.score(new.astype(np.float64), truth)
+
+
+def test_the_strength_does_not_depend_on_the_scale_of_features():
+    x, labels = cluster(60, 7)
+    one, ten = (linear_probe.ridge(a, labels, 3, 0.3) for a in (x, 10 * x))
+    np.testing.assert_allclose(ten.alpha, 100 * one.alpha, rtol=1e-5)
+    np.testing.assert_allclose(10 * ten.weights, one.weights, rtol=1e-4, atol=1e-6)
+    centred = x - x.mean(0, dtype=np.float64)
+    np.testing.assert_allclose(one.alpha, 0.3 * (centred**2).sum() / 7, rtol=1e-6)
+
+
+def test_few_images_are_as_many_of_each_class():
+    labels = np.repeat([0, 1, 2], [50, 30, 5])
+    drawn = linear_probe.few(labels, 3, 5, 0)
+    assert len(set(drawn)) == 15 and np.bincount(labels[drawn]).tolist() == [5, 5, 5]
+    np.testing.assert_array_equal(drawn, linear_probe.few(labels, 3, 5, 0))
+    assert set(drawn) != set(linear_probe.few(labels, 3, 5, 1))
+    assert linear_probe.few(labels, 3, 10, 0) is None  # the last class has five
+    assert linear_probe.few(labels, 4, 1, 0) is None  # there is none of the fourth
+
+
+def test_validation_chooses_the_strength_and_few_images_choose_nothing():
+    train, scored = cluster(40, 30), cluster(300, 30, seed=1)
+    out = linear_probe.score(train, scored, 3, validation=scored)
+    best = max(linear_probe.ridge(*train, 3, s).accuracy(*scored) for s in linear_probe.STRENGTHS)
+    assert out['linear']['accuracy'] == best
+    blind = linear_probe.score(train, scored, 3)
+    assert blind['linear']['strength'] == linear_probe.STRENGTH
+    assert blind['few_shot'] == out['few_shot'] and list(out['few_shot']) == ['1', '5', '10']
+    assert len(out['few_shot']['5']['draws']) == linear_probe.DRAWS
+
+
+@pytest.fixture(scope='module')
+def run(config, setup, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('probed')
+    loop.train(config, str(folder), setup=setup, full_report=False)
+    return folder
+
+
+def test_features_are_what_the_classifier_reads(config, setup, run, capsys):
+    """With the network's own classifier they give the accuracy of its evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, 'Setup', lambda c, for_training: setup)
+        scores = linear_probe.probe(config, str(run))
+    assert json.loads((run / 'probe-test.json').read_text()) == scores
+    assert scores['images'] == {'test': 360, 'train': 1293, 'validation': 144}
+    said = capsys.readouterr().out
+    assert f'accuracy {scores["linear"]["accuracy"]:.4f}' in said and '10 per class' in said
+    with linear_probe.checkpoints.Checkpoints(str(run), 1) as saved:
+        _, state = saved.restore_for_evaluation(setup.abstract)
+    x, labels = linear_probe.features(setup, state, 'test', 1.0)
+    head = state.variables(averaged=True)['params']['classifier']
+    own = np.argmax(x @ np.asarray(head['kernel']) + np.asarray(head['bias']), -1)
+    assert (own == labels).mean() == train_cases.result(run)['test_accuracy']
+    assert scores['linear']['accuracy'] > 0.5  # after 12 steps the features do tell
+
+
+def test_the_split_must_be_there(config, setup, run, monkeypatch):
+    monkeypatch.setattr(linear_probe, 'Setup', lambda c, for_training: setup)
+    monkeypatch.setattr(linear_probe, '_HEAD', 'no_such_layer')
+    with pytest.raises(UserError, match="has no layer 'no_such_layer'"):
+        linear_probe.probe(config, str(run))
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, split='train'))
+    monkeypatch.setattr(linear_probe, '_HEAD', 'classifier')
+    scores = linear_probe.probe(config, str(run))
+    assert scores['split'] == 'train' and (run / 'probe-train.json').exists()
