@@ -15,8 +15,9 @@ from jax.sharding import Mesh as DeviceMesh
 from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry
+from moe_vision.layers.banks import declare_params
 from moe_vision.layers.experts import Expert
-from moe_vision.layers.moe import declare_params, make_router
+from moe_vision.layers.moe import make_router
 from moe_vision.layers.route import Step, make_plan, route_groups
 from moe_vision.routing.plan import Priority
 from moe_vision.routing.types import Context
