@@ -83,3 +83,17 @@ class RandomStream(IntEnum):
     """Folded into the key of a routed layer by router 'random'."""
 
     EXPERTS = 0
+
+
+@unique
+class UncertainStream(IntEnum):
+    """Folded into the key of a routed layer by router 'uncertain'."""
+
+    DROPOUT = 0
+
+
+@unique
+class DuoStream(IntEnum):
+    """Folded into the key of a routed layer by router 'duo'."""
+
+    MODULE = 0  # the module that a token takes while routes are random

@@ -95,6 +95,43 @@ class RandomArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class UncertainArgs:
+    passes: int = 5  # M, in training
+    dropout: float = 0.1  # of the features, in each pass
+    calibrate: bool = True  # divide the mean of the passes by their spread
+    epsilon: float = 0.01  # added to that spread
+    renormalize: bool = True  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'passes', 'epsilon', 'gate_scale')
+        at_most(self, _FACTOR, 'passes')
+        below_one(self, 'dropout')
+        unread(self, 'epsilon', self.calibrate, 'calibrate is False')
+
+
+@dataclasses.dataclass(frozen=True)
+class DuoArgs:
+    random_until: float = 0.5  # fraction of training in which each token takes any one module
+    temperature_start: float = 1.0  # from there on
+    temperature_end: float = 0.1  # at the end of training; it falls linearly
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        below_one(self, 'random_until')
+        positive(self, 'temperature_start', 'temperature_end')
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetArgs:
+    target: float = 0.5  # share of the passes that large modules may take
+
+    def __post_init__(self) -> None:
+        below_one(self, 'target')
+
+
+@dataclasses.dataclass(frozen=True)
 class SoftArgs:
     axis: Literal['tokens', 'batch', 'none'] = 'none'
     gate: Literal['softmax', 'even'] = 'softmax'  # even: a token is the plain mean of all slots
@@ -122,6 +159,16 @@ class ConvArgs:
     def __post_init__(self) -> None:
         positive(self, 'kernel', 'norm_groups')
         at_most(self, _FACTOR, 'kernel')
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralArgs:
+    modes: int = 8  # frequencies along each side for which a filter has values of its own
+    cutoff: float = 0.25  # of the initial low-pass filter, cycles per pixel; half is the highest
+
+    def __post_init__(self) -> None:
+        positive(self, 'modes', 'cutoff')
+        at_most(self, _FACTOR, 'modes')
 
 
 @dataclasses.dataclass(frozen=True)

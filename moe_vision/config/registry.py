@@ -20,11 +20,13 @@ from moe_vision.common.errors import UserError, nearest, unknown
 from moe_vision.config.method_args import (
     AdamwArgs,
     BiasBalancedArgs,
+    BudgetArgs,
     ConvArgs,
     ConvNetArgs,
     ConvNextArgs,
     ConvNextNetArgs,
     DepthwiseNetArgs,
+    DuoArgs,
     MlpArgs,
     NoArgs,
     NullExpertsArgs,
@@ -32,8 +34,10 @@ from moe_vision.config.method_args import (
     ResNetArgs,
     SgdArgs,
     SoftArgs,
+    SpectralArgs,
     SupervisedArgs,
     TopKArgs,
+    UncertainArgs,
     VitArgs,
 )
 from moe_vision.config.placement import HEADS
@@ -44,7 +48,7 @@ class Entry:
     path: str  # 'module:Class'
     args: type = NoArgs
     needs: tuple[str, ...] = ()  # what a method reads: 'attention' (router), 'map' (expert), ...
-    ignores: tuple[str, ...] = ()  # keys of model.moe that this router does not read
+    ignores: tuple[str, ...] = ()  # keys of model.moe that this router or expert does not read
     supplies: tuple[str, ...] = ()  # what a backbone gives to routers, or a router to losses
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
@@ -68,6 +72,8 @@ ROUTERS = {
         'moe_vision.routing.routers.bias_balanced:BiasBalanced', BiasBalancedArgs
     ),
     'null_experts': Entry('moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs),
+    'uncertain': Entry('moe_vision.routing.routers.uncertain:Uncertain', UncertainArgs),
+    'duo': Entry('moe_vision.routing.routers.duo:Duo', DuoArgs, supplies=('large',)),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
         SoftArgs,
@@ -83,6 +89,7 @@ LOSSES = {
     'switch_top_1': Entry('moe_vision.routing.losses:switch_top_1', needs=('choices',)),
     'z': Entry('moe_vision.routing.losses:z'),
     'supervised': Entry('moe_vision.routing.losses:supervised', needs=('superclass',)),
+    'budget': Entry('moe_vision.routing.losses:budget', BudgetArgs, needs=('large',)),
 }
 
 EXPERTS = {
@@ -91,6 +98,10 @@ EXPERTS = {
     'depthwise_conv': Entry('moe_vision.layers.experts:DepthwiseConv', ConvArgs, needs=('map',)),
     'bottleneck': Entry('moe_vision.layers.experts:Bottleneck', ConvArgs, needs=('map',)),
     'convnext': Entry('moe_vision.layers.experts:ConvNext', ConvNextArgs, needs=('map',)),
+    'film': Entry('moe_vision.layers.film:Film', needs=('vector',), ignores=('hidden',)),
+    'spectral': Entry(
+        'moe_vision.layers.spectral:Spectral', SpectralArgs, needs=('map',), ignores=('hidden',)
+    ),
 }
 
 BACKBONES = {

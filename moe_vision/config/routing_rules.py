@@ -5,11 +5,11 @@ an image. Every function raises `UserError` for the first rule that is broken.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterable
 
 from moe_vision.common.errors import UserError
-from moe_vision.config import registry
+from moe_vision.config import kind_rules, registry
+from moe_vision.config.fits import divisors, fits, near
+from moe_vision.config.kinds import skips
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, AtLayer, Config
@@ -60,7 +60,6 @@ def _experts(config: Config) -> None:
     model, moe = config.model, config.model.moe
     router = registry.entry('router', registry.ROUTERS, moe.router)
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
-    expert = registry.entry('expert', registry.EXPERTS, moe.expert)
     for layer in range(routed_layers(model)):
         _counts(config, layer, router)
     _pools(config)
@@ -89,21 +88,7 @@ def _experts(config: Config) -> None:
                 f"{', '.join(supplies) or 'nothing'} at model.moe.placement '{moe.placement}'; "
                 'choose another of them.'
             )
-    routed = 'vector' if moe.placement in HEADS or backbone.unit == 'patch' else 'map'
-    if expert.needs and routed not in expert.needs:
-        usable = [n for n, e in registry.EXPERTS.items() if routed in e.needs]
-        raise UserError(
-            f"expert '{moe.expert}' works on a {expert.needs[0]} but what is routed "
-            f"here is a {routed} (model.name '{model.name}', model.moe.placement "
-            f"'{moe.placement}'); use {' or '.join(usable)}."
-        )
-    groups = getattr(moe.expert_args, 'norm_groups', 1)
-    for key, width in _normed_widths(config):
-        if width % groups:
-            raise UserError(
-                f'model.moe.expert_args.norm_groups is {groups}, which does not divide '
-                f'{key} {width}; {fits(width, groups)}.'
-            )
+    kind_rules.check(config)
 
 
 def _counts(config: Config, layer: int, router: registry.Entry) -> None:
@@ -116,10 +101,10 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
             if value < 0 or not (value or may_be_zero):
                 least = 'at least 0' if may_be_zero else 'positive'
                 raise UserError(f'model.moe.layers: {name} is {value}{where}; it must be {least}.')
-    null = getattr(moe.router_args, 'null_experts', 0)
-    ids = moe.num_experts + null
+    null, skip = getattr(moe.router_args, 'null_experts', 0), skips(moe.kinds)
+    ids = moe.num_experts + null + skip
     if moe.k > ids and 'k' not in router.ignores:
-        among = f' + null_experts {null}' if null else ''
+        among = f' + null_experts {null}' if null else f' + skip {skip}' if skip else ''
         raise UserError(
             f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
             f'{among}{where}; k can be 1 to {ids}.'
@@ -153,23 +138,6 @@ def _pools(config: Config) -> None:
             )
 
 
-def _normed_widths(config: Config) -> list[tuple[str, int]]:
-    """Key and value of each width that the norm inside an expert splits into groups."""
-    args, moe = config.model.args, config.model.moe
-    widths = getattr(args, 'block_widths', ())
-    found = [
-        ('model.args.widths', widths[n])
-        for n in routed_blocks(moe.placement, getattr(args, 'blocks', None))
-        if widths
-    ]
-    if moe.expert not in ('conv', 'bottleneck'):
-        return found
-    copied = [('the hidden width of a block,', args.hidden(width)) for _, width in found]
-    hidden = [('model.moe.hidden', moe.hidden)] if moe.hidden else copied
-    shared = [('model.moe.shared_hidden', moe.shared_hidden)] if moe.shared_hidden else []
-    return found + hidden + shared
-
-
 def _losses(config: Config) -> None:
     moe = config.model.moe
     if moe.router not in registry.ROUTERS:
@@ -177,12 +145,15 @@ def _losses(config: Config) -> None:
     offers = list(registry.ROUTERS[moe.router].supplies)
     if 'k' not in registry.ROUTERS[moe.router].ignores:
         offers.append('choices')
+    if 'large' in offers and not moe.kinds:
+        offers.remove('large')  # without kinds of experts all are
     if getattr(moe.router_args, 'noise', 'none') in ('gaussian', 'learned'):
         offers.append('noise')
     todo = {
         'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
         'choices': 'take a router that chooses, or',
         'superclass': "set model.moe.router to 'supervised', or",
+        'large': "set model.moe.router to 'duo' and name model.moe.kinds, or",
     }
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
@@ -250,18 +221,18 @@ def _groups(config: Config) -> None:
 def _patch_groups(config: Config, t: int) -> None:
     moe, batch = config.model.moe, _micro_batch(config)
     size = moe.group_size
-    sizes = {*_divisors(t), *(t * d for d in _divisors(batch))}
+    sizes = {*divisors(t), *(t * d for d in divisors(batch))}
     if size not in sizes:
         raise UserError(
             f'model.moe.group_size is {size} but an image has {t} tokens and a '
-            f'micro-batch {batch} images; {_near(sizes, size)}.'
+            f'micro-batch {batch} images; {near(sizes, size)}.'
         )
     router = registry.entry('router', registry.ROUTERS, moe.router)
     if 'attention' in router.needs and size % t:
         raise UserError(
             f"router '{moe.router}' reads the attention within images of {t} tokens, but "
             f'model.moe.group_size {size} cuts images; '
-            f'{_near({s for s in sizes if s % t == 0}, size)}.'
+            f'{near({s for s in sizes if s % t == 0}, size)}.'
         )
     axis = getattr(moe.router_args, 'axis', None)
     if axis == 'tokens' and size != t:
@@ -272,7 +243,7 @@ def _patch_groups(config: Config, t: int) -> None:
     if axis == 'batch' and size <= t:
         raise UserError(
             f"model.moe.router_args.axis is 'batch' but a group of {size} tokens is no "
-            f'more than one image ({t}); {_near({s for s in sizes if s > t}, size)}.'
+            f'more than one image ({t}); {near({s for s in sizes if s > t}, size)}.'
         )
 
 
@@ -283,17 +254,3 @@ def _routes_patches(config: Config) -> bool:
 
 def _micro_batch(config: Config) -> int:
     return config.train.batch_size // config.train.micro_batches
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def fits(n: int, given: int) -> str:
-    """The divisors of `n` closest to what was given, as 'what fits: 1, 2, 4'."""
-    return _near(_divisors(n), given)
-
-
-def _near(sizes: Iterable[int], given: int) -> str:
-    closest = sorted(sorted(sizes, key=lambda d: abs(math.log(d / given)))[:8])
-    return f'what fits: {", ".join(map(str, closest))}'

@@ -18,7 +18,7 @@ from input_pipeline import DataError, DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import runs_near
 from moe_vision.config import registry, routing_rules, schema
-from moe_vision.config.routing_rules import fits
+from moe_vision.config.fits import fits
 from moe_vision.config.schema import Config
 
 _INT = 2**31 - 1  # the largest number of steps, images or sizes: an int32 on the device

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from input_pipeline import DatasetConfig
 from moe_vision.common import limits
+from moe_vision.config.kinds import Kind
 
 LARGEST_SEED = 2**32 - 1  # initial values derive from 32 bits of it
 DROPPING = ('same_drops', 'same_measured_drops')  # twins that drop tokens
@@ -55,16 +56,7 @@ def key(
         were done and those to come are the same steps under any value. 'upward': the run may get
         longer. 'never': another value makes another run, which needs a folder of its own.
     """
-    metadata = {
-        'meaning': meaning,
-        'positive': positive,
-        'below_one': below_one,
-        'share': share,
-        'infinite': infinite,
-        'at_most': at_most,
-        'path': path,
-        'changes': changes,
-    }
+    metadata = {name: given for name, given in locals().items() if name != 'default'}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -117,6 +109,12 @@ class Moe:
     expert_args: Any = key({}, 'arguments of the expert')
     hidden: int = key(
         0, 'hidden width of one expert; 0 is that of the block it replaces', at_most=1_000_000
+    )
+    kinds: tuple[Kind, ...] = key(
+        (),
+        "experts that differ: ({'count': 4}, {'count': 2, 'divide': 16}, {'expert': 'skip'}), also "
+        'with hidden and args. Twins copy the first kind; skip, a null expert, is no part of '
+        'num_experts',
     )
     losses: dict[str, float] = key(
         {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'

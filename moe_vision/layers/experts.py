@@ -18,6 +18,7 @@ from moe_vision.routing.types import expect
 
 Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
+BankShapes = dict[str, tuple[int, tuple[int, ...], Any]]  # name -> (how many, shape, initializer)
 
 HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 LECUN = jax.nn.initializers.lecun_normal()
@@ -36,15 +37,45 @@ class Expert:
       args: the expert's own arguments.
       width: D, channels in and out.
       hidden: F, hidden width.
+
+    Attributes:
+      multiple: hidden widths must be divisible by this.
+      before, after: what all experts of a place share: a network runs `before` on every token that
+        it routes, and `after` on the sum of what the experts give. They are no part of what is
+        routed, so a twin has them too.
     """
 
-    multiple = 1  # hidden widths must be divisible by this
+    multiple = 1
+    before: 'Expert | None' = None
+    after: 'Expert | None' = None
 
     def __init__(self, args: Any, width: int, hidden: int):
         self.args, self.width, self.hidden = args, width, hidden
 
     def shapes(self) -> Shapes:
         raise NotImplementedError
+
+    @property
+    def reference(self) -> 'Expert':
+        """The dense block that stands for these experts in twins: one of them."""
+        return self
+
+    def parts(self, count: int) -> list[tuple['Expert', int]]:
+        """The kinds of experts in a bank of `count`, and how many of each there are."""
+        return [(self, count)]
+
+    def bank_shapes(self, count: int) -> BankShapes:
+        """What a bank of `count` experts holds; the arrays get a leading axis."""
+        return {name: (count, shape, init) for name, (shape, init) in self.shapes().items()}
+
+    def in_bank(self, params: dict[str, Array]) -> int:
+        """How many experts a bank, or one device's part of it, holds."""
+        return next(iter(params.values())).shape[0]
+
+    def run_one(self, params: dict[str, Array], number: Array, x: Array) -> Array:
+        """Runs expert `number`, a scalar that may be traced, of a bank on x [N, *, D]."""
+        one = {n: lax.dynamic_index_in_dim(w, number, keepdims=False) for n, w in params.items()}
+        return self.run(one, x)
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
         """Runs one expert: x [N, *, D] to the same shape and type.

@@ -117,10 +117,11 @@ def run_place(
     tokens_per_image: int = 1,
     extras: dict[str, Array] | None = None,
 ) -> Array:
-    """Runs what stands at a routed place, and the shared expert beside it, if there is one.
+    """Runs what stands at a routed place, and what runs there on every token besides.
 
-    The shared expert is a module of its own, `{name}_shared`. It runs on every token, in the routed
-    network and in its twins alike, so it is no part of what is routed.
+    That is the shared expert beside it, a module of its own, `{name}_shared`, and what its experts
+    share, `{name}_before` and `{name}_after`. They are in the routed network and in its twins
+    alike, so they are no part of what is routed.
 
     Args:
       net: the backbone; its scope gets the modules.
@@ -144,8 +145,13 @@ def run_place(
         layer=layer,
         tokens_per_image=tokens_per_image,
     )
-    y = run_branch(branch, x, step, infos, extras, infos.shared.get(layer))
     moe = moe_at(net.model, layer)
+    experts, given = expert_at(moe, x.shape[-1], hidden), x
+    if experts.before is not None:
+        given = DenseBlock(experts.before, name=f'{name}_before')(x)
+    y = run_branch(branch, given, step, infos, extras, infos.shared.get(layer))
+    if experts.after is not None:
+        y = DenseBlock(experts.after, name=f'{name}_after')(y)
     if moe.shared_hidden:
         shared = make_expert(moe.expert, moe.expert_args, x.shape[-1], moe.shared_hidden)
         y = y + DenseBlock(shared, name=f'{name}_shared')(x)
@@ -187,7 +193,7 @@ def make_branch(
     }
     if model.twin == 'none':
         return MoE(
-            hidden=expert_at(moe, width, hidden).hidden,
+            hidden=moe.hidden or hidden,
             router=moe.router,
             router_args=moe.router_args,
             expert=moe.expert,
@@ -198,6 +204,7 @@ def make_branch(
             tokens_per_image=tokens_per_image,
             pool_layer=place.pool_layer,
             pool_layers=place.pool_layers,
+            kinds=moe.kinds,
             **routing,
         )
     dense = twin_expert(moe, model.twin, place, width, hidden, payload)

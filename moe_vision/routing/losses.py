@@ -103,6 +103,18 @@ def supervised(routing: Routing, context: Context, view: View) -> Array:
     return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
 
 
+def budget(routing: Routing, context: Context, view: View) -> Array:
+    """(P - target)^2, P the mean over tokens and layers of the probability of large modules, [G].
+
+    It is that of the last routed layer, which knows P, and zero in the others. Source: Duo-LLM,
+    Alizadeh et al. 2024.
+    """
+    if view.place.layer < view.place.layers - 1:
+        return jnp.zeros(len(context.valid), jnp.float32)
+    mean = jnp.where(context.valid, routing.aux['large'], 0.0).sum(-1) / _count(context)
+    return jnp.where(context.valid.any(-1), jnp.square(mean - view.args.target), 0.0)
+
+
 def _noisy(name: str, routing: Routing) -> tuple[Array, int]:
     """The noisy logits, and how many of the choices are the largest of them."""
     if routing.noise_std is None or routing.noisy_logits is None:

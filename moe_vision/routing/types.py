@@ -113,7 +113,8 @@ class Router:
 
     def __init__(self, args: Any, place: Place):
         self.args, self.place = args, place
-        self.num_experts, self.k = place.num_experts, place.k
+        # a router need not know which of the experts among which it chooses are null ones
+        self.num_experts, self.k = place.num_experts + place.skips, place.k
 
     @property
     def num_ids(self) -> int:
@@ -127,7 +128,7 @@ class Router:
           capacity: C, for routers whose number of choices follows from it.
         """
         del capacity
-        return Fraction(self.k * self.num_experts, self.num_ids)
+        return Fraction(self.k * self.place.num_experts, self.num_ids)
 
     def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Name -> (shape, initializer) of what is learned, for features of this width."""
@@ -210,7 +211,8 @@ class View:
       args: the loss's own arguments.
       params, state: of the router.
       tokens: [G, T, *, D], what experts read; of a loss of a group.
-      bank: parameters of all experts, each with a leading E; of a loss of a layer.
+      bank: parameters of all experts, each with a leading E; of a loss of a layer. Those of experts
+        that differ are named `kind_{n}_{name}` and lead with the number of experts of that kind.
       expert: the expert, which runs with such parameters; of a loss of a layer.
     """
 

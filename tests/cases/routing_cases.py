@@ -39,6 +39,8 @@ _MORE = {
     'oracle': [{'gate': 'softmax'}],
     'shuffled': [{'noise': 'gaussian'}],
     'supervised': [{'superclasses': (3, 1, 0, 2, 1, 0)}],
+    'duo': [{'random_until': 0.0}, {'random_until': 0.1}],
+    'uncertain': [{'calibrate': False, 'passes': 2}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
@@ -71,7 +73,8 @@ def draws(case):
     """Whether this router draws random numbers while training."""
     args = dict(case[1])
     return (
-        case[0] in ('random', 'shuffled')
+        case[0] in ('random', 'shuffled', 'uncertain')
+        or args.get('random_until', 0.5 * (case[0] == 'duo')) != 0
         or args.get('noise', 'none') != 'none'
         or args.get('second_choice', 'always') != 'always'
     )
@@ -126,6 +129,7 @@ def view(num_experts=E, args=None, **fields):
 def losses_of(routing, ctx, num_experts=E):
     """The losses of the table that suit this routing, [G] each."""
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
+    offers |= set(routing.aux)
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
     return {

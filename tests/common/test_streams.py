@@ -2,11 +2,13 @@
 
 from moe_vision.common import streams
 from moe_vision.common.streams import (
+    DuoStream,
     LayerStream,
     NetworkStream,
     RandomStream,
     RunStream,
     TopKStream,
+    UncertainStream,
 )
 
 
@@ -30,11 +32,13 @@ def test_the_values_are_those_of_all_earlier_runs():
             'SHUFFLE': 4,
         },
         'RandomStream': {'EXPERTS': 0},
+        'UncertainStream': {'DROPOUT': 0},
+        'DuoStream': {'MODULE': 0},
     }
 
 
 def test_what_is_folded_into_one_key_differs():
-    routers, layer = {*TopKStream, *RandomStream}, {*LayerStream}
+    routers, layer = {*TopKStream, *RandomStream, *UncertainStream, *DuoStream}, {*LayerStream}
     assert max(routers) <= 6 < min(layer)  # routers have 0 to 6
     assert int(RunStream.EVALUATION) > 2**31 - 1  # the largest number of a step, an int32
     assert NetworkStream.DROP_PATH > 10**9  # no network has as many routed layers
