@@ -69,15 +69,15 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'processes': 'common',
     'layers': 'common config routing',
     'models': 'common config layers',
-    'contract': 'common config routing layers models',
-    'leverage': 'common report config routing layers models contract',
+    'check': 'common config routing layers models',
+    'leverage': 'common report config routing layers models check',
     'run_folder': 'common config processes routing models leverage',
     'surgery': 'common run_folder',
-    'training': 'common config processes routing layers models contract leverage run_folder '
+    'training': 'common config processes routing layers models check leverage run_folder '
     'surgery report',
     'predict': 'common config routing layers models leverage run_folder training',
     'pod': 'common config layers leverage training',
-    'study': 'common config processes layers models contract leverage run_folder training report',
+    'study': 'common config processes layers models check leverage run_folder training report',
 }
 ON_TOP = ('predict', 'pod', 'study')  # what people do with runs: nothing of the package imports it
 

@@ -201,6 +201,24 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
     return found
 
 
+def kind_of(name: str) -> str:
+    """The kind of the user's own method `package.module:Class`, by what it derives from.
+
+    Raises UserError: there is no such module or class, or it is of no kind.
+    """
+    found = load(name)
+    for kind, base in _BASES.items():
+        if isinstance(found, type) and issubclass(found, load(base)):
+            return kind
+    if isinstance(found, type) or not callable(found):
+        bases = ', '.join(b.replace(':', '.') for b in _BASES.values())
+        raise UserError(
+            f"'{name}' is {repr(found)[:80]}; a method is a function (a loss) or a subclass of one "
+            f'of {bases}.'
+        )
+    return 'loss'
+
+
 def _check_kind(kind: str, name: str, found: Any) -> None:
     """Raises UserError unless what `name` names can be this kind of method."""
     if kind in _BASES:

@@ -4,15 +4,13 @@ Letters: E experts, k choices per token, B images of a micro-batch, T tokens of 
 an image. Every function raises `UserError` for the first rule that is broken.
 """
 
-import dataclasses
-
 from moe_vision.common.errors import UserError
 from moe_vision.config import kind_rules, registry
 from moe_vision.config.fits import divisors, fits, near
 from moe_vision.config.kinds import skips
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
-from moe_vision.config.schema import DROPPING, AtLayer, Config
+from moe_vision.config.schema import DROPPING, Config
 
 
 def check(config: Config) -> None:
@@ -96,11 +94,6 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
     moe, where = moe_at(config.model, layer), ''
     if config.model.moe.layers:
         where = f' at routed layer {layer}'
-        for name in (f.name for f in dataclasses.fields(AtLayer)):
-            value, may_be_zero = getattr(moe, name), name.endswith('hidden')
-            if value < 0 or not (value or may_be_zero):
-                least = 'at least 0' if may_be_zero else 'positive'
-                raise UserError(f'model.moe.layers: {name} is {value}{where}; it must be {least}.')
     null, skip = getattr(moe.router_args, 'null_experts', 0), skips(moe.kinds)
     ids = moe.num_experts + null + skip
     if moe.k > ids and 'k' not in router.ignores:

@@ -215,6 +215,11 @@ def _ranges(config: Config) -> None:
         for name, number in numbers:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 _range(name, number, limits)
+    ranges = {f.name: f.metadata for f in dataclasses.fields(schema.Moe)}
+    for layer, at in config.model.moe.layers.items():
+        for name, number in dataclasses.asdict(at).items():
+            if number is not None:
+                _range(f'model.moe.layers.{layer}.{name}', number, ranges[name])
 
 
 def largest(number: int | float, limits: Mapping[str, Any]) -> int | float:

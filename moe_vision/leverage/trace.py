@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from input_pipeline import DatasetInfo
 from moe_vision import models
+from moe_vision.check import own as own_methods
 from moe_vision.common import flops
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import registry, routing_rules, schema
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config, Model
-from moe_vision.contract import check as contract
 from moe_vision.layers import ExpertBank, MoE, Step
 from moe_vision.layers.moe import make_router
 from moe_vision.layers.route import slots_of, slots_per_token
@@ -83,7 +83,7 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
       UserError: a method of the user's own returns something else than it must.
     """
     model = config.model
-    contract.check(model, info.image_shape, info.num_classes)
+    own_methods.check(model, info.image_shape, info.num_classes)
     places = model.moe.placement != 'none'
     images = trace_images(config, tokens_per_image(config, info))
     own = _trace(model, info, images)
@@ -221,7 +221,7 @@ def _trace(model: Model, info: DatasetInfo, images: int) -> _Traced:
             return net.apply(variables, x, step, mutable=['batch_stats'])[0][0]
 
     counts = flops.count(initial, x)
-    if contract.own(model):  # whose initial values may take products
+    if own_methods.own(model):  # whose initial values may take products
         counts = flops.count(forward, variables, x)
     params = {
         path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])

@@ -174,13 +174,13 @@ def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None
 
 def _check_own_methods(loaded: Loaded, only: str) -> None:
     """Checks the arms' methods of the user's own before anything is registered or trained."""
-    from moe_vision.contract import check
+    from moe_vision.check import own
 
     for name in matching(loaded.configs, only):
         config = loaded.configs[name]
         info = input_pipeline.info(config.dataset)
         try:
-            check.check(config.model, info.image_shape, info.num_classes)
+            own.check(config.model, info.image_shape, info.num_classes)
         except UserError as e:
             raise UserError(f"arm '{name}': {e}") from e
 

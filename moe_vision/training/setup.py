@@ -10,9 +10,9 @@ import jax
 import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
+from moe_vision.check import own
 from moe_vision.common import compile_cache
 from moe_vision.config.schema import Config
-from moe_vision.contract import check as contract
 from moe_vision.layers import platform
 from moe_vision.run_folder import checkpoints
 from moe_vision.surgery.init_from import init_from
@@ -55,7 +55,7 @@ class Setup:
         self.compiling = compile_cache.FirstCalls(config.model.name)
         self.info: DatasetInfo = input_pipeline.info(config.dataset)
         self.mesh = mesh.make(config.mesh.expert, devices)
-        contract.check(config.model, self.info.image_shape, self.info.num_classes)
+        own.check(config.model, self.info.image_shape, self.info.num_classes)
         tokens = leverage.tokens_per_image(config, self.info)
         self.images_per_group = images_per_group(config, tokens)
         if for_training:

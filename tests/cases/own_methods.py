@@ -46,6 +46,25 @@ IdsBeyondAll = with_field('expert_of_choice', lambda a: a + 100)
 NoProbabilities = with_field('probs', lambda a: 2 * a)
 
 
+class DrawsForAllGroups(TopK):
+    """Draws with the layer's key instead of one key for each group."""
+
+    def choose(self, params, state, features, context):
+        routing = super().choose(params, state, features, context)
+        drawn = jax.random.uniform(context.key, routing.gate.shape)
+        return dataclasses.replace(routing, gate=drawn)
+
+
+class LoopOfUnknownLength(TopK):
+    def choose(self, params, state, features, context):
+        def more(kernel):
+            return jnp.abs(kernel).sum() > 1.0
+
+        kernel = jax.lax.stop_gradient(params['kernel'])
+        small = jax.lax.while_loop(more, lambda w: w @ jnp.eye(w.shape[1]) / 2, kernel)
+        return super().choose({'kernel': small}, state, features, context)
+
+
 class ReturnsNone(TopK):
     def choose(self, params, state, features, context):
         super().choose(params, state, features, context)

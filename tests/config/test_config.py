@@ -452,10 +452,30 @@ def test_null_experts_can_be_chosen_too():
     told({**changes, 'model.moe.k': 11}, 'k is 11', 'null_experts 2', '1 to 10')
 
 
+@pytest.mark.parametrize(
+    'at, parts',
+    [
+        ({'0': {'num_experts': 0}}, ['model.moe.layers.0.num_experts is 0', 'positive']),
+        ({'0': {'num_experts': 10**6}}, ['layers.0.num_experts', 'at most 100,000']),
+        ({'0': {'num_expert': 4}}, ["'model.moe.layers.0.num_expert'", "'num_experts'"]),
+        ({'-1': {'k': 9}}, ['k is 9', '1 to 8', 'routed layer 0']),
+        ({'1': {'k': 1}}, ["layer '1'", "'0' to '0'"]),
+        ({'first': {'k': 1}}, ["layer 'first'"]),
+    ],
+)
+def test_single_layers_are_checked_like_all(at, parts):
+    told({'model.moe.layers': at}, *parts)
+
+
+def test_arguments_of_a_loss_that_is_not_there_are_refused():
+    told({'model.moe.loss_args': {'z': {}}}, "'z'", 'importance')
+    told({'model.moe.loss_args': {'load': {'scale': 1}}}, "argument of loss 'load'", 'scale')
+
+
 def test_a_router_gets_what_it_needs_or_is_refused(monkeypatch):
     needy = dataclasses.replace(registry.ROUTERS['top_k'], needs=('attention',))
     monkeypatch.setitem(registry.ROUTERS, 'top_k', needy)
-    told({}, "needs 'attention'", "backbone 'conv' supplies nothing")
+    told({}, "needs 'attention'", "backbone 'conv' supplies map, image")
     offers = dataclasses.replace(registry.BACKBONES['conv'], supplies=('attention',))
     monkeypatch.setitem(registry.BACKBONES, 'conv', offers)
     config_lib.check(changed())
@@ -475,6 +495,10 @@ OTHER = {
     'expert_args': {'kernel': 5},
     'hidden': 8,
     'losses': {},
+    'loss_args': {'load': {}},
+    'shared_hidden': 8,
+    'bank': '1',
+    'layers': {'0': {'num_experts': 4}},
 }
 
 
@@ -721,6 +745,7 @@ LARGEST = {
     'model.moe.num_experts': 100_000,
     'model.moe.capacity_multiple': 10_000,
     'model.moe.hidden': 1_000_000,
+    'model.moe.shared_hidden': 1_000_000,
     'eval.batch_size': 100_000,
 }
 

@@ -17,6 +17,7 @@ from leverage_cases import found as measured
 
 import input_pipeline
 from moe_vision.common import flops
+from moe_vision.common.place import Place
 from moe_vision.config import schema
 from moe_vision.layers.experts import conv
 from moe_vision.leverage import measure, twins
@@ -28,6 +29,11 @@ TWIN = STEM + BLOCK_0 + DOWN + EXPERT + CLASSIFIER
 EXPERT_PARAMS = 2 * 9 * 16 * 16 + 2 * 2 * 16  # two filters; two norms of scale and bias
 REST_PARAMS = 72 + 2 * 9 * 64 + 4 * 8 + 9 * 8 * 16 + 2 * 8 + 2 * 16 + 170  # filters, norms, biases
 SOFT = {'model__moe__router': 'soft', 'model__moe__losses': {}}
+
+
+def wide_as(moe, twin, *sizes):
+    """The dense block of a twin at the first place of a network."""
+    return twin_expert(moe, twin, Place(moe.num_experts, moe.k, moe.group_size), *sizes)
 
 
 def flops_of(leverage):
@@ -223,7 +229,8 @@ def test_null_experts_cost_nothing():
     )
     # balanced routing sends half of the two choices to true experts; the router has 8 ids
     assert block(cost, 'block_1').flops == EXPERT + 2 * 16 * 8
-    assert cost.rho_active_at(1.5, 1.0) == 1.5 * EXPERT / (TWIN + 0.5 * EXPERT + 2 * 16 * 8)
+    assert cost.capacities['block_1'].choices == 1.0
+    assert cost.rho_active_at({'block_1': 1.5}) == 1.5 * EXPERT / (TWIN + 0.5 * EXPERT + 2 * 16 * 8)
 
 
 def test_a_twin_costs_more_only_in_its_widened_block():
@@ -237,7 +244,7 @@ def test_a_twin_costs_more_only_in_its_widened_block():
     executed = measure(config, input_pipeline.info(config.dataset)).sum('flops_experts_executed')
     assert by_name['same_executed_flops'].flops == TWIN - EXPERT + executed
     assert by_name['same_width'].params == REST_PARAMS + EXPERT_PARAMS
-    wide = twin_expert(config.model.moe, 'same_params', 16, 16, (4, 4, 16))
+    wide = wide_as(config.model.moe, 'same_params', 16, 16, (4, 4, 16))
     assert by_name['same_params'].flops == TWIN - EXPERT + expert_flops(wide, (4, 4, 16))
     assert by_name['same_params'].params == REST_PARAMS + expert_params(wide)
 

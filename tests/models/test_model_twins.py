@@ -13,11 +13,17 @@ from model_cases import TRAIN, B, abstract, build, config, filled, images, jit, 
 from moe_vision import models
 from moe_vision.common import flops
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.models.places import expert_at, expert_flops, expert_params, twin_expert
 
 every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
+
+
+def wide_as(moe, twin, *sizes):
+    """The dense block of a twin at the first place of a network."""
+    return twin_expert(moe, twin, Place(moe.num_experts, moe.k, moe.group_size), *sizes)
 
 
 @every_backbone
@@ -85,8 +91,8 @@ def test_twin_flops(name, expert, d, f, payload, k):
     moe = config(name, expert=expert, k=k, num_experts=4).moe
     one = expert_flops(expert_at(moe, d, f), payload)
     assert one == hand_flops(expert, d, f, payload)
-    assert expert_flops(twin_expert(moe, 'same_width', d, f, payload), payload) == one
-    wide = twin_expert(moe, 'same_active_flops', d, f, payload)
+    assert expert_flops(wide_as(moe, 'same_width', d, f, payload), payload) == one
+    wide = wide_as(moe, 'same_active_flops', d, f, payload)
     cost = expert_flops(wide, payload)
     if expert in ('depthwise_conv', 'convnext', 'bottleneck'):
         # the depthwise part is there once, the 3x3 of a bottleneck grows squared: nearest width
@@ -118,7 +124,7 @@ def test_twin_parameters(name, expert, d, f, payload, router):
     assert expert_params(expert_at(moe, d, f)) == hand_params(expert, d, f)
     routed = {'top_k': 4 * d, 'soft': 4 * d + 1, 'random': 0, 'null_experts': 12 * d}[router]
     target = 4 * hand_params(expert, d, f) + routed
-    wide = twin_expert(moe, 'same_params', d, f, payload)
+    wide = wide_as(moe, 'same_params', d, f, payload)
     # group norm of 4: hidden widths go in fours
     assert wide.multiple == (4 if expert in ('conv', 'bottleneck') else 1)
     assert nearest(wide, target, lambda h: hand_params(expert, d, h))
@@ -127,8 +133,8 @@ def test_twin_parameters(name, expert, d, f, payload, router):
 def test_hidden_width_of_experts_may_be_set():
     moe = config('vit', hidden=24).moe
     assert expert_at(moe, 16, 64).hidden == 24
-    assert twin_expert(moe, 'same_width', 16, 64, (16,)).hidden == 24
-    assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 48
+    assert wide_as(moe, 'same_width', 16, 64, (16,)).hidden == 24
+    assert wide_as(moe, 'same_active_flops', 16, 64, (16,)).hidden == 48
 
 
 @pytest.mark.parametrize(
@@ -144,14 +150,14 @@ def test_hidden_width_of_experts_may_be_set():
 )
 def test_a_twin_with_the_flops_that_training_executes(moe, widths):
     config_of = config('vit', hidden=24, **moe).moe
-    assert twin_expert(config_of, 'same_executed_flops', 16, 64, (16,)).hidden == widths * 24
+    assert wide_as(config_of, 'same_executed_flops', 16, 64, (16,)).hidden == widths * 24
 
 
 def test_soft_routing_by_slots_executes_its_slots():
     moe = config('vit', hidden=24, router='soft', num_experts=4, group_size=8).moe
     args = dataclasses.replace(moe.router_args, axis='tokens', slots_per_expert=3)
     moe = dataclasses.replace(moe, router_args=args)  # 12 slots for 8 tokens
-    assert twin_expert(moe, 'same_executed_flops', 16, 64, (16,)).hidden == 36
+    assert wide_as(moe, 'same_executed_flops', 16, 64, (16,)).hidden == 36
 
 
 @every_backbone
@@ -200,7 +206,7 @@ def test_null_experts_take_their_share_of_the_active_flops():
         k=2,
         losses={},
     ).moe  # of 2 choices 1 is expected to be true
-    assert twin_expert(moe, 'same_active_flops', 16, 64, (16,)).hidden == 24
+    assert wide_as(moe, 'same_active_flops', 16, 64, (16,)).hidden == 24
 
 
 @every_backbone

@@ -7,11 +7,11 @@ notice is checked beside it. The methods of the tables are not checked: the test
 
 from typing import Any
 
+from moe_vision.check import shapes, values
 from moe_vision.config import registry
 from moe_vision.config.kinds import SKIP, skips
 from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.config.schema import Model
-from moe_vision.contract import shapes, values
 
 _passed: list[tuple[Any, ...]] = []  # what this process has found right
 

@@ -8,13 +8,13 @@ import sys
 import model_cases
 import pytest
 
+from moe_vision.check import values
+from moe_vision.check.__main__ import main
+from moe_vision.check.own import check
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import ROOT
 from moe_vision.common.place import Place
 from moe_vision.config import registry
-from moe_vision.contract import values
-from moe_vision.contract.__main__ import main
-from moe_vision.contract.check import check
 from moe_vision.layers.moe import make_router
 from moe_vision.leverage.__main__ import main as leverage
 from moe_vision.study.__main__ import main as study
@@ -63,6 +63,7 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('router', 'IgnoresValidSoftly', ['ignores context.valid', 'dispatch is not 0']),
     ('router', 'SeesOtherGroups', ['gate of a group changes', 'another group']),
     ('router', 'IdsBeyondAll', ['expert_of_choice holds 1', 'allowed are 0 to 3']),
+    ('router', 'LoopOfUnknownLength', ['FLOPs cannot be counted']),
     ('router', 'NoProbabilities', ['probs are no probabilities']),
     ('router', 'StateGrows', ["update_state: 'bias' is float32[8]", 'float32[4]']),
     ('router', 'StateOfOtherType', ["'bias' is int32[4]", 'expected float32[4]']),
@@ -120,6 +121,27 @@ def test_the_command_says_that_a_method_is_right(capsys):
 
 
 @pytest.mark.parametrize(
+    'name, kind', [('own_methods:l1', 'loss'), ('own_methods:Right', 'router'), ('z', 'loss')]
+)
+def test_the_command_sees_what_kind_of_method_it_is(name, kind, capsys):
+    assert main([name]) == 0
+    assert capsys.readouterr().out == f"{kind} '{name}' holds what it must\n"
+
+
+def test_a_router_that_draws_for_all_groups_at_once_is_told_on_a_mesh():
+    """Its routes would depend on how many groups a device has. One CPU plays four devices."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'moe_vision.check', 'own_methods:DrawsForAllGroups'],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "cases"}'},
+    )
+    assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+    assert 'are others on a mesh' in done.stderr
+
+
+@pytest.mark.parametrize(
     'args, parts',
     [
         ([], ['0 methods', '--router', '--backbone']),
@@ -130,6 +152,10 @@ def test_the_command_says_that_a_method_is_right(capsys):
         (['--router=top_k', "--args={'nose': 1}"], ["nose'", "'noise'"]),
         (['--router=nowhere.mine:Router'], ["'nowhere'", 'PYTHONPATH']),
         (['--rooter=top_k'], ["'--router'"]),
+        (['conv'], ['a expert or a backbone', '--expert=conv or --backbone=conv']),
+        (['top_kk'], ["'top_k'", 'package.module:Class']),
+        (['own_methods:not_callable'], ['is 3.0', 'Router']),
+        (['top_k', '--loss=z'], ['2 methods']),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(args, parts, capsys):
@@ -188,7 +214,7 @@ def test_a_router_that_needs_what_a_backbone_has_is_judged_by_its_state_alone():
     made = make_router('bias_balanced', None, Place(4, 2))
     assert made.init_state()['bias'].shape == (4,)
     with pytest.raises(UserError, match=r"'bias' is float32\[8\]"):
-        from moe_vision.contract import shapes
+        from moe_vision.check import shapes
 
         shapes.state(Needs(registry.BiasBalancedArgs(), Place(4, 2)), {})
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_vision import models
+from moe_vision.check import programs, quick, shapes
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.config.schema import Model, Moe
-from moe_vision.contract import shapes
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_args, make_expert, make_router
 from moe_vision.routing.types import Array, Context, Router, Routing, SoftRouting, View, expect
@@ -51,7 +51,7 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
     shapes.state(made, jax.eval_shape(observed, params))
     features = _features(made, params)
 
-    @jax.jit
+    @quick.jit
     def route(params: Any, features: Array) -> Routing | SoftRouting:
         return made(params, kept, features, context)
 
@@ -74,7 +74,10 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
         gate = routing.combine if isinstance(routing, SoftRouting) else routing.gate
         return jnp.sum(gate) + jnp.sum(jnp.sin(routing.probs))
 
-    _finite(what, jax.jit(jax.grad(weights, (0, 1)))(params, features))
+    gradient = quick.jit(jax.grad(weights, (0, 1)))
+    _finite(what, gradient(params, features))
+    _finite(what, gradient(jax.tree.map(jnp.zeros_like, params), features), equal=True)
+    programs.router(name, args, made)
 
 
 def loss(name: str, args: Any = None) -> None:
@@ -103,12 +106,12 @@ def loss(name: str, args: Any = None) -> None:
             layer = dataclasses.replace(view, params=params, bank=bank, expert=mlp, tokens=None)
             return fn(layer, jax.random.key(1))
 
-        value = jax.jit(of_layer)(params, bank)
+        value = quick.jit(of_layer)(params, bank)
         expect(what, value, (), 'float32', 'one number')
-        _finite(what, (value, jax.jit(jax.grad(of_layer, (0, 1)))(params, bank)))
+        _finite(what, (value, quick.jit(jax.grad(of_layer, (0, 1)))(params, bank)))
         return
-    routing = jax.jit(made)(params, {}, x, context)
-    value = jax.jit(lambda r: fn(r, context, view))
+    routing = quick.jit(made)(params, {}, x, context)
+    value = quick.jit(lambda r: fn(r, context, view))
     first = value(routing)
     expect(what, first, (_G,), 'float32', 'one value per group, [G]')
     _finite(what, first)
@@ -139,7 +142,7 @@ def loss(name: str, args: Any = None) -> None:
         )
     floats = {'probs': routing.probs, 'logits': routing.logits}
     gradient = jax.grad(lambda f: jnp.sum(fn(dataclasses.replace(routing, **f), context, view)))
-    _finite(what, jax.jit(gradient)(floats))
+    _finite(what, quick.jit(gradient)(floats))
 
 
 def expert(name: str, args: Any = None, width: int = _D, hidden: int = _F) -> None:
@@ -160,7 +163,7 @@ def expert(name: str, args: Any = None, width: int = _D, hidden: int = _F) -> No
     for dtype in (jnp.float32, jnp.bfloat16):
         jax.eval_shape(made.run, one, x[0].astype(dtype))
         jax.eval_shape(made.run_stacked, params, x.astype(dtype))
-    run, together = jax.jit(made.run), jax.jit(made.run_stacked)
+    run, together = quick.jit(made.run), quick.jit(made.run_stacked)
     alone = run(one, x[0])
     if not np.allclose(together(params, x)[0], alone, rtol=1e-4, atol=1e-4):
         raise UserError(
@@ -169,7 +172,7 @@ def expert(name: str, args: Any = None, width: int = _D, hidden: int = _F) -> No
     moved = run(one, x[0].at[-1].set(7.0))
     if not np.allclose(moved[:-1], alone[:-1], rtol=1e-4, atol=1e-4):
         raise UserError(f'{what}: the output for a token changes with another token.')
-    _finite(what, jax.jit(jax.grad(lambda p, x: jnp.sum(made.run(p, x)), (0, 1)))(one, x[0]))
+    _finite(what, quick.jit(jax.grad(lambda p, x: jnp.sum(made.run(p, x)), (0, 1)))(one, x[0]))
 
 
 def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16, 3)) -> None:
@@ -201,9 +204,9 @@ def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16,
     shapes.network(model, image, _CLASSES, 4)
     net, key = models.build(model, _CLASSES), jax.random.key(0)
     x, valid = _normal(1, 4, *image), jnp.asarray([True, True, True, False])
-    variables = jax.jit(lambda x: net.init(key, x, Step.example(4)))(x)
+    variables = quick.jit(lambda x: net.init(key, x, Step.example(4)))(x)
 
-    @jax.jit
+    @quick.jit
     def logits(x: Array) -> Array:
         return net.apply(variables, x, Step.example(4, valid=valid))[0]
 
@@ -245,12 +248,12 @@ def _ids(what: str, routing: Routing | SoftRouting, made: Router) -> None:
             )
 
 
-def _finite(what: str, tree: Any) -> None:
+def _finite(what: str, tree: Any, equal: bool = False) -> None:
     if not all(np.isfinite(np.asarray(a, np.float32)).all() for a in jax.tree.leaves(tree)):
-        raise UserError(
-            f'{what}: a value or a gradient is not finite; one group of three here is nothing but '
-            'padding, whose features are 0.'
-        )
+        why = 'one group of three here is nothing but padding, whose features are 0'
+        if equal:
+            why = f'here all parameters are 0, so that all logits are equal; {why}'
+        raise UserError(f'{what}: a value or a gradient is not finite; {why}.')
 
 
 def _context(valid: np.ndarray) -> Context:

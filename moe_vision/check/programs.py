@@ -1,0 +1,93 @@
+"""Judges a router inside a layer: seeds trained together, a mesh of devices, and counted FLOPs.
+
+Axes: S seeds, B tokens, G groups, N patches of an image, D width, F hidden width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from moe_vision.check import quick
+from moe_vision.common import flops
+from moe_vision.common.errors import UserError
+from moe_vision.layers import MoE, Step
+from moe_vision.routing.types import Array, Router
+
+_B, _T, _D, _F, _N = 16, 4, 16, 8, 4
+STEP = Step(
+    valid=jnp.arange(_B) != 3,
+    key=jax.random.key(2),
+    fraction=0.5,
+    labels=jnp.arange(_B) % 3,
+    extras={
+        'domain': jnp.arange(_B) % 2,
+        'attention': jnp.full((_B, _N), 1 / _N, jnp.float32),
+    },
+    images=jnp.ones((_B, 8, 8, 3), jnp.float32),
+    train=True,
+)
+
+
+def router(name: str, args: Any, made: Router) -> None:
+    """Checks a router in a layer of `made.num_experts` experts.
+
+    Seeds that are trained together, by a vmap, get what each gets alone; devices of a mesh get what
+    one device gets, if this process has several; and the FLOPs can be counted.
+
+    Raises:
+      UserError: the first thing that does not hold.
+    """
+    what, k = f"router '{name}'", made.k
+    is_map = 'map' in made.needs
+    layer = MoE(
+        made.num_experts,
+        k,
+        _T,
+        _F,
+        router=name,
+        router_args=args,
+        expert='conv' if is_map else 'mlp',
+        expert_args={'norm_groups': 4} if is_map else None,
+        tokens_per_image=_N if 'attention' in made.needs else 1,
+        eval_capacity_factor=2.0,
+    )
+    x = _normal(1, _B, *((4, 4) if is_map else ()), _D)
+    abstract = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, STEP), x)
+    both = jax.tree.map(lambda a: 0.3 * _normal(a.size, 2, *a.shape).astype(a.dtype), abstract)
+
+    def run(variables: Any, x: Array, layer: MoE = layer) -> tuple[Array, Any]:
+        y, info = layer.apply(variables, x, STEP)
+        return y, info['choices']
+
+    try:
+        flops.count(run, abstract, x)
+    except UserError as e:
+        raise UserError(f'{what}: its FLOPs cannot be counted: {e}') from e
+    alone = [quick.jit(run)(jax.tree.map(lambda a, n=n: a[n], both), x) for n in (0, 1)]
+    together = quick.jit(jax.vmap(run, in_axes=(0, None)))(both, x)
+    for n, one in enumerate(alone):
+        _same(what, one, jax.tree.map(lambda a, n=n: a[n], together), 'trained beside another seed')
+    size = max(d for d in (1, 2, 4) if d <= jax.device_count() and made.num_experts % d == 0)
+    if size > 1:
+        auto = (AxisType.Auto, AxisType.Auto)
+        mesh = jax.make_mesh((1, size), ('data', 'expert'), auto, devices=jax.devices()[:size])
+        spread = layer.clone(mesh=mesh)
+        first = jax.tree.map(lambda a: a[0], both)
+        _same(what, alone[0], quick.jit(lambda v, x: run(v, x, spread))(first, x), 'on a mesh')
+
+
+def _same(what: str, one: Any, other: Any, where: str) -> None:
+    (y, choices), (y_other, choices_other) = jax.device_get((one, other))
+    valid = np.asarray(STEP.valid)
+    for name in choices:
+        if not np.allclose(choices[name][valid], choices_other[name][valid], 1e-4, 1e-5):
+            raise UserError(f"{what}: the choices' {name} are others {where}.")
+    if not np.allclose(y[valid], y_other[valid], 1e-3, 1e-4):
+        raise UserError(f'{what}: the output is another one {where}.')
+
+
+def _normal(seed: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
