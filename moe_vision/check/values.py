@@ -85,7 +85,8 @@ def loss(name: str, args: Any = None) -> None:
 
     One of groups has one finite value per group, which padding and other groups do not change; one
     of a layer is a finite number. Gradients are finite. The routing is of router `supervised` with
-    noise, which has all fields; the experts are those named `mlp`.
+    noise, which has all fields, or of the router of the table that alone supplies what the loss
+    needs; the experts are those named `mlp`.
 
     Raises:
       UserError: the first thing that does not hold.
@@ -94,10 +95,11 @@ def loss(name: str, args: Any = None) -> None:
     entry = registry.entry('loss', registry.LOSSES, name)
     fn, own = registry.load(entry.path), make_args('loss', name, entry, args)
     place = Place(experts, 2, _T)
-    made = make_router('supervised', {'noise': 'gaussian'}, place)
-    context, params = _context(_VALID), _drawn(made.params(_D))
+    made = _supplier(entry, place)
+    context, params = _context(_VALID), _drawn(made.params(_D) | made.shared_params())
     x = _normal(1, _G, _T, _D)
-    view = View(place, own, params, tokens=x)
+    state = made.init_state() | made.init_shared_state()
+    view = View(place, own, params, state, tokens=x)
     if entry.of_layer:
         mlp = make_expert('mlp', None, _D, _F)
         bank = _drawn(mlp.shapes(), stacked=experts)
@@ -110,7 +112,7 @@ def loss(name: str, args: Any = None) -> None:
         expect(what, value, (), 'float32', 'one number')
         _finite(what, (value, quick.jit(jax.grad(of_layer, (0, 1)))(params, bank)))
         return
-    routing = quick.jit(made)(params, {}, x, context)
+    routing = quick.jit(made)(params, view.state, x, context)
     value = quick.jit(lambda r: fn(r, context, view))
     first = value(routing)
     expect(what, first, (_G,), 'float32', 'one value per group, [G]')
@@ -217,6 +219,15 @@ def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16,
             'layers `step`, which says what is valid.'
         )
     _finite(what, clean)
+
+
+def _supplier(loss: registry.Entry, place: Place) -> Router:
+    """A router that has what a loss needs: `supervised` unless another one alone supplies it."""
+    for name, entry in registry.ROUTERS.items():
+        of_supervised = registry.ROUTERS['supervised'].supplies
+        if set(loss.needs) & set(entry.supplies) - set(of_supervised):
+            return make_router(name, None, place)
+    return make_router('supervised', {'noise': 'gaussian'}, place)
 
 
 def _padding(what: str, routing: Routing | SoftRouting) -> None:

@@ -23,7 +23,7 @@ def test_the_values_are_those_of_all_earlier_runs():
         'RunStream': {'EVALUATION': 4294967295},
         'StepStream': {'MIXING': 1, 'NETWORK': 2},
         'NetworkStream': {'DROP_PATH': 1073741824},
-        'LayerStream': {'SHUFFLE': 7, 'DRAW': 8, 'PRIORITY': 9, 'DROPS': 10},
+        'LayerStream': {'SHUFFLE': 7, 'DRAW': 8, 'PRIORITY': 9, 'DROPS': 10, 'LOSSES': 11},
         'TopKStream': {
             'JITTER': 0,
             'NOISE': 1,

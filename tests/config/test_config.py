@@ -499,6 +499,7 @@ OTHER = {
     'shared_hidden': 8,
     'bank': '1',
     'layers': {'0': {'num_experts': 4}},
+    'kinds': ({'count': 8, 'divide': 2},),
 }
 
 
