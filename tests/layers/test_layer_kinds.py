@@ -78,7 +78,8 @@ def test_parameters_are_stacked_by_kind_and_the_router_has_a_column_for_each_id(
         'kind_1_out_kernel': (2, F // 4, D),
     }
     assert params['router']['kernel'].shape == (D, 8)
-    bank = layer().init(jax.random.key(0), given[1], TRAIN)['params']['experts']
+    begun = jit(lambda x: layer().init(jax.random.key(0), x, TRAIN))(given[1])
+    bank = begun['params']['experts']
     flat = np.asarray(bank['kind_0_in_kernel']).reshape(4, -1)  # drawn independently
     assert abs(np.corrcoef(flat) - np.eye(4)).max() < 0.4  # 128 values: 0.09 (sd)
 

@@ -1,10 +1,8 @@
 """Networks whose layers have experts that differ. Axes: B images, E experts."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from model_cases import TRAIN, abstract, build, config, filled, images, jit, paths
+from model_cases import TRAIN, abstract, build, config, images, paths
 
 from moe_vision import models
 from moe_vision.config.kinds import Kind
@@ -61,18 +59,8 @@ def test_layers_share_experts_that_differ():
     assert shapes['bank_0/experts/kind_0_in_kernel'] == (2, 16, 64)
     assert shapes['bank_0/experts/kind_1_in_kernel'] == (2, 16, 16)
     assert not any('block_0/experts' in n for n in shapes)
-    variables = filled(net)
-
-    @jit
-    def run(variables):
-        def loss(variables):
-            logits, infos = net.apply(variables, images(), TRAIN, mutable=['batch_stats'])[0]
-            return jnp.sin(logits).sum(), infos
-
-        return jax.grad(loss, has_aux=True)(variables)
-
-    grads, infos = run(variables)
-    bank = grads['params']['bank_0']['experts']
-    assert all((np.asarray(g) != 0).any() for g in bank.values())
+    infos = jax.eval_shape(
+        lambda v: net.apply(v, images(), TRAIN, mutable=['batch_stats'])[0][1], abstract(net)
+    )
     assert infos['block_0']['telemetry']['chosen'].shape == (5,)
     assert infos['block_0']['telemetry']['kept'].shape == (4,)
