@@ -32,6 +32,7 @@ def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None,
         noise_std=noise_std,
         noisy_logits=noisy[None],
         superclass=np.asarray(ids)[None, :, 0] if superclass is None else superclass[None],
+        aux={'large': probs[None, :, 0]},
     )
 
 
@@ -43,8 +44,12 @@ def value(name, r, valid=None, num_experts=E):
 
 @functools.cache
 def compiled(name):
-    fn = getattr(losses, name)
-    return jit(lambda r, ctx, num_experts: fn(r, ctx, view(num_experts)), static_argnums=2)
+    fn, args = getattr(losses, name), registry.LOSSES[name].args()
+
+    def run(r, ctx, num_experts):
+        return fn(r, ctx, view(num_experts, args, state={'coefficient': jnp.float32(1.0)}))
+
+    return jit(run, static_argnums=2)
 
 
 UNIFORM, ONE_HOT = np.full((8, E), 0.25), np.eye(E)[np.zeros(8, int)]
