@@ -10,7 +10,8 @@ import pytest
 from routing_cases import jit, normal
 
 from moe_vision.common.place import Place
-from moe_vision.config.method_args import BudgetArgs, DuoArgs
+from moe_vision.config.loss_args import BudgetArgs
+from moe_vision.config.router_args import DuoArgs
 from moe_vision.routing import losses
 from moe_vision.routing.routers.duo import Duo
 from moe_vision.routing.types import Context, View
