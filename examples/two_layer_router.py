@@ -14,8 +14,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from moe_vision.routing.router import Router
 
+from moe_vision.routing.router import Router
 from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 
 

@@ -6,7 +6,7 @@ D width, `*` payload of a token ([D], or [H, W, D] for a feature map), N tokens 
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +18,12 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry, typed
+from moe_vision.config.kinds import as_kinds, kind_of_id, skips, true_kinds
+from moe_vision.layers import sequences
 from moe_vision.layers.banks import ExpertBank, Shared
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
+from moe_vision.layers.mixed import Mixed
 from moe_vision.layers.route import Step, make_plan, route_groups
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import View, expect
@@ -81,6 +84,8 @@ class MoE(nn.Module):
       layer: number of this routed layer in its network; random keys derive from it.
       layers, tokens_per_image: routed layers of the network, and patches of an image where patches
         are routed; for routers that ask.
+      kinds: experts that differ: dictionaries or `Kind`s, as `config.kinds` explains; `num_experts`
+        is how many true experts they are.
       pool_layer, pool_layers: number of this layer among those that share its experts, and how
         many they are; for routers that ask.
       dtype: the type to which x is cast, such as jnp.bfloat16.
@@ -106,6 +111,7 @@ class MoE(nn.Module):
     tokens_per_image: int = 1
     pool_layer: int = 0
     pool_layers: int = 1
+    kinds: Sequence[Any] = ()
     dtype: Any = None
 
     @nn.compact
@@ -120,11 +126,7 @@ class MoE(nn.Module):
     ) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info).
 
-        Where the expert takes vectors, x may be [B, N, D]: B sequences of N tokens, such as an
-        image's patches, which are routed as B N tokens in that order. Then `valid` and `labels` of
-        `step` may be [B, N], and so are 'choices'.
-
-        `shared` holds the experts and the router's arrays that other layers have too.
+        Experts of vectors also take sequences, x [B, N, D], as `sequences` explains. `shared` holds the experts and the router's arrays that other layers have too.
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
         'observed', sums of what the router observed; 'place';
@@ -137,8 +139,8 @@ class MoE(nn.Module):
             else than it must.
         """
         step, place, given = step or Step(), self.place, jnp.shape(x)
-        if len(given) == 3 and self._takes_vectors:
-            x, step, place = self._flat(x, step)
+        if len(given) == 3 and self._takes[1] == ('vector',):
+            x, step, place = sequences.flat(x, step, place)
         router = make_router(self.router, self.router_args, place)
         self._check(router, x)
         x = x if self.dtype is None else x.astype(self.dtype)
@@ -147,7 +149,7 @@ class MoE(nn.Module):
         params, state = RouterVariables(router, x.shape[-1], alone, name='router')()
         variables = params | shared.params, state | shared.state
         features = self._features(router, variables[0], x, step, extras or {})
-        expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)
+        expert = self.experts(x.shape[-1])
         arrays = shared.bank or ExpertBank(expert, self.num_experts, name='experts')()
         across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
 
@@ -184,28 +186,14 @@ class MoE(nn.Module):
         if step.train and of_layer:
             view = View(place, None, *variables, bank=arrays, expert=expert)
             info['losses'] |= self._of_layer(of_layer, loss_args, view, step)
-        if len(given) == x.ndim:
-            return routed.y, info
-        info['choices'] = {n: c.reshape(*given[:2], -1) for n, c in info['choices'].items()}
-        return routed.y.reshape(given), info
+        return sequences.whole(routed.y, info, given)
 
     @property
-    def _takes_vectors(self) -> bool:
-        needs = registry.entry('expert', registry.EXPERTS, self.expert).needs
-        return 'vector' in needs and 'map' not in needs
-
-    def _flat(self, x: Array, step: Step) -> tuple[Array, Step, Place]:
-        """x [B, N, D] as tokens [B N, D], the step and the place for these."""
-        n = x.shape[1]
-        if self.tokens_per_image not in (1, n):
-            raise ValueError(f'tokens_per_image is {self.tokens_per_image}, but x has {n} in a row')
-        flat = {
-            name: value.reshape(-1)
-            for name in ('valid', 'labels')
-            if (value := getattr(step, name)) is not None
-        }
-        place = dataclasses.replace(self.place, tokens_per_image=n)
-        return x.reshape(-1, x.shape[-1]), dataclasses.replace(step, **flat), place
+    def _takes(self) -> tuple[str, tuple[str, ...]]:
+        """The name of the (first) expert, and what tokens it takes: 'vector' or 'map'."""
+        kinds = true_kinds(as_kinds(self.kinds))
+        name = kinds[0].expert or self.expert if kinds else self.expert
+        return name, registry.entry('expert', registry.EXPERTS, name).needs
 
     @property
     def place(self) -> Place:
@@ -219,7 +207,13 @@ class MoE(nn.Module):
             self.tokens_per_image,
             self.pool_layer,
             self.pool_layers,
+            kind_of_id(as_kinds(self.kinds)),
+            skips(as_kinds(self.kinds)),
         )
+
+    def experts(self, width: int) -> Expert:
+        """What this layer runs on slots with D = width."""
+        return make_experts(self.kinds, self.expert, self.expert_args, width, self.hidden)
 
     def _features(
         self, router: Router, params: Any, x: Array, step: Step, extras: dict[str, Array]
@@ -278,7 +272,13 @@ class MoE(nn.Module):
                 f'k is {self.k} but num_experts is {self.num_experts}; k can be 1 to '
                 f'{router.num_ids}'
             )
-        needs = registry.entry('expert', registry.EXPERTS, self.expert).needs
+        kinds = true_kinds(as_kinds(self.kinds))
+        if kinds and sum(k.count for k in kinds) != self.num_experts:
+            raise ValueError(
+                f'num_experts is {self.num_experts}, but kinds has '
+                f'{sum(k.count for k in kinds)} true experts'
+            )
+        expert, needs = self._takes
         ranks = [n for kind, n in (('vector', 2), ('map', 4)) if kind in needs]
         if x.ndim < 2 or (ranks and x.ndim not in ranks):
             wanted = ' or '.join(_RANKS[n] for n in ranks or [2, 4])
@@ -289,8 +289,7 @@ class MoE(nn.Module):
                 else ''
             )
             raise ValueError(
-                f"x has shape {list(x.shape)} but expert '{self.expert}' takes tokens {wanted}"
-                + hint
+                f"x has shape {list(x.shape)} but expert '{expert}' takes tokens {wanted}" + hint
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f'x is {x.dtype}, but experts compute in the type of x; give floats')
@@ -312,6 +311,27 @@ def make_expert(name: str, args: Any, width: int, hidden: int) -> Expert:
     """
     entry = registry.entry('expert', registry.EXPERTS, name)
     return registry.load(entry.path)(make_args('expert', name, entry, args), width, hidden)
+
+
+def make_experts(kinds: Sequence[Any], name: str, args: Any, width: int, hidden: int) -> Expert:
+    """The experts of a layer as one object: those of several kinds, or equal ones as `make_expert`.
+
+    Args:
+      kinds: as `MoE.kinds`; () for equal experts.
+      name, args: of equal experts, and of kinds that name none.
+      hidden: F, of kinds that have no other.
+
+    Raises UserError: there is no such expert or argument.
+    """
+    made = []
+    for kind in true_kinds(as_kinds(kinds)):
+        named = (kind.expert or name, kind.args if kind.expert or kind.args else args)
+        expert = make_expert(*named, width, kind.hidden or hidden)
+        if kind.divide > 1:
+            narrow = -(-expert.hidden // (kind.divide * expert.multiple)) * expert.multiple
+            expert = make_expert(*named, width, narrow)
+        made.append((expert, kind.count))
+    return Mixed(made) if made else make_expert(name, args, width, hidden)
 
 
 def make_args(kind: str, name: str, entry: registry.Entry, args: Any) -> Any:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import routing_cases
-from moe_vision.routing.router import Router
 
 from moe_vision.common import platform
 from moe_vision.config import registry
 from moe_vision.layers import MoE, Step
+from moe_vision.routing.router import Router
 from moe_vision.routing.types import Routing
 
 jit, normal = routing_cases.jit, routing_cases.normal

@@ -5,7 +5,6 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from moe_vision.routing.router import Router
 
 from moe_vision.layers import DenseBlock, ExpertBank, MoE, Shared
 from moe_vision.layers.experts import Expert, Mlp
@@ -13,6 +12,7 @@ from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, run_branch
 from moe_vision.models.conv import ConvNet
 from moe_vision.models.vit import Vit
+from moe_vision.routing.router import Router
 from moe_vision.routing.routers.bias_balanced import BiasBalanced
 from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.routers.top_k import TopK

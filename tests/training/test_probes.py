@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_cases
-from moe_vision.routing.router import Router
 
+from moe_vision.routing.router import Router
 from moe_vision.routing.types import Routing
 from moe_vision.training import loop, probes, step
 from moe_vision.training.setup import Setup
