@@ -126,7 +126,8 @@ class MoE(nn.Module):
     ) -> tuple[Array, dict[str, Any]]:
         """x [B, *, D] to (branch [B, *, D], info).
 
-        Experts of vectors also take sequences, x [B, N, D], as `sequences` explains. `shared` holds the experts and the router's arrays that other layers have too.
+        Experts of vectors also take sequences, x [B, N, D], as `sequences` explains. `shared` holds
+        the experts and the router's arrays that other layers have too.
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
         'observed', sums of what the router observed; 'place';
