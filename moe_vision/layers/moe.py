@@ -150,7 +150,7 @@ class MoE(nn.Module):
         params, state = RouterVariables(router, x.shape[-1], alone, name='router')()
         variables = params | shared.params, state | shared.state
         features = self._features(router, variables[0], x, step, extras or {})
-        expert = self.experts(x.shape[-1])
+        expert = self.make_experts(x.shape[-1])
         arrays = shared.bank or ExpertBank(expert, self.num_experts, name='experts')()
         across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
 
@@ -212,8 +212,8 @@ class MoE(nn.Module):
             skips(as_kinds(self.kinds)),
         )
 
-    def experts(self, width: int) -> Expert:
-        """What this layer runs on slots with D = width."""
+    def make_experts(self, width: int) -> Expert:
+        """What this layer runs on slots with D = width; its parameters have the name `experts`."""
         return make_experts(self.kinds, self.expert, self.expert_args, width, self.hidden)
 
     def _features(

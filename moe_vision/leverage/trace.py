@@ -61,7 +61,7 @@ class _Layer:
     @property
     def flops(self) -> tuple[int, ...]:
         """FLOPs of each true expert on a token, by id; () where all are alike."""
-        parts = self.module.experts(self.tokens.shape[-1]).parts(self.module.num_experts)
+        parts = self.module.make_experts(self.tokens.shape[-1]).parts(self.module.num_experts)
         costs = [expert_flops(expert, self.tokens.shape[1:]) for expert, _ in parts]
         return tuple(costs[kind] for kind in self.module.place.kinds)
 

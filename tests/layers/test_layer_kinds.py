@@ -126,7 +126,7 @@ def test_each_device_runs_its_share_of_every_kind(given):
     """The exchange on two devices of the expert axis, which a vmap with a name stands for."""
     variables, x = given
     made, bank = layer(), variables['params']['experts']
-    experts = made.experts(D)
+    experts = made.make_experts(D)
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 8, (2, 1, 8, 2)), jnp.int32)
     gate, tokens = jnp.abs(normal(3, 2, 1, 8, 2)), x.reshape(2, 1, 8, D)
     mesh = types.SimpleNamespace(shape={'data': 1, 'expert': 2})
@@ -183,7 +183,7 @@ def test_gradients_reach_every_kind(given):
 
 def test_a_width_is_divided_and_rounded_up_to_what_fits():
     kinds = ({'count': 1}, {'divide': 3}, {'hidden': 8, 'args': {'norm_groups': 2, 'kernel': 1}})
-    made = moe(3, expert='conv', hidden=F, kinds=kinds).experts(D)
+    made = moe(3, expert='conv', hidden=F, kinds=kinds).make_experts(D)
     assert [e.hidden for e, _ in made.kinds] == [16, 8, 8]  # 16 / 3 is 5.3; norms of 4 groups
     assert made.kinds[2][0].shapes()['conv1'][0] == (1, 1, D, 8)
     assert made.reference is made.kinds[0][0]
