@@ -272,6 +272,16 @@ class FreezeRouterArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerDecayArgs:
+    decay: float = 0.75  # factor of the updates of a block, from that of the block behind it
+    trunk: float = 1.0  # factor of all but the classifier
+
+    def __post_init__(self) -> None:
+        positive(self, 'decay', 'trunk')
+        at_most(self, 1, 'decay', 'trunk')
+
+
+@dataclasses.dataclass(frozen=True)
 class FreezeExpertsArgs:
     experts: tuple[int, ...]  # numbers of those that stand still, from 0
     layers: str = '.*'  # regular expression of the paths of routed layers, such as 'block_3$'

@@ -31,6 +31,7 @@ from moe_vision.config.method_args import (
     FreezeExpertsArgs,
     FreezeRouterArgs,
     FrequencyArgs,
+    LayerDecayArgs,
     MlpArgs,
     NoArgs,
     NullExpertsArgs,
@@ -264,6 +265,7 @@ TRANSFORMS = {
     'freeze_experts': Entry(
         'moe_vision.transforms.freeze_experts:FreezeExperts', FreezeExpertsArgs
     ),
+    'layer_decay': Entry('moe_vision.transforms.layer_decay:LayerDecay', LayerDecayArgs),
 }
 
 TRACKERS = {

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from moe_vision.config import source
 
 FOLDER = Path(__file__).parents[2] / 'configs'
-FILES = sorted({p.name for p in FOLDER.glob('*.py')} - {'__init__.py', 'workdir.py'})
+FILES = sorted({p.name for p in FOLDER.glob('*.py')} - {'__init__.py', 'workdir.py', 'finetune.py'})
 
 
 def module(file: str):

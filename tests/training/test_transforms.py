@@ -25,6 +25,7 @@ STEPS, AT, EXPERTS = 6, 4, (0, 3)
 ARGS = {
     'freeze_router': {'at': 'fraction', 'fraction': 0.67},  # of 6 steps: after the fourth
     'freeze_experts': {'experts': EXPERTS},
+    'layer_decay': {},  # holds nothing
 }
 SMALL = {
     'model.moe.placement': 'head',
@@ -44,6 +45,8 @@ def held(name: str, path: str, array: np.ndarray, step: int) -> np.ndarray:
     """Which parts of a parameter must stand still in step `step`, counted from 0."""
     if name == 'freeze_router':
         return np.full(array.shape, '/router/' in path and step >= AT)
+    if name == 'layer_decay':
+        return np.zeros(array.shape, bool)
     still = np.isin(np.arange(len(array)), EXPERTS) if '/experts/' in path else np.array([False])
     return np.broadcast_to(still.reshape(-1, *[1] * (array.ndim - 1)), array.shape)
 
