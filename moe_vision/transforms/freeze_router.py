@@ -88,7 +88,7 @@ class FreezeRouter(Transform):
         return updates, {'frozen': self.settled(step=step, state=state).astype(jnp.int32)}
 
     def compared(self, *, step, state):
-        found: dict[str, dict[str, Array]] = {}
+        found = {}
         for path, array in jax.tree_util.tree_leaves_with_path(state.get('start', {})):
             layer = router_of(path_name(path))
             found.setdefault(layer, {})[path_name(path[-1:])] = array
