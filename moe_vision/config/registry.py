@@ -56,6 +56,7 @@ from moe_vision.config.router_args import (
     SinkhornArgs,
     SsrArgs,
 )
+from moe_vision.config.surgery_args import ImportArgs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +253,12 @@ TRANSFORMS = {
     'freeze_experts': Entry(
         'moe_vision.transforms.freeze_experts:FreezeExperts', FreezeExpertsArgs
     ),
+}
+
+
+# Kinds of surgery: what makes a run's folder from another one, or from a file.
+SURGERY = {
+    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs),
 }
 
 

@@ -27,6 +27,11 @@ LECUN = jax.nn.initializers.lecun_normal()
 SMALL = jax.nn.initializers.truncated_normal(0.02)
 ZEROS = jax.nn.initializers.zeros
 ONES = jax.nn.initializers.ones
+ACTIVATIONS = {  # 'gelu' is the approximation by tanh, 'gelu_erf' the exact one, as in torch
+    'gelu': jax.nn.gelu,
+    'gelu_erf': functools.partial(jax.nn.gelu, approximate=False),
+    'relu': jax.nn.relu,
+}
 
 
 class Expert:
@@ -130,7 +135,7 @@ class Mlp(Expert):
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
-        act = jax.nn.gelu if self.args.activation == 'gelu' else jax.nn.relu
+        act = ACTIVATIONS[self.args.activation]
         hidden = biased(act, x @ w['in_kernel'], w['in_bias'])
         return hidden @ w['out_kernel'] + w['out_bias']
 
@@ -264,8 +269,9 @@ class ConvNext(Expert):
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
         x = conv(x, w['depthwise'], groups=self.width) + w['depthwise_bias']
-        x = layer_norm(x, params['norm_scale'], params['norm_bias'])
-        x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
+        epsilon = self.args.norm_epsilon
+        x = layer_norm(x, params['norm_scale'], params['norm_bias'], epsilon)
+        x = ACTIVATIONS[self.args.activation](x @ w['in_kernel'] + w['in_bias'])
         return (x @ w['out_kernel'] + w['out_bias']) * w['layer_scale']
 
     def first_matrix(self, params):
@@ -331,9 +337,9 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
     return (y * scale + bias).astype(x.dtype)
 
 
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float = 1e-6) -> Array:
     """Norm of x [..., D] over D, per position, in float32."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
     return (y * scale + bias).astype(x.dtype)
