@@ -28,6 +28,7 @@ from moe_vision.common.paths import ROOT, expanded
 SUITES = {
     'layer': 'benchmarks.layer',
     'step': 'benchmarks.step',
+    'methods': 'benchmarks.methods',
     'latency': 'benchmarks.latency',
     'seeds': 'benchmarks.seeds',
     'input': 'benchmarks.input_pipeline',

@@ -4,10 +4,9 @@ The images are shrunk to 14x14, and the network is so small that its dense form 
 capacity, which experts could supply. `gate` checks that it is so before anything else runs.
 
 The table has the cells that each study trains itself, in the order in which the studies run, and
-the core-hours that they take if 24 epochs take every network 330 s. The budget of 40 core-hours
-reaches to the controls, and further if the gate asks for fewer seeds. In fact 330 s is the time of
-k2. Measured against it, a cell of `vit` takes half as long, the slowest of `confirm` 1.7 times,
-those of `wider` 1.5 times and of `widest` 3.5 to 4 times as long.
+the core-hours that they take if 24 epochs take every network 330 s. Wider ones take longer:
+`study run --dry_run` says how long, once a cell of theirs has run. The budget of 40 core-hours
+reaches to the controls, and further if the gate asks for fewer seeds.
 
 | study | cells | core-hours |
 |---|---|---|

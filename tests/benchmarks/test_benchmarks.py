@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from benchmarks import compiled as compiled_for_gpu
-from benchmarks import forms, input_pipeline, latency, layer, run, seeds, startup, step
+from benchmarks import (
+    forms,
+    input_pipeline,
+    latency,
+    layer,
+    methods,
+    run,
+    seeds,
+    startup,
+    step,
+)
 from benchmarks.table import Row, markdown
 from benchmarks.timing import compiled
 from input_pipeline import info
@@ -260,3 +270,25 @@ def test_readers_of_images_do_the_same_work(monkeypatch, tmp_path):
         assert not unreadable
     times = input_pipeline.measure({'ours': input_pipeline.by_rows(files, 2), 'pil': loader}, 3)
     assert [len(t) for t in times.values()] == [3, 3] and min(map(min, times.values())) > 0
+
+
+def test_a_method_stands_beside_top_k_in_its_own_places_and_sizes(monkeypatch):
+    size = ['--config.model.moe.num_experts=4', '--config.model.moe.k=1']
+    line = [*size, '--config.model.moe.router=random', '--config.model.moe.losses={}']
+    line += ['--config.model.moe.router_args={}']
+    ours, other = (methods.config_of(args).model.moe for args in (line, methods.baseline(line)))
+    assert (ours.router, other.router) == ('random', 'top_k')
+    assert (ours.k, ours.num_experts) == (other.k, other.num_experts) == (1, 4)
+
+    def stepper(args):
+        step = types.SimpleNamespace(seconds=1.0)
+        made.append(args)
+        return types.SimpleNamespace(call=lambda: None, flops=len(args), step=step)
+
+    made, known = [], {}
+    monkeypatch.setattr(methods, 'Stepper', stepper)
+    for name in ('random', 'again'):
+        found = methods.beside_top_k(name, line, known, rounds=2)
+        assert list(found.seconds) == [name, 'top-k']
+        assert found.facts['times the FLOPs'] == 5 / 2
+    assert made == [size, line, line]  # both have one baseline

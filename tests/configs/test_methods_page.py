@@ -2,30 +2,17 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 import input_pipeline
+from benchmarks import methods
 from moe_vision import leverage
 from moe_vision.check import shapes
-from moe_vision.config import check as config_lib
-from moe_vision.config import registry, source
+from moe_vision.config import registry
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / 'docs' / 'methods.md').read_text()
-TABLE = [
-    [cell.strip() for cell in line.strip('|').split('|')]
-    for line in PAGE.splitlines()
-    if line.startswith('|')
-]
-HEAD, ROWS = TABLE[0], TABLE[2:]
-LINES = [
-    (row[0], line)
-    for row in ROWS
-    for line in re.findall('`([^`]*)`', row[HEAD.index('config')])
-    if line.startswith('--config.')
-]
+HEAD, ROWS = methods.table()
+LINES = methods.lines()
 
 
 def test_the_table_is_whole_and_sorted():
@@ -50,8 +37,7 @@ SMALL = "--config.model.args={'widths': (8, 32), 'depth': 2}"  # quick to trace;
 def test_a_line_is_read_checked_and_traced(name, line):
     args = shlex.split(line)
     assert all(a.startswith('--config.') for a in args)
-    common, opened, _ = source.take_overrides([SMALL, *args])
-    config = config_lib.check(source.load(str(ROOT / 'configs' / 'digits_k2.py'), common, opened))
+    config = methods.config_of([SMALL, *args])
     info = input_pipeline.info(config.dataset)
     images = leverage.trace_images(config, leverage.tokens_per_image(config, info))
     shapes.network(config.model, info.image_shape, info.num_classes, images)
