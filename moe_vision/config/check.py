@@ -107,7 +107,18 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
         ),
         transforms={name: _transform(name, args) for name, args in train.transforms.items()},
     )
-    return dataclasses.replace(config, model=model, train=train)
+    return dataclasses.replace(config, model=model, train=train, init_args=_init_args(config))
+
+
+def _init_args(config: schema.Config) -> Any:
+    """The arguments of the kind of surgery; {} where there is none."""
+    kind = config.init_kind
+    if not kind:
+        return config.init_args
+    if kind not in registry.SURGERY:
+        raise unknown('kind of surgery (init_kind)', kind, registry.SURGERY)
+    what = f"argument of surgery '{kind}'"
+    return _args(what, registry.SURGERY[kind], config.init_args, 'init_args')
 
 
 def _transform(name: str, given: Any) -> Any:

@@ -56,7 +56,13 @@ from moe_vision.config.router_args import (
     SinkhornArgs,
     SsrArgs,
 )
-from moe_vision.config.surgery_args import ImportArgs
+from moe_vision.config.surgery_args import (
+    AverageArgs,
+    ExpandArgs,
+    ImportArgs,
+    PruneArgs,
+    UpcycleArgs,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,9 +262,13 @@ TRANSFORMS = {
 }
 
 
-# Kinds of surgery: what makes a run's folder from another one, or from a file.
+# Kinds of surgery: what makes a run's folder from that of another run, from several, or a file.
 SURGERY = {
-    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs),
+    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
+    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
+    'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
+    'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
+    'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
 }
 
 

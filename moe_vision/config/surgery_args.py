@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from moe_vision.common.errors import UserError, positive
+from moe_vision.common.errors import UserError, positive, unread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,3 +18,47 @@ class ImportArgs:
             raise UserError(f'mean is {self.mean} and std is {self.std}; give both or neither.')
         if self.std:
             positive(self, 'std')
+
+
+@dataclasses.dataclass(frozen=True)
+class UpcycleArgs:
+    noise: float = 0.0  # on the copies: its deviation, as a share of that of the copied array
+    router_scale: float = 1.0  # factor of the routers' initial values
+    seed: int = 0  # of the noise
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are copied like weights
+
+    def __post_init__(self) -> None:
+        _not_negative(self, 'noise', 'router_scale', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpandArgs:
+    new: Literal['copy', 'fresh'] = 'copy'  # what new experts are: copies of the old ones in turn
+    noise: float = 0.0  # on the copies: its deviation, as a share of that of the copied array
+    seed: int = 0  # of the noise
+    frozen: bool = False  # whether the old experts stand still from then on
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are copied like weights
+
+    def __post_init__(self) -> None:
+        _not_negative(self, 'noise', 'seed')
+        unread(self, 'noise', self.new == 'copy', "new is 'fresh'")
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageArgs:
+    last: int = 1  # checkpoints of each run, the newest ones
+
+    def __post_init__(self) -> None:
+        positive(self, 'last')
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneArgs:
+    by: Literal['load', 'ablation'] = 'load'  # share of choices, or accuracy lost without it
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
+
+
+def _not_negative(args: object, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 0:
+            raise UserError(f'{name} is {getattr(args, name)}; it must not be negative.')

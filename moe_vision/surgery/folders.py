@@ -11,7 +11,10 @@ from moe_vision.common.files import write_json
 from moe_vision.config import registry, schema
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import checkpoints, record
-from moe_vision.surgery.state import COLLECTIONS, Kind, State, leaves, replaced
+from moe_vision.surgery import runs
+from moe_vision.surgery.kind import Kind
+from moe_vision.surgery.moments import carried
+from moe_vision.surgery.state import COLLECTIONS, State, leaves, replaced
 from moe_vision.surgery.weights import files
 from moe_vision.training import continuing
 from moe_vision.training.setup import Setup
@@ -27,14 +30,25 @@ def make(request: Any) -> list[str]:
     Raises:
       UserError: arrays do not fit, or the folder cannot be written.
     """
-    kind: Kind = registry.load(registry.SURGERY[request.kind].path)(request.args)
-    source, source_config = _from_file(request.sources)
-    config = kind.configured(source, source_config, request.config)
+    entry = registry.SURGERY[request.kind]
+    kind: Kind = registry.load(entry.path)(request.args)
+    source = _source(request, entry.needs)
+    config = kind.configured(source.weights, source.config, request.config)
     setup = _setup(config)
     state = setup.fresh_state()
     fresh = _state_of(state, setup)
-    result = kind(source, source_config, fresh, config)
-    state = _with(state, result)
+    averages = bool(jax.tree.leaves(state.ema))
+    scored = result = kind(source.scored, source.config, fresh, config)
+    if averages and source.scored is not source.weights:
+        result = kind(source.weights, source.config, fresh, config)
+    new = {n: replaced(getattr(state, n), getattr(result, n)) for n in COLLECTIONS}
+    if averages:
+        new['ema'] = replaced(state.ema, scored.params)
+    if getattr(request.args, 'optimizer', 'fresh') == 'carried':
+        own = leaves(jax.device_get(state.opt_state))
+        moved = carried(kind, source.weights, source.moments, source.config, fresh, own, config)
+        new['opt_state'] = replaced(state.opt_state, moved)
+    state = dataclasses.replace(state, **new)
     about = {
         'kind': request.kind,
         'from': request.sources,
@@ -45,9 +59,31 @@ def make(request: Any) -> list[str]:
     return [*result.told, f"wrote '{request.workdir}', a run before its first step"]
 
 
-def _from_file(path: str) -> tuple[State, None]:
-    arrays, names = files.read(path)
-    return State(arrays, about={'names': names}), None
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What a kind begins with: states, or tuples of them."""
+
+    weights: Any
+    scored: Any
+    config: Any = None  # None of a file
+    moments: Any = None
+
+
+def _source(request: Any, needs: tuple[str, ...]) -> _Source:
+    if 'file' in needs:
+        arrays, names = files.read(request.sources)
+        state = State(arrays, about={'names': names})
+        return _Source(state, state)
+    if 'runs' not in needs:
+        run = runs.read(request.sources)
+        return _Source(run.weights, run.scored, run.config, run.moments)
+    found = [
+        runs.read(folder, state)
+        for folder in filter(None, request.sources.split(','))
+        for state in checkpoints.load_several(folder, request.args.last)
+    ]
+    scored = tuple(run.scored for run in found)
+    return _Source(tuple(run.weights for run in found), scored, found[0].config)
 
 
 def _setup(config: Config) -> Setup:
@@ -61,14 +97,6 @@ def _state_of(state: TrainState, setup: Setup) -> State:
         leaves(jax.device_get(getattr(state, n))) for n in COLLECTIONS
     )
     return State(params, statistics, router_state, tuple(setup.info.class_names))
-
-
-def _with(state: TrainState, result: State) -> TrainState:
-    """The state with the arrays of a result, in its moving average, too, if it has one."""
-    new = {n: replaced(getattr(state, n), getattr(result, n)) for n in COLLECTIONS}
-    if jax.tree.leaves(state.ema):
-        new['ema'] = replaced(state.ema, result.params)
-    return dataclasses.replace(state, **new)
 
 
 def _write(

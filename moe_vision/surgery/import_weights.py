@@ -22,10 +22,17 @@ import numpy as np
 import input_pipeline
 from moe_vision.common.errors import UserError
 from moe_vision.config.schema import Config
-from moe_vision.surgery.state import Arrays, Kind, Misfit, State, form, in_head
+from moe_vision.surgery.kind import Kind, with_fields
+from moe_vision.surgery.state import Arrays, State, Table, in_head
 from moe_vision.surgery.weights.names import TABLES, Names
 
 _SILENT = 'num_batches_tracked'  # of torch's batch norm: a count that nothing reads
+_ROUTER = {
+    'gate': 'softmax_top_k',
+    'renormalize': False,
+    'gate_scale': 1.0,
+    'normalize_inputs': False,
+}
 _HALF = (0.5,)  # V-MoE scales images to -1 to 1
 _HINTS = {
     'experts': 'the file is dense; import it into a dense network, and then upcycle that',
@@ -35,8 +42,6 @@ _HINTS = {
 
 
 class Import(Kind):
-    reads = 'file'
-
     def configured(self, source: State, source_config: Config | None, config: Config) -> Config:
         model, naming = config.model, source.about['names']
         if (model.name, naming) not in TABLES:
@@ -48,10 +53,10 @@ class Import(Kind):
         if naming == 'v_moe':
             return _as_v_moe(config, source.params)
         exact = {'activation': 'gelu_erf', 'exact_variance': True, 'padding': 'torch'}
-        args = _with(model.args, **exact)
+        args = with_fields(model.args, exact)
         moe = model.moe
         if moe.placement != 'none':
-            moe = dataclasses.replace(moe, expert_args=_with(moe.expert_args, **exact))
+            moe = dataclasses.replace(moe, expert_args=with_fields(moe.expert_args, exact))
         return dataclasses.replace(config, model=dataclasses.replace(model, args=args, moe=moe))
 
     def __call__(
@@ -60,45 +65,25 @@ class Import(Kind):
         naming = source.about['names']
         names = TABLES[config.model.name, naming](config.model.args)
         new_head, told = self._head(source, fresh, names)
-        used: set[str] = set()
-        rows: list[tuple[str, str, str]] = []
+        table = Table(source.params)
+        table.leave(*(name for name in source.params if name.endswith(_SILENT)))
+        with_token = getattr(config.model.args, 'pool', '') == 'token'
 
         def taken(path: str, own: np.ndarray) -> np.ndarray:
+            name, make = names.get(path, ('', np.asarray))
             if in_head(path) and new_head:
-                used.add(names.get(path, ('', None))[0])
+                table.leave(name)
                 return own
-            if path not in names or names[path][0] not in source.params:
-                there = names[path][0] if path in names else '-'
-                rows.append((f'{path} {form(own)}', there, _why(path, config)))
-                return own
-            name, make = names[path]
-            used.add(name)
-            given = np.asarray(source.params[name])
-            try:
-                made = make(given)
-                if path == 'position' and made.shape != own.shape:
-                    before = made.shape
-                    made = interpolated(made, own.shape[1], config.model.args.pool == 'token')
-                    told.append(
-                        f'interpolated positions from {before[1]} to {made.shape[1]} tokens'
-                    )
-            except ValueError:
-                made = given
-            if made.shape != own.shape:
-                why = f'another shape: {tuple(own.shape)} is due'
-                rows.append((f'{path} {form(own)}', f'{name} {tuple(given.shape)}', why))
-                return own
-            return np.ascontiguousarray(made, dtype=own.dtype)
+            shape = np.shape(source.params.get(name, own))
+            if path != 'position' or len(shape) != 3 or shape[1] == own.shape[1]:
+                return table.take(path, own, name, make, _why(path, config))
+            before, tokens = shape[1], own.shape[1]
+            told.append(f'interpolated positions from {before} to {tokens} tokens')
+            return table.take(path, own, name, lambda x: interpolated(x, tokens, with_token))
 
         params = {path: taken(path, x) for path, x in fresh.params.items()}
         statistics = {path: taken(path, x) for path, x in fresh.batch_stats.items()}
-        rows += [
-            ('-', f'{name} {tuple(x.shape)}', 'this network has no such array')
-            for name, x in source.params.items()
-            if name not in used and not name.endswith(_SILENT)
-        ]
-        if rows:
-            raise Misfit(f"import into '{config.model.name}'", rows)
+        table.finish(f"import into '{config.model.name}'")
         told.insert(0, f'took {len(params) + len(statistics)} arrays')
         moved, normalised = self._normalised(params, naming, config)
         return State(moved, statistics, fresh.router_state, told=(*told, *normalised))
@@ -169,25 +154,13 @@ def _as_v_moe(config: Config, params: Arrays) -> Config:
     """The config with V-MoE's router, its slots in multiples of 4, and its layer of tanh."""
     model, moe = config.model, config.model.moe
     wide = params['pre_logits/bias'].size if 'pre_logits/bias' in params else 0
-    args = _with(model.args, representation=wide)
+    args = with_fields(model.args, {'representation': wide})
     if moe.placement != 'none' and model.twin == 'none':
         if moe.router != 'top_k':
             raise UserError(f"model.moe.router is '{moe.router}'; V-MoE has router 'top_k'.")
-        router = _with(
-            moe.router_args,
-            gate='softmax_top_k',
-            renormalize=False,
-            gate_scale=1.0,
-            normalize_inputs=False,
-        )
+        router = with_fields(moe.router_args, _ROUTER)
         moe = dataclasses.replace(moe, router_args=router, capacity_multiple=4)
     return dataclasses.replace(config, model=dataclasses.replace(model, args=args, moe=moe))
-
-
-def _with(args: object, **values: object) -> object:
-    """The arguments with these values, of the fields that they have."""
-    own = {f.name for f in dataclasses.fields(args)}  # type: ignore[arg-type]
-    return dataclasses.replace(args, **{n: v for n, v in values.items() if n in own})  # type: ignore[type-var]
 
 
 def interpolated(positions: np.ndarray, tokens: int, class_token: bool) -> np.ndarray:

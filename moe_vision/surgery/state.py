@@ -1,7 +1,7 @@
 """What kinds of surgery read and return: the arrays of a network by path, and what did not fit."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,6 @@ import numpy as np
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
-from moe_vision.config.schema import Config
 
 Arrays = Mapping[str, np.ndarray]  # by path, such as 'block_3/experts/in_kernel'
 COLLECTIONS = ('params', 'batch_stats', 'router_state')
@@ -34,40 +33,6 @@ class State:
     class_names: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Kind:
-    """Base class of the kinds of surgery. A kind is called once for each set of weights.
-
-    Attributes:
-      reads: 'run', the folder of a run; 'runs', several, separated by commas; or 'file'.
-    """
-
-    reads = 'run'
-
-    def __init__(self, args: Any):
-        self.args = args
-
-    def configured(self, source: Any, source_config: Config | None, config: Config) -> Config:
-        """The config of the result, from the one that was asked for; arguments as in the call."""
-        del source, source_config
-        return config
-
-    def __call__(
-        self, source: Any, source_config: Config | None, fresh: State, config: Config
-    ) -> State:
-        """The state of the result. It changes none of its arguments and depends on nothing else.
-
-        Args:
-          source: the state that is cut; a tuple of them for a kind that reads several runs.
-          source_config: of the run; None for a file.
-          fresh: the initial values of the network of `config`.
-          config: of the result.
-
-        Raises:
-          Misfit: arrays do not fit; UserError: the networks are not what this kind needs.
-        """
-        raise NotImplementedError
 
 
 class Misfit(UserError):
@@ -103,3 +68,62 @@ def form(array: Any) -> str:
 
 def in_head(name: str) -> bool:
     return name.split('/')[0] == HEAD
+
+
+class Table:
+    """Takes arrays of one collection from a source, and notes those that do not fit.
+
+    Args:
+      theirs: the arrays there.
+    """
+
+    def __init__(self, theirs: Arrays):
+        self._theirs, self._used = theirs, set[str]()
+        self.rows: list[tuple[str, str, str]] = []
+
+    def take(
+        self,
+        path: str,
+        own: np.ndarray,
+        name: str | None = None,
+        make: Callable[[np.ndarray], np.ndarray] = np.asarray,
+        why: str = 'there is no such array',
+    ) -> np.ndarray:
+        """The array for a path here, in its shape and type, or `own` where it does not fit.
+
+        Args:
+          own: what stands here.
+          name: there; None is `path`.
+          make: makes the array here of the one there; an error means that it cannot.
+          why: it does not fit if the name is missing there.
+        """
+        name = path if name is None else name
+        if name not in self._theirs:
+            self.rows.append((f'{path} {form(own)}', name or '-', why))
+            return own
+        self._used.add(name)
+        given = np.asarray(self._theirs[name])
+        try:
+            made = make(given)
+        except (ValueError, IndexError):
+            made = given
+        if made.shape != own.shape:
+            due = f'another shape: {tuple(own.shape)} is due'
+            self.rows.append((f'{path} {form(own)}', f'{name} {tuple(given.shape)}', due))
+            return own
+        return np.ascontiguousarray(made, dtype=own.dtype)
+
+    def leave(self, *names: str) -> None:
+        """Notes that these arrays there are not wanted."""
+        self._used.update(names)
+
+    def finish(self, what: str, others: Iterable['Table'] = ()) -> None:
+        """Raises Misfit if an array did not fit, or one there was neither taken nor left."""
+        rows = [*self.rows, *(row for table in others for row in table.rows)]
+        rows += [
+            ('-', f'{name} {tuple(np.shape(x))}', 'this network has no such array')
+            for name, x in self._theirs.items()
+            if name not in self._used
+        ]
+        if rows:
+            raise Misfit(what, rows)
