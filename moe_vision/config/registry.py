@@ -20,7 +20,7 @@ from moe_vision.config.backbone_args import (
     ResNetArgs,
     VitArgs,
 )
-from moe_vision.config.loss_args import ErcArgs, TsallisArgs
+from moe_vision.config.loss_args import BudgetArgs, ErcArgs, TsallisArgs
 from moe_vision.config.method_args import (
     AdamwArgs,
     BiasBalancedArgs,
@@ -40,6 +40,7 @@ from moe_vision.config.method_args import (
     RmoeArgs,
     SgdArgs,
     SoftArgs,
+    SpectralArgs,
     SupervisedArgs,
     TopKArgs,
 )
@@ -50,11 +51,13 @@ from moe_vision.config.router_args import (
     BaseArgs,
     CosineArgs,
     DSelectKArgs,
+    DuoArgs,
     ExpertChoiceArgs,
     HashArgs,
     SimilarityArgs,
     SinkhornArgs,
     SsrArgs,
+    UncertainArgs,
 )
 from moe_vision.config.surgery_args import (
     AverageArgs,
@@ -70,7 +73,7 @@ class Entry:
     path: str  # 'module:Class'
     args: type = NoArgs
     needs: tuple[str, ...] = ()  # what a method reads: 'attention' (router), 'map' (expert), ...
-    ignores: tuple[str, ...] = ()  # keys of model.moe that this router does not read
+    ignores: tuple[str, ...] = ()  # keys of model.moe that this router or expert does not read
     supplies: tuple[str, ...] = ()  # what a backbone gives to routers, a router or expert to losses
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
@@ -152,6 +155,10 @@ ROUTERS = {
     'image_frequency': Entry(
         'moe_vision.routing.routers.frequency:ImageFrequency', FrequencyArgs, needs=('image',)
     ),
+    'uncertain': Entry(
+        'moe_vision.routing.routers.uncertain:Uncertain', UncertainArgs, supplies=('kernel',)
+    ),
+    'duo': Entry('moe_vision.routing.routers.duo:Duo', DuoArgs, supplies=('kernel', 'large')),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
         SoftArgs,
@@ -180,6 +187,7 @@ LOSSES = {
         'moe_vision.routing.layer_losses:orthogonality', needs=('kernel',), of_layer=True
     ),
     'simbal': Entry('moe_vision.routing.layer_losses:simbal', needs=('kernel',), of_layer=True),
+    'budget': Entry('moe_vision.routing.losses:budget', BudgetArgs, needs=('large',)),
 }
 
 EXPERTS = {
@@ -203,6 +211,10 @@ EXPERTS = {
         ConvNextArgs,
         needs=('map',),
         supplies=('first_matrix',),
+    ),
+    'film': Entry('moe_vision.layers.film:Film', needs=('vector',), ignores=('hidden',)),
+    'spectral': Entry(
+        'moe_vision.layers.spectral:Spectral', SpectralArgs, needs=('map',), ignores=('hidden',)
     ),
 }
 
