@@ -63,7 +63,9 @@ from moe_vision.config.surgery_args import (
     AverageArgs,
     ExpandArgs,
     ImportArgs,
+    MergeArgs,
     PruneArgs,
+    SplitArgs,
     UpcycleArgs,
 )
 
@@ -278,6 +280,8 @@ TRANSFORMS = {
 SURGERY = {
     'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
     'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
+    'split': Entry('moe_vision.surgery.split:Split', SplitArgs),
+    'merge': Entry('moe_vision.surgery.merge:Merge', MergeArgs),
     'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
     'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
     'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),

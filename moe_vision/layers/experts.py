@@ -7,6 +7,7 @@ Axes: E experts, N tokens or slots, D width, F hidden width, HW space.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,12 +47,18 @@ class Expert:
 
     Attributes:
       multiple: hidden widths must be divisible by this.
+      hidden_axes: parameter -> its axis of hidden units, the first matrix first, for kinds of
+        surgery that cut an expert between hidden units. None where the parts would not add up to
+        it, because a norm lies over the hidden units.
+      added: parameters that are added to the output.
       before, after: what all experts of a place share: a network runs `before` on every token that
         it routes, and `after` on the sum of what the experts give. They are no part of what is
         routed, so a twin has them too.
     """
 
     multiple = 1
+    hidden_axes: Mapping[str, int] | None = None
+    added: tuple[str, ...] = ()
     before: 'Expert | None' = None
     after: 'Expert | None' = None
 
@@ -153,6 +160,9 @@ class Expert:
 class Mlp(Expert):
     """D -> F -> D on vectors [N, D]."""
 
+    hidden_axes = {'in_kernel': -1, 'in_bias': -1, 'out_kernel': -2}
+    added = ('out_bias',)
+
     def shapes(self) -> Shapes:
         d, f = self.width, self.hidden
         return {
@@ -209,6 +219,9 @@ class Conv(Expert):
 
 class DepthwiseConv(Expert):
     """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], with a norm per image."""
+
+    hidden_axes = {'in_kernel': -1, 'in_bias': -1, 'out_kernel': -2}
+    added = ('out_bias',)
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
@@ -279,6 +292,9 @@ class ConvNext(Expert):
     This is the branch of a ConvNeXt block (Liu et al. 2022). Its norm sees one position of one
     image, so it is the same in an expert as in the original network.
     """
+
+    hidden_axes = {'in_kernel': -1, 'in_bias': -1, 'out_kernel': -2}
+    added = ('out_bias',)
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.surgery.state import Arrays, State, Table, in_head
@@ -109,6 +110,23 @@ def cut(
         router_state[path] = own if kept is None else np.asarray(kept, own.dtype)
     told = ('the classifier is new: the classes there have other names',) if new_head else ()
     return State(made, norms, router_state, fresh.class_names, told)
+
+
+def needs_routed(what: str, config: Config) -> None:
+    """Raises UserError if the config of a result that must be routed is of a dense network."""
+    if config.model.twin != 'none' or config.model.moe.placement == 'none':
+        raise UserError(
+            f'{what} makes a routed network, but the config is of a dense one; give '
+            'model.moe.placement, and model.twin=none.'
+        )
+
+
+def gate_sum(config: Config) -> float | None:
+    """What the gates of a token sum to, as the router's arguments say; None: it depends."""
+    args = config.model.moe.router_args
+    if getattr(args, 'renormalize', False) or getattr(args, 'gate', '') == 'top_k_softmax':
+        return float(getattr(args, 'gate_scale', 1.0))
+    return None
 
 
 def block_of(path: str) -> tuple[str, str, str]:

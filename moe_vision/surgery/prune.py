@@ -69,24 +69,36 @@ class Prune(Kind):
     def _worth(self, block: str, experts: int, about: Mapping[str, Any]) -> list[float]:
         """What each expert of a layer is worth."""
         if self.args.by == 'load':
-            file = 'evaluation.json'
-            layers = as_dict(as_dict(about.get('evaluation')).get('layers'))
-            found = as_list(as_dict(layers.get(block)).get('load'))
-        else:
-            file = 'mechanism.json'
-            found = as_list(as_dict(as_dict(about.get('mechanism')).get('ablation')).get(block))
-        worth = [number(x) for x in found]
-        if len(worth) != experts or not np.isfinite(worth).all():
-            raise UserError(
-                f'prune by {self.args.by} reads {file} of the run, which does not say it of '
-                f"'{block}'; "
-                + (
-                    'train the run to its end first.'
-                    if self.args.by == 'load'
-                    else 'a study writes it for arms that it probes. --by=load needs no probes.'
-                )
-            )
-        return worth
+            return loads('prune', block, experts, about)
+        found = as_list(as_dict(as_dict(about.get('mechanism')).get('ablation')).get(block))
+        return _read(
+            found,
+            experts,
+            'prune by ablation reads mechanism.json of the run, which does not say it of '
+            f"'{block}'; a study writes it for arms that it probes. --by=load needs no probes.",
+        )
+
+
+def loads(what: str, block: str, experts: int, about: Mapping[str, Any]) -> list[float]:
+    """The share of the choices that each expert of a layer got, [E], by `evaluation.json`.
+
+    Raises:
+      UserError: the run has no such file yet.
+    """
+    layers = as_dict(as_dict(about.get('evaluation')).get('layers'))
+    return _read(
+        as_list(as_dict(layers.get(block)).get('load')),
+        experts,
+        f"{what} reads the load of '{block}' in evaluation.json of the run, which does not say it; "
+        'train the run to its end first.',
+    )
+
+
+def _read(found: list[Any], experts: int, message: str) -> list[float]:
+    worth = [number(x) for x in found]
+    if len(worth) != experts or not np.isfinite(worth).all():
+        raise UserError(message)
+    return worth
 
 
 def _largest(worth: list[float], count: int) -> list[int]:

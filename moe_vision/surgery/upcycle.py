@@ -18,9 +18,8 @@ import zlib
 
 import numpy as np
 
-from moe_vision.common.errors import UserError
 from moe_vision.config.schema import Config
-from moe_vision.surgery.kind import Kind, block_of, cut
+from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, needs_routed
 from moe_vision.surgery.state import State, Table
 
 _WHY = 'no block there can be copied'
@@ -35,11 +34,7 @@ class Upcycle(Kind):
     def __call__(
         self, source: State, source_config: Config | None, fresh: State, config: Config
     ) -> State:
-        if config.model.twin != 'none' or config.model.moe.placement == 'none':
-            raise UserError(
-                'upcycle makes a routed network, but the config is of a dense one; give '
-                'model.moe.placement, and model.twin=none.'
-            )
+        needs_routed('upcycle', config)
         copied: dict[str, int] = {}
 
         def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
@@ -82,10 +77,8 @@ def _why(block: str, source: State) -> str:
 
 def _exactness(config: Config) -> list[str]:
     """What keeps the network from computing what the source does, for all that can be known."""
-    moe, args = config.model.moe, config.model.moe.router_args
-    lines = []
-    gates = getattr(args, 'renormalize', False) or getattr(args, 'gate', '') == 'top_k_softmax'
-    if not gates or getattr(args, 'gate_scale', 1.0) != 1.0:
+    moe, lines = config.model.moe, []
+    if gate_sum(config) != 1:
         lines.append(
             f"the gates of router '{moe.router}' do not sum to 1 as it is set, so branches are "
             'scaled at first; with renormalize the network begins as the dense one'
