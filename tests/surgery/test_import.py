@@ -236,3 +236,17 @@ def test_a_file_that_is_none_says_which_there_are(tmp_path):
     (tmp_path / 'x.bytes').write_bytes(b'')
     with pytest.raises(UserError, match='its name must end in .safetensors'):
         files.read(str(tmp_path / 'x.bytes'))
+
+
+@pytest.mark.parametrize('exact', [True, False])
+def test_exact_variances_hold_where_the_mean_is_large(exact):
+    """The mean of x^2, less the squared mean, loses what is left of x beside a mean of 1,000."""
+    from moe_vision.config.backbone_args import VitArgs
+    from moe_vision.models.parts import layer_norm
+
+    x = np.random.default_rng(0).normal(size=(4, 64)) + 1000
+    norm = layer_norm(VitArgs(exact_variance=exact), 'float32')()
+    params = {'scale': np.ones(64, 'f4'), 'bias': np.zeros(64, 'f4')}
+    ours = norm.apply({'params': params}, x.astype(np.float32))
+    theirs = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    assert (np.abs(ours - theirs).max() < 1e-3) == exact

@@ -116,8 +116,8 @@ def _torch(path: str) -> Arrays:
         found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # of unpickling, which may be of any type
         raise UserError(
-            f"'{path}' is refused: torch cannot read it as weights alone "
-            f'({" ".join(str(e).split())[:120]}); save its state_dict() as safetensors.'
+            f"'{path}' is refused: torch cannot read it as weights alone, so it holds more than "
+            'tensors, or is damaged; save its state_dict() as safetensors.'
         ) from e
     for holder in _HOLDERS:
         if isinstance(found, Mapping) and isinstance(found.get(holder), Mapping):
