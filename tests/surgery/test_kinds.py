@@ -183,7 +183,7 @@ def test_moments_are_copied_like_weights(data_dir):
 
 def test_the_counts_are_those_that_leverage_predicts(data_dir):
     """Parameters of all results, and FLOPs: k blocks instead of one, and the router."""
-    info = DatasetInfo('digits', 5, IMAGE, {'train': 100})
+    info = DatasetInfo('digits', 5, IMAGE, {'train': 100}, tuple('01234'))
     twin, config = config_of(data_dir, **{'model.twin': 'same_width'}), config_of(data_dir)
     wide, narrow = (config_of(data_dir, **{'model.moe.num_experts': n}) for n in (6, 3))
     costs = [measure(c, info) for c in (twin, config, wide, narrow)]
