@@ -156,12 +156,12 @@ def h100() -> jax.Device:
     ).devices[0]
 
 
-def layers(device: jax.Device, forms: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
+def layers(device: jax.Device, fns: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
     """Compiles forward and backward of each form of the layer."""
     sharding = SingleDeviceSharding(device)
     programs = {}
     with platform.made_for(Mesh([device], 'data')):
-        for name, (fn, args) in forms.items():
+        for name, (fn, args) in fns.items():
             args = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
             )

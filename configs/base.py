@@ -89,6 +89,9 @@ def get_config() -> ConfigDict:
     c.model.moe.expert_args = {}  # arguments of the expert
     c.model.moe.hidden = 0  # hidden width of one expert; 0 is that of the block it replaces
     c.model.moe.splits = 1  # parts of the channels, each routed by itself
+    # experts that differ: ({'count': 4}, {'count': 2, 'divide': 16}, {'expert': 'skip'}), also with
+    # hidden and args. Twins copy the first kind; skip, a null expert, is no part of num_experts
+    c.model.moe.kinds = ()
     c.model.moe.losses = {'importance': 0.005, 'load': 0.005}  # weights, by their names in LOSSES
     c.model.moe.loss_args = {}  # arguments of losses, such as {'erc': {'alpha': 0.5}}
     # hidden width of a shared expert, which every token takes besides; 0 for none

@@ -79,7 +79,7 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'surgery': 'common config run_folder',
     'training': 'common config processes routing layers models transforms check leverage '
     'run_folder surgery report',
-    'predict': 'common config layers models leverage run_folder training',
+    'predict': 'common config routing layers models leverage run_folder training',
     'pod': 'common config layers leverage training',
     'surgery command': 'common config run_folder surgery training',
     'study': 'common config processes layers models check leverage run_folder training report',

@@ -34,7 +34,15 @@ TWINS: Mapping[str, Overrides] = {
 # equal work, those twelve whose interval of the gap to `top_k` reaches highest, mean over `digits`
 # and `digits_check`. Until both have run it is empty.
 TWELVE: tuple[str, ...] = ()
-DIFFERENT_WORK = ('shared_expert', 'soft', 'soft_batch', 'splits')  # of `conv`
+DIFFERENT_WORK = (  # of `conv`
+    'shared_expert',
+    'soft',
+    'soft_batch',
+    'splits',
+    'large_and_small',
+    'duo',
+    'spectral',
+)
 
 
 def get_study(part: str = '') -> Study:
@@ -99,7 +107,25 @@ CONV: Mapping[str, Overrides] = {  # router or loss -> the keys that differ from
     'similarity_aware': routed('similarity_aware', BALANCE, graph='group'),
     'frequency': routed('frequency', BALANCE),
     'image_frequency': routed('image_frequency', BALANCE),
+    'uncertain': routed('uncertain', BALANCE),
+    # experts of other kinds, or several kinds of them
     'splits': {**routed('top_k', BALANCE), 'model.moe.splits': 2},
+    'large_and_small': {
+        **routed('top_k', BALANCE),
+        'model.moe.kinds': ({'count': 4}, {'count': 4, 'divide': 7}),
+    },
+    'duo': {
+        **routed('duo', {'budget': 1.0}),
+        'model.moe.loss_args': {'budget': {'target': 0.5}},
+        'model.moe.num_experts': 2,
+        'model.moe.k': 3,
+        'model.moe.kinds': ({}, {'divide': 7}, {'expert': 'skip'}),
+    },
+    'spectral': {
+        **routed('top_k', BALANCE),
+        'model.moe.shared_hidden': 28,
+        'model.moe.kinds': ({'expert': 'spectral', 'count': 8},),
+    },
 }
 DEEP: Mapping[str, Overrides] = {
     'top_k': routed('top_k', BALANCE),
@@ -119,6 +145,11 @@ VIT: Mapping[str, Overrides] = {
     'similarity_aware': routed('similarity_aware', BALANCE),
     'expert_choice': routed('expert_choice'),
     'pmoe': {**routed('pmoe'), 'model.moe.group_size': 16},
+    'film': {
+        **routed('uncertain'),
+        'model.moe.expert': 'film',
+        'model.moe.expert_args': {},
+    },
 }
 NETWORKS: Mapping[str, tuple[Overrides, Mapping[str, Overrides]]] = {
     '': (sets.DIGITS.backbone.overrides, CONV),

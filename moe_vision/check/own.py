@@ -9,6 +9,7 @@ from typing import Any
 
 from moe_vision.check import shapes, values
 from moe_vision.config import registry
+from moe_vision.config.kinds import SKIP, skips
 from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.config.schema import Model
 
@@ -39,7 +40,8 @@ def _routing(model: Model, mine: shapes.Own) -> None:
     if 'model.moe.router' in mine:
         for layer in range(routed_layers(model)):
             at = moe_at(model, layer)
-            values.router(moe.router, moe.router_args, at.num_experts, at.k)
+            ids = at.num_experts + skips(at.kinds)
+            values.router(moe.router, moe.router_args, ids, at.k)
         return  # losses of one's own may read what this router alone gives
     if 'k' in registry.ROUTERS[moe.router].ignores:
         return
@@ -56,6 +58,11 @@ def own(model: Model) -> shapes.Own:
         named |= {
             'model.moe.router': (moe.router, registry.ROUTERS),
             'model.moe.expert': (moe.expert, registry.EXPERTS),
+        }
+        named |= {
+            f'model.moe.kinds[{n}].expert': (kind.expert, registry.EXPERTS)
+            for n, kind in enumerate(moe.kinds)
+            if kind.expert != SKIP
         }
         named |= {f'model.moe.losses.{n}': (n, registry.LOSSES) for n, w in moe.losses.items() if w}
     return {key: name for key, (name, table) in named.items() if name not in table}

@@ -15,3 +15,5 @@ class Place:
     tokens_per_image: int = 1  # patches of an image where patches are routed
     pool_layer: int = 0  # number of this layer among those that share its experts
     pool_layers: int = 1  # how many layers share its experts
+    kinds: tuple[int, ...] = ()  # of experts that differ: the number of each one's kind, by id
+    skips: int = 0  # null experts that any router may choose; their ids follow those of true ones

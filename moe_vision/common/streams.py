@@ -98,3 +98,17 @@ class DynamoeStream(IntEnum):
     """Folded into the key of a routed layer by router 'dynamoe'."""
 
     NOISE = 0
+
+
+@unique
+class UncertainStream(IntEnum):
+    """Folded into the key of a routed layer by router 'uncertain'."""
+
+    DROPOUT = 0
+
+
+@unique
+class DuoStream(IntEnum):
+    """Folded into the key of a routed layer by router 'duo'."""
+
+    MODULE = 0  # the module that a token takes while routes are random

@@ -19,6 +19,7 @@ from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
 from moe_vision.common.paths import expanded, runs_near
 from moe_vision.config import compare, registry, rules, schema, source, trust, typed
+from moe_vision.config.kinds import SKIP, Kind
 from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
 )
@@ -76,8 +77,12 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
                 f"model.moe.loss_args names '{loss}', but model.moe.losses does not."
                 f'{nearest(loss, losses)} It has {", ".join(losses) or "none"}.'
             )
+    expert_args = _args(
+        f"argument of expert '{name}'", expert, moe.expert_args, 'model.moe.expert_args'
+    )
     moe = dataclasses.replace(
         moe,
+        kinds=tuple(_kind(kind, n, name, expert_args) for n, kind in enumerate(moe.kinds)),
         loss_args={
             loss: _args(
                 f"argument of loss '{loss}'", losses[loss], given, f'model.moe.loss_args.{loss}'
@@ -85,9 +90,7 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
             for loss, given in moe.loss_args.items()
         },
         expert=name,
-        expert_args=_args(
-            f"argument of expert '{name}'", expert, moe.expert_args, 'model.moe.expert_args'
-        ),
+        expert_args=expert_args,
         router_args=_args(
             f"argument of router '{moe.router}'", router, moe.router_args, 'model.moe.router_args'
         ),
@@ -124,6 +127,18 @@ def _init_args(config: schema.Config) -> Any:
 def _transform(name: str, given: Any) -> Any:
     entry = registry.entry('transform', registry.TRANSFORMS, name)
     return _args(f"argument of transform '{name}'", entry, given, f'train.transforms.{name}')
+
+
+def _kind(kind: Kind, number: int, expert: str, expert_args: Any) -> Kind:
+    """One of `model.moe.kinds`, with its expert and the arguments of that expert resolved."""
+    where = f'model.moe.kinds[{number}].args'
+    if not kind.expert and not kind.args:
+        return dataclasses.replace(kind, expert=expert, args=expert_args)
+    name = kind.expert or expert
+    entry = registry.Entry(SKIP) if name == SKIP else None
+    entry = entry or registry.entry('expert', registry.EXPERTS, name)
+    args = _args(f"argument of expert '{name}'", entry, kind.args, where)
+    return dataclasses.replace(kind, expert=name, args=args)
 
 
 def _args(what: str, entry: registry.Entry, given: Any, where: str) -> Any:

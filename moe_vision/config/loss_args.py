@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moe_vision.common.errors import UserError, positive
+from moe_vision.common.errors import UserError, below_one, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,3 +21,11 @@ class ErcArgs:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UserError(f'alpha is {self.alpha}; allowed: 0 <= alpha <= 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetArgs:
+    target: float = 0.5  # share of the passes that large modules may take
+
+    def __post_init__(self) -> None:
+        below_one(self, 'target')

@@ -218,6 +218,16 @@ class ConvArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpectralArgs:
+    modes: int = 8  # frequencies along each side for which a filter has values of its own
+    cutoff: float = 0.25  # of the initial low-pass filter, cycles per pixel; half is the highest
+
+    def __post_init__(self) -> None:
+        positive(self, 'modes', 'cutoff')
+        at_most(self, _FACTOR, 'modes')
+
+
+@dataclasses.dataclass(frozen=True)
 class ConvNextArgs:
     kernel: int = 7  # size of the depthwise convolution
     layer_scale: float = 1e-6  # initial factor of the branch; learned per channel

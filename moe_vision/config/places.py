@@ -5,6 +5,7 @@ import dataclasses
 from moe_vision.common.errors import UserError, nearest
 from moe_vision.common.place import Place
 from moe_vision.config.expert_schedule import experts_of_layers
+from moe_vision.config.kinds import kind_of_id, skips
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.schema import Model, Moe
 
@@ -104,6 +105,8 @@ def place_at(model: Model, layer: int, tokens_per_image: int = 1) -> Place:
         tokens_per_image=tokens_per_image,
         pool_layer=pool.index(layer),
         pool_layers=len(pool),
+        kinds=kind_of_id(moe.kinds),
+        skips=skips(moe.kinds),
     )
 
 

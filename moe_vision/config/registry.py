@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_vision.common.errors import UserError, unknown
+from moe_vision.config import surgery_args
 from moe_vision.config.backbone_args import (
     ConvNetArgs,
     ConvNextNetArgs,
@@ -20,7 +21,7 @@ from moe_vision.config.backbone_args import (
     ResNetArgs,
     VitArgs,
 )
-from moe_vision.config.loss_args import ErcArgs, TsallisArgs
+from moe_vision.config.loss_args import BudgetArgs, ErcArgs, TsallisArgs
 from moe_vision.config.method_args import (
     AdamwArgs,
     BiasBalancedArgs,
@@ -40,6 +41,7 @@ from moe_vision.config.method_args import (
     RmoeArgs,
     SgdArgs,
     SoftArgs,
+    SpectralArgs,
     SupervisedArgs,
     TopKArgs,
 )
@@ -50,18 +52,13 @@ from moe_vision.config.router_args import (
     BaseArgs,
     CosineArgs,
     DSelectKArgs,
+    DuoArgs,
     ExpertChoiceArgs,
     HashArgs,
     SimilarityArgs,
     SinkhornArgs,
     SsrArgs,
-)
-from moe_vision.config.surgery_args import (
-    AverageArgs,
-    ExpandArgs,
-    ImportArgs,
-    PruneArgs,
-    UpcycleArgs,
+    UncertainArgs,
 )
 
 
@@ -70,7 +67,7 @@ class Entry:
     path: str  # 'module:Class'
     args: type = NoArgs
     needs: tuple[str, ...] = ()  # what a method reads: 'attention' (router), 'map' (expert), ...
-    ignores: tuple[str, ...] = ()  # keys of model.moe that this router does not read
+    ignores: tuple[str, ...] = ()  # keys of model.moe that this router or expert does not read
     supplies: tuple[str, ...] = ()  # what a backbone gives to routers, a router or expert to losses
     unit: str = ''  # what a backbone routes in its blocks: 'image' or 'patch'
     expert: str = ''  # the expert that copies a backbone's blocks, a name in EXPERTS
@@ -152,6 +149,10 @@ ROUTERS = {
     'image_frequency': Entry(
         'moe_vision.routing.routers.frequency:ImageFrequency', FrequencyArgs, needs=('image',)
     ),
+    'uncertain': Entry(
+        'moe_vision.routing.routers.uncertain:Uncertain', UncertainArgs, supplies=('kernel',)
+    ),
+    'duo': Entry('moe_vision.routing.routers.duo:Duo', DuoArgs, supplies=('kernel', 'large')),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
         SoftArgs,
@@ -180,6 +181,7 @@ LOSSES = {
         'moe_vision.routing.layer_losses:orthogonality', needs=('kernel',), of_layer=True
     ),
     'simbal': Entry('moe_vision.routing.layer_losses:simbal', needs=('kernel',), of_layer=True),
+    'budget': Entry('moe_vision.routing.losses:budget', BudgetArgs, needs=('large',)),
 }
 
 EXPERTS = {
@@ -203,6 +205,10 @@ EXPERTS = {
         ConvNextArgs,
         needs=('map',),
         supplies=('first_matrix',),
+    ),
+    'film': Entry('moe_vision.layers.film:Film', needs=('vector',), ignores=('hidden',)),
+    'spectral': Entry(
+        'moe_vision.layers.spectral:Spectral', SpectralArgs, needs=('map',), ignores=('hidden',)
     ),
 }
 
@@ -264,11 +270,16 @@ TRANSFORMS = {
 
 # Kinds of surgery: what makes a run's folder from that of another run, from several, or a file.
 SURGERY = {
-    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
-    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
-    'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
-    'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
-    'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
+    # 'file' and 'runs': what a kind reads instead of one run
+    'import': Entry(
+        'moe_vision.surgery.import_weights:Import', surgery_args.ImportArgs, needs=('file',)
+    ),
+    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', surgery_args.UpcycleArgs),
+    'expand': Entry('moe_vision.surgery.expand:Expand', surgery_args.ExpandArgs),
+    'average': Entry(
+        'moe_vision.surgery.average:Average', surgery_args.AverageArgs, needs=('runs',)
+    ),
+    'prune': Entry('moe_vision.surgery.prune:Prune', surgery_args.PruneArgs),
 }
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from moe_vision.common.errors import UserError, at_most, positive
+from moe_vision.common.errors import UserError, at_most, below_one, positive, unread
 from moe_vision.config.method_args import TopKArgs
 
 _SIZE = 100_000  # experts, channels
@@ -137,3 +137,32 @@ class DSelectKArgs:
                 f"num_experts is {num_experts}, but router 'dselect_k' needs a power of 2, such as "
                 f'{below} or {2 * below}.'
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class UncertainArgs:
+    passes: int = 5  # M, in training
+    dropout: float = 0.1  # of the features, in each pass
+    calibrate: bool = True  # divide the mean of the passes by their spread
+    epsilon: float = 0.01  # added to that spread
+    renormalize: bool = True  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        positive(self, 'passes', 'epsilon', 'gate_scale')
+        at_most(self, _ITERATIONS, 'passes')
+        below_one(self, 'dropout')
+        unread(self, 'epsilon', self.calibrate, 'calibrate is False')
+
+
+@dataclasses.dataclass(frozen=True)
+class DuoArgs:
+    random_until: float = 0.5  # fraction of training in which each token takes any one module
+    temperature_start: float = 1.0  # from there on
+    temperature_end: float = 0.1  # at the end of training; it falls linearly
+    normalize_inputs: bool = True  # of each token, to mean 0 and variance 1; V-MoE does not
+
+    def __post_init__(self) -> None:
+        below_one(self, 'random_until')
+        positive(self, 'temperature_start', 'temperature_end')

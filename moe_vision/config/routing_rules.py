@@ -5,8 +5,9 @@ an image. Every function raises `UserError` for the first rule that is broken.
 """
 
 from moe_vision.common.errors import UserError
-from moe_vision.config import registry
+from moe_vision.config import kind_rules, registry
 from moe_vision.config.group_rules import check_groups, fits, one_image, routes_patches
+from moe_vision.config.kinds import skips
 from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, Config, Moe
@@ -40,7 +41,6 @@ def _experts(config: Config) -> None:
     model, moe = config.model, config.model.moe
     router = registry.entry('router', registry.ROUTERS, moe.router)
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
-    expert = registry.entry('expert', registry.EXPERTS, moe.expert)
     _schedule(moe)
     for layer in range(routed_layers(model)):
         _counts(config, layer, router)
@@ -72,21 +72,7 @@ def _experts(config: Config) -> None:
                 f"{', '.join(supplies) or 'nothing'} at model.moe.placement '{moe.placement}'; "
                 'choose another of them.'
             )
-    routed = 'vector' if moe.placement in HEADS or backbone.unit == 'patch' else 'map'
-    if expert.needs and routed not in expert.needs:
-        usable = [n for n, e in registry.EXPERTS.items() if routed in e.needs]
-        raise UserError(
-            f"expert '{moe.expert}' works on a {expert.needs[0]} but what is routed "
-            f"here is a {routed} (model.name '{model.name}', model.moe.placement "
-            f"'{moe.placement}'); use {' or '.join(usable)}."
-        )
-    groups = getattr(moe.expert_args, 'norm_groups', 1)
-    for key, width in _normed_widths(config):
-        if width % groups:
-            raise UserError(
-                f'model.moe.expert_args.norm_groups is {groups}, which does not divide '
-                f'{key} {width}; {fits(width, groups)}.'
-            )
+    kind_rules.check(config)
 
 
 def _schedule(moe: Moe) -> None:
@@ -111,10 +97,10 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
     moe, where = moe_at(config.model, layer), ''
     if config.model.moe.layers or config.model.moe.schedule != 'uniform':
         where = f' at routed layer {layer}'
-    null = getattr(moe.router_args, 'null_experts', 0)
-    ids = moe.num_experts + null
+    null, skip = getattr(moe.router_args, 'null_experts', 0), skips(moe.kinds)
+    ids = moe.num_experts + null + skip
     if moe.k > ids and 'k' not in router.ignores:
-        among = f' + null_experts {null}' if null else ''
+        among = f' + null_experts {null}' if null else f' + skip {skip}' if skip else ''
         raise UserError(
             f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
             f'{among}{where}; k can be 1 to {ids}.'
@@ -206,35 +192,17 @@ def _splits(config: Config) -> None:
                 )
 
 
-def _normed_widths(config: Config) -> list[tuple[str, int]]:
-    """Key and value of each width that the norm inside an expert splits into groups."""
-    args, moe = config.model.args, config.model.moe
-    widths = getattr(args, 'block_widths', ())
-    found = [
-        ('model.args.widths', widths[n] // moe.splits)
-        for n in routed_blocks(moe.placement, getattr(args, 'blocks', None))
-        if widths
-    ]
-    if moe.expert not in ('conv', 'bottleneck'):
-        return found
-    copied = [
-        ('the hidden width of a block,', args.hidden(width * moe.splits) // moe.splits)
-        for _, width in found
-    ]
-    hidden = [('model.moe.hidden', moe.hidden)] if moe.hidden else copied
-    shared = [('model.moe.shared_hidden', moe.shared_hidden)] if moe.shared_hidden else []
-    return found + hidden + shared
-
-
 def _losses(config: Config) -> None:
     moe = config.model.moe
     if moe.router not in registry.ROUTERS:
         return  # the user's own router: the loss itself reports what it lacks
     expert = registry.EXPERTS.get(moe.expert)  # one of the user's own tells by itself
     offers = [*registry.ROUTERS[moe.router].supplies]
-    offers += expert.supplies if expert else ('first_matrix',)
+    offers += () if moe.kinds else expert.supplies if expert else ('first_matrix',)
     if 'k' not in registry.ROUTERS[moe.router].ignores:
         offers.append('choices')
+    if 'large' in offers and not moe.kinds:
+        offers.remove('large')  # without kinds of experts all are
     if getattr(moe.router_args, 'noise', 'none') in ('gaussian', 'learned'):
         offers.append('noise')
     todo = {
@@ -244,11 +212,18 @@ def _losses(config: Config) -> None:
         'selectors': "set model.moe.router to 'dselect_k', or",
         'kernel': "take a router that is linear and learns, such as 'top_k', or",
         'coefficient': "set model.moe.router to 'remoe', or",
+        'large': "set model.moe.router to 'duo' and name model.moe.kinds, or",
         'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
     }
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
+                if need == 'first_matrix' and moe.kinds:
+                    raise UserError(
+                        f'model.moe.losses.{name} is {weight}, which compares the first matrices '
+                        'of all experts, but those of model.moe.kinds differ; leave kinds out, or '
+                        'set the loss to 0.'
+                    )
                 of = 'expert' if need == 'first_matrix' else 'router'
                 raise UserError(
                     f"model.moe.losses.{name} is {weight} but {of} '{getattr(moe, of)}' "

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from input_pipeline import DatasetConfig
 from moe_vision.common import limits
 from moe_vision.config.key import key
+from moe_vision.config.kinds import Kind
 
 LARGEST_SEED = 2**32 - 1  # initial values derive from 32 bits of it
 Schedule = Literal['uniform', 'descending', 'ascending', 'pyramid_up', 'pyramid_down', 'wave']
@@ -84,6 +85,12 @@ class Moe:
         0, 'hidden width of one expert; 0 is that of the block it replaces', at_most=1_000_000
     )
     splits: int = key(1, 'parts of the channels, each routed by itself', positive=True)
+    kinds: tuple[Kind, ...] = key(
+        (),
+        "experts that differ: ({'count': 4}, {'count': 2, 'divide': 16}, {'expert': 'skip'}), also "
+        'with hidden and args. Twins copy the first kind; skip, a null expert, is no part of '
+        'num_experts',
+    )
     losses: dict[str, float] = key(
         {'importance': 0.005, 'load': 0.005}, 'weights, by their names in LOSSES'
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Entry = TypeVar('Entry')
 KEYS = typed.flatten(schema.Config)
-OPEN = tuple(k for k, kind in KEYS.items() if kind is Any or getattr(kind, '__origin__', 0) is dict)
+OPEN = tuple(k for k, kind in KEYS.items() if typed.is_open(kind))
 
 
 def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list[str]]:

@@ -28,6 +28,13 @@ def flatten(cls: Any, prefix: str = '') -> dict[str, Any]:
     return leaves
 
 
+def is_open(kind: Any) -> bool:
+    """Whether values of this annotation hold names that it does not list: dictionaries."""
+    inner = typing.get_args(kind)
+    of_dictionaries = typing.get_origin(kind) is tuple and dataclasses.is_dataclass(inner[0])
+    return kind is Any or typing.get_origin(kind) is dict or of_dictionaries
+
+
 def build(
     cls: Any, given: Mapping[str, Any], where: str, what: str = 'key', complete: bool = False
 ) -> Any:
@@ -106,7 +113,9 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
                 raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.') from e
         each = [inner[0]] * len(items) if repeated else inner
         return tuple(
-            convert(v, k, f'item {n} of {where}')
+            convert(
+                v, k, f'{where}[{n - 1}]' if dataclasses.is_dataclass(k) else f'item {n} of {where}'
+            )
             for n, (v, k) in enumerate(zip(items, each, strict=True), 1)
         )
     if origin is dict and isinstance(value, Mapping) and all(type(name) is str for name in value):

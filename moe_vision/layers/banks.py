@@ -15,23 +15,24 @@ Array = jax.Array
 
 
 class ExpertBank(nn.Module):
-    """The parameters of E experts, each with a leading axis E. Experts are drawn independently."""
+    """The parameters of E experts, each with a leading axis E, or the number of experts of a kind.
+    Experts are drawn independently."""
 
     expert: Expert
     num_experts: int
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
-        def stacked(init):
+        def stacked(init, count):
             def draw(key, shape):
-                keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(self.num_experts))
+                keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(count))
                 return jax.vmap(lambda k: init(k, shape))(keys)
 
             return draw
 
         return {
-            name: self.param(name, stacked(init), shape)
-            for name, (shape, init) in self.expert.shapes().items()
+            name: self.param(name, stacked(init, count), shape)
+            for name, (count, shape, init) in self.expert.bank_shapes(self.num_experts).items()
         }
 
 

@@ -136,27 +136,19 @@ def run_plan(
 
     Args:
       x: [G, T, *].
-      bank: parameters of this device's experts, [E / n, ...] with n devices on the expert axis.
+      bank: parameters of this device's experts: [E / n, ...] with n devices on the expert axis, or
+        an n-th of each kind.
       across: what `spans` returned. If True the result has the outputs of this device's experts
         alone, for `over_groups` to sum.
 
     Returns:
       [G, T, *].
     """
-    count = next(iter(bank.values())).shape[0]
+    count = expert.in_bank(bank)
     experts = functools.partial(expert.run_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
         if not train and isinstance(plan, IndexPlan) and plan.gate.size <= count:
-            return plan.apply_each(
-                x,
-                lambda e, row: expert.run(
-                    {
-                        n: jax.lax.dynamic_index_in_dim(w, e, keepdims=False)
-                        for n, w in bank.items()
-                    },
-                    row,
-                ),
-            )
+            return plan.apply_each(x, functools.partial(expert.run_one, bank))
         return plan.apply(x, experts)
     if across:
         return plan.for_experts(jax.lax.axis_index('expert') * count, count).apply(x, experts)

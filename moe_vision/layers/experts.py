@@ -7,20 +7,19 @@ Axes: E experts, N tokens or slots, D width, F hidden width, HW space.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe_vision.common import platform
 from moe_vision.common.errors import UserError
-from moe_vision.layers.convolution import convolution
+from moe_vision.layers.parts import biased, conv, group_norm, layer_norm
 from moe_vision.routing.types import expect
 
 Array = jax.Array
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name -> (shape, initializer)
+BankShapes = dict[str, tuple[int, tuple[int, ...], Any]]  # name -> (how many, shape, initializer)
 
 HE = jax.nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 LECUN = jax.nn.initializers.lecun_normal()
@@ -44,15 +43,45 @@ class Expert:
       args: the expert's own arguments.
       width: D, channels in and out.
       hidden: F, hidden width.
+
+    Attributes:
+      multiple: hidden widths must be divisible by this.
+      before, after: what all experts of a place share: a network runs `before` on every token that
+        it routes, and `after` on the sum of what the experts give. They are no part of what is
+        routed, so a twin has them too.
     """
 
-    multiple = 1  # hidden widths must be divisible by this
+    multiple = 1
+    before: 'Expert | None' = None
+    after: 'Expert | None' = None
 
     def __init__(self, args: Any, width: int, hidden: int):
         self.args, self.width, self.hidden = args, width, hidden
 
     def shapes(self) -> Shapes:
         raise NotImplementedError
+
+    @property
+    def reference(self) -> 'Expert':
+        """The dense block that stands for these experts in twins: one of them."""
+        return self
+
+    def parts(self, count: int) -> list[tuple['Expert', int]]:
+        """The kinds of experts in a bank of `count`, and how many of each there are."""
+        return [(self, count)]
+
+    def bank_shapes(self, count: int) -> BankShapes:
+        """What a bank of `count` experts holds; the arrays get a leading axis."""
+        return {name: (count, shape, init) for name, (shape, init) in self.shapes().items()}
+
+    def in_bank(self, params: dict[str, Array]) -> int:
+        """How many experts a bank, or one device's part of it, holds."""
+        return next(iter(params.values())).shape[0]
+
+    def run_one(self, params: dict[str, Array], number: Array, x: Array) -> Array:
+        """Runs expert `number`, a scalar that may be traced, of a bank on x [N, *, D]."""
+        one = {n: lax.dynamic_index_in_dim(w, number, keepdims=False) for n, w in params.items()}
+        return self.run(one, x)
 
     def apply(self, params: dict[str, Array], x: Array) -> Array:
         """Runs one expert: x [N, *, D] to the same shape and type.
@@ -282,64 +311,3 @@ def _through_depthwise(params: dict[str, Array]) -> Array:
     """`Expert.first_matrix` of a depthwise convolution and the 1x1 one behind it, [E, D, F]."""
     per_channel = params['depthwise'].sum((1, 2, 3))  # of [E, s, s, 1, D]
     return per_channel[..., None] * params['in_kernel']
-
-
-def conv(x: Array, kernel: Array, groups: int = 1) -> Array:
-    """SAME convolution with stride 1 of x [N, H, W, D] and kernel [h, w, D / groups, D_out].
-
-    Off a CPU, one of 1x1 is a product, which a vmap over experts makes one batched product.
-    """
-    kernel = kernel.astype(x.dtype)
-    if kernel.shape[:2] == (1, 1) and groups == 1 and platform.target() != 'cpu':
-        return x @ kernel[0, 0]
-    return convolution(x, kernel, groups=groups)
-
-
-def biased(act: Callable[[Array], Array], h: Array, bias: Array) -> Array:
-    """act(h + bias) of h [..., F] and a bias that broadcasts to it.
-
-    For a GPU, the backward pass computes it again from h, which the product has written anyway. So
-    h + bias is never written, and the hidden layer moves through memory less often.
-    """
-    if platform.target() != 'gpu':
-        return act(h + bias)
-    # Inside a shard_map, this zero varies over the same mesh axes as h. So jax sums the gradient of
-    # the bias over them.
-    return _biased(act, h, bias + jnp.zeros_like(h, shape=()))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _biased(act, h, bias):
-    return act(h + bias)
-
-
-def _biased_fwd(act, h, bias):
-    return act(h + bias), (h, bias)
-
-
-def _biased_bwd(act, residuals, dy):
-    h, bias = lax.optimization_barrier(residuals)  # or XLA would merge it with the forward pass
-    return jax.vjp(lambda h, bias: act(h + bias), h, bias)[1](dy)
-
-
-_biased.defvjp(_biased_fwd, _biased_bwd)
-
-
-def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
-    """Norm of x [N, H, W, D] over space and the channels of a group, per image, in float32."""
-    n, h, w, d = x.shape
-    if d % groups:
-        raise ValueError(f'norm_groups is {groups}, which does not divide {d} channels')
-    y = x.astype(jnp.float32).reshape(n, h * w, groups, d // groups)
-    mean = y.mean((1, 3), keepdims=True)
-    var = jnp.square(y - mean).mean((1, 3), keepdims=True)
-    y = ((y - mean) * lax.rsqrt(var + 1e-5)).reshape(n, h, w, d)
-    return (y * scale + bias).astype(x.dtype)
-
-
-def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float = 1e-6) -> Array:
-    """Norm of x [..., D] over D, per position, in float32."""
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
-    return (y * scale + bias).astype(x.dtype)

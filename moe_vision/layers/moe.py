@@ -6,7 +6,7 @@ D width, `*` payload of a token ([D], or [H, W, D] for a feature map).
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +18,11 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry, typed
+from moe_vision.config.kinds import as_kinds, kind_of_id, skips, true_kinds
 from moe_vision.layers.banks import ExpertBank, Shared
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
+from moe_vision.layers.mixed import Mixed
 from moe_vision.layers.route import Step, make_plan, route_groups
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import View, expect
@@ -80,6 +82,8 @@ class MoE(nn.Module):
       layer: number of this routed layer in its network; random keys derive from it.
       layers, tokens_per_image: routed layers of the network, and patches of an image where patches
         are routed; for routers that ask.
+      kinds: experts that differ: dictionaries or `Kind`s, as `config.kinds` explains; `num_experts`
+        is how many true experts they are.
       pool_layer, pool_layers: number of this layer among those that share its experts, and how
         many they are; for routers that ask.
     """
@@ -104,6 +108,7 @@ class MoE(nn.Module):
     tokens_per_image: int = 1
     pool_layer: int = 0
     pool_layers: int = 1
+    kinds: Sequence[Any] = ()
 
     @nn.compact
     def __call__(
@@ -137,7 +142,7 @@ class MoE(nn.Module):
         params, state = RouterVariables(router, x.shape[-1], alone, name='router')()
         variables = params | shared.params, state | shared.state
         features = self._features(router, variables[0], x, step, extras or {})
-        expert = make_expert(self.expert, self.expert_args, x.shape[-1], self.hidden)
+        expert = self.experts(x.shape[-1])
         arrays = shared.bank or ExpertBank(expert, self.num_experts, name='experts')()
         across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
 
@@ -188,7 +193,13 @@ class MoE(nn.Module):
             self.tokens_per_image,
             self.pool_layer,
             self.pool_layers,
+            kind_of_id(as_kinds(self.kinds)),
+            skips(as_kinds(self.kinds)),
         )
+
+    def experts(self, width: int) -> Expert:
+        """What this layer runs on slots with D = width."""
+        return make_experts(self.kinds, self.expert, self.expert_args, width, self.hidden)
 
     def _features(
         self, router: Router, params: Any, x: Array, step: Step, extras: dict[str, Array]
@@ -247,7 +258,14 @@ class MoE(nn.Module):
                 f'k is {self.k} but num_experts is {self.num_experts}; k can be 1 to '
                 f'{router.num_ids}'
             )
-        needs = registry.entry('expert', registry.EXPERTS, self.expert).needs
+        kinds = true_kinds(as_kinds(self.kinds))
+        if kinds and sum(k.count for k in kinds) != self.num_experts:
+            raise ValueError(
+                f'num_experts is {self.num_experts}, but kinds has '
+                f'{sum(k.count for k in kinds)} true experts'
+            )
+        expert = kinds[0].expert or self.expert if kinds else self.expert
+        needs = registry.entry('expert', registry.EXPERTS, expert).needs
         ranks = [n for kind, n in (('vector', 2), ('map', 4)) if kind in needs]
         if x.ndim < 2 or (ranks and x.ndim not in ranks):
             wanted = ' or '.join({2: '[B, D]', 4: '[B, H, W, D]'}[n] for n in ranks or [2, 4])
@@ -258,8 +276,7 @@ class MoE(nn.Module):
                 else ''
             )
             raise ValueError(
-                f"x has shape {list(x.shape)} but expert '{self.expert}' takes tokens {wanted}"
-                + hint
+                f"x has shape {list(x.shape)} but expert '{expert}' takes tokens {wanted}" + hint
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f'x is {x.dtype}, but experts compute in the type of x; give floats')
@@ -281,6 +298,27 @@ def make_expert(name: str, args: Any, width: int, hidden: int) -> Expert:
     """
     entry = registry.entry('expert', registry.EXPERTS, name)
     return registry.load(entry.path)(make_args('expert', name, entry, args), width, hidden)
+
+
+def make_experts(kinds: Sequence[Any], name: str, args: Any, width: int, hidden: int) -> Expert:
+    """The experts of a layer as one object: those of several kinds, or equal ones as `make_expert`.
+
+    Args:
+      kinds: as `MoE.kinds`; () for equal experts.
+      name, args: of equal experts, and of kinds that name none.
+      hidden: F, of kinds that have no other.
+
+    Raises UserError: there is no such expert or argument.
+    """
+    made = []
+    for kind in true_kinds(as_kinds(kinds)):
+        named = (kind.expert or name, kind.args if kind.expert or kind.args else args)
+        expert = make_expert(*named, width, kind.hidden or hidden)
+        if kind.divide > 1:
+            narrow = -(-expert.hidden // (kind.divide * expert.multiple)) * expert.multiple
+            expert = make_expert(*named, width, narrow)
+        made.append((expert, kind.count))
+    return Mixed(made) if made else make_expert(name, args, width, hidden)
 
 
 def make_args(kind: str, name: str, entry: registry.Entry, args: Any) -> Any:

@@ -20,7 +20,7 @@ from moe_vision.config import registry
 from moe_vision.layers.exchange import over_groups
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import capacity
-from moe_vision.routing.interventions import Intervention
+from moe_vision.routing.interventions import Intervention, Path
 from moe_vision.routing.plan import IndexPlan, index_plan
 from moe_vision.routing.router import Router
 from moe_vision.routing.routers.soft import Soft
@@ -47,7 +47,7 @@ class Step:
     start: Array | int = 0  # place of the first token in the whole pass; groups are numbered by it
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B, ...], for routers
     images: Array | None = None  # [images, H, W, C], for `Router.pool` where it needs them
-    intervention: Intervention | None = None  # changes routes after they are made
+    intervention: Intervention | Path | None = None  # changes routes after they are made
     settled: Array | None = None  # bool scalar; True: routers are frozen; None: False
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})

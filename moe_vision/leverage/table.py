@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from moe_vision.config import registry
+from moe_vision.config.kinds import kind_of_id, skips, true_kinds
 from moe_vision.config.places import moe_at, routed_layers
-from moe_vision.config.schema import Config
-from moe_vision.leverage.types import Leverage, TrainingStep, Twin
+from moe_vision.config.schema import Config, Moe
+from moe_vision.leverage.types import Capacity, Leverage, TrainingStep, Twin
 
 _COLUMNS = {
     'twin': 'flops_twin',
@@ -90,6 +91,8 @@ def capacities(config: Config, leverage: Leverage) -> list[str]:
     lines = []
     for layer, (name, cap) in enumerate(leverage.capacities.items()):
         moe = moe_at(config.model, layer)
+        if cap.flops:
+            lines.append(f'{name}: {_kinds(moe, cap)}')
         if not cap.capacity:
             lines.append(f'{name}: groups of {cap.group_size} tokens, soft, nothing is dropped')
             continue
@@ -104,6 +107,23 @@ def capacities(config: Config, leverage: Leverage) -> list[str]:
             )
         )
     return lines
+
+
+def _kinds(moe: Moe, cap: Capacity) -> str:
+    """The ids of each kind of experts, and what a token costs there."""
+    of_id, parts = kind_of_id(moe.kinds), []
+    for n, kind in enumerate(true_kinds(moe.kinds)):
+        ids = [e for e, of in enumerate(of_id) if of == n]
+        parts.append(f'{kind.expert} {_listed(ids)} {si(cap.flops[ids[0]])}')
+    if skips(moe.kinds):
+        first = moe.num_experts
+        parts.append(f'skip {_listed(list(range(first, first + skips(moe.kinds))))} 0')
+    return f'experts, their ids and FLOPs per token: {"; ".join(parts)}'
+
+
+def _listed(ids: Sequence[int]) -> str:
+    shown = [str(n) for n in ids[:8]] + ['...'] * (len(ids) > 8)
+    return f'({", ".join(shown)})'
 
 
 def twins(leverage: Leverage, all_twins: Iterable[Twin]) -> list[str]:

@@ -25,8 +25,9 @@ from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config, Model
 from moe_vision.layers import ExpertBank, MoE, Step
 from moe_vision.layers.moe import make_router
-from moe_vision.layers.route import slots_of
+from moe_vision.layers.route import slots_of, slots_per_token
 from moe_vision.leverage.types import Block, Capacity, Leverage, Twin
+from moe_vision.models.places import expert_flops
 from moe_vision.routing.capacity import effective_factor
 
 _MARK = '@'  # begins the scope that holds a module's path
@@ -49,6 +50,20 @@ class _Layer:
         moe = self.module
         router = make_router(moe.router, moe.router_args, moe.place)
         return Fraction(moe.num_experts) if self.soft else router.choices(slots_of(moe, True))
+
+    @property
+    def slots(self) -> Fraction:
+        """Slots of all experts in the traced batch."""
+        moe = self.module
+        router = make_router(moe.router, moe.router_args, moe.place)
+        return slots_per_token(moe, router) * self.tokens.shape[0]
+
+    @property
+    def flops(self) -> tuple[int, ...]:
+        """FLOPs of each true expert on a token, by id; () where all are alike."""
+        parts = self.module.experts(self.tokens.shape[-1]).parts(self.module.num_experts)
+        costs = [expert_flops(expert, self.tokens.shape[1:]) for expert, _ in parts]
+        return tuple(costs[kind] for kind in self.module.place.kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +105,7 @@ def measure(config: Config, info: DatasetInfo) -> Leverage:
         slots = Fraction(0)  # of all experts in the traced batch
         layer = own.layers.get(name)
         if layer is not None:
-            slots = Fraction(parts['experts'] * layer.tokens.shape[0], replaced or 1)
+            slots = layer.slots
             if not layer.soft:
                 c, e = capacities[name], layer.module.num_experts
                 needed = layer.choices * c.group_size / (e * c.capacity)
@@ -173,12 +188,12 @@ def _capacity(layer: _Layer, tokens: int) -> Capacity:
     moe = layer.module
     if layer.soft:
         none = (0, math.nan, 0, math.nan)
-        return Capacity(tokens, moe.group_size, *none, float(layer.choices), can_drop=False)
+        own = (float(layer.choices), False, layer.flops)
+        return Capacity(tokens, moe.group_size, *none, *own)
     slots = [slots_of(moe, train) for train in (True, False)]
     effective = [effective_factor(c, moe.k, moe.group_size, moe.num_experts) for c in slots]
-    own = (slots[0], effective[0], slots[1], effective[1])
-    can_drop = not registry.keeps_capacity(moe.router)
-    return Capacity(tokens, moe.group_size, *own, float(layer.choices), can_drop)
+    own = (float(layer.choices), not registry.keeps_capacity(moe.router), layer.flops)
+    return Capacity(tokens, moe.group_size, slots[0], effective[0], slots[1], effective[1], *own)
 
 
 def soft(model: Model) -> bool:

@@ -1,7 +1,7 @@
 """Plain values that describe a config's compute. FLOPs and buffers are per image."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Capacity:
     eval_effective_factor: float  # the same with `eval_capacity`
     choices: float  # experts that a token takes if choices are balanced
     can_drop: bool = True  # whether a choice can find no slot
+    flops: tuple[int, ...] = ()  # of each expert on a token, by id, where experts differ
+
+    def mean_passes(self, load: Sequence[float]) -> float:
+        """What an expert pass costs, in passes of the mean expert, if experts have these shares of
+        the choices; 1 where all experts are alike."""
+        cost = sum(share * n for share, n in zip(load, self.flops, strict=bool(self.flops)))
+        return cost * len(self.flops) / sum(self.flops) if sum(self.flops) else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +111,25 @@ class Leverage:
         part, whole = self.share('rho_executed')
         return part / whole
 
-    def rho_active_at(self, choices_per_token: Mapping[str, float]) -> float:
+    def rho_active_at(
+        self,
+        choices_per_token: Mapping[str, float],
+        load: Mapping[str, Sequence[float]] | None = None,
+    ) -> float:
         """rho_active if tokens took as many experts as given, on average, instead of k.
 
         Args:
           choices_per_token: by routed layer.
+          load: by routed layer, each expert's share of the choices, read where experts differ;
+            None stands for equal shares.
         """
-        measured = sum(
-            b.flops_experts * choices_per_token[b.name] / self.capacities[b.name].choices
-            for b in self.blocks
-            if b.flops_experts
-        )
+
+        def passes(name: str) -> float:
+            taken, capacity = choices_per_token[name], self.capacities[name]
+            cost = capacity.mean_passes(load[name]) if load and taken else 1.0
+            return taken * cost / capacity.choices
+
+        measured = sum(b.flops_experts * passes(b.name) for b in self.blocks if b.flops_experts)
         return measured / (self.flops - self.sum('flops_experts') + measured)
 
 

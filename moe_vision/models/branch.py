@@ -117,14 +117,15 @@ def run_place(
     tokens_per_image: int = 1,
     extras: dict[str, Array] | None = None,
 ) -> Array:
-    """Runs what stands at a routed place, and the shared expert beside it, if there is one.
+    """Runs what stands at a routed place, and what runs there on every token besides.
 
     With `model.moe.splits` the channels are cut into as many equal parts. Each is the token of a
     routed layer of its own, `{name}_split_{part}`, whose experts have that part of the block's
     width and hidden width (multi-head routing, Caccia et al. 2023).
 
-    The shared expert is a module of its own, `{name}_shared`. It runs on every token, in the routed
-    network and in its twins alike, so it is no part of what is routed.
+    That is the shared expert beside it, a module of its own, `{name}_shared`, and what the experts
+    of a routed layer share, `{layer's name}_before` and `{layer's name}_after`. They are in the
+    routed network and in its twins alike, so they are no part of what is routed.
 
     Args:
       net: the backbone; its scope gets the modules.
@@ -143,18 +144,24 @@ def run_place(
     parts = [x] if splits == 1 else jnp.split(x, splits, -1)
     outputs, carries = [], []
     for part, (tokens, infos.carry) in enumerate(zip(parts, ways, strict=True)):
-        number = layer * splits + part
+        number, own = layer * splits + part, name if splits == 1 else f'{name}_split_{part}'
         branch = make_branch(
             net.model,
             net.mesh,
-            name=name if splits == 1 else f'{name}_split_{part}',
+            name=own,
             width=tokens.shape[-1],
             hidden=hidden // splits,
             payload=tokens.shape[1:],
             layer=number,
             tokens_per_image=tokens_per_image,
         )
-        outputs.append(run_branch(branch, tokens, step, infos, extras, infos.shared.get(number)))
+        experts = expert_at(moe_at(net.model, number), tokens.shape[-1], hidden // splits)
+        if experts.before is not None:
+            tokens = DenseBlock(experts.before, name=f'{own}_before')(tokens)
+        routed = run_branch(branch, tokens, step, infos, extras, infos.shared.get(number))
+        if experts.after is not None:
+            routed = DenseBlock(experts.after, name=f'{own}_after')(routed)
+        outputs.append(routed)
         carries.append(infos.carry)
     y = outputs[0] if splits == 1 else jnp.concatenate(outputs, -1)
     infos.carry = carries[0] if splits == 1 else tuple(carries)
@@ -200,7 +207,7 @@ def make_branch(
     }
     if model.twin == 'none':
         return MoE(
-            hidden=expert_at(moe, width, hidden).hidden,
+            hidden=moe.hidden or hidden,
             router=moe.router,
             router_args=moe.router_args,
             expert=moe.expert,
@@ -211,6 +218,7 @@ def make_branch(
             tokens_per_image=tokens_per_image,
             pool_layer=place.pool_layer,
             pool_layers=place.pool_layers,
+            kinds=moe.kinds,
             **routing,
         )
     dense = twin_expert(moe, model.twin, place, width, hidden, payload)

@@ -11,13 +11,16 @@ from moe_vision.common import flops
 from moe_vision.common.place import Place
 from moe_vision.config.schema import DROPPING, Moe
 from moe_vision.layers.experts import Expert
-from moe_vision.layers.moe import make_expert, make_router
+from moe_vision.layers.moe import make_experts, make_router
 from moe_vision.layers.route import slots_of, slots_per_token
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
-    """The expert that copies a block of these widths; `moe.hidden` overrides the hidden width."""
-    return make_expert(moe.expert, moe.expert_args, width, moe.hidden or hidden)
+    """The experts that copy a block of these widths, as one object if they differ.
+
+    `moe.hidden` overrides the hidden width.
+    """
+    return make_experts(moe.kinds, moe.expert, moe.expert_args, width, moe.hidden or hidden)
 
 
 def twin_expert(
@@ -31,6 +34,9 @@ def twin_expert(
     all experts, of which a layer has its share if others use them too. It gets the nearest hidden
     width that the block allows, and the larger of two that are equally near.
 
+    If experts differ, the block is one of the first kind, and the FLOPs of an expert are the mean
+    over all true experts, as balanced choices take them.
+
     Args:
       moe: what stands here, as `moe_at` returns it.
       place: where it is.
@@ -38,34 +44,30 @@ def twin_expert(
       hidden: F of the block that is copied; it is read if moe.hidden is 0.
       payload: shape of one token, ([H, W,] D).
     """
-    one = expert_at(moe, width, hidden)
+    experts = expert_at(moe, width, hidden)
+    one = experts.reference
     if twin in ('same_width', 'ensemble', *DROPPING):
         return one
 
-    def widened(h: int) -> Expert:
-        return make_expert(moe.expert, moe.expert_args, width, h)
+    def widened(n: int) -> Expert:
+        return type(one)(one.args, width, n * one.multiple)
 
-    if twin in ('same_active_flops', 'same_executed_flops'):
+    def cost(expert: Expert) -> int:
+        return expert_params(expert) if twin == 'same_params' else expert_flops(expert, payload)
 
-        def cost(h: int) -> int:
-            return expert_flops(widened(h), payload)
-
-        router = make_router(moe.router, moe.router_args, place)
-        passes = slots_per_token(moe, router)
-        if twin == 'same_active_flops':
-            passes = router.choices(slots_of(moe, train=True))
-        target = passes * cost(one.hidden)
-    else:
-
-        def cost(h: int) -> int:
-            return expert_params(widened(h))
-
-        router = make_router(moe.router, moe.router_args, place)
-        target = Fraction(moe.num_experts * cost(one.hidden), place.pool_layers)
+    all_of_them = sum(cost(expert) * count for expert, count in experts.parts(moe.num_experts))
+    router = make_router(moe.router, moe.router_args, place)
+    if twin == 'same_params':
+        target = Fraction(all_of_them, place.pool_layers)
         target += sum(math.prod(shape) for shape, _ in router.params(width).values())
         shared = sum(math.prod(shape) for shape, _ in router.shared_params().values())
         target += Fraction(shared, place.layers)
-    return widened(one.multiple * _nearest(lambda n: cost(n * one.multiple), target))
+    else:
+        passes = slots_per_token(moe, router)
+        if twin == 'same_active_flops':
+            passes = router.choices(slots_of(moe, train=True))
+        target = passes * Fraction(all_of_them, moe.num_experts)
+    return widened(_nearest(lambda n: cost(widened(n)), target))
 
 
 def _nearest(cost: Callable[[int], int], target: Fraction) -> int:

@@ -142,13 +142,25 @@ class Model:
             },
         )
 
+    def apply(
+        self, variables: Any, images: Any, start: Any = 0, intervention: Any = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Logits [B, L] and reports of routed layers of uint8 images [B, H, W, C], to be traced.
+
+        Args:
+          variables: as the attribute.
+          start: as in a call of the model.
+          intervention: what changes the routes, of `routing.interventions`.
+        """
+        images = normalize_images(images, *input_pipeline.mean_std(self.config.dataset))
+        step = Step(key=self._key, fraction=self._fraction, start=start, intervention=intervention)
+        logits, infos = self.network.apply(variables, images, step)
+        return jnp.asarray(logits), dict(infos)
+
     @functools.cached_property
     def _forward(self):
-        mean_std = input_pipeline.mean_std(self.config.dataset)
-
         def forward(variables, images, start):
-            step = Step(key=self._key, fraction=self._fraction, start=start)
-            logits, infos = self.network.apply(variables, normalize_images(images, *mean_std), step)
+            logits, infos = self.apply(variables, images, start)
             return (
                 jax.nn.softmax(logits.astype(jnp.float32)),
                 {name: i['choices'] for name, i in infos.items()},

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from moe_vision.common.errors import UserError
 from moe_vision.common.streams import LayerStream
 from moe_vision.routing.types import Array, Context, Routing, SoftRouting, pick
 
@@ -40,6 +41,38 @@ class Intervention:
                 lambda: shuffle(routing, context),
                 lambda: draw(routing, context, num_experts),
             ],
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """An intervention that sends every token along one path: to one id in each routed layer.
+
+    That is its only choice, with gate 1. Ids of null experts are allowed.
+    """
+
+    ids: Array  # [L] int32, by the number of the routed layer
+
+    def __call__(
+        self, routing: AnyRouting, context: Context, layer: int, num_experts: int
+    ) -> AnyRouting:
+        """The routing of routed layer number `layer`, as the path has it.
+
+        Raises:
+          UserError: soft routing has no choices.
+        """
+        del num_experts
+        if isinstance(routing, SoftRouting):
+            raise UserError('soft routing makes no choices, so no path leads through its experts.')
+        first = jnp.broadcast_to(
+            jnp.arange(routing.gate.shape[-1]) == 0, routing.expert_of_choice.shape
+        )
+        return dataclasses.replace(
+            routing,
+            expert_of_choice=jnp.full_like(routing.expert_of_choice, self.ids[layer]),
+            gate=first.astype(jnp.float32),
+            active=context.valid[..., None] & first,
         )
 
 

@@ -142,7 +142,7 @@ def remoe(routing: Routing, context: Context, view: View) -> Array:
     count = _count(context)[:, None]
     gates = _tokens(jax.nn.relu(routing.logits), context) / count
     load = _tokens((routing.logits > 0).astype(jnp.float32), context) / count
-    e, k = view.num_experts, view.place.k
+    e, k = routing.logits.shape[-1], view.place.k
     return view.state['coefficient'] * jnp.sum(gates * load, -1) * e / k
 
 
@@ -150,6 +150,18 @@ def tsallis(routing: Routing | SoftRouting, context: Context, view: View) -> Arr
     """Mean Tsallis entropy of the router's probabilities (DynMoLE, 2025), [G]."""
     each = entropies.tsallis(routing.probs, view.args.q)
     return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
+
+
+def budget(routing: Routing, context: Context, view: View) -> Array:
+    """(P - target)^2, P the mean over tokens and layers of the probability of large modules, [G].
+
+    It is that of the last routed layer, which knows P, and zero in the others. Source: Duo-LLM,
+    Alizadeh et al. 2024.
+    """
+    if view.place.layer < view.place.layers - 1:
+        return jnp.zeros(len(context.valid), jnp.float32)
+    mean = jnp.where(context.valid, routing.aux['large'], 0.0).sum(-1) / _count(context)
+    return jnp.where(context.valid.any(-1), jnp.square(mean - view.args.target), 0.0)
 
 
 def _noisy(name: str, routing: Routing) -> tuple[Array, int]:

@@ -41,7 +41,8 @@ class Router:
 
     def __init__(self, args: Any, place: Place):
         self.args, self.place = args, place
-        self.num_experts, self.k = place.num_experts, place.k
+        # a router need not know which of the experts among which it chooses are null ones
+        self.num_experts, self.k = place.num_experts + place.skips, place.k
 
     @property
     def num_ids(self) -> int:
@@ -55,11 +56,11 @@ class Router:
           capacity: C, for routers whose number of choices follows from it.
         """
         del capacity
-        return Fraction(self.k * self.num_experts, self.num_ids)
+        return Fraction(self.k * self.place.num_experts, self.num_ids)
 
     def room(self, capacity: int) -> Fraction:
-        """Slots of all experts per token of a group, with C = capacity."""
-        return Fraction(capacity * self.num_experts, self.place.group_size)
+        """Slots of all true experts per token of a group, with C = capacity."""
+        return Fraction(capacity * self.place.num_experts, self.place.group_size)
 
     def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Name -> (shape, initializer) of what is learned, for features of this width."""

@@ -218,7 +218,8 @@ def result(
     }
     if layers and not soft(config.model):
         out['rho_active'] = leverage.rho_active_at(
-            {n: x['choices_per_token'] for n, x in test['layers'].items()}
+            {n: x['choices_per_token'] for n, x in test['layers'].items()},
+            {n: x['load'] for n, x in test['layers'].items()},
         )
     return out
 

@@ -292,3 +292,11 @@ def test_a_method_stands_beside_top_k_in_its_own_places_and_sizes(monkeypatch):
         assert list(found.seconds) == [name, 'top-k']
         assert found.facts['times the FLOPs'] == 5 / 2
     assert made == [size, line, line]  # both have one baseline
+
+
+def test_every_form_of_a_layer_is_compiled_for_a_device_and_has_kernels():
+    shape = forms.Shape(4, 4, 4, 2, 1, 1.0)
+    programs = compiled_for_gpu.layers(jax.devices()[0], compiled_for_gpu.forms_of(shape))
+    assert list(programs) == ['layer', 'floor', 'einsum', 'ragged']
+    assert all(k.bytes >= 0 for p in programs.values() for k in p.kernels)
+    assert len(programs['layer'].kernels) > len(programs['floor'].kernels) > 0

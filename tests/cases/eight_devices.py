@@ -58,6 +58,7 @@ CASES['across soft'] = COMMON | {
     'model.moe.group_size': 32,
     'model.moe.router': 'soft',
     'model.moe.router_args': {},
+    'model.moe.kinds': ({'count': 4}, {'count': 4, 'expert': 'depthwise_conv'}),
     'model.moe.losses': {},
 }
 MESHES = {

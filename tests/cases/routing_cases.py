@@ -53,6 +53,8 @@ _MORE = {
         {'noise_scale': 0.0, 'rule': 'top_p'},
         {'noise_scale': 0.0, 'rule': 'quantile', 'level': 0.5},
     ],
+    'duo': [{'random_until': 0.0}, {'random_until': 0.1}],
+    'uncertain': [{'calibrate': False, 'passes': 2}],
     'soft': [{'axis': 'tokens', 'slots_per_expert': 2}, {'gate': 'even'}],
 }
 CASES = [
@@ -96,8 +98,9 @@ def draws(case):
     """Whether this router draws random numbers while training."""
     args = dict(case[1])
     return (
-        case[0] in ('random', 'shuffled')
+        case[0] in ('random', 'shuffled', 'uncertain')
         or (case[0] == 'dynamoe' and args.get('noise_scale', 0.1) > 0)
+        or args.get('random_until', 0.5 * (case[0] == 'duo')) != 0
         or args.get('noise', 'none') != 'none'
         or args.get('second_choice', 'always') != 'always'
     )
@@ -166,6 +169,7 @@ def view(num_experts=E, args=None, **fields):
 def losses_of(routing, ctx, num_experts=E):
     """The losses of the table that suit this routing, [G] each."""
     offers = set() if isinstance(routing, SoftRouting) else {'choices'}
+    offers |= set(routing.aux)
     offers |= set() if getattr(routing, 'noise_std', None) is None else {'noise'}
     offers |= set() if getattr(routing, 'superclass', None) is None else {'superclass'}
     offers |= {'selectors'} if 'selector_entropy' in routing.aux else set()

@@ -2,6 +2,7 @@
 
 from moe_vision.common import streams
 from moe_vision.common.streams import (
+    DuoStream,
     DynamoeStream,
     LayerStream,
     NetworkStream,
@@ -9,6 +10,7 @@ from moe_vision.common.streams import (
     RunStream,
     SsrStream,
     TopKStream,
+    UncertainStream,
 )
 
 
@@ -34,11 +36,14 @@ def test_the_values_are_those_of_all_earlier_runs():
         'SsrStream': {'BALANCED': 5},
         'RandomStream': {'EXPERTS': 0},
         'DynamoeStream': {'NOISE': 0},
+        'UncertainStream': {'DROPOUT': 0},
+        'DuoStream': {'MODULE': 0},
     }
 
 
 def test_what_is_folded_into_one_key_differs():
-    routers, layer = {*TopKStream, *SsrStream, *RandomStream, *DynamoeStream}, {*LayerStream}
+    routers = {*TopKStream, *SsrStream, *RandomStream, *DynamoeStream, *UncertainStream, *DuoStream}
+    layer = {*LayerStream}
     assert not {*TopKStream} & {*SsrStream}  # router 'ssr' draws from both
     assert max(routers) <= 6 < min(layer)  # routers have 0 to 6
     assert int(RunStream.EVALUATION) > 2**31 - 1  # the largest number of a step, an int32

@@ -502,6 +502,7 @@ OTHER = {
     'schedule_least': 2,
     'splits': 2,
     'layers': {'0': {'num_experts': 4}},
+    'kinds': ({'count': 8, 'divide': 2},),
 }
 
 

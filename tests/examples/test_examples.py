@@ -1,5 +1,6 @@
 """Adds the router, the backbone, the transform and the data set of the examples."""
 
+import ast
 import dataclasses
 import re
 
@@ -17,8 +18,10 @@ from moe_vision.common.paths import ROOT
 from moe_vision.common.place import Place
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry
+from moe_vision.config.places import place_at
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
+from moe_vision.models.places import expert_at
 from moe_vision.routing.types import Context, View
 
 
@@ -91,6 +94,7 @@ SMALL = {
     'moe__expert_args': {},
     'model__args': {'widths': (8, 16), 'depth': 1},
 }
+EIGHT = {'moe__num_experts': 8}
 
 
 def test_a_router_that_observes():
@@ -137,6 +141,23 @@ def test_losses_of_ones_own():
     assert float(own_losses.alike(view, None)) == 0
     same = dataclasses.replace(view, bank={'w': jnp.ones((3, 1, 2)), 'b': jnp.ones((3, 2))})
     assert float(own_losses.alike(same, None)) == pytest.approx(0.5)  # cosine 1, margin 0.5
+
+
+def test_experts_that_differ():
+    """The kinds that the example's command names, read from it."""
+    text = (ROOT / 'examples' / 'kinds_of_experts.py').read_text()
+    kinds = ast.literal_eval(re.search(r'kinds="(\(.*?\))"', text, re.S)[1])
+    config = _config(moe__kinds=kinds, moe__losses={'importance': 0.01}, **SMALL | EIGHT)
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_1']
+    expert = expert_at(config.model.moe, 16, 16)
+    assert [(type(e).__name__, n) for e, n in expert.parts(8)] == [
+        ('Conv', 4),
+        ('Conv', 2),
+        ('Rescale', 2),
+    ]
+    assert place_at(config.model, 0).kinds == (0, 0, 1, 2) * 2  # two blocks of ids
+    one = expert.kinds[2][0].apply({'scale': jnp.asarray([2.0, 3.0])}, jnp.ones((1, 2)))
+    np.testing.assert_array_equal(one, [[2.0, 3.0]])
 
 
 def test_a_backbone_of_ones_own():

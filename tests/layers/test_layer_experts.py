@@ -9,8 +9,8 @@ import pytest
 from layer_cases import expert_args, jit, made_for, normal, tokens
 
 from moe_vision.config import registry
-from moe_vision.layers.experts import group_norm
 from moe_vision.layers.moe import make_expert
+from moe_vision.layers.parts import group_norm
 
 D, F = 8, 16
 

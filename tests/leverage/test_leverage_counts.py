@@ -19,7 +19,7 @@ import input_pipeline
 from moe_vision.common import flops
 from moe_vision.common.place import Place
 from moe_vision.config import schema
-from moe_vision.layers.experts import conv
+from moe_vision.layers.parts import conv
 from moe_vision.leverage import measure, twins
 from moe_vision.models.places import expert_flops, expert_params, twin_expert
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from model_cases import TRAIN, config
 
 from moe_vision.config import registry
+from moe_vision.config.kinds import Kind
 from moe_vision.config.schema import Moe
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE
 from moe_vision.models.branch import Infos, branch_at, make_branch
@@ -28,6 +29,7 @@ MOE = {
     'hidden': 24,
     'losses': {'z': 0.25},
     'loss_args': {'z': {}},
+    'kinds': (Kind(count=5),),
 }
 
 

@@ -14,8 +14,8 @@ from routing_cases import jit, normal
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.config.loss_args import ErcArgs
-from moe_vision.layers.experts import conv
 from moe_vision.layers.moe import make_expert
+from moe_vision.layers.parts import conv
 from moe_vision.routing import layer_losses
 from moe_vision.routing.types import View
 

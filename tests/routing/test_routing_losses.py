@@ -32,7 +32,8 @@ def routing(probs, ids, *, logits=None, active=None, noise_std=None, noisy=None,
         noise_std=noise_std,
         noisy_logits=noisy[None],
         superclass=np.asarray(ids)[None, :, 0] if superclass is None else superclass[None],
-        aux={'selector_entropy': probs[None, :, :2]},  # stands for two selectors
+        # for two selectors, and for large modules
+        aux={'selector_entropy': probs[None, :, :2], 'large': probs[None, :, 0]},
     )
 
 

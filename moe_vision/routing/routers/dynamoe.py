@@ -49,11 +49,13 @@ class Dynamoe(Router):
 
     def choices(self, capacity):
         """Of a rule that fixes the number or its mean, that; of others, as many as find room."""
+        true = Fraction(self.place.num_experts, self.num_ids)
         if self.args.rule == 'percentile':
-            return Fraction(self.max_choices)
+            return self.max_choices * true
         if self.args.rule == 'quantile':
-            return max((1 - Fraction(str(self.args.level))) * self.num_experts, Fraction(1))
-        return min(self.room(capacity), self.max_choices)
+            wanted = (1 - Fraction(str(self.args.level))) * self.num_experts
+            return max(wanted, Fraction(1)) * true
+        return min(self.room(capacity), self.max_choices * true)
 
     def choose(self, params, state, features: Array, context: Context) -> Routing:
         a, most = self.args, self.max_choices

@@ -28,7 +28,7 @@ class Dynmole(Router):
 
     def choices(self, capacity):
         """As many as find room: what tokens want is known only by their entropy."""
-        return min(self.room(capacity), self.num_experts)
+        return min(self.room(capacity), self.place.num_experts)
 
     def choose(self, params, state, features: Array, context: Context) -> Routing:
         a = self.args

@@ -128,7 +128,7 @@ class Supervised(TopK):
         routing = super().choose(params, state, features, context)
         if context.labels is None:
             return routing
-        superclass = context.labels % self.num_experts
+        superclass = context.labels % self.place.num_experts
         if self.args.superclasses:
             superclass = jnp.asarray(self.args.superclasses, jnp.int32)[context.labels]
         return dataclasses.replace(routing, superclass=superclass)
