@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_vision.common.errors import UserError, unknown
-from moe_vision.config import surgery_args
 from moe_vision.config.backbone_args import (
     ConvNetArgs,
     ConvNextNetArgs,
@@ -265,21 +264,6 @@ TRANSFORMS = {
     'freeze_experts': Entry(
         'moe_vision.transforms.freeze_experts:FreezeExperts', FreezeExpertsArgs
     ),
-}
-
-
-# Kinds of surgery: what makes a run's folder from that of another run, from several, or a file.
-SURGERY = {
-    # 'file' and 'runs': what a kind reads instead of one run
-    'import': Entry(
-        'moe_vision.surgery.import_weights:Import', surgery_args.ImportArgs, needs=('file',)
-    ),
-    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', surgery_args.UpcycleArgs),
-    'expand': Entry('moe_vision.surgery.expand:Expand', surgery_args.ExpandArgs),
-    'average': Entry(
-        'moe_vision.surgery.average:Average', surgery_args.AverageArgs, needs=('runs',)
-    ),
-    'prune': Entry('moe_vision.surgery.prune:Prune', surgery_args.PruneArgs),
 }
 
 

@@ -20,7 +20,7 @@ from moe_vision.common.command_line import printable
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry, rules, source, trust, typed
+from moe_vision.config import rules, source, surgery, trust, typed
 from moe_vision.config.command_line import OverridesParser, exit_code
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import lives
@@ -68,9 +68,9 @@ def _parse(arguments: Sequence[str]) -> Request:
     if '--help' in arguments or '-h' in arguments:
         parser.parse_args(['--help'])
     kind, *others = arguments or ['']
-    if kind not in registry.SURGERY:
-        raise unknown('kind of surgery', kind, registry.SURGERY)
-    entry = registry.SURGERY[kind]
+    if kind not in surgery.SURGERY:
+        raise unknown('kind of surgery', kind, surgery.SURGERY)
+    entry = surgery.SURGERY[kind]
     for name, meaning in (
         ('from', 'a file with weights, or the folder of a run'),
         ('config', 'config file of the result'),

@@ -11,7 +11,7 @@ import timm_logits
 import weight_files
 
 from moe_vision.common.errors import UserError
-from moe_vision.config.surgery_args import ImportArgs
+from moe_vision.config.surgery import ImportArgs
 from moe_vision.surgery.import_weights import Import, interpolated
 from moe_vision.surgery.state import Misfit, State
 from moe_vision.surgery.weights import files

@@ -9,7 +9,7 @@ import weight_files
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry
+from moe_vision.config import surgery
 from moe_vision.config.schema import Model
 from moe_vision.layers.moe import make_expert
 from moe_vision.leverage import measure
@@ -21,7 +21,7 @@ from moe_vision.surgery.prune import Prune
 from moe_vision.surgery.state import Misfit, State
 from moe_vision.surgery.upcycle import Upcycle
 
-ARGS = {n: registry.SURGERY[n].args for n in ('upcycle', 'expand', 'average', 'prune')}
+ARGS = {n: surgery.SURGERY[n].args for n in ('upcycle', 'expand', 'average', 'prune')}
 IMAGE = (8, 8, 3)
 X = np.random.default_rng(5).normal(size=(4, *IMAGE)).astype(np.float32)
 NETWORKS = {
@@ -325,7 +325,7 @@ def test_runs_of_other_networks_have_no_mean(data_dir):
         cut(Average, (states[0], other), config, config)
 
 
-@pytest.mark.parametrize('name', registry.SURGERY)
+@pytest.mark.parametrize('name', surgery.SURGERY)
 def test_every_kind_stands_in_the_table_of_the_page(name):
     from pathlib import Path
 

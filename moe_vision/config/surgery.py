@@ -1,9 +1,13 @@
-"""The arguments of kinds of surgery, as dataclasses without jax, like those of `method_args`."""
+"""The kinds of surgery by name, and their arguments, as dataclasses without jax.
+
+To add a kind, write its file in `moe_vision/surgery`, its arguments here and its line in `SURGERY`.
+"""
 
 import dataclasses
 from typing import Literal
 
 from moe_vision.common.errors import UserError, positive, unread
+from moe_vision.config.registry import Entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +66,13 @@ def _not_negative(args: object, *names: str) -> None:
     for name in names:
         if getattr(args, name) < 0:
             raise UserError(f'{name} is {getattr(args, name)}; it must not be negative.')
+
+
+# What makes a run's folder from that of another run, from several runs, or from a file.
+SURGERY = {
+    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
+    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
+    'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
+    'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
+    'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
+}
