@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> Request:
     """Raises UserError: the first mistake, in one line."""
     parser = OverridesParser('moe_vision.surgery', __doc__)
-    if '--help' in arguments or '-h' in arguments:
+    if arguments[:1] in (['--help'], ['-h']):
         parser.parse_args(['--help'])
     kind, *others = arguments or ['']
     if kind not in surgery.SURGERY:
@@ -78,9 +78,9 @@ def _parse(arguments: Sequence[str]) -> Request:
         ('trust', "modules of your own that a run's config.json may import"),
     ):
         parser.add_argument(f'--{name}', default='', type=expanded, help=meaning)
-    fields = [f.name for f in dataclasses.fields(entry.args)]
-    for name in fields:
-        parser.add_argument(f'--{name}', help=f'an argument of {kind}')
+    fields = {f.name: f.default for f in dataclasses.fields(entry.args)}
+    for name, default in fields.items():
+        parser.add_argument(f'--{name}', help=f'argument of {kind} (default: {default!r})')
     options, common, opened = parser.parse_with_overrides(others)
     given = vars(options)
     for name in ('from', 'config', 'workdir'):

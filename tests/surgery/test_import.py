@@ -230,6 +230,18 @@ def test_a_pickle_that_runs_code_runs_nothing(name, tmp_path):
     assert not mark.exists()
 
 
+def test_what_numpy_files_may_hold(tmp_path):
+    np.savez(tmp_path / 'x.npz', a=np.zeros(3, [('b', 'f4')]))
+    with pytest.raises(UserError, match="'a' is of type .*; numbers are read alone"):
+        files.read(str(tmp_path / 'x.npz'))
+    np.savez_compressed(tmp_path / 'x.npz', a=np.arange(1000.0))
+    data = bytearray((tmp_path / 'x.npz').read_bytes())
+    data[200:260] = bytes(60)
+    (tmp_path / 'x.npz').write_bytes(data)
+    with pytest.raises(UserError, match='cannot be read'):
+        files.read(str(tmp_path / 'x.npz'))
+
+
 def test_a_file_that_is_none_says_which_there_are(tmp_path):
     with pytest.raises(UserError, match='there is no such file. Give a .safetensors, .npz'):
         files.read(str(tmp_path / 'x.safetensors'))

@@ -77,6 +77,17 @@ def test_training_goes_on_from_it_with_its_config_alone(made):
         continuing.check(str(made), longer, setup.info)
 
 
+def test_help_shows_the_arguments_of_a_kind(capsys):
+    for arguments, words in (
+        (['--help'], ['docs/surgery.md describes them all']),
+        (['upcycle', '--help'], ['--router_scale', '(default: 1.0)', '--workdir']),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        told = capsys.readouterr().out
+        assert all(word in told for word in words)
+
+
 def test_mistakes_are_told_before_anything_is_written(made, file, data_dir, tmp_path, capsys):
     folder = tmp_path / 'w'
     rest = ['--config=configs/base.py', f'--workdir={folder}', *flags(data_dir)]
