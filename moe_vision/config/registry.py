@@ -59,15 +59,6 @@ from moe_vision.config.router_args import (
     SsrArgs,
     UncertainArgs,
 )
-from moe_vision.config.surgery_args import (
-    AverageArgs,
-    ExpandArgs,
-    ImportArgs,
-    MergeArgs,
-    PruneArgs,
-    SplitArgs,
-    UpcycleArgs,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,18 +264,6 @@ TRANSFORMS = {
     'freeze_experts': Entry(
         'moe_vision.transforms.freeze_experts:FreezeExperts', FreezeExpertsArgs
     ),
-}
-
-
-# Kinds of surgery: what makes a run's folder from that of another run, from several, or a file.
-SURGERY = {
-    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
-    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
-    'split': Entry('moe_vision.surgery.split:Split', SplitArgs),
-    'merge': Entry('moe_vision.surgery.merge:Merge', MergeArgs),
-    'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
-    'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
-    'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
 }
 
 

@@ -20,7 +20,7 @@ from moe_vision.common.command_line import printable
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry, rules, source, trust, typed
+from moe_vision.config import rules, source, surgery, trust, typed
 from moe_vision.config.command_line import OverridesParser, exit_code
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import lives
@@ -65,12 +65,12 @@ def _run(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> Request:
     """Raises UserError: the first mistake, in one line."""
     parser = OverridesParser('moe_vision.surgery', __doc__)
-    if '--help' in arguments or '-h' in arguments:
+    if arguments[:1] in (['--help'], ['-h']):
         parser.parse_args(['--help'])
     kind, *others = arguments or ['']
-    if kind not in registry.SURGERY:
-        raise unknown('kind of surgery', kind, registry.SURGERY)
-    entry = registry.SURGERY[kind]
+    if kind not in surgery.SURGERY:
+        raise unknown('kind of surgery', kind, surgery.SURGERY)
+    entry = surgery.SURGERY[kind]
     for name, meaning in (
         ('from', 'a file with weights, or the folder of a run'),
         ('config', 'config file of the result'),
@@ -78,9 +78,9 @@ def _parse(arguments: Sequence[str]) -> Request:
         ('trust', "modules of your own that a run's config.json may import"),
     ):
         parser.add_argument(f'--{name}', default='', type=expanded, help=meaning)
-    fields = [f.name for f in dataclasses.fields(entry.args)]
-    for name in fields:
-        parser.add_argument(f'--{name}', help=f'an argument of {kind}')
+    fields = {f.name: f.default for f in dataclasses.fields(entry.args)}
+    for name, default in fields.items():
+        parser.add_argument(f'--{name}', help=f'argument of {kind} (default: {default!r})')
     options, common, opened = parser.parse_with_overrides(others)
     given = vars(options)
     for name in ('from', 'config', 'workdir'):

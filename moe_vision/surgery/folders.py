@@ -8,7 +8,7 @@ from etils import epath
 
 from moe_vision.common.errors import NotWritten
 from moe_vision.common.files import write_json
-from moe_vision.config import registry, schema
+from moe_vision.config import registry, schema, surgery
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.surgery import runs
@@ -30,7 +30,7 @@ def make(request: Any) -> list[str]:
     Raises:
       UserError: arrays do not fit, or the folder cannot be written.
     """
-    entry = registry.SURGERY[request.kind]
+    entry = surgery.SURGERY[request.kind]
     kind: Kind = registry.load(entry.path)(request.args)
     source = _source(request, entry.needs)
     config = kind.configured(source.weights, source.config, request.config)

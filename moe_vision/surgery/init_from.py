@@ -12,7 +12,7 @@ from moe_vision.common.errors import UserError, nearest
 from moe_vision.common.json_values import clean, differences
 from moe_vision.common.paths import path_name
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry
+from moe_vision.config import registry, surgery
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.surgery import runs
@@ -77,7 +77,7 @@ def _by_kind(
     state: Any, workdir: str, class_names: Sequence[str], shardings: Any, config: Config
 ) -> Any:
     run, args = runs.read(workdir), config.init_args
-    kind = registry.load(registry.SURGERY[config.init_kind].path)(args)
+    kind = registry.load(surgery.SURGERY[config.init_kind].path)(args)
     needed = kind.configured(run.scored, run.config, config)
     changes = differences(config_lib.to_dict(config), config_lib.to_dict(needed))
     if first := next(changes, None):

@@ -1,7 +1,7 @@
 """The base class of kinds of surgery, and what those between runs have in common.
 
-To add a kind, write a file with its class here, and a line in `registry.SURGERY`. Its arguments are
-a dataclass in `config.surgery_args`.
+To add a kind, write a file with its class here, and a line in `surgery.SURGERY`. Its arguments are
+a dataclass in `config.surgery`.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ import timm_logits
 import weight_files
 
 from moe_vision.common.errors import UserError
-from moe_vision.config.surgery_args import ImportArgs
+from moe_vision.config.surgery import ImportArgs
 from moe_vision.surgery.import_weights import Import, interpolated
 from moe_vision.surgery.state import Misfit, State
 from moe_vision.surgery.weights import files
@@ -230,9 +230,35 @@ def test_a_pickle_that_runs_code_runs_nothing(name, tmp_path):
     assert not mark.exists()
 
 
+def test_what_numpy_files_may_hold(tmp_path):
+    np.savez(tmp_path / 'x.npz', a=np.zeros(3, [('b', 'f4')]))
+    with pytest.raises(UserError, match="'a' is of type .*; numbers are read alone"):
+        files.read(str(tmp_path / 'x.npz'))
+    np.savez_compressed(tmp_path / 'x.npz', a=np.arange(1000.0))
+    data = bytearray((tmp_path / 'x.npz').read_bytes())
+    data[200:260] = bytes(60)
+    (tmp_path / 'x.npz').write_bytes(data)
+    with pytest.raises(UserError, match='cannot be read'):
+        files.read(str(tmp_path / 'x.npz'))
+
+
 def test_a_file_that_is_none_says_which_there_are(tmp_path):
     with pytest.raises(UserError, match='there is no such file. Give a .safetensors, .npz'):
         files.read(str(tmp_path / 'x.safetensors'))
     (tmp_path / 'x.bytes').write_bytes(b'')
     with pytest.raises(UserError, match='its name must end in .safetensors'):
         files.read(str(tmp_path / 'x.bytes'))
+
+
+@pytest.mark.parametrize('exact', [True, False])
+def test_exact_variances_hold_where_the_mean_is_large(exact):
+    """The mean of x^2, less the squared mean, loses what is left of x beside a mean of 1,000."""
+    from moe_vision.config.backbone_args import VitArgs
+    from moe_vision.models.parts import layer_norm
+
+    x = np.random.default_rng(0).normal(size=(4, 64)) + 1000
+    norm = layer_norm(VitArgs(exact_variance=exact), 'float32')()
+    params = {'scale': np.ones(64, 'f4'), 'bias': np.zeros(64, 'f4')}
+    ours = norm.apply({'params': params}, x.astype(np.float32))
+    theirs = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    assert (np.abs(ours - theirs).max() < 1e-3) == exact

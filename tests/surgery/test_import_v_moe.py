@@ -6,7 +6,7 @@ import pytest
 import weight_files
 
 from moe_vision.common.errors import UserError
-from moe_vision.config.surgery_args import ImportArgs
+from moe_vision.config.surgery import ImportArgs
 from moe_vision.surgery.import_weights import Import
 from moe_vision.surgery.state import Misfit, State
 from moe_vision.surgery.weights import files

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import weight_files
 
+from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
-from moe_vision.config import registry
+from moe_vision.config import surgery
 from moe_vision.config.schema import Model
 from moe_vision.layers.moe import make_expert
+from moe_vision.leverage import measure
 from moe_vision.models.places import expert_params
 from moe_vision.surgery.average import Average
 from moe_vision.surgery.expand import Expand
@@ -19,7 +21,7 @@ from moe_vision.surgery.prune import Prune
 from moe_vision.surgery.state import Misfit, State
 from moe_vision.surgery.upcycle import Upcycle
 
-ARGS = {n: registry.SURGERY[n].args for n in ('upcycle', 'expand', 'average', 'prune')}
+ARGS = {n: surgery.SURGERY[n].args for n in ('upcycle', 'expand', 'average', 'prune')}
 IMAGE = (8, 8, 3)
 X = np.random.default_rng(5).normal(size=(4, *IMAGE)).astype(np.float32)
 NETWORKS = {
@@ -179,6 +181,23 @@ def test_moments_are_copied_like_weights(data_dir):
         assert not made[f'1/{name}/block_1/router/kernel'].any()
 
 
+def test_the_counts_are_those_that_leverage_predicts(data_dir):
+    """Parameters of all results, and FLOPs: k blocks instead of one, and the router."""
+    info = DatasetInfo('digits', 5, IMAGE, {'train': 100}, tuple('01234'))
+    twin, config = config_of(data_dir, **{'model.twin': 'same_width'}), config_of(data_dir)
+    wide, narrow = (config_of(data_dir, **{'model.moe.num_experts': n}) for n in (6, 3))
+    costs = [measure(c, info) for c in (twin, config, wide, narrow)]
+    dense = weight_files.fresh(twin, IMAGE)
+    routed = cut(Upcycle, dense, twin, config)
+    loads = dataclasses.replace(routed, about=about(block_1=[0.1, 0.2, 0.3, 0.4]))
+    states = dense, routed, cut(Expand, routed, config, wide), cut(Prune, loads, config, narrow)
+    assert [c.params_total for c in costs] == [params_of(s) for s in states]
+    block, patches = 2 * 2 * 16 * 64 * 4, 4  # of the 4 patches of an image
+    assert costs[1].flops - costs[0].flops == (2 - 1) * block + 2 * 16 * 4 * patches
+    assert costs[2].flops - costs[1].flops == 2 * 16 * (6 - 4) * patches
+    assert costs[3].flops - costs[1].flops == 2 * 16 * (3 - 4) * patches
+
+
 # Expand
 
 
@@ -306,7 +325,7 @@ def test_runs_of_other_networks_have_no_mean(data_dir):
         cut(Average, (states[0], other), config, config)
 
 
-@pytest.mark.parametrize('name', registry.SURGERY)
+@pytest.mark.parametrize('name', surgery.SURGERY)
 def test_every_kind_stands_in_the_table_of_the_page(name):
     from pathlib import Path
 

@@ -7,7 +7,7 @@ import pytest
 import weight_files
 
 from moe_vision.common.errors import UserError
-from moe_vision.config import registry
+from moe_vision.config import surgery
 from moe_vision.surgery import hidden_units
 from moe_vision.surgery.expand import Expand
 from moe_vision.surgery.merge import Merge
@@ -47,7 +47,7 @@ def dense_of(data_dir, name='vit'):
 
 
 def cut(kind, source, source_config, config, **args):
-    made = kind(registry.SURGERY[kind.__name__.lower()].args(**args))
+    made = kind(surgery.SURGERY[kind.__name__.lower()].args(**args))
     return made(source, source_config, weight_files.fresh(config, IMAGE, seed=9), config)
 
 
@@ -148,7 +148,7 @@ def test_moments_are_cut_into_the_same_parts_and_keep_the_scale_of_a_gradient(da
     """A part's bias gets the gradient of the whole output, a hidden unit's weights get theirs."""
     twin, config = dense_of(data_dir), config_of(data_dir)
     dense, fresh = weight_files.fresh(twin, IMAGE), weight_files.fresh(config, IMAGE, seed=9)
-    kind = Split(registry.SURGERY['split'].args())
+    kind = Split(surgery.SURGERY['split'].args())
     result = kind(dense, twin, fresh, config)
     twice = dataclasses.replace(dense, params={n: 2 * x for n, x in dense.params.items()})
     moments = kind.for_moments()(twice, twin, fresh, config).params

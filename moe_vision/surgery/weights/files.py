@@ -65,18 +65,14 @@ def _told(path: str, reader: Any, argument: str) -> Arrays:
         arrays = reader(argument)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as e:
-        raise _unreadable(path, e) from e
-    except (MemoryError, OverflowError, zipfile.BadZipFile, NotImplementedError) as e:
-        raise _unreadable(path, e) from e
+    except Exception as e:  # of zipfile, zlib, numpy, msgpack and torch, which may be of any type
+        why = ' '.join(str(e).split())[:160] or type(e).__name__
+        raise UserError(
+            f"'{path}' cannot be read ({why}); bring the file back, or give another."
+        ) from e
     if not arrays:
         raise UserError(f"'{path}' holds no arrays; give the file with the weights.")
     return arrays
-
-
-def _unreadable(path: str, error: Exception) -> UserError:
-    why = ' '.join(str(error).split())[:160] or type(error).__name__
-    return UserError(f"'{path}' cannot be read ({why}); bring the file back, or give another.")
 
 
 def _npz(path: str) -> Arrays:
@@ -93,8 +89,8 @@ def _npz(path: str) -> Arrays:
                 }[np.lib.format.read_magic(file)]
                 shape, fortran, dtype = header(file, max_header_size=_LONGEST)
                 name = entry.filename.removesuffix('.npy')
-                if dtype.hasobject:
-                    raise ValueError(f"'{name}' holds objects, not numbers")
+                if dtype.kind not in 'fiub':  # objects would need pickle
+                    raise ValueError(f"'{name}' is of type {dtype}; numbers are read alone")
                 data = file.read(entry.file_size)
             if len(data) != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"'{name}' does not have the bytes that its shape {shape} needs")
@@ -116,8 +112,8 @@ def _torch(path: str) -> Arrays:
         found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # of unpickling, which may be of any type
         raise UserError(
-            f"'{path}' is refused: torch cannot read it as weights alone "
-            f'({" ".join(str(e).split())[:120]}); save its state_dict() as safetensors.'
+            f"'{path}' is refused: torch cannot read it as weights alone, so it holds more than "
+            'tensors, or is damaged; save its state_dict() as safetensors.'
         ) from e
     for holder in _HOLDERS:
         if isinstance(found, Mapping) and isinstance(found.get(holder), Mapping):

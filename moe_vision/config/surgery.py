@@ -1,9 +1,13 @@
-"""The arguments of kinds of surgery, as dataclasses without jax, like those of `method_args`."""
+"""The kinds of surgery by name, and their arguments, as dataclasses without jax.
+
+To add a kind, write its file in `moe_vision/surgery`, its arguments here and its line in `SURGERY`.
+"""
 
 import dataclasses
 from typing import Literal
 
 from moe_vision.common.errors import UserError, positive, unread
+from moe_vision.config.registry import Entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,29 @@ class UpcycleArgs:
 
     def __post_init__(self) -> None:
         _not_negative(self, 'noise', 'router_scale', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitArgs:
+    by: Literal['weights', 'order', 'random'] = 'weights'  # which hidden units go together
+    copies: int = 1  # experts are the parts of so many copies of the block
+    router_scale: float = 1.0  # factor of the routers' initial values
+    seed: int = 0  # of the clusters, or of the random parts
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
+
+    def __post_init__(self) -> None:
+        positive(self, 'copies')
+        _not_negative(self, 'router_scale', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeArgs:
+    by: Literal['weights', 'router', 'random'] = 'weights'  # which experts are alike
+    seed: int = 0  # of random groups
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are averaged like weights
+
+    def __post_init__(self) -> None:
+        _not_negative(self, 'seed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +112,15 @@ def _not_negative(args: object, *names: str) -> None:
     for name in names:
         if getattr(args, name) < 0:
             raise UserError(f'{name} is {getattr(args, name)}; it must not be negative.')
+
+
+# What makes a run's folder from that of another run, from several runs, or from a file.
+SURGERY = {
+    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
+    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
+    'split': Entry('moe_vision.surgery.split:Split', SplitArgs),
+    'merge': Entry('moe_vision.surgery.merge:Merge', MergeArgs),
+    'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
+    'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
+    'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
+}
