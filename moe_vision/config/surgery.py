@@ -59,29 +59,6 @@ class MergeArgs:
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitArgs:
-    by: Literal['weights', 'order', 'random'] = 'weights'  # which hidden units go together
-    copies: int = 1  # experts are the parts of so many copies of the block
-    router_scale: float = 1.0  # factor of the routers' initial values
-    seed: int = 0  # of the clusters, or of the random parts
-    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
-
-    def __post_init__(self) -> None:
-        positive(self, 'copies')
-        _not_negative(self, 'router_scale', 'seed')
-
-
-@dataclasses.dataclass(frozen=True)
-class MergeArgs:
-    by: Literal['weights', 'router', 'random'] = 'weights'  # which experts are alike
-    seed: int = 0  # of random groups
-    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are averaged like weights
-
-    def __post_init__(self) -> None:
-        _not_negative(self, 'seed')
-
-
-@dataclasses.dataclass(frozen=True)
 class ExpandArgs:
     new: Literal['copy', 'fresh'] = 'copy'  # what new experts are: copies of the old ones in turn
     noise: float = 0.0  # on the copies: its deviation, as a share of that of the copied array

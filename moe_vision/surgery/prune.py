@@ -69,7 +69,7 @@ class Prune(Kind):
     def _worth(self, block: str, experts: int, about: Mapping[str, Any]) -> list[float]:
         """What each expert of a layer is worth."""
         if self.args.by == 'load':
-            return loads('prune', block, experts, about)
+            return loads('prune by load', block, experts, about)
         found = as_list(as_dict(as_dict(about.get('mechanism')).get('ablation')).get(block))
         return _read(
             found,
@@ -89,7 +89,7 @@ def loads(what: str, block: str, experts: int, about: Mapping[str, Any]) -> list
     return _read(
         as_list(as_dict(layers.get(block)).get('load')),
         experts,
-        f"{what} reads the load of '{block}' in evaluation.json of the run, which does not say it; "
+        f"{what} reads evaluation.json of the run, which does not say the load of '{block}'; "
         'train the run to its end first.',
     )
 
