@@ -129,7 +129,7 @@ def test_it_says_what_keeps_it_from_being_exact(data_dir):
             'resnet',
             {'model.moe.placement': '0'},
             {'model.moe.placement': '1'},
-            'that block has batch norm, which experts have not; train it with model.twin=',
+            'that block has other norms than experts (batch norm, as a rule); train it with',
         ),
         ('vit', {}, {'model.moe.bank': '2', 'model.moe.placement': 'every_1'}, "bank='own'"),
         ('vit', {}, {'model.moe.hidden': 8}, '(4, 16, 8) is due'),
