@@ -23,9 +23,9 @@ from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, needs_routed
 from moe_vision.surgery.state import State, Table
 
 _WHY = 'no block there can be copied'
-_BATCH_NORM = (
-    'that block has batch norm, which experts have not; train it with model.twin=same_width, '
-    'whose blocks have the norms of experts'
+_OTHER_NORMS = (
+    'that block has other norms than experts (batch norm, as a rule); train it with '
+    'model.twin=same_width, whose blocks are those of experts'
 )
 _SHARED = "layers share these experts; upcycle with model.moe.bank='own'"
 
@@ -72,7 +72,7 @@ class Upcycle(Kind):
 def _why(block: str, source: State) -> str:
     if block.startswith('bank_'):
         return _SHARED
-    return _BATCH_NORM if any(p.startswith(f'{block}/') for p in source.batch_stats) else _WHY
+    return _OTHER_NORMS if any(p.startswith(f'{block}/') for p in source.params) else _WHY
 
 
 def _exactness(config: Config) -> list[str]:
