@@ -204,7 +204,7 @@ class DynamoeArgs:
 
 @dataclasses.dataclass(frozen=True)
 class MlpArgs:
-    activation: Literal['gelu', 'relu'] = 'gelu'
+    activation: Literal['gelu', 'gelu_erf', 'relu'] = 'gelu'  # gelu by tanh, or exactly, by erf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +231,11 @@ class SpectralArgs:
 class ConvNextArgs:
     kernel: int = 7  # size of the depthwise convolution
     layer_scale: float = 1e-6  # initial factor of the branch; learned per channel
+    activation: Literal['gelu', 'gelu_erf'] = 'gelu'  # by tanh, or exactly, by erf
+    norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        positive(self, 'kernel', 'layer_scale')
+        positive(self, 'kernel', 'layer_scale', 'norm_epsilon')
         at_most(self, _FACTOR, 'kernel')
 
 
