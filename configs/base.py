@@ -23,6 +23,9 @@ def get_config() -> ConfigDict:
     c.seed = 0
     # start from the scored weights of the run in this folder; other classes get a new head
     c.init_from = ''
+    # what makes the weights of those in init_from: a name in SURGERY, or '' to take them
+    c.init_kind = ''
+    c.init_args = {}  # arguments of init_kind
 
     c.dataset = ConfigDict()
     c.dataset.name = 'digits'  # a name in input_pipeline.DATASETS, or package.module:Builder

@@ -1,8 +1,9 @@
 """Trains the network of an existing run further, on other images or longer: `finetune.py:W0`.
 
 It takes the config of the run in W0 and starts from its weights (`init_from`). Classes of other
-names get a new classifier. The classifier learns at the run's own rate, the rest at less, and the
-earlier a block stands, the less: `layer_decay`. Set the data set, and whatever else is to differ.
+names get a new classifier. The classifier learns at five times the run's rate. What came along
+learns at that rate at most, and the earlier a block stands, the less: `layer_decay`. Set the data
+set, and whatever else is to differ.
 
 Command: python main.py --config=configs/finetune.py:W0 --workdir=W \
              --config.dataset.name=image_folder --config.dataset.data_dir=D
@@ -21,5 +22,6 @@ def get_config(workdir: str) -> ConfigDict:
     c.init_from = workdir
     c.train.epochs, c.train.steps = 10.0, 0
     c.train.warmup_epochs, c.train.warmup_steps = 1.0, 0
-    c.train.transforms = {'layer_decay': {'decay': 0.75, 'trunk': 0.3}}
+    c.train.learning_rate *= 5
+    c.train.transforms = {'layer_decay': {'decay': 0.75, 'trunk': 0.2}}
     return c

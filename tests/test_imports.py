@@ -76,22 +76,27 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'check': 'common config routing layers models transforms',
     'leverage': 'common report config routing layers models check',
     'run_folder': 'common config processes routing models leverage',
-    'surgery': 'common run_folder',
+    'surgery': 'common config layers run_folder',
     'training': 'common config processes routing layers models transforms check leverage '
     'run_folder surgery report',
-    'predict': 'common config routing layers models leverage run_folder training',
+    'predict': 'common config routing layers models leverage run_folder training surgery',
     'in_python': 'common config report predict',
     'pod': 'common config layers leverage training',
+    'surgery command': 'common config layers run_folder surgery training',
     'study': 'common config processes layers models check leverage run_folder training report',
 }
-# what people do with runs: nothing of the package imports it, but for what the front door gives
-ON_TOP = ('predict', 'pod', 'study', 'in_python')
+# What people do with runs: nothing of the package imports it, but for what the front door gives.
+ON_TOP = ('predict', 'pod', 'surgery command', 'study', 'in_python')
+COMMANDS = {'surgery': ('__main__', 'folders')}  # modules of a package that stand above training
 
 
 def package(name: str) -> str:
     """'training' of 'moe_vision.training.step'; '' of what is in no package of moe_vision."""
     parts = name.split('.')
-    return parts[1] if parts[0] == 'moe_vision' and len(parts) > 1 else ''
+    if parts[0] != 'moe_vision' or len(parts) < 2:
+        return ''
+    command = len(parts) > 2 and parts[2] in COMMANDS.get(parts[1], ())
+    return f'{parts[1]} command' if command else parts[1]
 
 
 def test_the_floors_have_an_order():
@@ -214,6 +219,7 @@ def test_configdict_stays_where_it_is_checked():
         'moe_vision.study.__main__',
         'moe_vision.study.new',
         'moe_vision.pod.__main__',
+        'moe_vision.surgery.__main__',
         'moe_vision.study.analysis.analyse',
         'moe_vision.study.run.runner',
     ],

@@ -242,15 +242,21 @@ def test_what_the_page_says_of_programs_compiled_for_a_gpu():
     lines = (ROOT / 'benchmarks' / 'results' / 'h100-compiled.md').read_text().splitlines()
     cells = [[c.strip() for c in x.strip('|').split('|')] for x in lines if x.startswith('|')]
     layers = [c for c in cells if c[0].startswith('vectors')]
-    step = next(c for c in cells if c[0].startswith('imagenet_k2'))
+    step, vit = (
+        next(c for c in cells if c[0].startswith(n)) for n in ('imagenet_k2', 'imagenet_vit')
+    )
     floor = [float(c[2]) for c in layers]
     told = ' '.join(PERFORMANCE.read_text().split())
     assert f'take {min(floor):.2f} to {max(floor):.2f} of their experts alone' in told
     assert f"{step[2]} of its twin's at {step[-1]} times the FLOPs" in told
+    assert f'that of `imagenet_vit_s16_k2` {vit[2]} at {vit[-1]} times' in told
+    for c in (step, vit):  # what programs were shortened to
+        assert f'{c[3]} kernels, {c[4]} GB, {c[1]} ms' in told
+    assert f'{layers[0][6]} GB, {layers[0][1]} ms, {layers[0][7]} MB' in told
     for c in layers:
-        assert not c[4] or round(1 / float(c[4])) == 6
+        assert not c[4] or round(1 / float(c[4])) == 7
         memory = [float(m.replace(',', '')) for m in (c[7], c[10]) if m]
-        assert len(memory) < 2 or round(memory[1] / memory[0]) == 4
+        assert len(memory) < 2 or round(memory[1] / memory[0]) == 6
 
 
 def test_the_same_config_and_seed_give_the_same_answers_in_every_study():

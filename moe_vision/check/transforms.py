@@ -20,7 +20,7 @@ from moe_vision.config.schema import Config, Train
 from moe_vision.layers import Step
 from moe_vision.routing.types import expect
 from moe_vision.transforms.chain import Transforms, held
-from moe_vision.transforms.types import Array, Transform, Tree, by_path, paths
+from moe_vision.transforms.types import Array, Transform, Tree, bank_of, by_path, paths, router_of
 
 _E, _D, _F, _STEPS = 4, 6, 5, 8
 
@@ -90,9 +90,48 @@ def _shapes(what: str, each: Transform, params: Tree, step: Any, state: Tree) ->
         raise UserError(f'{what}: update returned a {given}; expected (updates, state).')
     _same(f'{what}: updates', params, out[0], 'as the parameter')
     _same(f'{what}: state', state, out[1], 'as init made it')
+    compared = jax.eval_shape(lambda n, s: each.compared(step=n, state=s), step, state)
+    _routers(f'{what}: compared', compared, params)
+    after = jax.eval_shape(
+        lambda r, p, n, s: each.observe(r, p, step=n, state=s),
+        _routes(params, bool(compared)),
+        params,
+        step,
+        state,
+    )
+    _same(f'{what}: state', state, after, 'as init made it')
     settled = jax.eval_shape(lambda n, s: each.settled(step=n, state=s), step, state)
+    if isinstance(settled, dict) and '' not in settled:
+        raise UserError(f"{what}: settled names {', '.join(settled)}, but not '', all others.")
     if settled is not None:
-        expect(f'{what}: settled', settled, (), bool, 'a scalar, or None')
+        by_layer = settled if isinstance(settled, dict) else {'': settled}
+        for layer, value in by_layer.items():
+            where = f' of {layer}' if layer else ''
+            expect(f'{what}: settled{where}', value, (), bool, 'a scalar, or None')
+
+
+def _routers(what: str, compared: Any, params: Tree) -> None:
+    """Raises UserError unless these are parameters of routers, by layer and name."""
+    due = {path: array for path, array in zip(paths(params), jax.tree.leaves(params), strict=True)}
+    for layer, given in compared.items():
+        for name, array in given.items():
+            path = f'{layer}/router/{name}'.removeprefix('/')
+            if path not in due:
+                have = ', '.join(p for p in due if router_of(p) is not None) or 'none'
+                raise UserError(f"{what} names '{path}'; the routers' parameters are {have}.")
+            expect(f'{what}: {path}', array, due[path].shape, due[path].dtype, 'as the parameter')
+
+
+def _routes(params: Tree, compared: bool) -> dict[str, dict[str, Array]]:
+    """What `observe` gets of routed layers: of 4 tokens, one changed its expert."""
+    found = {}
+    for path, array in zip(paths(params), jax.tree.leaves(params), strict=True):
+        layer = bank_of(path)
+        if layer is not None:
+            load = jnp.ones(array.shape[0], jnp.float32)
+            found[layer] = {'tokens': jnp.float32(4), 'load': load}
+            found[layer] |= {'changed': jnp.float32(1)} if compared else {}
+    return found
 
 
 def _same(what: str, due: Tree, given: Tree, meaning: str) -> None:
@@ -127,12 +166,17 @@ def transform(name: str, args: Any = None) -> None:
 
     def take(params: Tree, state: Tree, step: Array) -> tuple[Tree, Tree, Array]:
         told = {'step': step, 'state': state}
-        moves, settled = made.moves(params, **told), made.settled(**told)
+        moves, settled = made.moves(params, **told), list(made.settled(**told).values())
         gradients = held(jax.tree.map(jnp.cos, params), moves)
         updates = jax.tree.map(lambda g: -0.1 * g, gradients)
         updates, state = made.update(updates, params, **told)
         after = jax.tree.map(jnp.add, params, held(updates, moves))
-        return after, state, jnp.asarray(False if settled is None else settled)
+        changed = {n: jnp.float32(1) for n in made.compared(**told)}
+        counts = {'tokens': jnp.float32(4), 'chosen': jnp.ones(_E), 'kept': jnp.ones(_E)}
+        state = made.observe(
+            {'block_1': counts}, {'block_1': changed}, params, step=step, state=state
+        )
+        return after, state, jnp.asarray(settled or [False])
 
     alone, together = jax.jit(take), jax.jit(jax.vmap(take, in_axes=(0, 0, None)))
     params, state, flags = seeds[0], made.init(seeds[0]), []
@@ -141,10 +185,10 @@ def transform(name: str, args: Any = None) -> None:
     for step in range(_STEPS):
         params, state, settled = alone(params, state, jnp.int32(step))
         both, states, _ = together(both, states, jnp.int32(step))
-        flags.append(bool(settled))
+        flags.append(np.asarray(settled))
     if not all(np.isfinite(x).all() for x in jax.tree.leaves((params, state))):
         raise UserError(f'{what}: a parameter or the state is not finite after {_STEPS} steps.')
-    if flags != sorted(flags):
+    if (np.diff(np.asarray(flags, int), axis=0) < 0).any():
         raise UserError(
             f'{what}: settled is True and then False again; routes that are settled stay so, so '
             'keep it in the state.'

@@ -8,6 +8,7 @@ from moe_vision.common.errors import UserError, at_most, below_one, positive
 _BLOCKS = 1_000  # a network is traced block by block
 _SIZE = 100_000  # channels
 _FACTOR = 1_000  # of a width, and pixels of a kernel
+Gelu = Literal['gelu', 'gelu_erf']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,12 @@ class DepthwiseNetArgs(ConvNetArgs):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNextNetArgs:
-    """ConvNeXt-T by default."""
-
-    widths: tuple[int, ...] = (96, 192, 384, 768)  # channels of each stage
-    depths: tuple[int, ...] = (3, 3, 9, 3)  # residual blocks of each stage
+class _StagedArgs:
+    widths: tuple[int, ...]  # channels of each stage
+    depths: tuple[int, ...]  # residual blocks of each stage
     drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
+    # zeros around a map where the stride is above 1: same, or alike on both sides, as in torch
+    padding: Literal['same', 'torch'] = 'same'
 
     def __post_init__(self) -> None:
         positive(self, 'widths', 'depths')
@@ -96,7 +97,22 @@ class ConvNextNetArgs:
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetArgs(ConvNextNetArgs):
+class ConvNextNetArgs(_StagedArgs):
+    """ConvNeXt-T by default."""
+
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    activation: Gelu = 'gelu'  # of blocks that are not routed: by tanh, or exactly, by erf
+    norm_epsilon: float = 1e-6  # of norms outside routed blocks
+    exact_variance: bool = False  # of these norms: mean of (x - mean)^2, not of x^2, less mean^2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, 'norm_epsilon')
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetArgs(_StagedArgs):
     """ResNet-50 by default."""
 
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
@@ -128,16 +144,21 @@ class VitArgs:
     hidden: int = 0  # hidden width of the MLP blocks; 0 is four times the width
     pool: Literal['mean', 'token'] = 'mean'
     drop_path: float = 0.0  # stochastic depth: the last block's probability to skip its branch
+    representation: int = 0  # width of a tanh layer before the classifier; 0 for none
+    activation: Gelu = 'gelu'  # of blocks that are not routed: by tanh, or exactly, by erf
+    norm_epsilon: float = 1e-6
+    exact_variance: bool = False  # of norms: mean of (x - mean)^2, not of x^2, less mean^2
 
     def __post_init__(self) -> None:
-        positive(self, 'width', 'depth', 'heads', 'patch_size')
+        positive(self, 'width', 'depth', 'heads', 'patch_size', 'norm_epsilon')
         at_most(self, _BLOCKS, 'depth')
-        at_most(self, _SIZE, 'width', 'hidden')
+        at_most(self, _SIZE, 'width', 'hidden', 'representation')
         below_one(self, 'drop_path')
         if self.width % self.heads:
             raise UserError(f'width is {self.width}, not divisible by heads {self.heads}.')
-        if self.hidden < 0:
-            raise UserError(f'hidden is {self.hidden}; it must not be negative.')
+        for name in ('hidden', 'representation'):
+            if getattr(self, name) < 0:
+                raise UserError(f'{name} is {getattr(self, name)}; it must not be negative.')
 
     @property
     def blocks(self) -> int:  # how many `model.moe.placement` counts

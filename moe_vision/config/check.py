@@ -18,7 +18,7 @@ from moe_vision.common.errors import UserError, nearest, unknown
 from moe_vision.common.files import read_json
 from moe_vision.common.json_values import plain
 from moe_vision.common.paths import expanded, runs_near
-from moe_vision.config import compare, registry, rules, schema, source, trust, typed
+from moe_vision.config import compare, registry, rules, schema, source, surgery, trust, typed
 from moe_vision.config.kinds import SKIP, Kind
 from moe_vision.config.rules import (
     check_with_data as check_with_data,  # the second half, after start
@@ -110,7 +110,18 @@ def from_dict(values: Mapping[str, Any]) -> schema.Config:
         ),
         transforms={name: _transform(name, args) for name, args in train.transforms.items()},
     )
-    return dataclasses.replace(config, model=model, train=train)
+    return dataclasses.replace(config, model=model, train=train, init_args=_init_args(config))
+
+
+def _init_args(config: schema.Config) -> Any:
+    """The arguments of the kind of surgery; {} where there is none."""
+    kind = config.init_kind
+    if not kind:
+        return config.init_args
+    if kind not in surgery.SURGERY:
+        raise unknown('kind of surgery (init_kind)', kind, surgery.SURGERY)
+    what = f"argument of surgery '{kind}'"
+    return _args(what, surgery.SURGERY[kind], config.init_args, 'init_args')
 
 
 def _transform(name: str, given: Any) -> Any:

@@ -25,7 +25,7 @@ def check_image_size(config: Config, height: int, width: int) -> None:
         t = count(height, width)
     except UserError as e:
         raise UserError(f'model.args.{e}') from e
-    if routes_patches(config):
+    if config.model.moe.placement != 'none' and routes_patches(config):
         _patch_groups(config, t)
 
 

@@ -204,7 +204,7 @@ class DynamoeArgs:
 
 @dataclasses.dataclass(frozen=True)
 class MlpArgs:
-    activation: Literal['gelu', 'relu'] = 'gelu'
+    activation: Literal['gelu', 'gelu_erf', 'relu'] = 'gelu'  # gelu by tanh, or exactly, by erf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +231,11 @@ class SpectralArgs:
 class ConvNextArgs:
     kernel: int = 7  # size of the depthwise convolution
     layer_scale: float = 1e-6  # initial factor of the branch; learned per channel
+    activation: Literal['gelu', 'gelu_erf'] = 'gelu'  # by tanh, or exactly, by erf
+    norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        positive(self, 'kernel', 'layer_scale')
+        positive(self, 'kernel', 'layer_scale', 'norm_epsilon')
         at_most(self, _FACTOR, 'kernel')
 
 
@@ -259,16 +261,27 @@ class SgdArgs:
 
 @dataclasses.dataclass(frozen=True)
 class FreezeRouterArgs:
-    at: Literal['fraction', 'step'] = 'fraction'
+    at: Literal['fraction', 'step', 'convergence'] = 'fraction'
     fraction: float = 0.5  # of training, after which routers stand still
-    step: int = 0  # optimizer steps, after which routers stand still
+    # optimizer steps, after which routers stand still, or the first window of convergence begins
+    step: int = 0
+    window: int = 100  # optimizer steps in which routes are compared with those at its start
+    change: float = 0.01  # share of tokens that may change their expert in a calm window
+    least_load: float = 0.1  # what each expert must get in it, as a share of the mean load
+    windows: int = 3  # calm windows in a row after which a router stands still
 
     def __post_init__(self) -> None:
         below_one(self, 'fraction')
-        unread(self, 'fraction', self.at == 'fraction', "at is 'step'")
-        unread(self, 'step', self.at == 'step', "at is 'fraction'")
+        unread(self, 'fraction', self.at == 'fraction', f"at is '{self.at}'")
+        unread(self, 'step', self.at != 'fraction', "at is 'fraction'")
+        for name in ('window', 'change', 'least_load', 'windows'):
+            unread(self, name, self.at == 'convergence', f"at is '{self.at}'")
+        positive(self, 'window', 'windows')
+        below_one(self, 'change', 'least_load')
         if self.step < 0:
             raise UserError(f'step is {self.step}; it must not be negative.')
+        if self.window < 2:
+            raise UserError('window is 1; it must be at least 2, to have a step to compare.')
 
 
 @dataclasses.dataclass(frozen=True)

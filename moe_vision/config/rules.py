@@ -17,7 +17,7 @@ import input_pipeline
 from input_pipeline import DataError, DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import runs_near
-from moe_vision.config import registry, routing_rules, schema
+from moe_vision.config import registry, routing_rules, schema, surgery
 from moe_vision.config.group_rules import check_image_size, fits
 from moe_vision.config.schema import Config
 
@@ -41,6 +41,7 @@ def check(config: Config, defaults: Config) -> None:
         registry.entry('tracker', registry.TRACKERS, name)
     _durations(_values(config))
     _training(config)
+    _initial(config)
     _unread(config, _values(config), _values(defaults))
     if config.model.moe.placement == 'none':
         if config.model.twin != 'none':
@@ -146,6 +147,20 @@ def total_steps(config: Config, train_images: int) -> int:
             f'most {_INT:,} can be counted.'
         )
     return max(round(total), 1)
+
+
+def _initial(config: Config) -> None:
+    kind = config.init_kind
+    if config.init_args and not kind:
+        raise UserError("init_args is set but is not read: init_kind is ''; set that, too.")
+    if kind and not config.init_from:
+        raise UserError(f"init_kind is '{kind}' but is not read: init_from names no run.")
+    if kind and surgery.SURGERY[kind].needs:
+        reads = {'file': 'a file', 'runs': 'several runs'}[surgery.SURGERY[kind].needs[0]]
+        raise UserError(
+            f"init_kind is '{kind}', which reads {reads}; "
+            f'python -m moe_vision.surgery {kind} makes a run of it, and init_from reads that.'
+        )
 
 
 def check_init(config: Config) -> None:

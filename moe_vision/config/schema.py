@@ -306,6 +306,11 @@ class Config:
         'start from the scored weights of the run in this folder; other classes get a new head',
         path=True,
     )
+    init_kind: str = key(
+        '', "what makes the weights of those in init_from: a name in SURGERY, or '' to take them"
+    )
+    # `config.check` puts the dataclass that the kind names for its arguments in place of a dict
+    init_args: Any = key({}, 'arguments of init_kind')
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
     model: Model = dataclasses.field(default_factory=Model)
     train: Train = dataclasses.field(default_factory=Train)

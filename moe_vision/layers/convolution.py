@@ -24,73 +24,80 @@ Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolution(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
-    """SAME convolution.
+def convolution(
+    x: Array, kernel: Array, stride: int = 1, groups: int = 1, pads: Pads | None = None
+) -> Array:
+    """SAME convolution, or one with given padding.
 
     Args:
       x: [N, H, W, I].
       kernel: [h, w, I / g, O], of x's type.
       stride: in both directions.
       groups: g; I for a depthwise convolution.
+      pads: zeros before and after, of each axis of space; None is SAME.
 
     Returns:
-      [N, P, Q, O], P = ceil(H / stride).
+      [N, P, Q, O]; P = ceil(H / stride) if it is SAME.
     """
     # Inside a shard_map, this zero varies over the same mesh axes as x. So jax sums the gradient of
     # the kernel over them.
     kernel = kernel + jnp.zeros_like(x, shape=())
     if platform.target() == 'cpu':
-        return _on_cpu(x, kernel, stride, groups)
-    return _elsewhere(x, kernel, stride, groups)
+        return _on_cpu(x, kernel, stride, groups, pads)
+    return _elsewhere(x, kernel, stride, groups, pads)
 
 
 def in_flax(
     x: Array,
     kernel: Array,
     strides: tuple[int, ...],
-    padding: str,
+    padding: Any,
     *,
     feature_group_count: int = 1,
     **_,
 ) -> Array:
     """`convolution` for flax: `nn.Conv(..., conv_general_dilated=in_flax)`.
 
+    `padding` is 'SAME' or the zeros before and after of each axis of space.
     Off a CPU it is jax's own, since no vmap over experts meets it.
 
     Raises:
-      ValueError: the strides differ, or the padding is not SAME.
+      ValueError: the strides differ, or the padding is neither SAME nor in numbers.
     """
-    if padding != 'SAME' or len(set(strides)) > 1:
+    named = isinstance(padding, str)
+    if (named and padding != 'SAME') or len(set(strides)) > 1:
         raise ValueError(
-            'this convolution takes equal strides and padding SAME, '
+            'this convolution takes equal strides and padding SAME or in numbers, '
             f'not strides {strides} and padding {padding}'
         )
     if platform.target() != 'cpu':
-        return _ordinary(x, kernel, 'SAME', strides, groups=feature_group_count)
-    return convolution(x, kernel, strides[0], feature_group_count)
+        return _ordinary(x, kernel, padding, strides, groups=feature_group_count)
+    pads = None if named else (tuple(padding[0]), tuple(padding[1]))
+    return convolution(x, kernel, strides[0], feature_group_count, pads)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _on_cpu(x, kernel, stride, groups):
-    pads = _pads(x.shape[1:3], kernel.shape[:2], stride)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _on_cpu(x, kernel, stride, groups, pads):
+    pads = pads or _pads(x.shape[1:3], kernel.shape[:2], stride)
     return _one_by_one(x, kernel, pads, strides=(stride, stride), groups=groups)
 
 
-def _with_residuals(x, kernel, stride, groups):
-    return _on_cpu(x, kernel, stride, groups), (x, kernel)
+def _with_residuals(x, kernel, stride, groups, pads):
+    return _on_cpu(x, kernel, stride, groups, pads), (x, kernel)
 
 
-def _gradients(stride, groups, residuals, dy):
+def _gradients(stride, groups, pads, residuals, dy):
     x, kernel = residuals
-    dx = _input_gradient(dy, kernel, x.shape[1:3], stride, groups)
-    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, groups)
+    pads = pads or _pads(x.shape[1:3], kernel.shape[:2], stride)
+    dx = _input_gradient(dy, kernel, x.shape[1:3], stride, groups, pads)
+    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, groups, pads)
 
 
 _on_cpu.defvjp(_with_residuals, _gradients)
 
 
 def _input_gradient(
-    dy: Array, kernel: Array, space: tuple[int, ...], stride: int, groups: int
+    dy: Array, kernel: Array, space: tuple[int, ...], stride: int, groups: int, given: Pads
 ) -> Array:
     """dx [N, H, W, I] from dy [N, P, Q, O] and the kernel.
 
@@ -100,9 +107,7 @@ def _input_gradient(
     turned = jnp.flip(kernel, (0, 1)).reshape(h, w, i, groups, o // groups)
     turned = turned.transpose(0, 1, 4, 3, 2).reshape(h, w, o // groups, groups * i)
     pads = []
-    for n, taps, p, (low, _) in zip(
-        space, (h, w), dy.shape[1:3], _pads(space, (h, w), stride), strict=True
-    ):
+    for n, taps, p, (low, _) in zip(space, (h, w), dy.shape[1:3], given, strict=True):
         before = taps - 1 - low
         pads.append((before, n + taps - 1 - ((p - 1) * stride + 1) - before))
     return _one_by_one(
@@ -110,7 +115,9 @@ def _input_gradient(
     )
 
 
-def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int, groups: int) -> Array:
+def _kernel_gradient(
+    x: Array, dy: Array, taps: tuple[int, int], stride: int, groups: int, given: Pads
+) -> Array:
     """The kernel's gradient from x and dy.
 
     Swaps channels and images of x, and convolves that with dy in the place of the kernel.
@@ -123,32 +130,30 @@ def _kernel_gradient(x: Array, dy: Array, taps: tuple[int, int], stride: int, gr
     images, turned = lax.optimization_barrier((images, turned))
     pads = tuple(
         (low, (out - 1) * stride + k - size - low)
-        for size, k, out, (low, _) in zip(
-            space, taps, (p, q), _pads(tuple(space), taps, stride), strict=True
-        )
+        for size, k, out, (low, _) in zip(space, taps, (p, q), given, strict=True)
     )
     out = _one_by_one(images, turned, pads, dilation=(stride, stride), groups=groups)
     return out.transpose(1, 2, 0, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _elsewhere(x, kernel, stride, groups):
-    return _unrolled(_same(stride, groups))(x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _elsewhere(x, kernel, stride, groups, pads):
+    return _unrolled(_padded(stride, groups, pads))(x, kernel)
 
 
-def _elsewhere_fwd(x, kernel, stride, groups):
-    return _elsewhere(x, kernel, stride, groups), (x, kernel)
+def _elsewhere_fwd(x, kernel, stride, groups, pads):
+    return _elsewhere(x, kernel, stride, groups, pads), (x, kernel)
 
 
-def _elsewhere_bwd(stride, groups, residuals, dy):
+def _elsewhere_bwd(stride, groups, pads, residuals, dy):
     x, kernel = residuals
-    same = _same(stride, groups)
+    padded = _padded(stride, groups, pads)
 
     def to_input(dy, kernel):
-        return jax.linear_transpose(lambda x: same(x, kernel), x)(dy)[0]
+        return jax.linear_transpose(lambda x: padded(x, kernel), x)(dy)[0]
 
     def to_kernel(x, dy):
-        return jax.linear_transpose(lambda kernel: same(x, kernel), kernel)(dy)[0]
+        return jax.linear_transpose(lambda kernel: padded(x, kernel), kernel)(dy)[0]
 
     return _unrolled(to_input)(dy, kernel), _unrolled(to_kernel)(x, dy)
 
@@ -156,8 +161,10 @@ def _elsewhere_bwd(stride, groups, residuals, dy):
 _elsewhere.defvjp(_elsewhere_fwd, _elsewhere_bwd)
 
 
-def _same(stride: int, groups: int) -> Callable[[Array, Array], Array]:
-    return functools.partial(_ordinary, pads='SAME', strides=(stride, stride), groups=groups)
+def _padded(stride: int, groups: int, pads: Pads | None) -> Callable[[Array, Array], Array]:
+    return functools.partial(
+        _ordinary, pads=pads or 'SAME', strides=(stride, stride), groups=groups
+    )
 
 
 def _unrolled(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:

@@ -66,7 +66,7 @@ class DroppingBlock(nn.Module):
             plan = make_plan(self, routing, context)
             if self.measured:
                 plan = dataclasses.replace(plan, keep=routing.active & self._spared(context))
-            return (), routing, plan, None
+            return (), routing, plan, None, {}
 
         routed = route_groups(self, on_groups, step, len(x))
         share = routed.choices['kept'].mean(-1)  # of a token's choices

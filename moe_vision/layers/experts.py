@@ -6,6 +6,8 @@ dense block of a twin, whose parameters have none. So both do the same arithmeti
 Axes: E experts, N tokens or slots, D width, F hidden width, HW space.
 """
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +27,11 @@ LECUN = jax.nn.initializers.lecun_normal()
 SMALL = jax.nn.initializers.truncated_normal(0.02)
 ZEROS = jax.nn.initializers.zeros
 ONES = jax.nn.initializers.ones
+ACTIVATIONS = {  # 'gelu' is the approximation by tanh, 'gelu_erf' the exact one, as in torch
+    'gelu': jax.nn.gelu,
+    'gelu_erf': functools.partial(jax.nn.gelu, approximate=False),
+    'relu': jax.nn.relu,
+}
 
 
 class Expert:
@@ -40,12 +47,18 @@ class Expert:
 
     Attributes:
       multiple: hidden widths must be divisible by this.
+      hidden_axes: parameter -> its axis of hidden units, the first matrix first, for kinds of
+        surgery that cut an expert between hidden units. None where the parts would not add up to
+        it, because a norm lies over the hidden units.
+      added: parameters that are added to the output.
       before, after: what all experts of a place share: a network runs `before` on every token that
         it routes, and `after` on the sum of what the experts give. They are no part of what is
         routed, so a twin has them too.
     """
 
     multiple = 1
+    hidden_axes: Mapping[str, int] | None = None
+    added: tuple[str, ...] = ()
     before: 'Expert | None' = None
     after: 'Expert | None' = None
 
@@ -147,6 +160,9 @@ class Expert:
 class Mlp(Expert):
     """D -> F -> D on vectors [N, D]."""
 
+    hidden_axes = {'in_kernel': -1, 'in_bias': -1, 'out_kernel': -2}
+    added = ('out_bias',)
+
     def shapes(self) -> Shapes:
         d, f = self.width, self.hidden
         return {
@@ -158,7 +174,7 @@ class Mlp(Expert):
 
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
-        act = jax.nn.gelu if self.args.activation == 'gelu' else jax.nn.relu
+        act = ACTIVATIONS[self.args.activation]
         hidden = biased(act, x @ w['in_kernel'], w['in_bias'])
         return hidden @ w['out_kernel'] + w['out_bias']
 
@@ -203,6 +219,9 @@ class Conv(Expert):
 
 class DepthwiseConv(Expert):
     """depthwise conv-norm-1x1-gelu-1x1 on maps [N, H, W, D], with a norm per image."""
+
+    hidden_axes = {'in_kernel': -1, 'in_bias': -1, 'out_kernel': -2}
+    added = ('out_bias',)
 
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
@@ -274,6 +293,9 @@ class ConvNext(Expert):
     image, so it is the same in an expert as in the original network.
     """
 
+    hidden_axes = {'in_kernel': -1, 'in_bias': -1, 'out_kernel': -2}
+    added = ('out_bias',)
+
     def shapes(self) -> Shapes:
         d, f, s = self.width, self.hidden, self.args.kernel
         scale = jax.nn.initializers.constant(self.args.layer_scale)
@@ -292,8 +314,9 @@ class ConvNext(Expert):
     def apply(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
         x = conv(x, w['depthwise'], groups=self.width) + w['depthwise_bias']
-        x = layer_norm(x, params['norm_scale'], params['norm_bias'])
-        x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
+        epsilon = self.args.norm_epsilon
+        x = layer_norm(x, params['norm_scale'], params['norm_bias'], epsilon)
+        x = ACTIVATIONS[self.args.activation](x @ w['in_kernel'] + w['in_bias'])
         return (x @ w['out_kernel'] + w['out_bias']) * w['layer_scale']
 
     def first_matrix(self, params):

@@ -24,40 +24,14 @@ from moe_vision.layers.banks import ExpertBank, Shared
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.mixed import Mixed
-from moe_vision.layers.route import Step, make_plan, route_groups
+from moe_vision.layers.route import Step, elsewhere, make_plan, route_groups
+from moe_vision.layers.router_variables import RouterVariables
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import View, expect
 
 Array = jax.Array
 _RANKS = {2: '[B, D] or [B, N, D]', 4: '[B, H, W, D]'}  # of tokens that are vectors, or maps
 LAYER_LOSSES = 'layer_losses'  # the scope of what is computed once per micro-batch, not per token
-
-
-class RouterVariables(nn.Module):
-    """What a router learns (collection 'params') and keeps (collection 'router_state').
-
-    With width 0 it is what all routers of the network share. A layer that is alone, outside a
-    network that shares, has that to itself.
-    """
-
-    router: Router
-    width: int
-    alone: bool = False
-
-    @nn.compact
-    def __call__(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        shapes, initial = {}, {}
-        if self.width:
-            shapes, initial = self.router.params(self.width), self.router.init_state()
-        if self.alone or not self.width:
-            shapes = shapes | self.router.shared_params()
-            initial = initial | self.router.init_shared_state()
-        params = {name: self.param(name, init, shape) for name, (shape, init) in shapes.items()}
-        state = {
-            name: self.variable('router_state', name, lambda v=value: v).value
-            for name, value in initial.items()
-        }
-        return params, state
 
 
 class MoE(nn.Module):
@@ -130,7 +104,7 @@ class MoE(nn.Module):
         the experts and the router's arrays that other layers have too.
 
         info: 'losses' {name: weighted scalar}; 'telemetry' sums as in `routing.telemetry.count`;
-        'observed', sums of what the router observed; 'place';
+        'observed', sums of what the router observed; 'changed', as in `Routed`; 'place';
         'choices' per token, [B, K]: 'expert', 'gate', 'kept'; 'carry' for the next routed layer.
 
         Raises:
@@ -149,23 +123,34 @@ class MoE(nn.Module):
         alone = not (shared.params or shared.state)
         params, state = RouterVariables(router, x.shape[-1], alone, name='router')()
         variables = params | shared.params, state | shared.state
-        features = self._features(router, variables[0], x, step, extras or {})
+        others = step.compared_at('/'.join(self.path), variables[0])
+        pooled = [
+            self._features(router, own, x, step, extras or {})
+            for own in (variables[0], *others.values())
+        ]
         expert = self.make_experts(x.shape[-1])
         arrays = shared.bank or ExpertBank(expert, self.num_experts, name='experts')()
         across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
 
         def on_groups(context, x, features, replicated, bank):
-            (params, state), intervention = replicated
-            if features is None:
+            (params, state), intervention, others = replicated
+            if router.pool is None:
                 # A token is routed by its mean over space (the vector itself where it has none).
-                features = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
+                mean = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
+                features = [mean] * len(features)
             with jax.named_scope('router'):
-                routing = router(params, state, features, context)
+                routing = router(params, state, features[0], context)
+                pairs = zip(others.items(), jax.lax.stop_gradient(features[1:]), strict=True)
+                changed = {
+                    name: elsewhere(routing, router(own, state, f, context), context)
+                    for (name, own), f in pairs
+                }
             if intervention is not None:
                 routing = intervention(routing, context, self.layer, self.num_experts)
             plan = make_plan(self, routing, context)
             y = run_plan(plan, x, expert, bank, self.mesh, across, step.train)
-            return y, routing, plan, View(place, params=params, state=state, tokens=x)
+            view = View(place, params=params, state=state, tokens=x)
+            return y, routing, plan, view, changed
 
         of_groups, of_layer, loss_args = self._losses()
         routed = route_groups(
@@ -174,12 +159,12 @@ class MoE(nn.Module):
             step,
             len(x),
             x=x,
-            shared=(variables, jax.tree.map(jnp.asarray, step.intervention)),
+            shared=(variables, jax.tree.map(jnp.asarray, step.intervention), others),
             bank=arrays,
             losses=of_groups,
             loss_args=loss_args,
             router=router,
-            features=features,
+            features=pooled,
             carry=carry,
             extras=extras,
         )

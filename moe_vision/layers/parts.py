@@ -69,9 +69,9 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int) -> Array:
     return (y * scale + bias).astype(x.dtype)
 
 
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float = 1e-6) -> Array:
     """Norm of x [..., D] over D, per position, in float32."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
     return (y * scale + bias).astype(x.dtype)

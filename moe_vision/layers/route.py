@@ -48,9 +48,24 @@ class Step:
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # [B, ...], for routers
     images: Array | None = None  # [images, H, W, C], for `Router.pool` where it needs them
     intervention: Intervention | Path | None = None  # changes routes after they are made
-    settled: Array | None = None  # bool scalar; True: routers are frozen; None: False
+    # bool scalars by a routed layer's path, '' for all layers not named; True: a router is frozen
+    settled: dict[str, Array] = dataclasses.field(default_factory=dict)
+    # other parameters of routers, by whoever asks and by path ('' for what layers share): layers
+    # report how many tokens these would send elsewhere
+    compared: dict[str, dict[str, dict[str, Array]]] = dataclasses.field(default_factory=dict)
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
+
+    def settled_at(self, path: str) -> Array | None:
+        """Whether the router of the layer with this path is frozen, a bool scalar; None: no."""
+        return self.settled.get(path, self.settled.get(''))
+
+    def compared_at(self, path: str, params: dict[str, Array]) -> dict[str, dict[str, Array]]:
+        """Parameters to compare with those of the router of the layer with this path."""
+        return {
+            name: params | given.get('', {}) | given.get(path, {})
+            for name, given in self.compared.items()
+        }
 
     @classmethod
     def example(cls, images: int, **fields: Any) -> 'Step':
@@ -76,10 +91,12 @@ class Routed:
     losses: dict[str, Array]  # [G] each, not weighted
     counts: dict[str, Array]  # [G, ...] each, as in `routing.telemetry.count`
     observed: dict[str, Array]  # [G, ...] each, what the router observed in training
+    changed: dict[str, Array]  # [G] each, tokens that `Step.compared` would send elsewhere
 
     def info(self, weights: Mapping[str, float], place: Place) -> dict[str, Any]:
         """'losses' {name: weighted mean over the groups with at least one valid token};
-        'telemetry' and 'observed' {name: sum over groups}; 'choices'; 'carry'; 'place'."""
+        'telemetry', 'observed' and 'changed' {name: sum over groups}; 'choices'; 'carry';
+        'place'."""
         occupied = (self.counts['tokens'] > 0).astype(jnp.float32)
 
         def mean(per_group):
@@ -89,6 +106,7 @@ class Routed:
             'losses': {name: weights[name] * mean(value) for name, value in self.losses.items()},
             'telemetry': {name: value.sum(0) for name, value in self.counts.items()},
             'observed': {name: value.sum(0) for name, value in self.observed.items()},
+            'changed': {name: value.sum(0) for name, value in self.changed.items()},
             'choices': self.choices,
             'carry': self.carry,
             'place': Static(place),
@@ -107,7 +125,7 @@ def route_groups(
     losses: Mapping[str, float] | None = None,
     loss_args: Mapping[str, Any] | None = None,
     router: Router | None = None,
-    features: Array | None = None,
+    features: Any = None,
     carry: Any = None,
     extras: dict[str, Array] | None = None,
 ) -> Routed:
@@ -116,7 +134,8 @@ def route_groups(
     Args:
       layer: its attributes group_size, mesh, layer and those that `slots_of` reads.
       on_groups: (context, x [G, T, *], features, shared, bank) -> (y [G, T, *], routing, plan,
-        view for losses). It gets the groups of one device and that device's part of the bank.
+        view for losses, `Routed.changed`). It gets the groups of one device and that device's part
+        of the bank.
       step: this step.
       tokens: B.
       x: [B, *]; None if `on_groups` reads no tokens.
@@ -125,7 +144,7 @@ def route_groups(
       losses: losses of a group, name -> weight; those with weight zero are not computed.
       loss_args: name -> the arguments of a loss.
       router: what observes the routes in training, if anything does.
-      features: [B, D'], as the router pooled them; None if `on_groups` takes them from x.
+      features: a tree of what `on_groups` gets, [B, *] each, such as features that were pooled.
       carry, extras: what the router may read besides, as in `Context`, each with a leading B.
 
     Raises:
@@ -158,7 +177,7 @@ def route_groups(
             settled=settled,
             train=step.train,
         )
-        y, routing, plan, view = on_groups(context, x, features, shared, bank)
+        y, routing, plan, view, changed = on_groups(context, x, features, shared, bank)
         values = {}
         for name, fn in loss_fns.items():
             own = dataclasses.replace(view, args=(loss_args or {}).get(name))
@@ -171,11 +190,12 @@ def route_groups(
         if labels is not None and step.num_classes:
             counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
         observed = {} if router is None or not step.train else _observed(router, routing, context)
-        return y, (choices_of(routing, plan), routing.carry), (values, counts, observed)
+        return y, (choices_of(routing, plan), routing.carry), (values, counts, observed, changed)
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
+    settled = step.settled_at('/'.join(layer.path))
     y, (choices, carry), per_group = over_groups(on_device, layer.mesh, tokens, size)(
-        (shared, key, jnp.asarray(step.fraction, jnp.float32), step.settled),
+        (shared, key, jnp.asarray(step.fraction, jnp.float32), settled),
         bank or {},
         step.start // size + jnp.arange(tokens // size),
         (x, features, valid, step.labels, carry, {**step.extras, **(extras or {})}),
@@ -195,6 +215,14 @@ def _observed(router: Router, routing: Routing | SoftRouting, context: Context) 
         if name in ('chosen', 'tokens'):
             raise UserError(f"{what} returned '{name}', which update_state gets anyway; rename it.")
     return observed
+
+
+def elsewhere(
+    routing: Routing | SoftRouting, other: Routing | SoftRouting, context: Context
+) -> Array:
+    """How many tokens of a group have another most probable expert in another routing, [G]."""
+    first, then = (jnp.argmax(r.probs, -1) for r in (routing, other))
+    return (context.valid & (first != then)).sum(-1).astype(jnp.float32)
 
 
 def slots_of(layer: Any, train: bool) -> int:

@@ -13,6 +13,8 @@ passes. A routed layer adds the gradient of its gates, 2 D FLOPs for each slot. 
 layer takes does not grow with the images, so it is shared among those of a micro-batch.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,29 +49,36 @@ def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> Traini
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: net.init(key, x, step), x)
 
-    def loss(params, others, x):
+    def loss(params, others, x, compared):
         with nn.intercept_methods(trace.mark):
             (logits, infos), statistics = net.apply(
-                {**others, 'params': params}, x, step, mutable=['batch_stats']
+                {**others, 'params': params},
+                x,
+                dataclasses.replace(step, compared=compared),
+                mutable=['batch_stats'],
             )
         task = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         losses = sum(sum(info['losses'].values()) for info in infos.values())
-        return task + losses, (statistics, [info['telemetry'] for info in infos.values()])
+        counted = [(info['telemetry'], info['changed']) for info in infos.values()]
+        return task + losses, (statistics, counted)
 
     params = variables['params']
     others = {name: v for name, v in variables.items() if name != 'params'}
+    made = transforms.of_config(config, params, total_steps(config, info.split_sizes['train']))
+    state, number = jax.eval_shape(made.init, params), jnp.int32(0)
+    compared = jax.eval_shape(lambda s: made.compared(step=number, state=s), state)
     with platform.plain():
-        program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(params, others, x).jaxpr
+        program = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))(
+            params, others, x, compared
+        ).jaxpr
     needed, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
     counts = flops.of_program(needed)
-    made = transforms.of_config(config, params, total_steps(config, info.split_sizes['train']))
-    state = jax.eval_shape(made.init, params)
 
     def transformed(params, step, state):
         told = {'step': step, 'state': state}
         return made.moves(params, **told), made.update(params, params, **told)
 
-    of_transforms = flops.total(flops.count(transformed, params, jnp.int32(0), state))
+    of_transforms = flops.total(flops.count(transformed, params, number, state))
     layers = {b.name: None for b in forward.blocks if b.routed}
     by_block = trace.by_block(counts, layers)
     once = sum(n for scope, n in counts.items() if LAYER_LOSSES in scope)

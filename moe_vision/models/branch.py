@@ -15,7 +15,8 @@ from moe_vision.config.placement import routed_blocks
 from moe_vision.config.places import moe_at, place_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, Model
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Shared, SharedBank, Step
-from moe_vision.layers.moe import RouterVariables, make_expert, make_router
+from moe_vision.layers.moe import make_expert, make_router
+from moe_vision.layers.router_variables import RouterVariables
 from moe_vision.models.places import expert_at, twin_expert
 
 Array = jax.Array

@@ -17,14 +17,15 @@ from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, begin, branch_at
-from moe_vision.models.parts import Conv, classify, drop_path, run_block
+from moe_vision.models.parts import Conv, classify, drop_path, layer_norm, padding, run_block
 
 
 def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     """One residual block, routed or not."""
     a, width = net.model.args, x.shape[-1]
     hidden = a.hidden(width)
-    textbook = make_expert('convnext', registry.ConvNextArgs(), width, hidden)
+    expert_args = registry.ConvNextArgs(activation=a.activation, norm_epsilon=a.norm_epsilon)
+    textbook = make_expert('convnext', expert_args, width, hidden)
     y = branch_at(
         net, number, x, step, infos, hidden=hidden, unrouted=functools.partial(DenseBlock, textbook)
     )
@@ -43,15 +44,15 @@ class ConvNext(nn.Module):
         conv = functools.partial(
             Conv, kernel_init=nn.initializers.truncated_normal(0.02), dtype=dtype
         )
-        norm = functools.partial(nn.LayerNorm, dtype=dtype)  # of each position, epsilon 1e-6
+        norm = layer_norm(a, dtype)  # of each position
         infos, step = begin(self, step, images)
-        x = conv(a.widths[0], (4, 4), (4, 4), name='stem')(images.astype(dtype))
+        x = conv(a.widths[0], (4, 4), (4, 4), padding(a, 4, 4), name='stem')(images.astype(dtype))
         x = norm(name='stem_norm')(x)
         number = 0
         for stage, (width, blocks) in enumerate(zip(a.widths, a.depths, strict=True)):
             if stage:
                 x = norm(name=f'down_{stage}_norm')(x)
-                x = conv(width, (2, 2), (2, 2), name=f'down_{stage}')(x)
+                x = conv(width, (2, 2), (2, 2), padding(a, 2, 2), name=f'down_{stage}')(x)
             for _ in range(blocks):
                 block = functools.partial(_block, step=step, number=number)
                 x = run_block(self, block, x, infos)

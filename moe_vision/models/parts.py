@@ -53,6 +53,28 @@ class Norm(nn.Module):
         return norm(x, mask=mask if step.train else None)
 
 
+def layer_norm(args: Any, dtype: str) -> Callable[..., nn.Module]:
+    """`nn.LayerNorm` as the arguments of a backbone say."""
+    return functools.partial(
+        nn.LayerNorm,
+        dtype=dtype,
+        epsilon=args.norm_epsilon,
+        use_fast_variance=not args.exact_variance,
+    )
+
+
+def padding(args: Any, taps: int, stride: int) -> str | tuple[tuple[int, int], ...]:
+    """The padding of a convolution or a pooling with a stride, as the arguments of a backbone say.
+
+    torch has no SAME: its networks pad both sides by (taps - stride + 1) // 2, such as by 3 for 7
+    taps, by 1 for 3, by 0 for 1 and wherever patches do not overlap.
+    """
+    if args.padding == 'same':
+        return 'SAME'
+    zeros = max(taps - stride + 1, 0) // 2
+    return ((zeros, zeros),) * 2
+
+
 def run_block(net: nn.Module, block: Callable, x: Array, infos: Infos) -> Array:
     """Runs `block(net, x, infos)`. With `model.remat` the backward pass recomputes it from x."""
 

@@ -4,7 +4,8 @@ The first block of a stage has the stride of the stage in its 3x3 convolution, a
 shortcut. The other blocks keep their shape. They are numbered through the network, and each can be
 routed: experts copy its residual branch. The shortcut, the sum and the relu after it stay outside,
 so an image whose choices were all dropped keeps its features. Padding is SAME: with a stride of 2
-the taps lie up to one pixel beside those of frameworks that pad both sides alike.
+the taps lie up to one pixel beside those of frameworks that pad both sides alike, which
+`padding='torch'` does.
 
 Axes: B images, H W space, D channels.
 """
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from moe_vision.config.schema import Model
 from moe_vision.layers import Step
 from moe_vision.models.branch import Infos, begin, branch_at
-from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, run_block
+from moe_vision.models.parts import HE, Conv, Norm, classify, drop_path, padding, run_block
 
 
 class Branch(nn.Module):
@@ -31,6 +32,7 @@ class Branch(nn.Module):
     stride: int
     norm: str
     dtype: str
+    padding: str | tuple[tuple[int, int], ...] = 'SAME'  # of the 3x3 convolution
 
     @nn.compact
     def __call__(self, x, step: Step):
@@ -38,7 +40,7 @@ class Branch(nn.Module):
         norm = functools.partial(Norm, self.norm, self.dtype)
         x = conv(self.hidden, (1, 1), name='conv1')(x)
         x = nn.relu(norm(name='norm1')(x, step))
-        x = conv(self.hidden, (3, 3), (self.stride,) * 2, name='conv2')(x)
+        x = conv(self.hidden, (3, 3), (self.stride,) * 2, self.padding, name='conv2')(x)
         x = nn.relu(norm(name='norm2')(x, step))
         x = conv(self.width, (1, 1), name='conv3')(x)
         return norm(nn.initializers.zeros, name='norm3')(x, step)
@@ -71,7 +73,8 @@ def _first_block(net: nn.Module, x, infos: Infos, step: Step, depth: int, stage:
     a, dtype, name = net.model.args, net.model.dtype, f'down_{stage}'
     width, stride = a.widths[stage], 2 if stage else 1
     shortcut = Shortcut(width, stride, a.norm, dtype, name=f'{name}_shortcut')(x, step)
-    y = Branch(width, a.hidden(width), stride, a.norm, dtype, name=name)(x, step)
+    pads = padding(a, 3, stride)
+    y = Branch(width, a.hidden(width), stride, a.norm, dtype, pads, name=name)(x, step)
     return nn.relu(shortcut + drop_path(y, step, a.drop_path, depth, sum(a.depths)))
 
 
@@ -98,13 +101,14 @@ class ResNet(nn.Module):
             a.hidden(a.widths[0]),
             (7, 7),
             (2, 2),
+            padding(a, 7, 2),
             use_bias=False,
             kernel_init=HE,
             dtype=dtype,
             name='stem',
         )(images.astype(dtype))
         x = nn.relu(Norm(a.norm, dtype, name='stem_norm')(x, step))
-        x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+        x = nn.max_pool(x, (3, 3), (2, 2), padding(a, 3, 2))
         depth = number = 0
         for stage, blocks in enumerate(a.depths):
             first = functools.partial(_first_block, step=step, depth=depth, stage=stage)

@@ -20,7 +20,7 @@ from moe_vision.config.schema import Model
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.moe import make_expert
 from moe_vision.models.branch import Infos, begin, branch_at, needs, per_patch
-from moe_vision.models.parts import classify, drop_path, run_block
+from moe_vision.models.parts import classify, drop_path, layer_norm, run_block
 
 
 def _attention_kept(kept: dict[str, jax.Array], query, key, value, **options):
@@ -72,7 +72,7 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     """An encoder block on x [B, N, D]. `drop_path` may leave out each of its two branches."""
     a, dtype, name = net.model.args, net.model.dtype, f'block_{number}'
     hidden = a.hidden or 4 * a.width
-    norm = functools.partial(nn.LayerNorm, dtype=dtype)
+    norm = layer_norm(a, dtype)
     drop = functools.partial(drop_path, step=step, rate=a.drop_path, block=number, blocks=a.depth)
     y = norm(name=f'{name}_attention_norm')(x)
     kept: dict[str, jax.Array] = {}
@@ -84,7 +84,7 @@ def _block(net: nn.Module, x, infos: Infos, step: Step, number: int):
     )(y)
     x = x + drop(y, branch=0)
     y = norm(name=f'{name}_norm')(x).reshape(-1, a.width)
-    mlp = make_expert('mlp', registry.MlpArgs(), a.width, hidden)
+    mlp = make_expert('mlp', registry.MlpArgs(activation=a.activation), a.width, hidden)
     y = branch_at(
         net,
         number,
@@ -127,6 +127,8 @@ class Vit(nn.Module):
         for number in range(a.depth):
             block = functools.partial(_block, step=step, number=number)
             x = run_block(self, block, x, infos)
-        x = nn.LayerNorm(dtype=dtype, name='final_norm')(x)
+        x = layer_norm(a, dtype)(name='final_norm')(x)
         x = x.mean(1) if a.pool == 'mean' else x[:, 0]
+        if a.representation:
+            x = nn.tanh(nn.Dense(a.representation, dtype=dtype, name='representation')(x))
         return classify(self, x, step, infos, a.hidden or 4 * a.width), infos.by_layer

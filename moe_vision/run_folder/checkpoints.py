@@ -162,6 +162,28 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     raise _unreadable(root, kind, steps_in(root / kind), int(other['step']) if other else None)
 
 
+def load_several(workdir: str, count: int) -> list[dict[str, Any]]:
+    """The states of the newest checkpoints, as `load_raw` returns them, the newest first.
+
+    Raises:
+      UserError: there are fewer, or one cannot be read.
+    """
+    folder = absolute(epath.Path(workdir) / 'checkpoints') / 'latest'
+    steps = steps_in(folder)[:count]
+    if len(steps) < count:
+        raise UserError(
+            f"'{workdir}' has {len(steps)} checkpoints and not {count}; train with a larger "
+            'checkpoint.keep.'
+        )
+    try:
+        return [_load_raw(folder / str(step) / 'default', step) for step in steps]
+    except Exception as e:  # as in `Folder.restore_newest`
+        raise UserError(
+            f"a checkpoint in '{folder}' cannot be read ({' '.join(str(e).split())[:160]}); bring "
+            'the files back, or take fewer.'
+        ) from e
+
+
 def _newest_raw(folder: epath.Path, warn: bool) -> dict[str, Any] | None:
     steps = steps_in(folder)
     for step, before in itertools.zip_longest(steps, steps[1:]):

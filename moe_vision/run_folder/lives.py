@@ -38,7 +38,9 @@ def begun(workdir: str) -> bool:
     """Whether a run has left something in the folder that another one would replace."""
     folder = folder_of(workdir)
     return bool(
-        done(workdir) or (folder / 'result.json').exists() or _names(folder / 'metrics', '(.*)')
+        steps_in(folder / 'checkpoints' / 'latest')
+        or (folder / 'result.json').exists()
+        or _names(folder / 'metrics', '(.*)')
     )
 
 

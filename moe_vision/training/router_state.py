@@ -3,9 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from moe_vision.config.schema import Moe
+from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
+from moe_vision.transforms.types import by_path, router_of
 
 Array = jax.Array
 Tree = Any
@@ -39,3 +42,23 @@ def updated_router_state(
     if routers[0].init_shared_state():
         state = {**state, 'router': routers[0].update_shared_state(state['router'], list(sums_of))}
     return state
+
+
+def still_where_settled(settled: dict[str, Array], before: Tree, after: Tree) -> Tree:
+    """The routers' state after a step, but that of before where routes are settled.
+
+    Args:
+      settled: as in `Step.settled`.
+      before, after: nested by the layers' paths.
+    """
+    step = Step(settled=settled)
+    return by_path(
+        lambda path, a, b: where_settled(step.settled_at(router_of(path) or ''), a, b),
+        before,
+        after,
+    )
+
+
+def where_settled(settled: Array | None, if_so: Array, otherwise: Array) -> Array:
+    """One of two arrays; `otherwise` if routes are never settled."""
+    return otherwise if settled is None else jnp.where(settled, if_so, otherwise)

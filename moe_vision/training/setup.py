@@ -128,5 +128,7 @@ class Setup:
         with self.compiling('the initial values'):
             state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
         if self.config.init_from:
-            state = init_from(state, self.config.init_from, self.info.class_names, self.shardings)
+            state = init_from(
+                state, self.config.init_from, self.info.class_names, self.shardings, self.config
+            )
         return state

@@ -21,7 +21,11 @@ from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.training import optimizer
 from moe_vision.training.frozen import Frozen
-from moe_vision.training.router_state import updated_router_state
+from moe_vision.training.router_state import (
+    still_where_settled,
+    updated_router_state,
+    where_settled,
+)
 from moe_vision.transforms.chain import Transforms
 
 Array = jax.Array
@@ -122,9 +126,7 @@ def train_step_fn(
     routed = moe.placement != 'none' and config.model.twin == 'none'
     taught = routed and 'labels' in registry.entry('router', registry.ROUTERS, moe.router).needs
 
-    def loss_fn(
-        params, batch_stats, router_state, micro, key, start, fraction, settled, total_valid, parts
-    ):
+    def loss_fn(params, batch_stats, router_state, micro, key, start, known, total_valid, parts):
         valid, labels = micro['valid'], micro['label']
         images = normalize_images(micro['image'], mean, std)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), train.label_smoothing)
@@ -145,12 +147,11 @@ def train_step_fn(
         step = Step(
             valid=valid,
             key=jax.random.fold_in(key, StepStream.NETWORK),
-            fraction=fraction,
             start=start,
             labels=jnp.argmax(targets, -1) if taught else None,
             extras=extras_of(micro),
-            settled=settled,
             train=True,
+            **known,
         )
         (logits, infos), updates = model.apply(
             {'params': params, 'batch_stats': batch_stats, 'router_state': router_state},
@@ -161,10 +162,13 @@ def train_step_fn(
         each = optax.softmax_cross_entropy(logits, targets)
         task = jnp.sum(jnp.where(valid, each, 0.0)) / total_valid
         aux = {
-            name: sum(i['losses'][name] for i in infos.values()) / parts
+            name: sum(
+                where_settled(step.settled_at(layer), jnp.zeros(()), i['losses'][name])
+                for layer, i in infos.items()
+            )
+            / parts
             for name in sorted({n for i in infos.values() for n in i['losses']})
         }
-        aux = where_settled(settled, jax.tree.map(jnp.zeros_like, aux), aux)
         accuracy = jnp.sum(valid & (jnp.argmax(logits, -1) == labels)) / total_valid
         sums = {
             'task_loss': task,
@@ -172,6 +176,7 @@ def train_step_fn(
             'losses': aux,
             'layers': {layer: i['telemetry'] for layer, i in infos.items()},
             'observed': {layer: (i['observed'], i['place']) for layer, i in infos.items()},
+            'changed': {layer: i['changed'] for layer, i in infos.items()},
         }
         return task + sum(aux.values()), (sums, updates.get('batch_stats', {}))
 
@@ -181,6 +186,8 @@ def train_step_fn(
         fraction = state.step / total_steps
         told = state.opt_state['transforms'] if transforms else {}
         settled = transforms.settled(step=state.step, state=told)
+        compared = transforms.compared(step=state.step, state=told)
+        known = {'fraction': fraction, 'settled': settled, 'compared': compared}
         total_valid = jnp.maximum(batch['valid'].sum(), 1).astype(jnp.float32)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         frozen = Frozen(state.params, train.trainable)
@@ -194,8 +201,7 @@ def train_step_fn(
                     micro,
                     key,
                     part * rows,
-                    fraction,
-                    settled,
+                    known,
                     total_valid,
                     parts,
                 )
@@ -219,15 +225,25 @@ def train_step_fn(
                 unroll=platform.target() == 'cpu',
             )
         grads, metrics = total
-        observed = metrics.pop('observed')
+        observed, changed = metrics.pop('observed'), metrics.pop('changed')
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        if transforms:
+            opt_state = opt_state | {
+                'transforms': transforms.observe(
+                    metrics['layers'],
+                    changed,
+                    state.params,
+                    step=state.step,
+                    state=opt_state['transforms'],
+                )
+            }
         params = optax.apply_updates(state.params, updates)
         router_state = state.router_state
         if routed and router_state:
             router_state = updated_router_state(moe, router_state, metrics['layers'], observed)
             router_state = frozen.keep(router_state, state.router_state)
-            router_state = where_settled(settled, state.router_state, router_state)
+            router_state = still_where_settled(settled, state.router_state, router_state)
         ema = state.ema
         if train.ema_decay:
             ema = optimizer.average(ema, params, state.step + 1, train.ema_decay)
@@ -253,13 +269,6 @@ def train_step_fn(
         return new, metrics
 
     return step
-
-
-def where_settled(settled: Array | None, if_so: Tree, otherwise: Tree) -> Tree:
-    """One of two trees; `otherwise` if routes are never settled."""
-    if settled is None:
-        return otherwise
-    return jax.tree.map(lambda a, b: jnp.where(settled, a, b), if_so, otherwise)
 
 
 def mixing_group(images_per_group: int, images: int) -> int:

@@ -76,11 +76,55 @@ class Transforms:
             updates, after[name] = t.update(updates, params, step=step, state=state[name])
         return updates, after
 
-    def settled(self, *, step: Array, state: dict[str, Tree]) -> Array | None:
-        """Whether a transform settles the routes in this step; None: none ever does."""
-        each = [t.settled(step=step, state=state[n]) for n, t in self._each.items()]
-        some = [s for s in each if s is not None]
-        return functools.reduce(jnp.logical_or, some) if some else None
+    def compared(
+        self, *, step: Array, state: dict[str, Tree]
+    ) -> dict[str, dict[str, dict[str, Array]]]:
+        """What transforms compare routes with, by transform, for `Step.compared`."""
+        each = {n: t.compared(step=step, state=state[n]) for n, t in self._each.items()}
+        return {name: params for name, params in each.items() if params}
+
+    def observe(
+        self,
+        counts: dict[str, dict[str, Array]],
+        changed: dict[str, dict[str, Array]],
+        params: Tree,
+        *,
+        step: Array,
+        state: dict[str, Tree],
+    ) -> dict[str, Tree]:
+        """The state at the end of this step.
+
+        Args:
+          counts: telemetry of each routed layer, by path.
+          changed: by path and transform, how many tokens its parameters send elsewhere.
+          params: before this step.
+          state: after `update`.
+        """
+        after = {}
+        for name, t in self._each.items():
+            routes = {
+                layer: {'tokens': c['tokens'], 'load': c['chosen'][: len(c['kept'])]}
+                | ({'changed': changed[layer][name]} if name in changed[layer] else {})
+                for layer, c in counts.items()
+            }
+            after[name] = t.observe(routes, params, step=step, state=state[name])
+        return after
+
+    def settled(self, *, step: Array, state: dict[str, Tree]) -> dict[str, Array]:
+        """Whether transforms settle the routes in this step, for `Step.settled`; {}: none does."""
+        found: dict[str, Array] = {}
+        for name, t in self._each.items():
+            given = t.settled(step=step, state=state[name])
+            if given is None:
+                continue
+            given = given if isinstance(given, dict) else {'': given}
+            found = {
+                layer: functools.reduce(
+                    jnp.logical_or, [d.get(layer, d['']) for d in (found, given) if d]
+                )
+                for layer in [*found, *given]
+            }
+        return found
 
 
 def held(tree: Tree, moves: Tree) -> Tree:

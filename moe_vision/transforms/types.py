@@ -83,8 +83,37 @@ class Transform:
         del params, step
         return updates, state
 
-    def settled(self, *, step: Array, state: Tree) -> Array | None:
+    def compared(self, *, step: Array, state: Tree) -> dict[str, dict[str, Array]]:
+        """Other parameters for routers, by the path of a routed layer and by name.
+
+        A layer routes the tokens of this step by them, too, and counts those whose most probable
+        expert is another one; `observe` gets the counts. '' has what layers share. {}: none.
+
+        Args:
+          step, state: as in `moves`.
+        """
+        del step, state
+        return {}
+
+    def observe(
+        self, routes: dict[str, dict[str, Array]], params: Tree, *, step: Array, state: Tree
+    ) -> Tree:
+        """The state at the end of this step, from what its routes were.
+
+        Args:
+          routes: by the path of a routed layer, sums over the tokens of the step, float32: 'tokens'
+            [], 'load' [E], how often each true expert was chosen, and with `compared` 'changed' [].
+          params: before this step.
+          step: as in `moves`.
+          state: after `update`.
+        """
+        del routes, params, step
+        return state
+
+    def settled(self, *, step: Array, state: Tree) -> Array | dict[str, Array] | None:
         """Whether the routes are settled in this step, a bool scalar; None: it never settles them.
+        Or such scalars by the path of a routed layer, and at '' for all other layers and for what
+        layers share.
 
         The noise of routers (`Context.settled`), the losses of routing and the changes of router
         state are off in such a step.
@@ -108,7 +137,14 @@ def paths(params: Tree) -> list[str]:
 
 def of_router(path: str) -> bool:
     """Whether a router learns this parameter."""
-    return '/router/' in f'/{path}'
+    return router_of(path) is not None
+
+
+def router_of(path: str) -> str | None:
+    """The path of the routed layer whose router has this array; '' if layers share it; None: it is
+    no router's."""
+    layer, inside, _ = f'/{path}'.rpartition('/router/')
+    return layer.removeprefix('/') if inside else None
 
 
 def bank_of(path: str) -> str | None:

@@ -52,6 +52,16 @@ CASES = {
 CASES['across'] = CASES['conv'] | {  # a device holds 8 images
     'model.moe.group_size': 32,
     'model.moe.capacity_factor': 1.0,
+    'train.transforms': {  # routers stand still in the last step
+        'freeze_router': {
+            'at': 'convergence',
+            'step': 1,
+            'window': 4,
+            'windows': 2,
+            'change': 0.9,
+            'least_load': 0.0,
+        }
+    },
 }
 CASES['across soft'] = COMMON | {
     'model.args': {'widths': (8,), 'depth': 1},
@@ -168,6 +178,10 @@ def main(data_dir: str, folder: str) -> None:
             losses, state, collectives, live = on_mesh(case, setup, None if own else first)
             if name == 'one':
                 want_losses, want = losses, state
+            kept, want_kept = (
+                s.opt_state['transforms'] if setup.transforms else {'': np.zeros(1)}
+                for s in (state, want)
+            )
             seen[f'{case} {name}'] = {
                 'losses': losses,
                 'shape': shape,
@@ -179,6 +193,8 @@ def main(data_dir: str, folder: str) -> None:
                 'router_error': furthest(
                     state.router_state or {'': np.zeros(1)}, want.router_state or {'': np.zeros(1)}
                 ),
+                'transforms_error': furthest(kept, want_kept),
+                'counted': float(kept['freeze_router']['changed'][0]) if case == 'across' else 1.0,
                 'counts': Counter(op for _, op in collectives),
                 'gathers': [s for s, op in collectives if op == 'all-gather'],
                 'permutes': [s for s, op in collectives if op == 'collective-permute'],

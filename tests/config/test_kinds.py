@@ -20,6 +20,7 @@ def made(changes=None):
     return config_lib.check(c)
 
 
+NO_LOSS = {'model.moe.losses': {}}
 KINDS = ({'count': 4}, {'count': 2, 'divide': 16}, {'expert': 'skip'})
 
 
@@ -126,11 +127,45 @@ def test_a_run_without_kinds_is_as_it_was():
             {'model.moe.losses': {'budget': 1.0}, 'model.moe.router': 'duo'},
             ['losses.budget', 'no large', 'model.moe.kinds'],
         ),
+        (
+            {'model.moe.kinds': KINDS, 'model.moe.losses': {'erc': 1.0}},
+            ['losses.erc is 1.0', 'first matrices', 'leave kinds out'],
+        ),
+        (
+            {
+                'model.moe.kinds': KINDS,
+                'train.transforms': {'freeze_experts': {'experts': (0,)}},
+            },
+            ['transforms.freeze_experts', 'a bank for each kind'],
+        ),
+        (
+            {'model.moe.kinds': KINDS, 'model.moe.router': 'expert_choice', **NO_LOSS},
+            ["'skip'", "'expert_choice' lets experts choose"],
+        ),
+        (
+            {
+                'model.moe.kinds': ({'count': 8}, {'expert': 'skip'}),
+                'model.moe.num_experts': 8,
+                'model.moe.router': 'dselect_k',
+                **NO_LOSS,
+            },
+            ["'skip'", "'dselect_k' numbers experts by binary"],
+        ),
+        (
+            {
+                'model.moe.kinds': KINDS,
+                'model.moe.router': 'rexmoe',
+                'model.moe.placement': 'last_2',
+                'model.moe.bank': '2',
+                **NO_LOSS,
+            },
+            ["'skip'", "'rexmoe' deals experts out"],
+        ),
     ],
     ids=str,
 )
 def test_what_cannot_be_is_refused_in_one_line(changes, parts):
-    if changes.get('model.moe.router') in ('soft', 'null_experts', 'duo'):
+    if 'model.moe.router' in changes:
         changes = changes | {'model.moe.router_args': {}}
     with pytest.raises(UserError) as error:
         made(changes)

@@ -155,3 +155,29 @@ def test_the_form_is_that_of_the_devices_it_is_traced_for(kind):
     traced = made_for(kind)(jax.make_jaxpr(both(convolution, 1, 1)))
     ours = 'optimization_barrier' in str(traced(*drawn(SHAPES['3x3'])))
     assert ours == (kind == 'cpu') and platform.target() == 'cpu'
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'gpu'])
+@pytest.mark.parametrize(
+    'space, taps, stride, zeros',
+    [((8, 7), 3, 2, 1), ((9, 8), 7, 2, 3), ((7, 6), 2, 2, 0), ((6, 6), 1, 2, 0)],
+)
+def test_given_padding_is_jaxs_too(space, taps, stride, zeros, kind):
+    """As in networks of torch: alike on both sides, so that the last pixels may see no tap."""
+    pads = ((zeros, zeros),) * 2
+    x, kernel = drawn(((2, *space, 3), (taps, taps, 3, 4)))
+
+    def theirs(x, kernel, stride, groups):
+        numbers = ('NHWC', 'HWIO', 'NHWC')
+        return lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, pads, dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    ours = functools.partial(convolution, pads=pads)
+    with made_for(kind):
+        found = jax.jit(both(ours, stride, 1))(x, kernel)
+    close(found, jax.jit(both(theirs, stride, 1))(x, kernel))
+    layer = nn.Conv(4, (taps,) * 2, (stride,) * 2, pads, conv_general_dilated=in_flax)
+    plain = nn.Conv(4, (taps,) * 2, (stride,) * 2, pads)
+    params = {'params': {'kernel': kernel, 'bias': jnp.ones(4)}}
+    np.testing.assert_allclose(layer.apply(params, x), plain.apply(params, x), rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ Axes: B tokens, E experts, D width, F hidden width.
 """
 
 import types
+from fractions import Fraction
 
 import chex
 import jax
@@ -13,12 +14,14 @@ import pytest
 from layer_cases import TRAIN, init, jit, moe, normal
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 from moe_vision.config.kinds import Kind, kind_of_id, skips
 from moe_vision.layers import Step
 from moe_vision.layers.exchange import run_plan
+from moe_vision.layers.moe import make_router
 from moe_vision.routing.interventions import ABLATE, Intervention
 from moe_vision.routing.plan import index_plan
-from moe_vision.routing.types import Routing
+from moe_vision.routing.types import Context, Routing
 
 D, F = 8, 16
 KINDS = ({'count': 4}, {'count': 2, 'divide': 4}, {'expert': 'skip', 'count': 2})
@@ -173,6 +176,41 @@ def test_seeds_together(given):
         chex.assert_trees_all_close(
             jax.tree.map(lambda a, n=n: a[n], together), alone(variables), atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    'router, args, choices',
+    [
+        ('top_k', {}, Fraction(8, 5)),
+        ('remoe', {}, Fraction(8, 5)),
+        ('dynmole', {}, Fraction(3, 2)),  # what finds room
+        ('dynamoe', {'rule': 'percentile', 'level': 0.4}, Fraction(12, 5)),  # 5 - 1 - 1 of 5 ids
+        ('dynamoe', {'rule': 'quantile', 'level': 0.5}, Fraction(2)),
+        ('dynamoe', {'rule': 'top_p', 'level': 0.7}, Fraction(3, 2)),
+    ],
+)
+def test_choices_of_true_experts_where_one_of_five_ids_is_a_null_expert(router, args, choices):
+    """Balanced choices take true experts four times of five. There is room for 3 of 8 tokens."""
+    made = make_router(router, args, Place(4, 2, 8, skips=1))
+    assert made.num_ids == 5 and made.choices(3) == choices and made.room(3) == Fraction(3, 2)
+
+
+def test_no_class_is_taught_to_a_null_expert():
+    made = make_router('supervised', {}, Place(4, 2, 4, skips=1))
+    context = Context(
+        valid=jnp.ones((1, 4), bool),
+        key=None,
+        group=jnp.zeros(1, jnp.int32),
+        labels=jnp.asarray([[0, 3, 4, 9]]),
+        train=True,
+    )
+    routing = made({'kernel': jnp.zeros((2, 5))}, {}, jnp.zeros((1, 4, 2)), context)
+    assert routing.superclass.tolist() == [[0, 3, 0, 1]]
+
+
+def test_a_loss_that_reads_first_matrices_is_told_that_experts_differ():
+    with pytest.raises(UserError, match='kinds differ, so they have no first_matrix in common'):
+        layer().make_experts(D).first_matrix({})
 
 
 def test_gradients_reach_every_kind(given):

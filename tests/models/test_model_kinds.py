@@ -64,3 +64,12 @@ def test_layers_share_experts_that_differ():
     )
     assert infos['block_0']['telemetry']['chosen'].shape == (5,)
     assert infos['block_0']['telemetry']['kept'].shape == (4,)
+
+
+def test_each_part_of_split_channels_has_kinds_and_shared_parts_of_its_own():
+    net = build('vit', 'last_1', splits=2, expert='film', num_experts=4, kinds=(Kind(count=4),))
+    shapes = {n: leaf.shape for n, leaf in paths(abstract(net)['params']).items()}
+    for part in (0, 1):
+        assert shapes[f'block_1_split_{part}/experts/kind_0_scale_kernel'] == (4, 8, 8)
+        assert shapes[f'block_1_split_{part}_before/a_kernel'] == (8, 8)
+        assert shapes[f'block_1_split_{part}_after/in_kernel'] == (8, 8)

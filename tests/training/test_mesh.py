@@ -52,8 +52,10 @@ def seen(folder, data_dir, jax_environment):
 def test_a_mesh_trains_as_one_device_does(seen, run):
     facts = seen[run]
     assert facts['losses'][-1] < 0.99 * facts['losses'][0]  # something was learned
-    for what in ('loss_error', 'params_error', 'stats_error', 'router_error'):
+    errors = ('loss_error', 'params_error', 'stats_error', 'router_error', 'transforms_error')
+    for what in errors:
         assert facts[what] < 1e-4, what
+    assert facts['counted'] > 0, 'no token changed its expert'
 
 
 @pytest.mark.parametrize('run', [r for r in RUNS if r not in ACROSS and 'sharded' not in r])

@@ -22,6 +22,9 @@ from moe_vision.transforms.chain import Transforms
 from moe_vision.transforms.freeze_router import FreezeRouter
 
 STEPS, AT, EXPERTS = 6, 4, (0, 3)
+# the steps 1 to 3 are a window, which is calm whatever they change
+CONVERGED = {'at': 'convergence', 'step': 1, 'window': 3, 'windows': 1, 'change': 0.999}
+CONVERGED |= {'least_load': 0.0}
 ARGS = {
     'freeze_router': {'at': 'fraction', 'fraction': 0.67},  # of 6 steps: after the fourth
     'freeze_experts': {'experts': EXPERTS},
@@ -146,8 +149,10 @@ def take(setup, state, number):
 
 @pytest.fixture(scope='module')
 def everything(data_dir):
-    """Set up with all transforms of the table, a router that has state, and micro-batches."""
-    changes = {'train.transforms': ARGS, 'train.micro_batches': 2}
+    """Set up with all transforms of the table, a router that has state, and micro-batches. Routers
+    freeze by convergence, in the same step as by `ARGS`."""
+    transforms = ARGS | {'freeze_router': CONVERGED}
+    changes = {'train.transforms': transforms, 'train.micro_batches': 2}
     return Setup(train_cases.make(data_dir, SMALL | changes))
 
 
@@ -187,20 +192,26 @@ def test_seeds_together_freeze_as_each_does_alone(everything, alone):
     program = Program(everything, 2, 1)
     states = program.stack([jax.device_get(everything.fresh_state(seed)) for seed in (3, 8)])
     before = after = jax.device_get(states)
+    counted = []
     for step in range(STEPS):
         states, _ = program.step(states, program.batch([batch(step)] * 2))
         before, after = after, jax.device_get(states)
+        counted.append(after.opt_state['transforms']['freeze_router'])
         for i in range(2):
             of_one = [jax.tree.map(lambda x, i=i: x[i], s.params) for s in (before, after)]
             assert_held(ARGS, *of_one, step)
     for path, ours in leaves(after.params).items():
         np.testing.assert_allclose(ours[0], leaves(alone[0][-1].params)[path], 1e-3, 1e-4)
         assert 'kernel' not in path or (ours[0] != ours[1]).any()
-    assert leaves(after.opt_state)['transforms/freeze_router/frozen'].tolist() == [1, 1]
+    assert counted[-1]['frozen'].tolist() == [[1], [1]]
+    for ours, state in zip(counted, alone[0][1:], strict=True):
+        theirs = state.opt_state['transforms']['freeze_router']
+        for name in ('changed', 'least', 'calm'):
+            np.testing.assert_allclose(ours[name][0], theirs[name], rtol=1e-5, err_msg=name)
 
 
 def test_a_run_that_stops_before_it_freezes_ends_as_an_uninterrupted_one(everything, tmp_path):
-    """Stopped after step 3; routers stand still after step 4."""
+    """Stopped after step 3, within a window of convergence; routers stand still after step 4."""
     whole, parts, config = tmp_path / 'whole', tmp_path / 'parts', everything.config
     loop.train(config, str(whole), setup=everything, full_report=False)
     with pytest.raises(Stopped):
@@ -216,7 +227,8 @@ def test_a_run_that_stops_before_it_freezes_ends_as_an_uninterrupted_one(everyth
     loop.train(config, str(parts), setup=everything, full_report=False)
     train_cases.assert_same_runs(parts, whole)
     after = checkpoints.load_raw(str(parts))['opt_state']['transforms']['freeze_router']
-    assert (int(before['frozen']), int(after['frozen'])) == (0, 1)
+    assert (before['frozen'].tolist(), after['frozen'].tolist()) == ([0], [1])
+    assert before['least'].any()
 
 
 def test_a_router_frozen_from_the_start_is_one_that_is_not_trainable(data_dir):

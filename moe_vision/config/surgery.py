@@ -1,0 +1,103 @@
+"""The kinds of surgery by name, and their arguments, as dataclasses without jax.
+
+To add a kind, write its file in `moe_vision/surgery`, its arguments here and its line in `SURGERY`.
+"""
+
+import dataclasses
+from typing import Literal
+
+from moe_vision.common.errors import UserError, positive, unread
+from moe_vision.config.registry import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportArgs:
+    head: Literal['keep', 'new'] = 'keep'  # new: begin with another classifier
+    classes: str = ''  # a file with the class names of the classifier there, one in each line
+    mean: tuple[float, ...] = ()  # of the channels, scaled to 0 to 1, as the network there got them
+    std: tuple[float, ...] = ()  # the same; () where images were normalised as they are here
+
+    def __post_init__(self) -> None:
+        if bool(self.mean) != bool(self.std):
+            raise UserError(f'mean is {self.mean} and std is {self.std}; give both or neither.')
+        if self.std:
+            positive(self, 'std')
+
+
+@dataclasses.dataclass(frozen=True)
+class UpcycleArgs:
+    noise: float = 0.0  # on the copies: its deviation, as a share of that of the copied array
+    router_scale: float = 1.0  # factor of the routers' initial values
+    seed: int = 0  # of the noise
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are copied like weights
+
+    def __post_init__(self) -> None:
+        _not_negative(self, 'noise', 'router_scale', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitArgs:
+    by: Literal['weights', 'order', 'random'] = 'weights'  # which hidden units go together
+    copies: int = 1  # experts are the parts of so many copies of the block
+    router_scale: float = 1.0  # factor of the routers' initial values
+    seed: int = 0  # of the clusters, or of the random parts
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
+
+    def __post_init__(self) -> None:
+        positive(self, 'copies')
+        _not_negative(self, 'router_scale', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeArgs:
+    by: Literal['weights', 'router', 'random'] = 'weights'  # which experts are alike
+    seed: int = 0  # of random groups
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are averaged like weights
+
+    def __post_init__(self) -> None:
+        _not_negative(self, 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpandArgs:
+    new: Literal['copy', 'fresh'] = 'copy'  # what new experts are: copies of the old ones in turn
+    noise: float = 0.0  # on the copies: its deviation, as a share of that of the copied array
+    seed: int = 0  # of the noise
+    frozen: bool = False  # whether the old experts stand still from then on
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are copied like weights
+
+    def __post_init__(self) -> None:
+        _not_negative(self, 'noise', 'seed')
+        unread(self, 'noise', self.new == 'copy', "new is 'fresh'")
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageArgs:
+    last: int = 1  # checkpoints of each run, the newest ones
+
+    def __post_init__(self) -> None:
+        positive(self, 'last')
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneArgs:
+    by: Literal['load', 'ablation'] = 'load'  # share of choices, or accuracy lost without it
+    optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
+
+
+def _not_negative(args: object, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 0:
+            raise UserError(f'{name} is {getattr(args, name)}; it must not be negative.')
+
+
+# What makes a run's folder from that of another run, from several runs, or from a file.
+SURGERY = {
+    'import': Entry('moe_vision.surgery.import_weights:Import', ImportArgs, needs=('file',)),
+    'upcycle': Entry('moe_vision.surgery.upcycle:Upcycle', UpcycleArgs),
+    'split': Entry('moe_vision.surgery.split:Split', SplitArgs),
+    'merge': Entry('moe_vision.surgery.merge:Merge', MergeArgs),
+    'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
+    'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
+    'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
+}

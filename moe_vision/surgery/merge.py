@@ -1,0 +1,153 @@
+"""Merge (M-SMoE, Li et al. 2024, arXiv 2310.01334): fewer experts, each the mean of like ones.
+
+In each layer hidden units of all experts are first put into the order of those of expert 0, which
+changes no output. The M experts with the largest load stay for themselves; each other one joins
+that of them that is most like it: by the cosine of `weights`, or of `router` columns. A group
+becomes the mean of its experts weighted by load, and so do its router columns and state.
+
+Identical experts merge to themselves, and with M = E nothing changes but the order of hidden units.
+
+The authors compare experts by router logits over 256 samples, choose M of each layer from one
+budget, and keep the router of E columns behind a table of groups, which makes the merged expert as
+likely as its group. Here the config gives M (`model.moe.num_experts`, `model.moe.layers`).
+
+Axes: E experts there, M here, F hidden units.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moe_vision.common.errors import UserError
+from moe_vision.config.schema import Config
+from moe_vision.layers.experts import Expert
+from moe_vision.surgery import hidden_units
+from moe_vision.surgery.expand import experts_of
+from moe_vision.surgery.kind import Kind, block_of, cut
+from moe_vision.surgery.prune import loads
+from moe_vision.surgery.state import Arrays, State, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """What becomes of the experts of a layer.
+
+    Attributes:
+      orders: [E, F], for each expert its hidden units in the order of those of expert 0.
+      shares: [M, E]; rows sum to 1.
+    """
+
+    orders: np.ndarray
+    shares: np.ndarray
+
+
+class Merge(Kind):
+    """Groups are formed once, by the first weights, and serve all others and moments."""
+
+    def __init__(self, args: Any):
+        super().__init__(args)
+        self._groups: dict[str, _Groups] = {}
+
+    def __call__(
+        self, source: State, source_config: Config | None, fresh: State, config: Config
+    ) -> State:
+        expert = hidden_units.expert_of(config, 'merge')
+        axes = expert.hidden_axes or {}
+        before, after = experts_of(source.params), experts_of(fresh.params)
+        for block in before:
+            if after.get(block, 0) > before[block]:
+                raise UserError(
+                    f"'{block}' has {before[block]} experts there and {after[block]} here; merge "
+                    'makes fewer, expand more.'
+                )
+            if block in after and block not in self._groups:
+                self._groups[block] = self._formed(block, expert, source, after[block])
+
+        def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
+            block, part, name = block_of(path)
+            if part not in ('experts', 'router') or block not in self._groups:
+                return table.take(path, own)
+            groups = self._groups[block]
+
+            def mean(x: np.ndarray) -> np.ndarray:
+                if part == 'router':
+                    return _fewer(x, own, groups.shares)
+                if name in axes:
+                    order = zip(x, groups.orders, strict=True)
+                    x = np.stack([np.take(e, ids, axes[name]) for e, ids in order])
+                return np.tensordot(groups.shares, x, 1)
+
+            return table.take(path, own, None, mean)
+
+        def state(path: str, own: np.ndarray, theirs: Arrays) -> np.ndarray | None:
+            block, _, _ = block_of(path)
+            if path not in theirs:
+                return None
+            made = np.asarray(theirs[path])
+            if block in self._groups:
+                made = _fewer(made, own, self._groups[block].shares)
+            return made if made.shape == own.shape else None
+
+        result = cut('merge', source, fresh, param, state)
+        told = [f'{block}: {_text(groups.shares)}' for block, groups in self._groups.items()]
+        return dataclasses.replace(result, told=(*result.told, *told))
+
+    def _formed(self, block: str, expert: type[Expert], source: State, count: int) -> _Groups:
+        """The groups of a layer's experts, of which `count` stay."""
+        bank = {
+            path.removeprefix(f'{block}/experts/'): x
+            for path, x in source.params.items()
+            if path.startswith(f'{block}/experts/')
+        }
+        experts = len(next(iter(bank.values())))
+        load = np.asarray(loads('merge', block, experts, source.about))
+        units = [
+            hidden_units.weights(expert, {n: x[e] for n, x in bank.items()}, '')
+            for e in range(experts)
+        ]
+        orders = np.stack([hidden_units.matched(units[0], u) for u in units])
+        ordered = np.stack([u[ids].ravel() for u, ids in zip(units, orders, strict=True)])
+        alike = self._likeness(block, ordered, source.params)
+        stay = np.sort(np.argsort(-load, kind='stable')[:count])
+        group = stay[np.argmax(alike[:, stay], 1)]
+        group[stay] = stay
+        members = group == stay[:, None]
+        weight = members * load
+        alone = weight.sum(1, keepdims=True) == 0  # nobody chose any of them: all count alike
+        weight = np.where(alone, members, weight)
+        return _Groups(orders, weight / weight.sum(1, keepdims=True))
+
+    def _likeness(self, block: str, ordered: np.ndarray, params: Arrays) -> np.ndarray:
+        """How much experts are alike, [E, E]."""
+        if self.args.by == 'random':
+            rng = np.random.default_rng(self.args.seed)
+            return rng.random((len(ordered), len(ordered)))
+        vectors = ordered
+        if self.args.by == 'router':
+            kernel = params.get(f'{block}/router/kernel')
+            if kernel is None or np.shape(kernel)[-1] != len(ordered):
+                raise UserError(
+                    f"merge: the router of '{block}' has no kernel with a column for each expert; "
+                    'take --by=weights.'
+                )
+            vectors = np.asarray(kernel, np.float32).T
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors / np.maximum(length, 1e-12)
+        return vectors @ vectors.T
+
+
+def _fewer(x: np.ndarray, own: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """An array whose one axis of E entries is averaged over groups; as it is if it has none."""
+    after, before = shares.shape
+    if x.ndim != own.ndim:
+        return x
+    axis = [i for i in range(x.ndim) if x.shape[i] == before and own.shape[i] == after]
+    if len(axis) != 1:
+        return x
+    return np.moveaxis(np.tensordot(shares, x, (1, axis[0])), 0, axis[0])
+
+
+def _text(shares: np.ndarray) -> str:
+    groups = ['+'.join(map(str, np.flatnonzero(row))) for row in shares]
+    return f'{shares.shape[0]} experts of {", ".join(groups)}'

@@ -1,0 +1,73 @@
+"""Reads the run that surgery begins with."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_vision.common.errors import UserError
+from moe_vision.common.files import read_json
+from moe_vision.common.json_values import as_dict
+from moe_vision.config import check as config_lib
+from moe_vision.config.schema import Config
+from moe_vision.run_folder import checkpoints, record
+from moe_vision.surgery.state import COLLECTIONS, State, leaves
+
+_ABOUT = ('evaluation', 'mechanism')  # files that kinds may read of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's newest checkpoint.
+
+    Attributes:
+      weights: those it trained.
+      averaged: with their moving average in the place of the weights; None if it kept none.
+      moments: arrays of the optimizer's state by path.
+    """
+
+    folder: str
+    config: Config
+    step: int
+    weights: State
+    averaged: State | None
+    moments: Mapping[str, np.ndarray]
+
+    @property
+    def scored(self) -> State:
+        """The weights that the run was scored with."""
+        return self.averaged or self.weights
+
+
+def read(folder: str, state: Mapping[str, Any] | None = None) -> Run:
+    """The run in a folder.
+
+    Args:
+      state: one of its checkpoints, as `load_raw` returns it; None reads the newest.
+
+    Raises:
+      UserError: there is no run, or it cannot be read.
+    """
+    config = config_lib.load(folder)
+    names = record.dataset_info(folder).class_names
+    saved = checkpoints.load_raw(folder) if state is None else state
+    about = {name: _json(os.path.join(folder, f'{name}.json')) for name in _ABOUT}
+    arrays = {n: leaves(saved.get(n)) for n in COLLECTIONS}
+    weights = State(
+        arrays['params'], arrays['batch_stats'], arrays['router_state'], names, about=about
+    )
+    average = leaves(saved.get('ema'))
+    averaged = dataclasses.replace(weights, params=average) if average else None
+    step = int(saved['step'])
+    return Run(folder, config, step, weights, averaged, leaves(saved.get('opt_state')))
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        return as_dict(read_json(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise UserError(f"'{path}' cannot be read ({e}); restore it, or delete it.") from e

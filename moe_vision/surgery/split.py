@@ -1,0 +1,121 @@
+"""Split: the hidden units of a block are dealt out to smaller experts, which add up to it.
+
+By `order` these are slices (FactorLLM, arXiv 2408.11855); by `weights` units with like weights go
+together (MoEfication, arXiv 2110.01786); or they are `random`. What is added to the output is
+divided among the parts.
+
+With N `copies`, E experts are E / N parts of each copy, and the router begins with one column for
+all parts of a copy: k = E / N choices are then the parts of one copy (Dynamic-DINO, Lu et al.
+2025).
+
+The network computes what the source does if a token takes all parts of a copy with equal gates that
+sum to the number of parts: k = E / N, router_args gate='top_k_softmax' and gate_scale = E / N, and
+for one copy `--router_scale=0`. With fewer choices, gate_scale = E / N keeps the branch's scale
+(FactorLLM).
+
+Axes: E experts, P parts of a copy, F hidden units of the block.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moe_vision.common.errors import UserError
+from moe_vision.config.schema import Config
+from moe_vision.surgery import hidden_units
+from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, needs_routed
+from moe_vision.surgery.state import State, Table
+
+
+class Split(Kind):
+    """Parts are chosen once, by the first weights, and serve all others and moments."""
+
+    _divided = True  # whether what is added to the output is divided among the parts
+
+    def __init__(self, args: Any):
+        super().__init__(args)
+        self._parts: dict[str, np.ndarray] = {}
+
+    def __call__(
+        self, source: State, source_config: Config | None, fresh: State, config: Config
+    ) -> State:
+        needs_routed('split', config)
+        expert = hidden_units.expert_of(config, 'split')
+        axes = expert.hidden_axes or {}
+
+        def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
+            block, part, name = block_of(path)
+            if path in source.params or part not in ('experts', 'router') and block != 'router':
+                return table.take(path, own)
+            if part != 'experts':
+                return self._router(own, config.model.moe.num_experts)
+            if f'{block}/{name}' not in source.params:
+                return table.take(path, own, f'{block}/{name}', why='no block there can be split')
+            if block not in self._parts:
+                units = hidden_units.weights(expert, source.params, f'{block}/')
+                self._parts[block] = self._chosen(block, units, len(own))
+            ids = self._parts[block]
+
+            def deal(x: np.ndarray) -> np.ndarray:
+                if name in axes:
+                    made = np.stack([np.take(x, i, axes[name]) for i in ids])
+                else:
+                    added = name in expert.added and self._divided
+                    made = np.stack([x / len(ids) if added else x] * len(ids))
+                return np.concatenate([made] * self.args.copies)
+
+            return table.take(path, own, f'{block}/{name}', deal)
+
+        result = cut('split', source, fresh, param)
+        told = [
+            f'{block}: {self.args.copies * len(ids)} experts of {ids.shape[1]} hidden units'
+            for block, ids in self._parts.items()
+        ]
+        return dataclasses.replace(result, told=(*result.told, *told, *self._exactness(config)))
+
+    def _chosen(self, block: str, units: np.ndarray, experts: int) -> np.ndarray:
+        """Which hidden units each part has, [P, F / P]."""
+        hidden, copies = len(units), self.args.copies
+        count = experts // copies
+        if experts % copies or hidden % count:
+            raise UserError(
+                f"split: '{block}' has {hidden} hidden units for {experts} experts of {copies} "
+                'copies; experts must be divisible by copies, and hidden units by experts / copies.'
+            )
+        if self.args.by == 'weights':
+            return hidden_units.clusters(units, count, self.args.seed)
+        order = np.arange(hidden)
+        if self.args.by == 'random':
+            order = np.random.default_rng(self.args.seed).permutation(hidden)
+        return np.sort(order.reshape(count, -1), 1)
+
+    def _router(self, own: np.ndarray, experts: int) -> np.ndarray:
+        """A router's initial values; parts of a copy have the same column."""
+        if self.args.copies > 1 and own.ndim and own.shape[-1] == experts:
+            count = experts // self.args.copies
+            own = np.repeat(own[..., ::count], count, -1)
+        return own * np.asarray(self.args.router_scale, own.dtype)
+
+    def for_moments(self) -> Kind:
+        other = copy.copy(self)  # with the same parts; each part has the whole gradient of a sum
+        other._divided = False
+        return other
+
+    def _exactness(self, config: Config) -> list[str]:
+        """What keeps the network from computing what the source does, for all that can be known."""
+        moe, lines = config.model.moe, []
+        count = moe.num_experts // self.args.copies
+        if gate_sum(config) != count:
+            lines.append(
+                f'a token takes {count} parts as its block did if its gates sum to {count}: give '
+                f"model.moe.router_args gate='top_k_softmax' and gate_scale={count}"
+            )
+        if moe.k != count:
+            lines.append(f'a block has {count} parts, of which a token takes {moe.k}')
+        elif self.args.copies == 1 and self.args.router_scale:
+            lines.append('gates differ at first; with --router_scale=0 they are equal')
+        if moe.capacity_factor < moe.num_experts / moe.k:
+            lines.append('choices may be dropped, as model.moe.capacity_factor says')
+        return lines
