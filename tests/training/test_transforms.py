@@ -273,7 +273,8 @@ def test_a_run_that_gets_longer_does_not_thaw():
 
 
 def test_a_dense_twin_trains_without_what_routed_places_need(data_dir):
-    changes = {'train.transforms': ARGS, 'model.twin': 'same_width'}
+    routed = {name: args for name, args in ARGS.items() if name != 'layer_decay'}
+    changes = {'train.transforms': routed, 'model.twin': 'same_width'}
     twin = Setup(train_cases.make(data_dir, SMALL | changes))
     plain = Setup(train_cases.make(data_dir, SMALL | changes | {'train.transforms': {}}))
     assert not twin.transforms and jax.tree.structure(twin.shapes) == jax.tree.structure(
