@@ -55,7 +55,6 @@ def test_a_mesh_trains_as_one_device_does(seen, run):
     errors = ('loss_error', 'params_error', 'stats_error', 'router_error', 'transforms_error')
     for what in errors:
         assert facts[what] < 1e-4, what
-    assert facts['counted'] > 0, 'no token changed its expert'
 
 
 @pytest.mark.parametrize('run', [r for r in RUNS if r not in ACROSS and 'sharded' not in r])
