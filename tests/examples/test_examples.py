@@ -238,3 +238,29 @@ def test_the_layer_in_a_model_of_ones_own():
     assert names['y'].shape == names['x'].shape
     assert set(names['info']['losses']) == {'importance'}
     assert np.isfinite(names['info']['losses']['importance'])
+
+
+def test_layers_share_the_columns_of_a_router_and_its_experts():
+    config = _config(
+        moe__router='examples.shared_router:SharedColumns',
+        moe__router_args={'decay': 0.5},
+        moe__losses={'importance': 0.01},
+        moe__num_experts=4,
+        moe__expert_args={},
+        moe__placement='last_2',
+        moe__bank='2',
+        model__args={'widths': (8, 16), 'depth': 2},
+    )
+    assert _loss_falls(config, (8, 8, 1), 10) == ['block_2', 'block_3']
+    net = models.build(config.model, 10)
+    x = jnp.zeros((config.model.moe.group_size, 8, 8, 1))
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, Step()))
+    params = jax.tree_util.tree_leaves_with_path(variables['params'])
+    names = ['/'.join(k.key for k in path) for path, _ in params]
+    assert sum(n.endswith('/project') for n in names) == 2  # one in each layer
+    assert sum(n.endswith('/columns') for n in names) == 1
+    assert sum(n.endswith('/conv1') and 'bank' in n for n in names) == 1
+    router = make_router(config.model.moe.router, {'decay': 0.5}, place_at(config.model, 0))
+    sums = [{'chosen': jnp.array(c)} for c in ([3.0, 1.0, 0.0, 0.0], [1.0, 3.0, 0.0, 0.0])]
+    share = router.update_shared_state({'share': jnp.full(4, 0.25)}, sums)['share']
+    np.testing.assert_allclose(share, [0.375, 0.375, 0.125, 0.125])
