@@ -58,8 +58,8 @@ def differing(ours, theirs):
 def test_each_question_is_a_file_that_takes_the_data_sets():
     assert {'digits', 'cifar10', 'cifar100', 'tiny_imagenet', 'imagenet'} == set(SETS)
     files = {p.stem for p in STUDIES.glob('*.py') if 'def get_study(' in p.read_text()}
-    campaign = {'gate', 'confirm', 'explore'}  # in test_campaign.py
-    assert files == {*KINDS, 'tuning', *campaign}
+    others = {'gate', 'confirm', 'explore', 'routers'}  # test_campaign.py, test_routers_study.py
+    assert files == {*KINDS, 'tuning', *others}
 
 
 @pytest.mark.parametrize('kind, allowed', [*((k, SETS) for k in KINDS), ('tuning', TUNED)])

@@ -176,6 +176,7 @@ def test_in_a_network_it_reports_its_drops_and_passes_gradients():
         'telemetry',
         'observed',
         'choices',
+        'changed',
         'place',
     }
     sums = infos['block_1']['telemetry']
