@@ -7,6 +7,7 @@ never an int, not even 3.0.
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -100,10 +101,13 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
         return _first_that_fits(value, kind, inner, where)
     if origin is tuple and inner:
         items = list(value) if isinstance(value, tuple | list) else [value]
-        if inner[0] in (float, str) and len(items) == 1 and isinstance(items[0], str):
-            # the command line gives '1,2,inf' as a string, because it is no Python literal
+        if len(items) == 1 and isinstance(items[0], str):
+            # from the command line: '1,2,inf' and 'one,two' are no Python literals
             texts = items[0].strip('()[]').split(',')
-            items = [_number(text) for text in texts] if inner[0] is float else list(texts)
+            if inner[0] is float:
+                items = [_number(text) for text in texts]
+            elif inner[0] is str and all(re.fullmatch(r'[\w.:-]+', text) for text in texts):
+                items = list(texts)
         repeated = len(inner) == 2 and inner[1] is Ellipsis
         if not repeated and len(items) != len(inner):
             raise UserError(f'{where} is {value!r}; it must be {describe(kind)}.')

@@ -829,3 +829,16 @@ def test_no_size_of_a_method_takes_all_memory_or_time(table, name, field):
 )
 def test_domains_drops_and_ensembles_say_what_they_need(changes, says):
     told(changes, *says)
+
+
+@pytest.mark.parametrize(
+    'given, expected',
+    [
+        ('one,two', ('one', 'two')),
+        (['one,my.two:Two'], ('one', 'my.two:Two')),
+        (['A sentence, which is one.'], ('A sentence, which is one.',)),
+        (['one,two', 'three'], ('one,two', 'three')),
+    ],
+)
+def test_names_with_commas_between_them_are_several_and_a_sentence_is_one(given, expected):
+    assert typed.convert(given, tuple[str, ...], 'key') == expected
