@@ -174,8 +174,9 @@ def trace(model, shape, images):
     assert bool(infos) == (model.twin in ('none', 'same_drops'))
 
 
-@every_set
+@pytest.mark.parametrize('data', [SETS['digits'], SETS['imagenet']], ids=['digits', 'imagenet'])
 def test_every_arm_traces(data):
+    """Arms of the other sets are the same changes of networks between these two."""
     for kind in KINDS:
         for config in loaded(kind, data.name).configs.values():
             config, shape = quick(config), info(config.dataset).image_shape
