@@ -83,3 +83,19 @@ def test_the_guide_has_a_line_for_the_folder(folder):
             if x.startswith(f'| {kind}/{{') and name in re.findall(r'\w+', x.split('|')[1])
         )
     assert [x.endswith(f'| {cells(folder)} |') for x in lines if x.startswith(start)] == [True]
+
+
+def test_the_page_of_the_gate_says_what_its_report_says():
+    page = (ROOT / 'results' / 'gate' / 'README.md').read_text()
+    tables = ROOT / 'results' / 'gate' / 'control' / 'report' / 'tables'
+    gaps = {r['comparison']: r for r in csv.DictReader((tables / 'gaps.csv').open())}
+    signed = lambda x: f'{float(x):+.2f}'.replace('-', '\u2212')  # noqa: E731
+    lines = re.findall(r'^\| `(\w+)` \u2212 `(\w+)`[^|]*\| (\S+) \| (\S+) to (\S+) \|', page, re.M)
+    assert len(lines) == 9
+    for arm, baseline, *numbers in lines:
+        gap = gaps[f'{arm}_minus_{baseline}']
+        assert numbers == [signed(gap[n]) for n in ('mean', 'low', 'high')], arm
+    random, oracle = (float(gaps[f'{n}_minus_random']['mean']) for n in ('k2', 'oracle'))
+    assert f'{random:.2f} of the {oracle:.2f} pp' in page and random > oracle / 2
+    again = gaps['dense_again_minus_dense']
+    assert f'by {float(again["mean"]):.2f} pp with p = {float(again["p"]):.3f}' in page
