@@ -24,6 +24,7 @@ from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry, trust
 from moe_vision.config.command_line import exit_code
+from moe_vision.predict import flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,17 +74,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar='N',
         help='how many classes are printed for each image (default: 5)',
     )
-    parser.add_argument(
-        '--best',
-        action='store_true',
-        help='use the weights that were best on validation, not the last ones',
-    )
-    parser.add_argument(
-        '--trust',
-        default='',
-        metavar='MODULES',
-        help="modules of your own that the run's config may import, such as my.routers,my.losses",
-    )
+    flags.add(parser)
     parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
     parser.add_argument('images', type=expanded, nargs='+', help='image files, or folders of them')
     args = parser.parse(arguments)

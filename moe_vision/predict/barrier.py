@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-import input_pipeline
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, trust
 from moe_vision.config.command_line import exit_code
+from moe_vision.predict import flags
 
 
 def barrier(points: Sequence[float], losses: Sequence[float]) -> float:
@@ -108,14 +108,8 @@ def _run(arguments: Sequence[str]) -> int:
     first, second = (load(folder, args.best) for folder in args.workdirs)
     _one_form(args.workdirs, first, second)
     variables = put_in_order(first, second) if args.align else second.variables
-    size = min(args.images, info.split_sizes[rules.to_score(args.split, info)])
-    with input_pipeline.evaluation_batches(
-        configs[0].dataset,
-        split=rules.to_score(args.split, info),
-        batch_size=size,
-        rows=range(size),
-    ) as batches:
-        batch = next(iter(batches))
+    batch = flags.first_images(configs[0], info, args.split, args.images)
+    size = len(batch['label'])
     points = np.linspace(0, 1, args.points).tolist()
     rows = along(first, variables, batch['image'], batch['label'], points)
     height = barrier(points, [r['loss'] for r in rows])
@@ -153,29 +147,14 @@ def _one_form(folders: Sequence[str], first: Any, second: Any) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser('moe_vision.predict.barrier', __doc__)
     parser.add_argument('--workdirs', required=True, metavar='W1,W2', help='folders of two runs')
-    parser.add_argument(
-        '--split', default='validation', help='whose images to take (default: validation)'
-    )
-    parser.add_argument(
-        '--images', type=int, default=1000, metavar='N', help='how many of them (default: 1000)'
-    )
+    flags.add_images(parser, 1000)
     parser.add_argument(
         '--points', type=int, default=11, metavar='N', help='places on the line (default: 11)'
     )
     parser.add_argument(
         '--align', action='store_true', help='put hidden units and experts in one order first'
     )
-    parser.add_argument(
-        '--best',
-        action='store_true',
-        help='use the weights that were best on validation, not the last ones',
-    )
-    parser.add_argument(
-        '--trust',
-        default='',
-        metavar='MODULES',
-        help="modules of your own that the runs' configs may import, such as my.routers,my.losses",
-    )
+    flags.add(parser)
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse(arguments)
     if args.images < 1:

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import input_pipeline
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
@@ -41,6 +40,7 @@ from moe_vision.config import rules, trust
 from moe_vision.config.command_line import exit_code
 from moe_vision.config.kinds import skips
 from moe_vision.config.places import moe_at, routed_layers
+from moe_vision.predict import flags
 
 if TYPE_CHECKING:
     from moe_vision.config.schema import Config
@@ -227,14 +227,8 @@ def _run(arguments: Sequence[str]) -> int:
     from moe_vision.predict.model import load
 
     model = load(args.workdir, args.best)
-    size = min(args.images, info.split_sizes[rules.to_score(args.split, info)])
-    with input_pipeline.evaluation_batches(
-        config.dataset,
-        split=rules.to_score(args.split, info),
-        batch_size=size,
-        rows=range(size),
-    ) as batches:
-        batch = next(iter(batches))
+    batch = flags.first_images(config, info, args.split, args.images)
+    size = len(batch['label'])
     paths = measure(model, batch['image'], batch['label'])
     rows = paths.rows(args.budgets)
     own = {
@@ -265,29 +259,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--workdir', type=expanded, required=True, metavar='W', help='folder of the run'
     )
-    parser.add_argument(
-        '--split', default='validation', help='whose images to take (default: validation)'
-    )
-    parser.add_argument(
-        '--images', type=int, default=500, metavar='N', help='how many of them (default: 500)'
-    )
+    flags.add_images(parser, 500)
     parser.add_argument(
         '--budgets',
         default='0.25,0.5,1',
         metavar='B,B',
         help='costs that paths may have, as shares of that of the costliest (default: 0.25,0.5,1)',
     )
-    parser.add_argument(
-        '--best',
-        action='store_true',
-        help='use the weights that were best on validation, not the last ones',
-    )
-    parser.add_argument(
-        '--trust',
-        default='',
-        metavar='MODULES',
-        help="modules of your own that the run's config may import, such as my.routers,my.losses",
-    )
+    flags.add(parser)
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse(arguments)
     if args.images < 1:

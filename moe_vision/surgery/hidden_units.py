@@ -29,11 +29,8 @@ def expert_of(config: Config, what: str) -> type[Expert]:
     found: type[Expert] = registry.load(entry.path)
     if found.hidden_axes is None or moe.kinds:
         able = [n for n, e in registry.EXPERTS.items() if registry.load(e.path).hidden_axes]
-        named = f"experts are '{moe.expert}', whose hidden units a norm binds together"
-        raise UserError(
-            f'{what}: {"experts are of several kinds" if moe.kinds else named}; allowed: '
-            f'{", ".join(able)}.'
-        )
+        which = 'of several kinds' if moe.kinds else f"'{moe.expert}', which names no hidden_axes"
+        raise UserError(f'{what}: experts are {which}; allowed: {", ".join(able)}.')
     return found
 
 
@@ -54,8 +51,8 @@ def clusters(points: np.ndarray, parts: int, seed: int) -> np.ndarray:
     """Parts of equal size whose points lie close together, by balanced k-means: [P, F / P].
 
     In each round points go to centres by an assignment of least squared distance, in which each
-    centre gets F / P points, and centres move to the means (Zhang et al. 2022, arXiv 2110.01786, of
-    rows of a first matrix).
+    centre gets F / P points, and centres move to the means. MoEfication (Zhang et al. 2022, arXiv
+    2110.01786) takes the first matrix alone; here a point has all weights of a hidden unit.
 
     Args:
       points: [F, M], with F divisible by `parts`.

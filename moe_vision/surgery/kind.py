@@ -20,7 +20,11 @@ ALIKE = ('activation', 'norm_epsilon', 'exact_variance', 'padding')
 
 
 class Kind:
-    """Base class of the kinds of surgery. A kind is called once for each set of weights."""
+    """Base class of the kinds of surgery.
+
+    A kind is called once for each set of weights, first for those that the source was scored with.
+    What it chooses by them, such as which experts go together, serves the other calls, too.
+    """
 
     def __init__(self, args: Any):
         self.args = args
@@ -33,7 +37,7 @@ class Kind:
     def __call__(
         self, source: Any, source_config: Config | None, fresh: State, config: Config
     ) -> State:
-        """The state of the result. It changes none of its arguments and depends on nothing else.
+        """The state of the result. The arguments stay as they are.
 
         Args:
           source: the state that is cut; a tuple of them for a kind that reads several runs.

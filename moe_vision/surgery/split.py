@@ -5,8 +5,8 @@ together (MoEfication, arXiv 2110.01786); or they are `random`. What is added to
 divided among the parts.
 
 With N `copies`, E experts are E / N parts of each copy, and the router begins with one column for
-all parts of a copy: k = E / N choices are then the parts of one copy (Dynamic-DINO, Lu et al.
-2025).
+all parts of a copy: k = E / N choices are then the parts of one copy (Dynamic-DINO, arXiv
+2507.17436).
 
 The network computes what the source does if a token takes all parts of a copy with equal gates that
 sum to the number of parts: k = E / N, router_args gate='top_k_softmax' and gate_scale = E / N, and

@@ -127,7 +127,7 @@ def test_experts_with_a_norm_over_hidden_units_are_refused(kind, data_dir):
         'model.moe.expert_args': {'norm_groups': 4},
     }
     config = config_of(data_dir, **changes)
-    with pytest.raises(UserError, match="'conv', whose hidden units a norm binds .* mlp, ") as e:
+    with pytest.raises(UserError, match="'conv', which names no hidden_axes; allowed: mlp, ") as e:
         cut(kind, weight_files.fresh(config, IMAGE), config, config)
     assert '\n' not in str(e.value)
 
