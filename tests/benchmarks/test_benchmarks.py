@@ -209,6 +209,32 @@ def test_the_files_keep_suites_that_were_measured_before(tmp_path, monkeypatch, 
     assert "unknown suite 'layers'" in capsys.readouterr().err
 
 
+def test_rows_measured_before_a_failure_are_kept(tmp_path, monkeypatch):
+    def rows(rounds):
+        yield Row('first', {'ours': [1.0] * rounds})
+        raise RuntimeError('the second case does not compile')
+
+    suite = types.SimpleNamespace(__doc__='About.', rows=rows)
+    monkeypatch.setattr(run, 'device', lambda: 'a-chip')
+    monkeypatch.setattr(run.importlib, 'import_module', lambda name: suite)
+    monkeypatch.setattr(sys, 'argv', ['run', '--suite=step', f'--out={tmp_path}'])
+    with pytest.raises(RuntimeError):
+        run.main()
+    written = json.loads((tmp_path / 'a-chip.json').read_text())['suites']
+    assert [row['case'] for row in written['step']['rows']] == ['first']
+
+
+def test_the_baseline_of_a_method_takes_over_its_size_and_chooses_no_more_than_all_experts():
+    moe = '--config.model.moe.'
+    line = [f'{moe}router=duo', f'{moe}num_experts=2', f'{moe}k=3', '--config.model.name=conv']
+    assert methods.baseline(line) == [
+        f'{moe}num_experts=2',
+        f'{moe}k=2',
+        '--config.model.name=conv',
+    ]
+    assert methods.baseline([f'{moe}router=ssr', f'{moe}k=1']) == [f'{moe}k=1']
+
+
 @pytest.mark.parametrize('suite', run.SUITES)
 def test_every_suite_says_what_it_compares(suite):
     module = importlib.import_module(run.SUITES[suite])
