@@ -29,6 +29,7 @@ SUITES = {
     'layer': 'benchmarks.layer',
     'step': 'benchmarks.step',
     'methods': 'benchmarks.methods',
+    'peers': 'benchmarks.peers',
     'latency': 'benchmarks.latency',
     'seeds': 'benchmarks.seeds',
     'input': 'benchmarks.input_pipeline',
