@@ -37,15 +37,32 @@ class UpcycleArgs:
 
 @dataclasses.dataclass(frozen=True)
 class SplitArgs:
-    by: Literal['weights', 'order', 'random'] = 'weights'  # which hidden units go together
+    # which hidden units go together; coactivation: those that fire together on samples
+    by: Literal['weights', 'coactivation', 'order', 'random'] = 'weights'
     copies: int = 1  # experts are the parts of so many copies of the block
+    # routers' initial columns: drawn, or the mean input for which the units of a part fire
+    router: Literal['drawn', 'inputs'] = 'drawn'
     router_scale: float = 1.0  # factor of the routers' initial values
+    samples: int = 256  # images on which the network is run to see what fires
+    samples_of: Literal['train', 'validation'] = 'train'  # whose images these are
     seed: int = 0  # of the clusters, or of the random parts
     optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
 
     def __post_init__(self) -> None:
-        positive(self, 'copies')
+        positive(self, 'copies', 'samples')
         _not_negative(self, 'router_scale', 'seed')
+        for name in ('samples', 'samples_of'):
+            unread(self, name, self.looks, "by is not 'coactivation' and router not 'inputs'")
+        if self.router == 'inputs' and self.copies > 1:
+            raise UserError(
+                f"router is 'inputs' and copies is {self.copies}, but the parts of a copy begin "
+                "with one column; take router='drawn', or one copy."
+            )
+
+    @property
+    def looks(self) -> bool:
+        """Whether the network is run on samples."""
+        return self.by == 'coactivation' or self.router == 'inputs'
 
 
 @dataclasses.dataclass(frozen=True)
