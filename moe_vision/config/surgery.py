@@ -67,12 +67,21 @@ class SplitArgs:
 
 @dataclasses.dataclass(frozen=True)
 class MergeArgs:
-    by: Literal['weights', 'router', 'random'] = 'weights'  # which experts are alike
+    # which experts are alike; router_logits: those that samples choose for the same reasons
+    by: Literal['weights', 'router', 'router_logits', 'random'] = 'weights'
+    budget: int = 0  # for all layers together; 0: the config says how many experts each layer keeps
+    budget_of: Literal['experts', 'parameters'] = 'experts'  # parameters: those of the network
+    samples: int = 256  # images on which the network is run to see its routes
+    samples_of: Literal['train', 'validation'] = 'train'  # whose images these are
     seed: int = 0  # of random groups
     optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are averaged like weights
 
     def __post_init__(self) -> None:
-        _not_negative(self, 'seed')
+        positive(self, 'samples')
+        _not_negative(self, 'budget', 'seed')
+        unread(self, 'budget_of', self.budget > 0, 'budget is 0')
+        for name in ('samples', 'samples_of'):
+            unread(self, name, self.by == 'router_logits', "by is not 'router_logits'")
 
 
 @dataclasses.dataclass(frozen=True)

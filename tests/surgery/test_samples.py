@@ -12,7 +12,9 @@ import input_pipeline
 from moe_vision.common.errors import UserError
 from moe_vision.config import surgery
 from moe_vision.leverage import measure
-from moe_vision.surgery import coactivation, samples
+from moe_vision.surgery import budget, coactivation, samples
+from moe_vision.surgery.expand import Expand
+from moe_vision.surgery.merge import Merge
 from moe_vision.surgery.split import Split
 
 IMAGE, CLASSES, EXPERTS, HIDDEN, TOKENS = (8, 8, 1), 10, 4, 64, 4
@@ -228,6 +230,9 @@ def test_parts_by_coactivation_add_up_and_cost_what_is_predicted(name, data_dir)
 @pytest.mark.parametrize(
     'kind, args, hint',
     [
+        ('merge', {'samples_of': 'validation'}, 'samples_of is set to validation but is not read'),
+        ('merge', {'budget_of': 'parameters'}, 'budget_of is set to parameters but is not read'),
+        ('merge', {'budget': -1}, 'budget is -1; it must not be negative'),
         ('split', {'samples': 8}, 'samples is set to 8 but is not read: by is not'),
         ('split', {'samples': 0, 'by': 'coactivation'}, 'samples is 0'),
         ('split', {'router': 'inputs', 'copies': 2}, "take router='drawn', or one copy"),
@@ -244,3 +249,108 @@ def test_a_router_without_columns_cannot_begin_with_inputs(data_dir):
     with pytest.raises(UserError, match="'cosine' has no column for each expert that learns"):
         cut(Split, fresh(dense_of(data_dir)), dense_of(data_dir),
             config_of(data_dir, **changes), router='inputs')  # fmt: skip
+
+
+# Merge
+
+
+HALF = {'model.moe.k': 1, 'model.moe.router_args': {'renormalize': True}}
+LOGITS = {'by': 'router_logits', 'samples': 40}
+
+
+def test_experts_with_equal_logits_merge_to_themselves(data_dir):
+    """Two experts, each there twice: a token takes the first of equal ones, so the others count
+    nothing."""
+    config = config_of(data_dir, **HALF, **{'model.moe.num_experts': 2})
+    more = config_of(data_dir, **HALF)
+    state = fresh(config)
+    twice = cut(Expand, state, config, more)
+    result = cut(Merge, twice, more, config, **LOGITS)
+    assert result.told == (f'{block_of(state)}: 2 experts of 0, 1',)
+    assert same(config, result, config, state)
+
+
+def test_experts_go_together_whose_logits_agree_on_samples(data_dir):
+    """The most chosen stay, others join that with the nearest logits, and choices are weights."""
+    three = {'model.moe.k': 3, 'model.moe.router_args': {'renormalize': True}}
+    config = config_of(data_dir, **three)
+    fewer = config_of(data_dir, **HALF, **{'model.moe.num_experts': 2})
+    state = fresh(config)
+    block = block_of(state)
+    bank = {n: state.params[f'{block}/experts/{n}'] for n in ('in_kernel', 'in_bias', 'out_kernel')}
+    alike = {f'{block}/experts/{n}': np.stack([x[0]] * EXPERTS) for n, x in bank.items()}
+    scaled = np.stack([bank['in_kernel'][0] * (e + 1) for e in range(EXPERTS)])
+    alike[f'{block}/experts/in_kernel'] = scaled  # so hidden units keep their order
+    state = dataclasses.replace(state, params={**state.params, **alike})
+    shown = samples.of_routes(
+        state,
+        config,
+        Asked(32),
+        lambda routing, _: {'logits': routing.logits, 'ids': routing.expert_of_choice},
+    )[block]
+    logits = shown['logits'].reshape(-1, EXPERTS)
+    counts = np.bincount(shown['ids'].astype(int).ravel(), minlength=EXPERTS)
+    assert (counts > 0).sum() >= 3
+    unit = logits / np.linalg.norm(logits, axis=0)
+    stay = np.sort(np.argsort(-counts, kind='stable')[:2])
+    joins = stay[np.argmax((unit.T @ unit)[:, stay], 1)]
+    joins[stay] = stay
+    result = cut(Merge, state, config, fewer, by='router_logits', samples=32)
+    for n, leader in enumerate(stay):
+        weight = counts * (joins == leader)
+        mean = (weight * np.arange(1, 5)).sum() / weight.sum()
+        np.testing.assert_allclose(
+            result.params[f'{block}/experts/in_kernel'][n], bank['in_kernel'][0] * mean, rtol=1e-5
+        )
+
+
+def test_a_budget_goes_to_the_experts_that_are_used_most():
+    usage = {'a': np.array([0.0, 0.7, 0.1, 0.2]), 'b': np.array([0.4, 0.3, 0.2, 0.1])}
+    one, cost = dict.fromkeys(usage, 1), {'a': 10, 'b': 30}
+    for total, kept in ((2, (1, 1)), (3, (1, 2)), (5, (2, 3)), (8, (4, 4)), (99, (4, 4))):
+        assert tuple(budget.shared(total, 'experts', usage, one, one).values()) == kept
+    two = budget.shared(5, 'experts', usage, dict.fromkeys(usage, 2), one)
+    assert two == {'a': 2, 'b': 3}
+    # 100 besides experts, 40 for the first ones; b's second for 30, a's for 10, b's third never
+    assert budget.shared(200, 'parameters', usage, one, cost, 100) == {'a': 2, 'b': 2}
+    with pytest.raises(UserError, match='budget is 139 parameters, but the fewest are 140'):
+        budget.shared(139, 'parameters', usage, one, cost, 100)
+
+
+@pytest.mark.parametrize('of', ['experts', 'parameters'])
+def test_all_layers_share_a_budget_and_cost_what_is_predicted(of, data_dir):
+    both = {'model.moe.placement': 'every_1', 'model.moe.k': 1}
+    config = config_of(data_dir, **both)
+    loads = {'block_0': [0.1, 0.2, 0.3, 0.4], 'block_1': [0.0, 0.9, 0.1, 0.0]}
+    layers = {n: {'load': x} for n, x in loads.items()}
+    state = dataclasses.replace(fresh(config), about={'evaluation': {'layers': layers}})
+    info = input_pipeline.info(config.dataset)
+    before = measure(config, info)
+    one = (2 * 16 + 1) * HIDDEN // EXPERTS + 16 + 16  # an expert, and its column
+    total = 4 if of == 'experts' else before.params_total - 4 * one + one - 1
+    kind = Merge(surgery.SURGERY['merge'].args(budget=total, budget_of=of))
+    smaller = kind.configured(state, config, config)
+    assert {n: at.num_experts for n, at in smaller.model.moe.layers.items()} == {'0': 3, '1': 1}
+    result = kind(state, config, fresh(smaller, seed=9), smaller)
+    assert len(result.told) == 2 and 'block_1: 1 experts of 1+2' in result.told
+    after = measure(smaller, info)
+    count = sum(x.size for x in result.params.values())
+    assert after.params_total == count == before.params_total - 4 * one
+    assert before.flops - after.flops == 2 * 16 * 4 * TOKENS  # columns of routers
+    with pytest.raises(UserError, match=f'budget is 1 {of}, but the fewest are'):
+        Merge(surgery.SURGERY['merge'].args(budget=1, budget_of=of)).configured(
+            state, config, config
+        )
+    with pytest.raises(UserError, match='there are 2 such there, and 1 here'):
+        kind.configured(state, config, config_of(data_dir))
+
+
+def test_soft_routes_cannot_be_compared(data_dir):
+    soft = {'model.moe.router': 'soft', 'model.moe.router_args': {'axis': 'none'}}
+    keys = ('k', 'capacity_factor', 'eval_capacity_factor')
+    start = {n: v for n, v in ROUTED.items() if n.split('.')[-1] not in keys} | soft
+    start |= {'model.name': 'vit', 'model.args': NETWORKS['vit']}
+    config = weight_files.config(data_dir, start)
+    fewer = weight_files.config(data_dir, start | {'model.moe.num_experts': 2})
+    with pytest.raises(UserError, match='soft routing makes no choices to compare'):
+        cut(Merge, fresh(config), config, fewer, **LOGITS)
