@@ -111,6 +111,20 @@ class PruneArgs:
     optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
 
 
+@dataclasses.dataclass(frozen=True)
+class CompressArgs:
+    # which hidden units keep what a low rank leaves out: those that the loss is sensitive to on
+    # samples, or those where it is most
+    importance: Literal['sensitivity', 'magnitude'] = 'sensitivity'
+    samples: int = 256  # labelled images on which the loss is taken
+    samples_of: Literal['train', 'validation'] = 'train'  # whose images these are
+
+    def __post_init__(self) -> None:
+        positive(self, 'samples')
+        for name in ('samples', 'samples_of'):
+            unread(self, name, self.importance == 'sensitivity', "importance is 'magnitude'")
+
+
 def _not_negative(args: object, *names: str) -> None:
     for name in names:
         if getattr(args, name) < 0:
@@ -126,4 +140,5 @@ SURGERY = {
     'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
     'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
     'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
+    'compress': Entry('moe_vision.surgery.compress:Compress', CompressArgs),
 }
