@@ -34,7 +34,7 @@ from moe_vision.surgery.state import State, Table
 class Split(Kind):
     """Parts are chosen once, by the first weights, and serve all others and moments."""
 
-    _weights = True  # whether weights are cut, and not moments of them
+    _divided = True  # whether what is added to the output is divided among the parts
 
     def __init__(self, args: Any):
         super().__init__(args)
@@ -68,7 +68,7 @@ class Split(Kind):
                 if name in axes:
                     made = np.stack([np.take(x, i, axes[name]) for i in ids])
                 else:
-                    added = name in expert.added and self._weights
+                    added = name in expert.added and self._divided
                     made = np.stack([x / len(ids) if added else x] * len(ids))
                 return np.concatenate([made] * self.args.copies)
 
@@ -118,10 +118,11 @@ class Split(Kind):
     def _router(self, path: str, own: np.ndarray, experts: int) -> np.ndarray:
         """A router's initial values; parts of a copy have the same column.
 
-        Columns that are mean inputs are brought to the deviation of those that were drawn.
+        Columns that are mean inputs are brought to the deviation of those that were drawn; that of
+        moments is 0.
         """
         block, _, name = block_of(path)
-        if self.args.router == 'inputs' and self._weights and name == 'kernel':
+        if self.args.router == 'inputs' and name == 'kernel':
             made = coactivation.columns(self._seen[block], self._parts[block])
             own = np.asarray(made * (own.std() / max(made.std(), 1e-12)), own.dtype)
         if self.args.copies > 1 and own.ndim and own.shape[-1] == experts:
@@ -131,7 +132,7 @@ class Split(Kind):
 
     def for_moments(self) -> Kind:
         other = copy.copy(self)  # with the same parts; each part has the whole gradient of a sum
-        other._weights = False
+        other._divided = False
         return other
 
     def _exactness(self, config: Config) -> list[str]:

@@ -141,7 +141,7 @@ def test_sensitivity_is_smoothed_from_batch_to_batch(data_dir, monkeypatch):
 
 
 def test_the_gradient_is_that_of_the_mean_loss_of_the_images(data_dir):
-    """Along one direction, against the difference of two losses."""
+    """Along one direction of two arrays, against the difference of two losses."""
     config = config_of(data_dir)
     state = fresh(config)
     args = surgery.SURGERY['compress'].args(samples=20)
@@ -153,19 +153,19 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_images(data_dir):
         batch = next(iter(batches))
     mean, std = input_pipeline.mean_std(config.dataset)
     images = (batch['image'] / 255.0 - np.array(mean)) / np.array(std)
-    path = f'{BANK}/out_kernel'
-    direction = np.random.default_rng(0).normal(size=state.params[path].shape).astype(np.float32)
 
-    def loss(step):
-        params = {**state.params, path: state.params[path] + step * direction}
+    def loss(params):
         logits = weight_files.logits(
             config, dataclasses.replace(state, params=params), images.astype(np.float32), CLASSES
         ).astype(np.float64)
         logits -= np.log(np.exp(logits).sum(1, keepdims=True))
         return -logits[np.arange(20), batch['label']].mean()
 
-    slope = (loss(1e-2) - loss(-1e-2)) / 2e-2
-    np.testing.assert_allclose((gradient[path] * direction).sum(), slope, rtol=1e-2)
+    for path in (f'{BANK}/out_kernel', 'classifier/kernel'):
+        there = state.params[path]
+        step = 1e-2 * np.random.default_rng(0).normal(size=there.shape).astype(np.float32)
+        up, down = (loss({**state.params, path: there + s * step}) for s in (1, -1))
+        np.testing.assert_allclose((gradient[path] * step).sum(), (up - down) / 2, rtol=1e-2)
 
 
 def test_the_counts_are_those_that_leverage_predicts(data_dir):

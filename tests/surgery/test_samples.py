@@ -105,7 +105,8 @@ def test_a_block_is_shown_what_it_reads_of_the_images_asked_for(data_dir, monkey
 
 
 def test_every_routed_layer_shows_its_routes(data_dir):
-    config = config_of(data_dir, **{'model.moe.placement': 'every_1', 'model.moe.k': 2})
+    whole = {'model.moe.placement': 'every_1', 'model.moe.k': 2, 'model.moe.group_size': 32}
+    config = config_of(data_dir, **whole)
     found = samples.of_routes(
         fresh(config),
         config,
@@ -182,8 +183,9 @@ def test_links_are_the_sums_of_products_of_what_fires():
         np.array([[0, 1], [2, 3]]),
     )
     np.testing.assert_allclose(columns, [[3 / 8, -3 / 8], [-3 / 8, 3 / 8]])
-    pairs = np.array([[4.0, 39, 0, 0], [39, 400, 0, 0], [0, 0, 1, 0.9], [0, 0, 0.9, 1]])
-    parts = coactivation.parts(pairs, 2, seed=0)
+    # Two units that fire alike, one 10 times as strong as the other; two others at 45 degrees.
+    units = np.array([[10.0, 0], [1, 0], [7, 7], [0.7, 0.7]])
+    parts = coactivation.parts(units @ units.T, 2, seed=0)
     assert sorted(map(sorted, parts.tolist())) == [[0, 1], [2, 3]]
 
 
@@ -270,6 +272,9 @@ def test_experts_with_equal_logits_merge_to_themselves(data_dir):
     assert same(config, result, config, state)
 
 
+LENGTHS = np.array([-0.5, -0.5, 1.0, 4.0])  # of router columns
+
+
 def test_experts_go_together_whose_logits_agree_on_samples(data_dir):
     """The most chosen stay, others join that with the nearest logits, and choices are weights."""
     three = {'model.moe.k': 3, 'model.moe.router_args': {'renormalize': True}}
@@ -281,21 +286,25 @@ def test_experts_go_together_whose_logits_agree_on_samples(data_dir):
     alike = {f'{block}/experts/{n}': np.stack([x[0]] * EXPERTS) for n, x in bank.items()}
     scaled = np.stack([bank['in_kernel'][0] * (e + 1) for e in range(EXPERTS)])
     alike[f'{block}/experts/in_kernel'] = scaled  # so hidden units keep their order
+    kernel = state.params[f'{block}/router/kernel'] * LENGTHS
+    alike[f'{block}/router/kernel'] = kernel.astype(np.float32)
     state = dataclasses.replace(state, params={**state.params, **alike})
-    shown = samples.of_routes(
-        state,
-        config,
-        Asked(32),
-        lambda routing, _: {'logits': routing.logits, 'ids': routing.expert_of_choice},
-    )[block]
+
+    def look(routing, context):
+        valid = context.valid[..., None]
+        ids = jnp.where(valid, routing.expert_of_choice, EXPERTS)
+        return {'logits': jnp.where(valid, routing.logits, 0.0), 'ids': ids}
+
+    shown = samples.of_routes(state, config, Asked(20), look)[block]  # in one batch of 32
     logits = shown['logits'].reshape(-1, EXPERTS)
-    counts = np.bincount(shown['ids'].astype(int).ravel(), minlength=EXPERTS)
-    assert (counts > 0).sum() >= 3
+    counts = np.bincount(shown['ids'].astype(int).ravel(), minlength=EXPERTS)[:EXPERTS]
+    assert counts.sum() == 20 * TOKENS * 3 and (counts > 0).sum() >= 3
     unit = logits / np.linalg.norm(logits, axis=0)
     stay = np.sort(np.argsort(-counts, kind='stable')[:2])
-    joins = stay[np.argmax((unit.T @ unit)[:, stay], 1)]
-    joins[stay] = stay
-    result = cut(Merge, state, config, fewer, by='router_logits', samples=32)
+    joins, longest = (stay[np.argmax((x.T @ x)[:, stay], 1)] for x in (unit, logits))
+    joins[stay] = longest[stay] = stay
+    assert (joins != longest).any()  # the length of logits does not count
+    result = cut(Merge, state, config, fewer, by='router_logits', samples=20)
     for n, leader in enumerate(stay):
         weight = counts * (joins == leader)
         mean = (weight * np.arange(1, 5)).sum() / weight.sum()
@@ -327,7 +336,7 @@ def test_all_layers_share_a_budget_and_cost_what_is_predicted(of, data_dir):
     info = input_pipeline.info(config.dataset)
     before = measure(config, info)
     one = (2 * 16 + 1) * HIDDEN // EXPERTS + 16 + 16  # an expert, and its column
-    total = 4 if of == 'experts' else before.params_total - 4 * one + one - 1
+    total = 4 if of == 'experts' else before.params_total - 4 * one
     kind = Merge(surgery.SURGERY['merge'].args(budget=total, budget_of=of))
     smaller = kind.configured(state, config, config)
     assert {n: at.num_experts for n, at in smaller.model.moe.layers.items()} == {'0': 3, '1': 1}
