@@ -64,8 +64,8 @@ def parts(together: np.ndarray, count: int, seed: int) -> np.ndarray:
     fires = length > 0 if length.any() else np.ones(len(length), bool)
     first = [np.random.default_rng(seed).choice(np.flatnonzero(fires))]
     while len(first) < count:  # the unit that is linked least to those before; never a silent one
-        linked = np.where(fires, links[:, first].max(1), 2.0)
-        linked[first] = 3.0
+        linked = np.where(fires, links[:, first].max(1), 1e30)
+        linked[first] = np.inf
         first.append(np.argmin(linked))
     return hidden_units.clusters(points.astype(np.float32), count, seed, np.asarray(first))
 

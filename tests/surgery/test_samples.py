@@ -185,8 +185,9 @@ def test_links_are_the_sums_of_products_of_what_fires():
     np.testing.assert_allclose(columns, [[3 / 8, -3 / 8], [-3 / 8, 3 / 8]])
     # Two units that fire alike, one 10 times as strong as the other; two others at 45 degrees.
     units = np.array([[10.0, 0], [1, 0], [7, 7], [0.7, 0.7]])
-    parts = coactivation.parts(units @ units.T, 2, seed=0)
-    assert sorted(map(sorted, parts.tolist())) == [[0, 1], [2, 3]]
+    for seed in range(6):
+        parts = coactivation.parts(units @ units.T, 2, seed)
+        assert sorted(map(sorted, parts.tolist())) == [[0, 1], [2, 3]]
 
 
 def test_a_router_begins_with_the_mean_input_of_each_part(data_dir):
