@@ -101,13 +101,13 @@ def loss(name: str, args: Any = None) -> None:
     context, params = _context(_VALID), _drawn(made.params(_D) | made.shared_params())
     x = _normal(1, _G, _T, _D)
     state = made.init_state() | made.init_shared_state()
-    view = View(place, own, params, state, tokens=x)
+    mlp = make_expert('mlp', None, _D, _F)
+    bank = _drawn(mlp.shapes(), stacked=experts)
+    view = View(place, own, params, state, tokens=x, bank=bank, expert=mlp)
     if entry.of_layer:
-        mlp = make_expert('mlp', None, _D, _F)
-        bank = _drawn(mlp.shapes(), stacked=experts)
 
         def of_layer(params: Any, bank: Any) -> Array:
-            layer = dataclasses.replace(view, params=params, bank=bank, expert=mlp, tokens=None)
+            layer = dataclasses.replace(view, params=params, bank=bank, tokens=None)
             return fn(layer, jax.random.key(1))
 
         value = quick.jit(of_layer)(params, bank)

@@ -1,9 +1,11 @@
 """What stands at each routed place of a network: `moe_at` decides it, and all others ask."""
 
 import dataclasses
+import math
 
 from moe_vision.common.errors import UserError, nearest
 from moe_vision.common.place import Place
+from moe_vision.config import registry
 from moe_vision.config.expert_schedule import experts_of_layers
 from moe_vision.config.kinds import kind_of_id, skips
 from moe_vision.config.placement import HEADS, routed_blocks
@@ -132,3 +134,19 @@ def with_eval_capacity(model: Model, factor: float) -> Model:
     }
     moe = dataclasses.replace(model.moe, eval_capacity_factor=factor, layers=layers)
     return dataclasses.replace(model, moe=moe)
+
+
+def of_one_image(model: Model, tokens: int) -> Model:
+    """The model to which every image is a routing group of its own, with room for all its choices.
+
+    A router whose routes follow from capacity keeps that of training, and its groups stay parts of
+    an image.
+
+    Args:
+      tokens: patches of an image if the backbone routes patches, else 1.
+    """
+    size = 1 if model.moe.placement in HEADS else tokens
+    if registry.keeps_capacity(model.moe.router):
+        size = min(size, model.moe.group_size)
+    model = with_eval_capacity(model, math.inf)
+    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))

@@ -16,7 +16,6 @@ H and W height and width, C channels.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,14 +31,15 @@ from moe_vision.common.paths import expanded, path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
-from moe_vision.config.places import with_eval_capacity
+from moe_vision.config.places import of_one_image
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.leverage import table
+from moe_vision.models.parts import normalize_images
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.training.evaluate import STREAM
 from moe_vision.training.schedule import durations
-from moe_vision.training.step import init_variables_fn, normalize_images
+from moe_vision.training.step import init_variables_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +102,7 @@ class Model:
 
     def __init__(self, config: Config, info: DatasetInfo, state: dict[str, Any]):
         self.config, self.info, self.step = config, info, int(state['step'])
-        size = _tokens(config, info)
-        if registry.keeps_capacity(config.model.moe.router):
-            size = min(size, config.model.moe.group_size)  # parts of an image stay as they are
-        model = with_eval_capacity(config.model, math.inf)
-        model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))
+        model = of_one_image(config.model, leverage.tokens_per_image(config, info))
         self.network = models.build(model, info.num_classes)
         self.variables = {
             'params': jax.device_put(checkpoints.scored(state)),

@@ -19,6 +19,7 @@ from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
+from moe_vision.models.parts import normalize_images
 from moe_vision.training import optimizer
 from moe_vision.training.frozen import Frozen
 from moe_vision.training.router_state import (
@@ -91,13 +92,6 @@ def jit_once(fn: Callable, **options: Any) -> Callable:
     """
     unoptimized = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     return jax.jit(fn, compiler_options=unoptimized, **options)
-
-
-def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """Turns uint8 [B, H, W, C] into float32: scales to [0, 1], then subtracts `mean` and divides by
-    `std`, [C] each."""
-    scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def train_step_fn(

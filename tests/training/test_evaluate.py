@@ -21,11 +21,12 @@ from moe_vision import models
 from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
+from moe_vision.models.parts import normalize_images
 from moe_vision.study import fields, rows
 from moe_vision.training import loop, mesh, pictures
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import images_per_group, normalize_images
+from moe_vision.training.step import images_per_group
 
 HEAD = {
     'model.moe.placement': 'head',
