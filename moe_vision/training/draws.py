@@ -49,7 +49,7 @@ def in_loops(fn: Callable[[Array], Any]) -> Callable[[Array], Any]:
 
 def _derived(key: Array, paths: Iterable[Path]) -> dict[Path, Array]:
     """The key at the end of each path; those of one length are derived together."""
-    derived = {}
+    derived: dict[Path, Array] = {}
     for length, group in itertools.groupby(sorted(paths, key=lambda p: (len(p), p)), len):
         same = list(group)
         numbers = np.array(same, np.uint32).reshape(len(same), length)

@@ -1,7 +1,5 @@
 """Initial values keep every bit of what a network's own `init` draws, but compile in loops."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +33,8 @@ CONFIGS = {
 
 
 @pytest.fixture(autouse=True)
-def as_users_compile(monkeypatch):
-    """Without the flag of conftest.py by which rounding depends on what else a program computes."""
-    if 'CPU_OPT_PRESET_FAST' in os.environ.get('XLA_FLAGS', ''):
-        options = {'xla_cpu_opt_preset': 'CPU_OPT_PRESET_DEFAULT'}
-        monkeypatch.setattr(step, 'UNOPTIMIZED', step.UNOPTIMIZED | options)
+def rounding(monkeypatch):
+    train_cases.round_as_users_do(monkeypatch)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
