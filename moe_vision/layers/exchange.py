@@ -147,7 +147,7 @@ def run_plan(
     count = expert.in_bank(bank)
     experts = functools.partial(expert.run_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
-        if not train and isinstance(plan, IndexPlan) and plan.gate.size <= count:
+        if not train and isinstance(plan, IndexPlan) and _at_most(plan.gate.size, count):
             return plan.apply_each(x, functools.partial(expert.run_one, bank))
         return plan.apply(x, experts)
     if across:
@@ -159,6 +159,12 @@ def run_plan(
         return jax.lax.all_to_all(out, 'expert', split_axis=1, concat_axis=0, tiled=True)
 
     return plan.apply(x, exchanged)
+
+
+def _at_most(choices: Any, most: int) -> bool:
+    """Whether there are so few choices. Nobody knows where a program is traced for any number of
+    images, as for the export: then the number is a symbol, and the answer is no."""
+    return isinstance(choices, int) and choices <= most
 
 
 def expected(
