@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 
 import jax
 import numpy as np
@@ -18,16 +20,17 @@ from jax import export as jax_export
 
 import input_pipeline
 import moe_vision
-from moe_vision import models
+from moe_vision import leverage, models
 from moe_vision.common import safetensors
 from moe_vision.common.errors import UserError
-from moe_vision.config.places import with_eval_capacity
+from moe_vision.common.paths import path_name
+from moe_vision.config.places import can_drop, with_eval_capacity
 from moe_vision.export import __main__ as export
 from moe_vision.export import program
 from moe_vision.layers import Step
 from moe_vision.run_folder import checkpoints
 from moe_vision.training.evaluate import STREAM
-from moe_vision.training.step import normalize_images
+from moe_vision.training.step import init_variables_fn, normalize_images
 from moe_vision.training.trained import Trained
 
 SMALL_VIT = train_cases.VIT | {
@@ -44,29 +47,37 @@ CASES = {  # changes of the config, and the images of a group
 }
 
 
-def moved(state):
-    """A state in the middle of its training, with an average that differs from its weights."""
-    ema = jax.tree.map(lambda x: 2 * x + 0.05, state.params)
-    return dataclasses.replace(state, step=state.step + 6, ema=ema)
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
-    unit: int
-    run: str
-    out: str
-    setup: object
-    state: object
+    trained: Trained
     images: np.ndarray
     valid: np.ndarray
 
-    def program(self, capacity, platform='cpu'):
-        with open(f'{self.out}/{capacity}.{platform}.jax_export', 'rb') as file:
-            return jax_export.deserialize(bytearray(file.read()))
+    @functools.cached_property
+    def programs(self):
+        return {c: program.make(self.trained, 'cpu', c) for c in ('evaluation', 'unbounded')}
 
-    @property
-    def trained(self):
-        return Trained(self.setup.config, self.setup.info, checkpoints.load_raw(self.run))
+    def run(self, capacity):
+        """The logits of the valid images."""
+        program = jax_export.deserialize(bytearray(self.programs[capacity].serialize()))
+        return np.asarray(program.call(self.images, self.valid))[self.valid]
+
+
+def drawn(config, info, seed=1):
+    """The state of a run of 6 steps, with drawn values, which are quicker to make than initial
+    ones."""
+    images = leverage.trace_images(config, leverage.tokens_per_image(config, info))
+    init = init_variables_fn(models.build(config.model, info.num_classes), info.image_shape, images)
+
+    def draw(path, leaf):
+        rng = np.random.default_rng([zlib.crc32(path_name(path).encode()), seed])
+        values = rng.normal(size=leaf.shape) * max(np.prod(leaf.shape[:-1]), 1) ** -0.5
+        values *= 0.1 if path[0].key == 'router_state' else 1  # as biases that balance loads are
+        return np.asarray(abs(values) + 0.5 if path[-1].key == 'var' else values, leaf.dtype)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    return {'step': 6, 'seed_key': np.asarray([0, 7], np.uint32), **variables}
 
 
 @pytest.fixture(scope='module')
@@ -74,86 +85,100 @@ def digits(data_dir):
     with input_pipeline.evaluation_batches(
         train_cases.make(data_dir).dataset, split='test', batch_size=360, rows=range(360)
     ) as batches:
-        return next(batches)['image']
+        return next(batches)
 
 
 @pytest.fixture(scope='module')
-def cases(data_dir, digits, tmp_path_factory):
-    """Each case's run and what was exported of it, made when it is first asked for."""
-    made = {}
+def case_of(data_dir, digits):
+    @functools.cache
+    def made(name):
+        changes, unit = CASES[name]
+        config = train_cases.make(data_dir, changes)
+        info = input_pipeline.info(config.dataset)
+        images = digits['image'][: 3 * unit if unit > 1 else 30]
+        valid = np.arange(len(images)) < len(images) - 5
+        return Case(Trained(config, info, drawn(config, info)), images, valid)
 
-    def of(name):
-        if name not in made:
-            changes, unit = CASES[name]
-            folder = tmp_path_factory.mktemp('export')
-            config = train_cases.make(data_dir, changes)
-            setup, state = train_cases.saved(config, folder / 'run', moved)
-            arguments = f'--workdir={folder}/run', f'--out={folder}/out', '--platforms=cpu'
-            assert export.main(arguments) == 0
-            images = digits[: 3 * unit if unit > 1 else 30]
-            valid = np.arange(len(images)) < len(images) - 5
-            made[name] = Case(unit, f'{folder}/run', f'{folder}/out', setup, state, images, valid)
-        return made[name]
-
-    return of
+    return made
 
 
 def evaluated(case, factor=None):
-    """The network's logits, and the experts that each routed layer chose, by flax alone."""
-    config, info = case.setup.config, case.setup.info
+    """The logits of the valid images, and the experts of each routed layer that tokens reached, by
+    flax alone."""
+    config, info = case.trained.config, case.trained.info
     model = config.model if factor is None else with_eval_capacity(config.model, factor)
-    key = jax.random.fold_in(jax.random.wrap_key_data(case.state.seed_key), STREAM)
+    key = jax.random.fold_in(jax.random.wrap_key_data(case.trained.seed_key), STREAM)
 
     @jax.jit
     def run(variables):
         images = normalize_images(case.images, *input_pipeline.mean_std(config.dataset))
         step = Step(valid=case.valid, key=key, fraction=0.5)
-        return models.build(model, info.num_classes).apply(variables, images, step)
+        logits, infos = models.build(model, info.num_classes).apply(variables, images, step)
+        return logits, [(i['choices']['expert'], i['choices']['kept']) for i in infos.values()]
 
-    logits, infos = run(case.state.variables(averaged=True))
-    return np.asarray(logits), [np.asarray(i['choices']['expert']) for i in infos.values()]
+    logits, choices = jax.device_get(run(case.trained.variables))
+    return logits[case.valid], [set(expert[kept].tolist()) for expert, kept in choices]
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_a_program_computes_what_the_evaluation_does(name, cases):
+def test_a_program_computes_what_the_evaluation_does(name, case_of):
     """Over several groups, the last one filled up, at both rules of capacity."""
-    case = cases(name)
+    case = case_of(name)
     logits, experts = evaluated(case)
-    for chosen in experts:
-        real = case.valid.repeat(len(chosen) // len(case.valid))
-        assert len(np.unique(chosen[real])) == 4
-    own = case.program('evaluation').call(case.images, case.valid)
-    np.testing.assert_allclose(own[case.valid], logits[case.valid], rtol=0, atol=1e-5)
+    assert experts == [{0, 1, 2, 3}] * (name != 'dense twin')
+    near(case.run('evaluation'), logits)
     drops = name in ('conv', 'patches')
-    assert os.path.exists(f'{case.out}/unbounded.cpu.jax_export') == drops
-    if drops:
-        unbounded, _ = evaluated(case, float('inf'))
-        own = case.program('unbounded').call(case.images, case.valid)
-        np.testing.assert_allclose(own[case.valid], unbounded[case.valid], rtol=0, atol=1e-5)
-        assert np.abs(unbounded - logits)[case.valid].max() > 1e-3  # so something was dropped
+    assert can_drop(case.trained.config.model) == drops
+    unbounded = evaluated(case, float('inf'))[0] if drops else logits
+    near(case.run('unbounded'), unbounded)
+    assert (np.abs(unbounded - logits).max() > 1e-3) == drops
 
 
-def test_the_losses_of_the_evaluator_follow_from_the_logits(cases):
-    case = cases('conv')
-    batch, run = next(iter(case.setup.evaluator.outputs(case.state, 'test', 0.5)))
-    whole = len(batch['label']) // case.unit * case.unit
-    for factor, capacity in ((None, 'evaluation'), (float('inf'), 'unbounded')):
-        scored = jax.device_get(run(factor=factor))
-        logits = case.program(capacity).call(batch['image'][:whole], batch['valid'][:whole])
-        log_p = jax.nn.log_softmax(logits)
-        losses = -np.take_along_axis(np.asarray(log_p), batch['label'][:whole, None], 1)[:, 0]
-        np.testing.assert_allclose(losses, scored['loss'][:whole], rtol=0, atol=1e-5)
+def near(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_groups_do_not_touch_each_other_and_must_be_whole(cases):
-    case = cases('conv')
-    called = case.program('evaluation').call
-    together = called(case.images, case.valid)
-    last = slice(2 * case.unit, None)
-    alone = called(case.images[last], case.valid[last])
-    np.testing.assert_allclose(alone, together[last], rtol=0, atol=1e-5)
+def test_groups_do_not_touch_each_other_and_must_be_whole(case_of):
+    case = case_of('conv')
+    last = slice(32, None)
+    alone = dataclasses.replace(case, images=case.images[last], valid=case.valid[last])
+    alone.__dict__['programs'] = case.programs
+    near(alone.run('evaluation'), case.run('evaluation')[last])
+    part = dataclasses.replace(case, images=case.images[1:], valid=case.valid[1:])
     with pytest.raises(ValueError, match='16'):
-        called(case.images[1:], case.valid[1:])
+        part.run('evaluation')
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    run: str
+    out: str
+    setup: object
+    state: object
+
+
+@pytest.fixture(scope='module')
+def exported(data_dir, tmp_path_factory):
+    """A run with a moving average that differs from its weights, and what the command wrote."""
+
+    def moved(state):
+        ema = jax.tree.map(lambda x: 2 * x + 0.05, state.params)
+        return dataclasses.replace(state, step=state.step + 6, ema=ema)
+
+    folder = tmp_path_factory.mktemp('export')
+    made = train_cases.saved(train_cases.make(data_dir, CONV), folder / 'run', moved)
+    run, out = f'{folder}/run', f'{folder}/out'
+    assert export.main([f'--workdir={run}', f'--out={out}', '--platforms=cpu']) == 0
+    return Exported(run, out, *made)
+
+
+def test_the_losses_of_the_evaluator_follow_from_the_logits(exported):
+    batch, run = next(iter(exported.setup.evaluator.outputs(exported.state, 'test', 0.5)))
+    with open(f'{exported.out}/evaluation.cpu.jax_export', 'rb') as file:
+        program = jax_export.deserialize(bytearray(file.read()))
+    log_p = np.asarray(jax.nn.log_softmax(program.call(batch['image'], batch['valid'])))
+    losses = -np.take_along_axis(log_p, batch['label'][:, None], 1)[:, 0]
+    near(losses, jax.device_get(run()['loss']))
 
 
 def lines_of(out):
@@ -166,7 +191,7 @@ def lines_of(out):
 
 
 WITHOUT = """
-import json, os, sys
+import sys
 import numpy as np
 try:
     import moe_vision
@@ -174,33 +199,30 @@ except ModuleNotFoundError:
     pass
 else:
     raise SystemExit('moe_vision is here')
-for out, lines in json.load(sys.stdin).items():
-    os.chdir(out)
-    data = np.load('given.npz')
-    images, valid = data['images'], data['valid']
-    exec(lines)
-    np.save('logits.npy', logits)
+given = np.load('given.npz')
+images, valid = given['images'], given['valid']
+exec(sys.stdin.read())
+np.save('logits.npy', logits)
 assert not {'flax', 'input_pipeline'} & set(sys.modules)
 """
 
 
-def test_the_lines_of_the_readme_run_where_this_package_is_not(cases, tmp_path):
-    run = [cases(name) for name in ('conv', 'patches')]
-    for case in run:
-        np.savez(f'{case.out}/given.npz', images=case.images, valid=case.valid)
+def test_the_lines_of_the_readme_run_where_this_package_is_not(exported, digits, tmp_path):
+    out = shutil.copytree(exported.out, tmp_path / 'out')
+    images, valid = digits['image'][:32], np.arange(32) < 30
+    np.savez(out / 'given.npz', images=images, valid=valid)
     done = subprocess.run(
         [sys.executable, '-c', WITHOUT],
-        input=json.dumps({case.out: lines_of(case.out) for case in run}),
-        cwd=tmp_path,
+        input=lines_of(out),
+        cwd=out,
         env=os.environ | {'PYTHONPATH': ''},
         text=True,
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    for case in run:
-        logits = np.load(f'{case.out}/logits.npy')
-        want = case.program('evaluation').call(case.images, case.valid)
-        np.testing.assert_allclose(logits, want, rtol=0, atol=1e-5)
+    config, info = exported.setup.config, exported.setup.info
+    trained = Trained(config, info, checkpoints.load_raw(exported.run))
+    near(np.load(out / 'logits.npy')[valid], evaluated(Case(trained, images, valid))[0])
 
 
 @pytest.fixture(scope='module')
@@ -208,8 +230,9 @@ def in_bfloat16(data_dir):
     """A network for which a GPU would take cuDNN's attention."""
     changes = SMALL_VIT | {'model.dtype': 'bfloat16', 'model.moe.group_size': 32}
     changes['model.args'] = changes['model.args'] | {'width': 16}
-    setup = train_cases.Setup(train_cases.make(data_dir, changes))
-    return Trained(setup.config, setup.info, vars(setup.fresh_state()))
+    config = train_cases.make(data_dir, changes)
+    info = input_pipeline.info(config.dataset)
+    return Trained(config, info, drawn(config, info))
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
@@ -220,21 +243,21 @@ def test_programs_of_other_platforms_call_no_kernels(platform, in_bfloat16):
     assert called <= {'shape_assertion', 'stablehlo.dynamic_top_k'}
 
 
-def test_what_was_exported_is_loaded_and_predicts_the_same(cases, digits, capsys):
-    case = cases('conv')
-    run, out = moe_vision.load(case.run), moe_vision.load(case.out)
+def test_what_was_exported_is_loaded_and_predicts_the_same(exported, digits, tmp_path):
+    run, out = moe_vision.load(exported.run), moe_vision.load(exported.out)
     assert out.step == run.step == 6 and out.info == run.info
-    ours, theirs = (m(digits[:20]) for m in (run, out))
+    ours, theirs = (m(digits['image'][:20]) for m in (run, out))
     train_cases.assert_same_bits(vars(ours), vars(theirs))
     train_cases.assert_same_bits(run.variables, out.variables)
     with pytest.raises(UserError, match='holds one set of weights; leave out --best'):
-        moe_vision.load(case.out, best=True)
-    again = f'{case.out}_again'
-    assert export.main([f'--workdir={case.out}', f'--out={again}', '--platforms=none']) == 0
-    first, second = (card_of(folder) for folder in (case.out, again))
+        moe_vision.load(exported.out, best=True)
+    again = tmp_path / 'again'
+    arguments = f'--workdir={exported.out}', f'--out={again}', '--platforms=none'
+    assert export.main(arguments) == 0
+    first, second = (card_of(folder) for folder in (exported.out, again))
     assert list(second['files']) == ['model.safetensors']
     assert {**first, 'files': 0} == {**second, 'files': 0}
-    assert 'deserialize' not in open(f'{again}/README.md').read()
+    assert 'deserialize' not in (again / 'README.md').read_text()
 
 
 def card_of(out):
@@ -242,33 +265,31 @@ def card_of(out):
         return json.load(file)
 
 
-def test_the_card_says_what_is_in_the_folder(cases):
-    case = cases('patches')
-    card, info = card_of(case.out), case.setup.info
-    assert set(os.listdir(case.out)) - {'given.npz', 'logits.npy'} == {
-        'README.md',
-        'model.json',
-        *card['files'],
-    }
+def test_the_card_says_what_is_in_the_folder(exported):
+    out, info = exported.out, exported.setup.info
+    card = card_of(out)
+    assert set(os.listdir(out)) == {'README.md', 'model.json', *card['files']}
+    assert len(card['files']) == 3  # weights, and a program of each rule of capacity
     for name, file in card['files'].items():
-        with open(f'{case.out}/{name}', 'rb') as opened:
+        with open(f'{out}/{name}', 'rb') as opened:
             data = opened.read()
         assert file['sha256'] == hashlib.sha256(data).hexdigest() and file['bytes'] == len(data)
-    assert card['inputs']['images'] == {'type': 'uint8', 'shape': ['8*g', 8, 8, 1]}
-    assert card['outputs'] == {'logits': {'type': 'float32', 'shape': ['8*g', 10]}}
+    assert card['inputs']['images'] == {'type': 'uint8', 'shape': ['16*g', 8, 8, 1]}
+    assert card['outputs'] == {'logits': {'type': 'float32', 'shape': ['16*g', 10]}}
     assert card['dataset']['digest'] == info.digest and len(info.digest) == 64
     assert card['classes'] == list(info.class_names)
     assert card['preprocessing']['mean'] == [0.3054] and card['preprocessing']['resize'] == [8, 8]
     assert card['versions']['jax'] and card['config']['dataset']['data_dir'] == ''
-    assert card['config']['model']['moe']['group_size'] == 32 and card['metrics'] is None
-    arrays = safetensors.read(f'{case.out}/model.safetensors')
-    for name, x in train_cases.named(case.trained.variables).items():
+    assert card['config']['model']['moe']['group_size'] == 16 and card['metrics'] is None
+    arrays = safetensors.read(f'{out}/model.safetensors')
+    own = train_cases.named(exported.state.variables(averaged=True))
+    assert arrays.keys() == own.keys()
+    for name, x in own.items():
         np.testing.assert_array_equal(arrays[name], x)
 
 
-def test_metrics_and_license_are_those_of_the_run(cases, tmp_path):
-    case = cases('dense twin')
-    run = shutil.copytree(case.run, tmp_path / 'run')
+def test_metrics_and_license_are_those_of_the_run(exported, tmp_path):
+    run = shutil.copytree(exported.run, tmp_path / 'run')
     (run / 'result.json').write_text('{"test_accuracy": 0.875, "steps": 6}')
     args = f'--workdir={run}', '--platforms=none', '--license=CC-BY-4.0'
     assert export.main([*args, f'--out={tmp_path}/out']) == 0
@@ -307,8 +328,10 @@ def mistake(capsys, *arguments):
         (['--workdir={run}', '--out={tmp}/full/file'], 'is no folder; give a new one'),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_written(arguments, message, cases, tmp_path, capsys):
-    run = cases('dense twin').run
+def test_a_mistake_is_told_before_anything_is_written(
+    arguments, message, exported, tmp_path, capsys
+):
+    run = exported.run
     capsys.readouterr()
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full/file').touch()
@@ -317,8 +340,8 @@ def test_a_mistake_is_told_before_anything_is_written(arguments, message, cases,
     assert os.listdir(tmp_path) == ['full'] and not os.path.exists(f'{run}/x')
 
 
-def test_a_run_without_a_checkpoint_is_told(cases, tmp_path, capsys):
-    run = shutil.copytree(cases('dense twin').run, tmp_path / 'run')
+def test_a_run_without_a_checkpoint_is_told(exported, tmp_path, capsys):
+    run = shutil.copytree(exported.run, tmp_path / 'run')
     capsys.readouterr()
     best = mistake(capsys, f'--workdir={run}', f'--out={tmp_path}/out', '--best')
     assert 'there is no best checkpoint' in best
@@ -327,16 +350,16 @@ def test_a_run_without_a_checkpoint_is_told(cases, tmp_path, capsys):
     assert 'there is no checkpoint in' in none and os.listdir(tmp_path) == ['run']
 
 
-def test_weights_that_no_program_holds_are_told(cases, tmp_path, monkeypatch, capsys):
+def test_weights_that_no_program_holds_are_told(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, '_MOST', 1000)
-    arguments = f'--workdir={cases("dense twin").run}', f'--out={tmp_path}/out'
+    arguments = f'--workdir={exported.run}', f'--out={tmp_path}/out'
     capsys.readouterr()
     assert 'a program holds at most 1,000' in mistake(capsys, *arguments)
     assert export.main([*arguments, '--platforms=none']) == 0
 
 
-def test_the_folder_appears_whole_or_not_at_all(cases, tmp_path, monkeypatch, capsys):
-    arguments = f'--workdir={cases("dense twin").run}', f'--out={tmp_path}/out', '--platforms=cpu'
+def test_the_folder_appears_whole_or_not_at_all(exported, tmp_path, monkeypatch, capsys):
+    arguments = f'--workdir={exported.run}', f'--out={tmp_path}/out', '--platforms=cpu'
 
     def full(*_):
         assert os.listdir(tmp_path) != ['out']  # the weights are there, under another name
@@ -351,8 +374,8 @@ def test_the_folder_appears_whole_or_not_at_all(cases, tmp_path, monkeypatch, ca
 
 
 @pytest.fixture
-def copy(cases, tmp_path):
-    return shutil.copytree(cases('conv').out, tmp_path / 'out')
+def copy(exported, tmp_path):
+    return shutil.copytree(exported.out, tmp_path / 'out')
 
 
 def flipped(out):
