@@ -50,13 +50,14 @@ def test_routers(router):
         *({'expert': name} for name in registry.EXPERTS),
         {'priority': 'gate'},
         {'priority': 'random'},
+        {'num_experts': 64},  # one group has fewer choices than there are experts
         {'kinds': ({'count': 2}, {'count': 2, 'divide': 2}, {'expert': 'skip'})},
     ],
     ids=str,
 )
 def test_experts_and_priorities(changes):
     is_map = 'map' in registry.EXPERTS[changes.get('expert', 'mlp')].needs
-    layer = moe(4, 2, GROUP, **{'expert': 'mlp', **changes})
+    layer = moe(**{'group_size': GROUP, 'expert': 'mlp', **changes})
     assert str(traced(layer, (4, 4, 8) if is_map else (8,))[0]) == '8*g'
 
 
