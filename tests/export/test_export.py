@@ -225,6 +225,7 @@ def test_the_lines_of_the_readme_run_where_this_package_is_not(exported, digits,
     assert done.returncode == 0, done.stderr
     config, info = exported.setup.config, exported.setup.info
     trained = Trained(config, info, checkpoints.load_raw(exported.run))
+    assert trained.told().fraction == 0.5  # of the training, for routers with a schedule
     near(np.load(out / 'logits.npy')[valid], evaluated(Case(trained, images, valid))[0])
 
 
