@@ -37,6 +37,7 @@ SMALL = "--config.model.args={'widths': (8, 32), 'depth': 2}"  # quick to trace;
 def test_a_line_is_read_checked_and_traced(name, line):
     args = shlex.split(line)
     assert all(a.startswith('--config.') for a in args)
+    assert methods.config_of(methods.baseline(args)).model.moe.router == 'top_k'
     config = methods.config_of([SMALL, *args])
     info = input_pipeline.info(config.dataset)
     images = leverage.trace_images(config, leverage.tokens_per_image(config, info))
