@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         evaluation_batches,
         evaluation_image,
         evaluation_items,
+        evaluation_steps,
         train_batches,
     )
     from input_pipeline.metadata import info, mean_std
@@ -38,6 +39,7 @@ __all__ = [
     'evaluation_batches',
     'evaluation_image',
     'evaluation_items',
+    'evaluation_steps',
     'info',
     'mean_std',
     'require',
@@ -54,6 +56,7 @@ _MODULES = {
     'evaluation_batches': 'loader',
     'evaluation_image': 'loader',
     'evaluation_items': 'loader',
+    'evaluation_steps': 'loader',
     'info': 'metadata',
     'mean_std': 'metadata',
     'require': 'storage',

@@ -67,9 +67,14 @@ def _without_far_ends(image: np.ndarray, ratio: int) -> np.ndarray:
     return image[top : top + longest, left : left + longest]
 
 
+def shorter_side(size: int) -> int:
+    """Pixels of an image's shorter side before `centre_crop` takes its middle."""
+    return max(size, round(size * _CROP_RATIO))
+
+
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes the shorter side to size * 256/224 and returns the middle, uint8 [size, size, C]."""
-    shorter = max(size, round(size * _CROP_RATIO))
+    shorter = shorter_side(size)
     image = _without_far_ends(image, MAX_PIXELS // shorter**2)
     height, width = image.shape[:2]
     scale = shorter / min(height, width)

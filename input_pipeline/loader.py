@@ -159,6 +159,32 @@ def evaluation_image(
     return None if image is None else augment.fit(image, shape, varies)
 
 
+def evaluation_steps(cfg: DatasetConfig, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What `evaluation_image` does to an image, and how networks scale its pixels, as data.
+
+    Args:
+        shape: as it takes it.
+
+    Returns:
+        'channels': 'RGB' or 'gray'; 'shorter_side': to which a set whose images vary in size is
+        resized, else None; 'centre_crop' or 'resize': [H, W]; 'shrink' and 'enlarge': how pixels
+        are interpolated; 'scale', 'mean', 'std': pixels p become (p * scale - mean) / std.
+    """
+    height, width, channels = shape
+    varies = None in find(cfg.name).image_shape
+    mean, std = metadata.mean_std(cfg)
+    return {
+        'channels': 'gray' if channels == 1 else 'RGB',
+        'shorter_side': augment.shorter_side(height) if varies else None,
+        'centre_crop' if varies else 'resize': [height, width],
+        'shrink': 'area',
+        'enlarge': 'linear',
+        'scale': 1 / 255,
+        'mean': list(mean),
+        'std': list(std),
+    }
+
+
 def train_batches(
     cfg: DatasetConfig,
     *,

@@ -79,6 +79,7 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'surgery': 'common config routing layers models leverage run_folder',
     'training': 'common config processes routing layers models transforms check leverage '
     'run_folder surgery report',
+    'export': 'common config models run_folder training',
     'predict': 'common config routing layers models leverage run_folder training surgery',
     'in_python': 'common config report predict',
     'pod': 'common config layers leverage training',
@@ -86,7 +87,7 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'study': 'common config processes layers models check leverage run_folder training report',
 }
 # What people do with runs: nothing of the package imports it, but for what the front door gives.
-ON_TOP = ('predict', 'pod', 'surgery command', 'study', 'in_python')
+ON_TOP = ('export', 'predict', 'pod', 'surgery command', 'study', 'in_python')
 COMMANDS = {'surgery': ('__main__', 'folders')}  # modules of a package that stand above training
 
 
@@ -220,6 +221,7 @@ def test_configdict_stays_where_it_is_checked():
         'moe_vision.study.new',
         'moe_vision.pod.__main__',
         'moe_vision.surgery.__main__',
+        'moe_vision.export.__main__',
         'moe_vision.study.analysis.analyse',
         'moe_vision.study.run.runner',
     ],

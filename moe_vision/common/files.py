@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,32 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[Any]:
+    """A folder that is never seen half full: it is filled under another name, and renamed when the
+    block ends without an error.
+
+    In a bucket it is filled in place, so the file that makes it complete must be written last.
+
+    Args:
+      path: of a folder that is not there, or empty.
+    """
+    if in_bucket(path):
+        from etils import epath  # slower to import, and only needed for buckets
+
+        yield epath.Path(path)
+        return
+    whole = Path(path).resolve()
+    part = whole.parent / f'.{whole.name}.{os.getpid()}.part'
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.replace(whole)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
 def read(path: Path | str, limit: int = MAX_FILE) -> bytes:
     """The bytes of a file.
 
@@ -91,6 +119,27 @@ def read_json(path: Path | str) -> Any:
 def reason(error: BaseException | None) -> str:
     """Why a file cannot be read or written, such as 'No space left on device'."""
     return getattr(error, 'strerror', None) or ' '.join(str(error).split())
+
+
+def check_memory(size: int) -> None:
+    """Raises ValueError if this machine cannot hold so many bytes of arrays; a few bytes of a file
+    can claim any number."""
+    if size > memory():
+        raise ValueError(f'its arrays would take {size:,} bytes; this machine has {memory():,}')
+
+
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def exists(path: str) -> bool:
+    """Whether there is something of this name, in a folder or a bucket."""
+    if not in_bucket(path):
+        return os.path.exists(path)
+    from etils import epath  # slower to import, and only needed for buckets
+
+    return epath.Path(path).exists()
 
 
 def in_bucket(path: Any) -> bool:

@@ -40,9 +40,10 @@ def made_for(mesh: Mesh) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """What is traced inside this context calls no kernels of a library, so FLOPs can be counted."""
-    with _on(types.SimpleNamespace(platform='cpu')):
+def plain(platform: str = 'cpu') -> Iterator[None]:
+    """What is traced inside this context is for any device of a platform, and calls no kernels of a
+    library. So its FLOPs can be counted, and it runs where such kernels are not."""
+    with _on(types.SimpleNamespace(platform=platform)):
         yield
 
 

@@ -15,7 +15,7 @@ from input_pipeline import DATASETS
 from input_pipeline.registry import is_path
 from input_pipeline.types import check as check_dataset
 from moe_vision.common.errors import UserError, nearest, unknown
-from moe_vision.common.files import read_json
+from moe_vision.common.files import exists, read_json
 from moe_vision.common.json_values import plain
 from moe_vision.common.paths import expanded, runs_near
 from moe_vision.config import compare, registry, rules, schema, source, surgery, trust, typed
@@ -26,6 +26,8 @@ from moe_vision.config.rules import (
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+CARD = 'model.json'  # of a folder that `moe_vision.export` wrote
 
 
 def check(config: 'ConfigDict') -> schema.Config:
@@ -156,8 +158,14 @@ def to_dict(config: schema.Config) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def record_of(workdir: str) -> str:
+    """The file that describes the run in a folder: config.json, or the card of an exported one."""
+    run, card = (f'{expanded(workdir).rstrip("/")}/{name}' for name in ('config.json', CARD))
+    return card if exists(card) and not exists(run) else run
+
+
 def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
-    """The config that the run in `workdir` was started with.
+    """The config that the run in `workdir`, or in an exported folder, was started with.
 
     Args:
       trusted: modules that the config may import, besides those that --trust named.
@@ -166,7 +174,7 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
       UserError: there is no run, its config.json cannot be read, or it names code that is not
         trusted.
     """
-    path = f'{expanded(workdir).rstrip("/")}/config.json'
+    path = record_of(workdir)
     try:
         values = _completed(read_json(path)['config'])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

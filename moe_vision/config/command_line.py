@@ -1,4 +1,5 @@
-"""The command line of a command that reads a config: its own flags, and `--config.KEY=VALUE`."""
+"""The command line of a command that reads a config: its own flags, those that several commands
+share, and `--config.KEY=VALUE`."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -36,12 +37,28 @@ class OverridesParser(command_line.Parser):
         return key if is_key else super().nearest_flag(name) or key
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds --best and --trust: which weights of a run are read, and what code it may name."""
+    parser.add_argument(
+        '--best',
+        action='store_true',
+        help='use the weights that were best on validation, not the last ones',
+    )
+    parser.add_argument(
+        '--trust',
+        default='',
+        metavar='MODULES',
+        help="modules of your own that the run's config may import, such as my.routers,my.losses",
+    )
+
+
 _EXTRA = {
     'absl',
     'array_record',
     'chex',
     'cv2',
     'etils',
+    'flatbuffers',
     'grain',
     'matplotlib',
     'ml_collections',

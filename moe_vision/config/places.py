@@ -9,7 +9,7 @@ from moe_vision.config import registry
 from moe_vision.config.expert_schedule import experts_of_layers
 from moe_vision.config.kinds import kind_of_id, skips
 from moe_vision.config.placement import HEADS, routed_blocks
-from moe_vision.config.schema import Model, Moe
+from moe_vision.config.schema import DROPPING, Model, Moe
 
 
 def routed_layers(model: Model) -> int:
@@ -124,6 +124,25 @@ def _number(name: str, layers: int) -> int:
             f"'0' to '{layers - 1}', or '-1' for the last."
         )
     return number % layers
+
+
+def forms_groups(model: Model) -> bool:
+    """Whether images, or patches, of this network compete in groups: it or its twin is routed."""
+    return model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
+
+
+def has_capacity(model: Model) -> bool:
+    """Whether the capacity of evaluation decides what this network computes."""
+    ignored = registry.entry('router', registry.ROUTERS, model.moe.router).ignores
+    return forms_groups(model) and 'eval_capacity_factor' not in ignored
+
+
+def can_drop(model: Model) -> bool:
+    """Whether a choice can find no slot in evaluation, so that unbounded capacity may change what
+    this network computes."""
+    return has_capacity(model) and any(
+        math.isfinite(moe_at(model, n).eval_capacity_factor) for n in range(routed_layers(model))
+    )
 
 
 def with_eval_capacity(model: Model, factor: float) -> Model:

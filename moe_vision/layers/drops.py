@@ -68,7 +68,7 @@ class DroppingBlock(nn.Module):
                 plan = dataclasses.replace(plan, keep=routing.active & self._spared(context))
             return (), routing, plan, None, {}
 
-        routed = route_groups(self, on_groups, step, len(x))
+        routed = route_groups(self, on_groups, step, x.shape[0])
         share = routed.choices['kept'].mean(-1)  # of a token's choices
         share = share.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
         params = declare_params(self, self.expert)

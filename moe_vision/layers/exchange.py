@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from moe_vision.layers.experts import Expert
 from moe_vision.routing.plan import IndexPlan
 from moe_vision.routing.soft_plan import SoftPlan
+from moe_vision.routing.types import at_most
 
 TOKENS = P(('data', 'expert'))  # leading axis over all devices
 EXPERTS = P('expert')
@@ -147,7 +148,7 @@ def run_plan(
     count = expert.in_bank(bank)
     experts = functools.partial(expert.run_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
-        if not train and isinstance(plan, IndexPlan) and plan.gate.size <= count:
+        if not train and isinstance(plan, IndexPlan) and at_most(plan.gate.size, count):
             return plan.apply_each(x, functools.partial(expert.run_one, bank))
         return plan.apply(x, experts)
     if across:

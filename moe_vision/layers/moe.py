@@ -130,7 +130,7 @@ class MoE(nn.Module):
         ]
         expert = self.make_experts(x.shape[-1])
         arrays = shared.bank or ExpertBank(expert, self.num_experts, name='experts')()
-        across = self.mesh is not None and spans(len(x), self.group_size, self.mesh.shape)
+        across = self.mesh is not None and spans(x.shape[0], self.group_size, self.mesh.shape)
 
         def on_groups(context, x, features, replicated, bank):
             (params, state), intervention, others = replicated
@@ -159,7 +159,7 @@ class MoE(nn.Module):
             self,
             on_groups,
             step,
-            len(x),
+            x.shape[0],
             x=x,
             shared=(variables, jax.tree.map(jnp.asarray, step.intervention), others),
             bank=arrays,
@@ -216,7 +216,7 @@ class MoE(nn.Module):
             )
         with jax.named_scope('router'):
             features = router.pool(params, x, extras)
-        shape = (len(x), *getattr(features, 'shape', (0, 0))[1:2])
+        shape = (x.shape[0], *getattr(features, 'shape', (0, 0))[1:2])
         expect(f'{type(router).__name__}.pool', features, shape, 'float32', "[B, D']")
         return features
 

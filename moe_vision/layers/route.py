@@ -182,7 +182,7 @@ def route_groups(
         for name, fn in loss_fns.items():
             own = dataclasses.replace(view, args=(loss_args or {}).get(name))
             values[name] = fn(routing, context, own)
-            one_per_group = (len(context.valid),)
+            one_per_group = context.valid.shape[:1]
             expect(
                 f"loss '{name}'", values[name], one_per_group, 'float32', 'one value per group, [G]'
             )
@@ -210,7 +210,7 @@ def _observed(router: Router, routing: Routing | SoftRouting, context: Context) 
         given = type(observed).__name__
         raise UserError(f'{what} returned a {given}; expected a dict of arrays [G, ...].')
     for name, value in observed.items():
-        shape = (len(context.valid), *getattr(value, 'shape', ())[1:])
+        shape = (context.valid.shape[0], *getattr(value, 'shape', ())[1:])
         expect(f"{what}: '{name}'", value, shape, 'float32', '[G, ...]')
         if name in ('chosen', 'tokens'):
             raise UserError(f"{what} returned '{name}', which update_state gets anyway; rename it.")

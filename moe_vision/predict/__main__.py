@@ -23,8 +23,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry, trust
-from moe_vision.config.command_line import exit_code
-from moe_vision.predict import flags
+from moe_vision.config.command_line import add_weights, exit_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +73,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar='N',
         help='how many classes are printed for each image (default: 5)',
     )
-    flags.add(parser)
+    add_weights(parser)
     parser.add_argument('--json', action='store_true', help='print a JSON object for each image')
     parser.add_argument('images', type=expanded, nargs='+', help='image files, or folders of them')
     args = parser.parse(arguments)

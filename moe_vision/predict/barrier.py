@@ -25,7 +25,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, trust
-from moe_vision.config.command_line import exit_code
+from moe_vision.config.command_line import add_weights, exit_code
 from moe_vision.predict import flags
 
 
@@ -154,7 +154,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--align', action='store_true', help='put hidden units and experts in one order first'
     )
-    flags.add(parser)
+    add_weights(parser)
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse(arguments)
     if args.images < 1:

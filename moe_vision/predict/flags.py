@@ -1,4 +1,4 @@
-"""Flags that the commands of this package share, and the images that some of them read."""
+"""The images that commands of this package read, and their flags."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -9,21 +9,6 @@ from moe_vision.config import rules
 if TYPE_CHECKING:
     from input_pipeline import DatasetInfo
     from moe_vision.config.schema import Config
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Adds --best and --trust: which weights of a run are read, and what code it may name."""
-    parser.add_argument(
-        '--best',
-        action='store_true',
-        help='use the weights that were best on validation, not the last ones',
-    )
-    parser.add_argument(
-        '--trust',
-        default='',
-        metavar='MODULES',
-        help="modules of your own that the run's config may import, such as my.routers,my.losses",
-    )
 
 
 def add_images(parser: argparse.ArgumentParser, count: int) -> None:

@@ -27,19 +27,15 @@ import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
-from moe_vision.common.paths import expanded, path_name
-from moe_vision.config import check as config_lib
+from moe_vision.common.paths import expanded
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
 from moe_vision.config.places import of_one_image
 from moe_vision.config.schema import Config
-from moe_vision.layers import Step
 from moe_vision.leverage import table
-from moe_vision.models.parts import normalize_images
-from moe_vision.run_folder import checkpoints, record
-from moe_vision.training.evaluate import STREAM
-from moe_vision.training.schedule import durations
-from moe_vision.training.step import init_variables_fn
+from moe_vision.run_folder import checkpoints
+from moe_vision.training import trained
+from moe_vision.training.step import forward_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +63,8 @@ def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model'
     """The network of a run with its last weights, or their moving average if the run kept one.
 
     Args:
-      workdir: folder of the run. The data set need not be on this machine.
+      workdir: folder of the run, or one that `python -m moe_vision.export` wrote. The data set need
+        not be on this machine.
       best: take the weights that were best on validation instead.
       trust: modules of your own that the run's config may import, such as
         ('my_project.routers',). A run's folder is data, so nothing else of yours is imported.
@@ -77,17 +74,11 @@ def load(workdir: str, best: bool = False, trust: Iterable[str] = ()) -> 'Model'
         code that is not trusted.
     """
     workdir = expanded(workdir)
-    config, info = config_lib.load(workdir, trust), record.dataset_info(workdir)
+    config, info = trained.described(workdir, trust)
     _refuse(config, info)
     state = checkpoints.load_raw(workdir, 'best' if best else 'latest')
-    try:
+    with trained.fitting(workdir):
         return Model(config, info, state)
-    except Exception as e:  # a config of impossible numbers makes jax raise errors of many types
-        why = ' '.join(str(e).split())[:160]
-        raise UserError(
-            f"the config.json of '{workdir}' does not fit its checkpoint ({why}); "
-            'restore that file.'
-        ) from e
 
 
 class Model:
@@ -101,19 +92,12 @@ class Model:
     """
 
     def __init__(self, config: Config, info: DatasetInfo, state: dict[str, Any]):
-        self.config, self.info, self.step = config, info, int(state['step'])
+        self._trained = trained.Trained(config, info, state)
+        self.config, self.info, self.step = config, info, self._trained.step
+        self.variables = self._trained.variables
         model = of_one_image(config.model, leverage.tokens_per_image(config, info))
         self.network = models.build(model, info.num_classes)
-        self.variables = {
-            'params': jax.device_put(checkpoints.scored(state)),
-            'batch_stats': jax.device_put(state.get('batch_stats') or {}),
-            'router_state': jax.device_put(state.get('router_state') or {}),
-        }
-        _check_fit(self.network, info, self.variables)
-        self._fraction = self.step / durations(config, info.split_sizes['train']).total
-        self._key = jax.random.fold_in(
-            jax.random.wrap_key_data(jnp.asarray(state['seed_key'])), STREAM
-        )
+        self._scored = forward_fn(self.network, *input_pipeline.mean_std(config.dataset))
 
     def __repr__(self) -> str:
         shape = ', '.join(map(str, ['B', *self.info.image_shape]))
@@ -164,10 +148,8 @@ class Model:
           start: as in a call of the model.
           intervention: what changes the routes, of `routing.interventions`.
         """
-        images = normalize_images(images, *input_pipeline.mean_std(self.config.dataset))
-        step = Step(key=self._key, fraction=self._fraction, start=start, intervention=intervention)
-        logits, infos = self.network.apply(variables, images, step)
-        return jnp.asarray(logits), dict(infos)
+        step = self._trained.told(start=start, intervention=intervention)
+        return self._scored(variables, images, step)
 
     @functools.cached_property
     def _forward(self):
@@ -188,35 +170,10 @@ def _tokens(config: Config, info: DatasetInfo) -> int:
 
 def _refuse(config: Config, info: DatasetInfo) -> None:
     """Raises UserError for a run that cannot tell anything about an image by itself."""
-    model, domains = config.model, config.dataset.domains
-    if domains:
-        raise UserError(
-            f'this run was trained with dataset.domains={domains}: its images carry marks that '
-            'yours lack, so it cannot name them.'
-        )
+    model = config.model
     routed = model.moe.placement != 'none' and model.twin == 'none'
     if routed and registry.keeps_capacity(model.moe.router) and _tokens(config, info) == 1:
         raise UserError(
             f"experts of router '{model.moe.router}' choose among the images of a group, so this "
             'run tells nothing about an image by itself; score it with main.py --mode=eval.'
         )
-
-
-def _check_fit(network: Any, info: DatasetInfo, variables: dict[str, Any]) -> None:
-    """Raises UserError unless the arrays have the names, shapes and types of the network's own."""
-    init = init_variables_fn(network, info.image_shape, 1)
-    own = jax.eval_shape(init, jax.random.key(0))
-    for kind, arrays in variables.items():
-        ours, theirs = (
-            {
-                path_name(p): (x.shape, str(x.dtype))
-                for p, x in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (own.get(kind, {}), arrays)
-        )
-        for name in sorted({*ours, *theirs}):
-            if ours.get(name) != theirs.get(name):
-                raise UserError(
-                    f'{kind}/{name}: {theirs.get(name, "nothing")} there, '
-                    f'{ours.get(name, "nothing")} in the network of the config'
-                )

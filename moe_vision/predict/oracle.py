@@ -37,7 +37,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, trust
-from moe_vision.config.command_line import exit_code
+from moe_vision.config.command_line import add_weights, exit_code
 from moe_vision.config.kinds import skips
 from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.predict import flags
@@ -266,7 +266,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar='B,B',
         help='costs that paths may have, as shares of that of the costliest (default: 0.25,0.5,1)',
     )
-    flags.add(parser)
+    add_weights(parser)
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse(arguments)
     if args.images < 1:

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from moe_vision.routing.types import Array
+from moe_vision.routing.types import Array, at_most
 
 _product = functools.partial(jnp.einsum, precision='highest')
 
@@ -48,9 +48,9 @@ def _linear(x: Array, kernel: Array) -> Array:
     the largest logit at a ratio of 10, 2e-4 at 1,000. Inference on no more tokens than ids
     normalises the features instead, because they are smaller than the kernel.
     """
-    if x.size > kernel.size:
-        return _linear_fwd(x, kernel)[0]
-    return _product('...d,de->...e', normalized(x), kernel)
+    if at_most(x.size, kernel.size):
+        return _product('...d,de->...e', normalized(x), kernel)
+    return _linear_fwd(x, kernel)[0]
 
 
 def _moments(x: Array) -> tuple[Array, Array]:

@@ -145,6 +145,12 @@ def pick(values: Array, ids: Array) -> Array:
     return jnp.sum(values[..., None, :] * chosen, axis=-1)
 
 
+def at_most(size: Any, most: int) -> bool:
+    """Whether a size is so small. Nobody knows that where a program is traced for any number of
+    groups, as for the export: there the size is a symbol, and the answer is no."""
+    return isinstance(size, int) and size <= most
+
+
 def expect(field: str, given: Any, shape: tuple[int, ...], dtype: Any, meaning: str) -> None:
     """Raises UserError unless an array has this shape and type.
 

@@ -13,8 +13,7 @@ a checkpoint is restored only if all processes can read it.
 import contextlib
 import itertools
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -23,8 +22,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from moe_vision.common.errors import UserError
-from moe_vision.common.files import absolute, read_json, reason
-from moe_vision.run_folder import abandoned, checksum
+from moe_vision.common.files import absolute, check_memory, read_json, reason
+from moe_vision.run_folder import abandoned, checksum, exported
 from moe_vision.run_folder.checkpoint_folder import (
     CHECKSUM,
     Folder,
@@ -147,7 +146,8 @@ class Checkpoints:
 
 
 def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[str, Any]:
-    """The state of the newest readable checkpoint, without knowing its config or its devices.
+    """The state of the newest readable checkpoint, without knowing its config or its devices; of
+    an exported folder, the weights that are there.
 
     Returns nested dicts of host arrays, whose keys are the fields of `TrainState`. The checksum
     does not cover shapes: compare them with a network's. Names damaged checkpoints in the log.
@@ -155,6 +155,13 @@ def load_raw(workdir: str, kind: Literal['latest', 'best'] = 'latest') -> dict[s
     Raises:
       UserError: no checkpoint can be read.
     """
+    if exported.holds(workdir):
+        if kind == 'best':
+            raise UserError(
+                f"'{workdir}' is an exported folder, which holds one set of weights; leave out "
+                '--best.'
+            )
+        return exported.read(workdir)
     root = absolute(epath.Path(workdir) / 'checkpoints')
     if state := _newest_raw(root / kind, warn=True):
         return state
@@ -232,7 +239,8 @@ def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
     check_files(path.parent)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         described = reader.metadata(path).tree
-        _check_memory(jax.tree.leaves(described))
+        arrays = [x for x in jax.tree.leaves(described) if x.shape]
+        check_memory(sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays))
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
     own = checksum.of_raw(read_json(path / '_METADATA'), state)
@@ -244,14 +252,6 @@ def scored(state: Mapping[str, Any]) -> Any:
     """The weights that were scored, of a state that `load_raw` returned: their moving average, if
     the run kept one."""
     return state.get('ema') or state['params']
-
-
-def _check_memory(arrays: Iterable[Any]) -> None:
-    """Raises ValueError if described arrays do not fit this machine: a few bytes can claim them."""
-    wanted = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays if x.shape)
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if wanted > memory:
-        raise ValueError(f'its arrays would take {wanted:,} bytes; this machine has {memory:,}')
 
 
 def abstract(state: Any, shardings: Any) -> Any:

@@ -42,12 +42,12 @@ _CODE = ('moe_vision', 'input_pipeline')  # the folders that decide how a config
 
 
 def dataset_info(workdir: str) -> DatasetInfo:
-    """What config.json says of the run's data set.
+    """What config.json, or the card of an exported folder, says of the run's data set.
 
     Raises:
       UserError: it cannot be read, or what it says cannot be.
     """
-    path = epath.Path(workdir) / 'config.json'
+    path = config_lib.record_of(workdir)
     try:
         info = typed.build(DatasetInfo, read_json(path)['dataset'], 'dataset')
     except FileNotFoundError as e:

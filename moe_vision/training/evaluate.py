@@ -22,9 +22,14 @@ from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common import compile_cache
 from moe_vision.common.streams import RunStream
-from moe_vision.config import registry
-from moe_vision.config.places import moe_at, routed_layers, with_eval_capacity
-from moe_vision.config.schema import DROPPING, Config
+from moe_vision.config.places import (
+    can_drop,
+    has_capacity,
+    moe_at,
+    routed_layers,
+    with_eval_capacity,
+)
+from moe_vision.config.schema import Config
 from moe_vision.layers.route import slots_of
 from moe_vision.routing import telemetry
 from moe_vision.routing.capacity import effective_factor
@@ -61,16 +66,8 @@ class Evaluator:
         self._compiling = compile_cache.FirstCalls(config.model.name)
         self._steps: dict[float | None, Callable] = {}
         self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
-        model = config.model
-        routed = model.moe.placement != 'none' and model.twin in ('none', *DROPPING)
-        # a router without a capacity of evaluation drops no choice
-        ignored = registry.entry('router', registry.ROUTERS, model.moe.router).ignores
-        self._has_capacity = routed and 'eval_capacity_factor' not in ignored
-        layers = range(routed_layers(model) if routed else 0)
-        # whether a choice can find no slot, so that unbounded capacity may change an accuracy
-        self.can_drop = self._has_capacity and any(
-            math.isfinite(moe_at(model, n).eval_capacity_factor) for n in layers
-        )
+        # whether unbounded capacity may change an accuracy
+        self.can_drop = can_drop(config.model)
 
     def _step(self, factor: float | None) -> Callable:
         """The compiled evaluation of a batch at a capacity factor; None takes the config's."""
@@ -140,7 +137,7 @@ class Evaluator:
         'drop_rate' by routed layer.
         """
         rows = []
-        for factor in self.config.eval.capacity_factors if self._has_capacity else ():
+        for factor in self.config.eval.capacity_factors if has_capacity(self.config.model) else ():
             model = with_eval_capacity(self.config.model, factor)
             effective = [
                 effective_factor(slots_of(moe, train=False), moe.k, moe.group_size, moe.num_experts)

@@ -97,6 +97,17 @@ def jit_once(fn: Callable, **options: Any) -> Callable:
     return jax.jit(fn, compiler_options=UNOPTIMIZED if on_cpu else None, **options)
 
 
+def forward_fn(model: nn.Module, mean, std) -> Callable:
+    """`forward(variables, images, step)`: logits [B, L] in float32, and what routed layers report,
+    of uint8 images [B, H, W, C], as they are scored, predicted and exported."""
+
+    def forward(variables: Tree, images: Array, step: Step) -> tuple[Array, dict[str, Any]]:
+        logits, infos = model.apply(variables, normalize_images(images, mean, std), step)
+        return jnp.asarray(logits), dict(infos)
+
+    return forward
+
+
 def train_step_fn(
     model: nn.Module,
     config: Config,
@@ -288,6 +299,7 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
     Batch arrays are [1, B, ...]; `start` is the place of the first image in the split. Losses are
     without label smoothing, and 0 for padding. An `intervention` changes the routes of the layers.
     """
+    forward = forward_fn(model, mean, std)
 
     def step(variables, batch, key, start, fraction, intervention=None):
         batch = jax.tree.map(lambda x: x[0], batch)
@@ -302,7 +314,7 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
             num_classes=num_classes,
             intervention=intervention,
         )
-        logits, infos = model.apply(variables, normalize_images(batch['image'], mean, std), info)
+        logits, infos = forward(variables, batch['image'], info)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {
             'loss': jnp.where(valid, loss, 0.0),

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from configs import base
+from moe_vision.common.paths import path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
 from moe_vision.processes.stop import Stop
-from moe_vision.run_folder import checkpoints, metrics
+from moe_vision.run_folder import checkpoints, metrics, record
 from moe_vision.training import step
 from moe_vision.training.setup import Setup
 
@@ -76,6 +77,19 @@ def make(data_dir: str, changes: dict | None = None, start: dict | None = None) 
     return config_lib.check(c)
 
 
+def saved(config: Config, folder, change=lambda state: state):
+    """Writes a run's folder with its config and one checkpoint, without training.
+
+    Returns (setup, state).
+    """
+    setup = Setup(config)
+    record.write_config(str(folder), config, 'mine.py', setup.info, setup.cost, 0)
+    state = change(setup.fresh_state())
+    with checkpoints.Checkpoints(str(folder), 1) as saves:
+        saves.save(int(state.step), state)
+    return setup, state
+
+
 def share_setups(patch, *modules) -> None:
     """Makes modules take the setup of an equal config that they built before.
 
@@ -128,6 +142,11 @@ def raw(workdir, kind: str = 'latest'):
 @functools.lru_cache(maxsize=4)
 def _raw(workdir: str, kind: str, files: tuple) -> dict:
     return checkpoints.load_raw(workdir, kind)
+
+
+def named(tree) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths, such as 'params/block_1/router/kernel'."""
+    return {path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_same_bits(ours, theirs) -> None:

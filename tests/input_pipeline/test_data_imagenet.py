@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import cv2
 import numpy as np
 import pytest
 from image_fakes import WNIDS, config, encoded, imagenet, picture, rewrite, tar_bytes
@@ -94,6 +95,22 @@ def test_the_original_bytes_are_stored(tmp_path):
         alone = ip.evaluation_image(cfg, (30, 30, 3), want[index][1])
         np.testing.assert_array_equal(alone, pixels)
     assert ip.evaluation_image(cfg, (30, 30, 3), b'no image') is None
+
+
+def test_what_an_evaluation_does_to_an_image_can_be_done_from_what_is_told():
+    cfg, image = config('imagenet2012', '', image_size=30), picture(1, 80, 100)
+    told = ip.evaluation_steps(cfg, (30, 30, 3))
+    assert told['channels'] == 'RGB' and told['shrink'] == 'area'
+    side, (height, width) = told['shorter_side'], told['centre_crop']
+    resized = cv2.resize(image, (side * 100 // 80, side), interpolation=cv2.INTER_AREA)
+    top, left = (side - height) // 2, (resized.shape[1] - width) // 2
+    want = ip.evaluation_image(cfg, (30, 30, 3), encoded(image, 'PNG'))
+    np.testing.assert_array_equal(resized[top : top + height, left : left + width], want)
+    assert (told['mean'], told['std']) == tuple(map(list, ip.mean_std(cfg)))
+    assert told['scale'] * 255 == 1
+    small = ip.evaluation_steps(config('digits', '', image_size=16), (16, 16, 1))
+    assert small['channels'] == 'gray' and small['resize'] == [16, 16]
+    assert small['shorter_side'] is None
 
 
 def test_the_digest_tells_two_preparations_apart(tmp_path, source):

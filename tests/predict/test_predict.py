@@ -22,10 +22,9 @@ from input_pipeline.decode import decode, encode_png
 from moe_vision.common.errors import UserError
 from moe_vision.predict import __main__ as predict
 from moe_vision.predict.model import Model
-from moe_vision.run_folder import checkpoints, record
+from moe_vision.run_folder import checkpoints
 from moe_vision.surgery.init_from import init_from
 from moe_vision.training import loop
-from moe_vision.training.setup import Setup
 
 CASES = {
     'images': {
@@ -43,16 +42,6 @@ CASES = {
 }
 
 
-def saved(config, folder, change=lambda state: state):
-    """Writes a run's folder with its config and one checkpoint, without training."""
-    setup = Setup(config)
-    record.write_config(str(folder), config, 'mine.py', setup.info, setup.cost, 0)
-    state = change(setup.fresh_state())
-    with checkpoints.Checkpoints(str(folder), 1) as saves:
-        saves.save(int(state.step), state)
-    return setup, state
-
-
 @pytest.fixture(scope='module', params=CASES)
 def run(request, data_dir, tmp_path_factory):
     """(folder, setup, state with a moving average that differs from the weights)."""
@@ -63,7 +52,8 @@ def run(request, data_dir, tmp_path_factory):
         )
 
     folder = tmp_path_factory.mktemp('run')
-    return (folder, *saved(train_cases.make(data_dir, CASES[request.param]), folder, shift))
+    config = train_cases.make(data_dir, CASES[request.param])
+    return (folder, *train_cases.saved(config, folder, shift))
 
 
 @pytest.fixture(scope='module')

@@ -8,14 +8,18 @@ import types
 
 import fsspec
 import jax
+import numpy as np
 import pytest
 import train_cases
 from bucket import Bucket, serve
 from etils import epath
 
+import moe_vision
 from moe_vision import report
 from moe_vision.common import claims, files
 from moe_vision.config import check as config_lib
+from moe_vision.export import folder as export_folder
+from moe_vision.export import options
 from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import loop
 
@@ -100,6 +104,18 @@ def test_a_run_starts_from_the_weights_of_one_in_a_bucket(runs, data_dir):
     state = loop.Setup(other).fresh_state()
     scored = checkpoints.scored(checkpoints.load_raw(WORKDIR))
     train_cases.assert_same_bits(jax.device_get(state.params), scored)
+
+
+def test_a_run_there_is_exported_to_there(runs, bucket):
+    out = 'gs://runs/team/out'
+    request = options.Request(WORKDIR, out, ('cpu',), ('evaluation',), '', best=False)
+    sizes = export_folder.write(request)
+    first, last = ([p for p in bucket.written if '/team/out/' in p][n] for n in (0, -1))
+    assert first.endswith('model.safetensors') and last.endswith('model.json')  # so it is whole
+    assert sizes['evaluation.cpu.jax_export'] > 1000 and len(sizes) == 2
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    ours, theirs = (moe_vision.load(place)(images) for place in (WORKDIR, out))
+    np.testing.assert_array_equal(ours.probabilities, theirs.probabilities)
 
 
 @pytest.fixture

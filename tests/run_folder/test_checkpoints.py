@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import train_cases
 
+from moe_vision.common import files
 from moe_vision.common.errors import UserError
-from moe_vision.run_folder import checkpoints, checksum
+from moe_vision.run_folder import checksum
 from moe_vision.run_folder.checkpoints import Checkpoints, load_raw
 from moe_vision.training.step import TrainState
 
@@ -488,9 +489,8 @@ def test_a_failed_save_that_fails_again_while_closing_is_no_other_error(tmp_path
 
 def test_arrays_that_no_memory_holds_are_not_read(workdir, caplog, monkeypatch):
     """A description of a few bytes can claim any shape; what is not stored is filled with zeros."""
-    sizes = {'SC_PAGE_SIZE': 4096, 'SC_PHYS_PAGES': 3}  # a state has two arrays of 8,000 bytes
     assert raw(workdir)[0] == 30
-    monkeypatch.setattr(checkpoints.os, 'sysconf', sizes.get)
+    monkeypatch.setattr(files, 'memory', lambda: 12_000)  # a state has two arrays of 8,000 bytes
     with pytest.raises(UserError, match='can be read'):
         raw(workdir)
     assert 'its arrays would take 16,' in caplog.text

@@ -45,7 +45,7 @@ class Hash(Router):
         """The cells of each token, [B, 16]."""
         del params
         images = extras['image'].astype(jnp.float32).mean(-1)  # [I, H, W]
-        patches = len(x) // len(images)
+        patches = x.shape[0] // images.shape[0]
         return _cells(images) if patches == 1 else _cells_of_patches(images, patches)
 
     def choose(self, params, state, features, context: Context) -> Routing:

@@ -65,5 +65,5 @@ class Rexmoe(Router):
             ids,
             gate,
             probs=probs,
-            allowed=jnp.broadcast_to(allowed, (len(ids), self.num_experts)),
+            allowed=jnp.broadcast_to(allowed, (ids.shape[0], self.num_experts)),
         )

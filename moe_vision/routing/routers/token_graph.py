@@ -89,5 +89,5 @@ class AttentionAware(_Graph):
 
 def _seen(valid: Array, n: int) -> Array:
     """Which neighbours count, [G, I, 1, N]: all that are valid, or all where none is."""
-    valid = valid.reshape(len(valid), -1, 1, n)
+    valid = valid.reshape(valid.shape[0], -1, 1, n)
     return valid | ~valid.any(-1, keepdims=True)

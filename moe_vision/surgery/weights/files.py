@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from moe_vision.common import safetensors
 from moe_vision.common.errors import UserError
-from moe_vision.surgery.weights import safetensors, v_moe
+from moe_vision.common.files import check_memory
+from moe_vision.surgery.weights import v_moe
 from moe_vision.surgery.weights.names import renamed
 
 Arrays = dict[str, np.ndarray]
@@ -80,7 +82,7 @@ def _npz(path: str) -> Arrays:
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         entries = [e for e in archive.infolist() if e.filename.endswith('.npy')]
-        safetensors.check_memory(sum(e.file_size for e in entries))
+        check_memory(sum(e.file_size for e in entries))
         for entry in entries:
             with archive.open(entry) as file:
                 header = {

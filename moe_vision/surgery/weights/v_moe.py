@@ -19,7 +19,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from moe_vision.surgery.weights.safetensors import check_memory
+from moe_vision.common.files import check_memory
 
 _ARRAY, _SCALAR, _BOX, _LEAF = 1, 3, 6, 8
 _PIECES = '__msgpack_array_chunk_a87ca2__'  # marks a dictionary of boxes

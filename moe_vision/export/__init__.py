@@ -1,0 +1,1 @@
+"""Takes a trained network out of its run: programs, weights, and a card that describes them."""
