@@ -124,6 +124,36 @@ def test_output_is_the_gated_sum_of_what_was_kept(case):
 
 
 @every_router
+def test_counts_agree_with_the_plan(case):
+    given = inputs(case)
+    given['context'] = context(np.random.default_rng(1).random((G, T)) < 0.8)
+    _, out = compiled(case)(given)
+    valid, routing = np.asarray(given['context'].valid), out['routing']
+    for priority, counts in out['counts'].items():
+        assert all(v.dtype == np.float32 and v.shape[0] == G for v in counts.values())
+        np.testing.assert_array_equal(counts['tokens'], valid.sum(1))
+        np.testing.assert_allclose(
+            counts['probs'], (routing.probs * valid[..., None]).sum(1), rtol=1e-5
+        )
+        if priority == 'soft':  # loads are mean combine weights
+            weights = (routing.combine.sum(-1) * valid[..., None]).sum(1)
+            np.testing.assert_allclose(counts['chosen'], weights, rtol=1e-5)
+            continue
+        plan, active = out['plans'][priority], np.asarray(routing.active)
+        ids = np.asarray(routing.expert_of_choice)
+        for g in range(G):
+            chosen = np.bincount(ids[g][active[g]], minlength=routing.probs.shape[-1])
+            np.testing.assert_array_equal(counts['chosen'][g], chosen)
+            kept = np.bincount(ids[g][plan.keep[g]], minlength=E)
+            np.testing.assert_array_equal(counts['kept'][g], kept)
+            assert counts['dropped'][g] == counts['choices'][g] - kept.sum()
+            made = (active[g] & (ids[g] < E)).sum(-1), (active[g] & (ids[g] >= E)).sum(-1)
+            orphan = (made[0] > 0) & (made[1] == 0) & (plan.keep[g].sum(-1) == 0)
+            assert counts['orphans'][g] == orphan.sum()
+            assert counts['slots'][g] == E * C
+
+
+@every_router
 def test_probabilities_are_a_float32_distribution(case):
     _, out = compiled(case)(inputs(case))
     probs = out['routing'].probs
