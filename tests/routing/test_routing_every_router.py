@@ -432,10 +432,11 @@ def test_inputs_are_normalised_unless_switched_off(case):
     params = {n: normal(1, *shape) for n, (shape, _) in router[True].params(D).items()}
     state = {n: jnp.zeros_like(v) for n, v in router[True].init_state().items()}
     x, kernel = 3 + 2 * normal(2, G, T, D), params['kernel']
-    off = router[False](params, state, x, context())
+    run = {on: jit(lambda x, r=r: r(params, state, x, context())) for on, r in router.items()}
+    off = run[False](x)
     logits = np.asarray(off.logits * off.temperature)
     np.testing.assert_allclose(logits, np.asarray(x) @ np.asarray(kernel), rtol=2e-5, atol=2e-5)
-    on = [router[True](params, state, a * x + b, context()).logits for a, b in ((1, 0), (5, -4))]
+    on = [run[True](a * x + b).logits for a, b in ((1, 0), (5, -4))]
     np.testing.assert_allclose(on[0], on[1], rtol=1e-3, atol=1e-3)
     assert np.abs(np.asarray(on[0]) - np.asarray(off.logits)).max() > 0.1
 
@@ -455,11 +456,11 @@ def test_inputs_are_normalised_unless_switched_off(case):
 )
 def test_priority_by_gate_ranks_by_probability_where_all_gates_are_equal(case):
     given = inputs(case, k=1)
-    routing = make(case, k=1)(given['params'], given['state'], given['features'], given['context'])
+    routing = jit(make(case, k=1))(*(given[n] for n in ('params', 'state', 'features', 'context')))
     ids, probs = np.asarray(routing.expert_of_choice[..., 0]), np.asarray(routing.probs)
     gates = np.asarray(routing.gate[..., 0])
     assert np.ptp(gates[ids < E]) < 1e-6  # they say nothing
-    keep = np.asarray(index_plan(routing, E, 1, 'gate').keep[..., 0])
+    keep = np.asarray(jit(lambda r: index_plan(r, E, 1, 'gate').keep)(routing)[..., 0])
     dropped = 0
     for g, e in np.ndindex(G, E):
         own = np.flatnonzero(ids[g] == e)

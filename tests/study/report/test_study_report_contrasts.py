@@ -202,7 +202,9 @@ TUNED = {
 
 
 def test_the_grid_the_scores_and_the_choice_of_a_tuning_are_shown(tmp_path):
-    text = section(written(made(lambda r, _: r.update(TUNED, figures=[]), 3), tmp_path), 'Pre-registration')
+    text = section(
+        written(made(lambda r, _: r.update(TUNED, figures=[]), 3), tmp_path), 'Pre-registration'
+    )
     assert '| `k2` | `train.learning_rate` = 0.003 | 81.25 | 81.25 |  |' in text
     assert '| `k2` | `train.learning_rate` = 0.01 | 83.50 | 83.50 | chosen |' in text
     assert '- `k2` gives its setting to `k4`' in text and 'with seeds 100, which' in text
