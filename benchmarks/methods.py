@@ -19,17 +19,18 @@ from moe_vision.config import source
 from moe_vision.config.schema import Config
 from moe_vision.training.setup import Setup
 
-KEPT = (  # keys of a line that its baseline takes over
-    'dataset.domains',
-    'model.name',
-    'model.args',
-    'model.moe.placement',
-    'model.moe.num_experts',
-    'model.moe.k',
-    'model.moe.hidden',
-    'model.moe.capacity_factor',
-    'model.moe.eval_capacity_factor',
-    'model.moe.group_size',
+MOE = '--config.model.moe.'
+KEPT = (  # those of a line that its baseline takes over
+    '--config.dataset.domains',
+    '--config.model.name',
+    '--config.model.args',
+    f'{MOE}placement',
+    f'{MOE}num_experts',
+    f'{MOE}k',
+    f'{MOE}hidden',
+    f'{MOE}capacity_factor',
+    f'{MOE}eval_capacity_factor',
+    f'{MOE}group_size',
 )
 
 
@@ -62,8 +63,16 @@ def config_of(args: list[str]) -> Config:
 
 
 def baseline(args: list[str]) -> list[str]:
-    """Those of a line's overrides that its baseline takes over."""
-    return [a for a in args if a.partition('=')[0].removeprefix('--config.') in KEPT]
+    """Those of a line's overrides that its baseline takes over.
+
+    A router that may choose no expert can make more choices than there are experts; its baseline
+    chooses them all.
+    """
+    kept = dict(a.split('=', 1) for a in args if a.partition('=')[0] in KEPT)
+    experts, k = f'{MOE}num_experts', f'{MOE}k'
+    if experts in kept and int(kept.get(k, 0)) > int(kept[experts]):
+        kept[k] = kept[experts]
+    return [f'{key}={value}' for key, value in kept.items()]
 
 
 class Stepper:

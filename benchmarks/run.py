@@ -29,6 +29,7 @@ SUITES = {
     'layer': 'benchmarks.layer',
     'step': 'benchmarks.step',
     'methods': 'benchmarks.methods',
+    'peers': 'benchmarks.peers',
     'latency': 'benchmarks.latency',
     'seeds': 'benchmarks.seeds',
     'input': 'benchmarks.input_pipeline',
@@ -44,7 +45,8 @@ def device() -> str:
 
     first = jax.devices()[0]
     if first.platform == 'cpu':
-        return f'cpu-{len(os.sched_getaffinity(0))}-cores'
+        cores = len(os.sched_getaffinity(0))
+        return f'cpu-{cores}-core{"s" * (cores > 1)}'
     name = re.sub(r'[^a-z0-9]+', '-', first.device_kind.lower()).strip('-')
     return f'{name}-x{jax.device_count()}'
 
@@ -98,15 +100,15 @@ def main() -> int:
         module, rows = importlib.import_module(SUITES[name]), []
         for row in module.rows(args.rounds):
             print(f'{name}: {_line(row)}', file=sys.stderr, flush=True)
-            rows.append(row)
-        suites[name] = {
-            'about': (module.__doc__ or '').strip().split('\n')[0],
-            'rows': [r.record() for r in rows],
-            'seconds': time.monotonic() - began,
-        }
+            rows.append(row.record())
+            suites[name] = {
+                'about': (module.__doc__ or '').strip().split('\n')[0],
+                'rows': rows,
+                'seconds': time.monotonic() - began,
+            }
+            if args.out:  # after each row, so that nothing is lost if a later one fails
+                _write(Path(args.out), suites)
     print('\n'.join(_text(suites)))
-    if args.out:
-        _write(Path(args.out), suites)
     return 0
 
 

@@ -157,9 +157,9 @@ def budget(
         need = STEPS[0] * step_seconds(SEEDS[0]) / SHARE / 3600 / cores
         raise UserError(
             f'--hours={core_hours / cores:g} is too little: {SEEDS[0]} seeds of {STEPS[0]:,} steps '
-            f'need {math.ceil(10 * need) / 10:,.1f} hours on {cores} cores at '
-            f'{images_per_second:,.0f} images/s on each; give that, or smaller images with '
-            '--image_size.'
+            f'need {math.ceil(10 * need) / 10:,.1f} hours on {cores} '
+            f'core{"s" * (cores > 1)} at {images_per_second:,.0f} images/s on each; give that, or '
+            'smaller images with --image_size.'
         )
     seeds = max(
         n

@@ -17,6 +17,7 @@ from benchmarks import (
     latency,
     layer,
     methods,
+    peers,
     run,
     seeds,
     startup,
@@ -78,7 +79,8 @@ def test_a_compiled_program_knows_its_time_and_memory_before_it_runs():
     twice = jax.jit(lambda x: (jax.numpy.sort(x @ x), x.sum()), donate_argnums=0)
     for fn, donated in ((twice, True), (lambda x: (jax.numpy.sort(x @ x), x.sum()), False)):
         program = compiled(fn, x)
-        assert program.seconds > 0 and program.temporary_mb >= 0
+        assert program.temporary_mb >= 0
+        assert 0 < program.tracing + program.lowering < program.seconds
         assert program.total_mb - program.temporary_mb == pytest.approx(2**20 / 1e6, rel=0.01)
         y = x + 0
         jax.block_until_ready(program(y))
@@ -209,6 +211,32 @@ def test_the_files_keep_suites_that_were_measured_before(tmp_path, monkeypatch, 
     assert "unknown suite 'layers'" in capsys.readouterr().err
 
 
+def test_rows_measured_before_a_failure_are_kept(tmp_path, monkeypatch):
+    def rows(rounds):
+        yield Row('first', {'ours': [1.0] * rounds})
+        raise RuntimeError('the second case does not compile')
+
+    suite = types.SimpleNamespace(__doc__='About.', rows=rows)
+    monkeypatch.setattr(run, 'device', lambda: 'a-chip')
+    monkeypatch.setattr(run.importlib, 'import_module', lambda name: suite)
+    monkeypatch.setattr(sys, 'argv', ['run', '--suite=step', f'--out={tmp_path}'])
+    with pytest.raises(RuntimeError):
+        run.main()
+    written = json.loads((tmp_path / 'a-chip.json').read_text())['suites']
+    assert [row['case'] for row in written['step']['rows']] == ['first']
+
+
+def test_the_baseline_of_a_method_takes_over_its_size_and_chooses_no_more_than_all_experts():
+    moe = '--config.model.moe.'
+    line = [f'{moe}router=duo', f'{moe}num_experts=2', f'{moe}k=3', '--config.model.name=conv']
+    assert methods.baseline(line) == [
+        f'{moe}num_experts=2',
+        f'{moe}k=2',
+        '--config.model.name=conv',
+    ]
+    assert methods.baseline([f'{moe}router=ssr', f'{moe}k=1']) == [f'{moe}k=1']
+
+
 @pytest.mark.parametrize('suite', run.SUITES)
 def test_every_suite_says_what_it_compares(suite):
     module = importlib.import_module(run.SUITES[suite])
@@ -300,3 +328,26 @@ def test_every_form_of_a_layer_is_compiled_for_a_device_and_has_kernels():
     assert list(programs) == ['layer', 'floor', 'einsum', 'ragged']
     assert all(k.bytes >= 0 for p in programs.values() for k in p.kernels)
     assert len(programs['layer'].kernels) > len(programs['floor'].kernels) > 0
+
+
+def test_torch_computes_the_same_layer():
+    """Where nothing is dropped; tokens in float32."""
+    pytest.importorskip('torch')
+    shape = dataclasses.replace(VECTORS, cf=4.0)
+    params, bank, x = forms.drawn(shape)
+    layer = peers.torch_layer(shape, peers.tensors((params, bank), 'cpu'))
+    theirs = layer(peers.tensors(x, 'cpu')).detach().numpy()
+    np.testing.assert_allclose(jax.jit(forms.routed(shape))(params, bank, x), theirs, 1e-4, 1e-4)
+
+
+def test_calls_in_a_row_are_timed_together():
+    done = []
+    row = peers.several('case', {'ours': lambda: done.append(0)}, 4, 3, {}, {})
+    assert len(done) == 4 * (3 + 2)  # two rounds warm up
+    assert len(row.seconds['ours']) == 3
+
+
+def test_peers_are_left_out_where_they_are_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(peers.importlib.util, 'find_spec', lambda name: None)
+    assert not list(peers.rows(1))
+    assert 'torch is not installed' in capsys.readouterr().err

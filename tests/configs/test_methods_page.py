@@ -37,6 +37,7 @@ SMALL = "--config.model.args={{'widths': (8, 32), 'depth': {}}}"  # quick to tra
 def test_a_line_is_read_checked_and_traced(name, line):
     args = shlex.split(line)
     assert all(a.startswith('--config.') for a in args)
+    assert methods.config_of(methods.baseline(args)).model.moe.router == 'top_k'
     depth = 2 if any('placement' in a for a in args) else 1
     config = methods.config_of([SMALL.format(depth), *args])
     info = input_pipeline.info(config.dataset)
