@@ -73,8 +73,8 @@ CASES['across soft'] = COMMON | {
     'model.moe.losses': {},
 }
 MESHES = {
-    'conv': SHAPES,
-    'across': ('one', '2x4', '1x8'),
+    'conv': ('one', '8x1', '2x4'),
+    'across': ('one', '1x8'),
     'across soft': ('one', '2x4'),
     'sharded': ('one', '2x4'),
 }
