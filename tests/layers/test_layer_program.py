@@ -26,15 +26,17 @@ CASES = [(name, {}) for name in registry.ROUTERS] + [
 
 
 def traced(layer, x, step=TRAIN):
-    """All equations of the layer's forward and backward."""
+    """All equations of the layer's forward and backward, and the shapes of its choices."""
 
     def loss(variables, x):
         y, info = layer.apply(variables, x, step)
-        return jnp.sum(jnp.sin(y)) + sum(info['losses'].values()), info['telemetry']
+        loss = jnp.sum(jnp.sin(y)) + sum(info['losses'].values())
+        return loss, (info['telemetry'], info['choices'])
 
     variables = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x)
-    program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True))
-    return list(equations(program(variables, x).jaxpr))
+    both = jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True)
+    program, ((_, (_, choices)), _) = jax.make_jaxpr(both, return_shape=True)(variables, x)
+    return list(equations(program.jaxpr)), choices
 
 
 def losses(router, args):
@@ -72,9 +74,8 @@ def test_floats_are_not_scattered(router, args, priority):
     extras = {'domain': image, 'attention': jnp.full((B, 4), 0.25)}
     images = jnp.zeros((B, 4, 4, 3))
     step = dataclasses.replace(TRAIN, extras=extras, labels=image, images=images)
-    made = jax.eval_shape(lambda: layer.init_with_output(jax.random.key(0), x, step)[0][1])
-    k = made['choices']['expert'].shape[-1]
-    found = traced(layer, x, step)
+    found, choices = traced(layer, x, step)
+    k = choices['expert'].shape[-1]
     scatters = [
         v.aval for eqn in found if eqn.primitive.name.startswith('scatter') for v in eqn.outvars
     ]
@@ -91,7 +92,7 @@ def test_floats_are_not_scattered(router, args, priority):
 @pytest.mark.parametrize('expert', registry.EXPERTS)
 def test_no_expert_scatters(expert):
     x = jax.ShapeDtypeStruct(tokens(expert, 16).shape, jnp.float32)
-    found = traced(moe(4, 1, 8, expert=expert), x)
+    found, _ = traced(moe(4, 1, 8, expert=expert), x)
     large = [
         eqn
         for eqn in found
@@ -108,7 +109,7 @@ def test_nothing_is_as_large_as_tokens_times_experts_times_slots():
     e, t = 32, 512
     layer = moe(e, 2, t, hidden=8, capacity_factor=4.0, losses={'importance': 1.0, 'switch': 1.0})
     step = Step(train=True, labels=jnp.zeros(t, jnp.int32), num_classes=10)
-    found = traced(layer, tokens('mlp', t, 8), step)
+    found, _ = traced(layer, tokens('mlp', t, 8), step)
     largest = max(v.aval.size for eqn in found for v in eqn.outvars if hasattr(v.aval, 'size'))
     # C = 4 * 2 * 512 / 32 = 128: T E C is 2,097,152; buffers E C D and choices K T E are 32,768.
     assert largest <= 32768

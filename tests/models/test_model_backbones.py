@@ -57,8 +57,13 @@ def forward_and_gradient(net):
     return run
 
 
-@every_backbone
-@pytest.mark.parametrize('placement, layers', [('head', ['head']), ('0,1', ['block_0', 'block_1'])])
+@pytest.mark.parametrize(
+    'name, placement, layers',
+    [
+        *((name, '0,1', ['block_0', 'block_1']) for name in registry.BACKBONES),
+        *((name, 'head', ['head']) for name in ('conv', 'vit')),  # the same module in all
+    ],
+)
 def test_runs_and_learns_at_every_place(name, placement, layers):
     net = build(name, placement)
     grads, (logits, infos) = jit(forward_and_gradient(net))(filled(net), images())
