@@ -76,7 +76,7 @@ MAY_IMPORT = {  # package of moe_vision: the packages below it that it may impor
     'check': 'common config routing layers models transforms',
     'leverage': 'common report config routing layers models check',
     'run_folder': 'common config processes routing models leverage',
-    'surgery': 'common config layers run_folder',
+    'surgery': 'common config routing layers models leverage run_folder',
     'training': 'common config processes routing layers models transforms check leverage '
     'run_folder surgery report',
     'export': 'common config models run_folder training',

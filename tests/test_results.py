@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_vision.study import __main__ as study
-from moe_vision.study import registration, rows
+from moe_vision.study import design, registration, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(p.parent for p in (ROOT / 'results').glob('*/*/preregistration.json'))
@@ -25,6 +25,11 @@ def cells(folder: Path) -> int:
     packed = folder / 'rows.jsonl'
     lines = packed.read_bytes().splitlines() if packed.exists() else []
     return len([*lines, *folder.glob('rows/*/*.json')])
+
+
+def signed(x: str) -> str:
+    """Two decimals with a sign, as pages write them."""
+    return f'{float(x):+.2f}'.replace('-', '\u2212')
 
 
 def close(ours: str, theirs: str) -> bool:
@@ -89,7 +94,6 @@ def test_the_page_of_the_gate_says_what_its_report_says():
     page = (ROOT / 'results' / 'gate' / 'README.md').read_text()
     tables = ROOT / 'results' / 'gate' / 'control' / 'report' / 'tables'
     gaps = {r['comparison']: r for r in csv.DictReader((tables / 'gaps.csv').open())}
-    signed = lambda x: f'{float(x):+.2f}'.replace('-', '\u2212')  # noqa: E731
     lines = re.findall(r'^\| `(\w+)` \u2212 `(\w+)`[^|]*\| (\S+) \| (\S+) to (\S+) \|', page, re.M)
     assert len(lines) == 9
     for arm, baseline, *numbers in lines:
@@ -99,3 +103,23 @@ def test_the_page_of_the_gate_says_what_its_report_says():
     assert f'{random:.2f} of the {oracle:.2f} pp' in page and random > oracle / 2
     again = gaps['dense_again_minus_dense']
     assert f'by {float(again["mean"]):.2f} pp with p = {float(again["p"]):.3f}' in page
+
+
+def test_the_walk_through_a_study_says_what_its_gate_found():
+    """docs/your_images.md, beside the report of the solar cells."""
+    page = ' '.join((ROOT / 'docs' / 'your_images.md').read_text().split())
+    folder = ROOT / 'results' / 'solar_cells' / 'gate'
+    _, underfit = (folder / 'report' / 'report.md').read_text().split('## Underfit')
+    for arm, flops in (('dense', '1'), ('same_params', '2.84')):
+        line = next(x for x in underfit.splitlines() if x.startswith(f'| `{arm}` |'))
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        assert f'| `{arm}` | {flops} | {" | ".join(cells[1:])} |' in page
+    (gap,) = csv.DictReader((folder / 'report' / 'tables' / 'gaps.csv').open())
+    assert gap['verdict'] in page and f'{float(gap["cost"]):.2f}' == '2.84'
+    assert (
+        f'gains {signed(gap["mean"])} pp, with a 95 % interval from {signed(gap["low"])} to '
+        f'{signed(gap["high"])}'
+    ) in page
+    assert f'an sd of {float(gap["sd"]):.2f} pp' in page
+    assert f'{float(gap["params"]):.1f} times the parameters' in page
+    assert f'gaps of {design.detectable(7, float(gap["sd"])):.1f} pp, not of 0.8' in page

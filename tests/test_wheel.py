@@ -6,6 +6,7 @@ repository. The packages that jax and flax require are linked beside it.
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICK = ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'XLA_FLAGS')  # of conftest.py: how to compile
 
 
 def required(*names: str) -> dict[str, importlib.metadata.Distribution]:
@@ -98,7 +100,8 @@ def run(wheel, tmp_path_factory):
             text=True,
             capture_output=True,
             timeout=120,
-            env={
+            env={n: os.environ[n] for n in QUICK if n in os.environ}
+            | {
                 'PYTHONPATH': str(site),
                 'HOME': str(elsewhere),
                 'PATH': '',

@@ -45,9 +45,9 @@ def router(name: str, args: Any, made: Router) -> None:
         eval_capacity_factor=2.0,
     )
     step = _step()
-    x = _normal(1, _B, *((4, 4) if is_map else ()), _D)
+    x = jnp.asarray(_normal(1, _B, *((4, 4) if is_map else ()), _D))
     abstract = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x)
-    both = jax.tree.map(lambda a: 0.3 * _normal(a.size, 2, *a.shape).astype(a.dtype), abstract)
+    both = jax.tree.map(lambda a: _normal(a.size, 2, *a.shape, scale=0.3).astype(a.dtype), abstract)
 
     def run(variables: Any, x: Array, layer: MoE = layer) -> tuple[Array, Any]:
         y, info = layer.apply(variables, x, step)
@@ -94,5 +94,5 @@ def _same(what: str, one: Any, other: Any, where: str) -> None:
         raise UserError(f'{what}: the output is another one {where}.')
 
 
-def _normal(seed: int, *shape: int) -> Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def _normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.0, scale, shape).astype(np.float32)

@@ -53,12 +53,14 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
     shapes.state(made, jax.eval_shape(observed, params))
     features = _features(made, params)
 
-    @quick.jit
-    def route(params: Any, features: Array) -> Routing | SoftRouting:
-        return made(params, kept, features, context)
+    def weights(params: Any, features: Array) -> tuple[Array, Routing | SoftRouting]:
+        routing = made(params, kept, features, context)
+        gate = routing.combine if isinstance(routing, SoftRouting) else routing.gate
+        return jnp.sum(gate) + jnp.sum(jnp.sin(routing.probs)), routing
 
-    first = route(params, features)
-    other = route(params, features.at[1].set(_normal(2, *features.shape[1:])))
+    run = quick.jit(jax.grad(weights, (0, 1), has_aux=True))
+    gradients, first = run(params, features)
+    other = run(params, features.at[1].set(_normal(2, *features.shape[1:])))[1]
     _padding(what, first)
     _ids(what, first, made)
     for (path, a), b in zip(
@@ -71,14 +73,8 @@ def router(name: str, args: Any = None, num_experts: int = 4, k: int = 2) -> Non
                 'must be routed by its own tokens alone.'
             )
 
-    def weights(params: Any, features: Array) -> Array:
-        routing = made(params, kept, features, context)
-        gate = routing.combine if isinstance(routing, SoftRouting) else routing.gate
-        return jnp.sum(gate) + jnp.sum(jnp.sin(routing.probs))
-
-    gradient = quick.jit(jax.grad(weights, (0, 1)))
-    _finite(what, gradient(params, features))
-    _finite(what, gradient(jax.tree.map(jnp.zeros_like, params), features), equal=True)
+    _finite(what, gradients)
+    _finite(what, run(jax.tree.map(jnp.zeros_like, params), features)[0], equal=True)
     programs.router(name, args, made)
 
 
@@ -101,13 +97,13 @@ def loss(name: str, args: Any = None) -> None:
     context, params = _context(_VALID), _drawn(made.params(_D) | made.shared_params())
     x = _normal(1, _G, _T, _D)
     state = made.init_state() | made.init_shared_state()
-    view = View(place, own, params, state, tokens=x)
+    mlp = make_expert('mlp', None, _D, _F)
+    bank = _drawn(mlp.shapes(), stacked=experts)
+    view = View(place, own, params, state, tokens=x, bank=bank, expert=mlp)
     if entry.of_layer:
-        mlp = make_expert('mlp', None, _D, _F)
-        bank = _drawn(mlp.shapes(), stacked=experts)
 
         def of_layer(params: Any, bank: Any) -> Array:
-            layer = dataclasses.replace(view, params=params, bank=bank, expert=mlp, tokens=None)
+            layer = dataclasses.replace(view, params=params, bank=bank, tokens=None)
             return fn(layer, jax.random.key(1))
 
         value = quick.jit(of_layer)(params, bank)

@@ -76,19 +76,24 @@ class FirstCalls:
 def _saying(what: str) -> Iterator[None]:
     import jax
 
+    from moe_vision.common import timing
+
     file, cached = folder() / 'seconds.json', _from_cache()
     key = f'{what} on {jax.devices()[0].device_kind}'
     last = _seconds(file).get(key)
     logging.info(
         'compiling %s%s', what, '' if last is None else f'; the last time took {last:.0f} s'
     )
+    parts = {name: timing.compiling(event) for name, event in timing.PARTS.items()}
+    start = {name: part.seconds for name, part in parts.items()}
     before, began = len(cached), time.monotonic()
     yield
     seconds = time.monotonic() - began
     if len(cached) > before:
         logging.info('%s was compiled before; ready in %.0f s', what, seconds)
         return
-    logging.info('compiled %s in %.0f s', what, seconds)
+    told = ', '.join(f'{name} {part.seconds - start[name]:.0f}' for name, part in parts.items())
+    logging.info('compiled %s in %.0f s (%s)', what, seconds, told)
     with contextlib.suppress(OSError):  # it is only for the next message
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f'{file.name}.{os.getpid()}')

@@ -7,20 +7,26 @@ from typing import Any
 
 import jax
 
+PARTS = {'tracing': 'jaxpr_trace', 'lowering': 'jaxpr_to_mlir', 'compiling': 'backend_compile'}
+
 
 class Compiling:
     """Adds up the seconds that this process spends on tracing, lowering and compiling programs.
+
+    Args:
+      part: a value of `PARTS`, to count that alone.
 
     Attributes:
       spans: (begin, end) on the monotonic clock, without overlap.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, part: str = '') -> None:
+        self._events = f'/jax/core/compile/{part}'
         self.spans: list[tuple[float, float]] = []
 
     def __call__(self, event: str, duration_secs: float, **_: str | int) -> None:
         """Receives an event of `jax.monitoring` when it ends, after the events inside it."""
-        if not event.startswith('/jax/core/compile/'):
+        if not event.startswith(self._events):
             return
         end = time.monotonic()
         begin = end - duration_secs
@@ -36,9 +42,9 @@ class Compiling:
 
 
 @functools.cache
-def compiling() -> Compiling:
-    """This process's `Compiling`; it counts from the first call on."""
-    listener = Compiling()
+def compiling(part: str = '') -> Compiling:
+    """This process's `Compiling` of a part; it counts from the first call on."""
+    listener = Compiling(part)
     jax.monitoring.register_event_duration_secs_listener(listener)
     return listener
 

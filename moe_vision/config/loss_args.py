@@ -29,3 +29,19 @@ class BudgetArgs:
 
     def __post_init__(self) -> None:
         below_one(self, 'target')
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitOverlapArgs:
+    shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the hidden units, most active first
+    scale: float = 10.0  # of scores about their mean, before the softmax
+    hard: float = 0.75  # weight of the best expert alone; the rest is that of all scores
+    smoothing: float = 0.5  # of the label that names the best expert
+
+    def __post_init__(self) -> None:
+        positive(self, 'shares', 'scale')
+        if max(self.shares, default=2) > 1:
+            raise UserError(f'shares is {self.shares}; give some, each above 0 and at most 1.')
+        for name in ('hard', 'smoothing'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f'{name} is {getattr(self, name)}; it is a share, from 0 to 1.')

@@ -208,6 +208,18 @@ class MlpArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class LowRankArgs:
+    parameter_ratio: float = 0.15  # of U V, to the parameters of the matrix; it gives the rank
+    columns: float = 0.25  # share of the hidden units that have values of their own besides
+    activation: Literal['gelu', 'gelu_erf', 'relu'] = 'gelu'  # gelu by tanh, or exactly, by erf
+
+    def __post_init__(self) -> None:
+        positive(self, 'parameter_ratio')
+        if not 0 <= self.columns <= 1:
+            raise UserError(f'columns is {self.columns}; it is a share, from 0 to 1.')
+
+
+@dataclasses.dataclass(frozen=True)
 class ConvArgs:
     kernel: int = 3
     norm_groups: int = 8  # groups of the per-image group norm; must divide the widths

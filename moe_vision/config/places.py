@@ -153,3 +153,19 @@ def with_eval_capacity(model: Model, factor: float) -> Model:
     }
     moe = dataclasses.replace(model.moe, eval_capacity_factor=factor, layers=layers)
     return dataclasses.replace(model, moe=moe)
+
+
+def of_one_image(model: Model, tokens: int) -> Model:
+    """The model to which every image is a routing group of its own, with room for all its choices.
+
+    A router whose routes follow from capacity keeps that of training, and its groups stay parts of
+    an image.
+
+    Args:
+      tokens: patches of an image if the backbone routes patches, else 1.
+    """
+    size = 1 if model.moe.placement in HEADS else tokens
+    if registry.keeps_capacity(model.moe.router):
+        size = min(size, model.moe.group_size)
+    model = with_eval_capacity(model, math.inf)
+    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))

@@ -20,7 +20,7 @@ from moe_vision.config.backbone_args import (
     ResNetArgs,
     VitArgs,
 )
-from moe_vision.config.loss_args import BudgetArgs, ErcArgs, TsallisArgs
+from moe_vision.config.loss_args import BudgetArgs, ErcArgs, TsallisArgs, UnitOverlapArgs
 from moe_vision.config.method_args import (
     AdamwArgs,
     BiasBalancedArgs,
@@ -32,6 +32,7 @@ from moe_vision.config.method_args import (
     FreezeRouterArgs,
     FrequencyArgs,
     LayerDecayArgs,
+    LowRankArgs,
     MlpArgs,
     NoArgs,
     NullExpertsArgs,
@@ -48,6 +49,7 @@ from moe_vision.config.method_args import (
 from moe_vision.config.own_code import check_kind, load
 from moe_vision.config.placement import HEADS
 from moe_vision.config.router_args import (
+    AheadArgs,
     AttentionArgs,
     BaseArgs,
     CosineArgs,
@@ -95,14 +97,10 @@ ROUTERS = {
         supplies=('kernel',),
     ),
     'null_experts': Entry(
-        'moe_vision.routing.routers.null_experts:NullExperts',
-        NullExpertsArgs,
-        supplies=('kernel',),
+        'moe_vision.routing.routers.null_experts:NullExperts', NullExpertsArgs, supplies=('kernel',)
     ),
     'remoe': Entry(
-        'moe_vision.routing.routers.remoe:Remoe',
-        RemoeArgs,
-        supplies=('kernel', 'coefficient'),
+        'moe_vision.routing.routers.remoe:Remoe', RemoeArgs, supplies=('kernel', 'coefficient')
     ),
     'dynmole': Entry(
         'moe_vision.routing.routers.dynmole:Dynmole', DynmoleArgs, supplies=('kernel',)
@@ -153,6 +151,7 @@ ROUTERS = {
         'moe_vision.routing.routers.uncertain:Uncertain', UncertainArgs, supplies=('kernel',)
     ),
     'duo': Entry('moe_vision.routing.routers.duo:Duo', DuoArgs, supplies=('kernel', 'large')),
+    'ahead': Entry('moe_vision.routing.routers.ahead:Ahead', AheadArgs, needs=('image',)),
     'soft': Entry(
         'moe_vision.routing.routers.soft:Soft',
         SoftArgs,
@@ -171,6 +170,14 @@ LOSSES = {
     'selector_entropy': Entry('moe_vision.routing.losses:selector_entropy', needs=('selectors',)),
     'tsallis': Entry('moe_vision.routing.losses:tsallis', TsallisArgs),
     'remoe': Entry('moe_vision.routing.losses:remoe', needs=('coefficient',)),
+    'prior_approximate': Entry(
+        'moe_vision.routing.block_losses:prior_approximate', needs=('choices', 'bank')
+    ),
+    'unit_overlap': Entry(
+        'moe_vision.routing.block_losses:unit_overlap',
+        UnitOverlapArgs,
+        needs=('choices', 'bank', 'units'),
+    ),
     'erc': Entry(
         'moe_vision.routing.layer_losses:erc',
         ErcArgs,
@@ -184,26 +191,25 @@ LOSSES = {
     'budget': Entry('moe_vision.routing.losses:budget', BudgetArgs, needs=('large',)),
 }
 
+_UNITS = ('first_matrix', 'units')  # of experts that can be cut between hidden units
 EXPERTS = {
-    'mlp': Entry(
-        'moe_vision.layers.experts:Mlp', MlpArgs, needs=('vector',), supplies=('first_matrix',)
-    ),
+    'mlp': Entry('moe_vision.layers.experts:Mlp', MlpArgs, needs=('vector',), supplies=_UNITS),
     'conv': Entry(
         'moe_vision.layers.experts:Conv', ConvArgs, needs=('map',), supplies=('first_matrix',)
     ),
     'depthwise_conv': Entry(
-        'moe_vision.layers.experts:DepthwiseConv',
-        ConvArgs,
-        needs=('map',),
-        supplies=('first_matrix',),
+        'moe_vision.layers.experts:DepthwiseConv', ConvArgs, needs=('map',), supplies=_UNITS
     ),
     'bottleneck': Entry(
         'moe_vision.layers.experts:Bottleneck', ConvArgs, needs=('map',), supplies=('first_matrix',)
     ),
     'convnext': Entry(
-        'moe_vision.layers.experts:ConvNext',
-        ConvNextArgs,
-        needs=('map',),
+        'moe_vision.layers.experts:ConvNext', ConvNextArgs, needs=('map',), supplies=_UNITS
+    ),
+    'low_rank_mlp': Entry(
+        'moe_vision.layers.low_rank:LowRankMlp',
+        LowRankArgs,
+        needs=('vector',),
         supplies=('first_matrix',),
     ),
     'film': Entry('moe_vision.layers.film:Film', needs=('vector',), ignores=('hidden',)),

@@ -166,3 +166,16 @@ class DuoArgs:
     def __post_init__(self) -> None:
         below_one(self, 'random_until')
         positive(self, 'temperature_start', 'temperature_end')
+
+
+@dataclasses.dataclass(frozen=True)
+class AheadArgs:
+    size: int = 8  # pixels along each side to which the router reduces an image
+    width: int = 32  # channels of its two convolutions
+    renormalize: bool = False  # divide the gates of a token by their sum
+    gate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, 'size', 'width', 'gate_scale')
+        at_most(self, 1_000, 'size')
+        at_most(self, _SIZE, 'width')

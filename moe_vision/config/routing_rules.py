@@ -192,6 +192,10 @@ def _splits(config: Config) -> None:
                 )
 
 
+# What losses read of experts.
+_OF_EXPERTS = {'first_matrix': 'first matrices', 'units': 'hidden units'}
+
+
 def _losses(config: Config) -> None:
     moe = config.model.moe
     if moe.router not in registry.ROUTERS:
@@ -205,6 +209,8 @@ def _losses(config: Config) -> None:
         offers.remove('large')  # without kinds of experts all are
     if getattr(moe.router_args, 'noise', 'none') in ('gaussian', 'learned'):
         offers.append('noise')
+    if config.mesh.expert == 1:
+        offers.append('bank')
     todo = {
         'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
         'choices': 'take a router that chooses, or',
@@ -214,17 +220,24 @@ def _losses(config: Config) -> None:
         'coefficient': "set model.moe.router to 'remoe', or",
         'large': "set model.moe.router to 'duo' and name model.moe.kinds, or",
         'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
+        'units': "take an expert that shows its hidden units, such as 'mlp' or 'convnext', or",
     }
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
-                if need == 'first_matrix' and moe.kinds:
+                if need == 'bank':
                     raise UserError(
-                        f'model.moe.losses.{name} is {weight}, which compares the first matrices '
-                        'of all experts, but those of model.moe.kinds differ; leave kinds out, or '
-                        'set the loss to 0.'
+                        f'model.moe.losses.{name} is {weight}, which runs all experts on every '
+                        f'token, but mesh.expert is {config.mesh.expert} and lays them over '
+                        'devices; set it to 1, or set the loss to 0.'
                     )
-                of = 'expert' if need == 'first_matrix' else 'router'
+                if need in _OF_EXPERTS and moe.kinds:
+                    raise UserError(
+                        f'model.moe.losses.{name} is {weight}, which compares the '
+                        f'{_OF_EXPERTS[need]} of all experts, but those of model.moe.kinds differ; '
+                        'leave kinds out, or set the loss to 0.'
+                    )
+                of = 'expert' if need in _OF_EXPERTS else 'router'
                 raise UserError(
                     f"model.moe.losses.{name} is {weight} but {of} '{getattr(moe, of)}' "
                     f'has no {need}; {todo[need]} set the loss to 0.'

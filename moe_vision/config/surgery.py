@@ -37,25 +37,51 @@ class UpcycleArgs:
 
 @dataclasses.dataclass(frozen=True)
 class SplitArgs:
-    by: Literal['weights', 'order', 'random'] = 'weights'  # which hidden units go together
+    # which hidden units go together; coactivation: those that fire together on samples
+    by: Literal['weights', 'coactivation', 'order', 'random'] = 'weights'
     copies: int = 1  # experts are the parts of so many copies of the block
+    # routers' initial columns: drawn, or the mean input for which the units of a part fire
+    router: Literal['drawn', 'inputs'] = 'drawn'
     router_scale: float = 1.0  # factor of the routers' initial values
+    samples: int = 256  # images on which the network is run to see what fires
+    samples_of: Literal['train', 'validation'] = 'train'  # whose images these are
     seed: int = 0  # of the clusters, or of the random parts
     optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
 
     def __post_init__(self) -> None:
-        positive(self, 'copies')
+        positive(self, 'copies', 'samples')
         _not_negative(self, 'router_scale', 'seed')
+        for name in ('samples', 'samples_of'):
+            unread(self, name, self.looks, "by is not 'coactivation' and router not 'inputs'")
+        if self.router == 'inputs' and self.copies > 1:
+            raise UserError(
+                f"router is 'inputs' and copies is {self.copies}, but the parts of a copy begin "
+                "with one column; take router='drawn', or one copy."
+            )
+
+    @property
+    def looks(self) -> bool:
+        """Whether the network is run on samples."""
+        return self.by == 'coactivation' or self.router == 'inputs'
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeArgs:
-    by: Literal['weights', 'router', 'random'] = 'weights'  # which experts are alike
+    # which experts are alike; router_logits: those that samples choose for the same reasons
+    by: Literal['weights', 'router', 'router_logits', 'random'] = 'weights'
+    budget: int = 0  # for all layers together; 0: the config says how many experts each layer keeps
+    budget_of: Literal['experts', 'parameters'] = 'experts'  # parameters: those of the network
+    samples: int = 256  # images on which the network is run to see its routes
+    samples_of: Literal['train', 'validation'] = 'train'  # whose images these are
     seed: int = 0  # of random groups
     optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are averaged like weights
 
     def __post_init__(self) -> None:
-        _not_negative(self, 'seed')
+        positive(self, 'samples')
+        _not_negative(self, 'budget', 'seed')
+        unread(self, 'budget_of', self.budget > 0, 'budget is 0')
+        for name in ('samples', 'samples_of'):
+            unread(self, name, self.by == 'router_logits', "by is not 'router_logits'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +111,20 @@ class PruneArgs:
     optimizer: Literal['fresh', 'carried'] = 'fresh'  # carried: moments are cut like weights
 
 
+@dataclasses.dataclass(frozen=True)
+class CompressArgs:
+    # which hidden units keep what a low rank leaves out: those that the loss is sensitive to on
+    # samples, or those where it is most
+    importance: Literal['sensitivity', 'magnitude'] = 'sensitivity'
+    samples: int = 256  # labelled images on which the loss is taken
+    samples_of: Literal['train', 'validation'] = 'train'  # whose images these are
+
+    def __post_init__(self) -> None:
+        positive(self, 'samples')
+        for name in ('samples', 'samples_of'):
+            unread(self, name, self.importance == 'sensitivity', "importance is 'magnitude'")
+
+
 def _not_negative(args: object, *names: str) -> None:
     for name in names:
         if getattr(args, name) < 0:
@@ -100,4 +140,5 @@ SURGERY = {
     'expand': Entry('moe_vision.surgery.expand:Expand', ExpandArgs),
     'average': Entry('moe_vision.surgery.average:Average', AverageArgs, needs=('runs',)),
     'prune': Entry('moe_vision.surgery.prune:Prune', PruneArgs),
+    'compress': Entry('moe_vision.surgery.compress:Compress', CompressArgs),
 }

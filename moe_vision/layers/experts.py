@@ -109,6 +109,13 @@ class Expert:
             return jax.vmap(self.apply)(params, x)
         return jnp.stack([self.apply({n: w[0] for n, w in params.items()}, x[0])])
 
+    def units(self, params: dict[str, Array], x: Array) -> Array:
+        """Activations of the hidden units of one expert on x [N, *, D]: [N, *, F].
+
+        Experts that name `hidden_axes` have them, for kinds of surgery that ask which units fire.
+        """
+        raise NotImplementedError
+
     def first_matrix(self, params: dict[str, Array]) -> Array:
         """The first linear map of each expert of a bank, [E, D, F'], for losses of a layer.
 
@@ -172,11 +179,12 @@ class Mlp(Expert):
             'out_bias': ((d,), ZEROS),
         }
 
-    def apply(self, params, x):
+    def units(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
-        act = ACTIVATIONS[self.args.activation]
-        hidden = biased(act, x @ w['in_kernel'], w['in_bias'])
-        return hidden @ w['out_kernel'] + w['out_bias']
+        return biased(ACTIVATIONS[self.args.activation], x @ w['in_kernel'], w['in_bias'])
+
+    def apply(self, params, x):
+        return _output(params, self.units(params, x))
 
     def apply_stacked(self, params, x):
         if x.shape[0] == 1:
@@ -235,12 +243,14 @@ class DepthwiseConv(Expert):
             'out_bias': ((d,), ZEROS),
         }
 
-    def apply(self, params, x):
+    def units(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
         x = conv(x, w['depthwise'], groups=self.width)
         x = group_norm(x, params['norm_scale'], params['norm_bias'], self.args.norm_groups)
-        x = jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
-        return x @ w['out_kernel'] + w['out_bias']
+        return jax.nn.gelu(x @ w['in_kernel'] + w['in_bias'])
+
+    def apply(self, params, x):
+        return _output(params, self.units(params, x))
 
     def first_matrix(self, params):
         return _through_depthwise(params)
@@ -311,16 +321,24 @@ class ConvNext(Expert):
             'layer_scale': ((d,), scale),
         }
 
-    def apply(self, params, x):
+    def units(self, params, x):
         w = {n: p.astype(x.dtype) for n, p in params.items()}
         x = conv(x, w['depthwise'], groups=self.width) + w['depthwise_bias']
         epsilon = self.args.norm_epsilon
         x = layer_norm(x, params['norm_scale'], params['norm_bias'], epsilon)
-        x = ACTIVATIONS[self.args.activation](x @ w['in_kernel'] + w['in_bias'])
-        return (x @ w['out_kernel'] + w['out_bias']) * w['layer_scale']
+        return ACTIVATIONS[self.args.activation](x @ w['in_kernel'] + w['in_bias'])
+
+    def apply(self, params, x):
+        return _output(params, self.units(params, x)) * params['layer_scale'].astype(x.dtype)
 
     def first_matrix(self, params):
         return _through_depthwise(params)
+
+
+def _output(params: dict[str, Array], units: Array) -> Array:
+    """What hidden units [..., F] add up to, [..., D], with the bias."""
+    kernel, bias = (params[n].astype(units.dtype) for n in ('out_kernel', 'out_bias'))
+    return units @ kernel + bias
 
 
 def _through_depthwise(params: dict[str, Array]) -> Array:

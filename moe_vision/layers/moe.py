@@ -149,7 +149,9 @@ class MoE(nn.Module):
                 routing = intervention(routing, context, self.layer, self.num_experts)
             plan = make_plan(self, routing, context)
             y = run_plan(plan, x, expert, bank, self.mesh, across, step.train)
-            view = View(place, params=params, state=state, tokens=x)
+            whole = self.mesh is None or self.mesh.shape['expert'] == 1
+            experts = {'bank': bank, 'expert': expert} if whole else {}
+            view = View(place, params=params, state=state, tokens=x, **experts)
             return y, routing, plan, view, changed
 
         of_groups, of_layer, loss_args = self._losses()

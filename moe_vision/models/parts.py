@@ -132,3 +132,10 @@ def classify(net: nn.Module, x: Array, step: Step, infos: Infos, hidden: int) ->
         x = x + y if net.model.moe.placement == 'head' else y
     logits = nn.Dense(net.num_classes, dtype=net.model.dtype, name='classifier')(x)
     return jnp.asarray(logits, jnp.float32)
+
+
+def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """Turns uint8 [B, H, W, C] into float32: scales to [0, 1], then subtracts `mean` and divides by
+    `std`, [C] each."""
+    scaled = images.astype(jnp.float32) / 255.0
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

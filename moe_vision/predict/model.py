@@ -16,7 +16,6 @@ H and W height and width, C channels.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,7 +30,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
-from moe_vision.config.places import with_eval_capacity
+from moe_vision.config.places import of_one_image
 from moe_vision.config.schema import Config
 from moe_vision.leverage import table
 from moe_vision.run_folder import checkpoints
@@ -96,11 +95,7 @@ class Model:
         self._trained = trained.Trained(config, info, state)
         self.config, self.info, self.step = config, info, self._trained.step
         self.variables = self._trained.variables
-        size = _tokens(config, info)
-        if registry.keeps_capacity(config.model.moe.router):
-            size = min(size, config.model.moe.group_size)  # parts of an image stay as they are
-        model = with_eval_capacity(config.model, math.inf)
-        model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))
+        model = of_one_image(config.model, leverage.tokens_per_image(config, info))
         self.network = models.build(model, info.num_classes)
         self._scored = forward_fn(self.network, *input_pipeline.mean_std(config.dataset))
 

@@ -114,9 +114,10 @@ class View:
       args: the loss's own arguments.
       params, state: of the router.
       tokens: [G, T, *, D], what experts read; of a loss of a group.
-      bank: parameters of all experts, each with a leading E; of a loss of a layer. Those of experts
-        that differ are named `kind_{n}_{name}` and lead with the number of experts of that kind.
-      expert: the expert, which runs with such parameters; of a loss of a layer.
+      bank: parameters of all experts, each with a leading E; of a loss of a layer, and of one of a
+        group where one device has all experts. Those of experts that differ are named
+        `kind_{n}_{name}` and lead with the number of experts of that kind.
+      expert: the expert, which runs with such parameters; None where the bank is.
     """
 
     place: Place

@@ -215,7 +215,7 @@ def _summary(
         'More seeds do not make these smaller.',
         *_cautions(budget.seeds, validation),
         '',
-        'Next (docs/studies.md explains each step):',
+        'Next (docs/your_images.md explains each step):',
     ]
     work = args.out.removesuffix('.py')
     for part in PARTS:

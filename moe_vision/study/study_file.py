@@ -87,7 +87,7 @@ _FILE = Template('''\
 
 $length
 
-Two parts, in this order (FILE is this file, W a folder of your own; docs/studies.md explains more):
+Two parts, in this order (FILE is this file, W a folder of your own; more in docs/your_images.md):
 
   python -m moe_vision.study run --study=FILE:gate --workdir=W/gate
   python -m moe_vision.study run --study=FILE:answer --workdir=W/answer  # first tunes, in W/answer

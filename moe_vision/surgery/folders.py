@@ -33,7 +33,7 @@ def make(request: Any) -> list[str]:
     entry = surgery.SURGERY[request.kind]
     kind: Kind = registry.load(entry.path)(request.args)
     source = _source(request, entry.needs)
-    config = kind.configured(source.weights, source.config, request.config)
+    config = kind.configured(source.scored, source.config, request.config)
     setup = _setup(config)
     state = setup.fresh_state()
     fresh = _state_of(state, setup)

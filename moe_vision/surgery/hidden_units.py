@@ -47,7 +47,9 @@ def weights(expert: type[Expert], arrays: Arrays, prefix: str) -> np.ndarray:
     return np.concatenate(rows, 1)
 
 
-def clusters(points: np.ndarray, parts: int, seed: int) -> np.ndarray:
+def clusters(
+    points: np.ndarray, parts: int, seed: int, first: np.ndarray | None = None
+) -> np.ndarray:
     """Parts of equal size whose points lie close together, by balanced k-means: [P, F / P].
 
     In each round points go to centres by an assignment of least squared distance, in which each
@@ -56,10 +58,13 @@ def clusters(points: np.ndarray, parts: int, seed: int) -> np.ndarray:
 
     Args:
       points: [F, M], with F divisible by `parts`.
+      seed: of the points that are centres at first.
+      first: these points, [P]; None draws them.
     """
     size = len(points) // parts
     rng = np.random.default_rng(seed)
-    centres = points[rng.choice(len(points), parts, replace=False)]
+    drawn = rng.choice(len(points), parts, replace=False)
+    centres = points[drawn if first is None else first]
     chosen = np.zeros(len(points), int)
     for n in range(_ROUNDS):
         # |p - c|^2 without |p|^2, which is the same for all centres

@@ -2,14 +2,16 @@
 
 In each layer hidden units of all experts are first put into the order of those of expert 0, which
 changes no output. The M experts with the largest load stay for themselves; each other one joins
-that of them that is most like it: by the cosine of `weights`, or of `router` columns. A group
-becomes the mean of its experts weighted by load, and so do its router columns and state.
+that of them that is most like it: by the cosine of `weights`, of `router` columns, or of
+`router_logits` over samples of the source's data, which also give the loads then. A group becomes
+the mean of its experts weighted by load, and so do its router columns and state.
+
+The config gives M, or one `budget` does for all layers (`surgery.budget`).
 
 Identical experts merge to themselves, and with M = E nothing changes but the order of hidden units.
 
-The authors compare experts by router logits over 256 samples, choose M of each layer from one
-budget, and keep the router of E columns behind a table of groups, which makes the merged expert as
-likely as its group. Here the config gives M (`model.moe.num_experts`, `model.moe.layers`).
+The authors compare experts by router logits over 256 samples and have a budget. They keep the
+router of E columns behind a table of groups, which makes the merged expert as likely as its group.
 
 Axes: E experts there, M here, F hidden units.
 """
@@ -17,12 +19,15 @@ Axes: E experts there, M here, F hidden units.
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_vision.common.errors import UserError
 from moe_vision.config.schema import Config
 from moe_vision.layers.experts import Expert
-from moe_vision.surgery import hidden_units
+from moe_vision.routing.types import Context, SoftRouting
+from moe_vision.surgery import budget, hidden_units, samples
 from moe_vision.surgery.expand import experts_of
 from moe_vision.surgery.kind import Kind, block_of, cut
 from moe_vision.surgery.prune import loads
@@ -48,6 +53,15 @@ class Merge(Kind):
     def __init__(self, args: Any):
         super().__init__(args)
         self._groups: dict[str, _Groups] = {}
+        self._seen: samples.Sums | None = None  # of the routes of samples, by layer
+
+    def configured(self, source: Any, source_config: Config | None, config: Config) -> Config:
+        config = super().configured(source, source_config, config)
+        if not self.args.budget:
+            return config
+        before = experts_of(source.params)
+        usage = {b: self._loads(b, n, source, source_config) for b, n in before.items()}
+        return budget.configured(self.args, source.params, usage, config)
 
     def __call__(
         self, source: State, source_config: Config | None, fresh: State, config: Config
@@ -62,7 +76,8 @@ class Merge(Kind):
                     'makes fewer, expand more.'
                 )
             if block in after and block not in self._groups:
-                self._groups[block] = self._formed(block, expert, source, after[block])
+                load = self._loads(block, before[block], source, source_config)
+                self._groups[block] = self._formed(block, expert, source, load, after[block])
 
         def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
             block, part, name = block_of(path)
@@ -93,7 +108,23 @@ class Merge(Kind):
         told = [f'{block}: {_text(groups.shares)}' for block, groups in self._groups.items()]
         return dataclasses.replace(result, told=(*result.told, *told))
 
-    def _formed(self, block: str, expert: type[Expert], source: State, count: int) -> _Groups:
+    def _loads(self, block: str, experts: int, source: State, config: Config | None) -> np.ndarray:
+        """The share of the choices that each expert of a layer gets, [E]."""
+        if self.args.by != 'router_logits' or config is None:
+            return np.asarray(loads('merge', block, experts, source.about))
+        if self._seen is None:
+            self._seen = samples.of_routes(source, config, self.args, _routes)
+        if block not in self._seen:
+            raise UserError(
+                f"merge: the experts of '{block}' are those of several layers, whose logits cannot "
+                'be compared; take --by=weights.'
+            )
+        chosen = self._seen[block]['chosen'][:experts]
+        return chosen / max(chosen.sum(), 1.0)
+
+    def _formed(
+        self, block: str, expert: type[Expert], source: State, load: np.ndarray, count: int
+    ) -> _Groups:
         """The groups of a layer's experts, of which `count` stay."""
         bank = {
             path.removeprefix(f'{block}/experts/'): x
@@ -101,7 +132,6 @@ class Merge(Kind):
             if path.startswith(f'{block}/experts/')
         }
         experts = len(next(iter(bank.values())))
-        load = np.asarray(loads('merge', block, experts, source.about))
         units = [
             hidden_units.weights(expert, {n: x[e] for n, x in bank.items()}, '')
             for e in range(experts)
@@ -123,6 +153,8 @@ class Merge(Kind):
         if self.args.by == 'random':
             rng = np.random.default_rng(self.args.seed)
             return rng.random((len(ordered), len(ordered)))
+        if self.args.by == 'router_logits' and self._seen is not None:
+            return _cosines(self._seen[block]['products'][: len(ordered), : len(ordered)])
         vectors = ordered
         if self.args.by == 'router':
             kernel = params.get(f'{block}/router/kernel')
@@ -132,9 +164,25 @@ class Merge(Kind):
                     'take --by=weights.'
                 )
             vectors = np.asarray(kernel, np.float32).T
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.maximum(length, 1e-12)
-        return vectors @ vectors.T
+        return _cosines(vectors @ vectors.T)
+
+
+def _routes(routing: Any, context: Context) -> dict[str, Any]:
+    """Of a routed layer: 'products' of logits [N, N] and choices 'chosen' [N], sums over tokens."""
+    if isinstance(routing, SoftRouting):
+        raise UserError('merge: soft routing makes no choices to compare; take --by=weights.')
+    logits = jnp.where(context.valid[..., None], routing.logits, 0.0)
+    ids = jax.nn.one_hot(routing.expert_of_choice, logits.shape[-1])
+    return {
+        'products': jnp.einsum('gte,gtf->ef', logits, logits, precision='highest'),
+        'chosen': (ids * routing.active[..., None]).sum((0, 1, 2)),
+    }
+
+
+def _cosines(products: np.ndarray) -> np.ndarray:
+    """Cosines of vectors whose inner products are given, [E, E]."""
+    length = np.maximum(np.sqrt(np.diag(products)), 1e-12)
+    return products / np.outer(length, length)
 
 
 def _fewer(x: np.ndarray, own: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Split: the hidden units of a block are dealt out to smaller experts, which add up to it.
 
 By `order` these are slices (FactorLLM, arXiv 2408.11855); by `weights` units with like weights go
-together (MoEfication, arXiv 2110.01786); or they are `random`. What is added to the output is
-divided among the parts.
+together, by `coactivation` those that fire together on samples of the source's data (both of
+MoEfication, arXiv 2110.01786); or they are `random`. What is added to the output is divided among
+the parts. Routers are drawn, or begin with the mean input for which the units of a part fire.
 
 With N `copies`, E experts are E / N parts of each copy, and the router begins with one column for
 all parts of a copy: k = E / N choices are then the parts of one copy (Dynamic-DINO, arXiv
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.config.schema import Config
-from moe_vision.surgery import hidden_units
+from moe_vision.surgery import coactivation, hidden_units
 from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, needs_routed
 from moe_vision.surgery.state import State, Table
 
@@ -37,6 +39,7 @@ class Split(Kind):
     def __init__(self, args: Any):
         super().__init__(args)
         self._parts: dict[str, np.ndarray] = {}
+        self._seen: dict[str, dict[str, np.ndarray]] = {}  # what units of each block did on samples
 
     def __call__(
         self, source: State, source_config: Config | None, fresh: State, config: Config
@@ -44,13 +47,16 @@ class Split(Kind):
         needs_routed('split', config)
         expert = hidden_units.expert_of(config, 'split')
         axes = expert.hidden_axes or {}
+        if self.args.looks and not self._seen and source_config:
+            self._seen = self._looked(source, source_config, fresh, config)
 
         def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
             block, part, name = block_of(path)
             if path in source.params or part not in ('experts', 'router') and block != 'router':
                 return table.take(path, own)
             if part != 'experts':
-                return self._router(own, config.model.moe.num_experts)
+                # a block's experts come before its router, so their parts are known by now
+                return self._router(path, own, config.model.moe.num_experts)
             if f'{block}/{name}' not in source.params:
                 return table.take(path, own, f'{block}/{name}', why='no block there can be split')
             if block not in self._parts:
@@ -75,6 +81,21 @@ class Split(Kind):
         ]
         return dataclasses.replace(result, told=(*result.told, *told, *self._exactness(config)))
 
+    def _looked(
+        self, source: State, source_config: Config, fresh: State, config: Config
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """What the hidden units of the blocks that are split did on samples."""
+        paths = [block_of(p) for p in fresh.params if p not in source.params]
+        blocks = {b for b, part, n in paths if part == 'experts' and f'{b}/{n}' in source.params}
+        entry = registry.entry('router', registry.ROUTERS, config.model.moe.router)
+        if self.args.router == 'inputs' and 'kernel' not in entry.supplies:
+            raise UserError(
+                f"router is 'inputs', but model.moe.router '{config.model.moe.router}' has no "
+                "column for each expert that learns; take one such as 'top_k', or router='drawn'."
+            )
+        normalize = getattr(config.model.moe.router_args, 'normalize_inputs', True)
+        return coactivation.seen(source, source_config, self.args, blocks, normalize)
+
     def _chosen(self, block: str, units: np.ndarray, experts: int) -> np.ndarray:
         """Which hidden units each part has, [P, F / P]."""
         hidden, copies = len(units), self.args.copies
@@ -86,13 +107,24 @@ class Split(Kind):
             )
         if self.args.by == 'weights':
             return hidden_units.clusters(units, count, self.args.seed)
+        if self.args.by == 'coactivation':
+            together = self._seen[block]['together']
+            return np.sort(coactivation.parts(together, count, self.args.seed), 1)
         order = np.arange(hidden)
         if self.args.by == 'random':
             order = np.random.default_rng(self.args.seed).permutation(hidden)
         return np.sort(order.reshape(count, -1), 1)
 
-    def _router(self, own: np.ndarray, experts: int) -> np.ndarray:
-        """A router's initial values; parts of a copy have the same column."""
+    def _router(self, path: str, own: np.ndarray, experts: int) -> np.ndarray:
+        """A router's initial values; parts of a copy have the same column.
+
+        Columns that are mean inputs are brought to the deviation of those that were drawn; that of
+        moments is 0.
+        """
+        block, _, name = block_of(path)
+        if self.args.router == 'inputs' and name == 'kernel':
+            made = coactivation.columns(self._seen[block], self._parts[block])
+            own = np.asarray(made * (own.std() / max(made.std(), 1e-12)), own.dtype)
         if self.args.copies > 1 and own.ndim and own.shape[-1] == experts:
             count = experts // self.args.copies
             own = np.repeat(own[..., ::count], count, -1)

@@ -126,7 +126,8 @@ class Setup:
           seed: the run's; None takes the config's.
         """
         with self.compiling('the initial values'):
-            state = self._fresh(jax.random.key(self.config.seed if seed is None else seed))
+            seed = self.config.seed if seed is None else seed
+            state = jax.block_until_ready(self._fresh(jax.random.key(seed)))
         if self.config.init_from:
             state = init_from(
                 state, self.config.init_from, self.info.class_names, self.shardings, self.config

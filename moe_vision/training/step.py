@@ -19,7 +19,8 @@ from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
-from moe_vision.training import optimizer
+from moe_vision.models.parts import normalize_images
+from moe_vision.training import draws, optimizer
 from moe_vision.training.frozen import Frozen
 from moe_vision.training.router_state import (
     still_where_settled,
@@ -30,6 +31,7 @@ from moe_vision.transforms.chain import Transforms
 
 Array = jax.Array
 Tree = Any
+UNOPTIMIZED = {'xla_backend_optimization_level': 0}  # on a CPU
 
 
 @jax.tree_util.register_dataclass
@@ -59,11 +61,13 @@ def init_variables_fn(
     model: nn.Module, image_shape: tuple[int, int, int], batch: int
 ) -> Callable[[Array], Tree]:
     """`init(key)`: a network's variables before the first step, derived from the seed's key and
-    each parameter's path. It is jitted so that it is traced only once."""
+    each parameter's path. The network is traced here, once."""
     images = jnp.zeros((batch, *image_shape), jnp.float32)
     return jax.jit(
-        lambda key: model.init(
-            jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step.example(batch)
+        draws.in_loops(
+            lambda key: model.init(
+                jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step.example(batch)
+            )
         )
     )
 
@@ -89,15 +93,8 @@ def jit_once(fn: Callable, **options: Any) -> Callable:
 
     It skips optimization on a CPU, where optimizing code for random numbers takes many seconds.
     """
-    unoptimized = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-    return jax.jit(fn, compiler_options=unoptimized, **options)
-
-
-def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """Turns uint8 [B, H, W, C] into float32: scales to [0, 1], then subtracts `mean` and divides by
-    `std`, [C] each."""
-    scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    on_cpu = jax.default_backend() == 'cpu'
+    return jax.jit(fn, compiler_options=UNOPTIMIZED if on_cpu else None, **options)
 
 
 def forward_fn(model: nn.Module, mean, std) -> Callable:

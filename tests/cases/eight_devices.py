@@ -10,6 +10,7 @@ from collections import Counter
 
 import jax
 import numpy as np
+import pytest
 import train_cases
 
 from moe_vision.common.errors import UserError
@@ -72,8 +73,8 @@ CASES['across soft'] = COMMON | {
     'model.moe.losses': {},
 }
 MESHES = {
-    'conv': SHAPES,
-    'across': ('one', '2x4', '1x8'),
+    'conv': ('one', '8x1', '2x4'),
+    'across': ('one', '1x8'),
     'across soft': ('one', '2x4'),
     'sharded': ('one', '2x4'),
 }
@@ -114,12 +115,8 @@ def compiled_step(setup: Setup):
     return setup.step.lower(setup.abstract, arrays).compile()
 
 
-def on_mesh(case: str, setup: Setup, first):
-    """(losses, state on the host, collectives of the compiled step, state) after training.
-
-    Starts from `first`, or from a fresh state.
-    """
-    state = jax.device_put(first, setup.shardings) if first else setup.fresh_state()
+def on_mesh(case: str, setup: Setup, state):
+    """(losses, state on the host, collectives of the compiled step, state) after training."""
     losses, compiled, drops = [], compiled_step(setup), 0.0
     for batch in batches():
         state, out = compiled(state, mesh_lib.to_devices(batch, setup.mesh, 1))
@@ -161,6 +158,7 @@ def refusals(data_dir: str) -> dict[str, str]:
 
 
 def main(data_dir: str, folder: str) -> None:
+    train_cases.round_as_users_do(pytest.MonkeyPatch())
     seen: dict = {'refused': refusals(data_dir)}
     make = mesh_lib.make
     try:
@@ -173,9 +171,12 @@ def main(data_dir: str, folder: str) -> None:
             setup = make_setup(CASES[case], shape, data_dir)
             if name == 'one':
                 first = jax.device_get(setup.fresh_state())
-            # draws its own initial values, which must equal one device's
+            # draws its own initial values, which have the bits of one device's
             own = name == '2x4' and 'across' not in case
-            losses, state, collectives, live = on_mesh(case, setup, None if own else first)
+            state = setup.fresh_state() if own else jax.device_put(first, setup.shardings)
+            if own:
+                train_cases.assert_same_bits(state, first)
+            losses, state, collectives, live = on_mesh(case, setup, state)
             if name == 'one':
                 want_losses, want = losses, state
             kept, want_kept = (
@@ -210,7 +211,10 @@ def main(data_dir: str, folder: str) -> None:
                         for p, x in jax.tree_util.tree_leaves_with_path(state.params)
                     },
                 )
-    program = compiled_step(make_setup(DEEP, (2, 4), data_dir)).as_text()
+    deep = make_setup(DEEP, (2, 4), data_dir)
+    drawn = deep._fresh.lower(jax.random.key(0)).compile().as_text()
+    seen['drawn'] = sorted(set(re.findall(r'f32\[(3,[\d,]+)\]', drawn)))
+    program = compiled_step(deep).as_text()
     seen['deep'] = Counter(op for _, op in COLLECTIVE.findall(program))
     print(json.dumps(seen))
 

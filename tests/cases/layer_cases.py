@@ -48,7 +48,7 @@ def init(layer, x, step=TRAIN, seed=0):
         rng = np.random.default_rng((seed, len(str(path))))
         values = rng.normal(size=leaf.shape) * max(leaf.shape[-2:-1] + (1,)) ** -0.5
         bias = path[-1].key.endswith('bias')
-        return jnp.asarray(0.1 * values if bias else values, leaf.dtype)
+        return jnp.asarray(np.asarray(0.1 * values if bias else values, leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(
         draw, jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, step), x)

@@ -87,7 +87,8 @@ def filled(net):
         rng = np.random.default_rng(len(str(path)))
         values = rng.normal(size=leaf.shape) * max(np.prod(leaf.shape[:-1]), 1) ** -0.5
         name = path[-1].key
-        return jnp.asarray(values + (name in ('scale', 'var')), leaf.dtype)
+        values = np.asarray(values + (name in ('scale', 'var')), leaf.dtype)
+        return jnp.asarray(values)  # converted by jax it would be a program for each shape
 
     return jax.tree_util.tree_map_with_path(draw, abstract(net))
 

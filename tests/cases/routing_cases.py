@@ -189,24 +189,23 @@ class Pipeline:
 
     def __init__(self, case):
         self.router = make(case)
-        self.forward, self.backward = jit(self._forward), jit(self._backward)
+        self.forward, self.backward = jit(self._forward), jit(lambda back, d: back(d))
 
     def _forward(self, params, features, state, ctx):
-        routing = self.router(params, state, features, ctx)
-        return routing, losses_of(routing, ctx)
+        """(routing, losses, what takes gradients of both back to params and features)."""
 
-    def _backward(self, params, features, state, ctx, d_routing):
-        def loss(params, features):
-            routing, losses = self._forward(params, features, state, ctx)
-            return sum(jnp.sum(v) for v in losses.values()) + sum(
-                jnp.sum(getattr(routing, n) * d) for n, d in d_routing.items()
-            )
+        def run(params, features):
+            routing = self.router(params, state, features, ctx)
+            losses = losses_of(routing, ctx)
+            learned = {n: getattr(routing, n, None) for n in ('combine', 'dispatch', 'gate')}
+            return ({n: a for n, a in learned.items() if a is not None}, losses), routing
 
-        return jax.grad(loss, (0, 1))(params, features)
+        (_, losses), back, routing = jax.vjp(run, params, features, has_aux=True)
+        return routing, losses, back
 
     def __call__(self, inputs):
         learned = inputs['params'], inputs['features'], inputs['state'], inputs['context']
-        routing, losses = self.forward(*learned)
+        routing, losses, back = self.forward(*learned)
         soft = isinstance(routing, SoftRouting)
         d_routing: dict = {}
         out: dict = {'routing': routing, 'losses': losses, 'y': {}, 'plans': {}, 'counts': {}}
@@ -230,7 +229,8 @@ class Pipeline:
                     if n in ('combine', 'dispatch', 'gate') and g is not None
                 }
                 gradients = {'x': grads[1], 'weights': grads[2]}
-        d_params, d_features = self.backward(*learned, d_routing)
+        d_losses = jax.tree.map(jnp.ones_like, losses)
+        d_params, d_features = self.backward(back, (d_routing, d_losses))
         return jax.device_get((gradients | {'params': d_params, 'features': d_features}, out))
 
 

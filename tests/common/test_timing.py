@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_vision.common.timing import Compiling, compiling
+from moe_vision.common.timing import PARTS, Compiling, compiling
 
 
 def test_events_inside_another_event_count_once(monkeypatch):
@@ -22,6 +22,15 @@ def test_events_inside_another_event_count_once(monkeypatch):
     assert compile_time.seconds == 7.0
     compile_time('/jax/core/compile/backend_compile_duration', 1.0)  # 8.5 to 9.5: half of it is new
     assert compile_time.seconds == 7.5
+
+
+def test_a_part_counts_alone(monkeypatch):
+    clock = iter([3.0, 9.0])
+    monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+    lowering = Compiling(PARTS['lowering'])
+    for event in ('jaxpr_trace', 'jaxpr_to_mlir_module', 'backend_compile'):
+        lowering(f'/jax/core/compile/{event}_duration', 1.5)
+    assert lowering.spans == [(1.5, 3.0)]
 
 
 def test_only_new_programs_count():

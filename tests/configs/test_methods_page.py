@@ -30,7 +30,7 @@ def test_every_entry_of_the_tables_stands_in_a_config_line(kind, table):
     assert set(missing) <= {'top_k'}  # the default
 
 
-SMALL = "--config.model.args={'widths': (8, 32), 'depth': 2}"  # quick to trace; lines come later
+SMALL = "--config.model.args={{'widths': (8, 32), 'depth': {}}}"  # quick to trace; lines come later
 
 
 @pytest.mark.parametrize('name, line', LINES, ids=[name.split(':')[0] for name, _ in LINES])
@@ -38,7 +38,8 @@ def test_a_line_is_read_checked_and_traced(name, line):
     args = shlex.split(line)
     assert all(a.startswith('--config.') for a in args)
     assert methods.config_of(methods.baseline(args)).model.moe.router == 'top_k'
-    config = methods.config_of([SMALL, *args])
+    depth = 2 if any('placement' in a for a in args) else 1
+    config = methods.config_of([SMALL.format(depth), *args])
     info = input_pipeline.info(config.dataset)
     images = leverage.trace_images(config, leverage.tokens_per_image(config, info))
     shapes.network(config.model, info.image_shape, info.num_classes, images)

@@ -41,7 +41,8 @@ def losses(router, args):
     """All that this router can have."""
     offers = set() if router == 'soft' else {'choices'}
     offers |= {'noise'} if args.get('noise') in ('gaussian', 'learned') else set()
-    offers |= {*registry.ROUTERS[router].supplies, *registry.EXPERTS['mlp'].supplies}
+    expert = registry.EXPERTS['conv' if 'map' in registry.ROUTERS[router].needs else 'mlp']
+    offers |= {'bank', *registry.ROUTERS[router].supplies, *expert.supplies}
     offers -= {'coefficient'}  # a network makes it
     return {n: 1.0 for n, entry in registry.LOSSES.items() if offers >= set(entry.needs)}
 

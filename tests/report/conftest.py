@@ -1,6 +1,8 @@
 """Makes up runs for the report's tests: the files that a trainer would write."""
 
 import base64
+import dataclasses
+import functools
 import io
 import json
 import math
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from moe_vision import report
+from moe_vision.report import charts
 
 
 def png(side: int, seed: int = 0) -> str:
@@ -253,8 +256,41 @@ def make() -> type[Maker]:
     return Maker
 
 
+def known(value: Any) -> Any:
+    """What is equal for equal arguments of a picture."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if dataclasses.is_dataclass(value):
+        return tuple(known(getattr(value, f.name)) for f in dataclasses.fields(value))
+    return tuple(map(known, value)) if isinstance(value, (list, tuple)) else value
+
+
+def once(draw: Callable) -> Callable:
+    """Draws each picture once."""
+    pictures: dict[Any, str] = {}
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> str:
+        key = known(args), tuple(sorted(kwargs.items()))
+        if key not in pictures:
+            pictures[key] = draw(*args, **kwargs)
+        return pictures[key]
+
+    return drawn
+
+
+REMEMBERED = {name: once(getattr(charts, name)) for name in ('lines', 'shares', 'bars')}
+
+
 @pytest.fixture
-def page(tmp_path: pathlib.Path) -> Callable[[Maker], str]:
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page takes over the pictures that an earlier one has, which take most of its time."""
+    for name, draw in REMEMBERED.items():
+        monkeypatch.setattr(charts, name, draw)
+
+
+@pytest.fixture
+def page(tmp_path: pathlib.Path, remembered: None) -> Callable[[Maker], str]:
     """Saves a run, writes its report, returns the HTML."""
 
     def write(maker: Maker) -> str:

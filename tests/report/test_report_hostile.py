@@ -17,6 +17,7 @@ from moe_vision import report
 from moe_vision.common.errors import NotWritten
 
 ROOT = pathlib.Path(report.__file__).parents[2]
+pytestmark = pytest.mark.usefixtures('remembered')
 TAGS = set(
     'html head meta title style body header main footer section nav a p h1 h2 h3 h4 ul li div span '
     'i b s strong code figure figcaption table thead tbody tr th td details summary svg g defs '

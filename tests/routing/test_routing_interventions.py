@@ -24,12 +24,20 @@ every_router = pytest.mark.parametrize(
 )
 
 
+@jit
+def changed(routing, kind, expert):
+    return Intervention(kind, 0, expert)(routing, CTX, 0, E)
+
+
 def routed(case):
-    """A routing, and all interventions on it by one compiled program."""
+    """A routing, and all interventions on it, by one compiled program for routings alike."""
     router, given = make(case), inputs(case)
     routing = jit(router)(given['params'], given['state'], given['features'], CTX)
-    change = jit(lambda kind, expert: Intervention(kind, 0, expert)(routing, CTX, 0, E))
-    return jax.device_get(routing), lambda kind, expert=0: jax.device_get(change(kind, expert))
+
+    def change(kind, expert=0):
+        return jax.device_get(changed(routing, kind, expert))
+
+    return jax.device_get(routing), change
 
 
 def weights(routing):

@@ -99,7 +99,7 @@ def test_seeds_and_length_from_the_budget_by_hand():
     # 1,600 images are 25 steps, 72 passes 1,800: what is left then buys seeds.
     assert buys(106 * 1800 - 1, 1600) == (7, 1800) and buys(106 * 1800 + 1, 1600) == (8, 1800)
     assert buys(1e9, 1600) == (12, 1800) and buys(1e9, 160) == (12, 1000)
-    with pytest.raises(UserError, match=r'need 31\.3 hours on 1 cores at 64 images/s'):
+    with pytest.raises(UserError, match=r'need 31\.3 hours on 1 core at 64 images/s'):
         buys(90 * 1000 - 1)  # 90,000 s / 0.8 / 3600 = 31.25 h
 
 

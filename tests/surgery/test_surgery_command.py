@@ -155,6 +155,32 @@ def test_experts_and_checkpoints_go_on_from_there(upcycled, data_dir, tmp_path):
     train_cases.assert_same_bits(one['params'], two['params'])
 
 
+PARTS = ROUTED | {
+    'model.moe.k': 4,
+    'model.moe.hidden': 32,
+    'model.moe.router_args': "{'gate':'top_k_softmax','gate_scale':4.0}",
+}
+
+
+def test_a_block_is_split_by_what_fires_on_images_and_compressed(made, data_dir, tmp_path):
+    """Parts add up to their block, and experts of full rank are what they were."""
+    split, low = tmp_path / 'split', tmp_path / 'low'
+    rest = ['--config=configs/base.py', *flags(data_dir, **PARTS)]
+    args = ['--by=coactivation', '--samples=40', '--router_scale=0.0']
+    assert main(['split', f'--from={made}', f'--workdir={split}', *args, *rest]) == 0
+    full = "{'parameter_ratio':9.0,'columns':0.0}"
+    rest += ['--config.model.moe.expert=low_rank_mlp', f'--config.model.moe.expert_args={full}']
+    assert main(['compress', f'--from={split}', f'--workdir={low}', '--samples=8', *rest]) == 0
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    before, parts, after = (
+        moe_vision.load(str(w))(images).probabilities for w in (made, split, low)
+    )
+    np.testing.assert_allclose(parts, before, atol=1e-5)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    about = json.loads((split / 'surgery.json').read_text())
+    assert about['args']['samples'] == 40 and 'block_1: 4 experts of 32' in about['told'][0]
+
+
 def test_a_config_names_the_kind(made, upcycled, data_dir):
     """What the arm of a study does: `init_from` with a kind begins as the command's result."""
     start = {

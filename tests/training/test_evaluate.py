@@ -21,11 +21,12 @@ from moe_vision import models
 from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
+from moe_vision.models.parts import normalize_images
 from moe_vision.study import fields, rows
 from moe_vision.training import loop, mesh, pictures
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import images_per_group, normalize_images
+from moe_vision.training.step import images_per_group
 
 HEAD = {
     'model.moe.placement': 'head',
@@ -44,12 +45,11 @@ PATCHES = (
     }
 )
 # One router of each kind. Batches of any size are equal because a group is routed by its own tokens
-# alone, which test_routing_every_router.py tests for all of them.
+# alone, which test_routing_every_router.py tests for all of them; and what is drawn belongs to the
+# number of a group, as test_layer_moe.py has it.
 KINDS = (
     'top_k',
-    'random',
     'oracle',
-    'bias_balanced',
     'null_experts',
     'soft',
     'hash',
@@ -57,7 +57,7 @@ KINDS = (
     'attention_aware',
 )
 CASES = {name: HEAD | DEFAULTS | {'model.moe.router': name} for name in KINDS}
-for axis in ('none', 'batch'):
+for axis in ('batch',):
     CASES[f'soft {axis}'] = (
         HEAD
         | DEFAULTS
@@ -76,7 +76,6 @@ for name, case in CASES.items():
     if 'eval_capacity_factor' in entry.ignores:
         CASES[name] = {k: v for k, v in case.items() if k != 'model.moe.eval_capacity_factor'}
 CASES['oracle'] |= {'dataset.domains': 4}
-CASES['random priority'] = CASES['top_k'] | {'model.moe.priority': 'random'}
 CASES['maps'] = {'model.moe.eval_capacity_factor': 0.75}
 CASES['patches'] = PATCHES
 CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}

@@ -16,9 +16,9 @@ from moe_vision.check import transforms as check
 from moe_vision.common.errors import UserError
 from moe_vision.config.method_args import FreezeRouterArgs
 from moe_vision.layers import MoE, Step
+from moe_vision.models.parts import normalize_images
 from moe_vision.training import mesh
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import normalize_images
 from moe_vision.transforms.freeze_router import FreezeRouter
 
 WINDOW = {'step': 1, 'window': 3, 'windows': 2, 'change': 0.25, 'least_load': 0.5}

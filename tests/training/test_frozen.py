@@ -11,10 +11,10 @@ import train_cases
 
 from moe_vision.common.paths import path_name
 from moe_vision.layers import Step
+from moe_vision.models.parts import normalize_images
 from moe_vision.training import mesh
 from moe_vision.training.frozen import Frozen
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import normalize_images
 
 SMALL = {'model.args': {'widths': (8,), 'depth': 1}}
 ROUTED = SMALL | {'train.weight_decay': 0.1, 'train.warmup_steps': 0}

@@ -98,6 +98,11 @@ def test_three_layers_exchange_three_times_as_much(seen):
     assert 'all-gather' not in seen['deep']
 
 
+def test_no_device_draws_the_experts_of_others(seen):
+    """The first kernels of the experts of three layers are drawn in one loop, two experts each."""
+    assert '3,2,8,32' in seen['drawn'] and '3,8,8,32' not in seen['drawn'], seen['drawn']
+
+
 def test_the_table_of_exchanges():
     mesh = {'data': 2, 'expert': 4}
     assert expected({'data': 8, 'expert': 1}, 3) == expected(mesh, 0) == {}

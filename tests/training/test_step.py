@@ -13,11 +13,12 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import check as config_lib
 from moe_vision.layers import Step
+from moe_vision.models.parts import normalize_images
 from moe_vision.run_folder import metrics
 from moe_vision.training import mesh, optimizer
 from moe_vision.training.schedule import durations
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import mixing_group, normalize_images
+from moe_vision.training.step import mixing_group
 
 SMALL = {
     'model.moe.placement': 'head',

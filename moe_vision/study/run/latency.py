@@ -24,7 +24,8 @@ from moe_vision.common import timing
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import DROPPING, Config
 from moe_vision.layers import Step
-from moe_vision.training.step import init_variables_fn, jit_once, normalize_images
+from moe_vision.models.parts import normalize_images
+from moe_vision.training.step import init_variables_fn, jit_once
 
 LEAST = 3  # rounds, however long they take
 

@@ -34,6 +34,10 @@ def made(change=lambda record, rows: None, seeds=6):
     return analyse.analyse(record, 'ab' * 32, maker.rows, maker.problems)
 
 
+def no_pictures(record, rows=None):
+    record['figures'] = []  # they take most of the time
+
+
 def written(analysis, folder):
     report.write(analysis, {}, str(folder))
     return (folder / 'report.md').read_text()
@@ -131,9 +135,11 @@ def test_a_study_without_any_has_none_of_this(tmp_path):
 
 def test_little_data_is_said_in_words(tmp_path):
     def lose(record, rows):
+        no_pictures(record)
         rows['standard_h8'].clear()
 
     def one_seed(record, rows):
+        no_pictures(record)
         for seeds in rows.values():
             del seeds[1], seeds[2]
 
@@ -196,7 +202,9 @@ TUNED = {
 
 
 def test_the_grid_the_scores_and_the_choice_of_a_tuning_are_shown(tmp_path):
-    text = section(written(made(lambda r, _: r.update(TUNED), 3), tmp_path), 'Pre-registration')
+    text = section(
+        written(made(lambda r, _: r.update(TUNED, figures=[]), 3), tmp_path), 'Pre-registration'
+    )
     assert '| `k2` | `train.learning_rate` = 0.003 | 81.25 | 81.25 |  |' in text
     assert '| `k2` | `train.learning_rate` = 0.01 | 83.50 | 83.50 | chosen |' in text
     assert '- `k2` gives its setting to `k4`' in text and 'with seeds 100, which' in text
@@ -211,12 +219,13 @@ ODD = ('x', 3, [None, 'x'], {'arms': 3}, {'arms': {'k2': 3}})
     'odd', [*ODD, {'arms': {'<b>|': {'scores': [3, {'point': '<i>', 'seeds': {}}]}}, 'common': 'x'}]
 )
 def test_an_odd_tuning_is_still_a_report(odd, tmp_path):
-    text = written(made(lambda r, _: r.update(tuned=odd), 3), tmp_path)
+    text = written(made(lambda r, _: r.update(tuned=odd, figures=[]), 3), tmp_path)
     assert '### Tuning' in text and '<' not in text
 
 
 def test_rows_of_a_neighbour_are_marked_with_whose_they_are(tmp_path):
     def lend(record, rows):
+        no_pictures(record)
         for seed in (0, 2):
             rows['k2'][seed] |= {'study': 'first', 'lent_by': 'two'}
         for row in rows['k1'].values():
@@ -228,4 +237,4 @@ def test_rows_of_a_neighbour_are_marked_with_whose_they_are(tmp_path):
     assert line(text, '| `k2` |').endswith(k2)
     assert line(text, '| `k1` |').endswith('| study `first` (arm `k1`, seeds 0, 1, 2) |')
     assert line(text, '| `k4` |').endswith('| this study |')
-    assert 'rows of' not in section(written(made(seeds=3), tmp_path), 'Arms')
+    assert 'rows of' not in section(written(made(no_pictures, 3), tmp_path), 'Arms')
