@@ -38,7 +38,11 @@ def check_size(trained: Trained) -> None:
 
 
 def make(trained: Trained, on: str, capacity: str) -> export.Exported:
-    """The program of a network for a platform, under a rule of capacity."""
+    """The program of a network for a platform, under a rule of capacity.
+
+    Raises:
+      UserError: the network cannot be traced, because of a method that is not of this package.
+    """
     config, info = trained.config, trained.info
     model = config.model
     if capacity == UNBOUNDED:
@@ -53,8 +57,15 @@ def make(trained: Trained, on: str, capacity: str) -> export.Exported:
     (b,) = export.symbolic_shape(batch(trained))
     images = jax.ShapeDtypeStruct((b, *info.image_shape), jnp.uint8)
     valid = jax.ShapeDtypeStruct((b,), jnp.bool_)
-    with platform.plain(PLATFORMS[on]):
-        return export.export(jax.jit(logits), platforms=[on])(images, valid)
+    try:
+        with platform.plain(PLATFORMS[on]):
+            return export.export(jax.jit(logits), platforms=[on])(images, valid)
+    except Exception as e:  # of jax, of many types; all that is built in can be traced
+        why = ' '.join(str(e).split())[:160]
+        raise UserError(
+            f'the network cannot be traced for any number of images ({why}); a method of your own '
+            'must take sizes from x.shape, and not from len(x) or int().'
+        ) from e
 
 
 def batch(trained: Trained) -> str:

@@ -16,7 +16,7 @@ from flax import traverse_util
 from moe_vision.common import files, json_values, safetensors
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
-from moe_vision.config.check import CARD
+from moe_vision.config.check import CARD, record_of
 
 WEIGHTS = 'model.safetensors'
 COLLECTIONS = ('params', 'batch_stats', 'router_state')
@@ -24,7 +24,7 @@ COLLECTIONS = ('params', 'batch_stats', 'router_state')
 
 def holds(folder: str) -> bool:
     """Whether this is an exported folder, and no run's."""
-    return files.exists(f'{folder}/{CARD}') and not files.exists(f'{folder}/checkpoints')
+    return record_of(folder).endswith(f'/{CARD}')
 
 
 def packed(variables: Mapping[str, Any]) -> bytes:

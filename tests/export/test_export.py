@@ -374,6 +374,16 @@ def test_weights_that_no_program_holds_are_told(exported, tmp_path, monkeypatch,
     assert export.main([*arguments, '--platforms=none']) == 0
 
 
+def test_a_method_that_needs_a_fixed_number_of_images_is_told(
+    exported, tmp_path, monkeypatch, capsys
+):
+    forward = lambda variables, images, step: (images[: len(images)], {})  # noqa: E731
+    monkeypatch.setattr(program, 'forward_fn', lambda *_: forward)
+    capsys.readouterr()
+    told = mistake(capsys, f'--workdir={exported.run}', f'--out={tmp_path}/out')
+    assert 'cannot be traced for any number of images' in told and not os.listdir(tmp_path)
+
+
 def test_the_folder_appears_whole_or_not_at_all(exported, tmp_path, monkeypatch, capsys):
     arguments = f'--workdir={exported.run}', f'--out={tmp_path}/out', '--platforms=cpu'
 
@@ -440,4 +450,5 @@ def test_programs_are_not_read_by_load(copy):
     for name in copy.glob('*.jax_export'):
         name.unlink()
         os.mkfifo(name)
+    (copy / 'checkpoints').mkdir()  # as a command leaves it that looks for a run here
     assert moe_vision.load(str(copy)).step == 6

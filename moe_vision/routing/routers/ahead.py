@@ -58,7 +58,7 @@ class Ahead(Router):
                 f'{images.shape[-1]}.'
             )
         images = jnp.broadcast_to(images, (*images.shape[:-1], _COLOURS))
-        small = jax.image.resize(images, (len(images), size, size, _COLOURS), 'linear')
+        small = jax.vmap(lambda x: jax.image.resize(x, (size, size, _COLOURS), 'linear'))(images)
         h = jax.nn.gelu(_conv(small, params['in_kernel']) + params['in_bias'])
         h = jax.nn.gelu(_conv(h, params['mid_kernel']) + params['mid_bias'])
         return jnp.repeat(h.mean((1, 2)), self.place.tokens_per_image, 0)
