@@ -59,8 +59,9 @@ def readme(card: Mapping[str, Any]) -> str:
     return _README.format(
         network=card['network'],
         data=data['name'],
-        what=f'It tells {classes} classes of images of {height} x {width} pixels, '
-        f'{channels} channel{"s" * (channels > 1)}, after {card["step"]} training steps.',
+        what=f'It sorts images of {height} x {width} pixels and {channels} '
+        f'channel{"s" * (channels > 1)} into {classes} classes. It was trained for '
+        f'{card["step"]} steps.',
         accuracy=_accuracy(card),
         license=card['license'] or 'not said. Ask who exported them.',
         run=_run(card, programs) if programs else '',
@@ -76,7 +77,7 @@ def _accuracy(card: Mapping[str, Any]) -> str:
     value = metrics.get('test_accuracy_selected' if best else 'test_accuracy')
     if not isinstance(value, float) or not (best or metrics.get('steps') == card['step']):
         return 'Its accuracy was not measured.'
-    return f'Accuracy: {value:.2%}.'
+    return f'Test accuracy: {value:.2%}.'
 
 
 def _run(card: Mapping[str, Any], programs: Mapping[str, Mapping[str, Any]]) -> str:

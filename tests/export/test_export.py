@@ -311,7 +311,7 @@ def test_metrics_and_license_are_those_of_the_run(exported, tmp_path):
     assert export.main([*args, f'--out={tmp_path}/out']) == 0
     card, readme = card_of(tmp_path / 'out'), (tmp_path / 'out/README.md').read_text()
     assert card['metrics']['test_accuracy'] == 0.875 and card['license'] == 'CC-BY-4.0'
-    assert 'Accuracy: 87.50%.' in readme and 'License of the weights: CC-BY-4.0' in readme
+    assert 'Test accuracy: 87.50%.' in readme and 'License of the weights: CC-BY-4.0' in readme
     (run / 'result.json').write_text('{"test_accuracy": 0.875, "steps": 7}')  # of other weights
     assert export.main([*args, f'--out={tmp_path}/other']) == 0
     assert 'was not measured' in (tmp_path / 'other/README.md').read_text()
