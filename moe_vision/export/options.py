@@ -51,7 +51,8 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         '--platforms',
         default=','.join(PLATFORMS),
         metavar='P,P',
-        help='where programs will run: cpu, cuda, tpu (default: all), or none for weights alone',
+        help='where programs will run: cpu, cuda (or gpu), tpu (default: all), or none for weights '
+        'alone',
     )
     parser.add_argument(
         '--capacity',
@@ -69,7 +70,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     return Request(
         workdir=args.workdir,
         out=args.out,
-        platforms=_names('platform', args.platforms, PLATFORMS),
+        platforms=_names('platform', args.platforms.replace('gpu', 'cuda'), PLATFORMS),
         capacities=_names('capacity', args.capacity, CAPACITIES) or CAPACITIES,
         license=' '.join(args.license.split()),
         best=args.best,

@@ -27,7 +27,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config.places import can_drop, with_eval_capacity
 from moe_vision.export import __main__ as export
-from moe_vision.export import program
+from moe_vision.export import options, program
 from moe_vision.layers import Step
 from moe_vision.predict import __main__ as predict
 from moe_vision.run_folder import checkpoints
@@ -315,6 +315,11 @@ def test_metrics_and_license_are_those_of_the_run(exported, tmp_path):
     (run / 'result.json').write_text('{"test_accuracy": 0.875, "steps": 7}')  # of other weights
     assert export.main([*args, f'--out={tmp_path}/other']) == 0
     assert 'was not measured' in (tmp_path / 'other/README.md').read_text()
+
+
+def test_gpu_is_another_name_of_cuda(tmp_path):
+    args = f'--workdir={tmp_path}', f'--out={tmp_path}-out', '--platforms=gpu,cpu'
+    assert options.parse(args, None).platforms == ('cpu', 'cuda')
 
 
 def mistake(capsys, *arguments):
