@@ -29,12 +29,6 @@ if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not 
     )
     os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), *quick)).strip()
 
-if jax.__version_info__ < (0, 11):  # jax makes a context for each program, which takes 7 ms
-    from jax._src.interpreters import mlir
-
-    _context = mlir.make_ir_context()
-    mlir.make_ir_context = lambda: _context
-
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
 SLOW = ('test_mesh.py', 'test_together.py', 'test_study_cli.py', 'test_resume.py', 'test_bucket.py')
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow  # it is built, and each test starts Python in it
 QUICK = ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'XLA_FLAGS')  # of conftest.py: how to compile
 
 

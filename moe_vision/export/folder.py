@@ -65,7 +65,8 @@ def _programs(request: Request, network: trained.Trained) -> dict[str, tuple[str
 def _card(request: Request, network: trained.Trained) -> dict[str, Any]:
     """What describes the folder, but for the sizes and digests of its files.
 
-    'config' and 'dataset' are as in a run's config.json, without the folder of the data.
+    'config' and 'dataset' are as in a run's config.json, without the folder of the data. What an
+    exported folder says of its license, weights and metrics is said of its copy, too.
     """
     config, info, folder = network.config, network.info, request.workdir
     about = as_dict(files.read_json(config_lib.record_of(folder)))
@@ -75,11 +76,11 @@ def _card(request: Request, network: trained.Trained) -> dict[str, Any]:
     for name, (platform, capacity) in _programs(request, network).items():
         listed[name] = {'holds': 'program', 'platform': platform, 'capacity': capacity}
     return {
-        'license': request.license,
+        'license': request.license or str(about.get('license') or ''),
         'network': config.model.name,
         'step': network.step,
         'seed_key': network.seed_key.tolist(),
-        'weights': 'best on validation' if request.best else 'last',
+        'weights': 'best on validation' if request.best else str(about.get('weights') or 'last'),
         'metrics': _metrics(folder) or about.get('metrics'),
         'classes': list(info.class_names),
         'preprocessing': input_pipeline.evaluation_steps(config.dataset, info.image_shape),

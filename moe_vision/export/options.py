@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
     return Request(
         workdir=args.workdir,
         out=args.out,
-        platforms=_names('platform', args.platforms.replace('gpu', 'cuda'), PLATFORMS),
+        platforms=_names('platform', args.platforms, PLATFORMS),
         capacities=_names('capacity', args.capacity, CAPACITIES) or CAPACITIES,
         license=' '.join(args.license.split()),
         best=args.best,
@@ -80,8 +80,10 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
 def _names(what: str, given: str, allowed: Iterable[str]) -> tuple[str, ...]:
     """The names in a flag's value, in the order of the table, each once; () for 'none'."""
     names = given.split(',')
-    if names == [_NONE] and what == 'platform':
+    if what == 'platform' and names == [_NONE]:
         return ()
+    if what == 'platform':
+        names = ['cuda' if name == 'gpu' else name for name in names]  # as jax calls it
     for name in names:
         if name not in allowed:
             raise unknown(what, name, allowed)

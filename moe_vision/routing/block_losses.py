@@ -9,6 +9,7 @@ Axes: G groups, T tokens, E experts, D width, F hidden units of an expert, `*` p
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe_vision.common.errors import UserError
 from moe_vision.routing.types import Array, Context, Routing, View, top_k_ids
@@ -33,7 +34,7 @@ def prior_approximate(routing: Routing, context: Context, view: View) -> Array:
     flat = x.reshape(-1, *x.shape[2:])  # [G T, *]
     e, k = view.num_experts, min(view.place.k, view.num_experts)
     each = view.expert.run_stacked(bank, jnp.broadcast_to(flat, (e, *flat.shape)))
-    each = each.reshape(e, len(flat), -1).astype(jnp.float32)
+    each = each.reshape(e, flat.shape[0], -1).astype(jnp.float32)
     error = jnp.square(each - each.sum(0) * (k / e)).mean(-1)  # [E, G T]
     best = jax.nn.one_hot(top_k_ids(-error.T, k), e).sum(1).reshape(*x.shape[:2], e)
     log_p = jax.nn.log_softmax(routing.logits[..., :e])
@@ -48,7 +49,8 @@ def unit_overlap(routing: Routing, context: Context, view: View) -> Array:
               s E F hidden units that belongs to expert e
         hard CE(smoothed one-hot of argmax z) + (1 - hard) CE(softmax(z))
 
-    A hidden unit is as active as the absolute value of its activation, on average over a map.
+    A hidden unit is as active as the absolute value of its activation, on average over a map. Units
+    as active as the last of the s E F are among them.
 
     Source: the router of Read-ME, arXiv 2410.19123, whose experts are masks of units that may
     share some; which thresholds its code takes was not confirmed, so `shares` is this project's.
@@ -61,11 +63,12 @@ def unit_overlap(routing: Routing, context: Context, view: View) -> Array:
     flat = x.reshape(-1, *x.shape[2:])
     units = jax.vmap(view.expert.units, (0, None))(bank, flat)  # [E, G T, *, F]
     active = jnp.abs(units.astype(jnp.float32))
-    active = active.reshape(e, len(flat), -1, active.shape[-1]).mean(2).swapaxes(0, 1)
-    ranks = jnp.argsort(jnp.argsort(-active.reshape(len(flat), -1)))  # 0 is the most active
-    counts = jnp.asarray([max(round(s * ranks.shape[-1]), 1) for s in args.shares])
-    among = ranks[:, None] < counts[:, None]  # [G T, shares, E F]
-    part = among.reshape(len(flat), len(counts), e, -1).sum(-1) / counts[:, None]
+    active = active.reshape(e, flat.shape[0], -1, active.shape[-1]).mean(2).swapaxes(0, 1)
+    active = active.reshape(flat.shape[0], -1)
+    counts = np.asarray([max(round(s * active.shape[-1]), 1) for s in args.shares])
+    least = jnp.sort(active)[:, -counts]  # of the most active units, [G T, shares]
+    among = active[:, None] >= least[..., None]  # [G T, shares, E F]
+    part = among.reshape(flat.shape[0], len(counts), e, -1).sum(-1) / among.sum(-1, keepdims=True)
     overlap = part.mean(1).reshape(*x.shape[:2], e)
     z = args.scale * (overlap - overlap.mean(-1, keepdims=True))
     best = jax.nn.one_hot(z.argmax(-1), e)

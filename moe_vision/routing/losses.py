@@ -159,7 +159,7 @@ def budget(routing: Routing, context: Context, view: View) -> Array:
     Alizadeh et al. 2024.
     """
     if view.place.layer < view.place.layers - 1:
-        return jnp.zeros(len(context.valid), jnp.float32)
+        return jnp.zeros(context.valid.shape[0], jnp.float32)
     mean = jnp.where(context.valid, routing.aux['large'], 0.0).sum(-1) / _count(context)
     return jnp.where(context.valid.any(-1), jnp.square(mean - view.args.target), 0.0)
 

@@ -74,7 +74,7 @@ CASES['across soft'] = COMMON | {
 }
 MESHES = {
     'conv': ('one', '8x1', '2x4'),
-    'across': ('one', '1x8'),
+    'across': ('one', '2x4'),
     'across soft': ('one', '2x4'),
     'sharded': ('one', '2x4'),
 }

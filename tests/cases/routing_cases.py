@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
@@ -76,6 +77,19 @@ jit = functools.partial(jax.jit, compiler_options=_quick_to_compile())
 
 def case_id(case):
     return '-'.join([case[0], *(str(v) for _, v in case[1])])
+
+
+def parametrized(cases):
+    """Parametrises a test by cases. Slow tests are those of a router's further settings, except of
+    `top_k`, which most others build upon."""
+    return pytest.mark.parametrize(
+        'case',
+        [
+            pytest.param(c, marks=[pytest.mark.slow] if c[1] and c[0] != 'top_k' else [])
+            for c in cases
+        ],
+        ids=case_id,
+    )
 
 
 def make(case, num_experts=E, k=K):

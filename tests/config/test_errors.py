@@ -34,13 +34,14 @@ def shadowed(tmp_path_factory) -> dict[str, str]:
 
 
 SERVER = """
-import json, os, sys, tempfile, traceback
+import json, os, signal, sys, tempfile, traceback
 sys.path.insert(0, {root!r})
 import main
 for line in sys.stdin:
     with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
         child = os.fork()
         if not child:
+            signal.alarm(60)
             code = 1
             try:
                 os.chdir(json.loads(line)[0])

@@ -44,6 +44,29 @@ def test_routers(router):
     assert str(traced(layer, (4, 4, 8) if is_map else (8,))[0]) == '8*g'
 
 
+@pytest.mark.parametrize('router', ['ahead', 'rmoe'])
+def test_what_a_layer_hands_to_the_next(router):
+    changes = {'router': router, 'losses': {}, 'group_size': GROUP}
+    net = model_cases.build('vit', 'every_1', **changes)
+    assert str(traced(net, model_cases.IMAGE, tokens=False)[0]) == '8*g'
+
+
+READ = {'choices', 'bank', 'units'}  # what every router's choices, and MLPs, offer to losses
+OF_GROUPS = [n for n, e in registry.LOSSES.items() if not e.of_layer and READ >= set(e.needs)]
+
+
+def test_losses_of_groups():
+    """Evaluation computes these, too."""
+    layer = moe(4, 2, GROUP, losses=dict.fromkeys(OF_GROUPS, 1.0), expert='mlp')
+    assert str(traced(layer, (8,))[0]) == '8*g'
+
+
+def test_a_budget_of_several_layers():
+    kinds = ({}, {'divide': 16}, {'expert': 'skip'})
+    changes = {'router': 'duo', 'kinds': kinds, 'losses': {'budget': 1.0}, 'layers': 2}
+    assert str(traced(moe(2, 3, GROUP, expert='mlp', **changes), (8,))[0]) == '8*g'
+
+
 @pytest.mark.parametrize(
     'changes',
     [

@@ -168,7 +168,13 @@ def test_bfloat16_tokens_meet_float32_parameters():
     chex.assert_type(info['choices']['gate'], jnp.float32)
 
 
-@pytest.mark.parametrize('expert', registry.EXPERTS)
+@pytest.mark.parametrize(
+    'expert',
+    [
+        pytest.param(e, marks=[] if e in ('mlp', 'conv') else [pytest.mark.slow])
+        for e in registry.EXPERTS
+    ],
+)
 def test_gradients_in_a_users_shard_map(expert):
     """Parameters lie everywhere, tokens are split: an array's type tells, also on one device."""
     layer, x = moe(expert=expert, losses={'importance': 0.1}), tokens(expert)

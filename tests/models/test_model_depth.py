@@ -15,7 +15,13 @@ from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.models.parts import drop_path
 
-every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
+every_backbone = pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(n, marks=[] if n in ('conv', 'vit') else [pytest.mark.slow])
+        for n in registry.BACKBONES
+    ],
+)
 ONES = jnp.ones((4000, 2))
 
 
@@ -160,6 +166,7 @@ def test_remat_gives_the_same_numbers(name):
     chex.assert_trees_all_close(again, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet', 'convnext'])
 def test_a_small_one_trains_in_bfloat16_with_all_of_it(name):
     model = config(name, 'every_2', dtype='bfloat16', args={'drop_path': 0.2})

@@ -19,6 +19,8 @@ NEXT = (
     'start all processes again with the same command: the run continues from its newest checkpoint.'
 )
 
+pytestmark = pytest.mark.slow  # they wait for each other, in seconds
+
 
 @pytest.fixture
 def quick(monkeypatch):

@@ -262,7 +262,9 @@ def known(value: Any) -> Any:
         return value.dtype.str, value.shape, value.tobytes()
     if dataclasses.is_dataclass(value):
         return tuple(known(getattr(value, f.name)) for f in dataclasses.fields(value))
-    return tuple(map(known, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, *map(known, value)
+    return type(value).__name__, value
 
 
 def once(draw: Callable) -> Callable:
@@ -271,7 +273,7 @@ def once(draw: Callable) -> Callable:
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> str:
-        key = known(args), tuple(sorted(kwargs.items()))
+        key = known(args), known(tuple(sorted(kwargs.items())))
         if key not in pictures:
             pictures[key] = draw(*args, **kwargs)
         return pictures[key]

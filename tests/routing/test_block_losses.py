@@ -100,6 +100,11 @@ def test_the_overlap_counts_where_the_most_active_units_are():
         want = label * right + (1 - label) * wrong
         found = value('unit_overlap', [[[logit, 0.0]]], bank, ONE, 1, args)
         np.testing.assert_allclose(found, [want], rtol=1e-5)
+    silent = bank | {'in_kernel': jnp.zeros((2, 1, 2))}  # each expert has half of the units
+    label, p = 0.75 * 0.75 + 0.25 * 0.5, 1 / (1 + math.exp(-1.5))
+    found = value('unit_overlap', [[[1.5, 0.0]]], silent, ONE, 1, args)
+    want = -label * math.log(p) - (1 - label) * math.log(1 - p)
+    np.testing.assert_allclose(found, [want], rtol=1e-5)
 
 
 def drawn(groups=2, tokens=6, experts=4, seed=0):

@@ -30,6 +30,7 @@ from routing_cases import (
     losses_of,
     make,
     normal,
+    parametrized,
     within_images,
 )
 
@@ -37,7 +38,7 @@ from moe_vision.routing.linear import linear
 from moe_vision.routing.plan import index_plan
 from moe_vision.routing.types import Routing, SoftRouting
 
-every_router = pytest.mark.parametrize('case', CASES, ids=case_id)
+every_router = parametrized(CASES)
 VALID = np.array([[1, 0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]], bool)
 
 
@@ -335,7 +336,8 @@ def test_gradients_are_finite_at_corners(case, corner):
             assert all(bool((v[1] == 0).all()) for v in counts.values())
 
 
-@pytest.mark.parametrize('case', [c for c in CASES if not c[1]], ids=case_id)
+@pytest.mark.slow
+@parametrized([c for c in CASES if not c[1]])
 def test_gradients_are_finite_with_one_expert(case):
     router, given = make(case, 1, 1), inputs(case, num_experts=1, k=1)
 
@@ -423,7 +425,7 @@ WITH_SWITCH = [
 ]
 
 
-@pytest.mark.parametrize('case', WITH_SWITCH, ids=case_id)
+@parametrized(WITH_SWITCH)
 def test_inputs_are_normalised_unless_switched_off(case):
     """Published routers are not trained on normalised inputs: there the logits are x W."""
     more = {'gate': 'softmax'} if case[0] in ('random', 'oracle') else {}

@@ -19,8 +19,17 @@ from moe_vision.routing.types import SoftRouting
 
 VALID = np.array([[1, 0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]], bool)
 CTX = context(VALID, train=False)
+# One router of each form of routes: k choices, ids of null experts, choices of experts, a number of
+# choices that varies, weights of all experts.
+KINDS = ('top_k', 'null_experts', 'expert_choice', 'dynmole', 'soft')
 every_router = pytest.mark.parametrize(
-    'case', [case for case in CASES if not case[1] or case[0] == 'soft'], ids=case_id
+    'case',
+    [
+        pytest.param(c, marks=[] if c[0] in KINDS else [pytest.mark.slow])
+        for c in CASES
+        if not c[1] or c[0] == 'soft'
+    ],
+    ids=case_id,
 )
 
 

@@ -24,6 +24,7 @@ from moe_vision.run_folder import checkpoints, metrics
 from moe_vision.training import loop
 
 WORKDIR = 'gs://runs/team/one'
+pytestmark = pytest.mark.slow  # whole runs, through a server
 
 
 @pytest.fixture(scope='module')

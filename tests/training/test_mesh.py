@@ -48,6 +48,7 @@ def seen(folder, data_dir, jax_environment):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', RUNS)
 def test_a_mesh_trains_as_one_device_does(seen, run):
     facts = seen[run]
@@ -57,6 +58,7 @@ def test_a_mesh_trains_as_one_device_does(seen, run):
         assert facts[what] < 1e-4, what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', [r for r in RUNS if r not in ACROSS and 'sharded' not in r])
 def test_the_compiled_step_exchanges_what_the_table_says_and_gathers_nothing(seen, run):
     facts = seen[run]
@@ -68,6 +70,7 @@ def test_the_compiled_step_exchanges_what_the_table_says_and_gathers_nothing(see
     assert counts['all-reduce'] >= 1  # the gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', ACROSS)
 def test_groups_over_devices_gather_features_once_each_way(seen, run):
     facts = seen[run]
@@ -82,6 +85,7 @@ def test_groups_over_devices_gather_features_once_each_way(seen, run):
     assert facts['counts'].get('collective-permute', 0) == 0, facts['permutes']
 
 
+@pytest.mark.slow
 def test_a_sharded_optimizer_gathers_parameters_and_nothing_else(seen):
     facts = seen['sharded 2x4']
     shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
@@ -93,11 +97,13 @@ def test_a_sharded_optimizer_gathers_parameters_and_nothing_else(seen):
     assert any(n.endswith('stem/kernel') for n in split)
 
 
+@pytest.mark.slow
 def test_three_layers_exchange_three_times_as_much(seen):
     assert seen['deep']['all-to-all'] == expected({'data': 2, 'expert': 4}, 3)['all-to-all'] == 12
     assert 'all-gather' not in seen['deep']
 
 
+@pytest.mark.slow
 def test_no_device_draws_the_experts_of_others(seen):
     """The first kernels of the experts of three layers are drawn in one loop, two experts each."""
     assert '3,2,8,32' in seen['drawn'] and '3,8,8,32' not in seen['drawn'], seen['drawn']
@@ -127,6 +133,7 @@ def test_groups_span_where_a_device_holds_no_whole_one():
             spans(tokens, group, mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', [r for r in RUNS if 'sharded' not in r])
 def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing_else(seen, run):
     shardings = seen[run]['shardings']
@@ -137,6 +144,7 @@ def test_expert_banks_and_what_the_optimizer_keeps_of_them_are_split_and_nothing
     assert all(shardings[n] == [] for n in set(shardings) - banks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'what, message',
     [
@@ -161,6 +169,7 @@ def test_what_does_not_fit_is_refused_with_the_sizes_that_fit(seen, what, messag
     assert '\n' not in seen['refused'][what]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_is_read_on_one(seen, folder, data_dir):
     setup = Setup(train_cases.make(data_dir, CASES['conv']))
     with np.load(folder / 'params.npz') as saved:

@@ -49,7 +49,9 @@ def compiling():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize('changes', [{}, {'dataset.resident': True}])
+@pytest.mark.parametrize(
+    'changes', [{}, pytest.param({'dataset.resident': True}, marks=pytest.mark.slow)]
+)
 def test_after_the_first_epoch_nothing_is_compiled_and_only_rows_are_fetched(
     data_dir, tmp_path, monkeypatch, fetched, changes
 ):

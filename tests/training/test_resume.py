@@ -96,6 +96,7 @@ def test_a_checkpoint_holds_the_whole_state(whole):
     assert raw['batch_stats'] and raw['ema'] and raw['opt_state']
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_moment_ends_as_an_uninterrupted_one(
     config, whole, tmp_path, data_dir, jax_environment
 ):
@@ -155,6 +156,7 @@ def rename(workdir: Path, step: int) -> None:
     shutil.copytree(latest / str(step - 2), latest / str(step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', [cut, flip, rename], ids=lambda f: f.__name__)
 def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
     config, setup, whole, tmp_path, caplog, damage

@@ -45,7 +45,9 @@ def warnings(caplog) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize('stops', [(7,), (8, 10), (1, 2)], ids=str)
+@pytest.mark.parametrize(
+    'stops', [(7,), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 10), (1, 2)))], ids=str
+)
 def test_a_stopped_run_continues_bit_for_bit(setup, config, whole, tmp_path, stops):
     """Stopped between two rows, at a validation, at a checkpoint, and before any of them."""
     for last in stops:
@@ -177,6 +179,7 @@ def full_for(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'part, lost, continues',
     [
@@ -267,6 +270,7 @@ def test_scores_that_cannot_be_written_are_printed(
     assert 'test accuracy' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'what, step, lost',
     [
@@ -411,6 +415,7 @@ def test_damaged_pending_steps_are_not_read(stopped, tmp_path, damage):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', ['half', *MISFITS])
 def test_damaged_pending_steps_cost_no_more_than_their_part_of_a_row(
     setup, config, whole, stopped, tmp_path, caplog, damage
@@ -447,6 +452,7 @@ DOCUMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('first', range(0, len(DOCUMENTS), 2))
 def test_a_finished_run_whose_documents_are_damaged_writes_them_anew(
     setup, config, whole, tmp_path, first

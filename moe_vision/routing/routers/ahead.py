@@ -50,7 +50,7 @@ class Ahead(Router):
           UserError: an image has neither one colour nor three.
         """
         if self.place.layer:
-            return jnp.zeros((len(x), 1), jnp.float32)
+            return jnp.zeros((x.shape[0], 1), jnp.float32)
         images, size = extras['image'].astype(jnp.float32), self.args.size
         if images.shape[-1] not in (1, _COLOURS):
             raise UserError(

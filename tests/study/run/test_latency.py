@@ -195,7 +195,18 @@ def test_arms_of_one_trunk_share_the_network_without_branches(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'changes', [{}, VIT, {'model__moe__placement': 'head'}, {'model__moe__placement': 'pure_head'}]
+    'changes',
+    [
+        {},
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in (
+                VIT,
+                {'model__moe__placement': 'head'},
+                {'model__moe__placement': 'pure_head'},
+            )
+        ),
+    ],
 )
 def test_without_its_branches_a_network_computes_no_more_than_its_trunk(changes):
     """Routed network and twin are then the same function, and the compiled program has no expert,

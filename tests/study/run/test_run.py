@@ -418,6 +418,7 @@ def test_a_cell_that_was_done_meanwhile_is_left_out(loaded, unbroken, tmp_path):
     assert asked == [True, False, True] and list((tmp_path / 'claims').iterdir()) == []
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments_it_ends_with_the_same_rows(tmp_path, unbroken):
     workdir, marks = tmp_path / 'W', []
     for lines in (2, 9, 21):  # within the first cell, within an arm, between arms

@@ -29,6 +29,7 @@ def seen(tmp_path_factory, jax_environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', ['conv 2', 'conv dense 2'])
 def test_ten_steps_agree(seen, case):
     found = seen[case]
