@@ -1,5 +1,6 @@
 """Every config line of docs/methods.md is right: it is read, checked and traced at reduced size."""
 
+import json
 import re
 import shlex
 
@@ -9,6 +10,7 @@ import input_pipeline
 from benchmarks import methods
 from moe_vision import leverage
 from moe_vision.check import shapes
+from moe_vision.common.paths import ROOT
 from moe_vision.config import registry
 
 HEAD, ROWS = methods.table()
@@ -44,3 +46,16 @@ def test_a_line_is_read_checked_and_traced(name, line):
     info = input_pipeline.info(config.dataset)
     images = leverage.trace_images(config, leverage.tokens_per_image(config, info))
     shapes.network(config.model, info.image_shape, info.num_classes, images)
+
+
+def test_measured_times_are_those_of_the_benchmark():
+    """One ratio for each config line, in their order."""
+    path = ROOT / 'benchmarks' / 'results' / 'cpu-1-core.json'
+    measured = json.loads(path.read_text())['suites']['methods']['rows']
+    ratios = {row['case']: f'{row["ratios"]["top-k"]:.2f}' for row in measured}
+    cells = {row[0]: row[HEAD.index('measured')] for row in ROWS}
+    assert any(cells.values())
+    for name, cell in cells.items():
+        own = sum(method == name for method, _ in LINES)
+        cases = [name, *(f'{name} ({i})' for i in range(2, own + 1))]
+        assert cell in ('', '; '.join(ratios.get(case, '-') for case in cases))
