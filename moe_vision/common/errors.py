@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,13 +29,15 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def positive(args: Any, *names: str) -> None:
-    """Raises UserError unless these fields are above 0. A tuple must hold such numbers only, and at
-    least one."""
+    """Raises UserError unless these fields are above 0 and finite. A tuple must hold such numbers
+    only, and at least one."""
     for name in names:
         value = getattr(args, name)
         items = value if isinstance(value, tuple) else (value,)
         if not items or not all(v > 0 for v in items):
             raise UserError(f'{name} is {value}; it must be positive.')
+        if math.inf in items:
+            raise UserError(f'{name} is {value}; it must be finite.')
 
 
 def at_most(args: Any, most: int, *names: str) -> None:

@@ -183,10 +183,10 @@ def load(workdir: str, trusted: Iterable[str] = ()) -> schema.Config:
                 f"no run to read in workdir '{workdir}', which has no config.json; "
                 f'{runs_near(workdir)}.'
             ) from e
-        raise UserError(
-            f"'{path}' cannot be read ({type(e).__name__}: {e}); restore it, or start the same "
-            'training again: it writes the file anew.'
-        ) from e
+        todo = 'restore it, or start the same training again: it writes the file anew'
+        if path.endswith(f'/{CARD}'):
+            todo = 'copy the whole exported folder again'
+        raise UserError(f"'{path}' cannot be read ({type(e).__name__}: {e}); {todo}.") from e
     trust.check(values, workdir, trusted)
     return from_dict(values)
 

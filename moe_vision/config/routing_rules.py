@@ -202,7 +202,7 @@ def _losses(config: Config) -> None:
         return  # the user's own router: the loss itself reports what it lacks
     expert = registry.EXPERTS.get(moe.expert)  # one of the user's own tells by itself
     offers = [*registry.ROUTERS[moe.router].supplies]
-    offers += () if moe.kinds else expert.supplies if expert else ('first_matrix',)
+    offers += () if moe.kinds else expert.supplies if expert else tuple(_OF_EXPERTS)
     if 'k' not in registry.ROUTERS[moe.router].ignores:
         offers.append('choices')
     if 'large' in offers and not moe.kinds:

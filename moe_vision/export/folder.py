@@ -12,7 +12,7 @@ from moe_vision.config import check as config_lib
 from moe_vision.config.check import CARD
 from moe_vision.config.places import can_drop
 from moe_vision.export import program
-from moe_vision.export.options import EVALUATION, Request
+from moe_vision.export.options import Request
 from moe_vision.export.readme import readme
 from moe_vision.run_folder import checkpoints, exported, record
 from moe_vision.training import trained
@@ -90,7 +90,9 @@ def _card(request: Request, network: trained.Trained) -> dict[str, Any]:
         },
         'outputs': {'logits': {'type': 'float32', 'shape': [batch, info.num_classes]}},
         'images_per_group': network.unit,
-        'capacities': _MEANINGS if can_drop(config.model) else {EVALUATION: 'nothing is dropped'},
+        'capacities': _MEANINGS
+        if can_drop(config.model)
+        else dict.fromkeys(_MEANINGS, 'nothing is dropped'),
         'files': listed,
         'versions': about.get('versions'),
         'git_commit': about.get('git_commit'),

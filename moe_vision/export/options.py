@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         workdir=args.workdir,
         out=args.out,
         platforms=_names('platform', args.platforms, PLATFORMS),
-        capacities=_names('capacity', args.capacity, CAPACITIES) or CAPACITIES,
+        capacities=_names('capacity', args.capacity, CAPACITIES),
         license=' '.join(args.license.split()),
         best=args.best,
     )
@@ -99,6 +99,8 @@ def _check_out(out: str, workdir: str) -> None:
             raise UserError(
                 f"--out is '{out}', inside the folder of the run; give a folder beside it."
             )
+    if os.path.ismount(out):
+        raise UserError(f"--out is '{out}', where a disk is mounted; give a folder in it.")
     folder = lives.folder_of(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out is '{out}', which is no folder; give a new one.")

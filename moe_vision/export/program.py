@@ -8,6 +8,7 @@ evaluation computes of the same groups, with no kernel of a library.
 Axes: B images, H and W height and width, C channels, L classes.
 """
 
+import dataclasses
 import math
 
 import flatbuffers  # noqa: F401  # jax needs it to write programs, and does not bring it
@@ -44,7 +45,9 @@ def make(trained: Trained, on: str, capacity: str) -> export.Exported:
       UserError: the network cannot be traced, because of a method that is not of this package.
     """
     config, info = trained.config, trained.info
-    model = config.model
+    model = dataclasses.replace(  # losses are for training alone
+        config.model, moe=dataclasses.replace(config.model.moe, losses={})
+    )
     if capacity == UNBOUNDED:
         model = with_eval_capacity(model, math.inf)
     network = models.build(model, info.num_classes)
@@ -60,7 +63,7 @@ def make(trained: Trained, on: str, capacity: str) -> export.Exported:
     try:
         with platform.plain(PLATFORMS[on]):
             return export.export(jax.jit(logits), platforms=[on])(images, valid)
-    except Exception as e:  # of jax, of many types; all that is built in can be traced
+    except Exception as e:  # of jax, of many types
         why = ' '.join(str(e).split())[:160]
         raise UserError(
             f'the network cannot be traced for any number of images ({why}); a method of your own '

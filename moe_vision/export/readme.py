@@ -17,7 +17,7 @@ logits = program.call(images, valid)
 ```
 
 * `images`: uint8 {images}, prepared as `preprocessing` in `{card}` says; the program scales them.
-* `valid`: bool {valid}, False for images that {filler}; their logits mean nothing.
+* `valid`: bool {valid}, {filler}.
 * `logits`: float32 {logits}; `classes` in `{card}` names them in order.
 
 {batch}
@@ -83,8 +83,7 @@ def _accuracy(card: Mapping[str, Any]) -> str:
 def _run(card: Mapping[str, Any], programs: Mapping[str, Mapping[str, Any]]) -> str:
     unit = card['images_per_group']
     rows = [
-        f'| `{name}` | {card["capacities"].get(file["capacity"], "nothing is dropped")} |'
-        for name, file in programs.items()
+        f'| `{name}` | {card["capacities"][file["capacity"]]} |' for name, file in programs.items()
     ]
     whole = (
         f'{unit} images are a routing group, whose images compete for slots: give any multiple of '
@@ -96,7 +95,9 @@ def _run(card: Mapping[str, Any], programs: Mapping[str, Mapping[str, Any]]) -> 
         images=_shape(card['inputs']['images']),
         valid=_shape(card['inputs']['valid']),
         logits=_shape(card['outputs']['logits']),
-        filler='only fill a group' if unit > 1 else 'are to be left out',
+        filler='False for images that only fill a group: their logits mean nothing'
+        if unit > 1
+        else 'True for every image',
         batch=whole if unit > 1 else 'Any number of images can be given.',
         programs='\n'.join(rows),
     )

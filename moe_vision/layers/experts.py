@@ -112,9 +112,16 @@ class Expert:
     def units(self, params: dict[str, Array], x: Array) -> Array:
         """Activations of the hidden units of one expert on x [N, *, D]: [N, *, F].
 
-        Experts that name `hidden_axes` have them, for kinds of surgery that ask which units fire.
+        Experts that name `hidden_axes` have them, for losses and kinds of surgery that ask which
+        units fire.
+
+        Raises:
+          UserError: this expert shows none.
         """
-        raise NotImplementedError
+        raise UserError(
+            f'expert {type(self).__name__} does not show its hidden units; define `units`, or do '
+            'without what reads them.'
+        )
 
     def first_matrix(self, params: dict[str, Array]) -> Array:
         """The first linear map of each expert of a bank, [E, D, F'], for losses of a layer.

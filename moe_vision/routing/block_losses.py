@@ -1,8 +1,8 @@
 """Losses of groups that teach a router which experts do a token's work, for experts that are the
 parts of one block (surgery `split`).
 
-They run all experts on every token, without gradient: E passes for each token, in training alone.
-So all experts must be on one device (`View.bank`).
+They run all experts on every token, without gradient: E passes for each token. So all experts must
+be on one device (`View.bank`). Evaluation reports no losses, so its compiled program does without.
 
 Axes: G groups, T tokens, E experts, D width, F hidden units of an expert, `*` payload of a token.
 """
@@ -30,7 +30,7 @@ def prior_approximate(routing: Routing, context: Context, view: View) -> Array:
     Raises:
       UserError: experts lie on several devices.
     """
-    bank, x = _read('prior_approximate', view)
+    bank, x = _read('prior_approximate', context, view)
     flat = x.reshape(-1, *x.shape[2:])  # [G T, *]
     e, k = view.num_experts, min(view.place.k, view.num_experts)
     each = view.expert.run_stacked(bank, jnp.broadcast_to(flat, (e, *flat.shape)))
@@ -58,7 +58,7 @@ def unit_overlap(routing: Routing, context: Context, view: View) -> Array:
     Raises:
       UserError: experts lie on several devices.
     """
-    bank, x = _read('unit_overlap', view)
+    bank, x = _read('unit_overlap', context, view)
     args, e = view.args, view.num_experts
     flat = x.reshape(-1, *x.shape[2:])
     units = jax.vmap(view.expert.units, (0, None))(bank, flat)  # [E, G T, *, F]
@@ -75,17 +75,24 @@ def unit_overlap(routing: Routing, context: Context, view: View) -> Array:
     label = (1 - args.smoothing) * best + args.smoothing / e
     label = args.hard * label + (1 - args.hard) * jax.nn.softmax(z)
     log_p = jax.nn.log_softmax(routing.logits[..., :e])
+    if routing.allowed is not None:  # the others are as good as not there
+        allowed = routing.allowed[:, None, :e]
+        label = jnp.where(allowed, label, 0.0)
+        label = label / jnp.maximum(label.sum(-1, keepdims=True), 1e-9)
+        log_p = jnp.where(allowed, log_p, 0.0)
     return _mean(-(label * log_p).sum(-1), context)
 
 
-def _read(name: str, view: View) -> tuple[dict[str, Array], Array]:
-    """The experts' parameters and the tokens, without gradient."""
+def _read(name: str, context: Context, view: View) -> tuple[dict[str, Array], Array]:
+    """The experts' parameters, and the tokens with zeros for padding, without gradient."""
     if view.bank is None or view.tokens is None:
         raise UserError(
             f"loss '{name}' runs all experts on every token, but they lie on several devices; set "
             'mesh.expert to 1, or the loss to 0.'
         )
-    return jax.lax.stop_gradient(view.bank), jax.lax.stop_gradient(view.tokens)
+    x = view.tokens
+    x = jnp.where(context.valid.reshape(context.valid.shape + (1,) * (x.ndim - 2)), x, 0)
+    return jax.lax.stop_gradient(view.bank), jax.lax.stop_gradient(x)
 
 
 def _mean(each: Array, context: Context) -> Array:

@@ -117,7 +117,7 @@ class View:
       bank: parameters of all experts, each with a leading E; of a loss of a layer, and of one of a
         group where one device has all experts. Those of experts that differ are named
         `kind_{n}_{name}` and lead with the number of experts of that kind.
-      expert: the expert, which runs with such parameters; None where the bank is.
+      expert: the expert, which runs with such parameters; None where `bank` is None.
     """
 
     place: Place

@@ -62,14 +62,13 @@ def init_variables_fn(
 ) -> Callable[[Array], Tree]:
     """`init(key)`: a network's variables before the first step, derived from the seed's key and
     each parameter's path. The network is traced here, once."""
-    images = jnp.zeros((batch, *image_shape), jnp.float32)
-    return jax.jit(
-        draws.in_loops(
-            lambda key: model.init(
-                jax.random.fold_in(key, SeedStream.INITIAL_VALUES), images, Step.example(batch)
-            )
-        )
-    )
+
+    def init(key: Array) -> Tree:
+        images = jnp.zeros((batch, *image_shape), jnp.float32)  # here it takes no memory
+        key = jax.random.fold_in(key, SeedStream.INITIAL_VALUES)
+        return model.init(key, images, Step.example(batch))
+
+    return jax.jit(draws.in_loops(init))
 
 
 def init_state(

@@ -343,10 +343,10 @@ def test_one_program_is_written_where_nothing_is_dropped(data_dir, tmp_path):
     train_cases.saved(config, tmp_path / 'run')
     args = f'--workdir={tmp_path}/run', f'--out={tmp_path}/out', '--platforms=cpu'
     assert export.main(args) == 0
-    assert list(card_of(tmp_path / 'out')['files']) == [
-        'model.safetensors',
-        'evaluation.cpu.jax_export',
-    ]
+    card, readme = card_of(tmp_path / 'out'), (tmp_path / 'out/README.md').read_text()
+    assert list(card['files']) == ['model.safetensors', 'evaluation.cpu.jax_export']
+    assert card['capacities']['evaluation'] == 'nothing is dropped'
+    assert '`: bool `[b]`, True for every image.' in readme
 
 
 def test_gpu_is_another_name_of_cuda(tmp_path):
@@ -391,6 +391,13 @@ def test_a_mistake_is_told_before_anything_is_written(
     places = {'run': run, 'tmp': tmp_path}
     assert message.format(**places) in mistake(capsys, *(a.format(**places) for a in arguments))
     assert os.listdir(tmp_path) == ['full'] and not os.path.exists(f'{run}/x')
+
+
+def test_a_place_where_a_disk_is_mounted_is_told(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os.path, 'ismount', lambda path: path == str(tmp_path))
+    capsys.readouterr()
+    told = mistake(capsys, f'--workdir={exported.run}', f'--out={tmp_path}')
+    assert 'where a disk is mounted; give a folder in it' in told
 
 
 def test_a_run_without_a_checkpoint_is_told(exported, tmp_path, capsys):

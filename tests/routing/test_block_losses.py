@@ -133,6 +133,34 @@ def test_padding_counts_nowhere_and_only_the_router_learns(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_gradients_do_not_see_what_padding_holds(name):
+    bank, x, logits = drawn()
+    args = registry.LOSSES[name].args()
+    valid = np.array([[1, 1, 1, 0, 1, 0], [1, 0, 1, 1, 1, 1]], bool)
+    gradient = jit(jax.grad(lambda at, x: raw(name, at, bank, x, 2, args, valid).sum()))
+    dirty = jnp.where(valid[..., None], x, jnp.nan)
+    np.testing.assert_array_equal(gradient(logits, dirty), gradient(logits, x))
+
+
+def test_the_overlap_asks_nothing_of_experts_that_may_not_be_chosen_yet():
+    """With expert 0 alone, the router is always right."""
+    bank, x, logits = drawn()
+    locked = jnp.where(jnp.arange(4) < 1, logits, -1e9)
+    routed = dataclasses.replace(
+        routing(locked), allowed=jnp.broadcast_to(jnp.arange(4) < 1, (2, 4))
+    )
+    own = view(bank, x, 2, UnitOverlapArgs())
+    found = block_losses.unit_overlap(routed, context(groups=2, tokens=6), own)
+    np.testing.assert_allclose(found, [0, 0], atol=1e-6)
+
+
+def test_experts_without_units_say_so():
+    expert = make_expert('conv', {'norm_groups': 4}, 8, 16)
+    with pytest.raises(UserError, match='does not show its hidden units'):
+        expert.units({}, jnp.zeros((2, 4, 4, 8)))
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_a_layer_shows_its_experts_to_the_loss(name):
     layer = moe(4, 2, 4, losses={name: 1.0}, expert='mlp')
     x = normal(3, 8, 8)
@@ -187,7 +215,18 @@ def test_a_config_that_cannot_have_them_is_one_line(changes, hint):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('args', [{'shares': ()}, {'shares': (0.5, 1.5)}, {'hard': 2.0}])
+def test_an_expert_of_ones_own_may_show_its_hidden_units():
+    make(
+        model__moe__placement='head',
+        model__moe__expert='own_methods:Doubled',
+        model__moe__router_args={},
+        model__moe__losses={'unit_overlap': 1.0},
+    )
+
+
+@pytest.mark.parametrize(
+    'args', [{'shares': ()}, {'shares': (0.5, 1.5)}, {'hard': 2.0}, {'scale': math.inf}]
+)
 def test_arguments_that_are_no_shares_are_one_line(args):
     with pytest.raises(UserError, match=f'{next(iter(args))} is'):
         UnitOverlapArgs(**args)
