@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import except_for
 
 from moe_vision.common.place import Place
 from moe_vision.common.streams import LayerStream
@@ -82,14 +83,8 @@ def case_id(case):
 def parametrized(cases):
     """Parametrises a test by cases. Slow tests are those of a router's further settings, except of
     `top_k`, which most others build upon."""
-    return pytest.mark.parametrize(
-        'case',
-        [
-            pytest.param(c, marks=[pytest.mark.slow] if c[1] and c[0] != 'top_k' else [])
-            for c in cases
-        ],
-        ids=case_id,
-    )
+    quick = [case for case in cases if not case[1] or case[0] == 'top_k']
+    return pytest.mark.parametrize('case', except_for(quick, cases), ids=case_id)
 
 
 def make(case, num_experts=E, k=K):

@@ -7,6 +7,7 @@ import sys
 
 import model_cases
 import pytest
+from slow import except_for
 
 import input_pipeline
 from moe_vision.check import transforms, values
@@ -23,8 +24,10 @@ from moe_vision.leverage.__main__ import main as leverage
 from moe_vision.study.__main__ import main as study
 from moe_vision.training import preflight
 
+ROUTERS = ('top_k', 'bias_balanced', 'null_experts', 'expert_choice', 'dynmole', 'rmoe', 'soft')
 
-@pytest.mark.parametrize('name', registry.ROUTERS)
+
+@pytest.mark.parametrize('name', except_for(ROUTERS, registry.ROUTERS))
 def test_routers_of_the_table(name):
     values.router(name)
 
@@ -39,7 +42,7 @@ def test_experts_of_the_table(name):
     values.expert(name)
 
 
-@pytest.mark.parametrize('name', registry.BACKBONES)
+@pytest.mark.parametrize('name', except_for(('conv', 'vit'), registry.BACKBONES))
 def test_backbones_of_the_table(name):
     values.backbone(name, model_cases.SMALL[name], (8, 8, 3))
 

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from layer_cases import TRAIN, init, jit, moe, normal, tokens
+from slow import except_for
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
@@ -168,13 +169,7 @@ def test_bfloat16_tokens_meet_float32_parameters():
     chex.assert_type(info['choices']['gate'], jnp.float32)
 
 
-@pytest.mark.parametrize(
-    'expert',
-    [
-        pytest.param(e, marks=[] if e in ('mlp', 'conv') else [pytest.mark.slow])
-        for e in registry.EXPERTS
-    ],
-)
+@pytest.mark.parametrize('expert', except_for(('mlp', 'conv'), registry.EXPERTS))
 def test_gradients_in_a_users_shard_map(expert):
     """Parameters lie everywhere, tokens are split: an array's type tells, also on one device."""
     layer, x = moe(expert=expert, losses={'importance': 0.1}), tokens(expert)

@@ -9,19 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_cases import CLASSES, TRAIN, B, build, config, filled, images, jit, paths
+from slow import except_for
 
 from moe_vision import models
 from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.models.parts import drop_path
 
-every_backbone = pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(n, marks=[] if n in ('conv', 'vit') else [pytest.mark.slow])
-        for n in registry.BACKBONES
-    ],
-)
+every_backbone = pytest.mark.parametrize('name', except_for(('conv', 'vit'), registry.BACKBONES))
 ONES = jnp.ones((4000, 2))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_cases import TRAIN, B, abstract, build, config, filled, images, jit, paths
+from slow import except_for
 
 from moe_vision import models
 from moe_vision.common import flops
@@ -19,6 +20,7 @@ from moe_vision.layers import Step
 from moe_vision.models.places import expert_at, expert_flops, expert_params, twin_expert
 
 every_backbone = pytest.mark.parametrize('name', registry.BACKBONES)
+some_backbones = pytest.mark.parametrize('name', except_for(('conv', 'vit'), registry.BACKBONES))
 
 
 def wide_as(moe, twin, *sizes):
@@ -26,7 +28,7 @@ def wide_as(moe, twin, *sizes):
     return twin_expert(moe, twin, Place(moe.num_experts, moe.k, moe.group_size), *sizes)
 
 
-@every_backbone
+@some_backbones
 def test_routed_and_dense_networks_begin_equal_wherever_they_share(name):
     kinds = {
         'k2': {},
@@ -160,7 +162,7 @@ def test_soft_routing_by_slots_executes_its_slots():
     assert wide_as(moe, 'same_executed_flops', 16, 64, (16,)).hidden == 36
 
 
-@every_backbone
+@some_backbones
 @pytest.mark.parametrize('placement', ['every_2', 'head'])
 def test_an_ensemble_is_the_mean_of_k_blocks(name, placement):
     net = build(name, placement, twin='ensemble', k=2)

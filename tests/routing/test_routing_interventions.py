@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from routing_cases import CASES, D, E, G, case_id, context, inputs, jit, make, normal
+from slow import except_for
 
 from moe_vision.layers import MoE, Step
 from moe_vision.routing import interventions
@@ -22,14 +23,9 @@ CTX = context(VALID, train=False)
 # One router of each form of routes: k choices, ids of null experts, choices of experts, a number of
 # choices that varies, weights of all experts.
 KINDS = ('top_k', 'null_experts', 'expert_choice', 'dynmole', 'soft')
+CASES = [case for case in CASES if not case[1] or case[0] == 'soft']
 every_router = pytest.mark.parametrize(
-    'case',
-    [
-        pytest.param(c, marks=[] if c[0] in KINDS else [pytest.mark.slow])
-        for c in CASES
-        if not c[1] or c[0] == 'soft'
-    ],
-    ids=case_id,
+    'case', except_for([case for case in CASES if case[0] in KINDS], CASES), ids=case_id
 )
 
 

@@ -140,6 +140,7 @@ def test_an_upcycled_import_predicts_as_the_import(made, upcycled):
     train_cases.assert_same_bits(saved['ema'], saved['params'])
 
 
+@pytest.mark.slow
 def test_experts_and_checkpoints_go_on_from_there(upcycled, data_dir, tmp_path):
     more = flags(data_dir, **ROUTED | {'model.moe.num_experts': 8, 'model.moe.k': 4})
     rest = ['--config=configs/base.py', *more]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_cases
+from slow import except_for
 
 import input_pipeline
 from input_pipeline import order
@@ -82,7 +83,6 @@ CASES['maps'] = {  # one that draws
 }
 CASES['patches'] = PATCHES
 CASES['patches of four images'] = CASES['patches'] | {'model.moe.group_size': 16}
-SLOW = ('oracle', 'hash', 'expert_choice', 'attention_aware', 'patches of four images')
 
 
 @pytest.mark.parametrize('asked, whole', [(1, 16), (7, 16), (16, 16), (17, 32), (256, 256)])
@@ -107,9 +107,7 @@ def trained(config):
     return dataclasses.replace(setup.fresh_state(), ema={}), setup
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
-)
+@pytest.mark.parametrize('name', except_for(('top_k', 'maps', 'patches'), CASES))
 def test_the_batch_size_changes_nothing(name, data_dir):
     config = train_cases.make(data_dir, CASES[name])
     state, setup = trained(config)

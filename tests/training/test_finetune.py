@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import train_cases
 
 from configs import finetune
@@ -52,6 +53,7 @@ def test_updates_are_what_the_factors_say():
     assert updates['classifier']['kernel'].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_config_trains_on_from_a_run(data_dir, tmp_path):
     small = {'model.moe.placement': 'head', 'model.args': {'widths': (8,), 'depth': 1}}
     base = Setup(train_cases.make(data_dir, small))

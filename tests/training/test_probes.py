@@ -101,6 +101,7 @@ def labels(data_dir):
     return np.concatenate([b['label'][b['valid']] for b, _ in setup.evaluator.batches('test')])
 
 
+@pytest.mark.slow
 def test_routes_by_class_are_worth_everything(data_dir, labels, classes_are_told):
     """Accuracy is 1. Without expert e its images look like class 0; two experts get no image."""
     setup = setup_of(data_dir, {'model.moe.router': 'test_probes:ByClass'})
@@ -228,6 +229,7 @@ def test_specialisation_by_hand():
     assert probes.specialisation(np.array([[9.0, 3.0], [0, 0]]))['normalised'] == 0  # one expert
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_probe(data_dir, tmp_path):
     """After a few steps with everything on, the file holds what `probe` returns."""
     config = train_cases.make(

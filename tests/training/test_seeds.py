@@ -106,6 +106,7 @@ def test_without_a_validation_split_nothing_is_selected(data_dir, tmp_path):
     assert result['best_validation_accuracy'] is None
 
 
+@pytest.mark.slow
 def test_a_resident_split_gives_the_same_run(runs, config, tmp_path):
     resident = dataclasses.replace(
         config, dataset=dataclasses.replace(config.dataset, resident=True)

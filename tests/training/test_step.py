@@ -92,6 +92,7 @@ def close(ours, theirs, rtol=1e-5):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=near, err_msg=path_name(path))
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_gradient_of_the_whole_batch(mixing, data_dir):
     """Also when they have different numbers of valid images (6, 8, 7 and 8) and mix images."""
     run = Run(data_dir, {'train.mixup': 1.0, 'train.micro_batches': 4})
