@@ -2,6 +2,7 @@
 of it."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import places, surgery
 from moe_vision.config.schema import Model
 from moe_vision.leverage import measure
-from moe_vision.surgery import budget, coactivation, runs, samples
+from moe_vision.surgery import budget, coactivation, folders, runs, samples
 from moe_vision.surgery.expand import Expand
 from moe_vision.surgery.merge import Merge
 from moe_vision.surgery.split import Split
@@ -438,6 +439,55 @@ def test_all_layers_share_a_budget_and_cost_what_is_predicted(of, data_dir):
         )
     with pytest.raises(UserError, match='there are 2 such there, and 1 here'):
         kind.configured(state, config, config_of(data_dir))
+
+
+@pytest.mark.parametrize(
+    'changes, hint',
+    [
+        ({'mesh.expert': 2}, 'num_experts 3 at routed layer 0 is not divisible by mesh.expert 2'),
+        (
+            {'model.moe.router': 'dselect_k', 'model.moe.router_args': {}},
+            'power of 2',
+        ),
+        ({'model.moe.num_experts': 8, 'model.moe.k': 8}, 'model.moe.k is 8 but .* is 4'),
+    ],
+)
+def test_a_config_that_a_budget_makes_is_checked(changes, hint, data_dir, monkeypatch):
+    """Before a network is built or anything is written."""
+    both = {'model.moe.placement': 'every_1', 'model.moe.k': 1}
+    config = config_of(data_dir, **both)
+    loads = {'block_0': [0.1, 0.2, 0.3, 0.4], 'block_1': [0.0, 0.9, 0.1, 0.0]}
+    about = {'evaluation': {'layers': {n: {'load': x} for n, x in loads.items()}}}
+    state = dataclasses.replace(fresh(config), about=about)
+    there = folders._Source(state, state, config)
+    monkeypatch.setattr(folders, '_source', lambda *_: there)
+    monkeypatch.delattr(folders, '_write')
+    result = config_of(data_dir, **both | changes)
+    budget = 8 if 'model.moe.k' in changes else 4
+    args = surgery.SURGERY['merge'].args(budget=budget)
+    asked = types.SimpleNamespace(kind='merge', args=args, config=result, sources='')
+    with pytest.raises(
+        UserError, match=f'the config that merge makes breaks a rule: .*{hint}'
+    ) as e:
+        folders.make(asked)
+    assert '\n' not in str(e.value)
+
+
+def test_a_kind_gets_the_place_of_the_data_that_the_result_names(data_dir, monkeypatch):
+    config = config_of(data_dir)
+    elsewhere = dataclasses.replace(config.dataset, data_dir='/elsewhere')
+    there = dataclasses.replace(config, dataset=elsewhere)
+    monkeypatch.setattr(folders, '_source', lambda *_: folders._Source(None, None, there))
+
+    def configured(self, source, source_config, config):
+        raise UserError(source_config.dataset.data_dir)
+
+    monkeypatch.setattr(Split, 'configured', configured)
+    args = surgery.SURGERY['split'].args()
+    asked = types.SimpleNamespace(kind='split', args=args, config=config, sources='')
+    with pytest.raises(UserError) as e:
+        folders.make(asked)
+    assert str(e.value) == data_dir
 
 
 def test_soft_routes_cannot_be_compared(data_dir):

@@ -152,7 +152,7 @@ def test_centres_that_are_given_are_not_drawn(monkeypatch):
 
 def test_a_result_of_another_shape_is_a_misfit():
     """Whatever made it: no kind can write an array that its network does not take."""
-    tree = {'a': {'b': np.zeros((2, 3), np.float32), 'c': np.zeros(2)}}
+    tree = {'a': {'b': np.zeros((2, 3), np.float32), 'c': np.zeros(2, np.float32)}}
     arrays = {'a/b': np.ones((2, 3)), 'a/c': np.ones(2)}
     assert replaced(tree, arrays)['a']['b'].dtype == np.float32
     with pytest.raises(Misfit, match='1 array does not fit') as e:
