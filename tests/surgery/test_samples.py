@@ -15,7 +15,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import places, surgery
 from moe_vision.config.schema import Model
 from moe_vision.leverage import measure
-from moe_vision.surgery import budget, coactivation, folders, runs, samples
+from moe_vision.surgery import budget, coactivation, folders, init_from, runs, samples
 from moe_vision.surgery.expand import Expand
 from moe_vision.surgery.merge import Merge
 from moe_vision.surgery.split import Split
@@ -322,7 +322,7 @@ def test_no_routing_loss_is_traced(data_dir, monkeypatch):
 
 
 def test_the_data_lie_where_the_result_says(data_dir):
-    """If it names the same set and a place; a study's arm with a kind reads them there, too."""
+    """If it names the same set and a place."""
     config = config_of(data_dir)
     for there, here, name, due in (
         ('', '/data', 'digits', '/data'),
@@ -474,6 +474,7 @@ def test_a_config_that_a_budget_makes_is_checked(changes, hint, data_dir, monkey
 
 
 def test_a_kind_gets_the_place_of_the_data_that_the_result_names(data_dir, monkeypatch):
+    """From the command, and where the config of a run names the kind."""
     config = config_of(data_dir)
     elsewhere = dataclasses.replace(config.dataset, data_dir='/elsewhere')
     there = dataclasses.replace(config, dataset=elsewhere)
@@ -484,6 +485,11 @@ def test_a_kind_gets_the_place_of_the_data_that_the_result_names(data_dir, monke
 
     monkeypatch.setattr(Split, 'configured', configured)
     args = surgery.SURGERY['split'].args()
+    arm = dataclasses.replace(config, init_from='W', init_kind='split', init_args=args)
+    monkeypatch.setattr(runs, 'read', lambda _: runs.Run('W', there, 0, None, None, {}))
+    with pytest.raises(UserError) as e:
+        init_from.init_from(None, 'W', (), None, arm)
+    assert str(e.value) == data_dir
     asked = types.SimpleNamespace(kind='split', args=args, config=config, sources='')
     with pytest.raises(UserError) as e:
         folders.make(asked)
