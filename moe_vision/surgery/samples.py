@@ -144,8 +144,8 @@ class _Network:
         if compares_images(config.model, tokens):
             raise UserError(
                 f"experts of router '{config.model.moe.router}' there choose among the images of a "
-                'group, so samples tell nothing one by one; run none: split and merge with '
-                '--by=weights, compress with --importance=magnitude.'
+                'group, so samples tell nothing one by one; run none: split with --by=weights '
+                'and --router=drawn, merge with --by=weights, compress with --importance=magnitude.'
             )
         model = of_one_image(config.model, tokens)
         moe = dataclasses.replace(model.moe, losses={})  # which nobody reads here
