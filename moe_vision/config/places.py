@@ -169,3 +169,15 @@ def of_one_image(model: Model, tokens: int) -> Model:
         size = min(size, model.moe.group_size)
     model = with_eval_capacity(model, math.inf)
     return dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=size))
+
+
+def compares_images(model: Model, tokens: int) -> bool:
+    """Whether experts choose among the images of a group, so that nothing can be told of an image
+    by itself.
+
+    Args:
+      tokens: as in `of_one_image`.
+    """
+    routed = model.moe.placement != 'none' and model.twin == 'none'
+    size = 1 if model.moe.placement in HEADS else tokens
+    return routed and registry.keeps_capacity(model.moe.router) and size == 1

@@ -22,7 +22,7 @@ from moe_vision.common import platform
 from moe_vision.common.errors import UserError
 from moe_vision.config.places import with_eval_capacity
 from moe_vision.export.options import PLATFORMS, UNBOUNDED
-from moe_vision.training.step import forward_fn
+from moe_vision.models.parts import forward_fn
 from moe_vision.training.trained import Trained
 
 _MOST = 2**31 - 2**20  # bytes of a file of `jax.export`

@@ -1,6 +1,7 @@
-"""What the backbones share: norms, classifier, stochastic depth, rematerialised blocks.
+"""What the backbones share: norms, classifier, stochastic depth, rematerialised blocks, and how a
+batch of images goes into them.
 
-Axes: B images, H W space, N patches, D channels.
+Axes: B images, H W space, N patches, D channels, L classes.
 """
 
 import functools
@@ -139,3 +140,19 @@ def normalize_images(images: Array, mean: tuple[float, ...], std: tuple[float, .
     `std`, [C] each."""
     scaled = images.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def forward_fn(model: nn.Module, mean, std) -> Callable:
+    """`forward(variables, images, step)`: logits [B, L] in float32, and what routed layers report,
+    of uint8 images [B, H, W, C], as they are scored, predicted and exported."""
+
+    def forward(variables: Any, images: Array, step: Step) -> tuple[Array, dict[str, Any]]:
+        logits, infos = model.apply(variables, normalize_images(images, mean, std), step)
+        return jnp.asarray(logits), dict(infos)
+
+    return forward
+
+
+def extras_of(batch: dict[str, Array]) -> dict[str, Array]:
+    """What a batch tells routers about its images, [B] each: their domain, if the set has any."""
+    return {name: batch[name] for name in ('domain',) if name in batch}

@@ -28,14 +28,12 @@ from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
-from moe_vision.config import registry
-from moe_vision.config.placement import HEADS
-from moe_vision.config.places import of_one_image
+from moe_vision.config.places import compares_images, of_one_image
 from moe_vision.config.schema import Config
 from moe_vision.leverage import table
+from moe_vision.models.parts import forward_fn
 from moe_vision.run_folder import checkpoints
 from moe_vision.training import trained
-from moe_vision.training.step import forward_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +161,10 @@ class Model:
         return jax.jit(forward)
 
 
-def _tokens(config: Config, info: DatasetInfo) -> int:
-    """Tokens of an image that routers see."""
-    return 1 if config.model.moe.placement in HEADS else leverage.tokens_per_image(config, info)
-
-
 def _refuse(config: Config, info: DatasetInfo) -> None:
     """Raises UserError for a run that cannot tell anything about an image by itself."""
-    model = config.model
-    routed = model.moe.placement != 'none' and model.twin == 'none'
-    if routed and registry.keeps_capacity(model.moe.router) and _tokens(config, info) == 1:
+    if compares_images(config.model, leverage.tokens_per_image(config, info)):
         raise UserError(
-            f"experts of router '{model.moe.router}' choose among the images of a group, so this "
-            'run tells nothing about an image by itself; score it with main.py --mode=eval.'
+            f"experts of router '{config.model.moe.router}' choose among the images of a group, so "
+            'this run tells nothing about an image by itself; score it with main.py --mode=eval.'
         )

@@ -13,12 +13,14 @@ with the loss L of the network that is compressed, on labelled samples. The auth
 sensitivity and cut S step by step while they train on (LoSparse, arXiv 2306.11222); here it is cut
 once, before.
 
-With `columns` = 1 or full rank, experts compute what they did.
+With `columns` = 1 or full rank, experts compute what they did. A shared expert becomes low-rank,
+too, as a bank of one.
 
 Axes: E experts, D width, F hidden units, R rank, Q hidden units that S keeps.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from moe_vision.config.schema import Config
 from moe_vision.layers.low_rank import LowRankMlp
 from moe_vision.surgery import samples
 from moe_vision.surgery.expand import experts_of
-from moe_vision.surgery.kind import Kind, block_of, cut, needs_routed, with_fields
+from moe_vision.surgery.kind import Kind, cut, needs_routed, with_fields
 from moe_vision.surgery.state import Arrays, State, Table
 
 SMOOTHING = 0.85  # b
@@ -37,7 +39,7 @@ _AXES = {'in': -1, 'out': -2}  # of hidden units, in the first and in the second
 
 @dataclasses.dataclass(frozen=True)
 class _Bank:
-    """What becomes of the experts of a layer.
+    """What becomes of the experts of a layer, or of the shared expert beside it, whose E is 1.
 
     Attributes:
       expert: that they become.
@@ -57,7 +59,7 @@ class Compress(Kind):
 
     def __init__(self, args: Any):
         super().__init__(args)
-        # of each bank [E, F]: the hidden units that S keeps, then the others
+        # of each bank [E, F], by its path: the hidden units that S keeps, then the others
         self._orders: dict[str, np.ndarray] = {}
 
     def configured(self, source: Any, source_config: Config | None, config: Config) -> Config:
@@ -74,9 +76,10 @@ class Compress(Kind):
     ) -> State:
         needs_routed('compress', config)
         _check(source_config, config)
-        banks = {name: _low_rank(name, source.params, config) for name in experts_of(source.params)}
-        if not banks:
+        paths = _banks(source.params)
+        if not any(paths.values()):
             raise UserError('compress: there are no experts there to compress; give a routed run.')
+        banks = {p: _low_rank(p, stacked, source.params, config) for p, stacked in paths.items()}
         if not self._orders:
             scores = self._scores(banks, source, source_config)
             self._orders = {
@@ -85,19 +88,21 @@ class Compress(Kind):
         made, told = {}, []
         for name, bank in banks.items():
             made[name], error = _in_order(bank, self._orders[name])
+            what, whose = ('experts', 'their') if paths[name] else ('an expert', 'its')
             told.append(
-                f'{name}: experts of rank {bank.expert.rank}, and {bank.expert.kept} of '
-                f'{bank.expert.hidden} hidden units keep what that leaves out; their matrices are '
-                f'{error:.2%} away from what they were'
+                f'{name.removesuffix("/experts")}: {what} of rank {bank.expert.rank}, and '
+                f'{bank.expert.kept} of {bank.expert.hidden} hidden units keep what that leaves '
+                f'out; {whose} matrices are {error:.2%} away from what they were'
             )
 
         def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
-            block, part, name = block_of(path)
-            if part != 'experts' or block not in made:
+            bank, _, name = path.rpartition('/')
+            if bank not in made:
                 return table.take(path, own)
             side, _, what = name.partition('_')
             there = name if what == 'bias' else f'{side}_kernel'
-            return table.take(path, own, f'{block}/experts/{there}', lambda _: made[block][name])
+            one = () if paths[bank] else 0
+            return table.take(path, own, f'{bank}/{there}', lambda _: made[bank][name][one])
 
         result = cut('compress', source, fresh, param)
         return dataclasses.replace(result, told=(*result.told, *told))
@@ -115,7 +120,7 @@ class Compress(Kind):
             entries = {at: np.zeros_like(x) for at, x in entries.items()}
             for gradient in samples.gradients(source, config, self.args):
                 for (name, side), smooth in entries.items():
-                    now = banks[name].left[side] * gradient[f'{name}/experts/{side}_kernel']
+                    now = banks[name].left[side] * gradient[f'{name}/{side}_kernel']
                     entries[name, side] = SMOOTHING * smooth + (1 - SMOOTHING) * np.abs(now)
         of_units = {'in': -2, 'out': -1}  # the axis that is summed
         return {
@@ -136,11 +141,22 @@ def _check(source_config: Config | None, config: Config) -> None:
         )
 
 
-def _low_rank(name: str, params: Arrays, config: Config) -> _Bank:
-    """U V of all experts of a bank, and what that leaves."""
-    prefix = f'{name}/experts/'
+def _banks(params: Arrays) -> dict[str, bool]:
+    """The paths of what is compressed, and whether it is a bank: a shared expert has no axis E."""
+    banks = {f'{block}/experts': True for block in experts_of(params)}
+    shared = (re.fullmatch('(.*_shared)/in_kernel', path) for path in params)
+    return banks | {m[1]: False for m in shared if m}
+
+
+def _low_rank(name: str, stacked: bool, params: Arrays, config: Config) -> _Bank:
+    """U V of all experts of a bank, and what that leaves.
+
+    Args:
+      name, stacked: as `_banks` gives them.
+    """
+    prefix = f'{name}/'
     whole = {
-        path.removeprefix(prefix): np.asarray(x, np.float64)
+        path.removeprefix(prefix): np.asarray(x if stacked else x[None], np.float64)
         for path, x in params.items()
         if path.startswith(prefix)
     }

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from moe_vision.common.errors import NotWritten
+from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.common.files import write_json
-from moe_vision.config import registry, schema, surgery
+from moe_vision.config import check as config_lib
+from moe_vision.config import registry, rules, schema, surgery
 from moe_vision.config.schema import Config
 from moe_vision.run_folder import checkpoints, record
 from moe_vision.surgery import runs
@@ -28,12 +29,17 @@ def make(request: Any) -> list[str]:
       What became of the arrays, in lines.
 
     Raises:
-      UserError: arrays do not fit, or the folder cannot be written.
+      UserError: arrays do not fit, the kind makes a config that breaks a rule, or the folder
+        cannot be written.
     """
     entry = surgery.SURGERY[request.kind]
     kind: Kind = registry.load(entry.path)(request.args)
     source = _source(request, entry.needs)
+    if source.config is not None:
+        there = runs.with_data_of(source.config, request.config)
+        source = dataclasses.replace(source, config=there)
     config = kind.configured(source.scored, source.config, request.config)
+    _check(config, request.kind)
     setup = _setup(config)
     state = setup.fresh_state()
     fresh = _state_of(state, setup)
@@ -57,6 +63,14 @@ def make(request: Any) -> list[str]:
     }
     _write(request.workdir, setup, config, request.config_file, state, about)
     return [*result.told, f"wrote '{request.workdir}', a run before its first step"]
+
+
+def _check(config: Config, kind: str) -> None:
+    """Checks every rule again: a kind may have set how many experts a layer has."""
+    try:
+        rules.check(config, config_lib.from_dict(schema.defaults()))
+    except UserError as e:
+        raise UserError(f'the config that {kind} makes breaks a rule: {e}') from e
 
 
 @dataclasses.dataclass(frozen=True)

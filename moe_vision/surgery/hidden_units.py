@@ -62,9 +62,9 @@ def clusters(
       first: these points, [P]; None draws them.
     """
     size = len(points) // parts
-    rng = np.random.default_rng(seed)
-    drawn = rng.choice(len(points), parts, replace=False)
-    centres = points[drawn if first is None else first]
+    if first is None:
+        first = np.random.default_rng(seed).choice(len(points), parts, replace=False)
+    centres = points[first]
     chosen = np.zeros(len(points), int)
     for n in range(_ROUNDS):
         # |p - c|^2 without |p|^2, which is the same for all centres

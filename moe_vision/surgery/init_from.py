@@ -77,8 +77,9 @@ def _by_kind(
     state: Any, workdir: str, class_names: Sequence[str], shardings: Any, config: Config
 ) -> Any:
     run, args = runs.read(workdir), config.init_args
+    there = runs.with_data_of(run.config, config)
     kind = registry.load(surgery.SURGERY[config.init_kind].path)(args)
-    needed = kind.configured(run.scored, run.config, config)
+    needed = kind.configured(run.scored, there, config)
     changes = differences(config_lib.to_dict(config), config_lib.to_dict(needed))
     if first := next(changes, None):
         raise UserError(
@@ -89,11 +90,11 @@ def _by_kind(
         leaves(jax.device_get(getattr(state, n))) for n in COLLECTIONS
     )
     fresh = State(params, statistics, router_state, _cleaned(class_names))
-    result = kind(run.scored, run.config, fresh, config)
+    result = kind(run.scored, there, fresh, config)
     new = {n: replaced(getattr(state, n), getattr(result, n)) for n in COLLECTIONS}
     if getattr(args, 'optimizer', 'fresh') == 'carried':
         own = leaves(jax.device_get(state.opt_state))
-        moved = carried(kind, run.weights, run.moments, run.config, fresh, own, config)
+        moved = carried(kind, run.weights, run.moments, there, fresh, own, config)
         new['opt_state'] = replaced(state.opt_state, moved)
     logging.info(
         "init_from: '%s', step %d, %s: %s",

@@ -64,6 +64,17 @@ def read(folder: str, state: Mapping[str, Any] | None = None) -> Run:
     return Run(folder, config, step, weights, averaged, leaves(saved.get('opt_state')))
 
 
+def with_data_of(there: Config, here: Config) -> Config:
+    """The config of a source, with the place of its data set as the config of the result names it.
+
+    An exported folder names no place, and that of a run from elsewhere may not be on this machine.
+    """
+    if there.dataset.name != here.dataset.name or not here.dataset.data_dir:
+        return there
+    dataset = dataclasses.replace(there.dataset, data_dir=here.dataset.data_dir)
+    return dataclasses.replace(there, dataset=dataset)
+
+
 def _json(path: str) -> dict[str, Any]:
     try:
         return as_dict(read_json(path))

@@ -20,11 +20,11 @@ from flax import traverse_util
 import input_pipeline
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
-from moe_vision.config.places import of_one_image
+from moe_vision.config.places import compares_images, of_one_image
 from moe_vision.config.schema import Config
 from moe_vision.layers import DenseBlock, Step
 from moe_vision.layers.experts import Expert
-from moe_vision.models.parts import normalize_images
+from moe_vision.models.parts import extras_of, forward_fn
 from moe_vision.routing.types import Context, Routing, SoftRouting
 from moe_vision.surgery.state import COLLECTIONS, State, leaves
 
@@ -48,7 +48,8 @@ def of_blocks(
       look: (expert, its parameters, x [N, *, D], counted [N] bool) -> arrays.
 
     Raises:
-      UserError: the network has no such dense block, or its data is not what it was.
+      UserError: the network has no such dense block, its data is not what it was, or its experts
+        choose among images.
     """
     network = _Network(source, config)
 
@@ -139,9 +140,18 @@ class _Network:
                 f"the network there tells {len(source.class_names)} classes, but '{info.name}' has "
                 f'{info.num_classes} by now.'
             )
-        model = of_one_image(config.model, leverage.tokens_per_image(config, info))
-        self._network = models.build(dataclasses.replace(model, remat=False), info.num_classes)
-        self._mean_std = input_pipeline.mean_std(config.dataset)
+        tokens = leverage.tokens_per_image(config, info)
+        if compares_images(config.model, tokens):
+            raise UserError(
+                f"experts of router '{config.model.moe.router}' there choose among the images of a "
+                'group, so samples tell nothing one by one; run none: split with --by=weights '
+                'and --router=drawn, merge with --by=weights, compress with --importance=magnitude.'
+            )
+        model = of_one_image(config.model, tokens)
+        moe = dataclasses.replace(model.moe, losses={})  # which nobody reads here
+        model = dataclasses.replace(model, moe=moe, remat=False)
+        network = models.build(model, info.num_classes)
+        self._forward = forward_fn(network, *input_pipeline.mean_std(config.dataset))
         self.variables = {
             c: traverse_util.unflatten_dict(dict(getattr(source, c)), sep='/') for c in COLLECTIONS
         }
@@ -158,12 +168,11 @@ class _Network:
             valid=batch['valid'],
             key=jax.random.key(0),
             fraction=1.0,
-            extras={n: batch[n] for n in ('domain',) if n in batch},
+            extras=extras_of(batch),
             start=start,
             intervention=intervention,
         )
-        images = normalize_images(batch['image'], *self._mean_std)
-        return self._network.apply(variables, images, step)
+        return self._forward(variables, batch['image'], step)
 
 
 def _summed(

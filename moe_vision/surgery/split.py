@@ -56,7 +56,7 @@ class Split(Kind):
                 return table.take(path, own)
             if part != 'experts':
                 # a block's experts come before its router, so their parts are known by now
-                return self._router(path, own, config.model.moe.num_experts)
+                return self._router(path, own, config)
             if f'{block}/{name}' not in source.params:
                 return table.take(path, own, f'{block}/{name}', why='no block there can be split')
             if block not in self._parts:
@@ -93,6 +93,8 @@ class Split(Kind):
                 f"router is 'inputs', but model.moe.router '{config.model.moe.router}' has no "
                 "column for each expert that learns; take one such as 'top_k', or router='drawn'."
             )
+        if not blocks:
+            return {}  # the table says that there is nothing to split
         normalize = getattr(config.model.moe.router_args, 'normalize_inputs', True)
         return coactivation.seen(source, source_config, self.args, blocks, normalize)
 
@@ -115,19 +117,27 @@ class Split(Kind):
             order = np.random.default_rng(self.args.seed).permutation(hidden)
         return np.sort(order.reshape(count, -1), 1)
 
-    def _router(self, path: str, own: np.ndarray, experts: int) -> np.ndarray:
-        """A router's initial values; parts of a copy have the same column.
+    def _router(self, path: str, own: np.ndarray, config: Config) -> np.ndarray:
+        """A router's initial values; parts of a copy have the same column, null experts their own.
 
         Columns that are mean inputs are brought to the deviation of those that were drawn; that of
         moments is 0.
         """
+        experts = config.model.moe.num_experts
+        null = getattr(config.model.moe.router_args, 'null_experts', 0)
+        of_each = own.ndim and own.shape[-1] == experts + null
         block, _, name = block_of(path)
-        if self.args.router == 'inputs' and name == 'kernel':
+        if self.args.router == 'inputs' and name == 'kernel' and block in self._parts:
             made = coactivation.columns(self._seen[block], self._parts[block])
-            own = np.asarray(made * (own.std() / max(made.std(), 1e-12)), own.dtype)
-        if self.args.copies > 1 and own.ndim and own.shape[-1] == experts:
+            drawn, rest = np.split(own, [experts], -1)
+            made = np.asarray(made * (drawn.std() / max(made.std(), 1e-12)), own.dtype)
+            if not of_each or made.shape != drawn.shape:
+                return made  # which does not fit, as `replaced` says
+            own = np.concatenate([made, rest], -1)
+        if self.args.copies > 1 and of_each:
             count = experts // self.args.copies
-            own = np.repeat(own[..., ::count], count, -1)
+            first, rest = np.split(own, [experts], -1)
+            own = np.concatenate([np.repeat(first[..., ::count], count, -1), rest], -1)
         return own * np.asarray(self.args.router_scale, own.dtype)
 
     def for_moments(self) -> Kind:

@@ -56,7 +56,18 @@ def leaves(tree: Any) -> dict[str, Any]:
 
 
 def replaced(tree: Any, arrays: Arrays) -> Any:
-    """The tree with these arrays, by path, in the place of its own."""
+    """The tree with these arrays, by path, in the place of its own.
+
+    Raises:
+      Misfit: one of them has another shape.
+    """
+    rows = [
+        (f'{path} {form(own)}', f'made: {np.shape(arrays[path])}', 'another shape is due')
+        for path, own in leaves(tree).items()
+        if np.shape(arrays[path]) != np.shape(own)
+    ]
+    if rows:
+        raise Misfit('the result', rows)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.asarray(arrays[path_name(path)], x.dtype), tree
     )

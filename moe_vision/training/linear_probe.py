@@ -24,13 +24,13 @@ from moe_vision.common.files import write_json
 from moe_vision.config import rules
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
-from moe_vision.models.parts import normalize_images
+from moe_vision.models.parts import extras_of, normalize_images
 from moe_vision.processes import peers
 from moe_vision.run_folder import checkpoints
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.evaluate import STREAM
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import TrainState, extras_of
+from moe_vision.training.step import TrainState
 
 SHOTS = (1, 5, 10)  # training images of each class
 DRAWS = 5  # of these images

@@ -22,12 +22,12 @@ from moe_vision.common.paths import path_name
 from moe_vision.config.places import place_at
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
-from moe_vision.models.parts import normalize_images
+from moe_vision.models.parts import extras_of, normalize_images
 from moe_vision.routing import telemetry
 from moe_vision.routing.interventions import ABLATE, DRAW, NONE, SHUFFLE, Intervention
 from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.setup import Setup
-from moe_vision.training.step import TrainState, extras_of
+from moe_vision.training.step import TrainState
 
 _SAY_EVERY = 10.0  # seconds
 IMAGES = 2_000  # score at most this many test images under each intervention

@@ -19,7 +19,7 @@ from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
-from moe_vision.models.parts import normalize_images
+from moe_vision.models.parts import extras_of, forward_fn, normalize_images
 from moe_vision.training import draws, optimizer
 from moe_vision.training.frozen import Frozen
 from moe_vision.training.router_state import (
@@ -94,17 +94,6 @@ def jit_once(fn: Callable, **options: Any) -> Callable:
     """
     on_cpu = jax.default_backend() == 'cpu'
     return jax.jit(fn, compiler_options=UNOPTIMIZED if on_cpu else None, **options)
-
-
-def forward_fn(model: nn.Module, mean, std) -> Callable:
-    """`forward(variables, images, step)`: logits [B, L] in float32, and what routed layers report,
-    of uint8 images [B, H, W, C], as they are scored, predicted and exported."""
-
-    def forward(variables: Tree, images: Array, step: Step) -> tuple[Array, dict[str, Any]]:
-        logits, infos = model.apply(variables, normalize_images(images, mean, std), step)
-        return jnp.asarray(logits), dict(infos)
-
-    return forward
 
 
 def train_step_fn(
@@ -326,11 +315,6 @@ def eval_step_fn(model: nn.Module, num_classes: int, mean, std) -> Callable:
         }
 
     return step
-
-
-def extras_of(batch: dict[str, Array]) -> dict[str, Array]:
-    """What a batch tells routers about its images, [B] each: their domain, if the set has any."""
-    return {name: batch[name] for name in ('domain',) if name in batch}
 
 
 def images_per_group(config: Config, tokens_per_image: int) -> int:

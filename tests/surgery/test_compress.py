@@ -181,6 +181,31 @@ def test_the_counts_are_those_that_leverage_predicts(data_dir):
     assert before.flops - after.flops == 2 * saved * 2 * TOKENS  # of k = 2 experts
 
 
+def test_a_shared_expert_is_compressed_as_the_others_are(data_dir):
+    """Nothing is lost with all columns; else its size is as predicted, and gradients choose."""
+    beside = {'model.moe.shared_hidden': 24}
+    config = config_of(data_dir, **beside)
+    state = fresh(config)
+    x = np.random.default_rng(5).normal(size=(4, *IMAGE)).astype(np.float32)
+    for args in ({'columns': 1.0}, {'columns': 0.3}):
+        low = {'model.moe.expert': 'low_rank_mlp', 'model.moe.expert_args': args}
+        smaller = config_of(data_dir, **beside, **low)
+        result = cut(state, config, smaller, samples=8)
+        kept = 24 if args['columns'] == 1.0 else 8
+        assert result.params['block_1_shared/in_sparse'].shape == (WIDTH, kept)
+        assert f'block_1_shared: an expert of rank 2, and {kept} of 24' in result.told[1]
+        if kept == 24:
+            before = weight_files.logits(config, state, x, CLASSES)
+            after = weight_files.logits(smaller, result, x, CLASSES)
+            assert np.abs(after - before).max() < 1e-5 * before.std()
+    total = measure(smaller, input_pipeline.info(config.dataset)).params_total
+    assert total == sum(p.size for p in result.params.values())
+    sizes = cut(state, config, smaller, importance='magnitude').params
+    name = 'block_1_shared/in_sparse'
+    assert sizes[name].shape == result.params[name].shape
+    assert np.abs(sizes[name] - result.params[name]).max() > 0
+
+
 @pytest.mark.parametrize(
     'before, after, hint',
     [

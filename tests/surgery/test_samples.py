@@ -2,6 +2,7 @@
 of it."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import weight_files
 
 import input_pipeline
+from moe_vision import models
 from moe_vision.common.errors import UserError
-from moe_vision.config import surgery
+from moe_vision.config import places, surgery
+from moe_vision.config.schema import Model
 from moe_vision.leverage import measure
-from moe_vision.surgery import budget, coactivation, samples
+from moe_vision.surgery import budget, coactivation, folders, init_from, runs, samples
 from moe_vision.surgery.expand import Expand
 from moe_vision.surgery.merge import Merge
 from moe_vision.surgery.split import Split
+from moe_vision.surgery.state import Misfit, State
 
 IMAGE, CLASSES, EXPERTS, HIDDEN, TOKENS = (8, 8, 1), 10, 4, 64, 4
 X = np.random.default_rng(5).normal(size=(4, *IMAGE)).astype(np.float32)
@@ -254,6 +258,88 @@ def test_a_router_without_columns_cannot_begin_with_inputs(data_dir):
             config_of(data_dir, **changes), router='inputs')  # fmt: skip
 
 
+NULL = {
+    'model.moe.router': 'null_experts',
+    'model.moe.router_args': {'null_experts': 2},
+    'model.moe.k': 4,
+}
+
+
+def test_null_experts_keep_the_columns_that_were_drawn(data_dir):
+    """Those of the parts are mean inputs, or the same for all parts of a copy."""
+    twin, config = dense_of(data_dir), config_of(data_dir, **NULL)
+    dense, own = fresh(twin), fresh(config, seed=9).params['block_1/router/kernel']
+    assert own.shape == (16, EXPERTS + 2)
+    mean = cut(Split, dense, twin, config, router='inputs', samples=8)
+    kernel = mean.params['block_1/router/kernel']
+    np.testing.assert_array_equal(kernel[:, EXPERTS:], own[:, EXPERTS:])
+    np.testing.assert_allclose(kernel[:, :EXPERTS].sum(1), 0, atol=1e-6)
+    np.testing.assert_allclose(kernel[:, :EXPERTS].std(), own[:, :EXPERTS].std(), rtol=1e-5)
+    halves = config_of(data_dir, **NULL, **{'model.moe.hidden': HIDDEN // 2})
+    copies = cut(Split, dense, twin, halves, copies=2).params['block_1/router/kernel']
+    np.testing.assert_array_equal(copies[:, EXPERTS:], own[:, EXPERTS:])
+    np.testing.assert_array_equal(copies[:, :EXPERTS:2], copies[:, 1:EXPERTS:2])
+
+
+def test_without_a_block_to_split_there_is_the_table_and_no_sample_is_read(data_dir, monkeypatch):
+    monkeypatch.delattr(samples, '_batches')
+    none = {n: getattr(Model().moe, n.split('.')[-1]) for n in ROUTED} | {
+        'model.moe.router_args': {'noise': 'gaussian'},
+        'model.moe.placement': 'none',
+    }
+    textbook = config_of(data_dir, **none)
+    head = config_of(data_dir, **{'model.moe.placement': 'head'})
+    with pytest.raises(Misfit) as e:
+        cut(Split, fresh(textbook), textbook, head, router='inputs')
+    table = '\n'.join(e.value.table)
+    assert 'head/experts/in_kernel' in table and 'no block there can be split' in table
+
+
+def test_routers_that_compare_images_are_not_shown_samples(data_dir):
+    choice = {'model.moe.router': 'expert_choice', 'model.moe.router_args': {}}
+    keys = ('k', 'eval_capacity_factor')
+    start = {n: v for n, v in ROUTED.items() if n.split('.')[-1] not in keys} | choice
+    start |= {'model.moe.capacity_factor': 1.0}
+    for name, refused in (('convnext', True), ('vit', False)):
+        model = {'model.name': name, 'model.args': NETWORKS[name]}
+        config = weight_files.config(data_dir, start | model)
+        assert places.compares_images(config.model, 1 if refused else TOKENS) == refused
+    config = config_of(data_dir, 'convnext')
+    moe = dataclasses.replace(config.model.moe, router='expert_choice')
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
+    with pytest.raises(UserError, match='among the images of a group.* --by=weights') as e:
+        samples.of_routes(State({}), config, Asked(8), None)
+    assert '\n' not in str(e.value)
+
+
+def test_no_routing_loss_is_traced(data_dir, monkeypatch):
+    built, build = [], models.build
+    monkeypatch.setattr(models, 'build', lambda m, n: built.append(m) or build(m, n))
+    config = config_of(data_dir, **{'model.moe.losses': {'importance': 1.0}})
+    network = samples._Network(fresh(config), config)
+    assert built[-1].moe.losses == {} and built[-1].moe.k == EXPERTS
+    assert network.variables['params']
+
+
+def test_the_data_lie_where_the_result_says(data_dir):
+    """If it names the same set and a place."""
+    config = config_of(data_dir)
+    for there, here, name, due in (
+        ('', '/data', 'digits', '/data'),
+        ('/elsewhere', '/data', 'digits', '/data'),
+        ('/elsewhere', '', 'digits', '/elsewhere'),
+        ('/elsewhere', '/data', 'cifar10', '/elsewhere'),
+    ):
+        source, result = (
+            dataclasses.replace(
+                config, dataset=dataclasses.replace(config.dataset, name=n, data_dir=d)
+            )
+            for n, d in (('digits', there), (name, here))
+        )
+        found = runs.with_data_of(source, result)
+        assert found.dataset == dataclasses.replace(source.dataset, data_dir=due)
+
+
 # Merge
 
 
@@ -353,6 +439,61 @@ def test_all_layers_share_a_budget_and_cost_what_is_predicted(of, data_dir):
         )
     with pytest.raises(UserError, match='there are 2 such there, and 1 here'):
         kind.configured(state, config, config_of(data_dir))
+
+
+@pytest.mark.parametrize(
+    'changes, hint',
+    [
+        ({'mesh.expert': 2}, 'num_experts 3 at routed layer 0 is not divisible by mesh.expert 2'),
+        (
+            {'model.moe.router': 'dselect_k', 'model.moe.router_args': {}},
+            'power of 2',
+        ),
+        ({'model.moe.num_experts': 8, 'model.moe.k': 8}, 'model.moe.k is 8 but .* is 4'),
+    ],
+)
+def test_a_config_that_a_budget_makes_is_checked(changes, hint, data_dir, monkeypatch):
+    """Before a network is built or anything is written."""
+    both = {'model.moe.placement': 'every_1', 'model.moe.k': 1}
+    config = config_of(data_dir, **both)
+    loads = {'block_0': [0.1, 0.2, 0.3, 0.4], 'block_1': [0.0, 0.9, 0.1, 0.0]}
+    about = {'evaluation': {'layers': {n: {'load': x} for n, x in loads.items()}}}
+    state = dataclasses.replace(fresh(config), about=about)
+    there = folders._Source(state, state, config)
+    monkeypatch.setattr(folders, '_source', lambda *_: there)
+    monkeypatch.delattr(folders, '_write')
+    result = config_of(data_dir, **both | changes)
+    budget = 8 if 'model.moe.k' in changes else 4
+    args = surgery.SURGERY['merge'].args(budget=budget)
+    asked = types.SimpleNamespace(kind='merge', args=args, config=result, sources='')
+    with pytest.raises(
+        UserError, match=f'the config that merge makes breaks a rule: .*{hint}'
+    ) as e:
+        folders.make(asked)
+    assert '\n' not in str(e.value)
+
+
+def test_a_kind_gets_the_place_of_the_data_that_the_result_names(data_dir, monkeypatch):
+    """From the command, and where the config of a run names the kind."""
+    config = config_of(data_dir)
+    elsewhere = dataclasses.replace(config.dataset, data_dir='/elsewhere')
+    there = dataclasses.replace(config, dataset=elsewhere)
+    monkeypatch.setattr(folders, '_source', lambda *_: folders._Source(None, None, there))
+
+    def configured(self, source, source_config, config):
+        raise UserError(source_config.dataset.data_dir)
+
+    monkeypatch.setattr(Split, 'configured', configured)
+    args = surgery.SURGERY['split'].args()
+    arm = dataclasses.replace(config, init_from='W', init_kind='split', init_args=args)
+    monkeypatch.setattr(runs, 'read', lambda _: runs.Run('W', there, 0, None, None, {}))
+    with pytest.raises(UserError) as e:
+        init_from.init_from(None, 'W', (), None, arm)
+    assert str(e.value) == data_dir
+    asked = types.SimpleNamespace(kind='split', args=args, config=config, sources='')
+    with pytest.raises(UserError) as e:
+        folders.make(asked)
+    assert str(e.value) == data_dir
 
 
 def test_soft_routes_cannot_be_compared(data_dir):

@@ -13,7 +13,7 @@ from moe_vision.surgery import hidden_units
 from moe_vision.surgery.expand import Expand
 from moe_vision.surgery.merge import Merge
 from moe_vision.surgery.split import Split
-from moe_vision.surgery.state import Misfit
+from moe_vision.surgery.state import Misfit, replaced
 
 IMAGE, EXPERTS, HIDDEN = (8, 8, 3), 4, 64
 X = np.random.default_rng(5).normal(size=(4, *IMAGE)).astype(np.float32)
@@ -143,6 +143,22 @@ def test_clusters_are_of_equal_size_and_find_what_lies_together():
     uneven = np.concatenate([np.zeros((9, 2)), np.ones((3, 2))])
     parts = hidden_units.clusters(uneven, 2, seed=0)
     assert parts.shape == (2, 6) and sorted(parts.ravel()) == list(range(12))
+
+
+def test_centres_that_are_given_are_not_drawn(monkeypatch):
+    monkeypatch.delattr(np.random, 'default_rng')
+    parts = hidden_units.clusters(np.array([[0.0], [9], [1], [8]]), 2, 0, np.array([1, 0]))
+    assert parts.tolist() == [[1, 3], [0, 2]]
+
+
+def test_a_result_of_another_shape_is_a_misfit():
+    """Whatever made it: no kind can write an array that its network does not take."""
+    tree = {'a': {'b': np.zeros((2, 3), np.float32), 'c': np.zeros(2, np.float32)}}
+    arrays = {'a/b': np.ones((2, 3)), 'a/c': np.ones(2)}
+    assert replaced(tree, arrays)['a']['b'].dtype == np.float32
+    with pytest.raises(Misfit, match='1 array does not fit') as e:
+        replaced(tree, arrays | {'a/b': np.ones((2, 2))})
+    assert 'a/b float32 (2, 3)' in e.value.table[1] and '(2, 2)' in e.value.table[1]
 
 
 def test_moments_are_cut_into_the_same_parts_and_keep_the_scale_of_a_gradient(data_dir):
