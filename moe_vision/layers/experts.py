@@ -112,16 +112,10 @@ class Expert:
     def units(self, params: dict[str, Array], x: Array) -> Array:
         """Activations of the hidden units of one expert on x [N, *, D]: [N, *, F].
 
-        Experts that name `hidden_axes` have them, for losses and kinds of surgery that ask which
-        units fire.
-
         Raises:
-          UserError: this expert shows none.
+          UserError: this expert shows none. Those that name `hidden_axes` do.
         """
-        raise UserError(
-            f'expert {type(self).__name__} does not show its hidden units; define `units`, or do '
-            'without what reads them.'
-        )
+        raise self._lacks('units')
 
     def first_matrix(self, params: dict[str, Array]) -> Array:
         """The first linear map of each expert of a bank, [E, D, F'], for losses of a layer.
@@ -132,10 +126,11 @@ class Expert:
         Raises:
           UserError: this expert names none.
         """
-        raise UserError(
-            f'expert {type(self).__name__} has no first_matrix; define it, or set to 0 the loss '
-            'that reads it.'
-        )
+        raise self._lacks('first_matrix')
+
+    def _lacks(self, name: str) -> UserError:
+        of = type(self).__name__
+        return UserError(f'expert {of} has no {name}; define it, or do without what reads it.')
 
     def run(self, params: dict[str, Array], x: Array) -> Array:
         """One expert on x [N, *, D]: `apply`, or `apply_stacked` if a subclass overrides it alone.

@@ -156,7 +156,7 @@ def test_the_overlap_asks_nothing_of_experts_that_may_not_be_chosen_yet():
 
 def test_experts_without_units_say_so():
     expert = make_expert('conv', {'norm_groups': 4}, 8, 16)
-    with pytest.raises(UserError, match='does not show its hidden units'):
+    with pytest.raises(UserError, match='has no units; define it'):
         expert.units({}, jnp.zeros((2, 4, 4, 8)))
 
 
