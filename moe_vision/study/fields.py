@@ -86,6 +86,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'mechanism': ('an object or null', lambda v: v is None or isinstance(v, dict) and _fits(v)),
 }
 KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
+_MAY_LACK = {'validation_images': _KINDS['images']}  # rows of older versions do
 
 
 _TIMES = ('seconds', 'compile_seconds', 'flops', 'trained_flops', 'images_per_second')
@@ -152,7 +153,8 @@ def wrong(row: Any) -> str:
     lacking = [k for k in KEYS if k not in row]
     if lacking:
         return f'it lacks {", ".join(lacking)}'
+    kinds = _KINDS | {key: kind for key, kind in _MAY_LACK.items() if key in row}
     return next(
-        (f'its {key} is not {what}' for key, (what, fits) in _KINDS.items() if not fits(row[key])),
+        (f'its {key} is not {what}' for key, (what, fits) in kinds.items() if not fits(row[key])),
         '',
     )

@@ -104,6 +104,8 @@ def _collect(
         }
     if scored != 'test':
         row['scored_split'] = scored
+    if sizes.get('validation'):
+        row['validation_images'] = sizes['validation']
     row['curve'] = [
         {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
         | {'layers': {n: {k: x[k] for k in _LAYER_KEYS} for n, x in r['layers'].items()}}

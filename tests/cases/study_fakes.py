@@ -136,7 +136,7 @@ def _write_config(folder, config):
                 'versions': {'jax': '0'},
                 'git_commit': 'abc',
                 'device': 'fake',
-                'dataset': {'num_classes': 10, 'split_sizes': {'test': 360}},
+                'dataset': {'num_classes': 10, 'split_sizes': {'test': 360, 'validation': 143}},
                 'preflight': dict.fromkeys(facts, 10) | {'blocks': []},
             }
         ),

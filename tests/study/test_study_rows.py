@@ -55,6 +55,7 @@ def test_a_row_says_what_the_folder_says(study):
     assert (row['preregistration'], row['study']) == (digest, 'tiny')
     assert (row['git_commit'], row['device'], row['versions']) == ('abc', 'fake', {'jax': '0'})
     assert (row['num_classes'], row['images'], row['correct']) == (10, 360, 'AA==')
+    assert row['validation_images'] == 143
     result = json.loads((run / 'result.json').read_text())
     assert row['result'] == {'test_accuracy': result['test_accuracy'], 'flops': 10}
     assert row['layers'] == {'head': {'drop_rate': 0.1}}
@@ -197,6 +198,7 @@ HUGE = 10**400
         ('preregistration', [None, 3], 'a line of text'),
         ('correct', [None, 3, ['AA==']], 'a line of text'),
         ('images', [None, 0, -1, 2.5, '360', True, HUGE], 'a whole number, 1 or more'),
+        ('validation_images', [None, 0, '360', HUGE], 'a whole number, 1 or more'),
         ('num_classes', [None, 1, 0, '10', 10.5, HUGE], 'a whole number, 2 or more'),
         (
             'result',

@@ -49,7 +49,7 @@ def scored(row: Row, metric: str) -> Row:
     }
     curve = row.get('curve') or [{}]
     result['test_accuracy'] = curve[-1].get('accuracy')
-    return row | {'result': result, 'correct': '', 'images': None}
+    return row | {'result': result, 'correct': '', 'images': row.get('validation_images')}
 
 
 def diverged(row: Row) -> bool:
@@ -79,7 +79,7 @@ def _pp(row: Row, key: str) -> Fraction:
 
 
 def _images(row: Row) -> int:
-    """Number of test images; 0 if the row does not say."""
+    """Number of images that were scored; 0 if the row does not say."""
     images = number(row.get('images'))
     return 0 if math.isnan(images) else int(images)
 

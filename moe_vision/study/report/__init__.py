@@ -83,7 +83,7 @@ def _document(analysis: Analysis, drawn: list[Picture | Text]) -> Document:
         f'{len(as_dict(study.get("arms")))} arms',
         f'{len(as_list(study.get("seeds")))} seeds',
         f'{primary} primary and {len(analysis.findings) - primary} exploratory comparisons',
-        *(f'{count(n)} test images' for n in limits.images_of(analysis)),
+        *(f'{count(n)} {analysis.split} images' for n in limits.images_of(analysis)),
         f'pre-registration {analysis.hash[:12]}',
     ]
     clock = Text(

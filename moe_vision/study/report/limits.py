@@ -47,18 +47,19 @@ def sentences(analysis: Analysis, primary: Sequence[Finding]) -> Iterator[Words]
 
 
 def images_of(analysis: Analysis) -> list[int]:
-    """The sizes of the test set that the rows name, smallest first; [] if it is not scored."""
-    if analysis.split != 'test':
-        return []
-    sizes = {row.get('images') for _, _, row in analysis.cells()}
+    """The numbers of scored images that the rows name, smallest first; [] if they name none."""
+    key = 'images' if analysis.split == 'test' else 'validation_images'
+    sizes = {row.get(key) for _, _, row in analysis.cells()}
     return sorted(n for n in sizes if isinstance(n, int) and n > 0)
 
 
 def _test_set(analysis: Analysis, primary: Sequence[Finding]) -> Iterator[Words]:
     if analysis.split != 'test':
+        sizes = ' or '.join(f'{n:,}' for n in images_of(analysis))
         yield (
-            'Accuracies are on validation images, so that something may be chosen by them. They '
-            'are no estimate for other images, and the rows do not say how many there are.'
+            f'Accuracies are on {f"{sizes} " if sizes else ""}validation images, so that something '
+            'may be chosen by them. They are no estimate for other images'
+            + ('.' if sizes else ', and the rows do not say how many there are.')
         )
         yield 'The intervals are over training seeds, on this one validation set.'
         return

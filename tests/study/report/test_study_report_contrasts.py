@@ -171,6 +171,17 @@ def test_a_study_on_validation_says_so_and_shows_no_test_accuracy(tmp_path):
         assert 'Other capacity factors' not in page and 'Underfit' in page
     assert 'validation accuracy, %' in (tmp_path / 'figures/accuracy_against_flops.svg').read_text()
     assert 'Validation accuracy after the last step.' in text
+    assert 'the rows do not say how many' in text  # as those of older versions
+
+    def counted(record, rows):
+        on_validation(record, rows)
+        for row in (row for seeds in rows.values() for row in seeds.values()):
+            row['validation_images'] = 250
+
+    text = written(made(counted), tmp_path)
+    assert '· 250 validation images ·' in text and 'Accuracies are on 250 validation images' in text
+    assert '| Resolution of accuracy | 0.40 pp | one of 250 validation images |' in text
+    assert 'do not say how many' not in text
     test = written(made(), tmp_path)
     assert 'test accuracy, %' in test and '360 test images' in test
 
