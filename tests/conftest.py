@@ -30,7 +30,16 @@ if jax.__version_info__ < (0, 11) and not WORKER:  # XLA ends where it does not 
     os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), *quick)).strip()
 
 # Files whose fixtures take half a minute and more: begun last, they would leave a worker idle.
-SLOW = ('test_mesh.py', 'test_together.py', 'test_study_cli.py', 'test_resume.py', 'test_bucket.py')
+SLOW = (
+    'test_first_steps.py',
+    'test_study_processes.py',
+    'test_processes.py',
+    'test_mesh.py',
+    'test_together.py',
+    'test_study_cli.py',
+    'test_resume.py',
+    'test_bucket.py',
+)
 
 
 def pytest_unconfigure():

@@ -80,9 +80,9 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
 def _names(what: str, given: str, allowed: Iterable[str]) -> tuple[str, ...]:
     """The names in a flag's value, in the order of the table, each once; () for 'none'."""
     names = given.split(',')
-    if what == 'platform' and names == [_NONE]:
-        return ()
     if what == 'platform':
+        if names == [_NONE]:
+            return ()
         names = ['cuda' if name == 'gpu' else name for name in names]  # as jax calls it
     for name in names:
         if name not in allowed:

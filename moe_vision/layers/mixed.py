@@ -58,10 +58,10 @@ class Mixed(Expert):
             for name, value in expert.bank_shapes(count).items()
         }
 
-    def first_matrix(self, params):
-        raise UserError(
-            'experts of model.moe.kinds differ, so they have no first_matrix in common; leave '
-            'kinds out, or set to 0 the loss that reads it.'
+    def _lacks(self, name):
+        return UserError(
+            f'experts of model.moe.kinds differ, so they have no {name} in common; leave kinds '
+            'out, or do without what reads it.'
         )
 
     def in_bank(self, params):

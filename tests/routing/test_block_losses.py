@@ -216,12 +216,13 @@ def test_a_config_that_cannot_have_them_is_one_line(changes, hint):
 
 
 def test_an_expert_of_ones_own_may_show_its_hidden_units():
-    make(
+    config = make(
         model__moe__placement='head',
         model__moe__expert='own_methods:Doubled',
         model__moe__router_args={},
         model__moe__losses={'unit_overlap': 1.0},
     )
+    assert config.model.moe.losses == {'unit_overlap': 1.0}
 
 
 @pytest.mark.parametrize(
