@@ -50,16 +50,15 @@ def results(tmp_path_factory):
     for folder in REPORTED:
         to = results / folder.relative_to(ROOT / 'results')
         shutil.copytree(folder, to, ignore=shutil.ignore_patterns('report', 'runs', 'claims'))
+    shutil.copy(ROOT / 'results' / 'overview.json', results)
     assert study.main(['report', f'--workdir={results}']) == 0
     return results
 
 
-@pytest.mark.parametrize('folder', REPORTED, ids=ids)
-def test_a_report_is_made_again_from_its_rows(folder, results):
-    made, kept = results / folder.relative_to(ROOT / 'results') / 'report', folder / 'report'
+def assert_same_files(made: Path, kept: Path) -> None:
+    """The same names, and in tables the same numbers."""
     names = {str(p.relative_to(kept)) for p in kept.rglob('*') if p.is_file()}
     assert names == {str(p.relative_to(made)) for p in made.rglob('*') if p.is_file()}
-    assert (made / 'report.md').read_text() == (kept / 'report.md').read_text()
     for name in names:
         if name.endswith('.csv'):
             ours, theirs = (list(csv.reader((of / name).open())) for of in (made, kept))
@@ -69,6 +68,25 @@ def test_a_report_is_made_again_from_its_rows(folder, results):
                 for x, y in zip(ours, theirs, strict=True)
                 for a, b in zip(x, y, strict=True)
             ), name
+
+
+def test_the_overview_is_made_again_from_the_rows(results):
+    assert_same_files(results / 'overview', ROOT / 'results' / 'overview')
+
+
+def test_the_numbers_of_the_answer_are_those_of_the_overview():
+    answer = (ROOT / 'results' / 'README.md').read_text().split('\n## ')[1]
+    rows = csv.DictReader((ROOT / 'results' / 'overview' / 'gaps.csv').open())
+    known = {signed(row[n]) for row in rows for n in ('gap_pp', 'low_pp', 'high_pp')}
+    told = re.findall(r'[+\u2212]\d+\.\d\d', answer)
+    assert len(told) == 5 and set(told) <= known
+
+
+@pytest.mark.parametrize('folder', REPORTED, ids=ids)
+def test_a_report_is_made_again_from_its_rows(folder, results):
+    made, kept = results / folder.relative_to(ROOT / 'results') / 'report', folder / 'report'
+    assert_same_files(made, kept)
+    assert (made / 'report.md').read_text() == (kept / 'report.md').read_text()
 
 
 @pytest.mark.parametrize('folder', STUDIES, ids=ids)

@@ -21,7 +21,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -40,6 +40,9 @@ from moe_vision.study import lent, registration, stopwatch, tuning
 from moe_vision.study.load import Loaded, load, matching
 from moe_vision.study.run import claims, pack, plan, runner
 
+if TYPE_CHECKING:
+    from moe_vision.study.analysis.analyse import Analysis
+
 COMMANDS = ('run', 'tune', 'report', 'pack', 'register', 'time', 'new')
 _TRAIN = ('run', 'tune')
 
@@ -57,6 +60,7 @@ def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.command == 'report':
         for folder in registration.folders(args.workdir):
             _report(folder)
+        _overview(args.workdir)
         return
     if args.command == 'pack':
         for folder in registration.folders(args.workdir):
@@ -223,21 +227,36 @@ def _time(loaded: Loaded, workdir: str) -> None:
 
 
 def _report(workdir: str) -> None:
-    record, digest = registration.read(workdir)
-    usable_rows, problems = lent.read(workdir, record, digest)
+    from moe_vision.study import report
+
+    analysis, problems = _analysis(workdir)
     left_out: list[str] = []
     timings = {
         'cells': stopwatch.timings(workdir, left_out.append),
         'latency': stopwatch.latency(workdir, left_out.append),
     }
     for line in problems + left_out:
-        print(f'note: {record["name"]}: {printable(" ".join(line.split()))}', file=sys.stderr)
-    from moe_vision.study import report
+        name = analysis.study['name']
+        print(f'note: {name}: {printable(" ".join(line.split()))}', file=sys.stderr)
+    out = os.path.join(workdir, 'report')
+    report.write(analysis, timings, out)
+    print(f'wrote {out}/report.md and report.html')
+
+
+def _overview(workdir: str) -> None:
+    from moe_vision.study import overview
+
+    if written := overview.write(workdir, lambda study: _analysis(study)[0]):
+        print(f'wrote {os.path.dirname(written[0])}/')
+
+
+def _analysis(workdir: str) -> tuple['Analysis', list[str]]:
+    """The analysis of a study, and what is wrong with its rows."""
     from moe_vision.study.analysis import analyse
 
-    out = os.path.join(workdir, 'report')
-    report.write(analyse.analyse(record, digest, usable_rows, problems), timings, out)
-    print(f'wrote {out}/report.md and report.html')
+    record, digest = registration.read(workdir)
+    usable_rows, problems = lent.read(workdir, record, digest)
+    return analyse.analyse(record, digest, usable_rows, problems), problems
 
 
 if __name__ == '__main__':
