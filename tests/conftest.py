@@ -1,4 +1,7 @@
-"""Programs compile quickly, and once for all tests and the processes that they start."""
+"""Programs compile quickly, and once for all tests and the processes that they start.
+
+Set JAX_COMPILATION_CACHE_DIR to a folder, and further calls of pytest need not compile them again.
+"""
 
 import gc
 import os
@@ -14,7 +17,9 @@ if not WORKER:
     caches = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
     os.environ |= {
         'XDG_CACHE_HOME': caches,
-        'JAX_COMPILATION_CACHE_DIR': f'{caches}/compiled',
+        'JAX_COMPILATION_CACHE_DIR': os.environ.get(
+            'JAX_COMPILATION_CACHE_DIR', f'{caches}/compiled'
+        ),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     }
