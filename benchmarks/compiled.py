@@ -34,7 +34,7 @@ import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
-from benchmarks import forms, run, step  # noqa: E402
+from benchmarks import forms, latency, run, step  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
 from moe_vision.common import chips, platform  # noqa: E402
 from moe_vision.common.paths import expanded  # noqa: E402
@@ -156,8 +156,8 @@ def h100() -> jax.Device:
     ).devices[0]
 
 
-def layers(device: jax.Device, fns: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
-    """Compiles forward and backward of each form of the layer."""
+def compiled(device: jax.Device, fns: Mapping[str, tuple[Callable, Any]]) -> dict[str, Program]:
+    """Compiles each function for the shapes of its arguments."""
     sharding = SingleDeviceSharding(device)
     programs = {}
     with platform.made_for(Mesh([device], 'data')):
@@ -165,8 +165,28 @@ def layers(device: jax.Device, fns: Mapping[str, tuple[Callable, Any]]) -> dict[
             args = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
             )
-            programs[name] = _program(jax.jit(forms.with_gradient(fn)).lower(*args), {})
+            programs[name] = _program(jax.jit(fn).lower(*args), {})
     return programs
+
+
+def layer(device: jax.Device, shape: forms.Shape) -> Row:
+    """Each form of the layer, forward and backward."""
+    fns = {n: (forms.with_gradient(fn), args) for n, (fn, args) in forms_of(shape).items()}
+    return row(str(shape), compiled(device, fns))
+
+
+def inference(device: jax.Device, images: int) -> Row:
+    """The forward pass of a routed layer of ViT-S/16, at the capacity factor of evaluation."""
+    shape = latency.layer_of(images, 'bfloat16')
+    fns = {n: fn for n, fn in forms_of(shape).items() if n in ('layer', 'floor')}
+    return row(f'inference of {images} images, {shape}', compiled(device, fns))
+
+
+def convolutions(device: jax.Device, maps: forms.Maps) -> Row:
+    """The experts' convolutions, forward and backward."""
+    args = jax.eval_shape(maps.drawn)
+    fns = {n: (forms.with_gradient(fn), args) for n, fn in forms.of_maps().items()}
+    return row(str(maps), compiled(device, fns))
 
 
 def forms_of(shape: forms.Shape) -> dict[str, tuple[Callable, Any]]:
@@ -232,7 +252,9 @@ def main() -> int:
             'also without a GPU'
         )
     device = h100()
-    rows = [row(str(shape), layers(device, forms_of(shape))) for shape in forms.GPU]
+    rows = [layer(device, shape) for shape in forms.GPU]
+    rows += [convolutions(device, maps) for maps in forms.MAPS_ON_GPU]
+    rows += [inference(device, images) for images in latency.BATCHES]
     names = [n for n in step.GPU if n not in step.CPU] if args.steps else []
     rows += [beside_twin(device, name) for name in names]
     setting = run.setting()

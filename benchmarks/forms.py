@@ -1,6 +1,7 @@
 """The routed layer in the shapes that are timed, and the forms it is compared with.
 
-Axes: G groups of T tokens, D width, F hidden, E experts, k choices, cf capacity factor.
+Axes: G groups of T tokens, D width, F hidden, E experts, k choices, cf capacity factor; N maps of
+an expert, H W space.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from benchmarks.timing import Compiled, compiled
 from moe_vision.common.place import Place
 from moe_vision.config import registry
+from moe_vision.layers.convolution import convolution
 from moe_vision.layers.experts import Conv, Expert, Mlp
 from moe_vision.layers.moe import make_router
 from moe_vision.routing.capacity import capacity
@@ -76,6 +78,32 @@ GPU = [
     for e in (8, 64)
     for t in (1024, 4096)
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """The 3x3 convolutions inside E experts of maps: each of N maps [side, side, D] to the same."""
+
+    e: int
+    n: int
+    side: int
+    d: int
+    dtype: str = 'float32'
+
+    def __str__(self) -> str:
+        return f'3x3, E={self.e} N={self.n} maps {self.side}x{self.side} D={self.d}'
+
+    def drawn(self) -> tuple[Array, Array]:
+        """Random arguments of `of_maps`: maps [E, N, H, W, D] and kernels [E, 3, 3, D, D]."""
+        x, kernel = jax.random.split(jax.random.key(0))
+        return (
+            jax.random.normal(x, (self.e, self.n, self.side, self.side, self.d), self.dtype),
+            jax.random.normal(kernel, (self.e, 3, 3, self.d, self.d), self.dtype) * 0.05,
+        )
+
+
+MAPS_ON_CPU = [Maps(8, 40, 8, 64), Maps(8, 40, 14, 8)]
+MAPS_ON_GPU = [Maps(8, 80, 14, 296, 'bfloat16'), Maps(8, 80, 7, 296, 'bfloat16')]  # imagenet_k2
 
 
 def on_cpu() -> bool:
@@ -160,6 +188,27 @@ def everything(shape: Shape) -> Callable:
         return jnp.einsum('ne,end->nd', gates.astype(x.dtype), out).reshape(x.shape)
 
     return layer
+
+
+def of_maps() -> dict[str, Callable[[Array, Array], Array]]:
+    """Forms of `Maps`: functions (x, kernel) -> y [E, N, H, W, D]. The first is the layer's own."""
+
+    def one(x, kernel):
+        numbers = ('NHWC', 'HWIO', 'NHWC')
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
+
+    def patches(x, kernel):
+        e, n, h, w, d = x.shape
+        edged = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        shifts = [edged[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+        rows = jnp.concatenate(shifts, -1).reshape(e, n * h * w, 9 * d)
+        return (rows @ kernel.reshape(e, 9 * d, -1)).reshape(x.shape)
+
+    return {
+        'one by one': jax.vmap(convolution),
+        'grouped': jax.vmap(one),  # XLA makes one convolution in E groups of it
+        'im2col': patches,
+    }
 
 
 def drawn(shape: Shape) -> tuple[Any, Any, Array]:

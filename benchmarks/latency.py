@@ -39,10 +39,15 @@ def networks(rounds: int) -> Iterator[Row]:
             )
 
 
+def layer_of(images: int, dtype: str) -> layer.Shape:
+    """A layer of ViT-S/16 with eight experts, in a group for each image."""
+    return layer.Shape(TOKENS, 384, 1536, 8, 2, 2.0, g=images, dtype=dtype)
+
+
 def layers(rounds: int) -> Iterator[Row]:
     dtype = 'float32' if layer.on_cpu() else 'bfloat16'
     for batch in BATCHES[:2] if layer.on_cpu() else BATCHES:
-        shape = layer.Shape(TOKENS, 384, 1536, 8, 2, 2.0, g=batch, dtype=dtype)
+        shape = layer_of(batch, dtype)
         fns = layer.competitors(shape)
         calls, programs = layer.calls_of({n: fns[n] for n in ('layer', 'floor', 'dense')})
         yield row(

@@ -7,6 +7,7 @@ Names in the table:
     einsum   the same layer, with dispatch and combine by one-hot products
     ragged   the same experts without capacity: sorts choices, multiplies by `lax.ragged_dot`
     all      every token through every expert
+    grouped, im2col    E convolutions as one in E groups, and as E products of patches
 
 Axes: G groups of T tokens, D width, F hidden, E experts, k choices, cf capacity factor, S seeds.
 """
@@ -21,10 +22,14 @@ import jax.numpy as jnp
 from benchmarks.forms import (
     CPU,
     GPU,
+    MAPS_ON_CPU,
+    MAPS_ON_GPU,
+    Maps,
     Shape,
     calls_of,
     competitors,
     drawn,
+    of_maps,
     on_cpu,
     routed,
     with_gradient,
@@ -125,6 +130,13 @@ def routers(rounds: int) -> Iterator[Row]:
         yield row(f'expert_choice; {shapes[0]}', calls, rounds)
 
 
+def convolutions(maps: Maps, rounds: int) -> Row:
+    """Times the forms of the experts' convolutions, forward and backward."""
+    args = maps.drawn()
+    calls, _ = calls_of({n: (with_gradient(fn), args) for n, fn in of_maps().items()})
+    return row(str(maps), calls, rounds)
+
+
 def seeds_and_scan(rounds: int) -> Iterator[Row]:
     """Maps under vmap over S=4 seeds beside dense blocks, and in a scan beside a loop."""
     shape = Shape(128, 64, 64, 8, 2, 1.25, side=8)
@@ -161,4 +173,6 @@ def rows(rounds: int) -> Iterator[Row]:
     yield from growth(rounds)
     yield from plans(rounds)
     yield from routers(rounds)
+    for maps in MAPS_ON_CPU if on_cpu() else MAPS_ON_GPU:
+        yield convolutions(maps, rounds)
     yield from seeds_and_scan(rounds)

@@ -59,6 +59,15 @@ def test_with_k_equal_to_e_the_layer_runs_every_token_through_every_expert():
     )
 
 
+def test_all_forms_of_the_convolutions_of_experts_compute_the_same():
+    x, kernel = forms.Maps(2, 3, 5, 4).drawn()
+    by_form = {n: jax.jit(forms.with_gradient(fn)) for n, fn in forms.of_maps().items()}
+    ours, *theirs = (fn(x, kernel) for fn in by_form.values())
+    for name, both in zip(list(by_form)[1:], theirs, strict=True):
+        for a, b in zip(ours, both, strict=True):
+            np.testing.assert_allclose(a, b, 1e-4, 1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize(
     'shape, compared',
     [
@@ -324,7 +333,7 @@ def test_a_method_stands_beside_top_k_in_its_own_places_and_sizes(monkeypatch):
 
 def test_every_form_of_a_layer_is_compiled_for_a_device_and_has_kernels():
     shape = forms.Shape(4, 4, 4, 2, 1, 1.0)
-    programs = compiled_for_gpu.layers(jax.devices()[0], compiled_for_gpu.forms_of(shape))
+    programs = compiled_for_gpu.compiled(jax.devices()[0], compiled_for_gpu.forms_of(shape))
     assert list(programs) == ['layer', 'floor', 'einsum', 'ragged']
     assert all(k.bytes >= 0 for p in programs.values() for k in p.kernels)
     assert len(programs['layer'].kernels) > len(programs['floor'].kernels) > 0
