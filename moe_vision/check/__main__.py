@@ -2,7 +2,9 @@
 
     python -m moe_vision.check my.routers:Mine --args="{'temperature': 0.1}"
     python -m moe_vision.check --loss=z
+    python -m moe_vision.check my.losses:Teaches --router=my.routers:Mine --expert=my.experts:Mine
 
+A loss is checked with the routes of --router; a loss or a router that reads experts, with --expert.
 A name of the tables in moe_vision/config/registry.py may stand for several kinds of method. Then
 say which: --router, --loss, --expert, --backbone or --transform. What does not hold is told in one
 line.
@@ -43,22 +45,38 @@ def _run(arguments: Sequence[str]) -> int:
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'
     names = {kind: name for kind in _KINDS if (name := getattr(given, kind)) is not None}
     if given.name is not None:
-        names[_kind(given.name)] = given.name
-    if len(names) != 1 or (given.name is not None and given.name not in names.values()):
-        flags = ', '.join(f'--{kind}' for kind in _KINDS)
-        raise UserError(f'{len(names)} methods are named; give one, by itself or with {flags}.')
-    ((kind, name),) = names.items()
+        kind = _kind(given.name)
+        if kind in names:
+            raise UserError(f"two {kind}s are named, '{given.name}' and '{names[kind]}'; give one.")
+        names[kind] = given.name
+    kind, beside = _judged(names)
+    name = names[kind]
     args = None if given.args is None else source.literal(given.args)
     if given.args is not None and not isinstance(args, Mapping):
         raise UserError(f"--args is '{given.args}'; write a dictionary: {{'a': 1}}.")
     registry.entry(kind, _KINDS[kind], name)  # a misspelt name is told before jax is imported
-    from moe_vision.check import shapes, transforms, values
+    from moe_vision.check import routers, shapes, transforms, values
 
-    with shapes.named({f'--{kind}': name}):
-        judge = getattr(transforms if kind == 'transform' else values, kind)
-        judge(name, *([] if args is None else [args]))
+    with shapes.named({k: n for k, n in names.items() if ':' in n}):
+        module = {'transform': transforms, 'router': routers}.get(kind, values)
+        judge = getattr(module, kind)
+        judge(name, *([] if args is None else [args]), **beside)
     print(f"{kind} '{name}' holds what it must")
     return 0
+
+
+def _judged(names: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The kind of method that is to be checked, and those that it is checked with."""
+    for kind, others in (('loss', ('router', 'expert')), ('router', ('expert',))):
+        if kind in names and set(names) <= {kind, *others}:
+            return kind, {k: n for k, n in names.items() if k != kind}
+    if len(names) != 1:
+        flags = ', '.join(f'--{kind}' for kind in _KINDS)
+        raise UserError(
+            f'{len(names)} methods are named; give one, by itself or with {flags}. A loss may have '
+            'a --router and an --expert beside it, a router an --expert.'
+        )
+    return next(iter(names)), {}
 
 
 def _kind(name: str) -> str:

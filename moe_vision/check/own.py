@@ -7,11 +7,12 @@ notice is checked beside it. The methods of the tables are not checked: the test
 
 from typing import Any
 
-from moe_vision.check import shapes, values
+from moe_vision.check import inputs, routers, shapes, values
 from moe_vision.config import registry
 from moe_vision.config.kinds import SKIP, skips
 from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.config.schema import Model
+from moe_vision.layers.moe import make_expert
 
 _passed: list[tuple[Any, ...]] = []  # what this process has found right
 
@@ -30,6 +31,8 @@ def check(model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
     with shapes.named(mine):
         images = 1 if moe.placement == 'none' else moe.group_size  # these fill whole groups
         shapes.network(model, image_shape, num_classes, images)
+        if moe.placement != 'none':
+            _experts(model, mine)
         if moe.placement != 'none' and model.twin == 'none':
             _routing(model, mine)
     _passed.append(asked)
@@ -37,17 +40,29 @@ def check(model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
 
 def _routing(model: Model, mine: shapes.Own) -> None:
     moe = model.moe
+    experts = ('mlp', None) if moe.kinds else (moe.expert, moe.expert_args)
     if 'model.moe.router' in mine:
         for layer in range(routed_layers(model)):
             at = moe_at(model, layer)
             ids = at.num_experts + skips(at.kinds)
-            values.router(moe.router, moe.router_args, ids, at.k)
-        return  # losses of one's own may read what this router alone gives
-    if 'k' in registry.ROUTERS[moe.router].ignores:
+            routers.router(moe.router, moe.router_args, ids, at.k, *experts)
+    entry = registry.entry('router', registry.ROUTERS, moe.router)
+    if 'k' in entry.ignores or not set(entry.needs) <= inputs.SUPPLIED:
         return
+    router = (moe.router, moe.router_args) if 'model.moe.router' in mine else ('', None)
     for name in moe.losses:
         if f'model.moe.losses.{name}' in mine:
-            values.loss(name, moe.loss_args.get(name))
+            values.loss(name, moe.loss_args.get(name), *router, *experts)
+
+
+def _experts(model: Model, mine: shapes.Own) -> None:
+    moe = model.moe
+    named = {'model.moe.expert': (moe.expert, moe.expert_args)}
+    named |= {f'model.moe.kinds[{n}].expert': (k.expert, k.args) for n, k in enumerate(moe.kinds)}
+    for key, (name, args) in named.items():
+        if key in mine:
+            step = make_expert(name, args, 1, 1).multiple
+            values.expert(name, args, -(-16 // step) * step, -(-32 // step) * step)
 
 
 def own(model: Model) -> shapes.Own:

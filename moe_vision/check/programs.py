@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 from moe_vision.check import quick
 from moe_vision.common import flops
 from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import Array
@@ -21,8 +22,11 @@ _B, _T, _D, _F, _N = 16, 4, 16, 8, 4
 _VALID = np.arange(_B) != 3
 
 
-def router(name: str, args: Any, made: Router) -> None:
-    """Checks a router in a layer of `made.num_experts` experts.
+def router(
+    name: str, args: Any, made: Router, expert: str = 'mlp', expert_args: Any = None
+) -> None:
+    """Checks a router in a layer of `made.num_experts` experts: `conv` for maps, `mlp`, or those
+    that it reads.
 
     Seeds that are trained together, by a vmap, get what each gets alone; devices of a mesh get what
     one device gets, if this process has several; and the FLOPs can be counted.
@@ -32,6 +36,9 @@ def router(name: str, args: Any, made: Router) -> None:
     """
     what, k = f"router '{name}'", made.k
     is_map = 'map' in made.needs
+    if 'bank' not in made.needs:
+        expert, expert_args = ('conv', {'norm_groups': 4}) if is_map else ('mlp', None)
+    is_map |= 'map' in registry.entry('expert', registry.EXPERTS, expert).needs
     layer = MoE(
         made.num_experts,
         k,
@@ -39,8 +46,8 @@ def router(name: str, args: Any, made: Router) -> None:
         _F,
         router=name,
         router_args=args,
-        expert='conv' if is_map else 'mlp',
-        expert_args={'norm_groups': 4} if is_map else None,
+        expert=expert,
+        expert_args=expert_args,
         tokens_per_image=_N if 'attention' in made.needs else 1,
         eval_capacity_factor=2.0,
     )
@@ -61,7 +68,8 @@ def router(name: str, args: Any, made: Router) -> None:
     together = quick.jit(jax.vmap(run, in_axes=(0, None)))(both, x)
     for n, one in enumerate(alone):
         _same(what, one, jax.tree.map(lambda a, n=n: a[n], together), 'trained beside another seed')
-    size = max(d for d in (1, 2, 4) if d <= jax.device_count() and made.num_experts % d == 0)
+    most = 1 if 'bank' in made.needs else jax.device_count()
+    size = max(d for d in (1, 2, 4) if d <= most and made.num_experts % d == 0)
     if size > 1:
         auto = (AxisType.Auto, AxisType.Auto)
         mesh = jax.make_mesh((1, size), ('data', 'expert'), auto, devices=jax.devices()[:size])

@@ -1,8 +1,6 @@
 """Checks by shape of what a network and a router's state must be; nothing runs."""
 
 import contextlib
-import sys
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,9 +86,12 @@ def named(own: Own) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:
-        files = {f.filename for f in traceback.extract_tb(e.__traceback__)}
-        for key, path in own.items():
-            module = path.partition(':')[0]
-            if getattr(sys.modules.get(module), '__file__', None) in files:
-                raise UserError(f"{key} '{path}': {own_code.told(e, module)}") from e
-        raise
+        blamed = [key for key, path in own.items() if own_code.is_of(e, path)][:1]
+        if not blamed and own_code.is_users(e):  # in a file that one of theirs imports
+            blamed = list(own)
+        if not blamed:
+            raise
+        who = ' or '.join(key if own[key] in key else f"{key} '{own[key]}'" for key in blamed)
+        path = own[blamed[0]]
+        line = own_code.told(e, path.partition(':')[0]).rstrip('.')
+        raise UserError(f'{who}: {line}{own_code.due(e, path)}.') from e

@@ -65,7 +65,7 @@ class LayerStream(IntEnum):
     DRAW = 8  # the intervention that draws other experts
     PRIORITY = 9  # who gets the slots first, with priority 'random'
     DROPS = 10  # which choices a twin drops that was given the shares
-    LOSSES = 11  # of losses of a layer; then the loss's name
+    LOSSES = 11  # then the loss's name
 
 
 @unique

@@ -2,9 +2,13 @@
 
 import dataclasses
 import importlib
+import inspect
+import re
 import sys
+import sysconfig
 import traceback
 import typing
+from pathlib import Path
 from typing import Any
 
 from input_pipeline.registry import is_path
@@ -16,6 +20,15 @@ _METHODS = {  # what the user's own class must be, by kind; imported for such cl
     'expert': 'moe_vision.layers.experts:Expert',
     'backbone': 'flax.linen:Module',
     'transform': 'moe_vision.transforms.types:Transform',
+}
+# What to do about errors that do not say so.
+_REMEDIES = {
+    'TracerBoolConversionError': 'write jnp.where(condition, a, b) where values decide',
+    'TracerIntegerConversionError': 'take sizes from x.shape, and not from values',
+    'ConcretizationTypeError': 'take sizes from x.shape, and not from values',
+    'UnexpectedTracerError': 'keep no array on self: return it, or make it state',
+    "'NoArgs' object has no attribute": 'declare it in a frozen dataclass Args of the class',
+    "'_DimExpr' object": 'take sizes from x.shape, because len(x) is not known to the export',
 }
 _BASES = _METHODS | {'tracker': 'moe_vision.run_folder.trackers:Tracker'}
 
@@ -58,6 +71,11 @@ def check_kind(kind: str, name: str, found: Any) -> None:
             f"{kind} '{name}': Args is no dataclass; write @dataclasses.dataclass(frozen=True) "
             'above it.'
         )
+    if not args.__dataclass_params__.frozen:
+        raise UserError(
+            f"{kind} '{name}': Args can be changed; write @dataclasses.dataclass(frozen=True) "
+            'above it.'
+        )
     try:
         typing.get_type_hints(args)
     except (NameError, TypeError, AttributeError) as e:
@@ -91,16 +109,71 @@ def load(path: str) -> Any:
 
 
 def told(error: BaseException, module: str) -> str:
-    """What went wrong in a user's module, and where: `ValueError: no (my/routers.py, line 3).`"""
-    file = getattr(sys.modules.get(module), '__file__', None) or getattr(error, 'filename', None)
-    frames = traceback.extract_tb(error.__traceback__)
-    at = [f for f in frames if f.filename == file] or [
-        f for f in frames if 'importlib' not in f.filename
-    ]
+    """What went wrong in a user's module, where, and if that is known, what to do.
+
+    Such as `ValueError: no (my/routers.py, line 3).`
+    """
+    at = _frame(error, file_of(module) or getattr(error, 'filename', None))
     where = ''
     if isinstance(error, SyntaxError):
         where = f' ({error.filename}, line {error.lineno})'
     elif at:
-        where = f' ({at[-1].filename}, line {at[-1].lineno})'
+        where = f' ({at.filename}, line {at.lineno})'
     message = str(getattr(error, 'msg', error)).partition('\n')[0][:300].rstrip('.')
-    return f'{type(error).__name__}: {message}{where}.'
+    what = f'{type(error).__name__}: {message}'
+    remedy = next((f'; {do}' for sign, do in _REMEDIES.items() if sign in what), '')
+    return f'{what}{where}{remedy}.'
+
+
+def file_of(module: str) -> str | None:
+    """The file of a module that was imported."""
+    return getattr(sys.modules.get(module), '__file__', None)
+
+
+def is_of(error: BaseException, path: str) -> bool:
+    """Whether the user's own method `path` raised an error, or cannot be called as it is called."""
+    file = file_of(path.partition(':')[0])
+    frames = traceback.extract_tb(error.__traceback__)
+    in_message = file is not None and f'{file}:' in str(error)  # as jax tells of leaked tracers
+    return in_message or any(f.filename == file for f in frames) or bool(due(error, path))
+
+
+def due(error: BaseException, path: str) -> str:
+    """How the method `path` is called, if the error is that it cannot be called so; else ''."""
+    called = re.match(r'(?:(\w+)\.)?(\w+)\(\) ', str(error))
+    if (
+        not (isinstance(error, TypeError) and called)
+        or path.partition(':')[2] not in called.groups()
+    ):
+        return ''
+    found, name = load(path), called[2]
+    if not isinstance(found, type):
+        form = '(view, key)' if getattr(found, 'of_layer', False) else '(routing, context, view)'
+        return f'; it is called as {name}{form}'
+    bases = (vars(c).get(name) for c in found.__mro__[1:] if c.__module__.startswith('moe_vision.'))
+    base = next((b for b in bases if b), None)
+    return f'; it is called as {name}{inspect.signature(base)}' if base else ''
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether code raised an error that is neither this project's nor that of a library."""
+    return _frame(error, None) is not None
+
+
+def _frame(error: BaseException, file: str | None) -> traceback.FrameSummary | None:
+    """The innermost frame in this file or, without one, in code of the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename == file] or [
+        f
+        for f in frames
+        if not f.filename.startswith('<')
+        and not any(Path(f.filename).is_relative_to(folder) for folder in _not_users())
+    ]
+    return own[-1] if own else None
+
+
+def _not_users() -> list[Path]:
+    """Folders of this project's packages, and of installed ones."""
+    here = Path(__file__).resolve().parents[1]
+    installed = {sysconfig.get_path(p) for p in ('stdlib', 'platstdlib', 'purelib', 'platlib')}
+    return [here, here.parent / 'input_pipeline', *map(Path, installed)]

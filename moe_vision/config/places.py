@@ -181,3 +181,12 @@ def compares_images(model: Model, tokens: int) -> bool:
     routed = model.moe.placement != 'none' and model.twin == 'none'
     size = 1 if model.moe.placement in HEADS else tokens
     return routed and registry.keeps_capacity(model.moe.router) and size == 1
+
+
+def reads_labels(moe: Moe) -> bool:
+    """Whether a router, or a loss that counts, reads the labels of what it is trained on."""
+    read = [registry.entry('router', registry.ROUTERS, moe.router)]
+    read += [
+        registry.entry('loss', registry.LOSSES, n) for n, weight in moe.losses.items() if weight
+    ]
+    return any('labels' in entry.needs for entry in read)

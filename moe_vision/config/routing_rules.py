@@ -65,8 +65,13 @@ def _experts(config: Config) -> None:
                 f"router '{moe.router}' needs 'domain', but dataset.domains is 0; set it to the "
                 f'number of domains, such as {moe.num_experts}.'
             )
+        if need == 'bank' and config.mesh.expert > 1:
+            raise UserError(
+                f"router '{moe.router}' reads all experts, but mesh.expert is "
+                f'{config.mesh.expert} and lays them over devices; set it to 1.'
+            )
         supplies = [n for n in backbone.supplies if moe.placement not in HEADS or n == 'image']
-        if need not in (*supplies, 'domain', 'labels'):
+        if need not in (*supplies, 'bank', 'domain', 'labels'):
             raise UserError(
                 f"router '{moe.router}' needs '{need}' but backbone '{model.name}' supplies "
                 f"{', '.join(supplies) or 'nothing'} at model.moe.placement '{moe.placement}'; "
@@ -198,12 +203,11 @@ _OF_EXPERTS = {'first_matrix': 'first matrices', 'units': 'hidden units'}
 
 def _losses(config: Config) -> None:
     moe = config.model.moe
-    if moe.router not in registry.ROUTERS:
-        return  # the user's own router: the loss itself reports what it lacks
+    router = registry.entry('router', registry.ROUTERS, moe.router)
     expert = registry.EXPERTS.get(moe.expert)  # one of the user's own tells by itself
-    offers = [*registry.ROUTERS[moe.router].supplies]
+    offers = [*router.supplies, 'labels']
     offers += () if moe.kinds else expert.supplies if expert else tuple(_OF_EXPERTS)
-    if 'k' not in registry.ROUTERS[moe.router].ignores:
+    if 'k' not in router.ignores:
         offers.append('choices')
     if 'large' in offers and not moe.kinds:
         offers.remove('large')  # without kinds of experts all are
@@ -222,6 +226,8 @@ def _losses(config: Config) -> None:
         'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
         'units': "take an expert that shows its hidden units, such as 'mlp' or 'convnext', or",
     }
+    if moe.router not in registry.ROUTERS:  # for one's own router the loss itself tells
+        offers += todo
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
@@ -240,7 +246,8 @@ def _losses(config: Config) -> None:
                 of = 'expert' if need in _OF_EXPERTS else 'router'
                 raise UserError(
                     f"model.moe.losses.{name} is {weight} but {of} '{getattr(moe, of)}' "
-                    f'has no {need}; {todo[need]} set the loss to 0.'
+                    f'has no {need}; {todo.get(need, "take one that supplies it, or")} set the '
+                    'loss to 0.'
                 )
     if getattr(moe.router_args, 'superclasses', ()) and not moe.losses.get('supervised'):
         raise UserError(

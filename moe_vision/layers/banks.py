@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_vision.layers.experts import Expert
+from moe_vision.routing.types import declared
 
 Array = jax.Array
 
@@ -30,6 +31,8 @@ class ExpertBank(nn.Module):
 
             return draw
 
+        for kind, _ in self.expert.parts(self.num_experts):
+            declared(f'{type(kind).__name__}.shapes', kind.shapes())
         return {
             name: self.param(name, stacked(init, count), shape)
             for name, (count, shape, init) in self.expert.bank_shapes(self.num_experts).items()
@@ -79,6 +82,5 @@ class DenseBlock(nn.Module):
 
 def declare_params(module: nn.Module, expert: Expert) -> dict[str, Array]:
     """Makes the parameters of one expert parameters of this module, and returns their values."""
-    return {
-        name: module.param(name, init, shape) for name, (shape, init) in expert.shapes().items()
-    }
+    shapes = declared(f'{type(expert).__name__}.shapes', expert.shapes())
+    return {name: module.param(name, init, shape) for name, (shape, init) in shapes.items()}

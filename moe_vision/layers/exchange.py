@@ -126,6 +126,7 @@ def run_plan(
     x: jax.Array,
     expert: Expert,
     bank: dict[str, jax.Array],
+    num_experts: int,
     mesh: Mesh | None,
     across: bool,
     train: bool,
@@ -139,13 +140,14 @@ def run_plan(
       x: [G, T, *].
       bank: parameters of this device's experts: [E / n, ...] with n devices on the expert axis, or
         an n-th of each kind.
+      num_experts: E.
       across: what `spans` returned. If True the result has the outputs of this device's experts
         alone, for `over_groups` to sum.
 
     Returns:
       [G, T, *].
     """
-    count = expert.in_bank(bank)
+    count = num_experts // (1 if mesh is None else mesh.shape['expert'])
     experts = functools.partial(expert.run_stacked, bank)
     if mesh is None or mesh.shape['expert'] == 1:
         if not train and isinstance(plan, IndexPlan) and at_most(plan.gate.size, count):

@@ -81,10 +81,6 @@ class Expert:
         """What a bank of `count` experts holds; the arrays get a leading axis."""
         return {name: (count, shape, init) for name, (shape, init) in self.shapes().items()}
 
-    def in_bank(self, params: dict[str, Array]) -> int:
-        """How many experts a bank, or one device's part of it, holds."""
-        return next(iter(params.values())).shape[0]
-
     def run_one(self, params: dict[str, Array], number: Array, x: Array) -> Array:
         """Runs expert `number`, a scalar that may be traced, of a bank on x [N, *, D]."""
         one = {n: lax.dynamic_index_in_dim(w, number, keepdims=False) for n, w in params.items()}
@@ -159,10 +155,9 @@ class Expert:
         return next(i for i, c in enumerate(type(self).__mro__) if method in vars(c))
 
     def _checked(self, method: str, x: Array, y: Any) -> Array:
+        cast = "; cast to the tokens' type" if getattr(y, 'shape', None) == x.shape else ''
         field = f'{type(self).__name__}.{method}'
-        expect(
-            field, y, x.shape, x.dtype, "those of its tokens, [..., D]; cast to the tokens' type"
-        )
+        expect(field, y, x.shape, x.dtype, f'those of its tokens, [..., D]{cast}')
         return y
 
 

@@ -64,9 +64,6 @@ class Mixed(Expert):
             'out, or do without what reads it.'
         )
 
-    def in_bank(self, params):
-        return sum(e.in_bank(self._own(params, n)) for n, (e, _) in enumerate(self.kinds))
-
     def run_stacked(self, params, x):
         """All experts of this device on x [E, N, *, D]; their ids are consecutive."""
         in_blocks = x.reshape(-1, sum(self._shares), *x.shape[1:])

@@ -5,7 +5,6 @@ D width, `*` payload of a token ([D], or [H, W, D] for a feature map), N tokens 
 """
 
 import dataclasses
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from jax.sharding import Mesh as DeviceMesh
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
-from moe_vision.common.streams import LayerStream
 from moe_vision.config import registry, typed
 from moe_vision.config.kinds import as_kinds, kind_of_id, skips, true_kinds
 from moe_vision.layers import sequences
@@ -24,7 +22,7 @@ from moe_vision.layers.banks import ExpertBank, Shared
 from moe_vision.layers.exchange import run_plan, spans
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.mixed import Mixed
-from moe_vision.layers.route import Step, elsewhere, make_plan, route_groups
+from moe_vision.layers.route import Step, elsewhere, loss_key, make_plan, route_groups
 from moe_vision.layers.router_variables import RouterVariables
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import View, expect
@@ -138,6 +136,11 @@ class MoE(nn.Module):
                 # A token is routed by its mean over space (the vector itself where it has none).
                 mean = x.astype(jnp.float32).mean(tuple(range(2, x.ndim - 1)))
                 features = [mean] * len(features)
+            whole = self.mesh is None or self.mesh.shape['expert'] == 1
+            experts = {'bank': bank, 'expert': expert} if whole else {}
+            view = View(place, params=params, state=state, tokens=x, **experts)
+            if whole and 'bank' in router.needs:
+                context = dataclasses.replace(context, view=view)
             with jax.named_scope('router'):
                 routing = router(params, state, features[0], context)
                 pairs = zip(others.items(), jax.lax.stop_gradient(features[1:]), strict=True)
@@ -148,10 +151,7 @@ class MoE(nn.Module):
             if intervention is not None:
                 routing = intervention(routing, context, self.layer, self.num_experts)
             plan = make_plan(self, routing, context)
-            y = run_plan(plan, x, expert, bank, self.mesh, across, step.train)
-            whole = self.mesh is None or self.mesh.shape['expert'] == 1
-            experts = {'bank': bank, 'expert': expert} if whole else {}
-            view = View(place, params=params, state=state, tokens=x, **experts)
+            y = run_plan(plan, x, expert, bank, self.num_experts, self.mesh, across, step.train)
             return y, routing, plan, view, changed
 
         of_groups, of_layer, loss_args = self._losses()
@@ -235,16 +235,12 @@ class MoE(nn.Module):
         self, weights: Mapping[str, float], args: Mapping[str, Any], view: View, step: Step
     ) -> dict[str, Array]:
         """Weighted losses of the layer, each a scalar."""
-        key = None
-        if step.key is not None:
-            key = jax.random.fold_in(jax.random.fold_in(step.key, self.layer), LayerStream.LOSSES)
+        key = None if step.key is None else jax.random.fold_in(step.key, self.layer)
         losses = {}
         for name, weight in weights.items():
             fn = registry.load(registry.entry('loss', registry.LOSSES, name).path)
-            # each loss draws for itself, whatever others there are
-            own = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
             with jax.named_scope(LAYER_LOSSES):
-                value = fn(dataclasses.replace(view, args=args[name]), own)
+                value = fn(dataclasses.replace(view, args=args[name]), loss_key(key, name))
             expect(f"loss '{name}'", value, (), 'float32', 'one number')
             losses[name] = weight * value
         return losses

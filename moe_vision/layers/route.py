@@ -5,6 +5,7 @@ Axes: B tokens given (images, or patches), G groups, T tokens of a group, E expe
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -181,7 +182,8 @@ def route_groups(
         values = {}
         for name, fn in loss_fns.items():
             own = dataclasses.replace(view, args=(loss_args or {}).get(name))
-            values[name] = fn(routing, context, own)
+            draws = dataclasses.replace(context, key=loss_key(context.key, name))
+            values[name] = fn(routing, draws, own)
             one_per_group = context.valid.shape[:1]
             expect(
                 f"loss '{name}'", values[name], one_per_group, 'float32', 'one value per group, [G]'
@@ -189,8 +191,8 @@ def route_groups(
         counts = telemetry.count(routing, plan, context)
         if labels is not None and step.num_classes:
             counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-        observed = {} if router is None or not step.train else _observed(router, routing, context)
-        return y, (choices_of(routing, plan), routing.carry), (values, counts, observed, changed)
+        seen = {} if router is None or not step.train else observed(router, routing, context)
+        return y, (choices_of(routing, plan), routing.carry), (values, counts, seen, changed)
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid
     settled = step.settled_at('/'.join(layer.path))
@@ -203,18 +205,28 @@ def route_groups(
     return Routed(y, choices, carry, *per_group)
 
 
-def _observed(router: Router, routing: Routing | SoftRouting, context: Context) -> dict[str, Array]:
+def loss_key(key: Array | None, name: str) -> Array | None:
+    """What a loss draws from, given the layer's key: it draws for itself, whatever others there
+    are."""
+    if key is None:
+        return None
+    return jax.random.fold_in(
+        jax.random.fold_in(key, LayerStream.LOSSES), zlib.crc32(name.encode())
+    )
+
+
+def observed(router: Router, routing: Routing | SoftRouting, context: Context) -> dict[str, Array]:
     """What a router observes, checked: [G, ...] each."""
-    what, observed = f'{type(router).__name__}.observe', router.observe(routing, context)
-    if not isinstance(observed, dict):
-        given = type(observed).__name__
+    what, seen = f'{type(router).__name__}.observe', router.observe(routing, context)
+    if not isinstance(seen, dict):
+        given = type(seen).__name__
         raise UserError(f'{what} returned a {given}; expected a dict of arrays [G, ...].')
-    for name, value in observed.items():
+    for name, value in seen.items():
         shape = (context.valid.shape[0], *getattr(value, 'shape', ())[1:])
         expect(f"{what}: '{name}'", value, shape, 'float32', '[G, ...]')
         if name in ('chosen', 'tokens'):
             raise UserError(f"{what} returned '{name}', which update_state gets anyway; rename it.")
-    return observed
+    return seen
 
 
 def elsewhere(

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from moe_vision.routing.router import Router
+from moe_vision.routing.types import declared
 
 Array = jax.Array
 
@@ -22,10 +23,12 @@ class RouterVariables(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[dict[str, Array], dict[str, Array]]:
         shapes, initial = {}, {}
+        of = type(self.router).__name__
         if self.width:
-            shapes, initial = self.router.params(self.width), self.router.init_state()
+            shapes = declared(f'{of}.params', self.router.params(self.width))
+            initial = self.router.init_state()
         if self.alone or not self.width:
-            shapes = shapes | self.router.shared_params()
+            shapes = shapes | declared(f'{of}.shared_params', self.router.shared_params())
             initial = initial | self.router.init_shared_state()
         params = {name: self.param(name, init, shape) for name, (shape, init) in shapes.items()}
         state = {

@@ -27,7 +27,8 @@ class Router:
 
     Attributes:
       needs: what the router reads besides features: names in `Context.extras` that the backbone or
-        the data must supply, or 'labels', which `Context.labels` then holds in training.
+        the data must supply; 'labels', which `Context.labels` then holds in training; or 'bank',
+        which puts tokens and experts into `Context.view`, on one device of the expert axis.
       draws: whether routes are random in evaluation, too.
       pool: None, or `pool(params, x [B, *, D], extras) -> [B, D']`, the features by which tokens
         are routed. It runs before the tokens are split into groups, and only its result travels
@@ -94,15 +95,21 @@ class Router:
           UserError: the context lacks what the router needs, or `choose` returned something else
             than a routing of these shapes.
         """
-        given = context.extras | ({} if context.labels is None else {'labels': context.labels})
+        given = set(context.extras) | ({'labels'} if context.labels is not None else set())
+        given |= {'bank'} if context.view is not None else set()
         for name in self.needs:
             # `pool` reads the map and the image; labels are there in training alone
             read_elsewhere = ('image', 'map') if context.train else ('image', 'map', 'labels')
             if name in given or name in read_elsewhere:
                 continue
+            if name == 'bank':
+                raise UserError(
+                    f"router {type(self).__name__} needs 'bank', all experts on one device; lay "
+                    'them over no mesh, or over one whose expert axis is 1.'
+                )
             raise UserError(
                 f"router {type(self).__name__} needs '{name}', but the step and the backbone "
-                f'give {", ".join(given) or "nothing"}; put it into Step.'
+                f'give {", ".join(sorted(given)) or "nothing"}; put it into Step.'
                 f'{"labels" if name == "labels" else "extras"}.'
             )
         features = jnp.where(context.valid[..., None], features, jnp.zeros((), features.dtype))

@@ -71,6 +71,9 @@ class Context:
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
     labels: Array | None = None  # [G, T] int32, class of the token's image; in training alone
     settled: Array | None = None  # bool scalar; True: noise is off in training; None: False
+    view: 'View | None' = dataclasses.field(  # tokens, bank and expert, if the router needs 'bank'
+        default=None, metadata={'static': True}
+    )
     capacity: int = dataclasses.field(default=0, metadata={'static': True})  # C, slots per expert
     train: bool = dataclasses.field(default=False, metadata={'static': True})
 
@@ -107,7 +110,8 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a loss may read besides the routing: the router's arrays, the tokens or the experts.
+    """What a loss may read besides the routing: the router's arrays, the tokens or the experts. A
+    router that needs 'bank' gets it, too.
 
     Attributes:
       place: where the layer stands.
@@ -149,6 +153,27 @@ def at_most(size: Any, most: int) -> bool:
     """Whether a size is so small. Nobody knows that where a program is traced for any number of
     groups, as for the export: there the size is a symbol, and the answer is no."""
     return isinstance(size, int) and size <= most
+
+
+def declared(what: str, shapes: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Parameters as a method declares them: name -> (shape, initializer).
+
+    Raises:
+      UserError: `what` returned something else.
+    """
+    if not isinstance(shapes, dict):
+        raise UserError(
+            f'{what} returned a {type(shapes).__name__}; expected a dict of names, each with '
+            '(shape, initializer).'
+        )
+    for name, given in shapes.items():
+        pair = given if isinstance(given, tuple) and len(given) == 2 else (None, None)
+        if not (isinstance(pair[0], tuple) and callable(pair[1])):
+            raise UserError(
+                f"{what}: '{name}' is {str(given)[:60]}; expected (shape, initializer), such as "
+                '((16, 4), jax.nn.initializers.zeros).'
+            )
+    return shapes
 
 
 def expect(field: str, given: Any, shape: tuple[int, ...], dtype: Any, meaning: str) -> None:

@@ -17,6 +17,7 @@ from moe_vision.common import platform
 from moe_vision.common.streams import SeedStream, StepStream
 from moe_vision.config import registry
 from moe_vision.config.placement import HEADS
+from moe_vision.config.places import reads_labels
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.models.parts import extras_of, forward_fn, normalize_images
@@ -120,7 +121,7 @@ def train_step_fn(
     """
     train, moe = config.train, config.model.moe
     routed = moe.placement != 'none' and config.model.twin == 'none'
-    taught = routed and 'labels' in registry.entry('router', registry.ROUTERS, moe.router).needs
+    taught = routed and reads_labels(moe)
 
     def loss_fn(params, batch_stats, router_state, micro, key, start, known, total_valid, parts):
         valid, labels = micro['valid'], micro['label']

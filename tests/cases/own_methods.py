@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from own_helper import Fails
 
 from moe_vision.layers import DenseBlock, ExpertBank, MoE, Shared
 from moe_vision.layers.experts import Expert, Mlp
@@ -16,6 +17,7 @@ from moe_vision.routing.router import Router
 from moe_vision.routing.routers.bias_balanced import BiasBalanced
 from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.routers.top_k import TopK
+from moe_vision.routing.types import pick, top_k_ids
 from moe_vision.transforms.freeze_router import FreezeRouter
 from moe_vision.transforms.types import Transform, bank_of, by_path
 
@@ -51,10 +53,120 @@ NoProbabilities = with_field('probs', lambda a: 2 * a)
 class DrawsForAllGroups(TopK):
     """Draws with the layer's key instead of one key for each group."""
 
+    draws = True
+
     def choose(self, params, state, features, context):
         routing = super().choose(params, state, features, context)
         drawn = jax.random.uniform(context.key, routing.gate.shape)
         return dataclasses.replace(routing, gate=drawn)
+
+
+class ReadsExperts(TopK):
+    """Autonomy of experts: those whose first matrix finds most in a token take it."""
+
+    needs = ('bank',)
+
+    def choose(self, params, state, features, context):
+        view = context.view
+        found = jnp.einsum('gtd,edf->gtef', features, view.expert.first_matrix(view.bank))
+        logits = jnp.sqrt(jnp.square(found).sum(-1) + 1e-6)
+        ids = top_k_ids(logits, self.k)
+        return self.routing(context, logits, ids, pick(jax.nn.softmax(logits), ids))
+
+
+class Residual(TopK):
+    """Adds the logits of the layer before, which the first layer has none of."""
+
+    def params(self, width):
+        own = super().params(width)
+        square = ((self.num_ids, self.num_ids), jax.nn.initializers.zeros)
+        return own | ({'residual': square} if self.place.layer else {})
+
+    def choose(self, params, state, features, context):
+        logits = features @ params['kernel']
+        if context.carry is not None:
+            logits += context.carry @ params['residual']
+        ids = top_k_ids(logits, self.k)
+        gate = pick(jax.nn.softmax(logits), ids)
+        return self.routing(context, logits, ids, gate, carry=logits)
+
+
+class ForgetsTheSecondLayer(Residual):
+    def params(self, width):
+        return TopK.params(self, width)
+
+
+class MutableArgs(TopK):
+    @dataclasses.dataclass
+    class Args:
+        temperature: float = 1.0
+
+
+class ChoosesTwice(TopK):
+    def choose(self, params, state, features, context):
+        routing = super().choose(params, state, features, context)
+        first = routing.expert_of_choice[..., :1]
+        return dataclasses.replace(routing, expert_of_choice=jnp.concatenate([first, first], -1))
+
+
+class DrawsWhenSettled(TopK):
+    def choose(self, params, state, features, context):
+        routing = super().choose(params, state, features, context)
+        draw = jax.vmap(lambda key: jax.random.uniform(key, routing.gate.shape[1:]))
+        return dataclasses.replace(routing, gate=draw(context.keys(0)))
+
+
+class ObservesPadding(TopK):
+    def observe(self, routing, context):
+        return {'sure': routing.probs.max(-1).sum(1)}
+
+
+class ObservesANumber(TopK):
+    def observe(self, routing, context):
+        return {'sure': routing.probs.mean()}
+
+
+class TakesTheLength(TopK):
+    def choose(self, params, state, features, context):
+        each = [features[g : g + 1] for g in range(len(features))]
+        return super().choose(params, state, jnp.concatenate(each), context)
+
+
+class KeepsAnArray(TopK):
+    def choose(self, params, state, features, context):
+        self.last = getattr(self, 'last', 0.0) + features.mean()
+        return super().choose(params, state, features + 0 * self.last, context)
+
+
+class BranchesOnAValue(TopK):
+    def choose(self, params, state, features, context):
+        if context.fraction > 0.5:
+            features = 2 * features
+        return super().choose(params, state, features, context)
+
+
+class LacksArgs(Router):
+    def choose(self, params, state, features, context):
+        return features / self.args.temperature
+
+
+class LacksTheState(Router):
+    def choose(self, params, features, context):
+        raise NotImplementedError
+
+
+class ParamsWithoutInitializer(TopK):
+    def params(self, width):
+        return {'kernel': (width, self.num_ids)}
+
+
+class ParamsOfAList(TopK):
+    def params(self, width):
+        return [width]
+
+
+class FailsElsewhere(Fails):
+    pass
 
 
 class LoopOfUnknownLength(TopK):
@@ -118,6 +230,39 @@ def l1(routing, context, view):
     return each.sum(1) / jnp.maximum(context.valid.sum(1), 1)
 
 
+def draws(routing, context, view):
+    """A right loss that draws at random, for each group by itself."""
+    noise = jax.vmap(lambda key: jax.random.uniform(key, ()))(context.keys(0))
+    return l1(routing, context, view) * noise
+
+
+def of_labels(routing, context, view):
+    """A right loss that reads labels, in training alone."""
+    del view
+    if context.labels is None:
+        return jnp.zeros(routing.probs.shape[0])
+    first = jax.nn.log_softmax(routing.logits)[..., 0]
+    return jnp.where(context.valid & (context.labels == 0), -first, 0.0).sum(1)
+
+
+of_labels.needs = ('labels',)
+
+
+def two_arguments(routing, view):
+    return jnp.zeros(routing.probs.shape[0])
+
+
+def reads_experts_unasked(routing, context, view):
+    return jnp.zeros(routing.probs.shape[0]) + view.bank['in_kernel'].sum()
+
+
+def needs_what_nobody_has(routing, context, view):
+    return jnp.zeros(routing.probs.shape[0])
+
+
+needs_what_nobody_has.needs = ('banks',)
+
+
 def scalar(routing, context, view):
     return jnp.abs(routing.logits).mean()
 
@@ -156,6 +301,26 @@ class Doubled(Mlp):
         return 2 * super().apply_stacked(params, x)
 
 
+class Nothing(Expert):
+    """An expert without parameters, which copies its tokens."""
+
+    needs = ('vector', 'map')
+
+    def shapes(self):
+        return {}
+
+    def apply(self, params, x):
+        return x
+
+
+class ShapesWithoutInitializer(Expert):
+    def shapes(self):
+        return {'w': (self.width, self.width)}
+
+    def apply(self, params, x):
+        return x @ params['w']
+
+
 class Scaled(Mlp):
     """Overrides `apply` alone, with a parameter that the stacked form of its base cannot read."""
 
@@ -186,6 +351,11 @@ class AppliesOtherwise(StackedOnly):
 
     def apply_stacked(self, params, x):
         return super().apply_stacked(params, x)
+
+
+class MixesExperts(StackedOnly):
+    def apply_stacked(self, params, x):
+        return jnp.einsum('end,df->enf', x, params['kernel'].mean(0).astype(x.dtype))
 
 
 class WrongWidth(StackedOnly):
@@ -366,6 +536,11 @@ class MovesForgotten(Transform):
 class BranchesOnTheStep(Transform):
     def moves(self, path, param, *, step, state):
         return True if step > 3 else False
+
+
+class TakesNoState(Transform):
+    def update(self, updates, params, step):
+        return updates
 
 
 class Unsettles(FreezeRouter):

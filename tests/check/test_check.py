@@ -10,7 +10,7 @@ import pytest
 from slow import except_for
 
 import input_pipeline
-from moe_vision.check import transforms, values
+from moe_vision.check import routers, transforms, values
 from moe_vision.check.__main__ import main
 from moe_vision.check.own import check
 from moe_vision.common.errors import UserError
@@ -29,7 +29,7 @@ ROUTERS = ('top_k', 'bias_balanced', 'null_experts', 'expert_choice', 'dynmole',
 
 @pytest.mark.parametrize('name', except_for(ROUTERS, registry.ROUTERS))
 def test_routers_of_the_table(name):
-    values.router(name)
+    routers.router(name)
 
 
 @pytest.mark.parametrize('name', registry.LOSSES)
@@ -58,7 +58,12 @@ def test_transforms_of_the_table(name):
 RIGHT = [
     ('router', 'Right'),
     ('loss', 'l1'),
+    ('router', 'ReadsExperts'),
+    ('router', 'Residual'),
+    ('loss', 'draws'),
+    ('loss', 'of_labels'),
     ('expert', 'Doubled'),
+    ('expert', 'Nothing'),
     ('expert', 'Scaled'),
     ('expert', 'StackedOnly'),
     ('transform', 'Damps'),
@@ -88,6 +93,20 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('router', 'StateOfOtherNames', ["['bias', 'more']", "expected ['bias']"]),
     ('router', 'PlainArgs', ['Args is no dataclass', '@dataclasses.dataclass(frozen=True)']),
     ('router', 'ArgsWithWrongAnnotation', ['annotation of Args', 'Tensor']),
+    ('router', 'MutableArgs', ['Args can be changed', 'frozen=True']),
+    ('router', 'ChoosesTwice', ['chooses one expert twice']),
+    ('router', 'DrawsWhenSettled', ['draws where routes are settled', 'unless_settled']),
+    ('router', 'ObservesPadding', ["observe: 'sure' changes with padding"]),
+    ('router', 'ObservesANumber', ["observe: 'sure' is float32[]", '[G, ...]']),
+    ('router', 'TakesTheLength', ['own_methods.py, line', 'x.shape']),
+    ('router', 'ForgetsTheSecondLayer', ["KeyError: 'residual'", 'own_methods.py, line']),
+    ('router', 'KeepsAnArray', ['UnexpectedTracerError', 'keep no array on self']),
+    ('router', 'BranchesOnAValue', ['TracerBoolConversionError', 'jnp.where(']),
+    ('router', 'LacksArgs', ["no attribute 'temperature'", 'dataclass Args of the class']),
+    ('router', 'LacksTheState', ['takes 4 positional', 'choose(self, params, state, features']),
+    ('router', 'ParamsWithoutInitializer', ["params: 'kernel' is (16, 4)", '(shape, initializer)']),
+    ('router', 'ParamsOfAList', ['params returned a list', '(shape, initializer)']),
+    ('router', 'FailsElsewhere', ["router 'own_methods:FailsElsewhere': KeyError: 'fairness'"]),
     ('router', 'NoRouter', ['class', 'NoRouter', 'subclass of moe_vision.routing.router.Router']),
     ('router', 'l1', ['function l1', 'subclass of']),
     ('router', 'Righ', ["has no 'Righ'", "'Right'"]),
@@ -98,10 +117,14 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('loss', 'counts_padding', ['changes with the routes of padding', 'context.valid']),
     ('loss', 'over_groups', ['another group']),
     ('loss', 'not_finite', ['not finite']),
+    ('loss', 'two_arguments', ['takes 2 positional', 'two_arguments(routing, context, view)']),
+    ('loss', 'reads_experts_unasked', ["'NoneType' object", 'own_methods.py, line']),
     ('loss', 'not_callable', ['is 3.0', 'a function']),
     ('expert', 'AppliesOtherwise', ['apply', 'apply_stacked', 'agree']),
     ('expert', 'WrongWidth', ['WrongWidth.apply', '[5, 15]', '[5, 16]']),
     ('expert', 'InFloat32', ['InFloat32.apply is float32', 'expected bfloat16']),
+    ('expert', 'ShapesWithoutInitializer', ["shapes: 'w' is (16, 16)", '(shape, initializer)']),
+    ('expert', 'MixesExperts', ['apply_stacked does not', 'mix experts']),
     ('expert', 'MixesTokens', ['changes with another token']),
     ('expert', 'NoRouter', ['subclass of moe_vision.layers.experts.Expert']),
     ('backbone', 'LogitsAlone', ['returned a', 'expected (logits']),
@@ -121,6 +144,7 @@ WRONG = [  # kind, name in own_methods, parts of the error
     ('transform', 'MovesByHalf', ['moves of block_0/bias is float32[6]', 'bools']),
     ('transform', 'MovesForgotten', ['moves of block_0/bias is NoneType', 'expected True']),
     ('transform', 'BranchesOnTheStep', ['TracerBoolConversionError', 'own_methods.py, line']),
+    ('transform', 'TakesNoState', ['update(self, updates', 'unexpected keyword']),
     ('transform', 'Unsettles', ['settled is True and then False', 'state']),
     ('transform', 'SettlesByLayer', ['settled is bool[2]', 'expected bool[]']),
     ('transform', 'NotFiniteUpdate', ['not finite after 8 steps']),
@@ -131,7 +155,8 @@ ids = [name for _, name, *_ in WRONG]
 
 @pytest.mark.parametrize('kind, name', RIGHT)
 def test_right_methods_pass(kind, name):
-    getattr(transforms if kind == 'transform' else values, kind)(f'own_methods:{name}')
+    module = {'transform': transforms, 'router': routers}.get(kind, values)
+    getattr(module, kind)(f'own_methods:{name}')
 
 
 @pytest.mark.parametrize('kind, name, parts', WRONG, ids=ids)
@@ -176,7 +201,8 @@ def test_a_router_that_draws_for_all_groups_at_once_is_told_on_a_mesh():
     'args, parts',
     [
         ([], ['0 methods', '--router', '--backbone']),
-        (['--router=top_k', '--loss=z'], ['2 methods']),
+        (['--expert=mlp', '--backbone=vit'], ['2 methods', 'a --router and an --expert beside']),
+        (['--router=top_k', '--backbone=vit'], ['2 methods']),
         (['--router=topk'], ["'top_k'"]),
         (['--router=top_k', '--args=3'], ['a dictionary']),
         (['--loss=z', '--args={"c": 1}'], ["unknown argument of loss 'z'"]),
@@ -186,7 +212,8 @@ def test_a_router_that_draws_for_all_groups_at_once_is_told_on_a_mesh():
         (['conv'], ['a expert or a backbone', '--expert=conv or --backbone=conv']),
         (['top_kk'], ["'top_k'", 'package.module:Class']),
         (['own_methods:not_callable'], ['is 3.0', 'Router']),
-        (['top_k', '--loss=z'], ['2 methods']),
+        (['top_k', '--router=random'], ['two routers', "'top_k' and 'random'"]),
+        (['z', '--router=tp_k'], ["'top_k'"]),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(args, parts, capsys):

@@ -28,6 +28,36 @@ NONE = {'model__moe__router_args': {}}
             ["router 'top_k' has no coefficient", "'remoe'"],
         ),
         (
+            {'model__moe__losses': {'own_methods:needs_what_nobody_has': 1.0}},
+            ["router 'top_k' has no banks", 'take one that supplies it', 'to 0'],
+        ),
+        (
+            NONE
+            | {
+                'model__moe__router': 'own_methods:Right',
+                'model__moe__losses': {'own_methods:needs_what_nobody_has': 1.0},
+            },
+            ["router 'own_methods:Right' has no banks"],
+        ),
+        (
+            NONE
+            | {
+                'model__moe__router': 'own_methods:Right',
+                'model__moe__losses': {'prior_approximate': 1.0},
+                'mesh__expert': 2,
+            },
+            ['prior_approximate is 1.0', 'mesh.expert is 2', 'set it to 1'],
+        ),
+        (
+            NONE
+            | {
+                'model__moe__router': 'own_methods:ReadsExperts',
+                'model__moe__losses': {},
+                'mesh__expert': 2,
+            },
+            ["'own_methods:ReadsExperts' reads all experts", 'mesh.expert is 2', 'set it to 1'],
+        ),
+        (
             {
                 'model__moe__router': 'remoe',
                 'model__moe__router_args': {'max_choices': 1},

@@ -137,8 +137,10 @@ def test_each_device_runs_its_share_of_every_kind(given):
     def on_device(bank, ids, gate, x):
         routing = Routing(None, None, ids, gate, jnp.ones(ids.shape, bool))
         plan = index_plan(routing, 6, 16)
-        y = run_plan(plan, x, experts, bank, mesh, False, True)
-        whole = run_plan(plan, x, experts, bank, mesh, True, True)  # as if groups spanned devices
+        y = run_plan(plan, x, experts, bank, 6, mesh, False, True)
+        whole = run_plan(
+            plan, x, experts, bank, 6, mesh, True, True
+        )  # as if groups spanned devices
         return y, whole, plan.expert_of_choice
 
     halves = jax.tree.map(lambda w: w.reshape(2, -1, *w.shape[1:]), bank)

@@ -12,6 +12,7 @@ from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.layers import DenseBlock, DroppingBlock, MoE, Step
 from moe_vision.layers.moe import make_expert, make_router
+from moe_vision.layers.route import loss_key
 
 D = 8
 OWN = ['Doubled', 'Scaled', 'StackedOnly']
@@ -145,3 +146,60 @@ def test_the_result_has_the_type_of_the_tokens(dtype):
     assert {a.dtype for a in jax.tree.leaves(variables)} == {np.dtype('float32')}
     assert info['choices']['gate'].dtype == 'float32'
     assert "None takes x's type" in MoE.__doc__
+
+
+def test_experts_without_parameters_copy_their_tokens():
+    """All by themselves, and beside others, on many tokens and on few."""
+    x = normal(0, 8, D)
+    alone = moe(group_size=8, expert='own_methods:Nothing', capacity_factor=float('inf'))
+    variables = init(alone, x)
+    assert 'experts' not in variables['params']
+    y, info = jit(lambda x: alone.apply(variables, x, TRAIN))(x)
+    chex.assert_trees_all_close(y, info['choices']['gate'].sum(1)[:, None] * x, atol=1e-5)
+    kinds = ({'count': 2}, {'count': 2, 'expert': 'own_methods:Nothing'})
+    for size in (8, 1):
+        mixed = moe(group_size=size, expert='mlp', kinds=kinds, eval_capacity_factor=float('inf'))
+        variables = init(mixed, x)
+        y, info = jit(lambda x: mixed.apply(variables, x, Step()))(x)  # noqa: B023
+        chosen = np.asarray(info['choices']['expert'])
+        copies = (chosen % 2 == 1).all(1)  # ids are dealt out in turn
+        assert copies.any() and not copies.all()
+        gates = info['choices']['gate'].sum(1)[:, None]
+        chex.assert_trees_all_close(y[copies], (gates * x)[copies], atol=1e-5)
+        assert float(jnp.abs(y - gates * x)[~copies].max()) > 1e-3
+
+
+def test_a_router_may_read_the_experts_and_teach_them():
+    """Its gates come from the first matrices, which they therefore train."""
+    x = normal(0, 8, D)
+    layer = moe(group_size=8, router='own_methods:ReadsExperts', capacity_factor=float('inf'))
+    variables = init(layer, x)
+    kernel = np.asarray(variables['params']['experts']['in_kernel'])
+    found = np.linalg.norm(np.einsum('bd,edf->bef', np.asarray(x), kernel), axis=-1)
+    _, info = jit(lambda x: layer.apply(variables, x, TRAIN))(x)
+    np.testing.assert_array_equal(info['choices']['expert'], np.argsort(-found, -1)[:, :2])
+
+    def gates(bank):
+        params = variables['params'] | {'experts': bank}
+        _, info = layer.apply(variables | {'params': params}, x, TRAIN)
+        return info['choices']['gate'].sum()
+
+    gradient = jit(jax.grad(gates))(variables['params']['experts'])
+    assert float(jnp.abs(gradient['in_kernel']).max()) > 1e-3
+    assert float(jnp.abs(gradient['out_kernel']).max()) == 0
+
+
+def test_a_loss_draws_for_itself():
+    """Neither what its router draws, nor what another loss does."""
+    key = jax.random.key(3)
+    keys = [loss_key(key, name) for name in ('a', 'b')]
+    drawn = [float(jax.random.uniform(k)) for k in (key, *keys)]
+    assert len(set(drawn)) == 3 and loss_key(None, 'a') is None
+    x = normal(0, 8, D)
+    losses = {'own_methods:draws': 1.0, 'own_methods:l1': 1.0}
+    layer = moe(group_size=8, losses=losses)
+    _, info = jit(lambda x: layer.apply(init(layer, x), x, TRAIN))(x)
+    own = loss_key(jax.random.fold_in(TRAIN.key, layer.layer), 'own_methods:draws')
+    noise = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(own, 0), 0))
+    drew, plain = info['losses'].values()
+    chex.assert_trees_all_close(drew, plain * noise, rtol=1e-5)

@@ -447,3 +447,13 @@ def test_what_a_router_observes_reaches_its_state_once_a_step(data_dir):
     means = [float(run.states[1].router_state['head']['router']['sure']) for run in runs]
     assert means[0] == pytest.approx(means[1], rel=1e-5) and 0.1 < means[0] < 1
     assert all('observed' not in run.out[0] for run in runs)
+
+
+def test_labels_reach_a_loss_that_needs_them(data_dir):
+    """With a router that reads none. The loss counts images of class 0 alone."""
+    loss = 'own_methods:of_labels'
+    run = Run(data_dir, {'model.moe.losses': {loss: 1.0}, 'model.moe.router_args': {}}, steps=0)
+    rows = batch()
+    for wrong, zero in ((rows['label'], False), (np.ones_like(rows['label']), True)):
+        _, out = run.take(rows | {'label': wrong})
+        assert (float(out['losses'][loss]) == 0) == zero

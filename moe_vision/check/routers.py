@@ -1,0 +1,178 @@
+"""Judges a router by what it does to small inputs.
+
+Axes: G groups, T tokens, K choices, E experts, N ids.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from moe_vision.check import inputs, programs, quick, shapes
+from moe_vision.common.errors import UserError
+from moe_vision.layers.moe import make_router
+from moe_vision.layers.route import observed
+from moe_vision.routing.router import Router
+from moe_vision.routing.types import Array, Context, Routing, SoftRouting
+
+
+def router(
+    name: str,
+    args: Any = None,
+    num_experts: int = 4,
+    k: int = 2,
+    expert: str = 'mlp',
+    expert_args: Any = None,
+) -> None:
+    """Checks a router: a name in ROUTERS or 'module:Class'.
+
+    Padding makes no choice and is not observed, groups do not see each other, ids and probabilities
+    are what they say, settled routes draw nothing, gradients are finite, `update_state` keeps
+    shapes and types, and a second routed layer takes what the first hands on. A router that `needs`
+    what only a backbone of one's own supplies is judged by its state alone.
+
+    Args:
+      expert, expert_args: whose weights a router gets that needs 'bank'.
+
+    Raises:
+      UserError: the first thing that does not hold.
+    """
+    place = inputs.place_of(name, num_experts, k)
+    made, what = make_router(name, args, place), f"router '{name}'"
+    if not set(made.needs) <= inputs.SUPPLIED:
+        shapes.state(made, {})
+        return
+    params, kept = inputs.params_of(made), made.init_state() | made.init_shared_state()
+    view = None
+    if 'bank' in made.needs:
+        view = inputs.view_of(expert, expert_args, place, params, kept)
+
+    def routed(params: Any, features: Array, context: Context) -> Routing | SoftRouting:
+        return made(params, kept, features, inputs.seeing(context, view, features))
+
+    def seen(params: Any) -> dict[str, Array]:
+        context = inputs.context()
+        return observed(made, routed(params, inputs.features_of(made, params), context), context)
+
+    sums = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), jax.eval_shape(seen, params)
+    )
+    shapes.state(made, sums)
+    features = inputs.features_of(made, params)
+
+    def weights(
+        params: Any, features: Array, key: Array, settled: Array
+    ) -> tuple[Array, Routing | SoftRouting]:
+        context = dataclasses.replace(inputs.context(), key=key, settled=settled)
+        routing = routed(params, features, context)
+        gate = routing.combine if isinstance(routing, SoftRouting) else routing.gate
+        return jnp.sum(gate) + jnp.sum(jnp.sin(routing.probs)), routing
+
+    compiled = quick.jit(jax.grad(weights, (0, 1), has_aux=True))
+
+    def run(params: Any, features: Array, key: int = 0, settled: bool = False) -> Any:
+        return compiled(params, features, jax.random.key(key), jnp.asarray(settled))
+
+    gradients, first = run(params, features)
+    other = run(params, features.at[1].set(inputs.normal(2, *features.shape[1:])))[1]
+    _padding(what, first)
+    _observes_no_padding(made, first)
+    _ids(what, first, made)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other), strict=True
+    ):
+        if jnp.shape(a)[:1] == (inputs.G,) and not np.array_equal(a[0], b[0], equal_nan=True):
+            field = jax.tree_util.keystr(path).lstrip('.')
+            raise UserError(
+                f'{what}: {field} of a group changes with the tokens of another group; a group '
+                'must be routed by its own tokens alone.'
+            )
+
+    inputs.finite(what, gradients)
+    inputs.finite(what, run(jax.tree.map(jnp.zeros_like, params), features)[0], equal=True)
+    if not made.draws:
+        _draws_nothing(what, *(run(params, features, key, settled=True)[1] for key in (0, 1)))
+    _for_any_groups(lambda f, c: routed(params, f, c), features)
+    later = make_router(name, args, dataclasses.replace(place, layer=1, layers=2))
+    context = dataclasses.replace(inputs.context(), carry=first.carry)
+    jax.eval_shape(
+        lambda p, s: later(p, s, features, inputs.seeing(context, view, features)),
+        inputs.params_of(later),
+        later.init_state() | later.init_shared_state(),
+    )
+    programs.router(name, args, made, expert, inputs.narrow(expert, expert_args))
+
+
+def _padding(what: str, routing: Routing | SoftRouting) -> None:
+    if isinstance(routing, Routing):
+        taken, field = np.asarray(routing.active)[~inputs.VALID].any(), 'active'
+    else:
+        used = routing.dispatch
+        taken, field = np.any(np.asarray(0 if used is None else used[~inputs.VALID])), 'dispatch'
+    if taken:
+        raise UserError(
+            f'{what} ignores context.valid: {field} is not '
+            f'{"False" if field == "active" else "0"} for padding; multiply it by '
+            'context.valid[..., None].'
+        )
+
+
+def _observes_no_padding(made: Router, routing: Routing | SoftRouting) -> None:
+    mask = inputs.VALID[..., None]  # other fields may be 0 where features are
+    dirty = dataclasses.replace(routing, probs=jnp.where(mask, routing.probs, 0.75))
+    if isinstance(dirty, Routing):
+        dirty = dataclasses.replace(dirty, gate=jnp.where(mask, dirty.gate, 0.75))
+    clean = observed(made, routing, inputs.context())
+    other = observed(made, dirty, inputs.context())
+    for name, value in clean.items():
+        if not np.allclose(value, other[name], rtol=1e-5, atol=1e-6):
+            raise UserError(
+                f"{type(made).__name__}.observe: '{name}' changes with padding; leave out tokens "
+                'that are not context.valid.'
+            )
+
+
+def _draws_nothing(what: str, one: Any, other: Any) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if not np.array_equal(a, b, equal_nan=True):
+            raise UserError(
+                f'{what} draws where routes are settled; take noise through '
+                'context.unless_settled(noisy, clean), or say draws = True if its routes are '
+                'always random.'
+            )
+
+
+def _for_any_groups(fn: Callable[[Array, Context], Any], features: Array) -> None:
+    """Traces a function for any number of groups, as the export does."""
+    (g,) = export.symbolic_shape('g')
+
+    def symbolic(a: Any) -> jax.ShapeDtypeStruct:
+        a = jnp.asarray(a)
+        lead = (g,) if a.shape[:1] == (inputs.G,) else a.shape[:1]
+        return jax.ShapeDtypeStruct((*lead, *a.shape[1:]), a.dtype)
+
+    jax.eval_shape(fn, symbolic(features), jax.tree.map(symbolic, inputs.context()))
+
+
+def _ids(what: str, routing: Routing | SoftRouting, made: Router) -> None:
+    probs = np.asarray(routing.probs)[inputs.VALID]
+    if not (
+        np.isfinite(probs).all() and (probs >= 0).all() and np.allclose(probs.sum(-1), 1, 1e-4)
+    ):
+        raise UserError(f'{what}: probs are no probabilities; each token must have a sum of 1.')
+    if isinstance(routing, Routing):
+        ids = np.asarray(routing.expert_of_choice)[np.asarray(routing.active)]
+        if ids.size and not (0 <= ids.min() and ids.max() < made.num_ids):
+            raise UserError(
+                f'{what}: expert_of_choice holds {ids.min()} to {ids.max()}; allowed are 0 to '
+                f'{made.num_ids - 1}.'
+            )
+        chosen = np.asarray(jax.nn.one_hot(routing.expert_of_choice, made.num_ids))
+        if (np.sum(chosen * np.asarray(routing.active)[..., None], 2) > 1).any():
+            raise UserError(
+                f'{what}: a token chooses one expert twice; it would take two of its slots.'
+            )
