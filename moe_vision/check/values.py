@@ -16,6 +16,7 @@ from moe_vision.check import inputs, quick, shapes
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.config import registry
+from moe_vision.config.routing_rules import INSTEAD
 from moe_vision.config.schema import Model, Moe
 from moe_vision.layers import Step
 from moe_vision.layers.moe import make_args, make_expert, make_router
@@ -52,6 +53,12 @@ def loss(
     what = f"loss '{name}'"
     entry = registry.entry('loss', registry.LOSSES, name)
     fn, own = registry.load(entry.path), make_args('loss', name, entry, args)
+    supplied = registry.entry('router', registry.ROUTERS, router).supplies if router else ()
+    if unknown := set(entry.needs) - set(INSTEAD) - set(supplied):
+        raise UserError(
+            f"{what} needs '{min(unknown)}', which nothing supplies; a router of your own can name "
+            f'it in `supplies`. Otherwise allowed: {", ".join(INSTEAD)}.'
+        )
     place = inputs.place_of(router)
     made = make_router(router, router_args, place) if router else _supplier(entry, place)
     if not set(made.needs) <= inputs.SUPPLIED:

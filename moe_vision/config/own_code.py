@@ -152,7 +152,8 @@ def due(error: BaseException, path: str) -> str:
         return f'; it is called as {name}{form}'
     bases = (vars(c).get(name) for c in found.__mro__[1:] if c.__module__.startswith('moe_vision.'))
     base = next((b for b in bases if b), None)
-    return f'; it is called as {name}{inspect.signature(base)}' if base else ''
+    given = ', '.join(inspect.signature(base).parameters) if base else ''
+    return f'; it is called as {name}({given})' if base else ''
 
 
 def is_users(error: BaseException) -> bool:

@@ -197,7 +197,20 @@ def _splits(config: Config) -> None:
                 )
 
 
-# What losses read of experts.
+# What losses may need, and where it comes from.
+INSTEAD = {
+    'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
+    'choices': 'take a router that chooses, or',
+    'superclass': "set model.moe.router to 'supervised', or",
+    'selectors': "set model.moe.router to 'dselect_k', or",
+    'kernel': "take a router that is linear and learns, such as 'top_k', or",
+    'coefficient': "set model.moe.router to 'remoe', or",
+    'large': "set model.moe.router to 'duo' and name model.moe.kinds, or",
+    'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
+    'units': "take an expert that shows its hidden units, such as 'mlp' or 'convnext', or",
+    'bank': '',
+    'labels': '',
+}
 _OF_EXPERTS = {'first_matrix': 'first matrices', 'units': 'hidden units'}
 
 
@@ -215,19 +228,8 @@ def _losses(config: Config) -> None:
         offers.append('noise')
     if config.mesh.expert == 1:
         offers.append('bank')
-    todo = {
-        'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
-        'choices': 'take a router that chooses, or',
-        'superclass': "set model.moe.router to 'supervised', or",
-        'selectors': "set model.moe.router to 'dselect_k', or",
-        'kernel': "take a router that is linear and learns, such as 'top_k', or",
-        'coefficient': "set model.moe.router to 'remoe', or",
-        'large': "set model.moe.router to 'duo' and name model.moe.kinds, or",
-        'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
-        'units': "take an expert that shows its hidden units, such as 'mlp' or 'convnext', or",
-    }
     if moe.router not in registry.ROUTERS:  # for one's own router the loss itself tells
-        offers += todo
+        offers += set(INSTEAD) - {'bank'}
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
@@ -246,7 +248,7 @@ def _losses(config: Config) -> None:
                 of = 'expert' if need in _OF_EXPERTS else 'router'
                 raise UserError(
                     f"model.moe.losses.{name} is {weight} but {of} '{getattr(moe, of)}' "
-                    f'has no {need}; {todo.get(need, "take one that supplies it, or")} set the '
+                    f'has no {need}; {INSTEAD.get(need, "take one that supplies it, or")} set the '
                     'loss to 0.'
                 )
     if getattr(moe.router_args, 'superclasses', ()) and not moe.losses.get('supervised'):

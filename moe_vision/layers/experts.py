@@ -46,6 +46,7 @@ class Expert:
       hidden: F, hidden width.
 
     Attributes:
+      needs: what tokens it takes: 'vector', 'map' or both; () for any.
       multiple: hidden widths must be divisible by this.
       hidden_axes: parameter -> its axis of hidden units, the first matrix first, for kinds of
         surgery that cut an expert between hidden units. None where the parts would not add up to
@@ -56,6 +57,7 @@ class Expert:
         routed, so a twin has them too.
     """
 
+    needs: tuple[str, ...] = ()
     multiple = 1
     hidden_axes: Mapping[str, int] | None = None
     added: tuple[str, ...] = ()

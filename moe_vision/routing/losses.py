@@ -167,7 +167,10 @@ def budget(routing: Routing, context: Context, view: View) -> Array:
 def _noisy(name: str, routing: Routing) -> tuple[Array, int]:
     """The noisy logits, and how many of the choices are the largest of them."""
     if routing.noise_std is None or routing.noisy_logits is None:
-        raise UserError(f"loss '{name}' needs a router with noise; set its weight to 0.")
+        raise UserError(
+            f"loss '{name}' needs a router with noise, whose Routing has noisy_logits and "
+            f'noise_std; set model.moe.losses.{name} to 0.'
+        )
     return routing.noisy_logits, routing.scored or routing.expert_of_choice.shape[-1]
 
 

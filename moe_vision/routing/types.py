@@ -71,7 +71,7 @@ class Context:
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
     labels: Array | None = None  # [G, T] int32, class of the token's image; in training alone
     settled: Array | None = None  # bool scalar; True: noise is off in training; None: False
-    view: 'View | None' = dataclasses.field(  # tokens, bank and expert, if the router needs 'bank'
+    view: Any = dataclasses.field(  # a `View` with tokens, bank and expert if a router needs 'bank'
         default=None, metadata={'static': True}
     )
     capacity: int = dataclasses.field(default=0, metadata={'static': True})  # C, slots per expert
@@ -85,8 +85,8 @@ class Context:
         """One random key per group, [G].
 
         Args:
-          stream: number of a draw that no other draw of this layer has. A router of your own may
-            take 0 to 6; `common.streams` lists those in use.
+          stream: number of a draw that no other draw of this layer has. A router may take 0 to 6
+            (`common.streams` lists the others), a loss any, because its key is its own.
 
         Raises:
           ValueError: there is no key.

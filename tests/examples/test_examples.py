@@ -202,6 +202,30 @@ def test_the_transform_in_the_documentation():
     assert turns.moves('a/router/kernel', bank, step=jnp.int32(0), state={}) is True
 
 
+def test_a_router_that_reads_the_experts():
+    """The expert whose first matrix is the largest finds most; what experts learn moves routes."""
+    config = _config(
+        moe__router='examples.autonomous_router:Autonomous',
+        moe__router_args={},
+        moe__losses={},
+        moe__num_experts=4,
+        moe__expert_args={},
+        model__args={'widths': (8, 16), 'depth': 1},
+    )
+    layers = _loss_falls(config, (8, 8, 1), 10)
+    router = make_router('examples.autonomous_router:Autonomous', None, place_at(config.model, 0))
+    expert = expert_at(config.model.moe, 16, 16)
+    bank = {n: jnp.ones((4, *s)) for n, (s, _) in expert.shapes().items()}
+    bank['conv1'] = bank['conv1'] * jnp.asarray([1.0, 3.0, 2.0, 0.5])[:, None, None, None, None]
+    x = jnp.ones((1, 6, 16))
+    valid = jnp.ones((1, 6), bool)
+    view = View(router.place, tokens=x, bank=bank, expert=expert)
+    routing = router({}, {}, x, Context(valid, None, jnp.arange(1), view=view))
+    assert layers and (routing.expert_of_choice == jnp.asarray([1, 2])).all()
+    # a convolution of ones sums 9 x 16 ones
+    np.testing.assert_allclose(routing.logits[0, 0], np.array([1, 3, 2, 0.5]) * 9 * 16, rtol=1e-5)
+
+
 def test_a_data_set_of_ones_own(tmp_path):
     config = _config(
         dataset__name='examples.patches_dataset:Patches',
