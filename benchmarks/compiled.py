@@ -1,7 +1,7 @@
 """Compiles routed layers for an H100 without one, and counts their kernels and the bytes they move.
 
     pip install 'jax[cuda12]'
-    python -m benchmarks.compiled           # layers
+    python -m benchmarks.compiled           # layers, convolutions of experts, inference
     python -m benchmarks.compiled --steps --out=benchmarks/results/h100-compiled.md
 
 --steps adds the training steps of the ImageNet configs, which take minutes.

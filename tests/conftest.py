@@ -1,6 +1,6 @@
 """Programs compile quickly, and once for all tests and the processes that they start.
 
-Set JAX_COMPILATION_CACHE_DIR to a folder, and further calls of pytest need not compile them again.
+Set TESTS_COMPILED to a folder, and further calls of pytest need not compile them again.
 """
 
 import gc
@@ -17,9 +17,7 @@ if not WORKER:
     caches = tempfile.mkdtemp(prefix='moe_vision-tests-')  # not the user's
     os.environ |= {
         'XDG_CACHE_HOME': caches,
-        'JAX_COMPILATION_CACHE_DIR': os.environ.get(
-            'JAX_COMPILATION_CACHE_DIR', f'{caches}/compiled'
-        ),
+        'JAX_COMPILATION_CACHE_DIR': os.environ.get('TESTS_COMPILED', f'{caches}/compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     }

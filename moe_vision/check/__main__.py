@@ -2,7 +2,7 @@
 
     python -m moe_vision.check my.routers:Mine --args="{'temperature': 0.1}"
     python -m moe_vision.check --loss=z
-    python -m moe_vision.check my.losses:Teaches --router=my.routers:Mine --expert=my.experts:Mine
+    python -m moe_vision.check my.losses:teach --router=my.routers:Mine --expert=my.experts:Mine
 
 A loss is checked with the routes of --router; a loss or a router that reads experts, with --expert.
 A name of the tables in moe_vision/config/registry.py may stand for several kinds of method. Then
@@ -13,6 +13,7 @@ line.
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError, nearest
@@ -38,7 +39,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser = Parser('moe_vision.check', __doc__)
     parser.add_argument('name', nargs='?', help="'package.module:Class', or a name of the tables")
     for kind in _KINDS:
-        parser.add_argument(f'--{kind}', metavar='NAME', help=f'check this {kind}')
+        parser.add_argument(f'--{kind}', metavar='NAME', help=f'a {kind}')
     parser.add_argument('--args', metavar='DICT', help='its arguments')
     given = parser.parse(arguments)
     if 'jax' not in sys.modules:
@@ -47,7 +48,9 @@ def _run(arguments: Sequence[str]) -> int:
     if given.name is not None:
         kind = _kind(given.name)
         if kind in names:
-            raise UserError(f"two {kind}s are named, '{given.name}' and '{names[kind]}'; give one.")
+            raise UserError(
+                f"the {kind} is named twice, '{given.name}' and '{names[kind]}'; give one name."
+            )
         names[kind] = given.name
     kind, beside = _judged(names)
     name = names[kind]
@@ -55,17 +58,18 @@ def _run(arguments: Sequence[str]) -> int:
     if given.args is not None and not isinstance(args, Mapping):
         raise UserError(f"--args is '{given.args}'; write a dictionary: {{'a': 1}}.")
     registry.entry(kind, _KINDS[kind], name)  # a misspelt name is told before jax is imported
-    from moe_vision.check import routers, shapes, transforms, values
+    from moe_vision.check import inputs, routers, shapes, transforms, values
 
     with shapes.named({k: n for k, n in names.items() if ':' in n}):
         module = {'transform': transforms, 'router': routers}.get(kind, values)
-        judge = getattr(module, kind)
-        judge(name, *([] if args is None else [args]), **beside)
+        if kind in ('loss', 'router'):
+            beside['given'] = inputs.Given(expert=beside.pop('expert', 'mlp'))
+        getattr(module, kind)(name, args, **beside)
     print(f"{kind} '{name}' holds what it must")
     return 0
 
 
-def _judged(names: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def _judged(names: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """The kind of method that is to be checked, and those that it is checked with."""
     for kind, others in (('loss', ('router', 'expert')), ('router', ('expert',))):
         if kind in names and set(names) <= {kind, *others}:

@@ -9,16 +9,15 @@ from typing import Any
 
 from moe_vision.check import inputs, routers, shapes, values
 from moe_vision.config import registry
-from moe_vision.config.kinds import SKIP, skips
+from moe_vision.config.kinds import SKIP
 from moe_vision.config.places import moe_at, routed_layers
 from moe_vision.config.schema import Model
-from moe_vision.layers.moe import make_expert
 
 _passed: list[tuple[Any, ...]] = []  # what this process has found right
 
 
 def check(model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
-    """Traces the network if it has methods of the user's own, and only then.
+    """Traces the network and runs its methods on small inputs, if it has any of the user's own.
 
     Raises:
       UserError: the first thing that a method returns and must not, or the error that it raised,
@@ -30,39 +29,44 @@ def check(model: Model, image_shape: tuple[int, ...], num_classes: int) -> None:
         return
     with shapes.named(mine):
         images = 1 if moe.placement == 'none' else moe.group_size  # these fill whole groups
-        shapes.network(model, image_shape, num_classes, images)
-        if moe.placement != 'none':
-            _experts(model, mine)
+        experts = shapes.network(model, image_shape, num_classes, images)
+        for key, name in mine.items():
+            if key.endswith('expert'):
+                _expert(name, experts)
         if moe.placement != 'none' and model.twin == 'none':
             _routing(model, mine)
     _passed.append(asked)
 
 
+def _expert(name: str, experts: shapes.Experts) -> None:
+    """Judges an expert where the network has it."""
+    judged: set[Any] = set()
+    for made, token, dtype in experts:
+        sizes = (made.width, made.hidden, token, dtype)
+        if type(made) is registry.load(name) and sizes not in judged:
+            judged.add(sizes)
+            values.one_expert(name, made, token[:-1], {'float32', str(dtype)})
+
+
 def _routing(model: Model, mine: shapes.Own) -> None:
-    moe = model.moe
-    experts = ('mlp', None) if moe.kinds else (moe.expert, moe.expert_args)
+    moe, layers = model.moe, routed_layers(model)
+    at: list[inputs.Given] = []
+    for layer in range(layers):
+        m = moe_at(model, layer)
+        given = inputs.Given(m.num_experts, m.k, layers, m.kinds, m.expert, m.expert_args)
+        at += [] if given in at else [given]
     if 'model.moe.router' in mine:
-        for layer in range(routed_layers(model)):
-            at = moe_at(model, layer)
-            ids = at.num_experts + skips(at.kinds)
-            routers.router(moe.router, moe.router_args, ids, at.k, *experts)
+        for given in at:
+            routers.router(moe.router, moe.router_args, given)
     entry = registry.entry('router', registry.ROUTERS, moe.router)
     if 'k' in entry.ignores or not set(entry.needs) <= inputs.SUPPLIED:
         return
-    router = (moe.router, moe.router_args) if 'model.moe.router' in mine else ('', None)
+    router: tuple[str, Any] = ('', None)
+    if 'model.moe.router' in mine:
+        router = moe.router, moe.router_args
     for name in moe.losses:
         if f'model.moe.losses.{name}' in mine:
-            values.loss(name, moe.loss_args.get(name), *router, *experts)
-
-
-def _experts(model: Model, mine: shapes.Own) -> None:
-    moe = model.moe
-    named = {'model.moe.expert': (moe.expert, moe.expert_args)}
-    named |= {f'model.moe.kinds[{n}].expert': (k.expert, k.args) for n, k in enumerate(moe.kinds)}
-    for key, (name, args) in named.items():
-        if key in mine:
-            step = make_expert(name, args, 1, 1).multiple
-            values.expert(name, args, -(-16 // step) * step, -(-32 // step) * step)
+            values.loss(name, moe.loss_args.get(name), *router, at[0])
 
 
 def own(model: Model) -> shapes.Own:

@@ -3,6 +3,7 @@
 Axes: S seeds, B tokens, G groups, N patches of an image, D width, F hidden width.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from moe_vision.check import quick
+from moe_vision.check import inputs, quick
+from moe_vision.check.inputs import Given
 from moe_vision.common import flops
 from moe_vision.common.errors import UserError
-from moe_vision.config import registry
+from moe_vision.config.kinds import SKIP, Kind
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import Array
@@ -22,11 +24,9 @@ _B, _T, _D, _F, _N = 16, 4, 16, 8, 4
 _VALID = np.arange(_B) != 3
 
 
-def router(
-    name: str, args: Any, made: Router, expert: str = 'mlp', expert_args: Any = None
-) -> None:
-    """Checks a router in a layer of `made.num_experts` experts: `conv` for maps, `mlp`, or those
-    that it reads.
+def router(name: str, args: Any, made: Router, given: Given) -> None:
+    """Checks a router in a layer. The experts are those that it reads; if it reads none, `conv` for
+    maps and `mlp` for vectors.
 
     Seeds that are trained together, by a vmap, get what each gets alone; devices of a mesh get what
     one device gets, if this process has several; and the FLOPs can be counted.
@@ -34,20 +34,23 @@ def router(
     Raises:
       UserError: the first thing that does not hold.
     """
-    what, k = f"router '{name}'", made.k
-    is_map = 'map' in made.needs
-    if 'bank' not in made.needs:
-        expert, expert_args = ('conv', {'norm_groups': 4}) if is_map else ('mlp', None)
-    is_map |= 'map' in registry.entry('expert', registry.EXPERTS, expert).needs
+    what, reads = f"router '{name}'", 'bank' in made.needs
+    is_map = given.is_map if reads else 'map' in made.needs
+    if not reads:
+        expert = ('conv', {'norm_groups': 4}) if is_map else ('mlp', None)
+        given = dataclasses.replace(given, expert=expert[0], expert_args=expert[1])
+    count = made.place.skips
+    kinds = (Kind(SKIP, count),) if count else ()
     layer = MoE(
-        made.num_experts,
-        k,
+        given.num_experts,
+        made.k,
         _T,
         _F,
         router=name,
         router_args=args,
-        expert=expert,
-        expert_args=expert_args,
+        expert=given.expert,
+        expert_args=inputs.narrow(given.expert, given.expert_args),
+        kinds=given.narrowed() if reads else kinds,
         tokens_per_image=_N if 'attention' in made.needs else 1,
         eval_capacity_factor=2.0,
     )
@@ -68,8 +71,8 @@ def router(
     together = quick.jit(jax.vmap(run, in_axes=(0, None)))(both, x)
     for n, one in enumerate(alone):
         _same(what, one, jax.tree.map(lambda a, n=n: a[n], together), 'trained beside another seed')
-    most = 1 if 'bank' in made.needs else jax.device_count()
-    size = max(d for d in (1, 2, 4) if d <= most and made.num_experts % d == 0)
+    most = 1 if reads else jax.device_count()
+    size = max(d for d in (1, 2, 4) if d <= most and given.num_experts % d == 0)
     if size > 1:
         auto = (AxisType.Auto, AxisType.Auto)
         mesh = jax.make_mesh((1, size), ('data', 'expert'), auto, devices=jax.devices()[:size])

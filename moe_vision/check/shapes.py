@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -11,15 +12,39 @@ from moe_vision import models
 from moe_vision.common.errors import UserError
 from moe_vision.config import own_code
 from moe_vision.config.schema import Model
-from moe_vision.layers import Step
+from moe_vision.layers import DenseBlock, MoE, Step
+from moe_vision.layers.experts import Expert
 from moe_vision.routing.router import Router
-from moe_vision.routing.types import expect
+from moe_vision.routing.types import as_state, expect
 
 Own = dict[str, str]  # where a method is named, such as a key of the config -> 'module:Class'
+Experts = list[tuple[Expert, tuple[int, ...], Any]]  # experts, shape and type of their tokens
 
 
-def network(model: Model, image_shape: tuple[int, ...], num_classes: int, images: int) -> None:
-    """Traces a training and an evaluation step, forward, and checks what the network returns."""
+def network(model: Model, image_shape: tuple[int, ...], num_classes: int, images: int) -> Experts:
+    """Traces a training and an evaluation step, forward, and checks what the network returns.
+
+    Returns:
+      Its experts, those of a twin's dense blocks too.
+    """
+    found: Experts = []
+
+    def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if context.method_name == '__call__' and isinstance(module, MoE | DenseBlock):
+            x: Any = args[0] if args else kwargs['x']
+            made = module.expert if isinstance(module, DenseBlock) else None
+            made = made or module.make_experts(x.shape[-1])
+            token = x.shape[1:] if x.ndim == 4 else x.shape[-1:]
+            found.extend((kind, token, x.dtype) for kind, _ in made.parts(1))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        _network(model, image_shape, num_classes, images)
+    return found
+
+
+def _network(model: Model, image_shape: tuple[int, ...], num_classes: int, images: int) -> None:
     net = models.build(model, num_classes)
     x = jax.ShapeDtypeStruct((images, *image_shape), jnp.float32)
     key = jax.random.key(0)
@@ -65,10 +90,8 @@ def state(made: Router, observed: dict[str, jax.ShapeDtypeStruct]) -> None:
 
 
 def _kept(made: Router, initial: str, update: str, sums: Any) -> None:
-    name, before = type(made).__name__, getattr(made, initial)()
-    what = f'{name}.{update}'
-    if not isinstance(before, dict):
-        raise UserError(f'{name}.{initial} returned a {type(before).__name__}; expected a dict.')
+    name = type(made).__name__
+    what, before = f'{name}.{update}', as_state(f'{name}.{initial}', getattr(made, initial)())
     before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, before))
     after = jax.eval_shape(getattr(made, update), before, sums)
     if not isinstance(after, dict) or set(after) != set(before):
@@ -86,12 +109,12 @@ def named(own: Own) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:
-        blamed = [key for key, path in own.items() if own_code.is_of(e, path)][:1]
-        if not blamed and own_code.is_users(e):  # in a file that one of theirs imports
-            blamed = list(own)
+        blamed = own_code.blamed(e, own.values())
         if not blamed:
             raise
-        who = ' or '.join(key if own[key] in key else f"{key} '{own[key]}'" for key in blamed)
-        path = own[blamed[0]]
+        who = ' or '.join(
+            key if path in key else f"{key} '{path}'" for key, path in own.items() if path in blamed
+        )
+        path = blamed[0]
         line = own_code.told(e, path.partition(':')[0]).rstrip('.')
         raise UserError(f'{who}: {line}{own_code.due(e, path)}.') from e

@@ -1,10 +1,11 @@
-"""Judges a router, a loss, an expert or a backbone by what it does to small inputs.
+"""Judges a loss, an expert or a backbone by what it does to small inputs.
 
-Axes: G groups, T tokens, K choices, E experts, N ids, B images, D width, F hidden width.
+Axes: G groups, T tokens, E experts, B images, D width, F hidden width.
 """
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,20 +14,17 @@ import numpy as np
 
 from moe_vision import models
 from moe_vision.check import inputs, quick, shapes
+from moe_vision.check.inputs import Given
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.config import registry
-from moe_vision.config.routing_rules import INSTEAD
+from moe_vision.config.routing_rules import REMEDIES
 from moe_vision.config.schema import Model, Moe
 from moe_vision.layers import Step
+from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import make_args, make_expert, make_router
 from moe_vision.routing.router import Router
-from moe_vision.routing.types import (
-    Array,
-    Routing,
-    declared,
-    expect,
-)
+from moe_vision.routing.types import Array, Routing, SoftRouting, declared, expect
 
 
 def loss(
@@ -34,8 +32,7 @@ def loss(
     args: Any = None,
     router: str = '',
     router_args: Any = None,
-    expert: str = 'mlp',
-    expert_args: Any = None,
+    given: Given = inputs.GIVEN,
 ) -> None:
     """Checks a loss: a name in LOSSES or 'module:function'.
 
@@ -45,7 +42,6 @@ def loss(
     Args:
       router, router_args: whose routes the loss gets; '' for `supervised` with noise, which has
         all fields, or for the router of the table that alone supplies what the loss needs.
-      expert, expert_args: whose weights it gets.
 
     Raises:
       UserError: the first thing that does not hold.
@@ -53,22 +49,24 @@ def loss(
     what = f"loss '{name}'"
     entry = registry.entry('loss', registry.LOSSES, name)
     fn, own = registry.load(entry.path), make_args('loss', name, entry, args)
-    supplied = registry.entry('router', registry.ROUTERS, router).supplies if router else ()
-    if unknown := set(entry.needs) - set(INSTEAD) - set(supplied):
+    supplied = [*registry.entry('expert', registry.EXPERTS, given.expert).supplies]
+    if router:
+        supplied += registry.entry('router', registry.ROUTERS, router).supplies
+    if unknown := set(entry.needs) - set(REMEDIES) - set(supplied):
         raise UserError(
-            f"{what} needs '{min(unknown)}', which nothing supplies; a router of your own can name "
-            f'it in `supplies`. Otherwise allowed: {", ".join(INSTEAD)}.'
+            f"{what} needs '{min(unknown)}', which nothing supplies; a router or an expert of your "
+            f'own can name it in `supplies`. Otherwise allowed: {", ".join(REMEDIES)}.'
         )
-    place = inputs.place_of(router)
+    place = given.place(router)
     made = make_router(router, router_args, place) if router else _supplier(entry, place)
-    if not set(made.needs) <= inputs.SUPPLIED:
+    if lacks := set(made.needs) - inputs.SUPPLIED:
         raise UserError(
-            f"{what} cannot be checked with router '{router}', which needs {', '.join(made.needs)} "
-            'of a backbone; name another router that supplies what the loss reads.'
+            f"{what} cannot be checked with router '{router}', which needs "
+            f'{", ".join(sorted(lacks))} of a backbone; name another router.'
         )
-    context, params = inputs.context(), inputs.params_of(made)
-    x, state = inputs.features_of(made, params), made.init_state() | made.init_shared_state()
-    seen = inputs.view_of(expert, expert_args, place, params, state)
+    context, params, state = inputs.context(), inputs.params_of(made), inputs.state_of(made)
+    seen = given.view(place, params, state)
+    x = inputs.features_of(made, params, inputs.tokens_of(made.pool is not None))
     view = dataclasses.replace(seen, args=own)
     if not entry.of_layer and 'bank' not in entry.needs:
         view = dataclasses.replace(view, bank=None, expert=None)
@@ -82,25 +80,21 @@ def loss(
         expect(what, value, (), 'float32', 'one number')
         inputs.finite(what, (value, quick.jit(jax.grad(of_layer, (0, 1)))(params, view.bank)))
         return
-    read = inputs.seeing(context, seen if 'bank' in made.needs else None, x)
+    read = context.with_view(seen, 'bank' in made.needs)
     routing = quick.jit(lambda p, x: made(p, state, x, read))(params, x)
     value = quick.jit(lambda r: fn(r, context, view))
     first = value(routing)
     expect(what, first, (inputs.G,), 'float32', 'one value per group, [G]')
     inputs.finite(what, first)
 
-    def changed(where: np.ndarray) -> Routing:
-        def at(a: Array | None, by: Array) -> Array | None:
-            return a if a is None else jnp.where(where[..., None], by, a)
-
-        probs = jax.nn.softmax(inputs.normal(5, *routing.probs.shape))
-        logits = inputs.normal(6, *routing.probs.shape)
-        return dataclasses.replace(
-            routing,
-            probs=at(routing.probs, probs),
-            logits=at(routing.logits, logits),
-            noisy_logits=at(routing.noisy_logits, logits),
-        )
+    def changed(where: np.ndarray) -> Routing | SoftRouting:
+        fields = {}
+        for n, field in enumerate(('probs', 'logits', 'noisy_logits')):
+            if (old := getattr(routing, field, None)) is not None:
+                by = inputs.normal(5 + n, *old.shape)
+                by = jax.nn.softmax(by) if field == 'probs' else by
+                fields[field] = jnp.where(where[..., None], by, old)
+        return dataclasses.replace(routing, **fields)
 
     if not np.allclose(value(changed(~inputs.VALID)), first, rtol=1e-5, atol=1e-6):
         raise UserError(
@@ -118,7 +112,7 @@ def loss(
     inputs.finite(what, quick.jit(gradient)(floats))
 
 
-def expert(name: str, args: Any = None, width: int = inputs.D, hidden: int = inputs.F) -> None:
+def expert(name: str, args: Any = None) -> None:
     """Checks an expert: a name in EXPERTS or 'module:Class'.
 
     It keeps shape and type in float32 and bfloat16, does the same in a bank as by itself, does not
@@ -127,13 +121,18 @@ def expert(name: str, args: Any = None, width: int = inputs.D, hidden: int = inp
     Raises:
       UserError: the first thing that does not hold.
     """
-    what, made = f"expert '{name}'", make_expert(name, args, width, hidden)
     needs = registry.entry('expert', registry.EXPERTS, name).needs
-    shape = (5, 4, 4, width) if 'map' in needs else (5, width)
+    space = (4, 4) if 'map' in needs else ()
+    one_expert(name, make_expert(name, args, inputs.D, inputs.F), space, ('float32', 'bfloat16'))
+
+
+def one_expert(name: str, made: Expert, space: tuple[int, ...], dtypes: Iterable[Any]) -> None:
+    """`expert` for one that is made, on tokens [*space, D] of these types."""
+    what = f"expert '{name}'"
     params = inputs.drawn(declared(f'{type(made).__name__}.shapes', made.shapes()), stacked=3)
-    x = inputs.normal(1, 3, *shape)
+    x = inputs.normal(1, 3, 5, *space, made.width)
     one = {n: w[0] for n, w in params.items()}
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in dtypes:
         jax.eval_shape(made.run, one, x[0].astype(dtype))
         jax.eval_shape(made.run_stacked, params, x.astype(dtype))
     run, together = quick.jit(made.run), quick.jit(made.run_stacked)
@@ -146,9 +145,8 @@ def expert(name: str, args: Any = None, width: int = inputs.D, hidden: int = inp
     moved = run(one, x[0].at[-1].set(7.0))
     if not np.allclose(moved[:-1], alone[:-1], rtol=1e-4, atol=1e-4):
         raise UserError(f'{what}: the output for a token changes with another token.')
-    inputs.finite(
-        what, quick.jit(jax.grad(lambda p, x: jnp.sum(made.run(p, x)), (0, 1)))(one, x[0])
-    )
+    gradient = jax.grad(lambda p, x: jnp.sum(made.run(p, x)), (0, 1))
+    inputs.finite(what, quick.jit(gradient)(one, x[0]))
 
 
 def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16, 3)) -> None:

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import traceback
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ _REMEDIES = {
     'ConcretizationTypeError': 'take sizes from x.shape, and not from values',
     'UnexpectedTracerError': 'keep no array on self: return it, or make it state',
     "'NoArgs' object has no attribute": 'declare it in a frozen dataclass Args of the class',
-    "'_DimExpr' object": 'take sizes from x.shape, because len(x) is not known to the export',
+    "'_DimExpr' object": 'the export does not know how many groups there are: take x.shape for '
+    'len(x), and jax.vmap for a loop over groups',
 }
 _BASES = _METHODS | {'tracker': 'moe_vision.run_folder.trackers:Tracker'}
 
@@ -65,6 +67,12 @@ def check_kind(kind: str, name: str, found: Any) -> None:
             )
     elif not callable(found):
         raise UserError(f"{kind} '{name}' is {repr(found)[:80]}; it must be a function.")
+    for field in ('needs', 'supplies', 'ignores'):
+        if isinstance(getattr(found, field, ()), str):
+            raise UserError(
+                f"{kind} '{name}': {field} is '{getattr(found, field)}'; write a tuple, "
+                f"('{getattr(found, field)}',)."
+            )
     args = getattr(found, 'Args', NoArgs)
     if not (isinstance(args, type) and dataclasses.is_dataclass(args)):
         raise UserError(
@@ -113,12 +121,16 @@ def told(error: BaseException, module: str) -> str:
 
     Such as `ValueError: no (my/routers.py, line 3).`
     """
-    at = _frame(error, file_of(module) or getattr(error, 'filename', None))
+    frames = traceback.extract_tb(error.__traceback__)
+    file = file_of(module) or getattr(error, 'filename', None)
+    at = [f for f in frames if f.filename == file] or [
+        f for f in frames if not _is_installed(f.filename)
+    ]
     where = ''
     if isinstance(error, SyntaxError):
         where = f' ({error.filename}, line {error.lineno})'
     elif at:
-        where = f' ({at.filename}, line {at.lineno})'
+        where = f' ({at[-1].filename}, line {at[-1].lineno})'
     message = str(getattr(error, 'msg', error)).partition('\n')[0][:300].rstrip('.')
     what = f'{type(error).__name__}: {message}'
     remedy = next((f'; {do}' for sign, do in _REMEDIES.items() if sign in what), '')
@@ -130,51 +142,62 @@ def file_of(module: str) -> str | None:
     return getattr(sys.modules.get(module), '__file__', None)
 
 
-def is_of(error: BaseException, path: str) -> bool:
-    """Whether the user's own method `path` raised an error, or cannot be called as it is called."""
-    file = file_of(path.partition(':')[0])
+def blamed(error: BaseException, paths: Iterable[str]) -> list[str]:
+    """Which of the user's own methods raised an error, or cannot be called as they are called.
+
+    That is the method in whose file the innermost frame lies that lies in one of them; of several
+    in one file the one to which the frame belongs. Where no frame does, but one is in code of the
+    user's that theirs imports, it may be any of them. [] if the error is not theirs.
+    """
+    paths = list(paths)
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        code = frame.f_code
+        near = [p for p in paths if file_of(p.partition(':')[0]) == code.co_filename]
+        exact = [p for p in near if code.co_qualname.split('.')[0] in _names(p)]
+        if near:
+            return exact or near
+    for path in paths:
+        leaked = f'{file_of(path.partition(":")[0])}:' in str(error)  # as jax tells of tracers
+        if leaked or _called(error, path):
+            return [path]
     frames = traceback.extract_tb(error.__traceback__)
-    in_message = file is not None and f'{file}:' in str(error)  # as jax tells of leaked tracers
-    return in_message or any(f.filename == file for f in frames) or bool(due(error, path))
+    return paths if any(not _is_installed(f.filename) for f in frames) else []
 
 
 def due(error: BaseException, path: str) -> str:
     """How the method `path` is called, if the error is that it cannot be called so; else ''."""
-    called = re.match(r'(?:(\w+)\.)?(\w+)\(\) ', str(error))
-    if (
-        not (isinstance(error, TypeError) and called)
-        or path.partition(':')[2] not in called.groups()
-    ):
+    found, name = load(path), _called(error, path)
+    if not name:
         return ''
-    found, name = load(path), called[2]
     if not isinstance(found, type):
         form = '(view, key)' if getattr(found, 'of_layer', False) else '(routing, context, view)'
         return f'; it is called as {name}{form}'
     bases = (vars(c).get(name) for c in found.__mro__[1:] if c.__module__.startswith('moe_vision.'))
-    base = next((b for b in bases if b), None)
+    base = next((b for b in bases if inspect.isfunction(b)), None)
     given = ', '.join(inspect.signature(base).parameters) if base else ''
     return f'; it is called as {name}({given})' if base else ''
 
 
-def is_users(error: BaseException) -> bool:
-    """Whether code raised an error that is neither this project's nor that of a library."""
-    return _frame(error, None) is not None
+def _called(error: BaseException, path: str) -> str:
+    """The name of the function of a method that cannot be called as it is called, or ''."""
+    called = re.match(r'(?:(\w+)\.)?(\w+)\(\) ', str(error))
+    wrong = isinstance(error, TypeError) and called and _names(path) & set(called.groups())
+    return called[2] if called and wrong else ''
 
 
-def _frame(error: BaseException, file: str | None) -> traceback.FrameSummary | None:
-    """The innermost frame in this file or, without one, in code of the user's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename == file] or [
-        f
-        for f in frames
-        if not f.filename.startswith('<')
-        and not any(Path(f.filename).is_relative_to(folder) for folder in _not_users())
-    ]
-    return own[-1] if own else None
+def _names(path: str) -> set[str]:
+    """The names of a method, and of the classes of the user's that it derives from."""
+    found = load(path)
+    above = found.__mro__ if isinstance(found, type) else ()
+    own = {c.__name__ for c in above if not c.__module__.startswith(('moe_vision.', 'flax.'))}
+    return {path.partition(':')[2], *own}
 
 
-def _not_users() -> list[Path]:
-    """Folders of this project's packages, and of installed ones."""
+def _is_installed(file: str) -> bool:
+    """Whether a file belongs to this project or to a library, and not to the user."""
+    path = Path(file).resolve()
     here = Path(__file__).resolve().parents[1]
-    installed = {sysconfig.get_path(p) for p in ('stdlib', 'platstdlib', 'purelib', 'platlib')}
-    return [here, here.parent / 'input_pipeline', *map(Path, installed)]
+    ours = path.is_relative_to(here) or path.is_relative_to(here.parent / 'input_pipeline')
+    library = path.is_relative_to(Path(sysconfig.get_path('stdlib')).resolve())
+    named = {'site-packages', 'dist-packages'} & set(path.parts)
+    return file.startswith('<') or ours or library or bool(named)

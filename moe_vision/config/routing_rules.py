@@ -198,7 +198,7 @@ def _splits(config: Config) -> None:
 
 
 # What losses may need, and where it comes from.
-INSTEAD = {
+REMEDIES = {
     'noise': "set model.moe.router_args.noise to 'gaussian' or 'learned', or",
     'choices': 'take a router that chooses, or',
     'superclass': "set model.moe.router to 'supervised', or",
@@ -208,8 +208,8 @@ INSTEAD = {
     'large': "set model.moe.router to 'duo' and name model.moe.kinds, or",
     'first_matrix': "take an expert that names one, such as 'mlp' or 'conv', or",
     'units': "take an expert that shows its hidden units, such as 'mlp' or 'convnext', or",
-    'bank': '',
-    'labels': '',
+    'bank': '',  # it has a message of its own
+    'labels': '',  # always there
 }
 _OF_EXPERTS = {'first_matrix': 'first matrices', 'units': 'hidden units'}
 
@@ -217,9 +217,11 @@ _OF_EXPERTS = {'first_matrix': 'first matrices', 'units': 'hidden units'}
 def _losses(config: Config) -> None:
     moe = config.model.moe
     router = registry.entry('router', registry.ROUTERS, moe.router)
-    expert = registry.EXPERTS.get(moe.expert)  # one of the user's own tells by itself
+    expert = registry.entry('expert', registry.EXPERTS, moe.expert)
     offers = [*router.supplies, 'labels']
-    offers += () if moe.kinds else expert.supplies if expert else tuple(_OF_EXPERTS)
+    offers += () if moe.kinds else expert.supplies
+    if moe.expert not in registry.EXPERTS and not moe.kinds:
+        offers += _OF_EXPERTS  # one of the user's own tells by itself
     if 'k' not in router.ignores:
         offers.append('choices')
     if 'large' in offers and not moe.kinds:
@@ -229,7 +231,7 @@ def _losses(config: Config) -> None:
     if config.mesh.expert == 1:
         offers.append('bank')
     if moe.router not in registry.ROUTERS:  # for one's own router the loss itself tells
-        offers += set(INSTEAD) - {'bank'}
+        offers += set(REMEDIES) - {'bank'}
     for name, weight in moe.losses.items():
         for need in registry.entry('loss', registry.LOSSES, name).needs:
             if weight and need not in offers:
@@ -248,7 +250,7 @@ def _losses(config: Config) -> None:
                 of = 'expert' if need in _OF_EXPERTS else 'router'
                 raise UserError(
                     f"model.moe.losses.{name} is {weight} but {of} '{getattr(moe, of)}' "
-                    f'has no {need}; {INSTEAD.get(need, "take one that supplies it, or")} set the '
+                    f'has no {need}; {REMEDIES.get(need, "take one that supplies it, or")} set the '
                     'loss to 0.'
                 )
     if getattr(moe.router_args, 'superclasses', ()) and not moe.losses.get('supervised'):

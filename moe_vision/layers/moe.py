@@ -139,14 +139,17 @@ class MoE(nn.Module):
             whole = self.mesh is None or self.mesh.shape['expert'] == 1
             experts = {'bank': bank, 'expert': expert} if whole else {}
             view = View(place, params=params, state=state, tokens=x, **experts)
-            if whole and 'bank' in router.needs:
-                context = dataclasses.replace(context, view=view)
+            reads = whole and 'bank' in router.needs
+
+            def chosen(params, features):
+                seen = context.with_view(dataclasses.replace(view, params=params), reads)
+                return router(params, state, features, seen)
+
             with jax.named_scope('router'):
-                routing = router(params, state, features[0], context)
+                routing = chosen(params, features[0])
                 pairs = zip(others.items(), jax.lax.stop_gradient(features[1:]), strict=True)
                 changed = {
-                    name: elsewhere(routing, router(own, state, f, context), context)
-                    for (name, own), f in pairs
+                    name: elsewhere(routing, chosen(own, f), context) for (name, own), f in pairs
                 }
             if intervention is not None:
                 routing = intervention(routing, context, self.layer, self.num_experts)

@@ -191,7 +191,10 @@ def route_groups(
         counts = telemetry.count(routing, plan, context)
         if labels is not None and step.num_classes:
             counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
-        seen = {} if router is None or not step.train else observed(router, routing, context)
+        seen = {}
+        if router is not None and step.train:
+            reads = view.bank is not None and 'bank' in router.needs
+            seen = observed(router, routing, context.with_view(view, reads))
         return y, (choices_of(routing, plan), routing.carry), (values, counts, seen, changed)
 
     valid = jnp.ones(tokens, bool) if step.valid is None else step.valid

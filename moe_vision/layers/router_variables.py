@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from moe_vision.routing.router import Router
-from moe_vision.routing.types import declared
+from moe_vision.routing.types import as_state, declared
 
 Array = jax.Array
 
@@ -26,10 +26,11 @@ class RouterVariables(nn.Module):
         of = type(self.router).__name__
         if self.width:
             shapes = declared(f'{of}.params', self.router.params(self.width))
-            initial = self.router.init_state()
+            initial = as_state(f'{of}.init_state', self.router.init_state())
         if self.alone or not self.width:
             shapes = shapes | declared(f'{of}.shared_params', self.router.shared_params())
-            initial = initial | self.router.init_shared_state()
+            shared = self.router.init_shared_state()
+            initial = initial | as_state(f'{of}.init_shared_state', shared)
         params = {name: self.param(name, init, shape) for name, (shape, init) in shapes.items()}
         state = {
             name: self.variable('router_state', name, lambda v=value: v).value

@@ -5,6 +5,7 @@ Axes: G groups, T tokens of a group, K choices of a token, E experts, N ids a ro
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,11 +72,17 @@ class Context:
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what the router `needs`
     labels: Array | None = None  # [G, T] int32, class of the token's image; in training alone
     settled: Array | None = None  # bool scalar; True: noise is off in training; None: False
-    view: Any = dataclasses.field(  # a `View` with tokens, bank and expert if a router needs 'bank'
-        default=None, metadata={'static': True}
-    )
+    view: Any = None  # a `View` with tokens, bank and expert, if the router needs 'bank'
     capacity: int = dataclasses.field(default=0, metadata={'static': True})  # C, slots per expert
     train: bool = dataclasses.field(default=False, metadata={'static': True})
+
+    def with_view(self, view: 'View', reads: bool = True) -> 'Context':
+        """This context with a view, if the router reads one. Tokens of padding are zero in it."""
+        if not reads or view.tokens is None:
+            return self
+        valid = self.valid.reshape(*self.valid.shape, *[1] * (view.tokens.ndim - 2))
+        tokens = jnp.where(valid, view.tokens, jnp.zeros((), view.tokens.dtype))
+        return dataclasses.replace(self, view=dataclasses.replace(view, tokens=tokens))
 
     def unless_settled(self, noisy: Array, clean: Array | float) -> Array:
         """`noisy`, or `clean` if the routes are settled: what a router with noise takes."""
@@ -108,6 +115,7 @@ class Context:
         return jax.random.fold_in(self.key, stream)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
     """What a loss may read besides the routing: the router's arrays, the tokens or the experts. A
@@ -124,13 +132,13 @@ class View:
       expert: the expert, which runs with such parameters; None where `bank` is None.
     """
 
-    place: Place
-    args: Any = None
+    place: Place = dataclasses.field(metadata={'static': True})
+    args: Any = dataclasses.field(default=None, metadata={'static': True})
     params: Any = dataclasses.field(default_factory=dict)
     state: Any = dataclasses.field(default_factory=dict)
     tokens: Array | None = None
     bank: Any = None
-    expert: Any = None
+    expert: Any = dataclasses.field(default=None, metadata={'static': True})
 
     @property
     def num_experts(self) -> int:
@@ -155,25 +163,36 @@ def at_most(size: Any, most: int) -> bool:
     return isinstance(size, int) and size <= most
 
 
-def declared(what: str, shapes: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+def declared(what: str, shapes: Any) -> dict[str, Any]:
     """Parameters as a method declares them: name -> (shape, initializer).
 
     Raises:
       UserError: `what` returned something else.
     """
-    if not isinstance(shapes, dict):
+    if not isinstance(shapes, Mapping):
         raise UserError(
             f'{what} returned a {type(shapes).__name__}; expected a dict of names, each with '
             '(shape, initializer).'
         )
     for name, given in shapes.items():
-        pair = given if isinstance(given, tuple) and len(given) == 2 else (None, None)
-        if not (isinstance(pair[0], tuple) and callable(pair[1])):
+        pair = given if isinstance(given, Sequence) and len(given) == 2 else (None, None)
+        if not (isinstance(pair[0], Sequence) and callable(pair[1])):
             raise UserError(
                 f"{what}: '{name}' is {str(given)[:60]}; expected (shape, initializer), such as "
                 '((16, 4), jax.nn.initializers.zeros).'
             )
-    return shapes
+    return dict(shapes)
+
+
+def as_state(what: str, given: Any) -> dict[str, Array]:
+    """What a router keeps at first.
+
+    Raises:
+      UserError: `what` returned no dictionary.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f'{what} returned a {type(given).__name__}; expected a dict of arrays.')
+    return dict(given)
 
 
 def expect(field: str, given: Any, shape: tuple[int, ...], dtype: Any, meaning: str) -> None:

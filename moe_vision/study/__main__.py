@@ -20,7 +20,7 @@ Keys that do not change results can be set for all arms: `--config.dataset.data_
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -58,9 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _carry_out(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.command == 'report':
-        for folder in registration.folders(args.workdir):
-            _report(folder)
-        _overview(args.workdir)
+        _overview(args.workdir, {f: _report(f) for f in registration.folders(args.workdir)})
         return
     if args.command == 'pack':
         for folder in registration.folders(args.workdir):
@@ -226,7 +224,7 @@ def _time(loaded: Loaded, workdir: str) -> None:
     print(f'wrote {stopwatch.write_latency(workdir, latencies)}')
 
 
-def _report(workdir: str) -> None:
+def _report(workdir: str) -> 'Analysis':
     from moe_vision.study import report
 
     analysis, problems = _analysis(workdir)
@@ -241,12 +239,16 @@ def _report(workdir: str) -> None:
     out = os.path.join(workdir, 'report')
     report.write(analysis, timings, out)
     print(f'wrote {out}/report.md and report.html')
+    return analysis
 
 
-def _overview(workdir: str) -> None:
+def _overview(workdir: str, known: Mapping[str, 'Analysis']) -> None:
     from moe_vision.study import overview
 
-    if written := overview.write(workdir, lambda study: _analysis(study)[0]):
+    def analysis(study: str) -> 'Analysis':
+        return known[study] if study in known else _analysis(study)[0]
+
+    if written := overview.write(workdir, analysis):
         print(f'wrote {os.path.dirname(written[0])}/')
 
 

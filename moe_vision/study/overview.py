@@ -24,7 +24,7 @@ import numpy as np
 from input_pipeline import json_data
 from moe_vision.common import files
 from moe_vision.common.errors import NotWritten, UserError, unknown
-from moe_vision.common.json_values import as_dict, as_list
+from moe_vision.common.json_values import as_dict, as_list, clean
 from moe_vision.study.analysis.analyse import Analysis
 from moe_vision.study.analysis.findings import Gap
 from moe_vision.study.report import fit, tables
@@ -71,6 +71,8 @@ def write(workdir: str, analyses: Callable[[str], Analysis]) -> list[str]:
         folder.mkdir(exist_ok=True)
         for name, text in contents.items():
             files.write(folder / name, text.encode('utf-8', 'replace'))
+        if 'fit' not in pictures:
+            (folder / 'fit.svg').unlink(missing_ok=True)  # of an earlier overview.json
     except OSError as e:
         raise NotWritten(
             f"the overview in '{folder}' cannot be written: {files.reason(e)}; make room, and "
@@ -85,40 +87,44 @@ def _asked(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         asked = as_dict(json_data.read(path))
     except (OSError, ValueError) as e:
         raise UserError(f"'{path}' cannot be read: {files.reason(e)}; write it anew.") from e
-    names = [str(name) for name in as_list(asked.get('series'))]
+    names = [clean(str(name)) for name in as_list(asked.get('series'))]
     settings = [as_dict(s) for s in as_list(asked.get('settings'))]
+    if not names or not settings:
+        raise UserError(f"'{path}' needs `series`, a list of names, and `settings`, a list.")
     for s in settings:
         for key in s:
             if key not in ('setting', 'study', 'gaps', 'fit'):
-                raise unknown(f"key in '{path}'", key, ('setting', 'study', 'gaps', 'fit'))
+                raise unknown(f"key in '{path}'", clean(key), ('setting', 'study', 'gaps', 'fit'))
         if not all(isinstance(s.get(key), str) for key in ('setting', 'study')):
             raise UserError(f"a setting in '{path}' lacks its name, `setting`, or its `study`.")
-        if len(as_list(s.get('gaps'))) != len(names):
+        s['setting'] = clean(s['setting'])
+        if (given := len(as_list(s.get('gaps')))) != len(names):
             raise UserError(
-                f"setting '{s['setting']}' in '{path}' has {len(as_list(s.get('gaps')))} gaps for "
-                f'{len(names)} series; write null where it has none.'
+                f"setting '{s['setting']}' in '{path}' has {given} of {len(names)} gaps, one for "
+                'each series; write null where it has none.'
             )
-    if not names or not settings:
-        raise UserError(f"'{path}' needs `series`, a list of names, and `settings`, a list.")
+    called = [s['setting'] for s in settings]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise UserError(f"'{path}' has two settings '{twice[0]}'; give each a name of its own.")
     return names, settings
 
 
 def _gaps(
     setting: Mapping[str, Any], analysis: Analysis, path: Path
 ) -> Iterator[tuple[int, Gap, float]]:
-    """Series, gap and underfit of what has rows."""
+    """Series, gap and what the arm `fit` learned by heart, of what has rows."""
     study, arm = setting['study'], setting.get('fit')
     learned: list[float] = []
     if arm is not None:
         if str(arm) not in analysis.arms:
-            raise unknown(f"arm of '{study}' in '{path}'", str(arm), analysis.arms)
+            raise unknown(f"arm of '{clean(study)}' in '{path}'", clean(str(arm)), analysis.arms)
         learned = finite(fit.gap(analysis.arms[str(arm)]))
     by_heart = float(np.mean(learned)) if learned else math.nan
     for series, name in enumerate(setting['gaps']):
         if name is None:
             continue
         if str(name) not in analysis.gaps:
-            raise unknown(f"gap of '{study}' in '{path}'", str(name), analysis.gaps)
+            raise unknown(f"gap of '{clean(study)}' in '{path}'", clean(str(name)), analysis.gaps)
         gap = analysis.gaps[str(name)]
         if math.isfinite(gap.estimate.mean):
             yield series, gap, by_heart

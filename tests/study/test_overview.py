@@ -5,12 +5,14 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import pytest
 import study_report_cases as cases
 from scipy import stats
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.paths import ROOT
 from moe_vision.study import __main__ as study
 from moe_vision.study import overview
 from moe_vision.study.analysis.summaries import summarise
@@ -108,8 +110,11 @@ def test_a_gap_without_rows_is_left_out(write, analyses, tmp_path, monkeypatch):
         ('{', 'cannot be read'),
         ([], 'needs `series`'),
         ({'series': ['x'], 'settings': []}, 'needs `series`'),
+        ({'settings': [SETTINGS[0]]}, 'needs `series`'),
+        ({'series': ['x', 'y'], 'settings': [SETTINGS[0], SETTINGS[0]]}, "two settings 'small'"),
+        ({'series': ['x'], 'settings': [{**SETTINGS[0], 'gaps': ['a\nb']}]}, 'unknown gap'),
         ({'series': ['x'], 'settings': [{'study': 'a', 'gaps': ['k1_gap']}]}, 'lacks its name'),
-        ({'series': ['x'], 'settings': [SETTINGS[0]]}, '2 gaps for 1 series; write null'),
+        ({'series': ['x'], 'settings': [SETTINGS[0]]}, 'has 2 of 1 gaps.*write null'),
         (
             {'series': ['x'], 'settings': [{**SETTINGS[0], 'gaps': ['k1_gip']}]},
             "unknown gap of 'a'.*Did you mean 'k1_gap'",
@@ -132,9 +137,22 @@ def test_what_it_cannot_draw_is_an_error_of_one_line(write, asked, said, tmp_pat
     assert not (tmp_path / 'overview').exists()
 
 
+def test_the_second_picture_goes_with_what_it_showed(write, tmp_path):
+    write({'series': ['two', 'one'], 'settings': SETTINGS})
+    assert (tmp_path / 'overview' / 'fit.svg').exists()
+    write({'series': ['two', 'one'], 'settings': SETTINGS[1:]})
+    assert not (tmp_path / 'overview' / 'fit.svg').exists()
+
+
 def test_the_command_tells_of_a_study_that_is_not_there(tmp_path, capsys):
-    (tmp_path / 'overview.json').write_text(
-        json.dumps({'series': ['x'], 'settings': [{'setting': 's', 'study': 'no', 'gaps': ['y']}]})
-    )
-    assert study.main(['report', f'--workdir={tmp_path}']) == 2
-    assert 'preregistration.json' in capsys.readouterr().err
+    """After the reports of those that are."""
+    shutil.copytree(ROOT / 'results' / 'gate' / 'underfit', tmp_path / 'there')
+    setting = {'setting': 's', 'study': 'there', 'gaps': ['k2_minus_dense']}
+    for study_named, code in (('there', 0), ('no', 2)):
+        asked = {'series': ['x'], 'settings': [{**setting, 'study': study_named}]}
+        (tmp_path / 'overview.json').write_text(json.dumps(asked))
+        assert study.main(['report', f'--workdir={tmp_path}']) == code
+        told = capsys.readouterr()
+        assert f'{tmp_path}/there/report' in told.out
+        assert (f'{tmp_path}/no/preregistration.json' in told.err) == (code == 2)
+    assert (tmp_path / 'overview' / 'gaps.csv').exists()

@@ -84,14 +84,12 @@ def gaps(points: Sequence[Point], names: Sequence[str]) -> Markup:
     """Every setting with its gaps below each other, and their numbers on the right."""
     span = chart.around(points, [0.0])
     places: list[float] = []
-    heads: dict[str, float] = {}
     for before, p in zip([None, *points], points, strict=False):
         new = before is None or before.setting != p.setting
         places.append((places[-1] if places else 0.0) + (1.7 if new and places else 1.0))
-        heads.setdefault(p.setting, places[-1])
     middles = {
         s: float(np.mean([y for y, p in zip(places, points, strict=True) if p.setting == s]))
-        for s in heads
+        for s in dict.fromkeys(p.setting for p in points)
     }
 
     def paint(panels: list[Axes]) -> None:
@@ -167,7 +165,7 @@ def against_fit(points: Sequence[Point], names: Sequence[str]) -> Markup:
 
     return chart.picture(
         paint,
-        'Gaps against underfit: ' + _told(known, names),
+        'Gaps against what was learned by heart: ' + _told(known, names),
         marks=_keys(names, set(used)),
         panel=300,
     )
