@@ -14,6 +14,7 @@ from typing import Any
 
 from input_pipeline.registry import is_path
 from moe_vision.common.errors import UserError, nearest
+from moe_vision.common.paths import ROOT
 from moe_vision.config.method_args import NoArgs
 
 _METHODS = {  # what the user's own class must be, by kind; imported for such classes alone
@@ -196,8 +197,7 @@ def _names(path: str) -> set[str]:
 def _is_installed(file: str) -> bool:
     """Whether a file belongs to this project or to a library, and not to the user."""
     path = Path(file).resolve()
-    here = Path(__file__).resolve().parents[1]
-    ours = path.is_relative_to(here) or path.is_relative_to(here.parent / 'input_pipeline')
+    ours = any(path.is_relative_to(ROOT / name) for name in ('moe_vision', 'input_pipeline'))
     library = path.is_relative_to(Path(sysconfig.get_path('stdlib')).resolve())
     named = {'site-packages', 'dist-packages'} & set(path.parts)
     return file.startswith('<') or ours or library or bool(named)

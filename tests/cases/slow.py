@@ -1,4 +1,4 @@
-"""Which cases of a test always run, and which of them `pytest -m slow` alone."""
+"""Which cases of a test always run, and which of them `pytest -m tables` alone."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,5 +7,5 @@ import pytest
 
 
 def except_for(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
-    """The values, of which all are slow cases except for the quick ones."""
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    """The values, of which all are cases of whole tables except for the quick ones."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.tables) for v in values]

@@ -255,9 +255,18 @@ SHAPES = [
     and case[1] not in ('Righ', 'OddUnit', 'NoTokens')
     and case[0] != 'transform'
 ]
+QUICK = {'GateOfWrongRank', 'ReturnsNone', 'Raises', 'IgnoresValid', 'StateGrows', 'scalar'}
+QUICK |= {'ParamsWithoutInitializer', 'LacksTheState', 'counts_padding', 'MixesExperts'}
+QUICK |= {'WrongWidth', 'LogitsAlone'}  # at least one of each check
 
 
-@pytest.mark.parametrize('kind, name, parts', SHAPES, ids=[n for _, n, _ in SHAPES])
+@pytest.mark.parametrize(
+    'kind, name, parts',
+    [
+        pytest.param(*case, id=case[1], marks=[] if case[1] in QUICK else pytest.mark.tables)
+        for case in SHAPES
+    ],
+)
 def test_a_config_with_such_a_method_is_refused_before_anything_runs(kind, name, parts):
     with pytest.raises(UserError) as error:
         check(model(kind, name), model_cases.IMAGE, model_cases.CLASSES)
@@ -269,7 +278,14 @@ def test_a_config_with_such_a_method_is_refused_before_anything_runs(kind, name,
 NETWORKS = [(kind, name) for kind, name in RIGHT if kind != 'transform']
 
 
-@pytest.mark.parametrize('kind, name', [*NETWORKS, ('backbone', 'SubConv'), ('expert', 'Doubled')])
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        *NETWORKS[:2],
+        ('backbone', 'SubConv'),
+        *(pytest.param(*case, marks=pytest.mark.tables) for case in NETWORKS[2:]),
+    ],
+)
 def test_a_config_with_a_right_method_passes(kind, name):
     check(model(kind, name), model_cases.IMAGE, model_cases.CLASSES)
 

@@ -263,6 +263,6 @@ def test_a_router_without_what_it_needs_is_an_error_of_one_line():
     given = inputs(('oracle', ()))
     ctx = dataclasses.replace(given['context'], extras={'map': given['features']})
     with pytest.raises(
-        UserError, match="Oracle needs 'domain', but .* give map, labels; put it into"
+        UserError, match="Oracle needs 'domain', but .* give labels, map; put it into"
     ):
         make(('oracle', ()))(given['params'], {}, given['features'], ctx)
