@@ -149,7 +149,7 @@ def traced():
     return set()
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @every_study
 def test_every_arm_traces(name):
     for arm, config in loaded(name).configs.items():

@@ -94,7 +94,7 @@ def test_every_config_says_what_it_asks_how_to_run_it_and_what_was_measured(file
     assert named in CONFIGS and named.partition(':')[0] == file
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('file', COSTED)
 def test_the_cost_on_top_of_a_file_is_what_the_leverage_command_prints(file):
     config = checked(file)

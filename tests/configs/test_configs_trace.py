@@ -22,7 +22,7 @@ FIRST = {n.partition(':')[0]: n for n in reversed(CONFIGS)}  # of each file
 NAMES = sorted(FIRST[file] for file in FIRST if file != 'base.py')
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_builds_and_traces(name, monkeypatch):
     monkeypatch.setattr(input_pipeline, 'require', lambda cfg: None)  # no data on disk

@@ -35,7 +35,7 @@ def test_every_entry_of_the_tables_stands_in_a_config_line(kind, table):
 SMALL = "--config.model.args={{'widths': (8, 32), 'depth': {}}}"  # quick to trace; lines come later
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('name, line', LINES, ids=[name.split(':')[0] for name, _ in LINES])
 def test_a_line_is_read_checked_and_traced(name, line):
     args = shlex.split(line)

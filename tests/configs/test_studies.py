@@ -174,7 +174,7 @@ def trace(model, shape, images):
     assert bool(infos) == (model.twin in ('none', 'same_drops'))
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('data', [SETS['digits'], SETS['imagenet']], ids=['digits', 'imagenet'])
 def test_every_arm_traces(data):
     """Arms of the other sets are the same changes of networks between these two."""

@@ -161,7 +161,7 @@ def test_remat_gives_the_same_numbers(name):
     chex.assert_trees_all_close(again, plain, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('name', ['resnet', 'convnext'])
 def test_a_small_one_trains_in_bfloat16_with_all_of_it(name):
     model = config(name, 'every_2', dtype='bfloat16', args={'drop_path': 0.2})

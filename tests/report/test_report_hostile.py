@@ -222,7 +222,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('name, damage', DAMAGED)
 def test_any_damaged_file_leaves_a_report_of_the_others(name, damage, make, tmp_path):
     folder = make(rows=6, samples=2, layers=('head',), grid=(2, 2)).save(tmp_path / 'run')

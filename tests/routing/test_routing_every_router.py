@@ -336,7 +336,7 @@ def test_gradients_are_finite_at_corners(case, corner):
             assert all(bool((v[1] == 0).all()) for v in counts.values())
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @parametrized([c for c in CASES if not c[1]])
 def test_gradients_are_finite_with_one_expert(case):
     router, given = make(case, 1, 1), inputs(case, num_experts=1, k=1)

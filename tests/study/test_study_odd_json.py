@@ -92,7 +92,7 @@ def no_report(monkeypatch):
     monkeypatch.setattr(report, 'write', lambda *_: [])
 
 
-@pytest.mark.slow
+@pytest.mark.tables
 @pytest.mark.parametrize('file', FILES)
 @pytest.mark.parametrize('kind', [*ODD, 'FIFO'])
 def test_each_file_and_damage(study, workdir, capsys, no_report, file, kind):

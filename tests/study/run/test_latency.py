@@ -199,7 +199,7 @@ def test_arms_of_one_trunk_share_the_network_without_branches(monkeypatch):
     [
         {},
         *(
-            pytest.param(c, marks=pytest.mark.slow)
+            pytest.param(c, marks=pytest.mark.tables)
             for c in (
                 VIT,
                 {'model__moe__placement': 'head'},
