@@ -5,22 +5,25 @@ come first. Each comparison is judged by itself, so nothing here is confirmed.
 
   length: the gate's networks after 8, 24 and 72 epochs, now on test images. Nothing is trained: the
     cells are the gate's, whose seeds also chose the learning rates.
-  wider: twice the channels. A larger network underfits less.
+  wider: twice the channels. A larger network underfits less: is its gap smaller?
   vit: a second family, which routes patches. It tunes its own learning rates.
   controls: what of a gap is due to drops, to the scale of gates, or to what the router learned.
   data: a quarter of the images, in as many steps.
+  groups: images share slots 64 at a time instead of 256, and batches of 64.
   trunk: a routed share that is small because the rest of the network costs more, not because its
     experts are narrow.
   soft: Soft MoE that mixes images, gates that are even, and an ensemble.
   family: a depthwise network at the routed shares of three widths of the standard one.
   places: a head without a shortcut, and every block.
-  experts: 2, 4 and 16 experts instead of 8.
+  experts: 2, 4 and 16 experts instead of 8, with gates of one scale.
   widest: four times the channels.
 
 The parts but `length` and `vit` take the cells that `confirm` has run: run it first, in a folder of
-that name beside theirs.
+that name beside theirs, and the parts in folders of their names. `experts` also reads `controls`.
+Networks that `confirm` does not have take the learning rate of its nearest; only `vit` tunes.
 
-Run: python -m moe_vision.study run --study=configs/studies/explore.py:controls --workdir=W
+Run: python -m moe_vision.study run --study=configs/studies/explore.py:controls \
+         --workdir=results/fashion_mnist_14/controls
 """
 
 import dataclasses
@@ -39,14 +42,14 @@ from configs.studies.campaign import (
     scored,
 )
 from configs.studies.common import CONTROLS, DENSE, DENSE_AGAIN
-from configs.studies.confirm import BLOCK, PER_SAMPLE, ROUTED, hidden
+from configs.studies.confirm import BLOCK, PER_SAMPLE, ROUTED, SAME_C, hidden
 from configs.studies.data_set import Overrides
 from moe_vision.config import source
 from moe_vision.study.types import Arm, Comparison, FamilyDifference, Figure, Study, Tuning
 
 FOUR: Mapping[str, tuple[str, Overrides]] = {  # network -> whose rate it takes, and what it is
     'k2': ('k2', {}),
-    'dense_active': ('dense', DENSE_ACTIVE),
+    'dense_active': ('dense_active', DENSE_ACTIVE),
     'dense': ('dense', DENSE),
     'k1': ('k1', K1),
 }
@@ -54,7 +57,20 @@ GAPS = (('k2', 'dense_active'), ('k2', 'dense'), ('k1', 'dense'), ('dense_active
 
 
 def get_study(part: str = '') -> Study:
-    parts = (length, wider, vit, controls, data, trunk, soft, family, places, experts, widest)
+    parts = (
+        length,
+        wider,
+        vit,
+        controls,
+        data,
+        groups,
+        trunk,
+        soft,
+        family,
+        places,
+        experts,
+        widest,
+    )
     return source.chosen('part', part, {p.__name__: p for p in parts})()
 
 
@@ -65,18 +81,17 @@ def tuned(network: str, *changes: Overrides, seed_offset: int = 0) -> Arm:
     return scored(rates, kind, *changes, seed_offset=seed_offset)
 
 
-def four(changes: Overrides) -> dict[str, Arm]:
-    return {network: tuned(network, changes) for network in FOUR}
+def rate_of(name: str) -> Overrides:
+    """The rate that `confirm` chose for this arm of its."""
+    chosen = {n: CHOSEN[arm] for arm, others in confirm.TUNED.items() for n in (arm, *others)}
+    return {'train.learning_rate': chosen[name]}
 
 
 def lent(*names: str) -> dict[str, Arm]:
     """Arms of `confirm` with the rates that it chose: their cells are there already."""
     arms = confirm.get_study().arms
-    rate = {n: CHOSEN[arm] for arm, others in confirm.TUNED.items() for n in (arm, *others)}
     return {
-        n: dataclasses.replace(
-            arms[n], overrides={**arms[n].overrides, 'train.learning_rate': rate[n]}
-        )
+        n: dataclasses.replace(arms[n], overrides={**arms[n].overrides, **rate_of(n)})
         for n in names
     }
 
@@ -125,12 +140,27 @@ def length() -> Study:
     )
 
 
-def wider() -> Study:
+def four_beside_confirm(part: str, question: str, changes: Overrides) -> Study:
+    """The four networks with these changes, their gaps, and how those differ from `confirm`'s."""
+    theirs = gaps(*GAPS)
+    ours = gaps(*((f'{part}_{a}', f'{part}_{b}') for a, b in GAPS))
     return study(
+        part,
+        question,
+        {f'{part}_{network}': tuned(network, changes) for network in FOUR} | lent(*FOUR),
+        ours | theirs,
+        family_differences={
+            f'{their}_{part}_less_confirm': FamilyDifference(((our, their),))
+            for our, their in zip(ours, theirs, strict=True)
+        },
+    )
+
+
+def wider() -> Study:
+    return four_beside_confirm(
         'wider',
-        'What are the gaps of networks of twice the width, which underfit less?',
-        four({'model.args': {'widths': (8, 16), 'depth': 1}}),
-        gaps(*GAPS),
+        'Are the gaps smaller in networks of twice the width, which underfit less?',
+        {'model.args': {'widths': (8, 16), 'depth': 1}},
     )
 
 
@@ -148,7 +178,7 @@ def vit() -> Study:
         gaps(*GAPS),
         tune=Tuning(
             {'train.learning_rate': (1e-3, 3e-3, 1e-2)},
-            {'k2': (), 'dense': ('dense_active',), 'k1': ()},
+            {name: () for name in FOUR},
             seeds=GATE_SEEDS[:2],
         ),
         tuning='The stage before this study.',
@@ -166,11 +196,15 @@ def controls() -> Study:
     arms = {
         'random': tuned('k2', CONTROLS['random']),
         'k1_unbounded': tuned('k1', unbounded),
-        'k1_scaled': tuned('k1', router(gate_scale=8.0)),  # E / k: gates begin near 1 and not 1/E
+        # By E / k: gates begin near 1 and not 1/E.
+        'k1_scaled': tuned('k1', router(gate_scale=8.0)),
         'k1_plus_random': tuned('k2', router(second_choice='random_expert')),
         'frozen_random': tuned('k2', CONTROLS['frozen_random']),
         'k2_scaled': tuned('k2', router(gate_scale=4.0)),
         'k2_unbounded': tuned('k2', unbounded),
+        # What a second expert is worth, at equal slots and gates that begin equal.
+        'k2_h4_scaled': scored(rate_of('k2_h4'), hidden(4), router(gate_scale=4.0)),
+        'k1_same_c_scaled': scored(rate_of('k1_same_c'), K1, SAME_C, router(gate_scale=8.0)),
         'shuffled': tuned('k2', CONTROLS['shuffled']),
         'dense_again': tuned('dense', seed_offset=DENSE_AGAIN),
     }
@@ -182,6 +216,7 @@ def controls() -> Study:
         ('k2', 'k1_plus_random'),
         ('k2_scaled', 'k2'),
         ('k2_unbounded', 'k2'),
+        ('k2_h4_scaled', 'k1_same_c_scaled'),
         ('dense_again', 'dense'),
     ]
     if K1_DROPS:
@@ -198,18 +233,36 @@ def controls() -> Study:
 
 
 def data() -> Study:
-    return study(
+    return four_beside_confirm(
         'data',
-        'What are the gaps with a quarter of the images, in as many steps?',
-        four(
-            {
-                'dataset.train_images': 14_250,
-                'train.epochs': 96.0,
-                'train.warmup_epochs': 4.0,
-                'eval.every_epochs': 16.0,
-            }
+        'Are the gaps others with a quarter of the images, in as many steps?',
+        {
+            'dataset.train_images': 14_250,
+            'train.epochs': 96.0,
+            'train.warmup_epochs': 4.0,
+            'eval.every_epochs': 16.0,
+        },
+    )
+
+
+def groups() -> Study:
+    small: Overrides = {'model.moe.group_size': 64}
+    batch: Overrides = {**small, 'train.batch_size': 64}
+    arms = {
+        'k2_groups': tuned('k2', small),
+        'k1_groups': tuned('k1', small),
+        **{f'{network}_batch': tuned(network, batch) for network in FOUR},
+    }
+    return study(
+        'groups',
+        'Do the gaps depend on how many images share slots, or on the size of a batch?',
+        arms | lent(*FOUR),
+        gaps(
+            ('k2_groups', 'k2'),
+            ('k1_groups', 'k1'),
+            *((f'{a}_batch', f'{b}_batch') for a, b in GAPS),
+            *GAPS,
         ),
-        gaps(*GAPS),
     )
 
 
@@ -248,18 +301,22 @@ def at_equal_share(
     theirs: dict[str, Comparison] = {}
     for h, (name, changes) in networks.items():
         routed, dense = f'{name}_k2', f'{name}_active'
-        arms |= {routed: tuned('k2', changes), dense: tuned('dense_active', changes)}
+        arms[routed] = scored(rate_of(ROUTED[h]), changes)
+        arms[dense] = scored(rate_of(BLOCK[2 * h]), DENSE_ACTIVE, changes)
         arms |= lent(ROUTED[h], BLOCK[2 * h])
         ours |= gaps((routed, dense))
         theirs |= gaps((ROUTED[h], BLOCK[2 * h]))
-    pairs = tuple(zip(ours, theirs, strict=True))
     return study(
         part,
         question,
         arms,
         ours | theirs,
-        # A large p does not say that the gaps agree; only equivalence does.
-        family_differences={f'{part}_less_confirm': FamilyDifference(pairs, 'equivalent')},
+        # One for each share: gaps that differ both ways would cancel. A large p does not say that
+        # the gaps agree; only equivalence does.
+        family_differences={
+            f'{name}_less_confirm': FamilyDifference((pair,), 'equivalent')
+            for (name, _), *pair in zip(networks.values(), ours, theirs, strict=True)
+        },
         figures=(
             Figure(
                 'gap_against_rho',
@@ -329,19 +386,29 @@ def places() -> Study:
 
 
 def experts() -> Study:
-    some = {f'of_{n}': tuned('k2', {'model.moe.num_experts': n}) for n in (2, 4, 16)}
+    # Gates of the softmax over E experts begin near 1/E, so they are scaled by E / k in all.
+    some = {
+        f'of_{n}': tuned(
+            'k2',
+            {
+                'model.moe.num_experts': n,
+                'model.moe.router_args': {'noise': 'gaussian', 'gate_scale': n / 2},
+            },
+        )
+        for n in (2, 4, 8, 16)
+    }
     return study(
         'experts',
         'How does the gain of two experts depend on how many there are to choose from?',
-        some | lent('k2', 'dense_active'),
-        gaps(*((arm, 'dense_active') for arm in (*some, 'k2')), ('of_16', 'k2'), ('k2', 'of_2')),
+        some | lent('dense_active'),
+        gaps(*((arm, 'dense_active') for arm in some), ('of_16', 'of_8'), ('of_8', 'of_2')),
+        reads=('confirm', 'controls'),
     )
 
 
 def widest() -> Study:
-    return study(
+    return four_beside_confirm(
         'widest',
-        'What are the gaps of networks of four times the width?',
-        four({'model.args': {'widths': (16, 32), 'depth': 1}}),
-        gaps(*GAPS),
+        'Are the gaps smaller in networks of four times the width?',
+        {'model.args': {'widths': (16, 32), 'depth': 1}},
     )

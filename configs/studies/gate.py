@@ -20,9 +20,9 @@ Run: python -m moe_vision.study run --study=configs/studies/gate.py:control --wo
 from configs.studies.campaign import (
     DENSE_ACTIVE,
     EPOCHS,
+    GATE_MARGIN,
     GATE_SEEDS,
     K1,
-    MARGIN,
     UNTUNED,
     arm,
     scored,
@@ -77,7 +77,7 @@ def control() -> Study:
             'shuffled_minus_dense_active': Comparison('shuffled', 'dense_active'),
             'dense_again_minus_dense': Comparison('dense_again', 'dense'),
         },
-        margin=MARGIN,
+        margin=GATE_MARGIN,
         metric='validation_accuracy',
         tuning=UNTUNED,
         mechanism=True,
@@ -147,7 +147,7 @@ def length() -> Study:
             )
             for gap in gaps
         },
-        margin=MARGIN,
+        margin=GATE_MARGIN,
         metric='validation_accuracy',
         tuning=UNTUNED,
         reads=('underfit',),

@@ -35,6 +35,7 @@ PARTS = (
     'vit',
     'controls',
     'data',
+    'groups',
     'trunk',
     'soft',
     'family',
@@ -116,7 +117,12 @@ def stages():
 
 def cells_of(name):
     """The cells that a study trains itself, (arm as text, seed) -> its hours."""
-    near = {'underfit': 'gate.py:underfit', 'length': 'gate.py:length', 'confirm': 'confirm.py'}
+    near = {
+        'underfit': 'gate.py:underfit',
+        'length': 'gate.py:length',
+        'confirm': 'confirm.py',
+        'controls': 'explore.py:controls',
+    }
     lenders = [record(near[path.rsplit('/')[-1]]) for path in record(name)['reads']]
     lent = {(repr(arm), s) for r in lenders for arm in r['arms'].values() for s in r['seeds']}
     found = {}
@@ -239,7 +245,7 @@ def test_every_arm_of_confirm_is_tuned_and_takes_the_cells_that_are_there():
         for theirs in arms('gate.py:underfit').values()
         if registration.same_arm(arm, theirs)
     }
-    assert lent == {f'{arm}_learning_rate_0_01' for arm in ('dense', 'k1', 'k2')}
+    assert lent == {f'{arm}_learning_rate_0_01' for arm in ('dense', 'dense_active', 'k1', 'k2')}
     assert stage['reads'] == ['../../gate/underfit']
 
 
@@ -270,22 +276,23 @@ def test_networks_of_one_routed_share(part):
         rest = 18 * first + before + 18 * first * last / 4 + 2 * last * 10 / 196
         return routed / (rest + routed)
 
-    (pairs,) = (d.pairs for d in study.family_differences.values())
-    for pair in pairs:
+    for (pair,) in (d.pairs for d in study.family_differences.values()):
         ours, theirs = (rho(study.comparisons[name].arm) for name in pair)
         assert ours == pytest.approx(theirs, rel=0.07), pair
         assert configs[study.comparisons[pair[0]].baseline].model.twin == 'same_active_flops'
 
 
 def test_controls_differ_from_their_network_in_what_their_names_say():
-    configs = loaded('explore.py:controls').configs
-    base = {arm: 'k1' if arm.startswith('k1_') else 'k2' for arm in configs}
+    controls = loaded('explore.py:controls').configs
+    configs = {**loaded('confirm.py').configs, **controls}
+    base = {arm: 'k1' if arm.startswith('k1_') else 'k2' for arm in controls}
     base |= {'k1_plus_random': 'k2', 'dense_again': 'dense'}
+    base |= {'k2_h4_scaled': 'k2_h4', 'k1_same_c_scaled': 'k1_same_c'}
     capacities = {'model.moe.capacity_factor', 'model.moe.eval_capacity_factor'}
     args = {'model.moe.router_args'}
     assert {
         arm: differing(configs[arm], configs[base[arm]])
-        for arm in configs
+        for arm in controls
         if arm not in ('k1', 'k2', 'dense', 'dense_active')
     } == {
         'random': {'model.moe.router', 'model.moe.losses', *args},
@@ -295,8 +302,18 @@ def test_controls_differ_from_their_network_in_what_their_names_say():
         'k2_unbounded': capacities,
         'k1_scaled': args,
         'k2_scaled': args,
+        'k2_h4_scaled': args,
+        'k1_same_c_scaled': args,
         'k1_plus_random': args,
         'dense_again': set(),
     }
-    scale = [configs[f'k{k}_scaled'].model.moe.router_args.gate_scale * k for k in (1, 2)]
-    assert scale == [8, 8]
+    for k, arms_of_k in {
+        1: ('k1_scaled', 'k1_same_c_scaled'),
+        2: ('k2_scaled', 'k2_h4_scaled'),
+    }.items():
+        for arm in arms_of_k:
+            moe = configs[arm].model.moe
+            assert moe.k == k and moe.router_args.gate_scale == moe.num_experts / k
+    for n, config in loaded('explore.py:experts').configs.items():
+        if n != 'dense_active':
+            assert config.model.moe.router_args.gate_scale == config.model.moe.num_experts / 2
