@@ -174,7 +174,7 @@ class RemoeArgs:
 
 @dataclasses.dataclass(frozen=True)
 class DynmoleArgs:
-    threshold: float = 0.9  # tokens of more entropy take all experts; the most is (1-E^(1-q))/(q-1)
+    threshold: float = 0.9  # tokens with a larger share of the most entropy take all; 1: none does
     q: float = 1.1  # of the Tsallis entropy; 1 is Shannon's, in nats
     top_p: float = 0.75  # mass of the experts that other tokens take
     gate_scale: float = 1.0

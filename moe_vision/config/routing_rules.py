@@ -12,6 +12,8 @@ from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, Config, Moe
 
+_OVER_LAYERS = ('ahead', 'duo')  # one part of the channels would know nothing of the others
+
 
 def check(config: Config) -> None:
     """Every rule of `model.moe` that needs no data set. The placement must not be 'none'.
@@ -175,6 +177,11 @@ def _splits(config: Config) -> None:
     model, splits = config.model, config.model.moe.splits
     if splits == 1:
         return
+    if model.moe.router in _OVER_LAYERS:
+        raise UserError(
+            f"model.moe.splits is {splits}, but router '{model.moe.router}' chooses over all layers "
+            'of whole tokens; set it to 1.'
+        )
     if model.moe.bank != 'own':
         raise UserError(
             f'model.moe.splits is {splits}, parts with experts of their own, but model.moe.bank is '

@@ -74,7 +74,7 @@ def switch(routing: Routing, context: Context, view: View) -> Array:
 def switch_top_1(routing: Routing, context: Context, view: View) -> Array:
     """`switch` where f_e counts first choices alone, [G], 1 at balance.
 
-    Source: GShard, Lepikhin et al. 2020, at k = 2 (times E, so that it is 1 at balance); Switch,
+    Source: GShard, Lepikhin et al. 2020, at k = 2 (times E^2, so that it is 1 at balance); Switch,
     Fedus et al. 2021, at k = 1.
     """
     return _switch(routing, context, view.num_experts, choices=1)
@@ -147,8 +147,14 @@ def remoe(routing: Routing, context: Context, view: View) -> Array:
 
 
 def tsallis(routing: Routing | SoftRouting, context: Context, view: View) -> Array:
-    """Mean Tsallis entropy of the router's probabilities (DynMoLE, 2025), [G]."""
-    each = entropies.tsallis(routing.probs, view.args.q)
+    """Mean Tsallis entropy of the router's probabilities as a share of its most, [G].
+
+        mean_t H_q(p_t) / H_q(1/E),    H_q(p) = (1 - sum_e p_e^q) / (q - 1)
+
+    It is 1 where all experts are equally likely, and 0 where one is sure. Source: DynMoLE,
+    arXiv 2504.00661, and its code, which divides by the most.
+    """
+    each = entropies.tsallis_share(routing.probs, view.args.q)
     return jnp.where(context.valid, each, 0.0).sum(-1) / _count(context)
 
 

@@ -1,5 +1,7 @@
 """The temperature of a router, by which logits are divided before the softmax, and entropies."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -39,6 +41,13 @@ def tsallis(probs: Array, q: float) -> Array:
         return entropy(probs)
     log_p = jnp.log(jnp.maximum(probs, 1e-30))
     return -jnp.sum(probs * jnp.expm1((q - 1) * log_p), axis=-1) / (q - 1)
+
+
+def tsallis_share(probs: Array, q: float) -> Array:
+    """Tsallis entropy as a share of its most, (1 - N^(1-q)) / (q - 1), that of N equal shares."""
+    n = probs.shape[-1]
+    most = math.log(n) if q == 1 else -math.expm1((1 - q) * math.log(n)) / (q - 1)
+    return tsallis(probs, q) / (most or 1.0)
 
 
 def with_entropy_floor(logits: Array, tau: Array, floor: float, steps: int = 24) -> Array:

@@ -49,7 +49,7 @@ _MORE = {
     'attention_aware': [{'mix': 0.5, 'stop_gradient': True}],
     'dselect_k': [{'max_choices': 2, 'gamma': 4.0, 'normalize_inputs': False}],
     'remoe': [{'max_choices': 2}],
-    'dynmole': [{'threshold': 1.2, 'q': 1.0}],
+    'dynmole': [{'threshold': 0.7, 'q': 1.0}],
     'dynamoe': [
         {'noise_scale': 0.0, 'rule': 'threshold', 'level': 0.2},
         {'noise_scale': 0.0, 'rule': 'top_p'},

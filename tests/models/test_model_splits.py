@@ -118,6 +118,14 @@ def test_leverage_by_hand():
         ({'splits': 2, 'bank': '2', 'placement': 'every_1'}, "splits is 2.*set it to 'own'"),
         ({'splits': 4}, 'norm_groups is 8, which does not divide model.args.widths 4'),
         ({'splits': 0}, 'splits is 0'),
+        (
+            {'splits': 2, 'router': 'duo', 'router_args': {}, 'losses': {}},
+            "splits is 2, but router 'duo'",
+        ),
+        (
+            {'splits': 2, 'router': 'ahead', 'router_args': {}, 'losses': {}},
+            "splits is 2, but router 'ahead'",
+        ),
         ({'splits': 2, 'layers': {'2': {'k': 1}}}, '2 routed layers'),
     ],
 )

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from moe_vision.routing.linear import linear
 from moe_vision.routing.router import Router
-from moe_vision.routing.temperature import tsallis
+from moe_vision.routing.temperature import tsallis_share
 from moe_vision.routing.types import Array, Context, Routing, pick, top_k_ids
 
 
 class Dynmole(Router):
-    """p = softmax(x W). A token whose Tsallis entropy is above a threshold takes all experts.
+    """p = softmax(x W). A token whose Tsallis entropy is above a share of its most takes all.
 
-        H_q(p) = (1 - sum_e p_e^q) / (q - 1) > threshold
+        H_q(p) / H_q(1/E) > threshold,    H_q(p) = (1 - sum_e p_e^q) / (q - 1)
 
     Any other token takes the smallest set of experts with a mass of at least `top_p`, and k of them
     at least. Gates are the probabilities, as they are. Loss `tsallis` lowers the entropy.
@@ -37,7 +37,8 @@ class Dynmole(Router):
         ids = top_k_ids(probs, self.num_experts)
         p = pick(probs, ids)  # the largest first
         wanted = (jnp.cumsum(p, -1) - p < a.top_p) | (jnp.arange(self.num_experts) < self.k)
-        wanted |= (tsallis(probs, a.q) > a.threshold)[..., None]
+        if a.threshold < 1:
+            wanted |= (tsallis_share(probs, a.q) > a.threshold)[..., None]
         return self.routing(
             context,
             logits,
