@@ -85,11 +85,12 @@ CONV: Mapping[str, Overrides] = {  # router or loss -> the keys that differ from
     'linear': routed('top_k', BALANCE, normalize_inputs=False),
     # routers
     'bias_balanced': routed('bias_balanced'),
+    'complementary': routed('bias_balanced', {'complementary': 0.0001}),
     'shared_expert': {**routed('bias_balanced'), 'model.moe.shared_hidden': 28},
     'cosine': routed('cosine', BALANCE),
     'sinkhorn': routed('sinkhorn'),
     'base': routed('base'),
-    'ssr': routed('ssr'),
+    'ssr': routed('ssr', noise='gaussian', renormalize=True),
     'null_experts': {
         **routed('null_experts', {'switch': 0.01}, null_experts=8),
         'model.moe.k': 4,

@@ -165,6 +165,7 @@ LOSSES = {
     'load_v_moe': Entry('moe_vision.routing.losses:load_v_moe', needs=('noise',)),
     'switch': Entry('moe_vision.routing.losses:switch', needs=('choices',)),
     'switch_top_1': Entry('moe_vision.routing.losses:switch_top_1', needs=('choices',)),
+    'complementary': Entry('moe_vision.routing.losses:complementary', needs=('choices',)),
     'z': Entry('moe_vision.routing.losses:z'),
     'supervised': Entry('moe_vision.routing.losses:supervised', needs=('superclass',)),
     'selector_entropy': Entry('moe_vision.routing.losses:selector_entropy', needs=('selectors',)),

@@ -179,8 +179,8 @@ def _splits(config: Config) -> None:
         return
     if model.moe.router in _OVER_LAYERS:
         raise UserError(
-            f"model.moe.splits is {splits}, but router '{model.moe.router}' chooses over all layers "
-            'of whole tokens; set it to 1.'
+            f"model.moe.splits is {splits}, but router '{model.moe.router}' chooses for whole "
+            'tokens over all layers; set it to 1.'
         )
     if model.moe.bank != 'own':
         raise UserError(

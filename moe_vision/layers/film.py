@@ -8,8 +8,8 @@ An expert has 2 D^2 parameters, against 8 D^2 of an MLP that is four times as wi
 and the 4 D^2 of the shared matrices that is 28 % of what 16 such MLPs have, as the paper says.
 
 This project's own choices: x is what the block's norm gives, which is the norm of the paper where a
-backbone has one; there are biases in the adaptor alone; and the router reads h. A token whose
-choices were all dropped has y = MLP(0).
+backbone has one; the adaptor is D wide inside, and it alone has biases; and the router reads h. A
+token whose choices were all dropped has y = MLP(0).
 
 Axes: E experts, N tokens, D width.
 """

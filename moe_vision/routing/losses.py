@@ -9,6 +9,8 @@ experts, so that they need not be balanced among themselves. Padding does not co
 Axes: G groups, T tokens, K choices, N ids, E experts (N = E without null experts).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -78,6 +80,19 @@ def switch_top_1(routing: Routing, context: Context, view: View) -> Array:
     Fedus et al. 2021, at k = 1.
     """
     return _switch(routing, context, view.num_experts, choices=1)
+
+
+def complementary(routing: Routing, context: Context, view: View) -> Array:
+    """`switch` where f_e counts the k most probable experts, [G], 1 at balance.
+
+    Beside a router that balances by a bias it still sees what the scores alone would choose, where
+    `switch` sees choices that the bias has evened out. Source: DeepSeek-V3, arXiv 2412.19437, which
+    takes it of each sequence; here it is of each group.
+    """
+    ids = top_k_ids(routing.probs, view.place.k)
+    active = jnp.broadcast_to(context.valid[..., None], ids.shape)
+    by_score = dataclasses.replace(routing, expert_of_choice=ids, active=active)
+    return _switch(by_score, context, view.num_experts, choices=view.place.k)
 
 
 def z(routing: Routing | SoftRouting, context: Context, view: View) -> Array:

@@ -25,8 +25,8 @@ class Routing:
     Ids >= E are null experts: they take no slot, are never dropped and cost nothing.
     """
 
-    probs: Array  # [G, T, N] float32, without noise; rows sum to 1
-    logits: Array  # [G, T, N] float32, without noise
+    probs: Array  # [G, T, N] float32, without noise on the logits; rows sum to 1
+    logits: Array  # [G, T, N] float32, without that noise
     expert_of_choice: Array  # [G, T, K] int32, first choice first
     gate: Array  # [G, T, K] float32, the weight of that choice's output
     active: Array  # [G, T, K] bool; False: this choice was not made (padding, fewer than K)

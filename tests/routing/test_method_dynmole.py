@@ -56,7 +56,9 @@ def test_the_most_is_that_of_equal_shares():
     for n in (1, 2, 8):
         share = tsallis_share(jnp.full(n, 1 / n), 1.1)
         np.testing.assert_allclose(share, float(n > 1), atol=1e-6)
-    np.testing.assert_allclose(tsallis_share(jnp.asarray(P), 1.0), entropy(P) / np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(
+        tsallis_share(jnp.asarray(P), 1.0), entropy(P) / np.log(4), rtol=1e-6
+    )
     p = np.array([0.6, 0.3, 0.05, 0.05])
     by_hand = (1 - (p**1.1).sum()) / (1 - 4**-0.1)
     np.testing.assert_allclose(tsallis_share(jnp.asarray(P[0]), 1.1), by_hand, rtol=1e-5)

@@ -10,9 +10,10 @@ import pytest
 from routing_cases import context, jit, make, normal, view
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.place import Place
 from moe_vision.config import registry
 from moe_vision.routing import block_losses, layer_losses, losses
-from moe_vision.routing.types import Routing
+from moe_vision.routing.types import Routing, View
 
 E = 4
 
@@ -98,6 +99,22 @@ def test_switch_counts_all_choices_and_its_top_1_form_the_first(name, want):
     assert value(name, routing(p, [[0, 1]] * 4), num_experts=2) == pytest.approx(want)
     one = routing(p, [[0], [0], [0], [1]])  # at k = 1 they are the same: 2 (9/16 + 1/16)
     assert value(name, one, num_experts=2) == pytest.approx(1.25)
+
+
+def test_the_complementary_loss_counts_what_the_scores_alone_would_choose():
+    """The most probable are 0, 0, 0, 1, and P = (0.7, 0.3): 2 (0.75 * 0.7 + 0.25 * 0.3) = 1.2."""
+    p = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]
+    one_of_two = View(Place(2, 1, 4), None)
+
+    def loss(chosen, valid=None):
+        ctx = context(valid, groups=1, tokens=4)
+        return losses.complementary(routing(p, chosen), ctx, one_of_two)[0]
+
+    for chosen in ([[0], [0], [0], [1]], [[1], [1], [0], [0]]):  # without a bias, and with one
+        assert loss(chosen) == pytest.approx(1.2)
+    assert value('switch', routing(p, chosen), num_experts=2) == pytest.approx(1.0)
+    half = loss(chosen, np.array([[True, False, False, True]]))
+    assert half == pytest.approx(1.0)  # f = (1/2, 1/2)
 
 
 def test_switch_teaches_through_probabilities_alone():

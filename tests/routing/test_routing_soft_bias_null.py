@@ -129,6 +129,17 @@ def test_the_bias_chooses_and_does_not_weigh(score):
         np.testing.assert_allclose(routing.probs, s / s.sum(-1, keepdims=True), rtol=1e-4)
 
 
+@pytest.mark.parametrize('score', ['sigmoid', 'softmax'])
+def test_nothing_is_taught_to_the_bias(score):
+    router, x, params = biased(score), normal(0, 1, 50, D), {'kernel': normal(1, D, 4)}
+
+    def loss(bias):
+        routing = router(params, {'bias': bias}, x, context(groups=1, tokens=50))
+        return jnp.sum(jnp.sin(routing.gate)) + jnp.sum(jnp.sin(routing.probs))
+
+    np.testing.assert_array_equal(jit(jax.grad(loss))(jnp.asarray([0.1, 0.0, -0.1, 0.2])), 0)
+
+
 def test_bias_moves_against_the_load_by_the_rate():
     router = biased()
     new = router.update_state(

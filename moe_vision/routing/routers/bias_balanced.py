@@ -1,8 +1,13 @@
-"""Balances experts by a bias on the selection instead of a loss (DeepSeek-V3, 2024).
+"""Balances experts by a bias on the selection instead of a loss (DeepSeek-V3).
 
-The k largest of score + b are chosen, and the gate is the score alone. After each optimizer step
-b_e moves by +-rate towards the mean load. b is router state: it has no gradient, and all devices
-hold the same copy.
+    s = sigmoid(x W) or softmax(x W);  choices: the k largest of s + b;  gate = s of the choice
+    after each optimizer step: b_e += rate * sign(mean load - load_e)
+
+b is router state: it has no gradient, and all devices hold the same copy.
+
+Source: arXiv 2412.19437, whose score is the sigmoid and whose gates are renormalised. This
+project's own choices: features are normalised unless the args say not, scores may be a softmax,
+and experts have a fixed number of slots, so that choices can be dropped.
 """
 
 import jax

@@ -13,8 +13,8 @@ above zero. Loss `selector_entropy` makes selectors choose.
 Source: arXiv 2106.03760, the gate that depends on the input. Its code sums all experts; here a
 token's experts take slots in the order of their gates, so with capacity_factor = E / k the output
 is the paper's, and with less room the smallest gates are dropped first. This project's own choices:
-features are normalised unless the args say not; z and alpha have biases, and start, as in the
-paper's code, so small that all experts are alike. E is a power of 2.
+features are normalised unless the args say not; E is a power of 2. As in the paper's code z and
+alpha have biases, and z starts so small that all experts are alike; here alpha does, too.
 
 Axes: G groups, T tokens, S selectors, B digits, E experts, K choices, D width.
 """

@@ -1,7 +1,10 @@
 """Gives tokens a variable number of experts by offering null ones (AdaMoE, Zeng et al. 2024).
 
-Top-k runs over E true and m null experts. A null choice takes no slot and gives nothing. Gates are
-renormalised over the true choices of a token.
+    p = softmax(x W) over E true and m null experts;  choices: the k largest of p
+    gate = p of the choice / sum of p over the token's true choices, 0 for a null one
+
+A null choice takes no slot and gives nothing. This project's own choice: features are normalised
+unless the args say not.
 """
 
 import jax

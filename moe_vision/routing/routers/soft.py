@@ -1,9 +1,13 @@
 """Soft MoE (Puigcerver et al. 2023) and its per-sample form.
 
-Logits are products of unit features and unit slot vectors, times a learned scale. With axis
-`tokens` or `batch` a slot is a mixture of the tokens of a group (the patches of an image, or
-several images), and every prediction depends on the whole group. With axis `none` every expert sees
-each token as it is, and a softmax over experts mixes the outputs, as in groups of one token.
+    logits[t, s] = scale * (x_t / |x_t|) . (phi_s / |phi_s|)
+    slot s = sum_t softmax over t of logits[t, s] * x_t;  expert e runs on its P slots
+    y_t = sum_s softmax over s of logits[t, s] * (output of slot s)
+
+With axis `tokens` or `batch` the tokens t are those of a group (the patches of an image, or several
+images), and every prediction depends on the whole group. This project's own choices: axis `none`,
+where every expert sees each token as it is, as in groups of one token, and a softmax over experts
+mixes the outputs; gates that are `even`; a temperature.
 
 Axes: G groups, T tokens, E experts, P slots per expert, D width.
 """

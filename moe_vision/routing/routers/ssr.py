@@ -7,7 +7,8 @@ the place of the router's own choices:
     choices: the k largest of P[t],    gate = P[t, choice] / sum of P[t] over the choices
 
 All other steps, and evaluation, are those of `top_k` with the same arguments, noise included. No
-loss balances anything.
+loss balances anything. With `renormalize`, gates sum to 1 in all steps; without it those of
+ordinary steps sum to less, so the branch grows in a balanced step.
 
 This project's own choices: whether a step is balanced is drawn once for each routed layer, from the
 key of the step. The gradient of the gates goes through S and not through the iterations. With k = 1

@@ -4,7 +4,8 @@ Learned noise: Shazeer et al. 2017. Jitter on the input: Switch, Fedus et al. 20
 choice: GShard, Lepikhin et al. 2020. Noise of standard deviation 1/E on the logits, softmax before
 top-k, gates that are not renormalised: V-MoE, Riquelme et al. 2021. None of these papers
 has a norm of its own before the router: that is `normalize_inputs=False`. A router that is taught
-the superclass of an image: Mobile V-MoE, Daxberger et al. 2023.
+the superclass of an image: Mobile V-MoE, Daxberger et al. 2023. This project's own choices: the
+sigmoid gate, and a second choice that is a random expert, which is a control.
 
 Axes: G groups, T tokens, E experts, K choices, D width.
 """
