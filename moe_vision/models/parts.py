@@ -27,6 +27,9 @@ HE = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 class Norm(nn.Module):
     """Batch norm over the valid images of the global batch, or group norm per image.
 
+    Where no image is valid, batch norm takes all of them: a mean over none would be NaN, and so
+    would be the gradient of `scale`, although no output counts.
+
     In evaluation, batch norm uses running averages over training batches. After n updates they hold
     0.9^n of their initial values, mean 0 and variance 1, and they lag behind weights that still
     move fast. So a run of a few dozen steps scores far less than on its training batches, all the
@@ -43,7 +46,10 @@ class Norm(nn.Module):
             return nn.GroupNorm(
                 num_groups=8, dtype=self.dtype, scale_init=self.scale_init, name='norm'
             )(x)
-        mask = None if step.valid is None else step.valid.reshape(-1, *(1,) * (x.ndim - 1))
+        mask = None
+        if step.train and step.valid is not None:
+            counted = step.valid | ~step.valid.any()
+            mask = counted.reshape(-1, *(1,) * (x.ndim - 1))
         norm = nn.BatchNorm(
             use_running_average=not step.train,
             momentum=BATCH_NORM_MOMENTUM,
@@ -51,7 +57,7 @@ class Norm(nn.Module):
             scale_init=self.scale_init,
             name='norm',
         )
-        return norm(x, mask=mask if step.train else None)
+        return norm(x, mask=mask)
 
 
 def layer_norm(args: Any, dtype: str) -> Callable[..., nn.Module]:

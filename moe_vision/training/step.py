@@ -221,6 +221,14 @@ def train_step_fn(
                 (rest, jnp.arange(1, parts)),
                 unroll=platform.target() == 'cpu',
             )
+        # Statistics of masked images are not kept. A `where` would change the rounding of others.
+        stats = jax.lax.cond(
+            batch['valid'].any(1).all(),
+            lambda new, old: new,
+            lambda new, old: old,
+            stats,
+            state.batch_stats,
+        )
         grads, metrics = total
         observed, changed = metrics.pop('observed'), metrics.pop('changed')
 

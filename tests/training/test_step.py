@@ -108,6 +108,30 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(mixing, data_dir):
     assert rows.row(10.0)['bad_images'] == 6  # three in each step
 
 
+def test_a_micro_batch_without_a_valid_image_changes_nothing(data_dir):
+    """A batch norm over no image gave NaN, and the run ended at this step whenever it restarted."""
+    run = Run(
+        data_dir,
+        {'model.args': {'widths': (8,), 'depth': 1, 'norm': 'batch'}, 'train.micro_batches': 2},
+        steps=0,
+    )
+    fresh = run.states[0]
+    state, out = run.take(batch(invalid=range(32)))
+    assert out['loss'] == out['grad_norm'] == 0
+    for name in ('params', 'batch_stats', 'router_state'):
+        train_cases.assert_same_bits(getattr(state, name), getattr(fresh, name))
+    half = batch(invalid=range(16, 32))
+    others = half | {'image': half['image'].copy()}
+    others['image'][16:] ^= 255
+    states = [run.take(rows)[0] for rows in (half, others)]
+    train_cases.assert_same_bits(*states)  # the images of the second half are never looked at
+    train_cases.assert_same_bits(states[0].batch_stats, fresh.batch_stats)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[0]))
+    moved = run.take(batch())[0].batch_stats
+    pairs = zip(*map(jax.tree.leaves, (moved, fresh.batch_stats)), strict=True)
+    assert all((new != old).any() for new, old in pairs)
+
+
 def forward(run, images):
     params = {
         'params': run.states[0].params,
