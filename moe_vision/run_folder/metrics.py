@@ -50,6 +50,14 @@ class Interval:
             for s, m in self._pending
         ]
 
+    def check(self) -> None:
+        """Raises NonFiniteStep if `row` would now. The steps stay for the next row."""
+        before = self.in_a_row
+        self._drop_misfits()
+        for step, values in self._pending:
+            self._is_finite(step, values)
+        self.in_a_row = before
+
     def put_back(self, pending: list[tuple[int, Any]]) -> None:
         """Restores the steps that `pending` returned."""
         self._put_back = len(pending)
@@ -93,6 +101,8 @@ class Interval:
 
     def _drop_misfits(self) -> None:
         """Drops the steps that were put back if their metrics are not those of this run."""
+        if not self._pending:
+            return
         last = jax.tree.map(np.shape, self._pending[-1][1])
         misfits = [
             s for s, m in self._pending[: self._put_back] if jax.tree.map(np.shape, m) != last

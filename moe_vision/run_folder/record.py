@@ -11,19 +11,20 @@ import zlib
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from input_pipeline import DatasetInfo
 from moe_vision.common import limits
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import read_json, write_json
-from moe_vision.common.json_values import as_dict, clean, differences
+from moe_vision.common.json_values import as_dict, clean, differences, number, value_at
 from moe_vision.common.paths import ROOT
 from moe_vision.config import check as config_lib
 from moe_vision.config import typed
 from moe_vision.config.schema import Config
 from moe_vision.leverage import Capacity, Leverage, soft
-from moe_vision.run_folder import lives
+from moe_vision.run_folder import lives, metrics
 
 _PACKAGES = (
     'jax',
@@ -230,3 +231,17 @@ def collapsed(layers: dict[str, dict[str, Any]]) -> bool:
         limits.why_collapsed(x['effective_experts'], x['dead_experts'], len(x['load']))
         for x in layers.values()
     )
+
+
+def rate_before(workdir: str) -> float:
+    """Images per second as an earlier start of the run recorded them; NaN if none did."""
+    rates = [value_at(r, 'timing', 'images_per_second') for r in metrics.read(workdir)]
+    try:
+        rates.append(
+            as_dict(read_json(epath.Path(workdir) / 'result.json')).get('images_per_second')
+        )
+    except FileNotFoundError:
+        pass
+    except ValueError as e:
+        logging.warning("'%s/result.json' cannot be read (%s) and will be replaced", workdir, e)
+    return next((r for r in map(number, reversed(rates)) if not math.isnan(r)), math.nan)

@@ -9,6 +9,7 @@ with Run(setup, config, workdir) as run:
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,8 +19,7 @@ from etils import epath
 from moe_vision import report
 from moe_vision.common import metric_rows
 from moe_vision.common.errors import NotWritten, UserError
-from moe_vision.common.files import read_json, reason, write_json
-from moe_vision.common.json_values import as_dict, number, value_at
+from moe_vision.common.files import reason, write_json
 from moe_vision.config.schema import Config
 from moe_vision.processes import peers
 from moe_vision.run_folder import checkpoints, lives, metrics, record, trackers
@@ -118,8 +118,14 @@ class Run:
         Raises:
           Diverged: the loss or gradient was not finite in more steps in a row than allowed.
         """
-        try:
+        with self._diverging():
             return self.interval.row(self.setup.times.per_epoch)
+
+    @contextlib.contextmanager
+    def _diverging(self) -> Iterator[None]:
+        """Says Diverged where the metrics of a step are not finite."""
+        try:
+            yield
         except metrics.NonFiniteStep as e:
             steps = self.saved.steps()
             last = (
@@ -193,8 +199,11 @@ class Run:
         """Saves everything at any step, so that the run can continue from here bit for bit.
 
         Raises:
+          Diverged: as `row` does for the steps since the last one; then nothing is saved.
           NotWritten: that is not possible; the run can continue from an older checkpoint.
         """
+        with self._diverging():
+            self.interval.check()
         left = True
         if self._writer and (pending := self.interval.pending()):
             left = self._writer.leave_pending(step, pending)
@@ -235,7 +244,7 @@ class Run:
                     best[1],
                 )
         if math.isnan(rate):
-            rate = _rate_before(self.workdir)
+            rate = record.rate_before(self.workdir)
         result = record.result(
             self.config, self.setup.cost, test, best and best[0], selected, int(state.step), rate
         )
@@ -329,20 +338,6 @@ class Run:
 
 class Diverged(UserError):
     """The loss or gradient was not finite in more steps in a row than `train.skip_nonfinite`."""
-
-
-def _rate_before(workdir: str) -> float:
-    """Images per second as an earlier start of the run recorded them; NaN if none did."""
-    rates = [value_at(r, 'timing', 'images_per_second') for r in metrics.read(workdir)]
-    try:
-        rates.append(
-            as_dict(read_json(epath.Path(workdir) / 'result.json')).get('images_per_second')
-        )
-    except FileNotFoundError:
-        pass
-    except ValueError as e:
-        logging.warning("'%s/result.json' cannot be read (%s) and will be replaced", workdir, e)
-    return next((r for r in map(number, reversed(rates)) if not math.isnan(r)), math.nan)
 
 
 def _own(state: TrainState) -> TrainState:

@@ -581,6 +581,35 @@ def test_one_more_in_a_row_than_allowed_stops_the_run(skipping, tmp_path, monkey
         loop.train(skipping.config, str(tmp_path), setup=skipping)
 
 
+def test_a_stop_saves_no_state_that_has_diverged(poisoned, data_dir, tmp_path, monkeypatch):
+    """SIGTERM between two rows, after a step whose loss is NaN: a restart called it finite."""
+    setup = loop.Setup(
+        train_cases.make(data_dir, {'train.mixup': 0.0, 'log.every_steps': 6, 'train.steps': 14})
+    )
+    white(monkeypatch, 7)
+    said = 'loss is not finite at step 7; the last finite checkpoint is step 5. Try'
+    for stop in (train_cases.StopAt(7), None):
+        with pytest.raises(Diverged, match=said):
+            loop.train(setup.config, str(tmp_path), setup=setup, stop=stop)
+        assert train_cases.steps(tmp_path) == [5]
+
+
+def test_looking_for_what_is_not_finite_changes_no_row():
+    """Two steps that may be skipped, looked at in between, then one too many."""
+    interval = metrics.Interval(may_skip=2)
+    for number, loss in enumerate((1.0, np.nan, np.nan), 1):
+        interval.add(number, {'loss': loss, 'grad_norm': 1.0, 'layers': {}})
+        interval.check()
+    assert len(interval.pending()) == 3 and interval.in_a_row == 0
+    interval.add(4, interval.pending()[1][1])
+    for _ in range(2):
+        with pytest.raises(metrics.NonFiniteStep, match='step 4, in 3 steps in a row'):
+            interval.check()
+    with pytest.raises(metrics.NonFiniteStep, match='step 4, in 3 steps in a row'):
+        interval.row(1.0)
+    metrics.Interval().check()  # nothing is pending
+
+
 def test_a_program_checks_for_finite_numbers_only_if_steps_may_be_skipped(setup, skipping):
     def program(setup):
         micro = {
