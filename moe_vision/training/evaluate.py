@@ -125,18 +125,16 @@ class Evaluator:
                     images,
                 )
             out['train_accuracy'] = right / counted if counted else None
-        if rows := self.sweep(state, split, 1.0):
+        if rows := list(self.sweep(state, split, 1.0)):
             out['accuracy_at_capacity'] = {str(r['capacity_factor']): r['accuracy'] for r in rows}
         return out
 
-    def sweep(self, state: TrainState, split: str, fraction: float) -> list[dict[str, Any]]:
-        """Scores a split at each of `eval.capacity_factors`; [] where no choice can be dropped.
+    def sweep(self, state: TrainState, split: str, fraction: float) -> Iterator[dict[str, Any]]:
+        """Scores a split at each of `eval.capacity_factors`, if choices can be dropped.
 
-        Each row has 'capacity_factor', 'effective_factor' (C E / (k T), the
-        smallest of the layers), 'accuracy', 'loss' and
-        'drop_rate' by routed layer.
+        Each row has 'capacity_factor', 'effective_factor' (C E / (k T), the smallest of the
+        layers), 'accuracy', 'loss' and 'drop_rate' by routed layer.
         """
-        rows = []
         for factor in self.config.eval.capacity_factors if has_capacity(self.config.model) else ():
             model = with_eval_capacity(self.config.model, factor)
             effective = [
@@ -144,16 +142,13 @@ class Evaluator:
                 for moe in (moe_at(model, n) for n in range(routed_layers(model)))
             ]
             scores = self._pass(self.outputs(state, split, fraction, factor), split)
-            rows.append(
-                {
-                    'capacity_factor': factor,
-                    'effective_factor': min(effective),
-                    'accuracy': scores['accuracy'],
-                    'loss': scores['loss'],
-                    'drop_rate': {n: x['drop_rate'] for n, x in scores['layers'].items()},
-                }
-            )
-        return rows
+            yield {
+                'capacity_factor': factor,
+                'effective_factor': min(effective),
+                'accuracy': scores['accuracy'],
+                'loss': scores['loss'],
+                'drop_rate': {n: x['drop_rate'] for n, x in scores['layers'].items()},
+            }
 
     def at_another_batch_size(
         self, state: TrainState, split: str, fraction: float, scores: dict[str, Any]

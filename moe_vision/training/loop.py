@@ -1,5 +1,6 @@
 """Trains a run, and scores a finished one."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ from absl import logging
 from etils import epath
 
 from moe_vision.common import chips, compile_cache
+from moe_vision.common.errors import NotWritten
 from moe_vision.common.files import write_json
 from moe_vision.config import rules
 from moe_vision.config.schema import Config
@@ -157,8 +159,8 @@ def _accuracy(setup: Setup, scores: dict[str, Any], key: str = 'accuracy') -> st
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     """Scores the newest checkpoint of a run on `eval.split`; writes evaluation-SPLIT.json.
 
-    Also scores it at each of `eval.capacity_factors`, and with another batch size, which must not
-    change a prediction.
+    Also scores it with another batch size, which must not change a prediction, and at each of
+    `eval.capacity_factors`. What is known when one of these passes fails is printed and written.
 
     Raises:
       UserError: the data set lacks the split, or no checkpoint fits the config.
@@ -179,30 +181,46 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         step, state = saved.restore_for_evaluation(setup.abstract)
     evaluator, fraction = setup.evaluator, step / setup.times.total
     scores = evaluator.score(state, split, fraction, details=True)
-    scores |= {
-        'batch_size': evaluator.batch,
-        'at_another_batch_size': evaluator.at_another_batch_size(state, split, fraction, scores),
-        'capacity_sweep': evaluator.sweep(state, split, fraction),
-    }
-    if peers.first():
-        if split != config.eval.split:
-            print(f'{setup.info.name} has no {config.eval.split} split: scored on {split}')
-        print('\n'.join(_scores_as_lines(setup, split, step, scores)), flush=True)
-        write_json(
-            epath.Path(workdir) / f'evaluation-{split}.json',
-            {
-                'split': split,
-                'step': step,
-                'config_differs': changed,
-                'class_names': setup.info.class_names,
-                **scores,
-            },
+    scores['batch_size'] = evaluator.batch
+
+    def write() -> None:
+        if peers.first():
+            write_json(
+                epath.Path(workdir) / f'evaluation-{split}.json',
+                {
+                    'split': split,
+                    'step': step,
+                    'config_differs': changed,
+                    'class_names': setup.info.class_names,
+                    **scores,
+                },
+            )
+
+    if split != config.eval.split:
+        _say(f'{setup.info.name} has no {config.eval.split} split: scored on {split}')
+    _say('\n'.join(_scores_as_lines(setup, split, step, scores)))
+    with contextlib.suppress(NotWritten):  # then the second time fails, too
+        write()  # a pass that follows may end this process
+    try:
+        again = evaluator.at_another_batch_size(state, split, fraction, scores)
+        scores['at_another_batch_size'] = again
+        differ = f'NOT equal for {again["images_that_differ"]} images'
+        _say(
+            f'batch size {scores["batch_size"]} and {again["batch_size"]}: predictions are '
+            f'{"equal" if again["equal"] else differ}, '
+            f'loss differs by {again["loss_difference"]:.1e}'
         )
+        scores['capacity_sweep'] = []
+        for row in evaluator.sweep(state, split, fraction):
+            scores['capacity_sweep'].append(row)
+            _say(_as_line(row))
+    finally:
+        write()
     return scores
 
 
 def _scores_as_lines(setup: Setup, split: str, step: int, scores: dict[str, Any]) -> list[str]:
-    """The lines that `evaluate` prints."""
+    """The lines that `evaluate` prints of a split."""
     lines = [
         f'{split} accuracy {_accuracy(setup, scores)}, '
         f'loss {scores["loss"]:.4f}, {scores["images"]:,} images, step {step}'
@@ -212,17 +230,14 @@ def _scores_as_lines(setup: Setup, split: str, step: int, scores: dict[str, Any]
             f'{name}: drop rate {x["drop_rate"]:.4f}, orphan rate {x["orphan_rate"]:.4f}, '
             f'effective experts {x["effective_experts"]:.2f}, dead {x["dead_experts"]}'
         )
-    again = scores['at_another_batch_size']
-    verdict = 'equal' if again['equal'] else f'NOT equal for {again["images_that_differ"]} images'
-    lines.append(
-        f'batch size {scores["batch_size"]} and {again["batch_size"]}: predictions are '
-        f'{verdict}, loss differs by {again["loss_difference"]:.1e}'
-    )
-    for row in scores['capacity_sweep']:
-        drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in row['drop_rate'].items())
-        lines.append(
-            f'capacity factor {row["capacity_factor"]:g} (effective '
-            f'{row["effective_factor"]:.2f}): accuracy {row["accuracy"]:.4f}, '
-            f'loss {row["loss"]:.4f}, drop rate {drops}'
-        )
     return lines
+
+
+def _as_line(row: dict[str, Any]) -> str:
+    """The line that `evaluate` prints of a capacity factor."""
+    drops = ', '.join(f'{rate:.4f} in {name}' for name, rate in row['drop_rate'].items())
+    return (
+        f'capacity factor {row["capacity_factor"]:g} (effective '
+        f'{row["effective_factor"]:.2f}): accuracy {row["accuracy"]:.4f}, '
+        f'loss {row["loss"]:.4f}, drop rate {drops}'
+    )

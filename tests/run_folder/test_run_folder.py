@@ -15,6 +15,7 @@ import train_cases
 from moe_vision.common.errors import UserError
 from moe_vision.run_folder import checkpoints
 from moe_vision.training import loop
+from moe_vision.training.evaluate import Evaluator
 
 KEYS = """test_accuracy test_loss test_accuracy_unbounded test_accuracy_selected
 best_validation_accuracy seed steps
@@ -152,6 +153,27 @@ def test_a_run_is_scored_on_any_split_as_it_was_while_training(
     assert 'batch size 16 and 32: predictions are equal' in out
     free = scores['accuracy_unbounded']
     assert f'capacity factor inf (effective 2.00): accuracy {free:.4f}' in out
+
+
+@pytest.mark.parametrize('fails', ['at_another_batch_size', 'sweep'])
+def test_scores_are_kept_if_a_later_pass_fails(config, workdir, capsys, monkeypatch, fails):
+    """Printed and in the file, which is there even if the process is killed meanwhile."""
+    file = workdir / 'evaluation-test.json'
+    file.unlink(missing_ok=True)
+    before = []
+
+    def fail(*args):
+        before.append(strictly(file.read_text()))
+        raise MemoryError
+
+    monkeypatch.setattr(Evaluator, fails, fail)
+    with pytest.raises(MemoryError):
+        loop.evaluate(config, str(workdir))
+    accuracy = train_cases.result(workdir)['test_accuracy']
+    assert f'test accuracy {accuracy:.4f}' in capsys.readouterr().out
+    written = strictly(file.read_text())
+    assert before[0]['accuracy'] == written['accuracy'] == accuracy
+    assert ('at_another_batch_size' in written) == (fails == 'sweep')
 
 
 def test_scoring_needs_a_checkpoint_and_a_split_that_exists(config, data_dir, tmp_path):

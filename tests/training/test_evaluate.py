@@ -159,7 +159,7 @@ def test_a_sweep_scores_at_each_capacity_factor(data_dir):
     )
     state, setup = trained(config)
     want, evaluator = scores(config, state, 64)
-    rows = evaluator.sweep(state, 'test', 0.5)
+    rows = list(evaluator.sweep(state, 'test', 0.5))
     # 16 images, 8 experts, k = 2: ceil(0.8 * 4) = 4 slots, ceil(0.75 * 4) = 3, and 16
     assert [r['effective_factor'] for r in rows] == [1.0, 0.75, 4.0]
     assert [r['capacity_factor'] for r in rows] == [0.8, 0.75, float('inf')]
