@@ -71,7 +71,7 @@ def train(
         profile = Profile(profile_steps, workdir, start, times.total)
         _validate(run, progress, start, state)  # a stop may have come just before a validation
         source = feed.on_host(config, config.seed, _rows(setup), start, times.total)
-        with stop.later(), source as batches:
+        with stop.later(), profile, source as batches:
             for step, arrays in enumerate(batches, start + 1):
                 profile.before(step)
                 batch = setup.gather(mesh.to_devices(arrays, setup.mesh, micro))

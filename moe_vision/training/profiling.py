@@ -1,6 +1,7 @@
 """Profiles chosen training steps for TensorBoard."""
 
 import os
+import shutil
 import tempfile
 from typing import Any
 
@@ -12,7 +13,7 @@ from moe_vision.common.files import in_bucket
 
 
 class Profile:
-    """Writes a profile of some steps to W/profile.
+    """Writes a profile of some steps to W/profile. Use `with`: leaving it ends a profile that runs.
 
     Args:
       steps: first and last step to profile; None profiles nothing.
@@ -45,9 +46,26 @@ class Profile:
         """Ends the profile after its last step, once that step's results `out` are there."""
         if self._local and step == self._last:
             jax.block_until_ready(out)
+            self._end()
+
+    def __enter__(self) -> 'Profile':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._local:
+            self._end()
+
+    def _end(self) -> None:
+        """Writes what was profiled. If that fails, a warning says so, and the run goes on."""
+        try:
             jax.profiler.stop_trace()
             if in_bucket(self._target):
                 _copy(epath.Path(self._local), self._target)
+        except (OSError, RuntimeError) as e:
+            logging.warning("no profile: '%s' cannot be written (%s)", self._target, e)
+        finally:
+            if in_bucket(self._target):
+                shutil.rmtree(self._local, ignore_errors=True)
             self._local = ''
 
 
