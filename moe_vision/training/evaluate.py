@@ -114,8 +114,8 @@ class Evaluator:
         out: dict[str, Any] = {}
         if images := self.config.eval.train_images:
             counted = right = 0
-            for _, run in self.outputs(state, 'train', 1.0, images=images):
-                scored = jax.device_get(run())
+            for found, _ in _one_ahead(self.outputs(state, 'train', 1.0, images=images)):
+                scored = jax.device_get({n: found[n] for n in ('prediction', 'label', 'valid')})
                 counted += int(scored['valid'].sum())
                 right += int((scored['valid'] & (scored['prediction'] == scored['label'])).sum())
             if counted < images:
@@ -189,8 +189,10 @@ class Evaluator:
         sums: dict[str, Any] = {}
         probe: dict[str, list[int]] = {}
         soft = leverage.soft(self.config.model)
-        for number, (_, run) in enumerate(outputs):
-            out = jax.device_get(run())
+        for number, (out, run) in enumerate(_one_ahead(outputs)):
+            # what chose each token is most of what a batch reports
+            wanted = number == 0 or not details and any(len(p) < _PROBE for p in probe.values())
+            out = jax.device_get(out if wanted else out | {'choices': {}})
             valid = out['valid']
             losses.append(out['loss'][valid].astype(np.float64))
             predictions.append(out['prediction'][valid])
@@ -301,6 +303,19 @@ class Evaluator:
             for batch in batches:
                 arrays = {n: x for n, x in batch.items() if n != 'index'}
                 yield batch, mesh_lib.to_devices(arrays, self.mesh, 1)
+
+
+def _one_ahead(outputs: Outputs) -> Iterator[tuple[dict[str, Any], Callable[..., dict[str, Any]]]]:
+    """What each batch's function returns, and the function. The device has the next batch before
+    the host waits for this one, so it does not wait for the host; more would take more memory."""
+    before = None
+    for _, run in outputs:
+        now = run(), run
+        if before:
+            yield before
+        before = now
+    if before:
+        yield before
 
 
 def _add(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

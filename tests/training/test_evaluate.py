@@ -153,6 +153,34 @@ def test_only_batches_with_drops_are_run_again_with_room_for_all(data_dir, monke
     assert result['accuracy'] == want['accuracy_unbounded'] != want['accuracy']
 
 
+def test_the_device_works_while_the_host_counts_and_choices_stay_there(data_dir, monkeypatch):
+    """Four batches of 96 images, of which three hold the 256 tokens of the probe."""
+    room = {'model.moe.eval_capacity_factor': 4.0, 'eval.batch_size': 96}
+    state, setup = trained(train_cases.make(data_dir, CASES['top_k'] | room))
+    firsts = []
+    for _, run in setup.evaluator.outputs(state, 'test', 0.5):
+        out = jax.device_get(run())
+        firsts += out['choices']['head']['expert'][out['valid'], 0].tolist()
+    outputs, get, done = Evaluator.outputs, jax.device_get, []
+
+    def watched(*args, **kwargs):
+        for number, (batch, run) in enumerate(outputs(*args, **kwargs)):
+            yield batch, lambda number=number, run=run: (done.append(number), run())[1]
+
+    def fetch(values):
+        done.append('choices' if values['choices'] else 'no choices')
+        return get(values)
+
+    monkeypatch.setattr(Evaluator, 'outputs', watched)
+    monkeypatch.setattr(jax, 'device_get', fetch)
+    result = setup.evaluator.score(state, 'test', 0.5)
+    assert result['probe'] == {'head': firsts[:256]}
+    assert done == [0, 1, 'choices', 2, 'choices', 3, 'choices', 'no choices']
+    done.clear()
+    setup.evaluator.score(state, 'test', 0.5, details=True)
+    assert done == [0, 1, 'choices', 2, 'no choices', 3, 'no choices', 'no choices']
+
+
 def test_a_sweep_scores_at_each_capacity_factor(data_dir):
     config = train_cases.make(
         data_dir, CASES['top_k'] | {'eval.capacity_factors': (0.8, 0.75, float('inf'))}
