@@ -56,6 +56,8 @@ class Step:
     compared: dict[str, dict[str, dict[str, Array]]] = dataclasses.field(default_factory=dict)
     train: bool = dataclasses.field(default=False, metadata={'static': True})
     num_classes: int = dataclasses.field(default=0, metadata={'static': True})
+    # tokens in a row that are of one image and have its label
+    patches: int = dataclasses.field(default=1, metadata={'static': True})
 
     def settled_at(self, path: str) -> Array | None:
         """Whether the router of the layer with this path is frozen, a bool scalar; None: no."""
@@ -190,7 +192,9 @@ def route_groups(
             )
         counts = telemetry.count(routing, plan, context)
         if labels is not None and step.num_classes:
-            counts['by_class'] = telemetry.by_class(routing, labels, context, step.num_classes)
+            counts['by_class'] = telemetry.by_class(
+                routing, labels, context, step.num_classes, step.patches
+            )
         seen = {}
         if router is not None and step.train:
             reads = view.bank is not None and 'bank' in router.needs

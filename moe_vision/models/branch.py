@@ -273,4 +273,5 @@ def per_patch(step: Step, patches: int) -> Step:
         labels=repeat(step.labels),
         extras={name: repeat(values) for name, values in step.extras.items()},
         start=step.start * patches,
+        patches=patches,
     )

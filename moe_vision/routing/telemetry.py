@@ -6,6 +6,7 @@ and devices. `summarize` turns sums into rates on the host.
 Axes: G groups, T tokens, K choices, N ids (null experts included), E experts, L classes.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -60,15 +61,29 @@ def count(
 
 
 def by_class(
-    routing: Routing | SoftRouting, labels: Array, context: Context, num_classes: int
+    routing: Routing | SoftRouting,
+    labels: Array,
+    context: Context,
+    num_classes: int,
+    patches: int = 1,
 ) -> Array:
-    """Choices before capacity by id and class, [G, N, L] float32; labels [G, T] int32."""
-    truth = jax.nn.one_hot(labels, num_classes) * context.valid[..., None]
+    """Choices before capacity by id and class, [G, N, L] float32; labels [G, T] int32.
+
+    Args:
+      patches: how many tokens in a row have the label of one image. Their choices are counted
+        first, so that no array [G, T, L] is written. A group may hold a part of them.
+    """
     if isinstance(routing, SoftRouting):
+        truth = jax.nn.one_hot(labels, num_classes) * context.valid[..., None]
         return jnp.einsum('gte,gtl->gel', routing.combine.sum(-1), truth)
+    groups, tokens = labels.shape
+    same = math.gcd(tokens, patches)  # tokens in a row of one group and one image
     ids = jax.nn.one_hot(routing.expert_of_choice, routing.probs.shape[-1])
-    chosen = (ids * routing.active[..., None]).sum(2)
-    return jnp.einsum('gtn,gtl->gnl', chosen, truth)
+    active = routing.active & context.valid[..., None]
+    chosen = (ids * active[..., None]).sum(2).reshape(groups, tokens // same, same, -1).sum(2)
+    truth = jax.nn.one_hot(labels[:, ::same], num_classes)
+    # exact: by default, some devices round counts above 256
+    return jnp.einsum('gtn,gtl->gnl', chosen, truth, precision=jax.lax.Precision.HIGHEST)
 
 
 def summarize(sums: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from routing_cases import E, T, context, jit, make, normal
 
+from moe_vision.layers import Step
+from moe_vision.models.branch import per_patch
 from moe_vision.routing import telemetry
 from moe_vision.routing.plan import index_plan
 from moe_vision.routing.telemetry import mutual_information, summarize
@@ -123,3 +125,31 @@ def test_sums_add_up_over_groups():
     np.testing.assert_array_equal(
         whole['by_class'].sum(0), 2 * np.bincount(np.asarray(labels).ravel(), minlength=3)
     )
+
+
+@pytest.mark.parametrize('tokens', [1, 2, 4, 6, 8, 24])
+def test_choices_of_images_are_counted_by_class_however_groups_cut_them(tokens):
+    """Six images of 4 patches, of which the third is padding."""
+    drawn = np.random.default_rng(tokens).integers(0, 500, 6)
+    step = per_patch(Step(valid=jnp.arange(6) != 2, labels=jnp.asarray(drawn)), 4)
+    labels, valid = (np.asarray(x).reshape(-1, tokens) for x in (step.labels, step.valid))
+    router, ctx = make(('top_k', ()), E, 2), context(valid, groups=len(labels), tokens=tokens)
+    features, params = normal(0, *labels.shape, 5), {'kernel': normal(1, 5, E)}
+
+    def count(features, patches):
+        routing = router(params, {}, features, ctx)
+        return telemetry.by_class(routing, jnp.asarray(labels), ctx, 500, patches), routing
+
+    found, routing = jax.jit(count, static_argnums=1)(features, step.patches)
+    want = np.zeros((len(labels), E, 500))
+    for group, token in zip(*np.nonzero(valid), strict=True):
+        for expert in np.asarray(routing.expert_of_choice)[group, token]:
+            want[group, expert, labels[group, token]] += 1
+    np.testing.assert_array_equal(found, want)
+
+    def largest(patches):
+        program = jax.make_jaxpr(lambda x: count(x, patches)[0])(features)
+        return max(v.aval.size for line in program.eqns for v in line.outvars)
+
+    if tokens == 24:  # 6 images in place of 24 tokens
+        assert largest(1) == 24 * 500 and largest(step.patches) == 6 * 500
