@@ -9,6 +9,8 @@ Axes: N images, D features, L classes.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -50,34 +52,53 @@ class Linear:
 
     def accuracy(self, x: np.ndarray, labels: np.ndarray) -> float:
         """The share of images x [N, D] whose class is right."""
-        return float((np.argmax(x @ self.weights + self.intercept, -1) == labels).mean())
+        right = [
+            np.argmax(x[part] @ self.weights + self.intercept, -1) == labels[part]
+            for part in _parts(len(x))
+        ]
+        return float(np.concatenate(right).mean())
 
 
-def ridge(x: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> Linear:
-    """The ridge classifier of features x [N, D] and labels [N].
+def _parts(n: int) -> list[slice]:
+    """Cuts N images into parts whose float64 arrays [images, L] are small."""
+    return [slice(i, i + _CHUNK) for i in range(0, n, _CHUNK)]
+
+
+def ridge(
+    x: np.ndarray, labels: np.ndarray, classes: int, strengths: Sequence[float]
+) -> list[Linear]:
+    """The ridge classifier of features x [N, D] and labels [N] at each strength.
+
+    With X the centred features, Y the one-hot classes and X'X = V s V', the weights are
+    V (s + alpha)^-1 V' X'Y. So one eigendecomposition serves all strengths.
 
     Args:
       classes: L.
-      strength: alpha in mean eigenvalues of the centred features' scatter X'X (of those that can
-        differ from 0), so that it does not depend on the scale of the features.
+      strengths: alpha in mean eigenvalues of X'X (of those that can differ from 0), so that it does
+        not depend on the scale of the features.
     """
     n, d = x.shape
-    mean = x.mean(0, dtype=np.float64)
-    targets = np.eye(classes)[labels] - np.bincount(labels, minlength=classes) / n
-    if n < d:
+    mean, one_hot = x.mean(0, dtype=np.float64), np.eye(classes)
+    if n < d:  # by the other side, which is smaller: (X'X + a)^-1 X' = X' (XX' + a)^-1
         centred = x - mean
-        scatter = centred @ centred.T
+        scatter, moments = centred @ centred.T, one_hot[labels]
+        moments = moments - moments.mean(0)
     else:
-        parts = [slice(i, i + _CHUNK) for i in range(0, n, _CHUNK)]
-        scatter = sum((x[p] - mean).T @ (x[p] - mean) for p in parts)
-    alpha = strength * max(float(np.trace(scatter)) / min(n, d), np.finfo(np.float64).tiny)
-    scatter[np.diag_indices_from(scatter)] += alpha
-    if n < d:  # the same by the other side: (X'X + a)^-1 X' = X' (XX' + a)^-1
-        weights = centred.T @ np.linalg.solve(scatter, targets)
-    else:
-        moments = sum((x[p] - mean).T @ targets[p] for p in parts)
-        weights = np.linalg.solve(scatter, moments)
-    return Linear(weights, np.bincount(labels, minlength=classes) / n - mean @ weights, alpha)
+        scatter, moments = np.zeros((d, d)), np.zeros((d, classes))
+        for part in _parts(n):
+            centred = x[part] - mean
+            scatter += centred.T @ centred
+            moments += centred.T @ one_hot[labels[part]]
+    scale = max(float(np.trace(scatter)) / min(n, d), np.finfo(np.float64).tiny)
+    values, vectors = np.linalg.eigh(scatter)
+    turned, share = vectors.T @ moments, np.bincount(labels, minlength=classes) / n
+    fits = []
+    for strength in strengths:
+        weights = vectors @ (turned / (values + strength * scale)[:, None])
+        if n < d:
+            weights = centred.T @ weights
+        fits.append(Linear(weights, share - mean @ weights, strength * scale))
+    return fits
 
 
 def few(labels: np.ndarray, classes: int, shots: int, draw: int) -> np.ndarray | None:
@@ -105,11 +126,10 @@ def score(
       'linear' {'accuracy', 'alpha', 'strength'}; 'few_shot' {'5': {'accuracy', 'sd', 'draws'}},
       without the numbers of images that a class does not have.
     """
-    strength = STRENGTH
-    if validation:
-        tried = {s: ridge(*train, classes, s).accuracy(*validation) for s in STRENGTHS}
-        strength = max(tried, key=lambda s: tried[s])
-    fitted = ridge(*train, classes, strength)
+    strengths = STRENGTHS if validation else (STRENGTH,)
+    fits = dict(zip(strengths, ridge(*train, classes, strengths), strict=True))
+    strength = max(fits, key=lambda s: fits[s].accuracy(*validation)) if validation else STRENGTH
+    fitted = fits[strength]
     out: dict[str, Any] = {
         'linear': {
             'accuracy': fitted.accuracy(*scored),
@@ -122,7 +142,7 @@ def score(
     for shots in SHOTS:
         places = [few(labels, classes, shots, draw) for draw in range(DRAWS)]
         draws = [
-            ridge(x[p], labels[p], classes, STRENGTH).accuracy(*scored)
+            ridge(x[p], labels[p], classes, [STRENGTH])[0].accuracy(*scored)
             for p in places
             if p is not None
         ]
@@ -150,7 +170,8 @@ def probe(config: Config, workdir: str) -> dict[str, Any]:
         step, state = saved.restore_for_evaluation(setup.abstract)
     fraction = step / setup.times.total
     needed = {'train', split} | ({'validation'} & set(sizes))
-    found = {name: features(setup, state, name, fraction) for name in sorted(needed)}
+    forward = forward_to_head(setup, state, fraction)
+    found = {name: features(setup, forward, name) for name in sorted(needed)}
     chooses = found.get('validation') if split != 'validation' else None
     scores = score(found['train'], found[split], setup.info.num_classes, chooses)
     scores = {
@@ -176,24 +197,18 @@ def probe(config: Config, workdir: str) -> dict[str, Any]:
     return scores
 
 
-def features(
-    setup: Setup, state: TrainState, split: str, fraction: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 [N, D], labels [N]) of a split, in the order of evaluation.
+def forward_to_head(setup: Setup, state: TrainState, fraction: float) -> Callable:
+    """The compiled `forward(batch, start)` -> (features [B, D], labels [B], valid [B]) of a state.
 
-    Training images that cannot be decoded are left out.
+    Batch arrays are [1, B, ...]; `start` is the place of the first image in the split.
 
     Args:
       fraction: of the training that is done; routers with a schedule read it.
-
-    Raises:
-      UserError: the network has no classifier.
     """
-    evaluator, config = setup.evaluator, setup.config
+    config = setup.config
     network = models.build(config.model, setup.info.num_classes, setup.mesh)
     mean_std = input_pipeline.mean_std(config.dataset)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
-    variables = state.variables(averaged=True)
 
     def forward(variables, batch, start):
         batch = jax.tree.map(lambda a: a[0], batch)
@@ -223,10 +238,25 @@ def features(
         return taken[0].astype('float32'), batch['label'], batch['valid']
 
     forward = jax.jit(forward, out_shardings=mesh_lib.replicated(setup.mesh))
+    return functools.partial(forward, state.variables(averaged=True))
+
+
+def features(setup: Setup, forward: Callable, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 [N, D], labels [N]) of a split, in the order of evaluation.
+
+    Training images that cannot be decoded are left out.
+
+    Args:
+      forward: as `forward_to_head` returns it, of this setup.
+
+    Raises:
+      UserError: the network has no classifier.
+    """
+    evaluator = setup.evaluator
     found, labels = [], []
     for number, (_, arrays) in enumerate(evaluator.batches(split, strict=split != 'train')):
         with setup.compiling('the features'):
-            out = forward(variables, arrays, number * evaluator.batch)
+            out = forward(arrays, number * evaluator.batch)
         x, label, valid = jax.device_get(out)
         found.append(x[valid])
         labels.append(label[valid])
