@@ -39,8 +39,7 @@ from moe_vision.training import pictures
 from moe_vision.training.step import TrainState, eval_step_fn, images_per_group
 
 _PROBE = 256  # tokens whose first choices each validation records
-# each batch of a split, and a function that scores it
-Outputs = Iterator[tuple[dict[str, np.ndarray], Callable[..., dict[str, Any]]]]
+Outputs = Iterator[Callable[..., dict[str, Any]]]  # for each batch of a split, what scores it
 STREAM = RunStream.EVALUATION  # what evaluation draws is derived from the run's key and this
 
 
@@ -65,7 +64,7 @@ class Evaluator:
         self._rows = mesh_lib.rows_of_process(self.batch, mesh)
         self._compiling = compile_cache.FirstCalls(config.model.name)
         self._steps: dict[float | None, Callable] = {}
-        self._resident: dict[str, list[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]] = {}
+        self._resident: dict[str, list[dict[str, jax.Array]]] = {}
         # whether unbounded capacity may change an accuracy
         self.can_drop = can_drop(config.model)
 
@@ -248,8 +247,9 @@ class Evaluator:
         factor: float | None = None,
         images: int = 0,
     ) -> Outputs:
-        """Each batch of a split with a function `run(intervention=None, factor=factor)`, which
-        returns what `eval_step_fn` computes for it, still on the device.
+        """For each batch of a split a function `run(intervention=None, factor=factor)`.
+
+        It returns what `eval_step_fn` computes for the batch, still on the device.
 
         Args:
           factor: the capacity factor; None takes the config's.
@@ -257,7 +257,7 @@ class Evaluator:
         """
         variables = state.variables(averaged=True)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), STREAM)
-        for number, (batch, arrays) in enumerate(self.batches(split, not images, images)):
+        for number, arrays in enumerate(self.batches(split, not images, images)):
 
             def run(
                 intervention: Intervention | None = None,
@@ -270,13 +270,12 @@ class Evaluator:
                 with self._compiling(what + (' with changed routes' if intervention else '')):
                     return self._step(factor)(variables, arrays, key, start, fraction, intervention)
 
-            yield batch, run
+            yield run
 
     def batches(
         self, split: str, strict: bool = True, images: int = 0
-    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
-        """Each batch of a split in the fixed order: this process's rows, and global arrays
-        [1, B, ...].
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Each batch of a split in the fixed order, as global arrays [1, B, ...].
 
         With `dataset.resident` the arrays stay on the devices for the next pass.
 
@@ -289,9 +288,7 @@ class Evaluator:
         kept = self._resident.get(split)
         yield from self._read(split, strict, images) if kept is None else kept
 
-    def _read(
-        self, split: str, strict: bool, images: int = 0
-    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, jax.Array]]]:
+    def _read(self, split: str, strict: bool, images: int = 0) -> Iterator[dict[str, jax.Array]]:
         data = self.config.dataset
         with input_pipeline.evaluation_batches(
             dataclasses.replace(data, train_images=images) if images else data,
@@ -302,14 +299,14 @@ class Evaluator:
         ) as batches:
             for batch in batches:
                 arrays = {n: x for n, x in batch.items() if n != 'index'}
-                yield batch, mesh_lib.to_devices(arrays, self.mesh, 1)
+                yield mesh_lib.to_devices(arrays, self.mesh, 1)
 
 
 def _one_ahead(outputs: Outputs) -> Iterator[tuple[dict[str, Any], Callable[..., dict[str, Any]]]]:
     """What each batch's function returns, and the function. The device has the next batch before
     the host waits for this one, so it does not wait for the host; more would take more memory."""
     before = None
-    for _, run in outputs:
+    for run in outputs:
         now = run(), run
         if before:
             yield before

@@ -254,7 +254,7 @@ def features(setup: Setup, forward: Callable, split: str) -> tuple[np.ndarray, n
     """
     evaluator = setup.evaluator
     found, labels = [], []
-    for number, (_, arrays) in enumerate(evaluator.batches(split, strict=split != 'train')):
+    for number, arrays in enumerate(evaluator.batches(split, strict=split != 'train')):
         with setup.compiling('the features'):
             out = forward(arrays, number * evaluator.batch)
         x, label, valid = jax.device_get(out)

@@ -6,26 +6,19 @@ from the state or are fixed.
 Axes: B images of a batch, E experts, L classes.
 """
 
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 
-import input_pipeline
-from moe_vision.common.paths import path_name
 from moe_vision.config.places import place_at
-from moe_vision.layers import Step
 from moe_vision.layers.moe import make_router
-from moe_vision.models.parts import extras_of, normalize_images
 from moe_vision.routing import telemetry
 from moe_vision.routing.interventions import ABLATE, DRAW, NONE, SHUFFLE, Intervention
-from moe_vision.training import mesh as mesh_lib
 from moe_vision.training.setup import Setup
 from moe_vision.training.step import TrainState
 
@@ -55,7 +48,7 @@ def probe(
     model = setup.config.model
     if model.moe.placement == 'none' or model.twin != 'none':
         return {}
-    layers = _layers(setup)
+    layers = setup.routed_layers
     router = make_router(model.moe.router, model.moe.router_args, place_at(model, 0))
     experts = {layer: range(len(test[layer]['expert_by_class'])) for layer in layers}
     logging.info(
@@ -81,7 +74,7 @@ def probe(
             layer: specialisation(np.asarray(test[layer]['expert_by_class'])) for layer in layers
         },
         'agreement': {} if router.draws else {layer: agreement(rows, layer) for layer in layers},
-        'router_gradient': router_gradients(setup, state, layers),
+        'router_gradient': router_gradients(setup, state),
     }
 
 
@@ -127,7 +120,7 @@ def _test(setup: Setup, state: TrainState, interventions: list[Intervention]) ->
     """Accuracy on the test split, or validation in its place, under each intervention."""
     correct: list[list[np.ndarray]] = [[] for _ in interventions]
     seen, last = 0, time.monotonic()
-    for _, run in setup.evaluator.outputs(state, setup.info.scored, 1.0):
+    for run in setup.evaluator.outputs(state, setup.info.scored, 1.0):
         for n, (batches, intervention) in enumerate(zip(correct, interventions, strict=True)):
             if time.monotonic() - last >= _SAY_EVERY:
                 last = time.monotonic()
@@ -147,22 +140,7 @@ def _intervention(kind: int, layer: int = -1, expert: int = 0) -> Intervention:
     return Intervention(jnp.int32(kind), jnp.int32(layer), jnp.int32(expert))
 
 
-@functools.lru_cache(maxsize=1)  # the seeds of an arm share one setup
-def _layers(setup: Setup) -> tuple[str, ...]:
-    """Names of the routed layers in the order in which the network runs them."""
-    names: list[str] = []
-
-    def forward(variables, images, key):
-        names.extend(setup.network.apply(variables, images, Step.example(len(images), key=key))[1])
-
-    images = jax.ShapeDtypeStruct((setup.evaluator.batch, *setup.info.image_shape), jnp.float32)
-    jax.eval_shape(forward, setup.shapes.variables(), images, jax.random.key(0))
-    return tuple(names)
-
-
-def router_gradients(
-    setup: Setup, state: TrainState, layers: Sequence[str]
-) -> dict[str, dict[str, float]]:
+def router_gradients(setup: Setup, state: TrainState) -> dict[str, dict[str, float]]:
     """Gradient norms at each layer's router parameters: layer -> {'task', 'balance'}.
 
     'task' is the gradient of the classification loss, 'balance' that of the auxiliary losses. Both
@@ -170,68 +148,12 @@ def router_gradients(
     routed as in training, with a fixed key.
     """
     batches = setup.evaluator.batches('train', strict=False)
-    batch = next(batches)[1]
+    batch = next(batches)
     batches.close()
     fraction = state.step / setup.times.total
     with setup.compiling('the gradients at the routers'):
-        norms = jax.device_get(_gradient_norms(setup, tuple(layers))(state, batch, fraction))
+        norms = jax.device_get(setup.router_norms(state, batch, fraction))
     return {
-        layer: {kind: float(norms[kind][layer]) for kind in ('task', 'balance')} for layer in layers
+        layer: {kind: float(norms[kind][layer]) for kind in ('task', 'balance')}
+        for layer in setup.routed_layers
     }
-
-
-@functools.lru_cache(maxsize=1)
-def _gradient_norms(setup: Setup, layers: tuple[str, ...]) -> Callable:
-    """The compiled `norms(state, batch, fraction)` -> {'task', 'balance'} -> layer -> norm.
-
-    The batch has arrays [1, B, ...].
-    """
-    network, train = setup.network, setup.config.train
-    classes, mean_std = setup.info.num_classes, input_pipeline.mean_std(setup.config.dataset)
-
-    def is_router(path) -> bool:
-        return any(path_name(path).startswith(f'{layer}/router/') for layer in layers)
-
-    def norms(state: TrainState, batch: dict[str, jax.Array], fraction: jax.Array):
-        images, labels, valid = (batch[n][0] for n in ('image', 'label', 'valid'))
-        images = normalize_images(images, *mean_std)
-        scored = state.variables(averaged=True)
-        leaves = jax.tree_util.tree_leaves_with_path(scored['params'])
-        routers = {path_name(path): leaf for path, leaf in leaves if is_router(path)}
-
-        def losses(routers):
-            params = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: routers.get(path_name(path), leaf), scored['params']
-            )
-            step = Step(
-                valid=valid,
-                key=jax.random.key(0),
-                fraction=fraction,
-                labels=labels,
-                extras=extras_of({n: x[0] for n, x in batch.items()}),
-                train=True,
-            )
-            (logits, infos), _ = network.apply(
-                {**scored, 'params': params}, images, step, mutable=['batch_stats']
-            )
-            targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), train.label_smoothing)
-            task = jnp.where(valid, optax.softmax_cross_entropy(logits, targets), 0.0).sum()
-            balance = sum(
-                (jnp.sum(v) for i in infos.values() for v in i['losses'].values()),
-                start=jnp.float32(0),
-            )
-            return {'task': task / jnp.maximum(valid.sum(), 1), 'balance': balance}
-
-        values, pull = jax.vjp(losses, routers)
-        out = {}
-        for kind in values:
-            (gradient,) = pull({name: jnp.float32(name == kind) for name in values})
-            out[kind] = {
-                layer: optax.tree.norm(
-                    [g for name, g in gradient.items() if name.startswith(f'{layer}/router/')]
-                )
-                for layer in layers
-            }
-        return out
-
-    return jax.jit(norms, out_shardings=mesh_lib.replicated(setup.mesh))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 import input_pipeline
 from input_pipeline import DatasetInfo
@@ -13,11 +14,13 @@ from moe_vision import leverage, models
 from moe_vision.check import own, transforms
 from moe_vision.common import compile_cache, platform
 from moe_vision.config.schema import Config
+from moe_vision.layers import Step
 from moe_vision.run_folder import checkpoints
 from moe_vision.surgery.init_from import init_from
 from moe_vision.training import mesh, optimizer
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.feed import Gather
+from moe_vision.training.router_gradients import router_norms_fn
 from moe_vision.training.schedule import durations
 from moe_vision.training.step import (
     TrainState,
@@ -81,8 +84,10 @@ class Setup:
             optimizer.make(config.train, self.learning_rate, params), self.transforms
         )
 
+        tx = self.tx  # not `self`, which would then live until garbage is looked for
+
         def fresh(key: jax.Array) -> TrainState:
-            return init_state(init(key), key, self.tx, bool(config.train.ema_decay))
+            return init_state(init(key), key, tx, bool(config.train.ema_decay))
 
         self.shapes = jax.eval_shape(fresh, key)
         self.shardings = mesh.state_shardings(self.mesh, self.shapes, config.mesh.shard_optimizer)
@@ -114,6 +119,31 @@ class Setup:
     @functools.cached_property
     def cost(self) -> leverage.Leverage:
         return leverage.measure(self.config, self.info)
+
+    @functools.cached_property
+    def routed_layers(self) -> tuple[str, ...]:
+        """Names of the routed layers in the order in which the network runs them."""
+        names: list[str] = []
+
+        def forward(variables, images, key):
+            step = Step.example(len(images), key=key)
+            names.extend(self.network.apply(variables, images, step)[1])
+
+        images = jax.ShapeDtypeStruct((self.evaluator.batch, *self.info.image_shape), jnp.float32)
+        jax.eval_shape(forward, self.shapes.variables(), images, jax.random.key(0))
+        return tuple(names)
+
+    @functools.cached_property
+    def router_norms(self) -> Callable:
+        """The compiled function that `router_norms_fn` returns."""
+        norms = router_norms_fn(
+            self.network,
+            self.routed_layers,
+            self.config.train.label_smoothing,
+            self.info.num_classes,
+            *input_pipeline.mean_std(self.config.dataset),
+        )
+        return jax.jit(norms, out_shardings=mesh.replicated(self.mesh))
 
     def fits(self, config: Config) -> bool:
         """Whether `config` equals this setup's except for the seed."""

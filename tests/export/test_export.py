@@ -176,7 +176,9 @@ def exported(data_dir, tmp_path_factory):
 
 
 def test_the_losses_of_the_evaluator_follow_from_the_logits(exported):
-    batch, run = next(iter(exported.setup.evaluator.outputs(exported.state, 'test', 0.5)))
+    evaluator = exported.setup.evaluator
+    batch = {n: x[0] for n, x in next(evaluator.batches('test')).items()}
+    run = next(evaluator.outputs(exported.state, 'test', 0.5))
     with open(f'{exported.out}/evaluation.cpu.jax_export', 'rb') as file:
         program = jax_export.deserialize(bytearray(file.read()))
     log_p = np.asarray(jax.nn.log_softmax(program.call(batch['image'], batch['valid'])))

@@ -158,14 +158,14 @@ def test_the_device_works_while_the_host_counts_and_choices_stay_there(data_dir,
     room = {'model.moe.eval_capacity_factor': 4.0, 'eval.batch_size': 96}
     state, setup = trained(train_cases.make(data_dir, CASES['top_k'] | room))
     firsts = []
-    for _, run in setup.evaluator.outputs(state, 'test', 0.5):
+    for run in setup.evaluator.outputs(state, 'test', 0.5):
         out = jax.device_get(run())
         firsts += out['choices']['head']['expert'][out['valid'], 0].tolist()
     outputs, get, done = Evaluator.outputs, jax.device_get, []
 
     def watched(*args, **kwargs):
-        for number, (batch, run) in enumerate(outputs(*args, **kwargs)):
-            yield batch, lambda number=number, run=run: (done.append(number), run())[1]
+        for number, run in enumerate(outputs(*args, **kwargs)):
+            yield lambda number=number, run=run: (done.append(number), run())[1]
 
     def fetch(values):
         done.append('choices' if values['choices'] else 'no choices')
@@ -325,10 +325,13 @@ def test_mistakes_are_the_most_confident_ones_each_once_with_its_file(data_dir):
     state, setup = trained(config)
     result, evaluator = scores(config, state, 64)
     by_image = {}  # all that was wrong: place in the split -> (probability, truth, prediction)
-    for batch, run in evaluator.outputs(state, 'test', 0.5):
+    places = iter(order.evaluation_order(360).tolist())
+    for run in evaluator.outputs(state, 'test', 0.5):
         out = jax.device_get(run())
-        for i in np.flatnonzero(out['valid'] & (out['prediction'] != out['label'])):
-            by_image[int(batch['index'][i])] = (
+        for i, place in zip(np.flatnonzero(out['valid']), places, strict=False):
+            if out['prediction'][i] == out['label'][i]:
+                continue
+            by_image[place] = (
                 float(out['probability'][i]),
                 int(out['label'][i]),
                 int(out['prediction'][i]),

@@ -48,13 +48,13 @@ def test_the_probe_is_the_first_choice_of_the_first_tokens(name, data_dir):
         min(setup.info.split_sizes['validation'] * tokens, 256)
     }
     want = []
-    for batch, run in setup.evaluator.outputs(state, 'test', 0.5):
+    for run in setup.evaluator.outputs(state, 'test', 0.5):
         out = jax.device_get(run())
         ((layer, choices),) = out['choices'].items()
         ids = np.take_along_axis(choices['expert'], choices['gate'].argmax(-1)[:, None], -1)
         if not soft(config.model):
             assert (ids[:, 0] == choices['expert'][:, 0]).all()  # the best comes first
-        want += ids[np.repeat(batch['valid'], tokens), 0].tolist()
+        want += ids[np.repeat(out['valid'], tokens), 0].tolist()
     assert len(want) == images * tokens > 256
     assert recorded[0] == {layer: want[:256]}
     assert len(set(want)) > 1

@@ -1,8 +1,10 @@
 """Probes of networks built by hand. Axes: E experts, L classes, D width."""
 
 import dataclasses
+import gc
 import json
 import math
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +100,8 @@ def probed(setup, state):
 @pytest.fixture(scope='module')
 def labels(data_dir):
     setup = setup_of(data_dir, {})
-    return np.concatenate([b['label'][b['valid']] for b, _ in setup.evaluator.batches('test')])
+    batches = setup.evaluator.batches('test')
+    return np.concatenate([np.asarray(b['label'])[np.asarray(b['valid'])] for b in batches])
 
 
 @pytest.mark.slow
@@ -150,7 +153,7 @@ def gradients(data_dir, **changes):
     setup = setup_of(data_dir, {f'model.moe.{k}': v for k, v in changes.items()})
     rng = np.random.default_rng(0)
     state = state_of(setup, lambda shape: abs(rng.normal(0, 0.5, shape)))
-    return probes.router_gradients(setup, state, ['head'])['head']
+    return probes.router_gradients(setup, state)['head']
 
 
 def test_the_order_of_softmax_and_top_k_decides_what_reaches_the_router(data_dir):
@@ -192,7 +195,7 @@ def test_layers_are_numbered_in_the_order_of_the_network(data_dir):
     setup = setup_of(
         data_dir, {'model.moe.placement': '2,10', 'model.args': {'widths': (8,), 'depth': 11}}
     )
-    assert probes._layers(setup) == ('block_2', 'block_10')
+    assert setup.routed_layers == ('block_2', 'block_10')
 
 
 def rows(*choices):
@@ -254,3 +257,18 @@ def test_a_run_writes_its_probe(data_dir, tmp_path):
     validations = [r for r in train_cases.rows(tmp_path) if r['split'] == 'validation']
     choices = validations[0]['probe']['head']
     assert 0 < len(choices) <= 256 and set(choices) <= set(range(4))
+
+
+def test_a_setup_goes_when_nobody_needs_it(data_dir, tmp_path):
+    """With the images that it keeps on the devices: the next arm of a study builds its own."""
+    few = {'model.moe.num_experts': 2, 'train.steps': 1, 'train.warmup_steps': 0}
+    setup = setup_of(data_dir, few | {'dataset.resident': True})
+    loop.train(setup.config, str(tmp_path), setup=setup, full_report=False, probe=True)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(setup.evaluator._resident))
+    gone = weakref.ref(setup)
+    gc.disable()  # it may come late
+    try:
+        del setup
+        assert gone() is None
+    finally:
+        gc.enable()
