@@ -35,8 +35,10 @@ from moe_vision.training import continuing
 MODES = ('train', 'eval', 'probe', 'summary')
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('config', None, "A config file; but for train, by default the run's.")
-flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
+flags.DEFINE_string(
+    'config', None, "A config file. Only train requires it; other modes take the run's."
+)
+flags.DEFINE_string('workdir', None, 'Folder of the run: train writes it, eval and probe read it.')
 flags.DEFINE_string('mode', 'train', 'train, eval, probe or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
 flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json may import.")

@@ -118,8 +118,9 @@ def test_what_the_discussion_counts_in_the_studies():
         f'equivalent and {neither} inconclusive'
     ) in discussion()
     assert (
-        f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons ({len(distinct)} distinct), '
-        f'of which {negative} came out negative, {same} equivalent and {neither} inconclusive'
+        f'In {len(all_rows)} cells it has {len(PRIMARY)} primary comparisons ({len(distinct)} '
+        f'distinct), of which {negative} came out negative, {same} equivalent and {neither} '
+        'inconclusive'
     ) in readme()
     assert f'They are {len(distinct)} distinct ones' in discussion()
     assert not any(v.startswith('positive') for v in verdicts)
