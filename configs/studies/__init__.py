@@ -14,8 +14,8 @@
 | `explore.py` | where that answer holds; its argument is the part |
 | `routers.py` | the routers and losses of the literature against top-k and dense twins |
 
-`campaign` and `beside_confirm` hold what the studies of that campaign share. For the others, `sets` holds the numbers
-of every data set, `data_set` describes their fields, and `common` holds what they share. A
-study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity, widths,
+`campaign` and `beside_confirm` hold what the studies of that campaign share. For the others, `sets`
+holds the numbers of every data set, `data_set` describes their fields, and `common` holds what they
+share. A study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity, widths,
 optimizer, epochs, batch and augmentation are this project's own choice.
 """
