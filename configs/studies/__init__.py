@@ -16,6 +16,6 @@
 
 `campaign` and `beside_confirm` hold what the studies of that campaign share. For the others, `sets`
 holds the numbers of every data set, `data_set` describes their fields, and `common` holds what they
-share. A study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity, widths,
-optimizer, epochs, batch and augmentation are this project's own choice.
+share. A study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity,
+widths, optimizer, epochs, batch and augmentation are this project's own choice.
 """

@@ -102,7 +102,8 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
         assert same(sd, row['sd']) and same(mde, row['mde']) and same(error, row['image_error'])
         assert float(effect) == pytest.approx(float(row['effect_size']), rel=6e-3, abs=1e-9)
         assert float(correlation) == pytest.approx(float(row['correlation']), rel=6e-2)
-        for p, key in zip(ps, ('p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm'), strict=True):
+        columns = ('p', 'p_holm', 'q', 'p_sign_flip', 'p_tost', 'p_tost_holm')
+        for p, key in zip(ps, columns, strict=True):
             assert (p == '–') == (row[key] == '')
             if p.startswith('<'):
                 assert float(row[key]) < float(p[1:])
