@@ -38,8 +38,7 @@ from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import rules, trust
 from moe_vision.config.command_line import add_weights, exit_code
-from moe_vision.config.kinds import skips
-from moe_vision.config.places import moe_at, routed_layers
+from moe_vision.config.places import moe_at, place_at, routed_layers
 from moe_vision.predict import flags
 
 if TYPE_CHECKING:
@@ -150,9 +149,12 @@ def count(config: 'Config') -> int:
 
 
 def _ids(config: 'Config') -> list[int]:
-    """How many ids there are in each routed layer."""
-    at = [moe_at(config.model, n) for n in range(routed_layers(config.model))]
-    return [moe.num_experts + skips(moe.kinds) for moe in at]
+    """How many ids there are in each routed layer, null experts included."""
+    from moe_vision.layers.moe import make_router
+
+    model = config.model
+    places = [place_at(model, n) for n in range(routed_layers(model))]
+    return [make_router(model.moe.router, model.moe.router_args, p).num_ids for p in places]
 
 
 def measure(model: 'Model', images: np.ndarray, labels: np.ndarray) -> Paths:
@@ -201,15 +203,17 @@ def measure(model: 'Model', images: np.ndarray, labels: np.ndarray) -> Paths:
 
 
 def _prices(model: 'Model') -> list[np.ndarray]:
-    """FLOPs of each id in each routed layer, for an image; 1 where all experts are alike."""
+    """FLOPs of each id in each routed layer, for an image; 1 where all experts are alike. Null
+    experts, whose ids are the last, cost nothing."""
     from moe_vision import leverage
 
     found = []
     capacities = leverage.measure(model.config, model.info).capacities.values()
-    for layer, cap in enumerate(capacities):
-        moe = moe_at(model.config.model, layer)
-        each = np.asarray(cap.flops or (1,) * moe.num_experts, float) * cap.tokens_per_image
-        found.append(np.append(each, np.zeros(skips(moe.kinds))))
+    for layer, (ids, cap) in enumerate(zip(_ids(model.config), capacities, strict=True)):
+        experts = cap.flops or (1,) * moe_at(model.config.model, layer).num_experts
+        each = np.zeros(ids)
+        each[: len(experts)] = experts
+        found.append(each * cap.tokens_per_image)
     return found
 
 
