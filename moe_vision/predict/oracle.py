@@ -11,7 +11,8 @@ budget the table shows the mean loss and the accuracy
 
 and in the last line those of the network's own routes, at what they cost on average. Their regret
 is their loss less that of the oracle at the same cost. All patches of an image take the same path.
-L layers of N ids have N^L paths, of which at most 60,000 are run.
+L layers of N ids have N^L paths, of which at most 60,000 are run. Where experts choose tokens there
+are none.
 
 The oracle reads labels: it says what routes could be worth, not what a router can learn.
 
@@ -36,7 +37,7 @@ from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
-from moe_vision.config import rules, trust
+from moe_vision.config import registry, rules, trust
 from moe_vision.config.command_line import add_weights, exit_code
 from moe_vision.config.places import moe_at, place_at, routed_layers
 from moe_vision.predict import flags
@@ -86,13 +87,6 @@ class Paths:
         allowed = self._within(budget)
         return int(allowed[self.loss[allowed].mean(1).argmin()])
 
-    def difficulty(self, budget: float) -> np.ndarray:
-        """How much loss the oracle at this budget saves each image against the cheapest path, [B].
-
-        Among equally cheap paths it is the one of least mean loss.
-        """
-        return self.loss[self.fixed(float(self.cost.min()))] - self._of(self.loss, budget)
-
     def regret(self) -> float:
         """Mean loss of the network's own routes less that of the oracle at their mean cost."""
         return float(self.own_loss.mean() - self._of(self.loss, self.own_cost.mean()).mean())
@@ -133,11 +127,17 @@ def count(config: 'Config') -> int:
     """How many paths lead through the network of a config.
 
     Raises:
-      UserError: it routes nothing, or there are more paths than can be run.
+      UserError: it routes nothing, its experts choose tokens, or there are more paths than can be
+        run.
     """
     model = config.model
     if model.moe.placement == 'none' or model.twin != 'none':
         raise UserError('this run routes nothing, so there are no paths; give a routed run.')
+    if registry.keeps_capacity(model.moe.router):
+        raise UserError(
+            f"experts of router '{model.moe.router}' choose tokens and have no room for all of an "
+            'image, so no path leads through one of them; give a run whose tokens choose experts.'
+        )
     ids = _ids(config)
     paths = math.prod(ids)
     if paths > MOST_PATHS:

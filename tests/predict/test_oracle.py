@@ -99,8 +99,6 @@ def test_the_oracle_is_no_worse_than_any_policy_within_the_budget_and_falls_with
         assert (paths.cost[paths.oracle(budget)] <= budget + 1e-9).all()
         assert best.mean() <= paths.loss[paths.fixed(budget)].mean() <= last + 1e-9
         last = paths.loss[paths.fixed(budget)].mean()
-        assert (paths.difficulty(budget) >= -1e-9).all()
-    assert (paths.difficulty(0.0) == 0).all()  # there the oracle has the cheapest path alone
     own = paths.own_cost.mean()
     regret = paths.own_loss.mean() - paths.loss[paths.oracle(own), range(12)].mean()
     assert paths.regret() == pytest.approx(regret)
@@ -145,7 +143,6 @@ def test_budgets_by_hand():
     )
     assert paths.oracle(1.0).tolist() == [2, 0] and paths.oracle(0.5).tolist() == [1, 0]
     assert paths.fixed(1.0) == 0  # mean losses are 2.5, 2.5 and 3
-    assert paths.difficulty(1.0).tolist() == [3.0, 0.0]
     assert paths.regret() == 2.5 - 1.5
     (row,) = paths.rows([0.5])
     assert (row['oracle_loss'], row['oracle_accuracy'], row['oracle_cost']) == (1.5, 0.5, 0.25)
@@ -180,3 +177,13 @@ def test_what_has_too_many_paths_or_none(data_dir):
         oracle.count(many)
     with pytest.raises(UserError, match='routes nothing'):
         oracle.count(train_cases.make(data_dir, DUO | {'model.twin': 'same_width'}))
+
+
+@pytest.mark.parametrize('router', ['expert_choice', 'pmoe'])
+def test_experts_that_choose_tokens_have_no_paths(data_dir, router):
+    """They have the capacity of training, so a path would drop most tokens of an image."""
+    plain = {'model.moe.kinds': (), 'model.moe.losses': {}, 'model.moe.k': 1}
+    config = train_cases.make(data_dir, DUO | plain | {'model.moe.router': router})
+    with pytest.raises(UserError, match=f"router '{router}' choose tokens") as e:
+        oracle.count(config)
+    assert '\n' not in str(e.value)
