@@ -229,6 +229,9 @@ def _run(arguments: Sequence[str]) -> int:
     info = rules.check_data(config, reads=True, split=args.split)
     count(config)
     from moe_vision.predict.model import load
+    from moe_vision.run_folder import abandoned
+
+    abandoned.hide()
 
     model = load(args.workdir, args.best)
     batch = flags.first_images(config, info, args.split, args.images)
