@@ -30,6 +30,7 @@ from moe_vision.config.schema import Config
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
+from moe_vision.run_folder import abandoned
 from moe_vision.training import continuing
 
 MODES = ('train', 'eval', 'probe', 'summary')
@@ -84,6 +85,7 @@ def run(argv: list[str]) -> None:
         continuing.check(workdir, config, info)
     with rules.workdir(workdir, create=request.mode == 'train'):
         peers.start(request.processes)
+        abandoned.hide()
         from moe_vision.training import loop
 
         if request.mode == 'train':

@@ -50,9 +50,11 @@ def _run(arguments: Sequence[str]) -> int:
             f"--workdir is '{request.workdir}', which holds a run; give a folder of its own."
         )
     with rules.workdir(request.workdir, create=True):
+        from moe_vision.run_folder import abandoned
         from moe_vision.surgery import folders
         from moe_vision.surgery.state import Misfit
 
+        abandoned.hide()
         try:
             told = folders.make(request)
         except Misfit as e:

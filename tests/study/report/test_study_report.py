@@ -160,6 +160,20 @@ def test_forbidden_words_do_not_occur(made, folder):
             assert not re.search(rf'\b{word}\b', text), (name, word)
 
 
+def test_a_cost_of_random_routes_that_was_not_measured_is_explained(made, folder, tmp_path):
+    """Where experts choose tokens, the probe leaves it out."""
+    maker = cases.full(3)
+    for row in maker.rows['k2'].values():
+        del row['mechanism']['random_drop']
+    report.write(maker.analysis(), {}, str(tmp_path))
+    why = 'cost of random routes is not measured where experts choose tokens'
+    text = (tmp_path / 'report.md').read_text()
+    assert why in text and why not in (folder / 'report.md').read_text()
+    (table,) = tables(text, 'Mechanism')
+    costs = {row[0]: row[table[0].index('cost of random routes, pp')] for row in table[2:]}
+    assert costs.pop('k2') == '–' and costs and '–' not in costs.values()
+
+
 def test_undecided_comparisons_are_called_undecided(made):
     """If all primary comparisons are inconclusive, one sentence says so, with the smallest gap."""
     from moe_vision.study.report import answer, document
