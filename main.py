@@ -30,13 +30,16 @@ from moe_vision.config.schema import Config
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
+from moe_vision.run_folder import abandoned
 from moe_vision.training import continuing
 
 MODES = ('train', 'eval', 'probe', 'summary')
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('config', None, "A config file; but for train, by default the run's.")
-flags.DEFINE_string('workdir', None, 'Folder of the run: written by train, read by eval.')
+flags.DEFINE_string(
+    'config', None, "A config file. Only train requires it; other modes take the run's."
+)
+flags.DEFINE_string('workdir', None, 'Folder of the run: train writes it, eval and probe read it.')
 flags.DEFINE_string('mode', 'train', 'train, eval, probe or summary.')
 flags.DEFINE_string('profile_steps', None, 'FIRST,LAST: write a profile of these training steps.')
 flags.DEFINE_string('trust', '', "Modules of your own that a run's config.json may import.")
@@ -82,6 +85,7 @@ def run(argv: list[str]) -> None:
         continuing.check(workdir, config, info)
     with rules.workdir(workdir, create=request.mode == 'train'):
         peers.start(request.processes)
+        abandoned.hide()
         from moe_vision.training import loop
 
         if request.mode == 'train':

@@ -88,7 +88,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--suite', default=','.join(SUITES), help='some of ' + ','.join(SUITES))
-    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--rounds', type=int, default=9, help='interleaved rounds, 9 by default')
     parser.add_argument('--out', type=expanded, default=None, help='folder for DEVICE.md and .json')
     args = parser.parse_args()
     names = args.suite.split(',')

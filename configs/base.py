@@ -5,8 +5,9 @@ default and meaning: change that, then `python -m moe_vision.config.base_file > 
 
 Durations come in pairs, `*_epochs` and `*_steps`: a `*_steps` that is not 0 wins.
 Dictionaries that belong to one method (`*_args`, `losses`, `model.args`) are checked against that
-method's own arguments: moe_vision/config/method_args.py and loss_args.py list them. The command
-line may set them key by key: `--config.model.moe.router_args.noise=gaussian`.
+method's own arguments: method_args.py, router_args.py, loss_args.py and backbone_args.py in
+moe_vision/config/ list them. The command line may set them key by key:
+`--config.model.moe.router_args.noise=gaussian`.
 
 A run that goes on in its folder can get longer (train.epochs, train.steps) and may change
 dataset.data_dir, dataset.workers, dataset.cache, dataset.resident, model.remat,
@@ -129,7 +130,7 @@ def get_config() -> ConfigDict:
     c.train.skip_nonfinite = 0
 
     c.eval = ConfigDict()
-    c.eval.split = 'test'  # what --mode=eval scores: train, validation, test
+    c.eval.split = 'test'  # what --mode=eval and --mode=probe score: train, validation, test
     c.eval.batch_size = 256  # images per step, rounded up to whole groups; changes no result
     c.eval.every_epochs = 1.0  # how often to score validation while training
     c.eval.every_steps = 0  # the same in optimizer steps

@@ -222,7 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--dataset', required=True, help='name of the data set')
     parser.add_argument('--data_dir', default='', help='output; default ~/tensorflow_datasets')
-    parser.add_argument('--source', default='', help='local path of the published files')
+    parser.add_argument(
+        '--source',
+        default='',
+        help='folder or archive to read: the published files, or your own images',
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace a prepared set')
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -200,6 +200,18 @@ def test_packages_do_without(package, foreign):
         assert not touches(imported(path), *foreign), path
 
 
+def test_only_commands_hide_what_libraries_print():
+    """It changes logging and hooks of the whole process, which in a notebook are others', too."""
+    users = {module(p) for p in FILES if touches(imported(p), 'moe_vision.run_folder.abandoned')}
+    commands = ('study', 'surgery', 'export', 'predict')
+    assert users == {
+        'main',
+        'moe_vision.predict.barrier',
+        'moe_vision.predict.oracle',
+        *(f'moe_vision.{name}.__main__' for name in commands),
+    }
+
+
 def test_configdict_stays_where_it_is_checked():
     users = {module(p) for p in FILES if touches(imported(p), 'ml_collections')}
     users = {u for u in users if not u.startswith(('configs', 'moe_vision.config.examples'))}

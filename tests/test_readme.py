@@ -118,8 +118,9 @@ def test_what_the_discussion_counts_in_the_studies():
         f'equivalent and {neither} inconclusive'
     ) in discussion()
     assert (
-        f'{len(all_rows)} cells, {len(PRIMARY)} primary comparisons ({len(distinct)} distinct), '
-        f'of which {negative} came out negative, {same} equivalent and {neither} inconclusive'
+        f'In {len(all_rows)} cells it has {len(PRIMARY)} primary comparisons ({len(distinct)} '
+        f'distinct), of which {negative} came out negative, {same} equivalent and {neither} '
+        'inconclusive'
     ) in readme()
     assert f'They are {len(distinct)} distinct ones' in discussion()
     assert not any(v.startswith('positive') for v in verdicts)
@@ -148,6 +149,9 @@ def test_what_the_discussion_says_of_single_gaps():
     for r in decided.values():
         told = f'({pp(r["mean"])} pp, 95 % interval {pp(r["low"])} to {pp(r["high"])})'
         assert r['primary'] == '1' or told in discussion()
+    q = {c: float(r['q']) for c, r in decided.items() if r['q']}
+    assert [c for c, v in q.items() if v <= 0.05] == ['throughout_gap']
+    assert f'(q = {q["throughout_gap"]:.3f})' in discussion()
     controls = ('random', 'frozen_random', 'shuffled')
     wide = [gaps('width')[f'standard_5_minus_{router}'] for router in controls]
     for router in controls:

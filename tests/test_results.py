@@ -1,12 +1,16 @@
 """The committed results are what the committed rows give: every report can be made again."""
 
 import csv
+import functools
+import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -79,7 +83,7 @@ def test_the_numbers_of_the_answer_are_those_of_the_overview():
     rows = csv.DictReader((ROOT / 'results' / 'overview' / 'gaps.csv').open())
     known = {signed(row[n]) for row in rows for n in ('gap_pp', 'low_pp', 'high_pp')}
     told = re.findall(r'[+\u2212]\d+\.\d\d', answer)
-    assert len(told) == 5 and set(told) <= known
+    assert len(told) == 7 and set(told) <= known
 
 
 @pytest.mark.parametrize('folder', REPORTED, ids=ids)
@@ -132,13 +136,33 @@ def stands_in(part: str, text: str, lines: int) -> dict[str, dict[str, str]]:
     return gaps
 
 
+@functools.cache
+def rows_of(part: str) -> list[dict]:
+    """The rows of a part of the gate."""
+    lines = (ROOT / 'results' / 'gate' / part / 'rows.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def trained_gaps(arm: str, baseline: str) -> np.ndarray:
+    """The gaps by seed, in pp, on the training images that `underfit` scores."""
+    scores = {(r['arm'], r['seed']): r['result']['train_accuracy'] for r in rows_of('underfit')}
+    seeds = sorted(seed for a, seed in scores if a == arm)
+    return 100 * np.array([scores[arm, s] - scores[baseline, s] for s in seeds])
+
+
 def test_the_page_of_the_gate_says_what_its_report_says():
     gate = ROOT / 'results' / 'gate'
     _, page, underfit = (gate / 'README.md').read_text().split('\n## ')
     gaps = stands_in('control', page, 9)
     random, oracle = (float(gaps[f'{n}_minus_random']['mean']) for n in ('k2', 'oracle'))
     assert f'{random:.2f} of the {oracle:.2f} pp' in page and random > oracle / 2
+    frozen = random - float(gaps['k2_minus_frozen_random']['mean'])
+    assert f'gets {frozen:.2f} of those pp' in page
     again = gaps['dense_again_minus_dense']
+    assert f'{100 * (1 - (1 - float(again["p"])) ** 10):.0f} times in 100' in page
+    collapsed = Counter(r['arm'] for r in rows_of('control') if r['result']['collapsed'])
+    assert collapsed == {'shuffled': 6, 'k1': 5, 'frozen_random': 2}
+    assert not any(r['result'].get('collapsed') for r in rows_of('underfit'))
     assert f'by {float(again["mean"]):.2f} pp with p = {float(again["p"]):.3f}' in page
 
     gaps, words = stands_in('underfit', underfit, 5), ' '.join(underfit.split())
@@ -151,9 +175,17 @@ def test_the_page_of_the_gate_says_what_its_report_says():
     ]
     upper = math.sqrt(5 / stats.chi2.ppf(0.2, 5))  # of an sd over six seeds, at 80 %
     find = statistics.detectable(12, 0.05 / 6)
-    for values in (sds, [find * upper * s for s in sds], [find * s for s in sds]):
+    on_training = [
+        trained_gaps(*pair) for pair in (('k2', 'dense'), ('k2', 'dense_active'), ('k1', 'dense'))
+    ]
+    trained = [gaps.std(ddof=1) for gaps in on_training]
+    found = [find * s for s in trained]
+    for values in (sds, [find * upper * s for s in sds], [find * s for s in sds], trained, found):
         assert '{:.2f}, {:.2f} and {:.2f} pp'.format(*values) in words
     assert f'is {upper:.2f} times as large' in words
+    low, high = stats.ttest_1samp(on_training[1], 0).confidence_interval(0.95)
+    assert f'differ by {signed(on_training[1].mean())} pp on 10,000 training images' in words
+    assert f'(95 % interval {signed(low)} to {signed(high)})' in words
 
 
 def test_the_walk_through_a_study_says_what_its_gate_found():

@@ -164,7 +164,7 @@ def test_what_is_missing_is_named_with_what_brings_it(run):
     )
     assert run('-c', code) == (
         "error: this command needs the package 'ml_collections'; run "
-        "pip install 'moe-vision[train]'.\n2\n"
+        "pip install '.[train]' in the folder of moe_vision's source.\n2\n"
     )
 
 
@@ -180,7 +180,7 @@ def test_an_example_ships_in_it(wheel):
 
 
 def test_requirements_pin_what_training_needs():
-    """The two-command set-up installs what `pip install moe-vision[train]` would."""
+    """The two-command set-up installs what `pip install '.[train]'` would."""
     import tomllib
 
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']

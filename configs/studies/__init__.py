@@ -1,4 +1,4 @@
-"""Studies: one file per experiment; its argument is the data set: `top_k.py:digits`.
+"""Studies: one file per experiment; its argument is the data set, `top_k.py:digits`, or a part.
 
 | file | experiment |
 |---|---|
@@ -10,9 +10,12 @@
 | `wall_clock.py` | E7: accuracy against time |
 | `tuning.py` | learning rate and epochs, chosen on validation before any of these |
 | `gate.py` | whether the Fashion-MNIST campaign can answer; its argument is the part |
+| `confirm.py` | the campaign's question: when experts help in a small network that lacks capacity |
+| `explore.py` | where that answer holds; its argument is the part |
+| `routers.py` | the routers and losses of the literature against top-k and dense twins |
 
-`campaign` holds what the studies of that campaign share. For the others, `sets` holds the numbers
-of every data set, `data_set` describes their fields, and `common` holds what they share. A
-study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity, widths,
-optimizer, epochs, batch and augmentation are this project's own choice.
+`campaign` and `beside_confirm` hold what the studies of that campaign share. For the others, `sets`
+holds the numbers of every data set, `data_set` describes their fields, and `common` holds what they
+share. A study says which of its hypotheses are claims of arXiv 2605.15484; networks, E, capacity,
+widths, optimizer, epochs, batch and augmentation are this project's own choice.
 """

@@ -26,34 +26,32 @@ Run: python -m moe_vision.study run --study=configs/studies/explore.py:controls 
          --workdir=results/fashion_mnist_14/controls
 """
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from configs.studies import confirm, gate
+from configs.studies import gate
+from configs.studies.beside_confirm import (
+    FOUR,
+    GAPS,
+    at_equal_share,
+    four_beside_confirm,
+    gaps,
+    lent,
+    rate_of,
+    study,
+    tuned,
+)
 from configs.studies.campaign import (
     CHOSEN,
-    DENSE_ACTIVE,
     GATE_SEEDS,
     K1,
     K1_DROPS,
-    MARGIN,
-    SEEDS,
     scored,
 )
-from configs.studies.common import CONTROLS, DENSE, DENSE_AGAIN
-from configs.studies.confirm import BLOCK, PER_SAMPLE, ROUTED, SAME_C, hidden
+from configs.studies.common import CONTROLS, DENSE_AGAIN
+from configs.studies.confirm import PER_SAMPLE, SAME_C, hidden
 from configs.studies.data_set import Overrides
 from moe_vision.config import source
-from moe_vision.study.types import Arm, Comparison, FamilyDifference, Figure, Study, Tuning
-
-FOUR: Mapping[str, tuple[str, Overrides]] = {  # network -> whose rate it takes, and what it is
-    'k2': ('k2', {}),
-    'dense_active': ('dense_active', DENSE_ACTIVE),
-    'dense': ('dense', DENSE),
-    'k1': ('k1', K1),
-}
-GAPS = (('k2', 'dense_active'), ('k2', 'dense'), ('k1', 'dense'), ('dense_active', 'dense'))
+from moe_vision.study.types import Arm, FamilyDifference, Study, Tuning
 
 
 def get_study(part: str = '') -> Study:
@@ -74,56 +72,6 @@ def get_study(part: str = '') -> Study:
     return source.chosen('part', part, {p.__name__: p for p in parts})()
 
 
-def tuned(network: str, *changes: Overrides, seed_offset: int = 0) -> Arm:
-    """One of the four networks with the rate that `confirm` chose for it, and these changes."""
-    rate, kind = FOUR[network]
-    rates = {'train.learning_rate': CHOSEN[rate]}
-    return scored(rates, kind, *changes, seed_offset=seed_offset)
-
-
-def rate_of(name: str) -> Overrides:
-    """The rate that `confirm` chose for this arm of its."""
-    chosen = {n: CHOSEN[arm] for arm, others in confirm.TUNED.items() for n in (arm, *others)}
-    return {'train.learning_rate': chosen[name]}
-
-
-def lent(*names: str) -> dict[str, Arm]:
-    """Arms of `confirm` with the rates that it chose: their cells are there already."""
-    arms = confirm.get_study().arms
-    return {
-        n: dataclasses.replace(arms[n], overrides={**arms[n].overrides, **rate_of(n)})
-        for n in names
-    }
-
-
-def gaps(*pairs: tuple[str, str]) -> dict[str, Comparison]:
-    return {f'{arm}_minus_{baseline}': Comparison(arm, baseline) for arm, baseline in pairs}
-
-
-def study(
-    part: str,
-    question: str,
-    arms: Mapping[str, Arm],
-    comparisons: Mapping[str, Comparison],
-    **more: Any,
-) -> Study:
-    fields: dict[str, Any] = {
-        'seeds': SEEDS[:6],
-        'margin': MARGIN,
-        'tuning': 'The learning rates are those that `confirm` chose for its networks.',
-        'reads': ('confirm',),
-        'mechanism': False,
-    }
-    return Study(
-        name=f'explore_{part}',
-        question=question,
-        hypotheses=(),
-        arms=arms,
-        comparisons=comparisons,
-        **(fields | more),
-    )
-
-
 def length() -> Study:
     of_gate = gate.length()
     return study(
@@ -137,22 +85,6 @@ def length() -> Study:
         seeds=GATE_SEEDS,
         tuning=of_gate.tuning,
         reads=('../gate/length', '../gate/underfit'),
-    )
-
-
-def four_beside_confirm(part: str, question: str, changes: Overrides) -> Study:
-    """The four networks with these changes, their gaps, and how those differ from `confirm`'s."""
-    theirs = gaps(*GAPS)
-    ours = gaps(*((f'{part}_{a}', f'{part}_{b}') for a, b in GAPS))
-    return study(
-        part,
-        question,
-        {f'{part}_{network}': tuned(network, changes) for network in FOUR} | lent(*FOUR),
-        ours | theirs,
-        family_differences={
-            f'{their}_{part}_less_confirm': FamilyDifference(((our, their),))
-            for our, their in zip(ours, theirs, strict=True)
-        },
     )
 
 
@@ -285,45 +217,6 @@ def family() -> Study:
             h: (f'depthwise_{width}', {'model.name': 'depthwise', **hidden(width)})
             for h, width in {2: 8, 8: 45, 32: 193}.items()
         },
-    )
-
-
-def at_equal_share(
-    part: str, question: str, networks: Mapping[int, tuple[str, Overrides]]
-) -> Study:
-    """Networks, and those of `confirm` that have their routed shares, at equal FLOPs.
-
-    Args:
-      networks: hidden width of the experts of `confirm` -> name of the network, and its changes.
-    """
-    arms: dict[str, Arm] = {}
-    ours: dict[str, Comparison] = {}
-    theirs: dict[str, Comparison] = {}
-    for h, (name, changes) in networks.items():
-        routed, dense = f'{name}_k2', f'{name}_active'
-        arms[routed] = scored(rate_of(ROUTED[h]), changes)
-        arms[dense] = scored(rate_of(BLOCK[2 * h]), DENSE_ACTIVE, changes)
-        arms |= lent(ROUTED[h], BLOCK[2 * h])
-        ours |= gaps((routed, dense))
-        theirs |= gaps((ROUTED[h], BLOCK[2 * h]))
-    return study(
-        part,
-        question,
-        arms,
-        ours | theirs,
-        # One for each share: gaps that differ both ways would cancel. A large p does not say that
-        # the gaps agree; only equivalence does.
-        family_differences={
-            f'{name}_less_confirm': FamilyDifference((pair,), 'equivalent')
-            for (name, _), *pair in zip(networks.values(), ours, theirs, strict=True)
-        },
-        figures=(
-            Figure(
-                'gap_against_rho',
-                'Gap at equal FLOPs against the routed share of compute',
-                {part: tuple(ours), 'confirm': tuple(theirs)},
-            ),
-        ),
     )
 
 

@@ -39,7 +39,9 @@ def _run(arguments: Sequence[str]) -> int:
     parser = Parser('moe_vision.check', __doc__)
     parser.add_argument('name', nargs='?', help="'package.module:Class', or a name of the tables")
     for kind in _KINDS:
-        parser.add_argument(f'--{kind}', metavar='NAME', help=f'a {kind}')
+        parser.add_argument(
+            f'--{kind}', metavar='NAME', help=f'a class of your own that is one: {kind}'
+        )
     parser.add_argument('--args', metavar='DICT', help='its arguments')
     given = parser.parse(arguments)
     if 'jax' not in sys.modules:
@@ -96,7 +98,7 @@ def _kind(name: str) -> str:
         return found[0]
     flags = ' or '.join(f'--{kind}={name}' for kind in found)
     if found:
-        raise UserError(f"'{name}' can be a {' or a '.join(found)}; write {flags}.")
+        raise UserError(f"'{name}' can be one of several kinds: {', '.join(found)}; write {flags}.")
     known = sorted({n for table in _KINDS.values() for n in table})
     raise UserError(
         f"there is no method '{name}'.{nearest(name, known)} Allowed: 'package.module:Class', or "

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from moe_vision.check import inputs, quick
+from moe_vision.check import inputs
 from moe_vision.check.inputs import Given
-from moe_vision.common import flops
+from moe_vision.common import flops, quick
 from moe_vision.common.errors import UserError
 from moe_vision.config.kinds import SKIP, Kind
 from moe_vision.layers import MoE, Step

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from moe_vision.check import inputs, programs, quick, shapes
+from moe_vision.check import inputs, programs, shapes
 from moe_vision.check.inputs import Given
+from moe_vision.common import quick
 from moe_vision.common.errors import UserError
 from moe_vision.layers.moe import make_router
 from moe_vision.layers.route import observed

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_vision import models
-from moe_vision.check import inputs, quick, shapes
+from moe_vision.check import inputs, shapes
 from moe_vision.check.inputs import Given
+from moe_vision.common import quick
 from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.config import registry

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.cores import memory
 from moe_vision.common import json_values
 from moe_vision.common.errors import NotWritten, UserError
 
@@ -122,15 +123,10 @@ def reason(error: BaseException | None) -> str:
 
 
 def check_memory(size: int) -> None:
-    """Raises ValueError if this machine cannot hold so many bytes of arrays; a few bytes of a file
-    can claim any number."""
-    if size > memory():
-        raise ValueError(f'its arrays would take {size:,} bytes; this machine has {memory():,}')
-
-
-def memory() -> int:
-    """Bytes of memory of this machine."""
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    """Raises ValueError if the memory here cannot hold so many bytes of arrays; a few bytes of a
+    file can claim any number."""
+    if size > (has := memory()):
+        raise ValueError(f'its arrays would take {size:,} bytes; there are {has:,} of memory here')
 
 
 def exists(path: str) -> bool:

@@ -19,8 +19,9 @@ default and meaning: change that, then `python -m moe_vision.config.base_file > 
 
 Durations come in pairs, `*_epochs` and `*_steps`: a `*_steps` that is not 0 wins.
 Dictionaries that belong to one method (`*_args`, `losses`, `model.args`) are checked against that
-method's own arguments: moe_vision/config/method_args.py and loss_args.py list them. The command
-line may set them key by key: `--config.model.moe.router_args.noise=gaussian`.
+method's own arguments: method_args.py, router_args.py, loss_args.py and backbone_args.py in
+moe_vision/config/ list them. The command line may set them key by key:
+`--config.model.moe.router_args.noise=gaussian`.
 
 {may_change}
 """

@@ -85,7 +85,8 @@ def exit_code(command: Callable[[], int]) -> int:
             if str(e.name).partition('.')[0] not in _EXTRA:
                 raise
             raise UserError(
-                f"this command needs the package '{e.name}'; run pip install 'moe-vision[train]'."
+                f"this command needs the package '{e.name}'; run pip install '.[train]' in the "
+                "folder of moe_vision's source."
             ) from e
 
     return command_line.exit_code(run, (UserError, DataError))

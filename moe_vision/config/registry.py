@@ -1,7 +1,7 @@
 """The names that a config may use: one literal table per kind of method.
 
 An entry is `Entry('module:Class', Args)`. The class is imported when it is used. `Args`, a frozen
-dataclass of `method_args` or `router_args`, is read without jax, so that a wrong argument is
+dataclass of `method_args` or a file like it, is read without jax, so that a wrong argument is
 reported at once.
 
 To add a method, write its file and add its line here. A name like `package.module:Class` of your

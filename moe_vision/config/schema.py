@@ -210,7 +210,7 @@ class Eval:
     """Evaluation, while training and with --mode=eval."""
 
     split: Literal['train', 'validation', 'test'] = key(
-        'test', 'what --mode=eval scores: train, validation, test', changes='freely'
+        'test', 'what --mode=eval and --mode=probe score: train, validation, test', changes='freely'
     )
     batch_size: int = key(
         256,

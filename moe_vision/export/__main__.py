@@ -33,6 +33,9 @@ def _run(arguments: Sequence[str]) -> int:
     request = parse(arguments, __doc__)
     config_lib.load(request.workdir)  # a folder without a run is refused before jax is imported
     from moe_vision.export.folder import write
+    from moe_vision.run_folder import abandoned
+
+    abandoned.hide()
 
     for name, size in write(request).items():
         print(f'{size:>15,}  {name}')

@@ -165,13 +165,10 @@ def run_plan(
 
 
 def expected(
-    mesh_shape: Mapping[str, int],
-    routed_layers: int,
-    across: bool = False,
-    first_input_has_gradient: bool = True,
-    remat: bool = False,
+    mesh_shape: Mapping[str, int], across: bool = False, remat: bool = False
 ) -> Counter[str]:
-    """How many collectives of each kind a training step runs on what experts read and write.
+    """How many collectives of each kind a training step runs on what experts of a routed layer read
+    and write.
 
     Where groups span devices, small arrays are gathered beside the features and are not counted
     here: whether a token is valid and, where the router reads them, labels and the carry.
@@ -179,21 +176,15 @@ def expected(
     Args:
       mesh_shape: devices on each axis.
       across: what `spans` returned.
-      first_input_has_gradient: whether anything that learns stands before the first routed layer.
       remat: whether the backward pass computes blocks again. It then repeats all collectives of the
         forward pass but the last sum, whose result it does not need.
     """
-    if mesh_shape.get('expert', 1) == 1 or routed_layers == 0:
+    if mesh_shape.get('expert', 1) == 1:
         return Counter()
-    forward_and_back, less = 2 * routed_layers, 0 if first_input_has_gradient else 1
+    passes = 3 if remat else 2
     if across:
-        return Counter(
-            {
-                'all-gather': forward_and_back + remat * routed_layers,
-                'all-to-all': forward_and_back - less,
-            }
-        )
-    return Counter({'all-to-all': (3 if remat else 2) * forward_and_back - less})
+        return Counter({'all-gather': passes, 'all-to-all': 2})
+    return Counter({'all-to-all': 2 * passes})
 
 
 def param_spec(path: tuple[Any, ...]) -> P:

@@ -79,12 +79,12 @@ def parse(arguments: Sequence[str], description: str | None) -> Request:
         metavar='KEY',
         help='find the value of this key, an int, at which rho comes nearest to --target_rho',
     )
-    parser.add_argument('--target_rho', metavar='RHO', help='the rho that --solve aims at')
+    parser.add_argument('--target_rho', metavar='RHO', help='the value that --solve aims at')
     parser.add_argument(
         '--rho',
         metavar='NAME',
-        help='the rho that --solve aims at and that the '
-        f'picture of --sweep shows: {", ".join(RHOS)} (default: rho_place)',
+        help='which share is meant by --target_rho and shown by the '
+        f'picture of --sweep: {", ".join(RHOS)} (default: rho_place)',
     )
     parser.add_argument(
         '--multiple_of',

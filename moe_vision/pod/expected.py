@@ -56,7 +56,7 @@ def of_setup(setup: Setup, slices: int = 1) -> Expected:
     exchanges: Counter[str] = Counter()
     layers = traffic.of_layers(config, setup.cost, shape)
     for layer in layers.values():
-        for kind, n in exchange.expected(shape, 1, layer.across, remat=config.model.remat).items():
+        for kind, n in exchange.expected(shape, layer.across, remat=config.model.remat).items():
             exchanges[kind] += n * config.train.micro_batches
     arrays = jax.tree.leaves((setup.abstract.params, setup.abstract.opt_state))
     return Expected(

@@ -45,6 +45,9 @@ def _run(arguments: Sequence[str]) -> int:
     paths = list(_files(args.images))
     config_lib.load(args.workdir)  # a folder without a run is refused before jax is imported
     from moe_vision.predict.model import load
+    from moe_vision.run_folder import abandoned
+
+    abandoned.hide()
 
     model = load(args.workdir, args.best)
     _note(model)

@@ -104,6 +104,9 @@ def _run(arguments: Sequence[str]) -> int:
     configs = [config_lib.load(folder) for folder in args.workdirs]
     info = rules.check_data(configs[0], reads=True, split=args.split)
     from moe_vision.predict.model import load
+    from moe_vision.run_folder import abandoned
+
+    abandoned.hide()
 
     first, second = (load(folder, args.best) for folder in args.workdirs)
     _one_form(args.workdirs, first, second)

@@ -6,12 +6,14 @@ Each image of the split is run along every path through the routed layers: one e
 each. The cost of a path is its experts' FLOPs, as a share of those of the costliest path. At each
 budget the table shows the mean loss and the accuracy
 
-  of the oracle, which takes for each image the path of least loss within the budget;
+  of the oracle, which takes for each image the path of least loss within the budget, and how much
+  that saves on the cheapest path (how difficult the images are);
   of the best single path within the budget, the same for all images;
 
 and in the last line those of the network's own routes, at what they cost on average. Their regret
 is their loss less that of the oracle at the same cost. All patches of an image take the same path.
-L layers of N ids have N^L paths, of which at most 60,000 are run.
+L layers of N ids have N^L paths, of which at most 60,000 are run. Where experts choose tokens there
+are none.
 
 The oracle reads labels: it says what routes could be worth, not what a router can learn.
 
@@ -36,10 +38,9 @@ from moe_vision.common.command_line import Parser
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
-from moe_vision.config import rules, trust
+from moe_vision.config import registry, rules, trust
 from moe_vision.config.command_line import add_weights, exit_code
-from moe_vision.config.kinds import skips
-from moe_vision.config.places import moe_at, routed_layers
+from moe_vision.config.places import moe_at, place_at, routed_layers
 from moe_vision.predict import flags
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Paths:
                     'oracle_loss': float(self._of(self.loss, budget).mean()),
                     'oracle_accuracy': float(self._of(self.right, budget).mean()),
                     'oracle_cost': float(self.cost[self.oracle(budget)].mean()),
+                    'difficulty': float(self.difficulty(budget).mean()),
                     'fixed_path': self.ids[path].tolist(),
                     'fixed_loss': float(self.loss[path].mean()),
                     'fixed_accuracy': float(self.right[path].mean()),
@@ -134,11 +136,17 @@ def count(config: 'Config') -> int:
     """How many paths lead through the network of a config.
 
     Raises:
-      UserError: it routes nothing, or there are more paths than can be run.
+      UserError: it routes nothing, its experts choose tokens, or there are more paths than can be
+        run.
     """
     model = config.model
     if model.moe.placement == 'none' or model.twin != 'none':
         raise UserError('this run routes nothing, so there are no paths; give a routed run.')
+    if registry.keeps_capacity(model.moe.router):
+        raise UserError(
+            f"experts of router '{model.moe.router}' choose tokens and have no room for all of an "
+            'image, so no path leads through one of them; give a run whose tokens choose experts.'
+        )
     ids = _ids(config)
     paths = math.prod(ids)
     if paths > MOST_PATHS:
@@ -150,9 +158,12 @@ def count(config: 'Config') -> int:
 
 
 def _ids(config: 'Config') -> list[int]:
-    """How many ids there are in each routed layer."""
-    at = [moe_at(config.model, n) for n in range(routed_layers(config.model))]
-    return [moe.num_experts + skips(moe.kinds) for moe in at]
+    """How many ids there are in each routed layer, null experts included."""
+    from moe_vision.layers.moe import make_router
+
+    model = config.model
+    places = [place_at(model, n) for n in range(routed_layers(model))]
+    return [make_router(model.moe.router, model.moe.router_args, p).num_ids for p in places]
 
 
 def measure(model: 'Model', images: np.ndarray, labels: np.ndarray) -> Paths:
@@ -201,15 +212,17 @@ def measure(model: 'Model', images: np.ndarray, labels: np.ndarray) -> Paths:
 
 
 def _prices(model: 'Model') -> list[np.ndarray]:
-    """FLOPs of each id in each routed layer, for an image; 1 where all experts are alike."""
+    """FLOPs of each id in each routed layer, for an image; 1 where all experts are alike. Null
+    experts, whose ids are the last, cost nothing."""
     from moe_vision import leverage
 
     found = []
     capacities = leverage.measure(model.config, model.info).capacities.values()
-    for layer, cap in enumerate(capacities):
-        moe = moe_at(model.config.model, layer)
-        each = np.asarray(cap.flops or (1,) * moe.num_experts, float) * cap.tokens_per_image
-        found.append(np.append(each, np.zeros(skips(moe.kinds))))
+    for layer, (ids, cap) in enumerate(zip(_ids(model.config), capacities, strict=True)):
+        experts = cap.flops or (1,) * moe_at(model.config.model, layer).num_experts
+        each = np.zeros(ids)
+        each[: len(experts)] = experts
+        found.append(each * cap.tokens_per_image)
     return found
 
 
@@ -225,6 +238,9 @@ def _run(arguments: Sequence[str]) -> int:
     info = rules.check_data(config, reads=True, split=args.split)
     count(config)
     from moe_vision.predict.model import load
+    from moe_vision.run_folder import abandoned
+
+    abandoned.hide()
 
     model = load(args.workdir, args.best)
     batch = flags.first_images(config, info, args.split, args.images)
@@ -244,7 +260,8 @@ def _run(arguments: Sequence[str]) -> int:
     for r in rows:
         print(
             f'budget {r["budget"]:g}: oracle loss {r["oracle_loss"]:.4f}, accuracy '
-            f'{r["oracle_accuracy"]:.4f}, at cost {r["oracle_cost"]:.3f}; best single path '
+            f'{r["oracle_accuracy"]:.4f}, at cost {r["oracle_cost"]:.3f}, saves '
+            f'{r["difficulty"]:.4f} of the loss on the cheapest path; best single path '
             f'{r["fixed_path"]} loss {r["fixed_loss"]:.4f}, accuracy {r["fixed_accuracy"]:.4f}'
         )
     print(

@@ -2,7 +2,11 @@
 
 The first failure is raised, and our log names it. The other parts are still under way then; what
 they meet would be printed once for each, as warnings and tracebacks that say nothing more. The same
-holds for what orbax itself logs about a damaged file: it prints all that the file holds.
+holds for what orbax itself logs about a damaged file: it prints all that the file holds. It logs
+all of these as errors, so no level tells them from what matters.
+
+Only commands call this: it changes logging and hooks of the whole process, which in a notebook are
+those of others, too.
 """
 
 import atexit

@@ -19,7 +19,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.common.files import absolute, in_bucket, reason
 from moe_vision.common.json_values import MAX_BYTES
 from moe_vision.processes import peers
-from moe_vision.run_folder import abandoned, checksum
+from moe_vision.run_folder import checksum
 from moe_vision.run_folder.lives import steps_in
 
 CHECKSUM = 'checksum'
@@ -29,7 +29,6 @@ class Folder:
     """The checkpoints in one folder. Keeps at most the newest `keep` of them."""
 
     def __init__(self, path: epath.Path, keep: int):
-        abandoned.hide()
         self.path = absolute(path)
         _check_tops(self.path)
         self._manager = ocp.CheckpointManager(

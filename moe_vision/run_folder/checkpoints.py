@@ -23,7 +23,7 @@ from etils import epath
 
 from moe_vision.common.errors import UserError
 from moe_vision.common.files import absolute, check_memory, read_json, reason
-from moe_vision.run_folder import abandoned, checksum, exported
+from moe_vision.run_folder import checksum, exported
 from moe_vision.run_folder.checkpoint_folder import (
     CHECKSUM,
     Folder,
@@ -235,7 +235,6 @@ def _unreadable(
 
 
 def _load_raw(path: epath.Path, step: int) -> dict[str, Any]:
-    abandoned.hide()
     check_files(path.parent)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         described = reader.metadata(path).tree

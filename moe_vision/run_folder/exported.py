@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from input_pipeline.cores import memory
 from moe_vision.common import files, json_values, safetensors
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
@@ -43,7 +44,7 @@ def read(folder: str) -> dict[str, Any]:
     file = f'{folder}/{WEIGHTS}'
     try:
         card = files.read_json(f'{folder}/{CARD}')
-        data = files.read(file, files.memory())
+        data = files.read(file, memory())
         if digest(data) != card['files'][WEIGHTS]['sha256']:
             raise ValueError('its sha256 is not the one that the card says')
         seed_key = np.asarray(card['seed_key'], np.uint32)

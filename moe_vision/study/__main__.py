@@ -36,6 +36,7 @@ from moe_vision.config.command_line import OverridesParser
 from moe_vision.processes import logs, peers
 from moe_vision.processes.exit_code import exit_code
 from moe_vision.processes.stop import Stop
+from moe_vision.run_folder import abandoned
 from moe_vision.study import lent, registration, stopwatch, tuning
 from moe_vision.study.load import Loaded, load, matching
 from moe_vision.study.run import claims, pack, plan, runner
@@ -162,6 +163,7 @@ def _check_arms(loaded: Loaded, only: str) -> None:
 def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None) -> None:
     flags.FLAGS(['study'])  # worker processes of the input pipeline need parsed flags
     logs.to_stderr()
+    abandoned.hide()
     peers.start(processes)
     _check_own_methods(loaded, args.only)
     with Stop() as stop:

@@ -1,9 +1,8 @@
 """Chooses the sizes of a study from a data set and a budget, and says what it could detect.
 
-The pilots behind these choices stand in the spec of the Fashion-MNIST campaign
-(`configs/studies/campaign.py`): experts can only supply capacity that the dense network lacks, so
-the network is small; drops hurt in small groups, so groups are large; and experts learn slowly, so
-a run has thousands of steps.
+These choices rest on pilots on Fashion-MNIST that are not part of this repository: experts can
+only supply capacity that the dense network lacks, so the network is small; drops hurt in small
+groups, so groups are large; and experts learn slowly, so a run has thousands of steps.
 """
 
 import dataclasses

@@ -75,13 +75,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--dataset', required=True, help='a prepared set, such as image_folder')
     parser.add_argument('--data_dir', default='', help="where it lies; '' is the usual folder")
     parser.add_argument('--backbone', default='conv', help=', '.join(design.BACKBONES))
-    parser.add_argument('--hours', type=float, required=True, help='of this machine, all its cores')
-    parser.add_argument('--out', required=True, help='the file to write, such as my_study.py')
-    parser.add_argument('--cores', type=int, default=0, help='to use; 0 is all of this machine')
     parser.add_argument(
-        '--images_per_second', type=float, default=0.0, help='of one core; 0 measures it'
+        '--hours',
+        type=float,
+        required=True,
+        help='that the study may take, on all cores that it uses',
     )
-    parser.add_argument('--image_size', type=int, default=0, help='side in pixels; 0 chooses')
+    parser.add_argument('--out', required=True, help='the file to write, such as my_study.py')
+    parser.add_argument(
+        '--cores', type=int, default=0, help='how many cores to use; 0 is all of this machine'
+    )
+    parser.add_argument(
+        '--images_per_second', type=float, default=0.0, help='speed of one core; 0 measures it'
+    )
+    parser.add_argument('--image_size', type=int, default=0, help='side in pixels; 0 chooses one')
     parser.add_argument(
         '--sd', type=float, default=0.5, help='assumed sd of paired gaps over seeds, pp'
     )

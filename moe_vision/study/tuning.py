@@ -38,13 +38,22 @@ def points(tune: Tuning) -> list[Point]:
 
 
 def stage(loaded: Loaded) -> Loaded:
-    """The study that tries every point with every tuned arm."""
+    """The study that tries every point with every tuned arm.
+
+    Raises:
+      UserError: two points would be the same arm.
+    """
     study, tune = loaded.study, _tune(loaded.study)
-    arms = {
-        _name(arm, point): Arm(study.arms[arm].config, {**study.arms[arm].overrides, **point})
-        for arm in tune.arms
-        for point in points(tune)
-    }
+    arms, point_of = dict[str, Arm](), dict[str, Point]()
+    for arm, point in itertools.product(tune.arms, points(tune)):
+        name = _name(arm, point)
+        if name in arms:
+            raise UserError(
+                f"tune: the points {point_of[name]} and {point} would both be arm '{name}', as "
+                'names have only letters, digits and _; leave one of them out.'
+            )
+        overrides = {**study.arms[arm].overrides, **point}
+        arms[name], point_of[name] = Arm(study.arms[arm].config, overrides), point
     keys = ' and '.join(tune.grid)
     return of_study(
         Study(

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from moe_vision.common.command_line import printable
+from moe_vision.common.command_line import Parser, printable
 from moe_vision.common.errors import UserError, unknown
 from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
@@ -50,9 +50,11 @@ def _run(arguments: Sequence[str]) -> int:
             f"--workdir is '{request.workdir}', which holds a run; give a folder of its own."
         )
     with rules.workdir(request.workdir, create=True):
+        from moe_vision.run_folder import abandoned
         from moe_vision.surgery import folders
         from moe_vision.surgery.state import Misfit
 
+        abandoned.hide()
         try:
             told = folders.make(request)
         except Misfit as e:
@@ -64,13 +66,16 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> Request:
     """Raises UserError: the first mistake, in one line."""
-    parser = OverridesParser('moe_vision.surgery', __doc__)
-    if arguments[:1] in (['--help'], ['-h']):
-        parser.parse_args(['--help'])
     kind, *others = arguments or ['']
+    if kind in ('--help', '-h'):
+        kinds = (
+            f'{__doc__}\nKinds: {", ".join(surgery.SURGERY)}. KIND --help lists the flags of one.'
+        )
+        Parser('moe_vision.surgery KIND', kinds).parse_args(['--help'])
     if kind not in surgery.SURGERY:
         raise unknown('kind of surgery', kind, surgery.SURGERY)
     entry = surgery.SURGERY[kind]
+    parser = OverridesParser(f'moe_vision.surgery {kind}', __doc__)
     for name, meaning in (
         ('from', 'a file with weights, or the folder of a run'),
         ('config', 'config file of the result'),
@@ -80,7 +85,7 @@ def _parse(arguments: Sequence[str]) -> Request:
         parser.add_argument(f'--{name}', default='', type=expanded, help=meaning)
     fields = {f.name: f.default for f in dataclasses.fields(entry.args)}
     for name, default in fields.items():
-        parser.add_argument(f'--{name}', help=f'argument of {kind} (default: {default!r})')
+        parser.add_argument(f'--{name}', help=f'default {default!r}; see docs/surgery.md')
     options, common, opened = parser.parse_with_overrides(others)
     given = vars(options)
     for name in ('from', 'config', 'workdir'):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from moe_vision.config import registry
 from moe_vision.config.places import place_at
 from moe_vision.layers.moe import make_router
 from moe_vision.routing import telemetry
@@ -35,11 +36,13 @@ def probe(
     """What `mechanism.json` holds; {} for a network without routing.
 
     shuffle_drop, random_drop: test accuracy lost when the routes are permuted among the images (or
-    patches) of a group, or drawn at random. ablation: layer -> accuracy lost when expert e outputs
-    zero, for each e. These are fractions, on at most the first 2,000 test images. specialisation:
-    on the test split. agreement: of the probe tokens of the validations; {} for routers that draw
-    their routes in evaluation, because their draw is fixed. router_gradient: by layer. The
-    functions of these names describe the last three.
+    patches) of a group, or drawn at random. Where experts choose tokens there is no random_drop:
+    they have just the slots that their own choices fill, so drawn routes would also lose tokens
+    that find none. ablation: layer -> accuracy lost when expert e outputs zero, for each e. These
+    are fractions, on at most the first 2,000 test images. specialisation: on the test split.
+    agreement: of the probe tokens of the validations; {} for routers that draw their routes in
+    evaluation, because their draw is fixed. router_gradient: by layer. The functions of these names
+    describe the last three.
 
     Args:
       rows: all metrics rows of the run, as `metrics.read` returns them.
@@ -51,24 +54,22 @@ def probe(
     layers = setup.routed_layers
     router = make_router(model.moe.router, model.moe.router_args, place_at(model, 0))
     experts = {layer: range(len(test[layer]['expert_by_class'])) for layer in layers}
-    logging.info(
-        'probing: shuffles and draws the routes, and leaves out each expert of %s',
-        ', '.join(layers),
-    )
-    before, shuffled, drawn, *ablated = _test(
+    logging.info('probing: changes the routes, and leaves out each expert of %s', ', '.join(layers))
+    changes = {'shuffle_drop': _intervention(SHUFFLE)}
+    if not registry.keeps_capacity(model.moe.router):
+        changes['random_drop'] = _intervention(DRAW)
+    before, *changed = _test(
         setup,
         state,
         [
             _intervention(NONE),
-            _intervention(SHUFFLE),
-            _intervention(DRAW),
+            *changes.values(),
             *(_intervention(ABLATE, n, e) for n, at in enumerate(layers) for e in experts[at]),
         ],
     )
-    lost = iter([before - accuracy for accuracy in ablated])
+    lost = iter([before - accuracy for accuracy in changed])
     return {
-        'shuffle_drop': before - shuffled,
-        'random_drop': before - drawn,
+        **{name: next(lost) for name in changes},
         'ablation': {layer: [next(lost) for _ in experts[layer]] for layer in layers},
         'specialisation': {
             layer: specialisation(np.asarray(test[layer]['expert_by_class'])) for layer in layers

@@ -12,7 +12,7 @@ import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.check import own, transforms
-from moe_vision.common import compile_cache, platform
+from moe_vision.common import compile_cache, platform, quick
 from moe_vision.config.schema import Config
 from moe_vision.layers import Step
 from moe_vision.run_folder import checkpoints
@@ -27,7 +27,6 @@ from moe_vision.training.step import (
     images_per_group,
     init_state,
     init_variables_fn,
-    jit_once,
     train_step_fn,
 )
 
@@ -92,7 +91,7 @@ class Setup:
         self.shapes = jax.eval_shape(fresh, key)
         self.shardings = mesh.state_shardings(self.mesh, self.shapes, config.mesh.shard_optimizer)
         self.abstract = checkpoints.abstract(self.shapes, self.shardings)
-        self._fresh = jit_once(fresh, out_shardings=self.shardings)
+        self._fresh = quick.jit(fresh, out_shardings=self.shardings)
         self.gather = Gather(config, mesh.batch_sharding(self.mesh))
         self.step = jax.jit(
             self.step_of(self.network),

@@ -32,7 +32,6 @@ from moe_vision.transforms.chain import Transforms
 
 Array = jax.Array
 Tree = Any
-UNOPTIMIZED = {'xla_backend_optimization_level': 0}  # on a CPU
 
 
 @jax.tree_util.register_dataclass
@@ -86,15 +85,6 @@ def init_state(
         opt_state=tx.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else {},
     )
-
-
-def jit_once(fn: Callable, **options: Any) -> Callable:
-    """`jax.jit` for a function that draws initial values and is called only a few times.
-
-    It skips optimization on a CPU, where optimizing code for random numbers takes many seconds.
-    """
-    on_cpu = jax.default_backend() == 'cpu'
-    return jax.jit(fn, compiler_options=UNOPTIMIZED if on_cpu else None, **options)
 
 
 def train_step_fn(

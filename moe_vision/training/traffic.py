@@ -56,7 +56,7 @@ def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> 
             once = block.bytes_token * tokens // mesh_shape['data']
         else:
             once = block.bytes_buffers // 2 * images // devices
-        kinds = expected(mesh_shape, 1, across, remat=config.model.remat)
+        kinds = expected(mesh_shape, across, remat=config.model.remat)
         times = kinds.total() * config.train.micro_batches
         # An all-reduce of all experts over all devices, minus that of 1 / shared over 'data'.
         data = mesh_shape['data']

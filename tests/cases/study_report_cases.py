@@ -223,6 +223,7 @@ class Maker:
             level=level,
             p=p,
             p_holm=min(1.0, 4 * p) if primary else NAN,
+            q=NAN if primary else min(1.0, 3 * p),
             p_sign_flip=p,
             p_tost=p,
             p_tost_holm=p if primary else NAN,

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from configs import base
+from moe_vision.common import quick
 from moe_vision.common.paths import path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
 from moe_vision.processes.stop import Stop
 from moe_vision.run_folder import checkpoints, metrics, record
-from moe_vision.training import step
 from moe_vision.training.setup import Setup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -57,7 +57,7 @@ def round_as_users_do(patch) -> None:
     on what else the program computes."""
     if 'CPU_OPT_PRESET_FAST' in os.environ.get('XLA_FLAGS', ''):
         options = {'xla_cpu_opt_preset': 'CPU_OPT_PRESET_DEFAULT'}
-        patch.setattr(step, 'UNOPTIMIZED', step.UNOPTIMIZED | options)
+        patch.setattr(quick, 'UNOPTIMIZED', quick.UNOPTIMIZED | options)
 
 
 def make(data_dir: str, changes: dict | None = None, start: dict | None = None) -> Config:

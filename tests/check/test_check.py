@@ -214,7 +214,7 @@ def test_a_router_that_draws_for_all_groups_at_once_is_told_on_a_mesh():
         (['--router=top_k', "--args={'nose': 1}"], ["nose'", "'noise'"]),
         (['--router=nowhere.mine:Router'], ["'nowhere'", 'PYTHONPATH']),
         (['--rooter=top_k'], ["'--router'"]),
-        (['conv'], ['a expert or a backbone', '--expert=conv or --backbone=conv']),
+        (['conv'], ['several kinds: expert, backbone', '--expert=conv or --backbone=conv']),
         (['top_kk'], ["'top_k'", 'package.module:Class']),
         (['own_methods:not_callable'], ['is 3.0', 'Router']),
         (['top_k', '--router=random'], ['the router is named twice', "'top_k' and 'random'"]),

@@ -7,9 +7,11 @@ import pathlib
 
 import pytest
 
-from input_pipeline import json_data
+from input_pipeline import cores, json_data
 from moe_vision.common import files, json_values, metric_rows
 from moe_vision.common.errors import NotWritten, UserError
+from moe_vision.config.check import CARD
+from moe_vision.run_folder import exported
 
 
 @pytest.fixture(params=['write_bytes', 'replace'])
@@ -102,3 +104,23 @@ def test_a_value_that_would_fill_the_memory_is_not_parsed(module):
     parse = metric_rows._row if module is metric_rows else module.parse
     with pytest.raises(ValueError, match=r'has 67,108,\d+ bytes; at most 67,108,864'):
         parse(b'[' + b' ' * 2**26 + b']')
+
+
+def test_arrays_may_take_what_the_container_may_take(tmp_path, monkeypatch):
+    limit = tmp_path / 'memory.max'
+    monkeypatch.setattr(cores, '_LIMITS', (str(limit),))
+    files.check_memory(10_000)  # the machine has more
+    limit.write_text('9999\n')
+    with pytest.raises(ValueError, match='would take 10,000 bytes; there are 9,999 of memory here'):
+        files.check_memory(10_000)
+    limit.write_text('max\n')
+    files.check_memory(10_000)
+
+
+def test_exported_weights_may_be_as_large_as_the_memory_of_the_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, '_LIMITS', (str(tmp_path / 'memory.max'),))
+    (tmp_path / CARD).write_text('{}')
+    (tmp_path / exported.WEIGHTS).write_bytes(bytes(10))
+    (tmp_path / 'memory.max').write_text('9')
+    with pytest.raises(UserError, match='it has 10 bytes; at most 9 are read'):
+        exported.read(str(tmp_path))

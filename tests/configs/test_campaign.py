@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import pytest
 
 import input_pipeline
-from configs.studies import campaign, confirm, explore
+from configs.studies import beside_confirm, campaign, confirm
 from moe_vision import models
 from moe_vision.common.errors import UserError
 from moe_vision.config import schema, typed
@@ -61,7 +61,7 @@ def record(name):
         return registration.record(tuning.stage(loaded(study)))
     if study == 'confirm.py':
         plain = loaded(study).study
-        after = dataclasses.replace(plain, arms=explore.lent(*plain.arms))
+        after = dataclasses.replace(plain, arms=beside_confirm.lent(*plain.arms))
         return registration.record(load.of_study(after, ()))
     return registration.record(loaded(study))
 

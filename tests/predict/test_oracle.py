@@ -35,11 +35,18 @@ DUO = {
 }
 
 
-@pytest.fixture(scope='module')
-def run(data_dir, tmp_path_factory):
+NULLS = DUO | {
+    'model.moe.router': 'null_experts',
+    'model.moe.router_args': {'null_experts': 2},
+    'model.moe.losses': {},
+    'model.moe.kinds': (),
+    'model.moe.k': 2,
+}
+
+
+def saved(config, folder):
     """(folder, model) of a run of one checkpoint, whose weights are far from the initial ones."""
-    folder = tmp_path_factory.mktemp('duo')
-    setup = Setup(train_cases.make(data_dir, DUO))
+    setup = Setup(config)
     record.write_config(str(folder), setup.config, 'mine.py', setup.info, setup.cost, 0)
     state = setup.fresh_state()
     params = jax.tree.map(lambda x: 1.5 * x + 0.1, state.params)
@@ -48,12 +55,22 @@ def run(data_dir, tmp_path_factory):
     return folder, Model(setup.config, setup.info, checkpoints.load_raw(str(folder), 'latest'))
 
 
+def drawn(model):
+    """Images, labels, and what the oracle measures on them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, *model.info.image_shape)).astype(np.uint8)
+    labels = rng.integers(0, 10, 12)
+    return images, labels, oracle.measure(model, images, labels)
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+    return saved(train_cases.make(data_dir, DUO), tmp_path_factory.mktemp('duo'))
+
+
 @pytest.fixture(scope='module')
 def measured(run):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (12, *run[1].info.image_shape)).astype(np.uint8)
-    labels = rng.integers(0, 10, 12)
-    return images, labels, oracle.measure(run[1], images, labels)
+    return drawn(run[1])
 
 
 def test_every_path_is_run_at_its_cost(run, measured):
@@ -101,6 +118,20 @@ def test_own_routes_cost_what_they_take(run, measured):
     assert all(x['kept'][..., 1:].sum() == 0 for x in layers.values())
 
 
+def test_the_null_experts_of_a_router_are_ids_that_cost_nothing(data_dir, tmp_path):
+    model = saved(train_cases.make(data_dir, NULLS), tmp_path)[1]
+    images, _, paths = drawn(model)
+    assert paths.ids.tolist() == [list(p) for p in itertools.product(range(4), repeat=2)]
+    np.testing.assert_allclose(paths.cost, (paths.ids < 2).sum(1) / 2)
+    of_null = (paths.ids >= 2).all(1)  # both null experts give nothing, in any order
+    assert of_null.sum() == 4
+    np.testing.assert_allclose(paths.loss[of_null], np.tile(paths.loss[15], (4, 1)), rtol=1e-5)
+    layers = model(images).layers
+    chosen = [(x['expert'] < 2).sum(2) for x in layers.values()]  # experts of a patch: 0 to 2
+    assert {0, 1, 2} >= set(np.unique(chosen)) > {1}
+    np.testing.assert_allclose(paths.own_cost, sum(n.mean(1) for n in chosen) / 2, rtol=1e-6)
+
+
 def test_budgets_by_hand():
     loss = np.array([[4.0, 1.0], [2.0, 3.0], [1.0, 5.0]])
     paths = Paths(
@@ -118,6 +149,7 @@ def test_budgets_by_hand():
     assert paths.regret() == 2.5 - 1.5
     (row,) = paths.rows([0.5])
     assert (row['oracle_loss'], row['oracle_accuracy'], row['oracle_cost']) == (1.5, 0.5, 0.25)
+    assert row['difficulty'] == 1.0  # 4 - 2 of the first image, nothing of the second
     with pytest.raises(UserError, match='no path costs at most -1'):
         paths.oracle(-1)
 
@@ -149,3 +181,13 @@ def test_what_has_too_many_paths_or_none(data_dir):
         oracle.count(many)
     with pytest.raises(UserError, match='routes nothing'):
         oracle.count(train_cases.make(data_dir, DUO | {'model.twin': 'same_width'}))
+
+
+@pytest.mark.parametrize('router', ['expert_choice', 'pmoe'])
+def test_experts_that_choose_tokens_have_no_paths(data_dir, router):
+    """They have the capacity of training, so a path would drop most tokens of an image."""
+    plain = {'model.moe.kinds': (), 'model.moe.losses': {}, 'model.moe.k': 1}
+    config = train_cases.make(data_dir, DUO | plain | {'model.moe.router': router})
+    with pytest.raises(UserError, match=f"router '{router}' choose tokens") as e:
+        oracle.count(config)
+    assert '\n' not in str(e.value)

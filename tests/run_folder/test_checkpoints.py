@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import sys
+import warnings as python_warnings
 from typing import NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ import train_cases
 
 from moe_vision.common import files
 from moe_vision.common.errors import UserError
-from moe_vision.run_folder import checksum
+from moe_vision.run_folder import abandoned, checksum
 from moe_vision.run_folder.checkpoints import Checkpoints, load_raw
 from moe_vision.training.step import TrainState
 
@@ -155,8 +157,34 @@ def test_when_all_are_damaged_the_error_is_one_line(workdir, caplog):
     assert train_cases.steps(workdir, 'best') == [25]
 
 
+def test_reading_and_saving_leave_the_process_as_it_is(workdir):
+    """A notebook that loads a run has loggers and hooks of its own."""
+
+    def hooks():
+        loggers = [logging.getLogger(name) for name in ('absl', 'asyncio', '')]
+        return [list(x.filters) for x in loggers], list(python_warnings.filters), sys.unraisablehook
+
+    abandoned.hide.cache_clear()  # else an earlier test may have done it already
+    before = hooks()
+    with Checkpoints(str(workdir), keep=3) as saved:
+        saved.save(40, state(40))
+    assert int(load_raw(str(workdir))['step']) == 40 and hooks() == before
+
+
+def test_a_command_hides_what_orbax_says_of_abandoned_parts(caplog):
+    abandoned.hide()
+    for message in ('Task exception was never retrieved', 'another thing'):  # the first: by orbax
+        logging.getLogger('asyncio').error(message)
+    for folder in ('orbax', 'jax'):
+        file = os.path.join('site-packages', folder, 'a.py')
+        record = logging.LogRecord('absl', logging.ERROR, file, 1, folder, (), None)
+        logging.getLogger('absl').handle(record)
+    assert caplog.messages == ['another thing', 'jax']
+
+
 @pytest.mark.parametrize('text', ['[1]', '3', 'null', '', '{"a":', 'a\n' * 99])
 def test_what_orbax_says_of_a_file_of_its_own_is_one_line_or_nothing(workdir, text, caplog, capfd):
+    abandoned.hide()  # as commands do
     file = workdir / 'checkpoints' / 'latest' / '30' / '_CHECKPOINT_METADATA'
     file.write_text(text)
     try:

@@ -1,5 +1,6 @@
 """The stage that tunes arms on validation, with a trainer that only writes files."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from moe_vision.study.__main__ import main
 from moe_vision.study.load import load
 from moe_vision.study.run import plan
 from moe_vision.study.run.runner import run
+from moe_vision.study.types import Tuning
 
 TUNE = (
     "tune=Tuning({'train.learning_rate': (3e-3, 1e-2), 'train.weight_decay': (0.0, 1e-4)},\n"
@@ -156,6 +158,24 @@ def test_a_wrong_stage_is_one_line(tmp_path, old, new, says):
     with pytest.raises(UserError) as e:
         load(study_file(tmp_path, (old, new)))
     assert says in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'key, first, second, name',
+    [
+        ('train.weight_decay', 1, -1, 'k1_weight_decay_1'),
+        ('model.moe.placement', '1,2', '1_2', 'k1_placement_1_2'),
+        ('model.args.widths', (8, 16), [8, 16], 'k1_widths_8_16'),
+    ],
+)
+def test_two_points_that_would_be_one_arm_are_told(loaded, key, first, second, name):
+    """Else one would take the place of the other, and the table would show its score twice."""
+    tune = Tuning({key: (first, second)}, {'k1': ()}, seeds=(100, 101))
+    study = dataclasses.replace(loaded.study, tune=tune)
+    with pytest.raises(UserError) as e:
+        tuning.stage(dataclasses.replace(loaded, study=study))
+    told = f"points {{'{key}': {first!r}}} and {{'{key}': {second!r}}} would both be arm '{name}'"
+    assert told in str(e.value) and '\n' not in str(e.value)
 
 
 def test_a_grid_of_a_key_that_does_not_exist(tmp_path, capsys):

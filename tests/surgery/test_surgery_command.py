@@ -79,8 +79,8 @@ def test_training_goes_on_from_it_with_its_config_alone(made):
 
 def test_help_shows_the_arguments_of_a_kind(capsys):
     for arguments, words in (
-        (['--help'], ['docs/surgery.md describes them all']),
-        (['upcycle', '--help'], ['--router_scale', '(default: 1.0)', '--workdir']),
+        (['--help'], ['docs/surgery.md describes them all', 'Kinds: import, upcycle']),
+        (['upcycle', '--help'], ['--router_scale', 'default 1.0', '--workdir']),
     ):
         with pytest.raises(SystemExit):
             main(arguments)

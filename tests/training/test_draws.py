@@ -9,6 +9,7 @@ from routing_cases import equations
 from slow import except_for
 
 from moe_vision import leverage
+from moe_vision.common import quick
 from moe_vision.common.streams import SeedStream
 from moe_vision.layers import Step
 from moe_vision.training import step
@@ -50,7 +51,7 @@ def test_the_bits_are_those_of_the_networks_own_init(name, data_dir):
         variables = setup.network.init(own, *example)
         return step.init_state(variables, key, setup.tx, bool(config.train.ema_decay))
 
-    train_cases.assert_same_bits(setup.fresh_state(3), step.jit_once(plainly)(jax.random.key(3)))
+    train_cases.assert_same_bits(setup.fresh_state(3), quick.jit(plainly)(jax.random.key(3)))
 
 
 TABLE = np.arange(4.0, dtype=np.float32)
@@ -80,12 +81,12 @@ def test_equal_draws_stand_in_one_loop_and_others_are_kept_apart():
         for f in (drawn, short)
     ]
     assert [len(d) for d in draws] == [13, 1]
-    train_cases.assert_same_bits(*(step.jit_once(f)(key) for f in (in_loops(drawn), drawn)))
+    train_cases.assert_same_bits(*(quick.jit(f)(key) for f in (in_loops(drawn), drawn)))
 
 
 def test_seeds_together_draw_what_each_draws_alone():
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    together = step.jit_once(jax.vmap(in_loops(drawn)))(keys)
+    together = quick.jit(jax.vmap(in_loops(drawn)))(keys)
     for i in range(3):
-        alone = step.jit_once(drawn)(keys[i])
+        alone = quick.jit(drawn)(keys[i])
         train_cases.assert_same_bits(jax.tree.map(lambda x, i=i: x[i], together), alone)

@@ -64,7 +64,7 @@ def test_the_compiled_step_exchanges_what_the_table_says_and_gathers_nothing(see
     facts = seen[run]
     shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
     counts = facts['counts']
-    assert counts.get('all-to-all', 0) == expected(shape, routed_layers=1)['all-to-all']
+    assert counts.get('all-to-all', 0) == expected(shape)['all-to-all']
     assert counts.get('all-gather', 0) == 0, facts['gathers']
     assert counts.get('collective-permute', 0) == 0, facts['permutes']
     assert counts['all-reduce'] >= 1  # the gradients
@@ -77,7 +77,7 @@ def test_groups_over_devices_gather_features_once_each_way(seen, run):
     shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
     rows = 64 // shape['data']
     maps = [s for s in facts['gathers'] if s.startswith(f'f32[{rows},8,8,8]')]
-    want = expected(shape, routed_layers=1, across=True)
+    want = expected(shape, across=True)
     assert len(maps) == want['all-gather'] == 2
     assert facts['counts']['all-to-all'] == want['all-to-all'] == 2
     assert set(facts['gathers']) - set(maps) <= {f'pred[{rows}]{{0}}', f'u8[{rows}]{{0}}'}
@@ -89,7 +89,7 @@ def test_groups_over_devices_gather_features_once_each_way(seen, run):
 def test_a_sharded_optimizer_gathers_parameters_and_nothing_else(seen):
     facts = seen['sharded 2x4']
     shape = dict(zip(('data', 'expert'), facts['shape'], strict=True))
-    assert facts['counts']['all-to-all'] == expected(shape, routed_layers=1)['all-to-all']
+    assert facts['counts']['all-to-all'] == expected(shape)['all-to-all']
     shapes = {re.match(r'\w+\[([\d,]*)\]', s)[1] for s in facts['gathers']}
     assert shapes and shapes <= set(facts['shapes'])
     split = {n for n, spec in facts['shardings'].items() if 'data' in spec}
@@ -99,7 +99,7 @@ def test_a_sharded_optimizer_gathers_parameters_and_nothing_else(seen):
 
 @pytest.mark.slow
 def test_three_layers_exchange_three_times_as_much(seen):
-    assert seen['deep']['all-to-all'] == expected({'data': 2, 'expert': 4}, 3)['all-to-all'] == 12
+    assert seen['deep']['all-to-all'] == 3 * expected({'data': 2, 'expert': 4})['all-to-all'] == 12
     assert 'all-gather' not in seen['deep']
 
 
@@ -111,17 +111,12 @@ def test_no_device_draws_the_experts_of_others(seen):
 
 def test_the_table_of_exchanges():
     mesh = {'data': 2, 'expert': 4}
-    assert expected({'data': 8, 'expert': 1}, 3) == expected(mesh, 0) == {}
-    assert expected(mesh, 3) == {'all-to-all': 12}
-    assert expected(mesh, 3, first_input_has_gradient=False) == {'all-to-all': 11}
-    assert expected(mesh, 3, across=True) == {'all-gather': 6, 'all-to-all': 6}
-    assert expected(mesh, 3, across=True, first_input_has_gradient=False) == {
-        'all-gather': 6,
-        'all-to-all': 5,
-    }
-    # counted in the traced step of two layers: 12; and 6 (10 with `valid`) and 4
-    assert expected(mesh, 2, remat=True) == {'all-to-all': 12}
-    assert expected(mesh, 2, across=True, remat=True) == {'all-gather': 6, 'all-to-all': 4}
+    assert expected({'data': 8, 'expert': 1}) == {}
+    assert expected(mesh) == {'all-to-all': 4}
+    assert expected(mesh, across=True) == {'all-gather': 2, 'all-to-all': 2}
+    # the traced step of two layers has twice as many: 12; and 6 (10 with `valid`) and 4
+    assert expected(mesh, remat=True) == {'all-to-all': 6}
+    assert expected(mesh, across=True, remat=True) == {'all-gather': 3, 'all-to-all': 2}
 
 
 def test_groups_span_where_a_device_holds_no_whole_one():

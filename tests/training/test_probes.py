@@ -149,6 +149,26 @@ def test_a_route_that_all_images_share_is_worth_nothing(data_dir, labels, classe
     assert result['specialisation']['head'] == {'mutual_information': 0.0, 'normalised': 0.0}
 
 
+@pytest.mark.parametrize('router', ['top_k', 'expert_choice'])
+def test_routes_are_drawn_only_where_tokens_choose_experts(data_dir, monkeypatch, router):
+    """Experts that choose tokens have no slots to spare, so drawn routes would lose tokens, too."""
+    accuracy = {probes.NONE: 0.75, probes.SHUFFLE: 0.25, probes.DRAW: 0.5}
+
+    def scored(setup, state, interventions):
+        of_expert = 0.75 - 0.03125 * np.arange(E)
+        return [accuracy.get(int(i.kind), of_expert[i.expert]) for i in interventions]
+
+    monkeypatch.setattr(probes, '_test', scored)
+    monkeypatch.setattr(probes, 'router_gradients', lambda *_: {})
+    capacity = {} if router == 'top_k' else {'model.moe.eval_capacity_factor': 2.0}
+    setup = setup_of(data_dir, {'model.moe.router': router} | capacity)
+    test = {'head': {'expert_by_class': np.ones((E, L))}}
+    result = probes.probe(setup, setup.shapes, [], test)
+    drops = {name: lost for name, lost in result.items() if name.endswith('_drop')}
+    assert drops == {'shuffle_drop': 0.5} | ({'random_drop': 0.25} if router == 'top_k' else {})
+    assert result['ablation'] == {'head': [0.03125 * e for e in range(E)]}
+
+
 def gradients(data_dir, **changes):
     setup = setup_of(data_dir, {f'model.moe.{k}': v for k, v in changes.items()})
     rng = np.random.default_rng(0)

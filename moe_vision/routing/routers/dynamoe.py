@@ -78,14 +78,9 @@ class Dynamoe(Router):
             wanted = p > _quantile(scores, context.valid, a.level)[:, None, None]
         wanted |= jnp.arange(most) == 0
         gate = jnp.where(wanted, p, 0.0)
-        return Routing(
-            probs=jax.nn.softmax(logits / a.temperature),
-            logits=logits / a.temperature,
-            expert_of_choice=ids,
-            gate=gate / gate.sum(-1, keepdims=True) * a.gate_scale,
-            active=wanted & context.valid[..., None],
-            temperature=a.temperature,
-        )
+        gate /= gate.sum(-1, keepdims=True)
+        logits /= a.temperature
+        return self.routing(context, logits, ids, gate, active=wanted, temperature=a.temperature)
 
 
 def _quantile(scores: Array, valid: Array, level: float) -> Array:

@@ -163,6 +163,20 @@ def holm(p: Sequence[float], alpha: float) -> Holm:
     return Holm(tuple(adjusted), tuple(rejected), tuple(level))
 
 
+def false_discovery(p: Sequence[float]) -> list[float]:
+    """q of each p-value, by Benjamini and Hochberg: p_(i) * m / i, cumulative minimum from above.
+
+    Of the tests whose q is at most 0.05, no more than 5 % are expected to be false. A NaN stands
+    for a test that could not be made: it keeps its place in m, and its q is NaN.
+    """
+    if not p:
+        return []
+    q = stats.false_discovery_control([1.0 if math.isnan(v) else v for v in p])
+    return [
+        math.nan if math.isnan(v) else float(adjusted) for v, adjusted in zip(p, q, strict=True)
+    ]
+
+
 def sign_flip(values: Values) -> float:
     """Two-sided p of the sign-flip test of values[S], which assumes only symmetry.
 

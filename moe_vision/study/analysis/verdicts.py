@@ -17,8 +17,9 @@ An expectation that was registered as `equivalent` is met by each of the first t
 was registered as `positive` or `negative` by the third row alone (`decided`).
 
 The interval beside a verdict has the level of the test that the verdict rests on. Exploratory
-comparisons are judged one by one at alpha. The smallest detectable gap uses the level that is known
-before the results: alpha / m for m primary comparisons (Bonferroni).
+comparisons are judged one by one at alpha; their q says which would remain if one allowed a share
+of false ones among those found (Benjamini and Hochberg 1995). The smallest detectable gap uses the
+level that is known before the results: alpha / m for m primary comparisons (Bonferroni).
 
 Both families assume that gaps are normally distributed, which few seeds cannot show. A verdict is
 therefore sure only if the exact sign-flip test of the same hypothesis confirms it at the same
@@ -66,6 +67,7 @@ class Judgement:
     level: float  # of the interval that the verdict rests on
     p: float  # paired t-test, two-sided
     p_holm: float  # over the primary comparisons; NaN for exploratory ones
+    q: float  # of p over the exploratory comparisons; NaN for primary ones
     p_sign_flip: float  # exact, two-sided, unadjusted
     p_tost: float  # the larger of the two one-sided p, unadjusted
     p_tost_holm: float
@@ -110,6 +112,8 @@ def judge(
     p_tost = {name: _tost(pairs, margin) for name, (pairs, _) in compared.items()}
     primary = [name for name, (_, is_primary) in compared.items() if is_primary]
     different, same = _family(p, primary, alpha), _family(p_tost, primary, alpha)
+    others = [name for name in p if name not in primary]
+    q = dict(zip(others, statistics.false_discovery([p[name] for name in others]), strict=True))
     out = {}
     for name, (pairs, is_primary) in compared.items():
         values = gaps[name]
@@ -147,6 +151,7 @@ def judge(
             level=1 - 2 * level_tost if equivalent else 1 - level,
             p=p[name],
             p_holm=adjusted if is_primary else math.nan,
+            q=q.get(name, math.nan),
             p_sign_flip=statistics.sign_flip(values),
             p_tost=p_tost[name],
             p_tost_holm=adjusted_tost if is_primary else math.nan,

@@ -204,6 +204,14 @@ def mechanism(analysis: Analysis, agreement: Picture | None) -> Section:
         ),
         Table(_MECHANISM, [_probed(name, arm) for name, arm in probes.items()], 'mechanism'),
     ]
+    if any('random_drop' not in arm for arm in probes.values()):
+        blocks.append(
+            Text(
+                'The cost of random routes is not measured where experts choose tokens: such '
+                'experts have just the slots that their own choices fill, so it would also count '
+                'what tokens lose that find no slot.'
+            )
+        )
     return Section('mechanism', 'Mechanism', [*blocks, agreement] if agreement else blocks)
 
 

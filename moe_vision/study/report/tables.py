@@ -19,6 +19,7 @@ _GAP = (
     'effect_size',
     'p',
     'p_holm',
+    'q',
     'p_sign_flip',
     'p_tost',
     'p_tost_holm',

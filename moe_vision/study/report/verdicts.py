@@ -38,6 +38,7 @@ _TESTS = (
     'effect size d_z',
     'p (paired t)',
     'p, Holm',
+    'q',
     'p (sign flip)',
     'p (TOST)',
     'p (TOST), Holm',
@@ -91,9 +92,9 @@ def section(analysis: Analysis) -> Section:
             Heading('Exploratory comparisons'),
             Text(
                 'These are outside the family that the correction covers: each verdict is '
-                'judged on its own, at its own level, and confirms nothing. (A registered '
-                'primary comparison that is listed here, for a reason under Problems and flags, '
-                'keeps the level of its family.)'
+                'judged on its own, at its own level, and confirms nothing; q, under Tests, '
+                'accounts for their number. (A registered primary comparison that is listed here, '
+                'for a reason under Problems and flags, keeps the level of its family.)'
             ),
             _verdicts(other),
         ]
@@ -103,12 +104,13 @@ def section(analysis: Analysis) -> Section:
         Heading('Tests'),
         Text(
             'Holm’s correction covers the primary comparisons, once for gaps and once for '
-            'equivalences, each at α, so the chance of any false verdict is at most 2α. The '
-            'sign-flip test is exact, two-sided and uncorrected: a check that does not assume '
-            'normal gaps. The smallest detectable gap is what a paired t-test detects with 80 % '
-            'power at this sd and, for primary comparisons, at the strictest level of the '
-            'correction. Correlation is between the two arms over seeds; pairing helps if it is '
-            'positive.'
+            'equivalences, each at α, so the chance of any false verdict is at most 2α. q covers '
+            'the exploratory comparisons: of the gaps with q up to 0.05, no more than 5 % are '
+            'expected to be none (Benjamini and Hochberg). The sign-flip test is exact, two-sided '
+            'and uncorrected: a check that does not assume normal gaps. The smallest detectable '
+            'gap is what a paired t-test detects with 80 % power at this sd and, for primary '
+            'comparisons, at the strictest level of the correction. Correlation is between the two '
+            'arms over seeds; pairing helps if it is positive.'
         ),
         Table(_TESTS, [_tests(g) for g in primary + other], 'tests'),
         Heading('The same gaps, measured in other ways'),
@@ -157,6 +159,7 @@ def _tests(g: Finding) -> list[Words]:
         formats.signed(g.effect_size),
         p_value(g.p),
         p_value(g.p_holm),
+        p_value(g.q),
         p_value(g.p_sign_flip),
         p_value(g.p_tost),
         p_value(g.p_tost_holm),

@@ -20,12 +20,12 @@ from absl import logging
 
 import input_pipeline
 from moe_vision import leverage, models
-from moe_vision.common import timing
+from moe_vision.common import quick, timing
 from moe_vision.config.placement import HEADS
 from moe_vision.config.schema import DROPPING, Config
 from moe_vision.layers import Step
 from moe_vision.models.parts import normalize_images
-from moe_vision.training.step import init_variables_fn, jit_once
+from moe_vision.training.step import init_variables_fn
 
 LEAST = 3  # rounds, however long they take
 
@@ -174,4 +174,4 @@ def variables_of(config: Config) -> Any:
     """The initial variables; they do not depend on the batch size."""
     info = input_pipeline.info(config.dataset)
     init = init_variables_fn(_network(config, 1), info.image_shape, batch=1)
-    return jit_once(init)(jax.random.key(config.seed))
+    return quick.jit(init)(jax.random.key(config.seed))

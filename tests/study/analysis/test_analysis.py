@@ -230,6 +230,9 @@ def test_interval_says_what_the_verdict_says():
             [stats.ttest_rel(g.arm_values, g.baseline_values).pvalue for g in primary], 0.05
         ).adjusted
         assert [g.p_holm for g in primary] == pytest.approx(adjusted)
+        others = [gaps[n] for n in names[4:]]
+        found = statistics.false_discovery([g.p for g in others])
+        assert [g.q for g in others] == found and all(math.isnan(g.q) for g in primary)
         for gap in gaps.values():
             e = gap.estimate
             seen.add(gap.verdict)

@@ -226,6 +226,16 @@ def test_holm_by_hand():
     assert result.level == pytest.approx((0.05 / 3, 0.025, 0.025, 0.0125))
 
 
+def test_false_discovery_by_hand():
+    """Of 0.005, 0.01, 0.03, 0.04: times 4/1, 4/2, 4/3, 4/4, then the least of all from there on."""
+    q = statistics.false_discovery([0.01, 0.04, 0.03, 0.005])
+    assert q == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert statistics.false_discovery([0.04, 0.01]) == pytest.approx([0.04, 0.02])
+    with_gap = statistics.false_discovery([0.01, NAN])  # which keeps its place: 0.01 * 2
+    assert with_gap[0] == pytest.approx(0.02) and math.isnan(with_gap[1])
+    assert statistics.false_discovery([]) == []
+
+
 def test_holm_with_ties_does_not_depend_on_their_order():
     assert statistics.holm([0.01, 0.01], 0.05).level == (0.025, 0.025)
     assert statistics.holm([0.03, 0.03], 0.05).rejected == (False, False)

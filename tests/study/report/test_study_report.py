@@ -102,7 +102,8 @@ def test_the_table_of_verdicts_is_the_file_of_gaps(made, folder):
         assert same(sd, row['sd']) and same(mde, row['mde']) and same(error, row['image_error'])
         assert float(effect) == pytest.approx(float(row['effect_size']), rel=6e-3, abs=1e-9)
         assert float(correlation) == pytest.approx(float(row['correlation']), rel=6e-2)
-        for p, key in zip(ps, ('p', 'p_holm', 'p_sign_flip', 'p_tost', 'p_tost_holm'), strict=True):
+        columns = ('p', 'p_holm', 'q', 'p_sign_flip', 'p_tost', 'p_tost_holm')
+        for p, key in zip(ps, columns, strict=True):
             assert (p == '–') == (row[key] == '')
             if p.startswith('<'):
                 assert float(row[key]) < float(p[1:])
@@ -145,7 +146,7 @@ def test_the_bytes_are_the_same_twice_and_do_not_depend_on_the_clock(made, folde
             continue
         assert path.read_bytes() == (tmp_path / name).read_bytes(), name
         text = path.read_text()
-        assert str(folder) not in text and '/tmp' not in text and '/work' not in text, name
+        assert str(folder) not in text and '/tmp' not in text and str(ROOT) not in text, name
         assert not re.search(r'\b20[2-9]\d-\d\d', text), name
     text = (tmp_path / 'timings.md').read_text()
     assert 'gpu' in text and 'Not measured yet' in text and 'cpu' not in text
@@ -157,6 +158,20 @@ def test_forbidden_words_do_not_occur(made, folder):
         text = re.sub(r'<style>.*?</style>|<svg.*?</svg>|None\. A run', '', text, flags=re.S)
         for word in NEVER:
             assert not re.search(rf'\b{word}\b', text), (name, word)
+
+
+def test_a_cost_of_random_routes_that_was_not_measured_is_explained(made, folder, tmp_path):
+    """Where experts choose tokens, the probe leaves it out."""
+    maker = cases.full(3)
+    for row in maker.rows['k2'].values():
+        del row['mechanism']['random_drop']
+    report.write(maker.analysis(), {}, str(tmp_path))
+    why = 'cost of random routes is not measured where experts choose tokens'
+    text = (tmp_path / 'report.md').read_text()
+    assert why in text and why not in (folder / 'report.md').read_text()
+    (table,) = tables(text, 'Mechanism')
+    costs = {row[0]: row[table[0].index('cost of random routes, pp')] for row in table[2:]}
+    assert costs.pop('k2') == '–' and costs and '–' not in costs.values()
 
 
 def test_undecided_comparisons_are_called_undecided(made):
