@@ -82,8 +82,10 @@ def test_the_numbers_of_the_answer_are_those_of_the_overview():
     answer = (ROOT / 'results' / 'README.md').read_text().split('\n## ')[1]
     rows = csv.DictReader((ROOT / 'results' / 'overview' / 'gaps.csv').open())
     known = {signed(row[n]) for row in rows for n in ('gap_pp', 'low_pp', 'high_pp')}
+    length = csv.DictReader((ROOT / 'results/gate/length/report/tables/contrasts.csv').open())
+    known |= {signed(row[n]) for row in length for n in ('low', 'high')}
     told = re.findall(r'[+\u2212]\d+\.\d\d', answer)
-    assert len(told) == 7 and set(told) <= known
+    assert len(told) == 9 and set(told) <= known
 
 
 @pytest.mark.parametrize('folder', REPORTED, ids=ids)
@@ -150,9 +152,40 @@ def trained_gaps(arm: str, baseline: str) -> np.ndarray:
     return 100 * np.array([scores[arm, s] - scores[baseline, s] for s in seeds])
 
 
+def test_the_page_of_the_gate_says_how_gaps_change_with_length():
+    page = (ROOT / 'results' / 'gate' / 'README.md').read_text().split('\n## ')[3]
+    tables = ROOT / 'results' / 'gate' / 'length' / 'report' / 'tables'
+    gaps = {r['comparison']: r for r in csv.DictReader((tables / 'gaps.csv').open())}
+    changes = {r['name']: r for r in csv.DictReader((tables / 'contrasts.csv').open())}
+    found = re.findall(r'^\| `(\w+)` \u2212 `(\w+)`[^|]*\| (.*) \|$', page, re.M)
+    assert len(found) == len(changes) == 3
+    for arm, baseline, cells in found:
+        name = f'{arm}_minus_{baseline}'
+        change = changes[f'{name}_72_less_8']
+        assert cells.split(' | ') == [
+            *(signed(gaps[f'{name}_{epochs}']['mean']) for epochs in (8, 24, 72)),
+            signed(change['mean']),
+            f'{signed(change["low"])} to {signed(change["high"])}',
+            change['expected'].replace('none', ''),
+            change['verdict'],
+        ]
+    find = statistics.detectable(6, 0.05 / 2) * float(
+        changes['k2_minus_dense_active_72_less_8']['sd']
+    )
+    assert f'is {find:.2f} pp' in ' '.join(page.split())
+    assert {gaps[f'k2_minus_dense_{n}']['verdict'] for n in (8, 24, 72)} == {'positive'}
+    rows = (ROOT / 'results' / 'gate' / 'length' / 'rows.jsonl').read_text().splitlines()
+    rows = [*map(json.loads, rows), *({**r, 'arm': f'{r["arm"]}_24'} for r in rows_of('underfit'))]
+    means = [
+        100 * np.mean([r['curve'][-1]['accuracy'] for r in rows if r['arm'] == f'dense_{epochs}'])
+        for epochs in (8, 24, 72)
+    ]
+    assert 'from {:.2f} over {:.2f} to {:.2f} %'.format(*means) in ' '.join(page.split())
+
+
 def test_the_page_of_the_gate_says_what_its_report_says():
     gate = ROOT / 'results' / 'gate'
-    _, page, underfit = (gate / 'README.md').read_text().split('\n## ')
+    _, page, underfit, _ = (gate / 'README.md').read_text().split('\n## ')
     gaps = stands_in('control', page, 9)
     random, oracle = (float(gaps[f'{n}_minus_random']['mean']) for n in ('k2', 'oracle'))
     assert f'{random:.2f} of the {oracle:.2f} pp' in page and random > oracle / 2
