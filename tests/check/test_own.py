@@ -5,6 +5,7 @@ import re
 
 import model_cases
 import pytest
+from slow import except_for
 
 from moe_vision.check import inputs, routers, values
 from moe_vision.check.__main__ import main
@@ -63,7 +64,16 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize('case', RIGHT)
+# One that reads tokens, one of kinds, one of soft routing, one with an expert of its own.
+QUICK = (
+    'tokens that are vectors',
+    'a bank of kinds',
+    'soft routing and a loss',
+    'an expert of positions',
+)
+
+
+@pytest.mark.parametrize('case', except_for(QUICK, RIGHT))
 def test_unusual_methods_pass(case):
     check(RIGHT[case](), model_cases.IMAGE, model_cases.CLASSES)
 

@@ -61,7 +61,11 @@ def forward_and_gradient(net):
 @pytest.mark.parametrize(
     'name, placement, layers',
     [
-        *((name, '0,1', ['block_0', 'block_1']) for name in registry.BACKBONES),
+        *(
+            pytest.param(name, '0,1', ['block_0', 'block_1'], marks=marks)
+            for name in registry.BACKBONES
+            for marks in [() if name in ('conv', 'vit') else pytest.mark.tables]
+        ),
         *((name, 'head', ['head']) for name in ('conv', 'vit')),  # the same module in all
     ],
 )

@@ -107,7 +107,7 @@ def trained(config):
     return dataclasses.replace(setup.fresh_state(), ema={}), setup
 
 
-@pytest.mark.parametrize('name', except_for(('top_k', 'maps', 'patches'), CASES))
+@pytest.mark.parametrize('name', except_for(('top_k', 'maps'), CASES))
 def test_the_batch_size_changes_nothing(name, data_dir):
     config = train_cases.make(data_dir, CASES[name])
     state, setup = trained(config)
