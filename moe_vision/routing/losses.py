@@ -83,14 +83,14 @@ def switch_top_1(routing: Routing, context: Context, view: View) -> Array:
 
 
 def complementary(routing: Routing, context: Context, view: View) -> Array:
-    """`switch` where f_e counts the k most probable experts (above zero), [G], 1 at balance.
+    """`switch` where f_e counts the k experts with the largest logits, [G], 1 at balance.
 
     Beside a router that balances by a bias it still sees what the scores alone would choose, where
     `switch` sees choices that the bias has evened out. Source: DeepSeek-V3, arXiv 2412.19437, which
     takes it of each sequence; here it is of each group.
     """
-    ids = top_k_ids(routing.probs, view.place.k)
-    active = context.valid[..., None] & (pick(routing.probs, ids) > 0)
+    ids = top_k_ids(routing.logits, view.place.k)
+    active = jnp.broadcast_to(context.valid[..., None], ids.shape)
     by_score = dataclasses.replace(routing, expert_of_choice=ids, active=active)
     return _switch(by_score, context, view.num_experts, choices=view.place.k)
 
