@@ -139,15 +139,14 @@ def stands_in(part: str, text: str, lines: int) -> dict[str, dict[str, str]]:
 
 
 @functools.cache
-def rows_of(part: str) -> list[dict]:
-    """The rows of a part of the gate."""
-    lines = (ROOT / 'results' / 'gate' / part / 'rows.jsonl').read_text().splitlines()
+def rows_of(folder: Path) -> list[dict]:
+    lines = (folder / 'rows.jsonl').read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def trained_gaps(arm: str, baseline: str) -> np.ndarray:
-    """The gaps by seed, in pp, on the training images that `underfit` scores."""
-    scores = {(r['arm'], r['seed']): r['result']['train_accuracy'] for r in rows_of('underfit')}
+def trained_gaps(arm: str, baseline: str, folder: Path) -> np.ndarray:
+    """The gaps by seed, in pp, on the training images that a study scores."""
+    scores = {(r['arm'], r['seed']): r['result']['train_accuracy'] for r in rows_of(folder)}
     seeds = sorted(seed for a, seed in scores if a == arm)
     return 100 * np.array([scores[arm, s] - scores[baseline, s] for s in seeds])
 
@@ -175,7 +174,10 @@ def test_the_page_of_the_gate_says_how_gaps_change_with_length():
     assert f'is {find:.2f} pp' in ' '.join(page.split())
     assert {gaps[f'k2_minus_dense_{n}']['verdict'] for n in (8, 24, 72)} == {'positive'}
     rows = (ROOT / 'results' / 'gate' / 'length' / 'rows.jsonl').read_text().splitlines()
-    rows = [*map(json.loads, rows), *({**r, 'arm': f'{r["arm"]}_24'} for r in rows_of('underfit'))]
+    rows = [
+        *map(json.loads, rows),
+        *({**r, 'arm': f'{r["arm"]}_24'} for r in rows_of(ROOT / 'results/gate/underfit')),
+    ]
     means = [
         100 * np.mean([r['curve'][-1]['accuracy'] for r in rows if r['arm'] == f'dense_{epochs}'])
         for epochs in (8, 24, 72)
@@ -193,9 +195,9 @@ def test_the_page_of_the_gate_says_what_its_report_says():
     assert f'gets {frozen:.2f} of those pp' in page
     again = gaps['dense_again_minus_dense']
     assert f'{100 * (1 - (1 - float(again["p"])) ** 10):.0f} times in 100' in page
-    collapsed = Counter(r['arm'] for r in rows_of('control') if r['result']['collapsed'])
+    collapsed = Counter(r['arm'] for r in rows_of(gate / 'control') if r['result']['collapsed'])
     assert collapsed == {'shuffled': 6, 'k1': 5, 'frozen_random': 2}
-    assert not any(r['result'].get('collapsed') for r in rows_of('underfit'))
+    assert not any(r['result'].get('collapsed') for r in rows_of(gate / 'underfit'))
     assert f'by {float(again["mean"]):.2f} pp with p = {float(again["p"]):.3f}' in page
 
     gaps, words = stands_in('underfit', underfit, 5), ' '.join(underfit.split())
@@ -209,7 +211,8 @@ def test_the_page_of_the_gate_says_what_its_report_says():
     upper = math.sqrt(5 / stats.chi2.ppf(0.2, 5))  # of an sd over six seeds, at 80 %
     find = statistics.detectable(12, 0.05 / 6)
     on_training = [
-        trained_gaps(*pair) for pair in (('k2', 'dense'), ('k2', 'dense_active'), ('k1', 'dense'))
+        trained_gaps(*pair, gate / 'underfit')
+        for pair in (('k2', 'dense'), ('k2', 'dense_active'), ('k1', 'dense'))
     ]
     trained = [gaps.std(ddof=1) for gaps in on_training]
     found = [find * s for s in trained]
@@ -234,4 +237,8 @@ def test_the_walk_through_a_study_says_what_its_gate_found():
     ) in page
     assert f'an sd of {float(gap["sd"]):.2f} pp' in page
     assert f'{float(gap["params"]):.1f} times the parameters' in page
+    gaps = trained_gaps('same_params', 'dense', folder)
+    low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+    told = f'{signed(gaps.mean())} pp, 95 % interval {signed(low)} to {signed(high)}'
+    assert told in page
     assert f'gaps of {design.detectable(7, float(gap["sd"])):.1f} pp, not of 0.8' in page
