@@ -173,11 +173,9 @@ def test_the_page_of_the_gate_says_how_gaps_change_with_length():
     )
     assert f'is {find:.2f} pp' in ' '.join(page.split())
     assert {gaps[f'k2_minus_dense_{n}']['verdict'] for n in (8, 24, 72)} == {'positive'}
-    rows = (ROOT / 'results' / 'gate' / 'length' / 'rows.jsonl').read_text().splitlines()
-    rows = [
-        *map(json.loads, rows),
-        *({**r, 'arm': f'{r["arm"]}_24'} for r in rows_of(ROOT / 'results/gate/underfit')),
-    ]
+    gate = ROOT / 'results' / 'gate'
+    lent = ({**r, 'arm': f'{r["arm"]}_24'} for r in rows_of(gate / 'underfit'))
+    rows = [*rows_of(gate / 'length'), *lent]
     means = [
         100 * np.mean([r['curve'][-1]['accuracy'] for r in rows if r['arm'] == f'dense_{epochs}'])
         for epochs in (8, 24, 72)

@@ -159,7 +159,9 @@ def against_fit(points: Sequence[Point], names: Sequence[str]) -> Markup:
                 fontsize=9,
                 color=palette.INK,
             )
-        axes.set_xlim(min(p.fit for p in known) - 0.5, max(p.fit for p in known) + 0.5)
+        low, high = min(p.fit for p in known), max(p.fit for p in known)
+        beside = max(0.1, (high - low) / 4)  # room for the names
+        axes.set_xlim(low - beside, high + beside)
         axes.set_xlabel('dense network: accuracy on training less validation images, pp')
         axes.set_ylabel('gap, pp')
 
