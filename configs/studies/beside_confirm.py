@@ -11,26 +11,24 @@ from configs.studies.confirm import BLOCK, ROUTED
 from configs.studies.data_set import Overrides
 from moe_vision.study.types import Arm, Comparison, FamilyDifference, Figure, Study
 
-FOUR: Mapping[str, tuple[str, Overrides]] = {  # network -> whose rate it takes, and what it is
-    'k2': ('k2', {}),
-    'dense_active': ('dense_active', DENSE_ACTIVE),
-    'dense': ('dense', DENSE),
-    'k1': ('k1', K1),
+FOUR: Mapping[str, Overrides] = {
+    'k2': {},
+    'dense_active': DENSE_ACTIVE,
+    'dense': DENSE,
+    'k1': K1,
 }
 GAPS = (('k2', 'dense_active'), ('k2', 'dense'), ('k1', 'dense'), ('dense_active', 'dense'))
-
-
-def tuned(network: str, *changes: Overrides, seed_offset: int = 0) -> Arm:
-    """One of the four networks with the rate that `confirm` chose for it, and these changes."""
-    rate, kind = FOUR[network]
-    rates = {'train.learning_rate': CHOSEN[rate]}
-    return scored(rates, kind, *changes, seed_offset=seed_offset)
 
 
 def rate_of(name: str) -> Overrides:
     """The rate that `confirm` chose for this arm of its."""
     chosen = {n: CHOSEN[arm] for arm, others in confirm.TUNED.items() for n in (arm, *others)}
     return {'train.learning_rate': chosen[name]}
+
+
+def tuned(network: str, *changes: Overrides, seed_offset: int = 0) -> Arm:
+    """One of the four networks with the rate that `confirm` chose for it, and these changes."""
+    return scored(rate_of(network), FOUR[network], *changes, seed_offset=seed_offset)
 
 
 def lent(*names: str) -> dict[str, Arm]:

@@ -7,7 +7,8 @@ How sure it can be: the gate has two estimates of the sd of a gap over seeds, on
 images and, of the same networks, on 10,000 training images: 0.44 and 0.39 pp for k2 - dense, 0.68
 and 0.59 for k2 - dense_active, 0.34 and 0.86 for k1 - dense. Twelve seeds find 0.71 to 0.81 pp of
 the second with 80 % power at the strictest level of the family, and 0.40 to 1.03 pp of the third.
-They show that a gap is within the margin of 0.5 pp if its sd is near 0.4, and seldom if it is 0.7.
+At that level they show that a gap is within the margin of 0.5 pp if its sd is near 0.4, and seldom
+if it is 0.7.
 
 Each routed network is compared with the dense one of its FLOPs. A dense block of hidden width h is
 the same-width twin of experts of width h, and the one that equals two experts of width h / 2 or

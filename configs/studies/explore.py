@@ -106,7 +106,7 @@ def vit() -> Study:
     return study(
         'vit',
         'Do experts help where patches are routed, and not whole images?',
-        {name: scored(network, kind) for name, (_, kind) in FOUR.items()},
+        {name: scored(network, kind) for name, kind in FOUR.items()},
         gaps(*GAPS),
         tune=Tuning(
             {'train.learning_rate': (1e-3, 3e-3, 1e-2)},

@@ -12,8 +12,6 @@ from moe_vision.config.placement import HEADS, routed_blocks
 from moe_vision.config.places import moe_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, Config, Moe
 
-_OVER_LAYERS = ('ahead', 'duo')  # one part of the channels would know nothing of the others
-
 
 def check(config: Config) -> None:
     """Every rule of `model.moe` that needs no data set. The placement must not be 'none'.
@@ -177,10 +175,10 @@ def _splits(config: Config) -> None:
     model, splits = config.model, config.model.moe.splits
     if splits == 1:
         return
-    if model.moe.router in _OVER_LAYERS:
+    if 'large' in registry.entry('router', registry.ROUTERS, model.moe.router).supplies:
         raise UserError(
-            f"model.moe.splits is {splits}, but router '{model.moe.router}' chooses for whole "
-            'tokens over all layers; set it to 1.'
+            f"model.moe.splits is {splits}, but router '{model.moe.router}' has one budget for "
+            'whole tokens, and each part would keep to one of its own; set it to 1.'
         )
     if model.moe.bank != 'own':
         raise UserError(

@@ -122,10 +122,6 @@ def test_leverage_by_hand():
             {'splits': 2, 'router': 'duo', 'router_args': {}, 'losses': {}},
             "splits is 2, but router 'duo'",
         ),
-        (
-            {'splits': 2, 'router': 'ahead', 'router_args': {}, 'losses': {}},
-            "splits is 2, but router 'ahead'",
-        ),
         ({'splits': 2, 'layers': {'2': {'k': 1}}}, '2 routed layers'),
     ],
 )
