@@ -32,7 +32,8 @@ TWINS: Mapping[str, Overrides] = {
 }
 # Chosen from the report of `digits` by this rule: of the arms of `conv` that are no control and do
 # equal work, those twelve whose interval of the gap to `top_k` reaches highest, mean over `digits`
-# and `digits_check`. Until both have run it is empty.
+# and `digits_check`. Until both have run it is empty. `default` takes part anyway, so it is no
+# candidate.
 TWELVE: tuple[str, ...] = ()
 DIFFERENT_WORK = (  # of `conv`
     'shared_expert',
@@ -63,6 +64,7 @@ BALANCE = {'importance': 0.005}
 NOISY = {'importance': 0.005, 'load_v_moe': 0.005}
 CONV: Mapping[str, Overrides] = {  # router or loss -> the keys that differ from the set's network
     'top_k': routed('top_k', BALANCE),
+    'default': {},  # top-k as configs/base.py has it: noise, and losses of importance and load
     # what the controls do without
     'random': CONTROLS['random'],
     'frozen_random': routed('frozen_random', BALANCE),
@@ -201,17 +203,19 @@ def _digits(part: str) -> Study:
 
 
 def fashion_mnist_14() -> Study:
-    names = tuple(n for n in ('top_k', *TWELVE, 'random') if n in CONV)
+    names = tuple(n for n in ('top_k', 'default', *TWELVE, 'random') if n in CONV)
     methods = {name: CONV[name] for name in names}
+    rate: Overrides = {'train.learning_rate': campaign.CHOSEN['k2']}
     return Study(
         name='routers_fashion_mnist_14',
         question='Which router or loss gains over top-k routing where the network lacks capacity?',
         hypotheses=(),
-        arms={n: campaign.arm(changes) for n, changes in {**methods, **TWINS}.items()},
+        arms={n: campaign.scored(rate, changes) for n, changes in {**methods, **TWINS}.items()},
         seeds=SEEDS,
         comparisons=_comparisons({'': names}),
         margin=campaign.MARGIN,
-        tuning=campaign.UNTUNED,
+        tuning='None: all arms take the learning rate that `confirm` chose for top-k routing.',
+        reads=('../fashion_mnist_14/confirm',),  # which lends the networks that it has, too
     )
 
 

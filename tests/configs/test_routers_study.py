@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.studies import routers
+from configs.studies.campaign import CHOSEN
 from moe_vision.config import registry
 from moe_vision.study import load, registration
 
@@ -67,4 +68,13 @@ def test_each_method_stands_beside_top_k_and_both_dense_twins(part):
 
 def test_the_twelve_are_methods_of_the_first_network():
     assert len(routers.TWELVE) in (0, 12)
-    assert set(routers.TWELVE) <= set(routers.CONV) - set(routers.DIFFERENT_WORK)
+    assert set(routers.TWELVE) <= set(routers.CONV) - set(routers.DIFFERENT_WORK) - {'default'}
+
+
+def test_the_campaign_lends_the_networks_that_it_trains_anyway():
+    ours = registration.record(loaded('fashion_mnist_14'))['arms']
+    theirs = registration.record(load.load(str(FILE.with_name('confirm.py'))))['arms']
+    for name, lent in {'default': 'k2', 'dense': 'dense', 'dense_active': 'dense_active'}.items():
+        rate = {'train': {**theirs[lent]['config']['train'], 'learning_rate': CHOSEN['k2']}}
+        config = {**theirs[lent]['config'], **rate}
+        assert registration.same_arm(ours[name], {**theirs[lent], 'config': config})
