@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
     c.dataset.augment = 'none'  # for training: none, pad_crop, pad_crop_flip, random_resized_crop
     c.dataset.randaugment_layers = 0  # RandAugment operations per image, after augment; 0 is off
     c.dataset.randaugment_magnitude = 9.0  # strength of RandAugment, from 0 to 10
-    c.dataset.workers = 0  # worker processes that read and decode; 0 uses threads instead
+    # worker processes that read and decode; 0 uses threads instead, and so does `cache`
+    c.dataset.workers = 0
     c.dataset.cache = False  # decode once, keep uint8 images in memory, if half of it holds them
     # decode once, keep the images on the device and augment them there; gives the same batches (not
     # with random_resized_crop or RandAugment)

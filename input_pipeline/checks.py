@@ -72,7 +72,9 @@ def _decode_all(cfg: DatasetConfig, split: str) -> list[str]:
     part = splits.part(builder, known, cfg, split)
     logging.info('decoding the %d images of %s first: nobody noted which can be', part.size, split)
     positions = range(part.size) if part.members is None else part.members.tolist()
-    reader = Reader(known.directory, part.stored, known.image_shape[2], cache=False)
+    reader = Reader(
+        known.directory, part.stored, known.image_shape[2], known.num_classes, cache=False
+    )
     names = reader.read_all(positions, lambda item: item.key if item.image is None else '')
     return [name for name in names if name]
 

@@ -124,17 +124,16 @@ def build_steps(
     assert known.directory is not None
     part = splits.part(builder, known, cfg, split)
     shape = metadata.image_shape(cfg, known)
-    varies = None in known.image_shape
     checks.check_kept(cfg)
     if batch_size < 1 or any(not 0 <= row < batch_size for row in rows):
         raise DataError(f'rows must lie in [0, batch_size={batch_size}); got {list(rows)[:8]}.')
     return Steps(
-        reader=Reader(known.directory, part.stored, shape[2], cfg.cache),
+        reader=Reader(known.directory, part.stored, shape[2], known.num_classes, cfg.cache),
         members=part.members,
         fixed=None if seed is not None else order.evaluation_order(part.size),
         size=part.size,
         shape=shape,
-        varies=varies,
+        varies=_varies(cfg),
         batch_size=batch_size,
         rows=np.asarray(rows, np.int64),
         seed=seed or 0,
@@ -145,18 +144,22 @@ def build_steps(
     )
 
 
+def _varies(cfg: DatasetConfig) -> bool:
+    """Whether images vary in size, as the builder says: to predict needs no prepared set."""
+    return None in find(cfg.name).image_shape
+
+
 def evaluation_image(
     cfg: DatasetConfig, shape: tuple[int, int, int], encoded: bytes
 ) -> np.ndarray | None:
     """Prepares one encoded image (JPEG, PNG, ...) as an evaluation does; does not read the set.
 
     Returns:
-        uint8 `shape`, RGB or gray as the set is; transparency is dropped. None if the image
+        uint8 `shape`, RGB or gray as the set is; what is transparent is white. None if the image
         cannot be decoded.
     """
     image = decode(other_formats.as_png(encoded) or encoded, shape[2])
-    varies = None in find(cfg.name).image_shape
-    return None if image is None else augment.fit(image, shape, varies)
+    return None if image is None else augment.fit(image, shape, _varies(cfg))
 
 
 def evaluation_steps(cfg: DatasetConfig, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def evaluation_steps(cfg: DatasetConfig, shape: tuple[int, int, int]) -> dict[st
         are interpolated; 'scale', 'mean', 'std': pixels p become (p * scale - mean) / std.
     """
     height, width, channels = shape
-    varies = None in find(cfg.name).image_shape
+    varies = _varies(cfg)
     mean, std = metadata.mean_std(cfg)
     return {
         'channels': 'gray' if channels == 1 else 'RGB',

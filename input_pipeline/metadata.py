@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from input_pipeline import domains, files, json_data
 from input_pipeline.builder import Builder
 from input_pipeline.image_size import MAX_PIXELS
-from input_pipeline.registry import find
+from input_pipeline.registry import DATASETS, find
 from input_pipeline.splits import split_sizes
 from input_pipeline.types import DataError, DatasetConfig, DatasetInfo, check
 
@@ -127,7 +128,7 @@ def read(directory: Path) -> Facts:
     if file_format != 'array_record':
         raise DataError(
             f"{directory} is stored as '{file_format}', but only 'array_record' can be read; "
-            f'prepare it with `python -m input_pipeline.prepare --dataset={set_name}`.'
+            'prepare the set again, into another data_dir, with `python -m input_pipeline.prepare`.'
         )
     shards = {
         split: {
@@ -137,10 +138,7 @@ def read(directory: Path) -> Facts:
         for split, lengths in splits.items()
     }
     for file, length in (pair for of_split in shards.values() for pair in of_split.items()):
-        again = (
-            f'restore the file, or remove {directory} and run `python -m '
-            f'input_pipeline.prepare --dataset={set_name}`.'
-        )
+        again = f'restore the file, or remove {directory} and prepare the set again.'
         if not file.is_file():
             raise DataError(f'{file} is missing; {again}')
         if (size := file.stat().st_size) < length:
@@ -233,9 +231,15 @@ def facts(builder: Builder, data_dir: str) -> Facts:
 
 def prepare_command(builder: Builder, data_dir: str, known: Facts | None = None) -> str:
     """Returns the command that prepares a set, from the source in its facts if they are given."""
-    where = f' --data_dir={data_dir}' if data_dir else ''
-    source = '' if builder.embedded else f' --source={(known and known.source) or "PATH"}'
-    return f'python -m input_pipeline.prepare --dataset={builder.name}{where}{source}'
+    cls = type(builder)
+    name = builder.name
+    if name not in DATASETS:
+        name = f'{cls.__module__}:{cls.__qualname__}'
+    given = {'dataset': name, 'data_dir': data_dir}
+    if not builder.embedded:
+        given['source'] = (known and known.source) or 'PATH'
+    flags = (f'--{flag}={shlex.quote(value)}' for flag, value in given.items() if value)
+    return f'python -m input_pipeline.prepare {" ".join(flags)}'
 
 
 def image_shape(cfg: DatasetConfig, known: Facts) -> tuple[int, int, int]:

@@ -126,6 +126,8 @@ def prepare(dataset: str, data_dir: str, source: str = '', *, overwrite: bool = 
             another source, or data_dir cannot be written.
     """
     builder = find(dataset)
+    if source and builder.embedded:
+        raise DataError(f"'{dataset}' comes with its images and reads no --source; leave it out.")
     if not overwrite and (path := metadata.locate(builder, data_dir)):
         known = metadata.facts(builder, data_dir)
         if source and known.source and not _same(source, known.source):
@@ -234,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(prepare(args.dataset, args.data_dir, args.source, overwrite=args.overwrite))
     except DataError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: '{error.filename}' cannot be used: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted; run the command again to continue.', file=sys.stderr)

@@ -24,6 +24,7 @@ from input_pipeline.types import DataError
 # Two threads must not open the same files at once, nor resolve tfds' lazy imports: they would wait
 # for each other for ever.
 _OPENING = threading.Lock()
+_DECODING = threading.Lock()  # of a whole split: one thread does it, and the others wait
 _SLOW_SECONDS = 1e-3  # ten times what a record in memory takes
 _NAME_FIELDS = ('key', 'file_name', 'id')  # ours, then those of sets that tfds prepares
 _CHUNK = 256  # images that a thread of `read_all` takes at a time
@@ -49,12 +50,14 @@ class Reader:
         directory: folder of the prepared set.
         split: name of the stored split.
         channels: 1 or 3.
+        classes: labels are 0 to classes - 1.
         cache: decode the whole split once and share it among the readers of this process.
     """
 
     directory: Path
     split: str
     channels: int
+    classes: int
     cache: bool
 
     def read(self, positions: Sequence[int]) -> Iterator[Item]:
@@ -64,16 +67,19 @@ class Reader:
         it is cropped.
 
         Raises:
-            DataError: the record files are damaged.
+            DataError: the record files are damaged, or a label is none of a class.
         """
         if self.cache:
-            items = _decoded(self.directory, self.split, self.channels)
+            with _DECODING:
+                items = _decoded(dataclasses.replace(self, cache=False))
             yield from (items[i] for i in positions)
             return
         try:
             for record, position in zip(self._raw(positions), positions, strict=True):
                 yield self._item(record, position)
-        except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # array_record and protobuf list none
             reason = ' '.join(str(error).split())
             raise DataError(
                 f"records of split '{self.split}' in {self.directory} are damaged ({reason}); "
@@ -111,6 +117,11 @@ class Reader:
         key = name.decode('utf-8', 'replace') or f'record {position} of {self.split}'
         image = decode(encoded, self.channels)
         label = int(fields['label'].int64_list.value[0])
+        if not 0 <= label < self.classes:
+            raise DataError(
+                f"'{key}' in {self.directory} has label {label}, but its {self.classes} classes "
+                f'are 0 to {self.classes - 1}; prepare the set again with labels for all images.'
+            )
         return Item(image, label, named(key, encoded) if image is None else key)
 
 
@@ -139,7 +150,6 @@ def _opened(directory: Path, split: str) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(directory: Path, split: str, channels: int) -> list[Item]:
-    positions = range(len(_records(directory, split)))
-    reader = Reader(directory, split, channels, cache=False)
+def _decoded(reader: Reader) -> list[Item]:
+    positions = range(len(_records(reader.directory, reader.split)))
     return list(reader.read_all(positions, lambda item: item))

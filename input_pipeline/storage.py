@@ -76,8 +76,9 @@ def write(
         with _alone(final.parent, report) as locked:
             if (final / _INFO).is_file() and not overwrite:
                 return final
-            for stale in final.parent.glob(f'incomplete.*_{builder.version}'):
-                shutil.rmtree(stale, ignore_errors=True)
+            if locked:  # otherwise another process may be filling one
+                for stale in final.parent.glob(f'incomplete.*_{builder.version}'):
+                    shutil.rmtree(stale, ignore_errors=True)
             contents = builder.open(source)
             if builder.num_classes and len(contents.class_names) != builder.num_classes:
                 raise DataError(
@@ -85,9 +86,10 @@ def write(
                     f'{builder.num_classes}.'
                 )
             prefix = 'unfinished' if locked else f'incomplete.{os.getpid()}'
-            unfinished = Unfinished(
-                final.with_name(f'{prefix}_{builder.version}'), _identity(builder, contents)
-            )
+            folder = final.with_name(f'{prefix}_{builder.version}')
+            if not contents.files:  # nothing tells whether the source is still the same
+                shutil.rmtree(folder, ignore_errors=True)
+            unfinished = Unfinished(folder, _identity(builder, contents))
             try:
                 _fill(unfinished, builder, contents, source, report)
                 _replace(final, unfinished)
@@ -133,7 +135,7 @@ def _fill(
     for split, shards in contents.splits.items():
         files = [record_file(builder.name, split, i, len(shards)) for i in range(len(shards))]
         splits[split] = [
-            _shard(unfinished, file, shard, split, report)
+            _shard(unfinished, file, shard, split, len(contents.class_names), report)
             for file, shard in zip(files, shards, strict=True)
         ]
     _describe(unfinished.folder, builder, contents, splits)
@@ -161,13 +163,21 @@ def _places(shards: list[Written]) -> list[int]:
     return places
 
 
-def _shard(unfinished: Unfinished, file: str, shard: Shard, split: str, report: Report) -> Written:
+def _shard(
+    unfinished: Unfinished, file: str, shard: Shard, split: str, classes: int, report: Report
+) -> Written:
     if written := unfinished.kept(file):
         report.kept(split, written.images)
         return written
 
     def counted() -> Iterator[Example]:
         for example in shard():
+            name, _, label = example
+            if not 0 <= label < classes:
+                raise DataError(
+                    f"'{name}' of {split} has label {label}; the {classes} class names are for "
+                    f'labels 0 to {classes - 1}.'
+                )
             yield example
             report.images(split, 1)
 

@@ -72,7 +72,7 @@ class DatasetConfig:
     randaugment_magnitude: float = _key(9.0, 'strength of RandAugment, from 0 to 10')
     workers: int = _key(
         0,
-        'worker processes that read and decode; 0 uses threads instead',
+        'worker processes that read and decode; 0 uses threads instead, and so does `cache`',
         at_most=1_000,
         changes='freely',
     )

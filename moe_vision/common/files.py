@@ -46,9 +46,10 @@ def write(path: Path, data: bytes) -> None:
     if in_bucket(path):
         path.write_bytes(data)
         return
-    part = path.parent / f'.{path.name}.part'
+    # another process may write the same file, so the name is this call's alone
+    part = path.parent / f'.{path.name}.{os.urandom(4).hex()}.part'
     try:
-        part.unlink(missing_ok=True)  # writing to it would follow a link, or wait for a pipe
+        part.touch(exist_ok=False)  # writing to what is there would follow a link, or wait
         part.write_bytes(data)
         part.replace(path)
     except OSError:

@@ -37,7 +37,11 @@ def check(config: 'ConfigDict') -> schema.Config:
       UserError: the first thing that is wrong, in one line.
       input_pipeline.DataError: the same for a key under `dataset`.
     """
-    checked = from_dict(_expanded(source.unescaped(config.to_dict())))
+    try:
+        values = config.to_dict()
+    except TypeError as e:  # it sorts the keys
+        raise UserError(f'the config has keys that are no strings: {e}.') from e
+    checked = from_dict(_expanded(source.unescaped(values)))
     name = checked.dataset.name
     if name not in DATASETS and not is_path(name):
         raise unknown('data set', name, DATASETS)

@@ -11,13 +11,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_vision.common.json_values import MISSING, differences, plain
-from moe_vision.config import registry, schema
+from moe_vision.config import registry, schema, surgery
+from moe_vision.config.kinds import Kind
 
 _ARGS = {  # path of a method's arguments -> (table of methods, path of the method's name)
     ('model', 'args'): (registry.BACKBONES, ('model', 'name')),
     ('model', 'moe', 'router_args'): (registry.ROUTERS, ('model', 'moe', 'router')),
     ('model', 'moe', 'expert_args'): (registry.EXPERTS, ('model', 'moe', 'expert')),
     ('train', 'optimizer_args'): (registry.OPTIMIZERS, ('train', 'optimizer')),
+}
+_NAMED = {  # path of a dictionary of methods, each with its arguments -> table of methods
+    ('model', 'moe', 'loss_args'): registry.LOSSES,
+    ('train', 'transforms'): registry.TRANSFORMS,
+}
+_FIELDS = {  # path of what holds dictionaries of equal keys -> their dataclass
+    ('model', 'moe', 'kinds'): Kind,
+    ('model', 'moe', 'layers'): schema.AtLayer,
 }
 # dictionaries whose entries the user names
 _OPEN = ('model.moe.losses', 'train.transforms')
@@ -90,15 +99,26 @@ def default_of(path: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
     The config may be a row's, which is data and may not import code. So a method's arguments are
     known only if its name is in the table, or if the user's own file has named it.
     """
-    for place, (table, name) in _ARGS.items():
-        if path[: len(place)] == place and len(path) == len(place) + 1:
-            entry = registry.known(table, look_up(config, name))
-            return field_default(entry.args, path[-1]) if entry else MISSING
-    if path[:2] == ('train', 'transforms') and len(path) == 4:
-        transform = registry.known(registry.TRANSFORMS, path[2])
-        return field_default(transform.args, path[3]) if transform else MISSING
+    place = path[:-1]
+    if place in (*_ARGS, ('init_args',)) or place[:-1] in (*_NAMED, *_FIELDS):
+        cls = _fields(place, config)
+        return field_default(cls, path[-1]) if cls else MISSING
     inside = '.'.join(map(str, path[:-1])) in changes()  # such as one of model.moe.losses
     return MISSING if inside else look_up(schema.defaults(), path)
+
+
+def _fields(place: tuple[Any, ...], config: Mapping[str, Any]) -> Any:
+    """The dataclass whose fields stand at a place of the config; None of an unknown method."""
+    if place[:-1] in _FIELDS:
+        return _FIELDS[place[:-1]]
+    if place == ('init_args',):
+        entry = registry.known(surgery.SURGERY, look_up(config, ('init_kind',)))
+    elif place in _ARGS:
+        table, name = _ARGS[place]
+        entry = registry.known(table, look_up(config, name))
+    else:
+        entry = registry.known(_NAMED[place[:-1]], place[-1])
+    return entry.args if entry else None
 
 
 def field_default(cls: Any, name: str) -> Any:

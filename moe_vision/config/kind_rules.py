@@ -1,5 +1,6 @@
 """The rules of the experts at routed places: what they work on, their widths, their kinds."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -8,7 +9,7 @@ from moe_vision.config import registry
 from moe_vision.config.group_rules import fits
 from moe_vision.config.kinds import SKIP, skips, true_kinds
 from moe_vision.config.placement import HEADS, routed_blocks
-from moe_vision.config.places import moe_at, routed_layers
+from moe_vision.config.places import key_at, moe_at, routed_layers
 from moe_vision.config.schema import Config, Moe
 
 _WIDENED = ('same_active_flops', 'same_executed_flops', 'same_params')  # twins that need a width
@@ -23,31 +24,41 @@ def check(config: Config) -> None:
     Raises:
       UserError: the first rule that is broken, in one line.
     """
-    moe = config.model.moe
-    common = [('model.moe.hidden', moe.hidden)] if moe.hidden else []
-    shared = [('model.moe.shared_hidden', moe.shared_hidden)] if moe.shared_hidden else []
+    model, moe = config.model, config.model.moe
     if moe.kinds:
         _counts(config)
-        _read(config)
-    if shared or not moe.kinds:
-        widths = shared if moe.kinds else (common or _copied(config)) + shared
-        _expert(config, moe.expert, moe.expert_args, 'model.moe.expert_args', widths)
-        _widthless(moe.expert, shared if moe.kinds else common + shared)
-    for n, kind in enumerate(moe.kinds):
-        at = f'model.moe.kinds[{n}]'
-        own = [(f'{at}.hidden', kind.hidden)] if kind.hidden else []
-        # a width that is divided is rounded up to one that fits
-        widths = [] if kind.divide > 1 else own or common or _copied(config)
-        if kind.expert != SKIP:
-            _expert(config, kind.expert, kind.args, f'{at}.args', widths)
-            divided = [(f'{at}.divide', kind.divide)] if kind.divide > 1 else []
-            _widthless(kind.expert, own + divided)
+    for layer in range(routed_layers(model)):
+        here = dataclasses.replace(model, moe=moe_at(model, layer))
+        _at_layer(dataclasses.replace(config, model=here), layer)
     reference = moe.kinds[0].expert if moe.kinds else moe.expert
     if config.model.twin in _WIDENED and _has_no_width(reference):
         raise UserError(
             f"model.twin is '{config.model.twin}', which widens a block, but expert '{reference}' "
             "has no hidden width; use 'same_width' or 'ensemble'."
         )
+
+
+def _at_layer(config: Config, layer: int) -> None:
+    """The rules of one routed layer, whose `moe_at` the config has."""
+    moe = config.model.moe
+    key, key_shared = (key_at(config.model, layer, name) for name in ('hidden', 'shared_hidden'))
+    common = [(key, moe.hidden)] if moe.hidden else []
+    shared = [(key_shared, moe.shared_hidden)] if moe.shared_hidden else []
+    if moe.kinds:
+        _read(config, key)
+    if shared or not moe.kinds:
+        widths = shared if moe.kinds else (common or _copied(config, layer)) + shared
+        _expert(config, moe.expert, moe.expert_args, 'model.moe.expert_args', widths)
+        _widthless(moe.expert, shared if moe.kinds else common + shared)
+    for n, kind in enumerate(moe.kinds):
+        at = f'model.moe.kinds[{n}]'
+        own = [(f'{at}.hidden', kind.hidden)] if kind.hidden else []
+        # a width that is divided is rounded up to one that fits
+        widths = [] if kind.divide > 1 else own or common or _copied(config, layer)
+        if kind.expert != SKIP:
+            _expert(config, kind.expert, kind.args, f'{at}.args', widths)
+            divided = [(f'{at}.divide', kind.divide)] if kind.divide > 1 else []
+            _widthless(kind.expert, own + divided)
 
 
 def _counts(config: Config) -> None:
@@ -98,24 +109,31 @@ def _needs_true_experts(moe: Moe) -> str:
     return 'has null experts of its own' if hasattr(moe.router_args, 'null_experts') else ''
 
 
-def _read(config: Config) -> None:
+def _read(config: Config, key_hidden: str) -> None:
     """Refuses what `model.moe` says of experts where each kind says it for itself."""
     model, moe = config.model, config.model.moe
     kinds = true_kinds(moe.kinds)
     backbone = registry.entry('backbone', registry.BACKBONES, model.name)
-    default = registry.entry('expert', registry.EXPERTS, moe.expert).args()
-    named = moe.shared_hidden or any(k.expert == moe.expert for k in kinds)
+    shared = moe.shared_hidden or any(at.shared_hidden for at in moe.layers.values())
+    named = shared or any(k.expert == moe.expert for k in kinds)
     changed = {
-        'expert': not named and moe.expert != registry.default_expert(backbone, moe.placement),
-        'expert_args': not named and moe.expert_args != default,
-        'hidden': moe.hidden and all(k.hidden or _has_no_width(k.expert) for k in kinds),
+        'model.moe.expert': not named
+        and moe.expert != registry.default_expert(backbone, moe.placement),
+        'model.moe.expert_args': not named and not _are_defaults(moe.expert_args),
+        key_hidden: moe.hidden and all(k.hidden or _has_no_width(k.expert) for k in kinds),
     }
     for key in changed:
         if changed[key]:
             raise UserError(
-                f'model.moe.{key} is set but is not read: each of model.moe.kinds has its own; '
+                f'{key} is set but is not read: each of model.moe.kinds has its own; '
                 'leave it at its default.'
             )
+
+
+def _are_defaults(args: Any) -> bool:
+    """Whether the arguments of an expert, all of which have a default, are theirs."""
+    required = any(f.default is f.default_factory for f in dataclasses.fields(args))
+    return not required and args == type(args)()
 
 
 def _expert(config: Config, name: str, args: Any, where: str, widths: Widths) -> None:
@@ -161,8 +179,8 @@ def _block_widths(config: Config) -> list[int]:
     return [widths[n] // config.model.moe.splits for n in routed if widths]
 
 
-def _copied(config: Config) -> Widths:
-    """The hidden widths of the blocks that experts copy."""
+def _copied(config: Config, layer: int) -> Widths:
+    """The hidden width of the block that the experts of a layer copy; [] if no rule needs it."""
     splits, hidden = config.model.moe.splits, 'the hidden width of a block,'
-    widths = _block_widths(config)
+    widths = _block_widths(config)[layer // splits :][:1]
     return [(hidden, config.model.args.hidden(w * splits) // splits) for w in widths]

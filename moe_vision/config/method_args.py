@@ -11,7 +11,6 @@ from typing import Literal
 from moe_vision.common.errors import UserError, at_most, below_one, positive, unread
 
 # More would exhaust memory or time before anything is noticed; a damaged config may say any number.
-_BLOCKS = 1_000  # a network is traced block by block
 _SIZE = 100_000  # channels, slots, experts
 _FACTOR = 1_000  # of a width, and pixels of a kernel
 

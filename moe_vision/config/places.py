@@ -87,6 +87,14 @@ def moe_at(model: Model, layer: int) -> Moe:
     return moe
 
 
+def key_at(model: Model, layer: int, name: str) -> str:
+    """The key of the config that decides what `moe_at` has under this name, for messages."""
+    for number, at in model.moe.layers.items():
+        if _number(number, routed_layers(model)) == layer and getattr(at, name) is not None:
+            return f'model.moe.layers.{number}.{name}'
+    return f'model.moe.{name}'
+
+
 def place_at(model: Model, layer: int, tokens_per_image: int = 1) -> Place:
     """The place of a routed layer.
 

@@ -46,12 +46,6 @@ def _experts(config: Config) -> None:
         _counts(config, layer, router)
     _splits(config)
     _pools(config)
-    second = getattr(moe.router_args, 'second_choice', 'always')
-    if second != 'always' and moe.k != 2:
-        raise UserError(
-            f"model.moe.router_args.second_choice is '{second}', which needs k = 2, "
-            f'but model.moe.k is {moe.k}.'
-        )
     fewest = min(moe_at(model, layer).num_experts for layer in range(routed_layers(model)))
     for expert_of_class in getattr(moe.router_args, 'superclasses', ()):
         if not 0 <= expert_of_class < fewest:
@@ -109,6 +103,17 @@ def _counts(config: Config, layer: int, router: registry.Entry) -> None:
         raise UserError(
             f'model.moe.k is {moe.k} but model.moe.num_experts is {moe.num_experts}'
             f'{among}{where}; k can be 1 to {ids}.'
+        )
+    if config.model.twin in DROPPING and moe.k > moe.num_experts:
+        raise UserError(
+            f"model.twin is '{config.model.twin}', which draws k of the experts, but model.moe.k "
+            f'is {moe.k} of num_experts {moe.num_experts}{where}.'
+        )
+    second = getattr(moe.router_args, 'second_choice', 'always')
+    if second != 'always' and moe.k != 2:
+        raise UserError(
+            f"model.moe.router_args.second_choice is '{second}', which needs k = 2, but "
+            f'model.moe.k is {moe.k}{where}.'
         )
     if check := getattr(moe.router_args, 'check_experts', None):
         check(moe.num_experts)
@@ -291,12 +296,6 @@ def _soft(config: Config) -> None:
         raise UserError(
             f"model.twin is '{config.model.twin}', but router '{config.model.moe.router}' drops "
             "nothing; use 'same_width', 'same_active_flops' or 'same_params'."
-        )
-    if config.model.twin in DROPPING and config.model.moe.k > config.model.moe.num_experts:
-        raise UserError(
-            f"model.twin is '{config.model.twin}', which draws k of the experts, but "
-            f'model.moe.k is {config.model.moe.k} of num_experts '
-            f'{config.model.moe.num_experts}.'
         )
     measured, drops = config.model.twin == 'same_measured_drops', config.model.measured_drops
     if measured != bool(drops) or len(drops) == 1:

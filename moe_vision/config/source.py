@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import os
 import re
+import sys
 import traceback
 import types
 from collections.abc import Iterable, Mapping
@@ -62,6 +63,8 @@ def take_overrides(args: Iterable[str]) -> tuple[list[str], dict[str, Any], list
                 'All keys stand in configs/base.py.'
             )
         switch = KEYS.get(key) is bool
+        if no and value is not None:
+            raise UserError(f"'{arg}' has 'no' and a value; write --config.{key}=VALUE.")
         if value is None:
             value = ('False' if no else 'True') if switch else next(args, None)
         if value is None or (no and not switch):
@@ -129,10 +132,10 @@ def put(config: 'ConfigDict', key: str, value: Any) -> None:
         raise UserError(f"unknown key '{key}'.{nearest(key, KEYS)} All stand in configs/base.py.")
     *parents, last = path.split('.')
     with config.unlocked(), config.ignore_type():
-        holder: Any = config
-        for parent in parents:
-            holder = holder[parent]
         try:
+            holder: Any = config
+            for parent in parents:
+                holder = holder[parent]
             if key == path:
                 holder[last] = escaped(value)
             else:
@@ -142,6 +145,10 @@ def put(config: 'ConfigDict', key: str, value: Any) -> None:
                     inner[part] = inner.get(part, {})
                     inner = inner[part]
                 inner[name] = value
+        except KeyError as e:
+            raise UserError(
+                f'{path} cannot be set: the config has no {e}; start it from configs/base.py.'
+            ) from e
         except (ValueError, TypeError, AttributeError) as e:
             raise UserError(f'{path} cannot be set to {value!r}: {e}') from e
 
@@ -190,8 +197,12 @@ def run(file: str, what: str = 'config', folder: str = 'configs') -> Any:
         if spec is None or spec.loader is None:
             raise UserError(f"{what} file '{path}' is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
-        with open(own, 'rb') as f:  # cached bytecode would miss a change within the same second
-            exec(compile(f.read(), own, 'exec'), module.__dict__)
+        sys.modules[spec.name] = module  # where dataclasses look their module up
+        try:
+            with open(own, 'rb') as f:  # cached bytecode would miss a change in the same second
+                exec(compile(f.read(), own, 'exec'), module.__dict__)
+        finally:
+            del sys.modules[spec.name]
         if not hasattr(module, f'get_{what}'):
             near = nearest(f'get_{what}', dir(module))
             hint = near or f' See the folder {folder}/.'
@@ -303,5 +314,5 @@ def literal(text: str) -> Any:
     """The value of a Python literal (`0.1`, `16,32`, `true`), or the text if it is not one."""
     try:
         return ast.literal_eval(text.capitalize() if text in ('true', 'false') else text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

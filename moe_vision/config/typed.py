@@ -123,7 +123,11 @@ def convert(value: Any, kind: Any, where: str, complete: bool = False) -> Any:
             )
             for n, (v, k) in enumerate(zip(items, each, strict=True), 1)
         )
-    if origin is dict and isinstance(value, Mapping) and all(type(name) is str for name in value):
+    if origin is dict and isinstance(value, Mapping):
+        if odd := [name for name in value if not isinstance(name, str)]:
+            raise UserError(
+                f"{where} has the key {odd[0]!r}; its keys are strings, such as '{odd[0]}'."
+            )
         return {name: convert(v, inner[1], f'{where}.{name}') for name, v in value.items()}
     if kind is float and value in ('inf', 'nan'):  # as JSON and the command line write them
         value = float(value)

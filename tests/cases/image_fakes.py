@@ -120,3 +120,22 @@ class Broken(Numbered):
             whole.class_names,
             {k: [lambda s=s: damage(s) for s in shards] for k, shards in whole.splits.items()},
         )
+
+
+class Unlisted(Numbered):
+    """A set whose source may change unseen: it lists no files."""
+
+    name = 'unlisted'
+    num_classes, sizes = 0, {}
+    embedded = False
+    wants = 'a folder with a file `first`'
+
+    def open(self, source):
+        first = int((source / 'first').read_text())
+
+        def shard():
+            for i in range(5):
+                picture = np.full((4, 4, 1), (first + i) % 256, np.uint8)
+                yield f'number {first + i}', encode_png(picture), first + i
+
+        return Contents(('a', 'b', 'c', 'd', 'e'), {'train': [shard, shard], 'test': [shard]})

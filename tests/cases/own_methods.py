@@ -333,6 +333,22 @@ class Scaled(Mlp):
         ].astype(x.dtype)
 
 
+class Ranked(Expert):
+    """Its hidden width goes up in steps of `step`, which has no default."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Args:
+        step: int
+
+    def shapes(self):
+        rank = -(-self.hidden // self.args.step) * self.args.step
+        draw = jax.nn.initializers.lecun_normal()
+        return {'down': ((self.width, rank), draw), 'up': ((rank, self.width), draw)}
+
+    def apply(self, params, x):
+        return x @ params['down'].astype(x.dtype) @ params['up'].astype(x.dtype)
+
+
 class StackedOnly(Expert):
     """Defines `apply_stacked` and no `apply`."""
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -78,14 +79,18 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['link', 'pipe'])
-def test_a_write_follows_no_link_and_waits_for_no_pipe(kind, tmp_path):
-    """The folder may be a stranger's: what stands under our temporary name is replaced."""
+def test_a_write_follows_no_link_and_waits_for_no_pipe(kind, tmp_path, monkeypatch):
+    """The folder may be a stranger's, who may even know our temporary name."""
     (tmp_path / 'precious').write_text('mine')
-    for name in ('a.json', '.a.json.part'):
+    monkeypatch.setattr(files.os, 'urandom', lambda count: next(drawn))
+    drawn = iter((b'known', b'other'))
+    for name in ('a.json', f'.a.json.{b"known".hex()}.part'):
         if kind == 'link':
             (tmp_path / name).symlink_to(tmp_path / 'precious')
         else:
             os.mkfifo(tmp_path / name)
+    with pytest.raises(FileExistsError):
+        files.write(tmp_path / 'a.json', b'{}')
     files.write(tmp_path / 'a.json', b'{}')
     assert (tmp_path / 'a.json').read_bytes() == b'{}' and not (tmp_path / 'a.json').is_symlink()
     assert (tmp_path / 'precious').read_text() == 'mine'
@@ -124,3 +129,16 @@ def test_exported_weights_may_be_as_large_as_the_memory_of_the_container(tmp_pat
     (tmp_path / 'memory.max').write_text('9')
     with pytest.raises(UserError, match='it has 10 bytes; at most 9 are read'):
         exported.read(str(tmp_path))
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path, values = tmp_path / 'a.json', [bytes([n]) * 100_000 for n in range(8)]
+
+    def write(value):
+        for _ in range(20):
+            files.write(path, value)
+            assert len(set(path.read_bytes())) == 1  # whole, whoever wrote it
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, values))
+    assert os.listdir(tmp_path) == ['a.json']

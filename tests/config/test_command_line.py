@@ -114,6 +114,7 @@ def test_flags_and_overrides_may_stand_in_any_order():
         (['--number'], 'expected one argument'),
         (['--switch=1'], '--switch'),
         (['--config.train.epochs'], "'--config.train.epochs' has no value"),
+        (['--noconfig.dataset.cache=True'], "has 'no' and a value; write --config.dataset.cache="),
     ],
 )
 def test_a_mistake_raises_a_user_error(arguments, told):

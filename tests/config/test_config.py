@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from configs import base
 from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
+from moe_vision.common.json_values import plain
 from moe_vision.config import (
     base_file,
     registry,
@@ -273,6 +274,16 @@ def test_a_choice_is_told_with_the_nearest(key):
         ({'model.moe.expert_args': {'kernels': 3}}, ["argument of expert 'conv'", "'kernel'"]),
         ({'model.moe.expert_args': {'norm_groups': 5}}, ['norm_groups is 5', '128', '4']),
         ({'model.moe.hidden': 12}, ['norm_groups is 8', 'model.moe.hidden 12']),
+        (
+            {'model.moe.placement': 'last_2', 'model.moe.layers': {'-1': {'hidden': 12}}},
+            ['norm_groups is 8', 'model.moe.layers.-1.hidden 12'],
+        ),
+        (
+            {'model.moe.placement': 'last_2', 'model.moe.layers': {'0': {'shared_hidden': 12}}},
+            ['norm_groups is 8', 'model.moe.layers.0.shared_hidden 12'],
+        ),
+        ({'model.moe.layers': {0: {'k': 1}}}, ['model.moe.layers has the key 0', "such as '0'"]),
+        ({'model.moe.losses': {'load': 0.1, 1: 0.1}}, ['keys that are no strings']),
         ({'model.moe.losses': {'lod': 0.1}}, ["loss 'lod'", "'load'", 'importance']),
         ({'model.moe.losses': {'load': '0.1'}}, ['model.moe.losses.load', 'a number']),
         ({'model.moe.losses': {'load': -0.1}}, ['model.moe.losses.load', '-0.1']),
@@ -384,6 +395,25 @@ def test_a_choice_is_told_with_the_nearest(key):
                 'model.moe.router_args': {'second_choice': 'random', 'noise': 'gaussian'},
             },
             ['second_choice', 'k = 2', 'is 3'],
+        ),
+        (
+            {
+                'model.moe.placement': 'last_2',
+                'model.moe.layers': {'1': {'k': 3}},
+                'model.moe.router_args': {'second_choice': 'random', 'noise': 'gaussian'},
+            },
+            ['second_choice', 'k = 2', 'is 3 at routed layer 1'],
+        ),
+        (
+            {
+                'model.moe.placement': 'last_2',
+                'model.moe.router': 'null_experts',
+                'model.moe.router_args': {},
+                'model.moe.losses': {},
+                'model.twin': 'same_drops',
+                'model.moe.layers': {'0': {'num_experts': 1}},
+            },
+            ["twin is 'same_drops'", 'k is 2 of num_experts 1 at routed layer 0'],
         ),
         (
             {
@@ -842,3 +872,76 @@ def test_domains_drops_and_ensembles_say_what_they_need(changes, says):
 )
 def test_names_with_commas_between_them_are_several_and_a_sentence_is_one(given, expected):
     assert typed.convert(given, tuple[str, ...], 'key') == expected
+
+
+def test_what_is_no_literal_is_text_which_is_no_dictionary():
+    _, opened, _ = source.take_overrides(['--config.model.moe.losses={[1]: 2}'])
+    with pytest.raises(UserError, match='model.moe.losses cannot be set|must be a dictionary'):
+        config_lib.check(source.load('configs/digits_k2.py', [], opened))
+
+
+def test_a_config_that_lacks_a_section_is_told_where_to_start(tmp_path):
+    path = tmp_path / 'bare.py'
+    path.write_text('from ml_collections import ConfigDict\nget_config = ConfigDict\n')
+    with pytest.raises(UserError, match="has no .*'model'.*; start it from configs/base.py") as e:
+        source.load(str(path), [], {'model.moe.router_args.noise': 'none'})
+    assert '\n' not in str(e.value)
+
+
+def test_a_config_file_may_define_dataclasses(tmp_path):
+    path = tmp_path / 'classes.py'
+    path.write_text(
+        'from __future__ import annotations\n'
+        'import dataclasses\n'
+        'from configs import base\n'
+        '@dataclasses.dataclass\n'
+        'class Size:\n'
+        '    width: int = 3\n'
+        'def get_config():\n'
+        '    c = base.get_config()\n'
+        '    c.train.epochs = float(Size().width)\n'
+        '    return c\n'
+    )
+    before = set(sys.modules)
+    assert source.load(str(path)).train.epochs == 3.0
+    assert 'config_file' not in set(sys.modules) - before
+
+
+@pytest.mark.parametrize(
+    'changes, path',
+    [
+        ({'model.moe.layers': {'-1': {'k': 1}}}, ('model', 'moe', 'layers', '-1')),
+        (
+            {'model.moe.kinds': [{'count': 8}], 'model.moe.placement': 'last_1'},
+            ('model', 'moe', 'kinds', 0),
+        ),
+        (
+            {'model.moe.losses': {'erc': 1.0}, 'model.moe.loss_args': {'erc': {}}},
+            ('model', 'moe', 'loss_args', 'erc'),
+        ),
+        (
+            {'init_from': 'W', 'init_kind': 'upcycle', 'init_args': {}},
+            ('init_args',),
+        ),
+        ({'train.transforms': {'freeze_router': {}}}, ('train', 'transforms', 'freeze_router')),
+        ({'model.args': {}}, ('model', 'args')),
+    ],
+)
+def test_an_argument_that_an_older_folder_lacks_has_its_default(changes, path):
+    """In whatever dictionary it stands: a method that gets an argument breaks no older run."""
+    now = config_lib.to_dict(config_lib.from_dict(changed(changes).to_dict()))
+    defaults = {
+        name: plain(config_lib.compare.default_of((*path, name), now)) for name in inner(now, path)
+    }
+    same = [name for name, value in inner(now, path).items() if value == defaults[name]]
+    assert same  # the others were set, or follow from other keys
+    for name in same:
+        before = json.loads(json.dumps(now))
+        del inner(before, path)[name]
+        assert not config_lib.compare.changed(before, now), name
+
+
+def inner(values, path):
+    for key in path:
+        values = values[key]
+    return values

@@ -42,6 +42,13 @@ def test_a_kind_that_names_its_expert_has_the_arguments_of_its_own():
     assert [k.args.kernel for k in config.model.moe.kinds] == [1, 5]
 
 
+def test_an_expert_of_ones_own_may_have_an_argument_without_default():
+    expert = {'model.moe.expert': 'own_methods:Ranked', 'model.moe.expert_args': {'step': 4}}
+    kinds = ({'count': 4}, {'expert': 'mlp', 'count': 2})
+    config = made({**expert, 'model.moe.placement': 'head', 'model.moe.kinds': kinds})
+    assert [getattr(k.args, 'step', None) for k in config.model.moe.kinds] == [4, None]
+
+
 def test_kinds_on_the_command_line():
     text = "[{'count': 2}, {'count': 6, 'hidden': 16}]"
     _, opened, others = source.take_overrides([f'--config.model.moe.kinds={text}'])
@@ -105,6 +112,13 @@ def test_a_run_without_kinds_is_as_it_was():
         ),
         (
             {
+                'model.moe.kinds': ({'count': 6, 'hidden': 8},),
+                'model.moe.layers': {'0': {'hidden': 16}},
+            },
+            ['model.moe.layers.0.hidden is set', 'each of model.moe.kinds'],
+        ),
+        (
+            {
                 'model.moe.kinds': ({'count': 6, 'expert': 'depthwise_conv'},),
                 'model.moe.expert_args': {'kernel': 1},
             },
@@ -115,6 +129,10 @@ def test_a_run_without_kinds_is_as_it_was():
             ['kinds[0].divide is 2', "'spectral' has no hidden width"],
         ),
         ({'model.moe.expert': 'spectral', 'model.moe.hidden': 8}, ['hidden is 8', 'no hidden']),
+        (
+            {'model.moe.expert': 'spectral', 'model.moe.layers': {'0': {'hidden': 8}}},
+            ['layers.0.hidden is 8', 'no hidden'],
+        ),
         (
             {'model.moe.expert': 'spectral', 'model.moe.shared_hidden': 8},
             ['shared_hidden is 8', 'no hidden width'],

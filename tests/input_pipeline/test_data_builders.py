@@ -379,7 +379,7 @@ def test_images_below_a_class_are_read_and_all_else_is_named(tmp_path):
     for name in ('train/stray.jpg', 'train/list.csv', 'train/b/notes.txt', 'Extra/a.png', 'a.png'):
         rewrite(tmp_path / 'in' / name, b'text')
     line = prepare('image_folder', str(tmp_path), str(tmp_path / 'in'))
-    stored = Reader(tmp_path / 'image_folder/1.0.0', 'train', 3, cache=False).read(range(4))
+    stored = Reader(tmp_path / 'image_folder/1.0.0', 'train', 3, 2, cache=False).read(range(4))
     names = 'c/below.JFIF', 'c/d/deep.image', 'direct.png', 'link/linked.png'
     assert [item.key for item in stored] == [f'train/b/{name}' for name in names]
     for part in (

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from image_fakes import config
 
 import input_pipeline as ip
 from input_pipeline import loader, order, reader
+from input_pipeline.registry import find
 
 NUMBERED, BROKEN = 'image_fakes:Numbered', 'image_fakes:Broken'
 
@@ -285,3 +287,46 @@ def test_threads_that_read_find_what_they_need_imported(data_dir):
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert out.stdout.strip() == '[]', out.stdout + out.stderr
+
+
+def test_threads_share_one_decoding_of_a_split(data_dir, monkeypatch):
+    cfg, decoded = config('image_fakes:Numbered', data_dir, cache=True), []
+    real = reader.Reader.read_all
+
+    def read_all(self, positions, keep):
+        decoded.append(len(positions))
+        time.sleep(0.2)  # so that the other threads come meanwhile
+        return real(self, positions, keep)
+
+    monkeypatch.setattr(reader.Reader, 'read_all', read_all)
+    monkeypatch.setattr(loader, 'cores', lambda: 4)
+    reader._decoded.cache_clear()
+    with ip.evaluation_batches(cfg, split='train', batch_size=2, rows=[0, 1]) as batches:
+        assert sum(batch['valid'].sum() for batch in batches) == 23
+    assert decoded == [23]
+
+
+def test_a_label_of_no_class_is_named_and_never_trained_on(tmp_path, monkeypatch):
+    """A set that another program prepared may have -1 for what has no label."""
+    cfg = config('image_fakes:Numbered', tmp_path)
+    ip.storage.require(cfg)
+    path = next(tmp_path.glob('numbered/*/features.json'))
+    path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    monkeypatch.setattr(find(cfg.name), 'num_classes', 2, raising=False)
+    with (
+        pytest.raises(ip.DataError, match="'number [0-9]+' in .* has label 2, but its 2 classes"),
+        ip.evaluation_batches(cfg, split='test', batch_size=10, rows=range(10)) as batches,
+    ):
+        list(batches)
+
+
+def test_records_that_hold_no_example_are_one_line(tmp_path, monkeypatch):
+    cfg = config('image_fakes:Numbered', tmp_path)
+    ip.storage.require(cfg)
+    monkeypatch.setattr(reader, '_records', lambda *at: [b'\xff' * 9] * 10)
+    with (
+        pytest.raises(ip.DataError, match="records of split 'test' in .* are damaged") as error,
+        ip.evaluation_batches(cfg, split='test', batch_size=10, rows=range(10)) as batches,
+    ):
+        list(batches)
+    assert '\n' not in str(error.value)

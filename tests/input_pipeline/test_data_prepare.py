@@ -1,6 +1,7 @@
 """The command line reports errors in one line with exit code 2 and leaves no partial output."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 
 import input_pipeline as ip
 from input_pipeline import storage
+from input_pipeline.metadata import Facts, prepare_command
 from input_pipeline.prepare import _Progress, main
 from input_pipeline.registry import find
+from input_pipeline.shards import Unfinished
 
 
 def run(*args, **kwargs):
@@ -49,6 +52,11 @@ def test_without_a_source_it_says_what_it_wants(tmp_path, capsys, name):
         assert main([f'--dataset={name}', f'--data_dir={tmp_path}', *args]) == 2
         error = capsys.readouterr().err
         assert error.count('\n') == 1 and find(name).wants in error
+
+
+def test_a_source_that_is_not_read_is_refused(tmp_path, capsys):
+    assert main(['--dataset=digits', f'--data_dir={tmp_path}', f'--source={tmp_path}']) == 2
+    assert 'reads no --source' in capsys.readouterr().err
 
 
 def test_prepare_twice(tmp_path, capsys):
@@ -136,3 +144,46 @@ def test_progress_counts_the_images_of_a_split_and_the_share_of_all(capsys, monk
     now[0] = 40.0
     progress.images('test', 100)
     assert capsys.readouterr().err == 'test: 100 images, 5/s, 50.0 % of all, 0:40 left\n'
+
+
+def test_a_preparation_that_was_killed_keeps_nothing_of_a_source_that_may_have_changed(
+    tmp_path, monkeypatch
+):
+    class Killed(ip.types.Report):
+        def images(self, split, more):
+            if split == 'test':
+                raise KeyboardInterrupt
+
+    builder, data = find('image_fakes:Unlisted'), str(tmp_path / 'd')
+    (tmp_path / 'first').write_text('0')
+    monkeypatch.setattr(Unfinished, 'remove', lambda self: None)  # as if it had had no time to
+    with pytest.raises(KeyboardInterrupt):
+        storage.write(builder, tmp_path, data, report=Killed())
+    assert list((tmp_path / 'd/unlisted').glob('unfinished_*/*train.array_record*'))
+    (tmp_path / 'first').write_text('-1')
+    with pytest.raises(ip.DataError, match="'number -1' of train has label -1; the 5 class names"):
+        storage.write(builder, tmp_path, data)
+
+
+def test_the_command_that_is_told_is_one_that_works(tmp_path):
+    source, data = tmp_path / 'my pictures', tmp_path / "what's prepared"
+    source.mkdir()
+    (source / 'first').write_text('0')
+    with pytest.raises(ip.DataError) as error:
+        ip.info(image_fakes.config('image_fakes:Unlisted', data))
+    told = str(error.value).partition('`')[2].partition('`')[0]
+    known = Facts(data, 5, (4, 4, 1), {}, (), prepared={'source': str(source)})
+    for command in (
+        told.replace('PATH', shlex.quote(str(source))),
+        prepare_command(find('image_fakes:Unlisted'), str(data), known),
+    ):
+        assert main([*shlex.split(command)[3:], '--overwrite']) == 0
+    assert ip.info(image_fakes.config('image_fakes:Unlisted', data)).num_classes == 5
+
+
+def test_a_path_that_cannot_be_used_is_one_line(tmp_path, capsys):
+    for flag in ('source', 'data_dir'):
+        args = {'dataset': 'image_fakes:Unlisted', 'data_dir': str(tmp_path)} | {flag: 'x' * 300}
+        assert main([f'--{name}={value}' for name, value in args.items()]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('error: ') and error.count('\n') == 1 and 'too long' in error
