@@ -62,11 +62,16 @@ def _run(arguments: Sequence[str]) -> int:
     registry.entry(kind, _KINDS[kind], name)  # a misspelt name is told before jax is imported
     from moe_vision.check import inputs, routers, shapes, transforms, values
 
-    with shapes.named({k: n for k, n in names.items() if ':' in n}):
-        module = {'transform': transforms, 'router': routers}.get(kind, values)
-        if kind in ('loss', 'router'):
-            beside['given'] = inputs.Given(expert=beside.pop('expert', 'mlp'))
-        getattr(module, kind)(name, args, **beside)
+    module = {'transform': transforms, 'router': routers}.get(kind, values)
+    if kind in ('loss', 'router'):
+        beside['given'] = inputs.Given(expert=beside.pop('expert', 'mlp'))
+    try:
+        with shapes.named({k: n for k, n in names.items() if ':' in n}):
+            getattr(module, kind)(name, args, **beside)
+    except ValueError as e:  # a size that does not fit the small inputs
+        raise UserError(
+            f"{kind} '{name}' cannot be run on {inputs.D} channels: {str(e).splitlines()[0]}."
+        ) from e
     print(f"{kind} '{name}' holds what it must")
     return 0
 

@@ -61,12 +61,9 @@ def _routing(model: Model, mine: shapes.Own) -> None:
     entry = registry.entry('router', registry.ROUTERS, moe.router)
     if 'k' in entry.ignores or not set(entry.needs) <= inputs.SUPPLIED:
         return
-    router: tuple[str, Any] = ('', None)
-    if 'model.moe.router' in mine:
-        router = moe.router, moe.router_args
     for name in moe.losses:
         if f'model.moe.losses.{name}' in mine:
-            values.loss(name, moe.loss_args.get(name), *router, at[0])
+            values.loss(name, moe.loss_args.get(name), moe.router, moe.router_args, at[0])
 
 
 def own(model: Model) -> shapes.Own:

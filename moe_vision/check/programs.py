@@ -15,7 +15,7 @@ from moe_vision.check import inputs
 from moe_vision.check.inputs import Given
 from moe_vision.common import flops, quick
 from moe_vision.common.errors import UserError
-from moe_vision.config.kinds import SKIP, Kind
+from moe_vision.config.kinds import SKIP, Kind, true_kinds
 from moe_vision.layers import MoE, Step
 from moe_vision.routing.router import Router
 from moe_vision.routing.types import Array
@@ -39,8 +39,7 @@ def router(name: str, args: Any, made: Router, given: Given) -> None:
     if not reads:
         expert = ('conv', {'norm_groups': 4}) if is_map else ('mlp', None)
         given = dataclasses.replace(given, expert=expert[0], expert_args=expert[1])
-    count = made.place.skips
-    kinds = (Kind(SKIP, count),) if count else ()
+    kinds = tuple(k if k.expert == SKIP else Kind(count=k.count) for k in given.kinds)
     layer = MoE(
         given.num_experts,
         made.k,
@@ -72,7 +71,8 @@ def router(name: str, args: Any, made: Router, given: Given) -> None:
     for n, one in enumerate(alone):
         _same(what, one, jax.tree.map(lambda a, n=n: a[n], together), 'trained beside another seed')
     most = 1 if reads else jax.device_count()
-    size = max(d for d in (1, 2, 4) if d <= most and given.num_experts % d == 0)
+    counts = [k.count for k in true_kinds(kinds)] or [given.num_experts]
+    size = max(d for d in (1, 2, 4) if d <= most and not any(n % d for n in counts))
     if size > 1:
         auto = (AxisType.Auto, AxisType.Auto)
         mesh = jax.make_mesh((1, size), ('data', 'expert'), auto, devices=jax.devices()[:size])

@@ -6,6 +6,7 @@ Axes: G groups, T tokens, K choices, E experts, N ids.
 import dataclasses
 import functools
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from moe_vision.check import inputs, programs, shapes
 from moe_vision.check.inputs import Given
 from moe_vision.common import quick
 from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.layers.moe import make_router
 from moe_vision.layers.route import observed
 from moe_vision.routing.router import Router
@@ -78,6 +80,7 @@ def router(name: str, args: Any = None, given: Given = inputs.GIVEN) -> None:
     _padding(what, first)
     _observes_no_padding(made, first, _seeing(inputs.context(), view, params, tokens))
     _ids(what, first, made)
+    _soft(name, first, made)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other), strict=True
     ):
@@ -123,6 +126,24 @@ def _padding(what: str, routing: Routing | SoftRouting) -> None:
             f'{"False" if field == "active" else "0"} for padding; multiply it by '
             'context.valid[..., None].'
         )
+
+
+def _soft(name: str, routing: Routing | SoftRouting, made: Router) -> None:
+    """Whether a router says what it runs, by which FLOPs are counted."""
+    soft = isinstance(routing, SoftRouting)
+    if soft != ('k' in registry.entry('router', registry.ROUTERS, name).ignores):
+        raise UserError(
+            f"router '{name}' returns a {type(routing).__name__}; a SoftRouting, which runs all "
+            "experts, comes from routers whose `ignores` names 'k', and from no others."
+        )
+    if isinstance(routing, SoftRouting):
+        slots = routing.combine.shape[-1] * made.place.num_experts
+        due = Fraction(slots, 1 if routing.dispatch is None else inputs.T)
+        if made.room(1) != due:
+            raise UserError(
+                f"router '{name}': its routing has {due} slots per token, but `room`, by which "
+                f'FLOPs are counted, says {made.room(1)}; define room(capacity).'
+            )
 
 
 def _observes_no_padding(made: Router, routing: Routing | SoftRouting, context: Context) -> None:

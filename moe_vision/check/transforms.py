@@ -4,8 +4,10 @@ Axes: E experts, D width, F hidden width, S seeds.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,17 +22,21 @@ from moe_vision.config.schema import Config, Train
 from moe_vision.layers import Step
 from moe_vision.routing.types import expect
 from moe_vision.transforms.chain import Transforms, held
-from moe_vision.transforms.types import Array, Transform, Tree, bank_of, by_path, paths, router_of
+from moe_vision.transforms.types import Array, Transform, Tree, by_path, paths, router_of
 
 _E, _D, _F, _STEPS = 4, 6, 5, 8
 
 
-def of_config(config: Config, params: Tree, steps: int) -> Transforms:
+def of_config(
+    config: Config, params: Tree, steps: int, loads: Callable[[], Mapping[str, int]]
+) -> Transforms:
     """The transforms of a config for these parameters, checked by shape.
 
     Args:
       params: of which paths, shapes and types are read.
       steps: optimizer steps of the run.
+      loads: tells the routed layers by path, and how many experts each has; not called if there is
+        no transform.
 
     Raises:
       UserError: a transform does not fit the parameters or the run, or returns what it must not.
@@ -40,8 +46,9 @@ def of_config(config: Config, params: Tree, steps: int) -> Transforms:
         made = Transforms(config, steps)
         state = jax.eval_shape(made.init, params)
         step = jax.ShapeDtypeStruct((), jnp.int32)
+        experts = loads() if made else {}
         for name, each in made.items():
-            _shapes(f"transform '{name}'", each, params, step, state[name])
+            _shapes(f"transform '{name}'", each, params, step, state[name], experts)
     return made
 
 
@@ -53,10 +60,23 @@ def check(config: Config, info: DatasetInfo) -> None:
     images = 1 if config.model.moe.placement == 'none' else config.model.moe.group_size
     x = jax.ShapeDtypeStruct((images, *info.image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: net.init(key, x, Step.example(images)), x)
-    of_config(config, variables['params'], total_steps(config, info.split_sizes['train']))
+    steps = total_steps(config, info.split_sizes['train'])
+    of_config(config, variables['params'], steps, lambda: loads_of(net, variables, x))
 
 
-def _shapes(what: str, each: Transform, params: Tree, step: Any, state: Tree) -> None:
+def loads_of(net: nn.Module, variables: Tree, x: jax.ShapeDtypeStruct) -> dict[str, int]:
+    """The routed layers of a network on images x [B, H, W, C], each with its number of experts."""
+    known = {'train': True, 'key': jax.random.key(0), 'labels': jnp.zeros(x.shape[0], jnp.int32)}
+    step = Step.example(x.shape[0], **known)
+    infos = jax.eval_shape(
+        lambda v, x: net.apply(v, x, step, mutable=['batch_stats'])[0][1], variables, x
+    )
+    return {layer: info['telemetry']['kept'].shape[0] for layer, info in infos.items()}
+
+
+def _shapes(
+    what: str, each: Transform, params: Tree, step: Any, state: Tree, loads: Mapping[str, int]
+) -> None:
     """Raises UserError for the first value whose shape or type is not the one that is due."""
 
     def is_number(path: str, array: Any) -> None:
@@ -94,7 +114,7 @@ def _shapes(what: str, each: Transform, params: Tree, step: Any, state: Tree) ->
     _routers(f'{what}: compared', compared, params)
     after = jax.eval_shape(
         lambda r, p, n, s: each.observe(r, p, step=n, state=s),
-        _routes(params, bool(compared)),
+        _routes(loads, bool(compared)),
         params,
         step,
         state,
@@ -122,16 +142,13 @@ def _routers(what: str, compared: Any, params: Tree) -> None:
             expect(f'{what}: {path}', array, due[path].shape, due[path].dtype, 'as the parameter')
 
 
-def _routes(params: Tree, compared: bool) -> dict[str, dict[str, Array]]:
+def _routes(loads: Mapping[str, int], compared: bool) -> dict[str, dict[str, Array]]:
     """What `observe` gets of routed layers: of 4 tokens, one changed its expert."""
-    found = {}
-    for path, array in zip(paths(params), jax.tree.leaves(params), strict=True):
-        layer = bank_of(path)
-        if layer is not None:
-            load = jnp.ones(array.shape[0], jnp.float32)
-            found[layer] = {'tokens': jnp.float32(4), 'load': load}
-            found[layer] |= {'changed': jnp.float32(1)} if compared else {}
-    return found
+    changed = {'changed': jnp.float32(1)} if compared else {}
+    return {
+        layer: {'tokens': jnp.float32(4), 'load': jnp.ones(experts, jnp.float32)} | changed
+        for layer, experts in loads.items()
+    }
 
 
 def _same(what: str, due: Tree, given: Tree, meaning: str) -> None:
@@ -162,7 +179,7 @@ def transform(name: str, args: Any = None) -> None:
     built = typed.build(entry.args, args or {}, 'args', f'argument of {what}')
     config = dataclasses.replace(Config(), train=Train(transforms={name: built}))
     seeds = [_params(0), _params(1)]
-    made = of_config(config, jax.eval_shape(lambda: seeds[0]), _STEPS)
+    made = of_config(config, jax.eval_shape(lambda: seeds[0]), _STEPS, lambda: {'block_1': _E})
 
     def take(params: Tree, state: Tree, step: Array) -> tuple[Tree, Tree, Array]:
         told = {'step': step, 'state': state}

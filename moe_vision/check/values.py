@@ -4,7 +4,6 @@ Axes: G groups, T tokens, E experts, B images, D width, F hidden width.
 """
 
 import dataclasses
-import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,7 +51,10 @@ def loss(
     fn, own = registry.load(entry.path), make_args('loss', name, entry, args)
     supplied = [*registry.entry('expert', registry.EXPERTS, given.expert).supplies]
     if router:
-        supplied += registry.entry('router', registry.ROUTERS, router).supplies
+        of_router = registry.entry('router', registry.ROUTERS, router)
+        supplied += of_router.supplies
+        if 'choices' in entry.needs and 'k' in of_router.ignores:
+            raise UserError(f"{what} needs choices, but router '{router}' makes none.")
     if unknown := set(entry.needs) - set(REMEDIES) - set(supplied):
         raise UserError(
             f"{what} needs '{min(unknown)}', which nothing supplies; a router or an expert of your "
@@ -160,7 +162,7 @@ def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16,
       UserError: the first thing that does not hold.
     """
     what, entry = f"backbone '{name}'", registry.entry('backbone', registry.BACKBONES, name)
-    fields = args if dataclasses.is_dataclass(args) else entry.args(**(args or {}))
+    fields: Any = make_args('backbone', name, entry, args)
     count = getattr(fields, 'tokens', None)
     tokens = count(*image[:2]) if count and entry.unit == 'patch' else 1
     used = entry.expert or 'mlp'
@@ -173,7 +175,7 @@ def backbone(name: str, args: Any = None, image: tuple[int, int, int] = (16, 16,
         num_experts=3,
         losses={},
     )
-    model = Model(name=name, args=typing.cast(Any, fields), moe=moe)
+    model = Model(name=name, args=fields, moe=moe)
     shapes.network(model, image, inputs.CLASSES, 4)
     net, key = models.build(model, inputs.CLASSES), jax.random.key(0)
     x, valid = inputs.normal(1, 4, *image), jnp.asarray([True, True, True, False])

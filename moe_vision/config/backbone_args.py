@@ -110,6 +110,11 @@ class ConvNextNetArgs(_StagedArgs):
         super().__post_init__()
         positive(self, 'norm_epsilon')
 
+    @property
+    def least_side(self) -> int:
+        """The smallest image, in pixels of a side, of which the last stage sees anything."""
+        return 4 * 2 ** (len(self.widths) - 1) if self.padding == 'torch' else 1
+
 
 @dataclasses.dataclass(frozen=True)
 class ResNetArgs(_StagedArgs):

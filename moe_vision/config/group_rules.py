@@ -18,6 +18,13 @@ def check_image_size(config: Config, height: int, width: int) -> None:
     Raises:
       UserError: patches do not cover the image, or groups do not fit.
     """
+    least = getattr(config.model.args, 'least_side', 1)
+    if min(height, width) < least:
+        raise UserError(
+            f"images of {height}x{width} shrink to nothing in backbone '{config.model.name}' with "
+            f"model.args.padding '{config.model.args.padding}'; set dataset.image_size to {least} "
+            'or more.'
+        )
     count = getattr(config.model.args, 'tokens', None)
     if count is None:
         return

@@ -9,7 +9,7 @@ from moe_vision.config import kind_rules, registry
 from moe_vision.config.group_rules import check_groups, fits, one_image, routes_patches
 from moe_vision.config.kinds import skips
 from moe_vision.config.placement import HEADS, routed_blocks
-from moe_vision.config.places import moe_at, pools, routed_layers
+from moe_vision.config.places import key_at, moe_at, pools, routed_layers
 from moe_vision.config.schema import DROPPING, Config, Moe
 
 
@@ -195,6 +195,13 @@ def _splits(config: Config) -> None:
             f"model.moe.splits is {splits}, but the Args of backbone '{model.name}' have no "
             'block_shape(number), which says how wide blocks are; set it to 1.'
         )
+    for layer in range(routed_layers(model)):
+        key = key_at(model, layer, 'shared_hidden')
+        if layer % splits and key != 'model.moe.shared_hidden':
+            raise UserError(
+                f'{key} is not read: the {splits} parts of a place have one shared expert, that of '
+                f"layer '{layer - layer % splits}'; set it there."
+            )
     blocks = routed_blocks(model.moe.placement, getattr(model.args, 'blocks', None))
     for number in blocks or [model.args.blocks - 1]:
         for key, size in zip(

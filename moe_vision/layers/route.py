@@ -24,7 +24,6 @@ from moe_vision.routing.capacity import capacity
 from moe_vision.routing.interventions import Intervention, Path
 from moe_vision.routing.plan import IndexPlan, index_plan
 from moe_vision.routing.router import Router
-from moe_vision.routing.routers.soft import Soft
 from moe_vision.routing.soft_plan import SoftPlan, soft_plan
 from moe_vision.routing.types import Context, Routing, SoftRouting, expect
 
@@ -270,15 +269,10 @@ def make_plan(
 def slots_per_token(layer: Any, router: Router) -> Fraction:
     """Slots of all experts that training computes, full or empty, per token of a group.
 
-    Of soft routing: E if every expert sees every token, else E * P / T.
-
     Args:
       layer: as in `slots_of`.
     """
-    if isinstance(router, Soft):
-        tokens = 1 if router.args.axis == 'none' else layer.group_size
-        return Fraction(layer.num_experts * router.slots, tokens)
-    return Fraction(layer.num_experts * slots_of(layer, train=True), layer.group_size)
+    return router.room(slots_of(layer, train=True))
 
 
 def choices_of(routing: Routing | SoftRouting, plan: IndexPlan | SoftPlan) -> dict[str, Array]:

@@ -84,22 +84,23 @@ def _by_polynomials(
     for n in (first, second):
         number(n)
     for _ in range(_TRIES):
-        guess, error = _polynomials(list(seen.items())[-3:]), None
+        guess = _polynomials(list(seen.items())[-3:])
         try:
             asked = best = search(guess)
-        except UserError as e:  # a value far away says whether it is true
-            asked = best = next((n for n in _far(max(seen)) if n not in seen and allowed(n)), 0)
-            error = e
+        except UserError:  # the smallest value and one far away say whether it is true
+            far = next((n for n in _far(max(seen)) if n not in seen and allowed(n)), None)
+            ends = [n for n in (_smallest(allowed), far) if n]
+            if all(abs(number(n) - guess(n)) < _SAME for n in (*ends, *seen)):
+                raise
+            continue
         if best in seen:
             asked = _next_to(best, guess, target, allowed)
             if asked in seen:
                 return best
         if not asked:
-            return None if error else best
+            return best
         expected = guess(asked)
         if abs(number(asked) - expected) < _SAME:
-            if error:
-                raise error
             return min((best, asked), key=lambda n: abs(guess(n) - target))
     return None
 

@@ -59,12 +59,18 @@ def measure_step(config: Config, info: DatasetInfo, forward: Leverage) -> Traini
             )
         task = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         losses = sum(sum(info['losses'].values()) for info in infos.values())
-        counted = [(info['telemetry'], info['changed']) for info in infos.values()]
+        kept = ('telemetry', 'observed', 'changed')  # what training reads besides the losses
+        counted = [[info[name] for name in kept] for info in infos.values()]
         return task + losses, (statistics, counted)
 
     params = variables['params']
     others = {name: v for name, v in variables.items() if name != 'params'}
-    made = transforms.of_config(config, params, total_steps(config, info.split_sizes['train']))
+    made = transforms.of_config(
+        config,
+        params,
+        total_steps(config, info.split_sizes['train']),
+        lambda: transforms.loads_of(net, variables, x),
+    )
     state, number = jax.eval_shape(made.init, params), jnp.int32(0)
     compared = jax.eval_shape(lambda s: made.compared(step=number, state=s), state)
     with platform.plain():

@@ -38,11 +38,16 @@ def network(config: Config) -> str:
     if moe.placement == 'none':
         return 'dense'
     router = registry.entry('router', registry.ROUTERS, moe.router)
-    k = '' if 'k' in router.ignores else f'k={moe.k}, '
-    counts = [moe_at(config.model, n).num_experts for n in range(routed_layers(config.model))]
-    experts = ', '.join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
+    layers = [moe_at(config.model, n) for n in range(routed_layers(config.model))]
+    k = '' if 'k' in router.ignores else f'k={_each([m.k for m in layers])}, '
+    experts = _each([m.num_experts for m in layers])
     routed = f'{experts} experts, {k}at {moe.placement}, router {moe.router}'
     return f'dense twin ({twin}) of: {routed}' if twin != 'none' else routed
+
+
+def _each(numbers: Sequence[int]) -> str:
+    """The number of all layers, or those of each."""
+    return ', '.join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
 def blocks(leverage: Leverage) -> list[str]:
@@ -60,7 +65,7 @@ def blocks(leverage: Leverage) -> list[str]:
         sums = {f: sum(getattr(b, f) for b in small) for f in _COLUMNS.values()}
         rows.append(
             (
-                'norms, embeddings',
+                'without FLOPs',
                 *[
                     '' if 'flops' in f or f == 'bytes_buffers' else _cell(sums[f], column)
                     for column, f in _COLUMNS.items()

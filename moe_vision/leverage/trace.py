@@ -152,10 +152,10 @@ def twins(config: Config, info: DatasetInfo) -> tuple[Twin, ...]:
         model = dataclasses.replace(config.model, twin=name, measured_drops=drops)
         try:
             routing_rules.check(dataclasses.replace(config, model=model))
+            traced = _trace(model, info, images)
         except UserError as e:
             result.append(Twin(name, refused=str(e)))
             continue
-        traced = _trace(model, info, images)
         result.append(
             Twin(
                 name,
@@ -270,13 +270,15 @@ class _Watch:
     def banks(self) -> dict[str, Fraction]:
         """The share of each bank's experts that a token takes, in all layers that share the bank.
 
-        That is at most the sum of their choices, and at most all experts.
+        That is at most the sum of their choices, and at most all experts. A bank in no routed layer
+        runs whole.
         """
-        taken = {
-            path: sum((self.layers[n].choices for n in names), Fraction(0))
-            for path, names in self._takers.items()
-        }
-        return {path: min(taken[path] / size, Fraction(1)) for path, size in self._sizes.items()}
+        shares = {}
+        for path, size in self._sizes.items():
+            layers = [self.layers[name] for name in self._takers[path]]
+            taken = sum((x.choices for x in layers), Fraction(0)) / size
+            shares[path] = min(taken, Fraction(1)) if layers else Fraction(1)
+        return shares
 
 
 def _network(model: Model, info: DatasetInfo, images: int):

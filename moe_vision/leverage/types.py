@@ -94,6 +94,11 @@ class Leverage:
     def flops_executed(self) -> int:
         return self.sum('flops_executed')
 
+    @property
+    def padding(self) -> float:
+        """Share of the executed FLOPs that runs on empty expert slots."""
+        return max(0.0, 1 - self.flops / self.flops_executed)
+
     def share(self, rho: str) -> tuple[int, int]:
         """The part and the whole of a leverage: 'rho_place', 'rho_active' or 'rho_executed'."""
         if rho == 'rho_place':

@@ -53,14 +53,13 @@ def begin(net: nn.Module, step: Step, images: Array) -> tuple[Infos, Step]:
     for number, pool in enumerate(pools(model)):
         if len(pool) == 1:
             continue
-        path = f'bank_{number}'
+        name = f'bank_{number}'
         expert = expert_at(moe_at(model, pool[0]), *model.args.block_shape(blocks[pool[0]]))
-        bank = SharedBank(expert, moe_at(model, pool[0]).num_experts, name=path)()
+        bank = SharedBank(expert, moe_at(model, pool[0]).num_experts, name=name)()
+        path = '/'.join((*net.path, name, 'experts'))
         for layer in pool:
             before = infos.shared.get(layer, Shared())
-            infos.shared[layer] = dataclasses.replace(
-                before, bank=bank, bank_path=f'{path}/experts'
-            )
+            infos.shared[layer] = dataclasses.replace(before, bank=bank, bank_path=path)
     return infos, step
 
 

@@ -8,11 +8,14 @@ from fractions import Fraction
 import jax
 
 from moe_vision.common import flops
+from moe_vision.common.errors import UserError
 from moe_vision.common.place import Place
 from moe_vision.config.schema import DROPPING, Moe
 from moe_vision.layers.experts import Expert
 from moe_vision.layers.moe import make_experts, make_router
 from moe_vision.layers.route import slots_of, slots_per_token
+
+_WIDEST = 2**24  # hidden units, in multiples that the block allows
 
 
 def expert_at(moe: Moe, width: int, hidden: int) -> Expert:
@@ -43,6 +46,9 @@ def twin_expert(
       width: D.
       hidden: F of the block that is copied; it is read if moe.hidden is 0.
       payload: shape of one token, ([H, W,] D).
+
+    Raises:
+      UserError: the block cannot be widened, because its cost does not grow with its hidden width.
     """
     experts = expert_at(moe, width, hidden)
     one = experts.reference
@@ -67,19 +73,39 @@ def twin_expert(
         if twin == 'same_active_flops':
             passes = router.choices(slots_of(moe, train=True))
         target = passes * Fraction(all_of_them, moe.num_experts)
-    return widened(_nearest(lambda n: cost(widened(n)), target))
+    n = _nearest(lambda n: cost(widened(n)), target)
+    if not n:
+        raise UserError(
+            f"model.twin is '{twin}', which widens a block, but the cost of an expert "
+            f"{type(one).__name__} does not grow with its hidden width; use 'same_width' or "
+            "'ensemble', and name 'hidden' in its `ignores`."
+        )
+    return widened(n)
 
 
 def _nearest(cost: Callable[[int], int], target: Fraction) -> int:
-    """The n >= 1 whose cost, a rising polynomial of degree two at most, is nearest to `target`."""
+    """The n >= 1 whose cost, which rises with n, is nearest to `target`; 0 if it does not rise.
+
+    Most costs are polynomials of degree two at most, so three of them tell the others. One more
+    says whether they do; if not, the others are measured, too.
+    """
     first, second, third = (cost(n) for n in (1, 2, 3))
     slope, bend = second - first, third - 2 * second + first
 
-    def polynomial(n):
+    def polynomial(n: int) -> int:
         return first + (n - 1) * slope + (n - 1) * (n - 2) // 2 * bend
 
-    above = bisect.bisect_left(range(1, int(target) + 2), target, key=polynomial) + 1
-    if above > 1 and target - polynomial(above - 1) < polynomial(above) - target:
+    numbers = range(1, min(int(target) + 2, _WIDEST) + 1)
+    at: Callable[[int], int] = polynomial
+    above = bisect.bisect_left(numbers, math.ceil(target), key=polynomial) + 1
+    if above > len(numbers) or cost(above) != polynomial(above):
+        most, at = 1, cost
+        while cost(most) < target:
+            most *= 2
+            if most > _WIDEST:
+                return 0
+        above = bisect.bisect_left(range(1, most + 1), math.ceil(target), key=cost) + 1
+    if above > 1 and target - at(above - 1) < at(above) - target:
         return above - 1
     return above
 

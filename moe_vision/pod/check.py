@@ -48,7 +48,7 @@ def check(config: Config, topology: Topology) -> Result:
         'hbm': device.hbm,
         'state': state,
         'flops': flops,
-        'padding': 1 - cost.flops / cost.flops_executed,
+        'padding': cost.padding,
     }
     print('compiling; a large network takes minutes', file=sys.stderr, flush=True)
     try:

@@ -105,10 +105,9 @@ def unexpected(c: Collective, part: Part, layers: Iterable[str]) -> str:
 
 def compute(flops: int, cost: Leverage, images: float) -> list[str]:
     """FLOPs of a device in a step, and the share of the forward pass that is padding."""
-    padding = 1 - cost.flops / cost.flops_executed
     return [
         f'compute of a device: {si(flops)} FLOPs in a step of {images:g} images; forward '
-        f'{si(cost.flops_executed)} per image, {padding:.1%} of them for empty expert slots'
+        f'{si(cost.flops_executed)} per image, {cost.padding:.1%} of them for empty expert slots'
     ]
 
 

@@ -60,7 +60,10 @@ class Router:
         return Fraction(self.k * self.place.num_experts, self.num_ids)
 
     def room(self, capacity: int) -> Fraction:
-        """Slots of all true experts per token of a group, with C = capacity."""
+        """Slots of all true experts per token of a group, with C = capacity.
+
+        A router that returns a `SoftRouting` says it: E * P / T, or E where `dispatch` is None.
+        """
         return Fraction(capacity * self.place.num_experts, self.place.group_size)
 
     def params(self, width: int) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -77,8 +77,12 @@ class Setup:
         images = leverage.trace_images(config, tokens) * self.mesh.size
         init = init_variables_fn(self.network, self.info.image_shape, images)
         key = jax.random.key(0)
-        params = jax.eval_shape(init, key)['params']
-        self.transforms = transforms.of_config(config, params, self.times.total)
+        variables = jax.eval_shape(init, key)
+        params, net = variables['params'], self.network
+        x = jax.ShapeDtypeStruct((images, *self.info.image_shape), jnp.float32)
+        self.transforms = transforms.of_config(
+            config, params, self.times.total, lambda: transforms.loads_of(net, variables, x)
+        )
         self.tx = optimizer.transformed(
             optimizer.make(config.train, self.learning_rate, params), self.transforms
         )

@@ -13,6 +13,7 @@ from fractions import Fraction
 from moe_vision.config.schema import Config
 from moe_vision.layers.exchange import expected, spans
 from moe_vision.leverage import Leverage
+from moe_vision.leverage.types import Block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Traffic:
 
 
 def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> dict[str, Traffic]:
-    """The traffic of each routed layer; empty for soft routing and for dense networks.
+    """The traffic of each routed layer; empty for dense networks.
 
     Args:
       mesh_shape: sizes of the axes 'data' and 'expert'.
@@ -66,9 +67,15 @@ def of_layers(config: Config, cost: Leverage, mesh_shape: Mapping[str, int]) -> 
             across=across,
             exchanged=int(times * once * sent),
             replicated=int(2 * block.bytes_experts * gradients),
-            padding=max(0.0, 1 - 1 / capacity.effective_factor) if capacity.can_drop else 0.0,
+            padding=_padding(block),
         )
     return traffic
+
+
+def _padding(block: Block) -> float:
+    """Share of the executed slots that balanced choices leave empty, by their FLOPs."""
+    executed = block.flops_experts_executed
+    return max(0.0, 1 - block.flops_experts / executed) if executed else 0.0
 
 
 def lines(traffic: Mapping[str, Traffic]) -> list[str]:
@@ -77,8 +84,12 @@ def lines(traffic: Mapping[str, Traffic]) -> list[str]:
         f'{name}: {x.tokens} tokens on a device'
         + (', groups span the expert axis' if x.across else '')
         + f'; {x.padding:.0%} of the slots are padding; per step a device sends '
-        f'{_megabytes(x.exchanged)} to reach experts on other devices, or would send '
-        f'{_megabytes(x.replicated)} more of gradients if it held all experts'
+        f'{_megabytes(x.exchanged)} to reach experts on other devices'
+        + (
+            f', or would send {_megabytes(x.replicated)} more of gradients if it held all experts'
+            if x.replicated  # a bank of several layers is no layer's own
+            else ''
+        )
         for name, x in traffic.items()
     ]
 

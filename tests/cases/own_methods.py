@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from own_helper import Fails
 
+from moe_vision.config.backbone_args import ConvNetArgs
 from moe_vision.layers import DenseBlock, ExpertBank, MoE, Shared
 from moe_vision.layers.experts import Expert, Mlp
 from moe_vision.layers.moe import make_expert
@@ -349,6 +350,16 @@ class Ranked(Expert):
         return x @ params['down'].astype(x.dtype) @ params['up'].astype(x.dtype)
 
 
+class Square(Expert):
+    """It has no hidden width, and does not say so."""
+
+    def shapes(self):
+        return {'kernel': ((self.width, self.width), jax.nn.initializers.lecun_normal())}
+
+    def apply(self, params, x):
+        return x @ params['kernel'].astype(x.dtype)
+
+
 class StackedOnly(Expert):
     """Defines `apply_stacked` and no `apply`."""
 
@@ -462,6 +473,33 @@ class Pool(nn.Module):
                 branch = DenseBlock(make_expert('mlp', None, 16, 32), name=name)
             x = x + run_branch(branch, x, step, infos, shared=shared)
         return nn.Dense(self.num_classes, name='classifier')(x), infos.by_layer
+
+
+class Wrapped(nn.Module):
+    """A network of the table behind a product of its own."""
+
+    model: object
+    num_classes: int
+    mesh: object = None
+    Args, unit, expert, supplies = ConvNetArgs, 'image', 'conv', ('map', 'image')
+
+    @nn.compact
+    def __call__(self, images, step):
+        images = nn.Dense(3, name='mix')(images)
+        return ConvNet(self.model, self.num_classes, self.mesh, name='body')(images, step)
+
+
+class SeesLoads(Transform):
+    """A right transform that notes the routed layers and the number of their experts."""
+
+    seen: list = []
+
+    def init(self, params):
+        return {}
+
+    def observe(self, routes, params, *, step, state):
+        self.seen.extend((layer, len(given['load'])) for layer, given in routes.items())
+        return state
 
 
 class Damps(Transform):

@@ -1,6 +1,7 @@
 """Methods that are right, in ways that a check might take for mistakes; and who is to blame."""
 
 import dataclasses
+from fractions import Fraction
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,20 @@ class ObservesTokens(Plain):
     def observe(self, routing, context):
         tokens = context.view.tokens
         return {'size': jnp.square(tokens).sum(tuple(range(1, tokens.ndim)))}
+
+
+class KeepsProducts(Plain):
+    """Keeps how often two experts are probable for the same token: a product in training alone."""
+
+    def init_state(self):
+        return {'together': jnp.zeros((self.num_ids, self.num_ids))}
+
+    def observe(self, routing, context):
+        probs = routing.probs * context.valid[..., None]
+        return {'pairs': jnp.einsum('gtn,gtm->gnm', probs, probs)}
+
+    def update_state(self, state, sums):
+        return {'together': state['together'] + sums['pairs']}
 
 
 class Jits(Plain):
@@ -96,11 +111,29 @@ class OnlyOne(Plain):
             raise ValueError('k must be 1')
 
 
-class OwnSoft(Router):
+class UncountedSoft(Router):
+    """Runs all experts and does not say so."""
+
     def choose(self, params, state, features, context):
         logits = features @ params['kernel']
         probs = jax.nn.softmax(logits)
         return SoftRouting(probs, logits, probs[..., None], None)
+
+
+class SoftOfUnknownSize(UncountedSoft):
+    ignores = ('k', 'capacity_factor', 'eval_capacity_factor', 'capacity_multiple', 'priority')
+
+
+class OwnSoft(SoftOfUnknownSize):
+    def room(self, capacity):
+        return Fraction(self.num_experts)
+
+
+class OfKinds(Plain):
+    """Prefers the experts of the second kind, wherever they are."""
+
+    def logits(self, params, features, context):
+        return features @ params['kernel'] + jnp.asarray(self.place.kinds) % 2
 
 
 class DrawsForItsLoss(Plain):
@@ -211,3 +244,8 @@ class OwnNet(ConvNet):
     @nn.compact
     def __call__(self, images, step):
         return super().__call__(images, step)
+
+
+def balance_of_state(routing, context, view):
+    """Reads what the router `bias_balanced` alone keeps."""
+    return jnp.broadcast_to(jnp.square(view.state['bias']).mean(), context.valid.shape[:1])

@@ -219,6 +219,9 @@ def test_a_router_that_draws_for_all_groups_at_once_is_told_on_a_mesh():
         (['own_methods:not_callable'], ['is 3.0', 'Router']),
         (['top_k', '--router=random'], ['the router is named twice', "'top_k' and 'random'"]),
         (['z', '--router=tp_k'], ["'top_k'"]),
+        (['--backbone=conv', "--args={'foo': 1}"], ['_args.foo', 'widths']),
+        (['--expert=conv', "--args={'norm_groups': 3}"], ["expert 'conv' cannot be run", '16']),
+        (['--loss=switch', '--router=soft'], ["needs choices, but router 'soft' makes none"]),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(args, parts, capsys):

@@ -36,9 +36,12 @@ def with_expert(name, network='conv', args=None, losses=()):
     return dataclasses.replace(made, moe=dataclasses.replace(made.moe, **own, losses=losses))
 
 
+TWO_KINDS = (Kind('mlp', 2, args=MlpArgs()), Kind('mlp', 2, hidden=8, args=MlpArgs()))
+
+
 def kinds():
-    mlp = [Kind('mlp', 2, args=MlpArgs()), Kind('mlp', 2, hidden=8, args=MlpArgs())]
-    return with_router('ReadsKinds', 'vit', num_experts=4, group_size=4, kinds=(*mlp, Kind(SKIP)))
+    moe = {'num_experts': 4, 'group_size': 4, 'kinds': (*TWO_KINDS, Kind(SKIP))}
+    return with_router('ReadsKinds', 'vit', **moe)
 
 
 WIDE = {'widths': (32, 64), 'depth': 1}  # the smallest widths that 32 groups divide
@@ -50,6 +53,15 @@ RIGHT = {
     'a program of its own': lambda: with_router('Jits', 'vit', group_size=4),
     'one null expert twice': lambda: with_router('NullTwice'),
     'a carry of all layers': lambda: with_router('CarriesAll'),
+    'kinds of a place': lambda: with_router(
+        'OfKinds', 'vit', num_experts=4, group_size=4, kinds=TWO_KINDS
+    ),
+    'a state of a router of the table': lambda: model_cases.config(
+        'conv',
+        router='bias_balanced',
+        router_args=registry.BiasBalancedArgs(),
+        losses={unusual('balance_of_state'): 1.0},
+    ),
     'one choice alone': lambda: with_router('OnlyOne', k=1, losses=['size']),
     'soft routing and a loss': lambda: with_router('OwnSoft', losses=['size']),
     'noise for a loss': lambda: with_router('DrawsForItsLoss'),
@@ -68,6 +80,8 @@ RIGHT = {
 QUICK = (
     'tokens that are vectors',
     'a bank of kinds',
+    'kinds of a place',
+    'a state of a router of the table',
     'soft routing and a loss',
     'an expert of positions',
 )
@@ -117,6 +131,15 @@ BLAMED = {  # config -> who is blamed, and for what
         r"'unusual_methods:FromElsewhere': KeyError: 'fairness' \(.*own_helper.py, line \d+\)",
     ),
     'a property': (lambda: with_router('Property'), r"'unusual_methods:Property': TypeError: "),
+    'soft routing that does not say so': (
+        lambda: with_router('UncountedSoft'),
+        "'unusual_methods:UncountedSoft' returns a SoftRouting; .* `ignores` names 'k'",
+    ),
+    'soft routing of unknown size': (
+        lambda: with_router('SoftOfUnknownSize'),
+        r"'unusual_methods:SoftOfUnknownSize': its routing has 3 slots per token, but .* "
+        r'says 3/8; define room\(capacity\)',
+    ),
     'a state': (lambda: with_router('StateOfAList'), 'StateOfAList.init_state returned a list'),
 }
 

@@ -616,6 +616,17 @@ def test_the_image_size_of_the_data_is_used_where_the_config_has_none():
         config_lib.check_with_data(c, dataclasses.replace(INFO, image_shape=(18, 18, 1)))
 
 
+@pytest.mark.parametrize('padding, least', [('torch', 16), ('same', 1)])
+def test_an_image_of_which_nothing_is_left_is_refused(padding, least):
+    args = {'widths': (16, 16, 16), 'depths': (1, 1, 1), 'padding': padding}
+    c = config_lib.check(changed({'model.name': 'convnext', 'model.args': args}))
+    if least > 1:
+        small = dataclasses.replace(INFO, image_shape=(28, least - 1, 1))
+        with pytest.raises(UserError, match='28x15 shrink to nothing.*image_size to 16 or more'):
+            config_lib.check_with_data(c, small)
+    config_lib.check_with_data(c, dataclasses.replace(INFO, image_shape=(least, least, 1)))
+
+
 def test_a_class_token_is_a_token():
     args = {**VIT['model.args'], 'pool': 'token'}
     c = config_lib.check(

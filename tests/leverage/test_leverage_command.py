@@ -8,10 +8,10 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from leverage_cases import ROOT, SMALL, WRONG
+from leverage_cases import ROOT, SMALL, WRONG, make
 
 from moe_vision import leverage
-from moe_vision.leverage import sweep
+from moe_vision.leverage import sweep, table
 from moe_vision.leverage.__main__ import main
 
 SETS = [f'--config.{k}={v}' for k, v in SMALL.items()]
@@ -48,6 +48,12 @@ def test_the_table(capsys):
         'groups of 16 tokens, 10 slots per expert',
     ):
         assert part in text, part
+
+
+def test_the_first_line_says_what_each_layer_has():
+    layers = "{'0': {'k': 1}, '1': {'num_experts': 6}}"
+    config = make(model__moe__placement='every_1', model__moe__layers=layers)
+    assert table.network(config).startswith('4, 6 experts, k=1, 2, at every_1')
 
 
 def test_json_says_the_same_as_the_table(capsys):

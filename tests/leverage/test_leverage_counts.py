@@ -268,6 +268,12 @@ def test_a_twin_has_places_but_routes_nothing():
     assert wide.flops == TWIN + EXPERT and wide.rho_place == EXPERT / TWIN
 
 
+@pytest.mark.parametrize('twin', ['same_width', 'same_active_flops', 'same_params', 'ensemble'])
+def test_all_parameters_of_a_dense_twin_are_active(twin):
+    cost = measured(model__twin=twin)
+    assert cost.params_active == cost.params_total
+
+
 def test_a_dense_network_has_no_places():
     dense = measured(
         model__moe__placement='none', model__moe__num_experts=8, model__moe__group_size=64

@@ -118,3 +118,13 @@ def test_climbing_ends_with_the_time():
 def test_nothing_allowed():
     with pytest.raises(UserError, match='no value below 128'):
         search(width, 0.5, allowed=lambda n: n > 10**6)
+
+
+def test_a_plateau_hides_no_answer():
+    """As with groups: padding is large where they are small, and constant from some size on."""
+
+    def share(n):
+        return 1000, 1000 + round(1310 * (1 - 1 / n)) if n < 16 else 2306
+
+    value, _ = search(share, share(4)[0] / share(4)[1], start=64)
+    assert value == 4

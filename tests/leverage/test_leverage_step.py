@@ -83,6 +83,11 @@ def test_a_routed_step_counts_all_slots_three_times(changes, first, rest, expert
         },
         {'train.transforms': {'freeze_router': {}, 'freeze_experts': {'experts': (0,)}}},
         {'train.transforms': {'own_methods:Mixes': {}}},
+        {
+            'model.moe.router': 'unusual_methods:KeepsProducts',
+            'model.moe.router_args': {},
+            'model.moe.losses': {},
+        },
     ],
 )
 def test_it_is_the_step_that_training_takes(changes, data_dir):

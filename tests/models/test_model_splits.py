@@ -123,6 +123,10 @@ def test_leverage_by_hand():
             "splits is 2, but router 'duo'",
         ),
         ({'splits': 2, 'layers': {'2': {'k': 1}}}, '2 routed layers'),
+        (
+            {'splits': 2, 'layers': {'-1': {'shared_hidden': 16}}},
+            r"layers.-1.shared_hidden is not read: .* that of layer '0'; set it there",
+        ),
     ],
 )
 def test_parts_that_cannot_be(changes, says):

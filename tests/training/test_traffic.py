@@ -61,3 +61,33 @@ def test_a_dense_network_has_no_traffic(data_dir):
     config = train_cases.make(data_dir, NET | {'model.twin': 'same_width'})
     cost = leverage.measure(config, input_pipeline.info(config.dataset))
     assert traffic.of_layers(config, cost, {'data': 2, 'expert': 4}) == {}
+
+
+@pytest.mark.parametrize(
+    'changes, padding',
+    [
+        ({'model.moe.capacity_factor': 0.5}, 0.0),  # half of the choices are dropped
+        ({'model.moe.capacity_factor': 2.5}, 1 - 1 / 2.5),
+        (  # its choices fill what room there is
+            {
+                'model.moe.router': 'dynmole',
+                'model.moe.router_args': {},
+                'model.moe.losses': {},
+                'model.moe.capacity_factor': 4.0,
+            },
+            0.0,
+        ),
+    ],
+)
+def test_padding_is_what_balanced_choices_leave_empty(data_dir, changes, padding):
+    _, cost, layer = measure(data_dir, {'data': 1, 'expert': 8}, changes)
+    assert layer.padding == pytest.approx(padding, abs=1e-6)
+    assert (cost.padding > 0) == (padding > 0)
+
+
+def test_a_bank_of_two_layers_is_no_layers_gradient(data_dir):
+    pooled = {'model.moe.placement': 'every_1', 'model.moe.bank': '2'}
+    config = train_cases.make(data_dir, NET | pooled | {'model.args': {'widths': (16, 16)}})
+    cost = leverage.measure(config, input_pipeline.info(config.dataset))
+    for line in traffic.lines(traffic.of_layers(config, cost, {'data': 2, 'expert': 4})):
+        assert 'experts on other devices' in line and 'gradients' not in line

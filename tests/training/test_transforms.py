@@ -9,7 +9,10 @@ import optax
 import pytest
 import train_cases
 from jax.sharding import PartitionSpec as P
+from own_methods import SeesLoads
 
+import input_pipeline
+from moe_vision.check.transforms import check
 from moe_vision.common.errors import UserError
 from moe_vision.common.paths import path_name
 from moe_vision.config import registry
@@ -303,6 +306,31 @@ def test_what_does_not_fit_is_one_line_before_anything_is_compiled(data_dir, cha
     assert '\n' not in line and next(iter(changes)) in line
     for part in parts:
         assert part in line, line
+
+
+@pytest.mark.parametrize(
+    'changes, loads',
+    [
+        ({}, [('block_0', 4)]),
+        (
+            {
+                'model.args': {'widths': (8, 8), 'depth': 1},
+                'model.moe.placement': 'every_1',
+                'model.moe.bank': '2',
+            },
+            [('block_0', 4), ('block_1', 4)],
+        ),
+        ({'model.moe.kinds': ({'count': 3}, {'count': 1, 'divide': 2})}, [('block_0', 4)]),
+    ],
+    ids=['own', 'pooled', 'kinds'],
+)
+def test_a_check_observes_the_layers_that_training_observes(data_dir, changes, loads):
+    start = SMALL | {'model.moe.placement': 'last_1', 'model.moe.num_experts': 4}
+    own = {'train.transforms': {'own_methods:SeesLoads': {}}}
+    config = train_cases.make(data_dir, changes | own, start=start)
+    SeesLoads.seen.clear()
+    check(config, input_pipeline.info(config.dataset))
+    assert SeesLoads.seen == loads
 
 
 def test_a_network_without_routers_has_none_to_freeze(data_dir):

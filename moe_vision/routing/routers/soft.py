@@ -12,6 +12,8 @@ mixes the outputs; gates that are `even`; a temperature.
 Axes: G groups, T tokens, E experts, P slots per expert, D width.
 """
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +25,10 @@ class Soft(Router):
     @property
     def slots(self) -> int:
         return 1 if self.args.axis == 'none' else self.args.slots_per_expert
+
+    def room(self, capacity):
+        tokens = 1 if self.args.axis == 'none' else self.place.group_size
+        return Fraction(self.place.num_experts * self.slots, tokens)
 
     def params(self, width):
         shape = (width, self.num_experts * self.slots)
