@@ -85,20 +85,26 @@ def four_beside_confirm(part: str, question: str, changes: Overrides) -> Study:
 
 
 def at_equal_share(
-    part: str, question: str, networks: Mapping[int, tuple[str, Overrides]]
+    part: str,
+    question: str,
+    networks: Mapping[int, tuple[str, Overrides]],
+    rates: tuple[str, str] | None = None,
 ) -> Study:
     """Networks, and those of `confirm` that have their routed shares, at equal FLOPs.
 
     Args:
       networks: hidden width of the experts of `confirm` -> name of the network, and its changes.
+      rates: arms of `confirm`, routed and dense, whose rates these networks take; None takes
+        those of the arms with their routed share.
     """
     arms: dict[str, Arm] = {}
     ours: dict[str, Comparison] = {}
     theirs: dict[str, Comparison] = {}
     for h, (name, changes) in networks.items():
         routed, dense = f'{name}_k2', f'{name}_active'
-        arms[routed] = scored(rate_of(ROUTED[h]), changes)
-        arms[dense] = scored(rate_of(BLOCK[2 * h]), DENSE_ACTIVE, changes)
+        of_routed, of_dense = rates or (ROUTED[h], BLOCK[2 * h])
+        arms[routed] = scored(rate_of(of_routed), changes)
+        arms[dense] = scored(rate_of(of_dense), DENSE_ACTIVE, changes)
         arms |= lent(ROUTED[h], BLOCK[2 * h])
         ours |= gaps((routed, dense))
         theirs |= gaps((ROUTED[h], BLOCK[2 * h]))

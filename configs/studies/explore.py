@@ -20,7 +20,8 @@ come first. Each comparison is judged by itself, so nothing here is confirmed.
 
 The parts but `length` and `vit` take the cells that `confirm` has run: run it first, in a folder of
 that name beside theirs, and the parts in folders of their names. `experts` also reads `controls`.
-Networks that `confirm` does not have take the learning rate of its nearest; only `vit` tunes.
+Networks that `confirm` does not have take the learning rate of its nearest: of the same k, and in
+`family` of the same routed share. Only `vit` tunes.
 
 Run: python -m moe_vision.study run --study=configs/studies/explore.py:controls \
          --workdir=results/fashion_mnist_14/controls
@@ -206,6 +207,7 @@ def trunk() -> Study:
             h: (f'trunk_{width}', {'model.args': {'widths': (width, 8), 'depth': 1}})
             for h, width in {4: 6, 2: 9}.items()  # channels of the first stage
         },
+        rates=('k2', 'dense_active'),  # whose routed blocks are these
     )
 
 

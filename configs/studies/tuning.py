@@ -1,8 +1,8 @@
 """Which learning rate and length of training suit the twin and k2 on the validation split?
 
 Both train on one grid, before any other study of the data set is registered. Then read the arms'
-table of the report, column 'validation at the end', and write the setting whose mean over the two
-arms is highest into `sets`; every arm uses it. No other study uses these seeds.
+table of the report, column 'final validation accuracy, %', and write the setting whose mean over
+the two arms is highest into `sets`; every arm uses it. No other study uses these seeds.
 
 Run: python -m moe_vision.study run --study=configs/studies/tuning.py:digits --workdir=W
 """

@@ -166,6 +166,8 @@ def _run(loaded: Loaded, args: argparse.Namespace, processes: peers.Given | None
     abandoned.hide()
     peers.start(processes)
     _check_own_methods(loaded, args.only)
+    for line in lent.absent(args.workdir, {'reads': loaded.study.reads}):
+        print(f'note: {line}', file=sys.stderr)
     with Stop() as stop:
         if loaded.study.tune and not registration.exists(args.workdir):
             stage, where = tuning.stage(loaded), tuning.folder(args.workdir)
@@ -192,21 +194,23 @@ def _check_own_methods(loaded: Loaded, only: str) -> None:
 
 def _show(loaded: Loaded, args: argparse.Namespace) -> None:
     """Prints what --list and --dry_run ask for; checks the registration and writes nothing."""
-    if loaded.study.tune and not registration.exists(args.workdir):
-        loaded, args = tuning.stage(loaded), argparse.Namespace(**vars(args))
-        args.workdir = tuning.folder(args.workdir)
-        print(f'the tuning comes first, in {args.workdir}:')
-    else:
-        loaded = tuning.tuned(loaded, args.workdir)
-    arms = matching(loaded.configs, args.only)
+    workdir, arms = args.workdir, matching(loaded.configs, args.only)
+    try:
+        loaded = tuning.tuned(loaded, workdir)
+    except tuning.Unfinished:
+        loaded, workdir = tuning.stage(loaded), tuning.folder(workdir)
+        arms = list(loaded.configs)
+        print(f'the tuning comes first, in {workdir}:')
     record: dict[str, Any] = registration.record(loaded)
-    if os.path.exists(os.path.join(args.workdir, 'preregistration.json')):
-        record, _ = registration.register(loaded, args.workdir)
-    states = plan.states(args.workdir, record, arms, claims.Claims(args.workdir))
+    if os.path.exists(os.path.join(workdir, 'preregistration.json')):
+        record, _ = registration.register(loaded, workdir)
+    for line in lent.absent(workdir, record):
+        print(f'note: {line}', file=sys.stderr)
+    states = plan.states(workdir, record, arms, claims.Claims(workdir))
     if args.list:
         print('\n'.join(f'{arm} seed {seed}: {state}' for (arm, seed), state in states.items()))
     if args.dry_run:
-        timings = stopwatch.timings(args.workdir)
+        timings = stopwatch.timings(workdir)
         flops = plan.costs({a: loaded.configs[a] for a in arms}, timings)
         print(plan.table(plan.Plan.from_states(flops, states), timings, plan.this_device()))
 

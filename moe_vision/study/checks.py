@@ -175,11 +175,11 @@ def _checked_tune(tune: Any, study: Study, arms: Mapping[str, Arm]) -> Tuning:
             raise UserError(f"tune: arm '{name}' is named twice; it can take one setting.")
     if not tune.arms or not tune.grid or not all(tune.grid.values()):
         raise UserError('tune: give one arm or more, and one value or more of one key or more.')
-    both = sorted(set(tune.seeds) & set(study.seeds))
-    if both or not tune.seeds or len(set(tune.seeds)) != len(tune.seeds):
+    apart = set(tune.seeds).isdisjoint(study.seeds) and len(set(tune.seeds)) == len(tune.seeds)
+    if not (tune.seeds and apart and all(0 <= s <= LARGEST_SEED for s in tune.seeds)):
         raise UserError(
-            f'tune: seeds are {tune.seeds}; give one or more, all different, and none that the '
-            f'study reports ({study.seeds[0]} to {study.seeds[-1]}).'
+            f'tune: seeds are {tune.seeds}; give one or more from 0 to {LARGEST_SEED:,}, all '
+            f'different, and none that the study reports ({study.seeds[0]} to {study.seeds[-1]}).'
         )
     return tune
 

@@ -86,7 +86,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'mechanism': ('an object or null', lambda v: v is None or isinstance(v, dict) and _fits(v)),
 }
 KEYS = ('arm', 'seed', 'run_seed', 'status', 'config', *_KINDS)
-_MAY_LACK = {'validation_images': _KINDS['images']}  # rows of older versions do
+_MAY_LACK = {'validation_images': _KINDS['images'], 'data': _TEXT}  # rows of older versions do
 
 
 _TIMES = ('seconds', 'compile_seconds', 'flops', 'trained_flops', 'images_per_second')

@@ -26,13 +26,26 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
                 owner = f"study '{row['study']}' (arm {row['lent_by']}, the same config)"
                 owners.setdefault((arm, owner), []).append(seed)
     lines = [f'{arm}: rows of {owner} for {listed(s)}.' for (arm, owner), s in owners.items()]
-    return found, [*notes, *lines]
+    return found, [*notes, *lines, *absent(workdir, record)]
 
 
 def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any] | None:
     """The row of a cell, its own or a lent one, if it has one."""
     row = rows.usable(workdir, record, arm, seed)
     return row or neighbours(workdir, record).get(arm, {}).get(seed)
+
+
+def _folder(workdir: str, name: str) -> str:
+    return os.path.normpath(Path(workdir).absolute().parent / name)
+
+
+def absent(workdir: str, record: Mapping[str, Any]) -> list[str]:
+    """A line for each neighbour that is not there."""
+    return [
+        f"reads: '{name}' holds no study yet ({_folder(workdir, name)}), so it lends nothing."
+        for name in record.get('reads', ())
+        if not registration.exists(_folder(workdir, name))
+    ]
 
 
 def neighbours(workdir: str, record: Mapping[str, Any]) -> Rows:
@@ -43,7 +56,7 @@ def neighbours(workdir: str, record: Mapping[str, Any]) -> Rows:
     """
     out: Rows = {arm: {} for arm in record['arms']}
     for name in record.get('reads', ()):
-        folder = os.path.normpath(Path(workdir).absolute().parent / name)
+        folder = _folder(workdir, name)
         if not registration.exists(folder):
             continue
         theirs, digest = registration.read(folder)

@@ -1,4 +1,4 @@
-"""Writes the result of each cell as a row, and checks every field of a row when reading it.
+"""Keeps the rows of a study, and checks every field of a row when reading it.
 
 A row holds no time, host or path, so a study that was killed and resumed has the same bytes as one
 that was not. What depends on the clock is written beside it, under W/timings. Rows and timings are
@@ -13,27 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import scored_split
-from moe_vision.common.errors import UserError, nearest
-from moe_vision.common.files import read_json, write_json
+from moe_vision.common.errors import nearest
+from moe_vision.common.files import write_json
 from moe_vision.study import fields, packed, registration
 from moe_vision.study.analysis.pairs import listed, short_commit
 from moe_vision.study.packed import Cell
-
-_LAYER_KEYS = (
-    'effective_experts',
-    'dead_experts',
-    'drop_rate',
-    'orphan_rate',
-    'gate_entropy',
-    'temperature',
-    'max_over_mean',
-)
-_APART = ('images_per_second', 'scored_split')  # of result.json, but not of a row's result
-_PREFLIGHT_KEYS = (
-    *('params_total', 'params_active', 'rho_place', 'rho_active', 'rho_executed'),
-    *('flops', 'flops_executed'),
-)
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> row
 
@@ -44,77 +28,6 @@ def exists(workdir: str, arm: str, seed: int) -> bool:
         packed.cell_path(workdir, 'rows', (arm, seed)).exists()
         or (arm, seed) in packed.read(workdir, 'rows').by_cell
     )
-
-
-def collect(
-    folder: str, study: str, arm: str, seed: int, digest: str, error: str | None = None
-) -> dict[str, Any]:
-    """The row of a run that ended, from the files of its folder alone.
-
-    Args:
-      folder: the run's folder.
-      digest: hash of the pre-registration.
-      error: for a diverged run, where its loss stopped being finite; else None.
-
-    Raises:
-      UserError: a file of the run cannot be read.
-    """
-    try:
-        return _collect(Path(folder), study, arm, seed, digest, error)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(
-            f"a file of the run in '{folder}' is damaged ({type(e).__name__}: {e}); "
-            'run again: that writes it anew.'
-        ) from e
-
-
-def _collect(
-    run: Path, study: str, arm: str, seed: int, digest: str, error: str | None
-) -> dict[str, Any]:
-    from moe_vision.run_folder import metrics
-
-    about = read_json(run / 'config.json')
-    sizes = about['dataset']['split_sizes']
-    scored = scored_split(sizes)
-    row = {
-        'study': study,
-        'arm': arm,
-        'seed': seed,
-        'run_seed': about['config']['seed'],
-        'preregistration': digest,
-        'status': 'diverged' if error else 'done',
-        'error': (error or '').split(';')[0],
-        'config': registration.resolved(about['config']),
-        'versions': about['versions'],
-        'git_commit': about['git_commit'],
-        'device': about['device'],
-        'num_classes': about['dataset']['num_classes'],
-        'images': sizes[scored],
-        'result': {k: about['preflight'][k] for k in _PREFLIGHT_KEYS},
-        'correct': '',
-        'layers': {},
-    }
-    if not error:
-        result, test = (read_json(run / f'{name}.json') for name in ('result', 'evaluation'))
-        row['result'] = {k: v for k, v in result.items() if k not in _APART}
-        row['correct'] = test.get('correct', '')
-        row['layers'] = {
-            name: {k: v for k, v in layer.items() if k != 'expert_by_class'}
-            for name, layer in test['layers'].items()
-        }
-    if scored != 'test':
-        row['scored_split'] = scored
-    if sizes.get('validation'):
-        row['validation_images'] = sizes['validation']
-    row['curve'] = [
-        {k: r[k] for k in ('step', 'epoch', 'accuracy', 'loss')}
-        | {'layers': {n: {k: x[k] for k in _LAYER_KEYS} for n, x in r['layers'].items()}}
-        for r in metrics.read(str(run))
-        if r['split'] == 'validation'
-    ]
-    probed = run / 'mechanism.json'
-    row['mechanism'] = read_json(probed) if probed.exists() and not error else None
-    return row
 
 
 def write(workdir: str, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -150,7 +63,8 @@ def read(
 
     A row of another pre-registration is kept, with a line; one without a number as its accuracy
     counts as diverged. A row of another study, one that cannot be read, and a line of rows.jsonl
-    whose cell already has another row are left out, with a line. Cells without a row take `lent`.
+    whose cell already has another row are left out, with a line. Cells without a row take `lent`,
+    if it is of the same images, as far as rows tell.
     """
     by_arm: Rows = {arm: {} for arm in record['arms']}
     notes: list[tuple[tuple[str, str], str]] = []  # (arm, file name) to sort by, line
@@ -180,8 +94,14 @@ def read(
         if row['status'] == 'diverged':
             why = row.get('error') or 'no reason given'
             notes.append((key, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
+    known = {row['data'] for seeds in by_arm.values() for row in seeds.values() if row.get('data')}
     for arm, seeds in (lent or {}).items():
-        by_arm[arm] = seeds | by_arm[arm]
+        fits = {s: r for s, r in seeds.items() if not known or r.get('data', '') in ('', *known)}
+        if odd := [s for s in seeds if s not in fits and s not in by_arm[arm]]:
+            notes.append(
+                ((arm, ''), f'{arm}: rows of a neighbour are of other images ({listed(odd)}).')
+            )
+        by_arm[arm] = fits | by_arm[arm]
     notes.sort(key=lambda note: note[0])  # the order of the files, packed or not
     rows = {
         arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}

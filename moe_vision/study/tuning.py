@@ -25,6 +25,10 @@ from moe_vision.study.types import Arm, Study, Tuning
 Point = dict[str, Any]  # config key -> value
 
 
+class Unfinished(UserError):
+    """The stage has cells left to train."""
+
+
 def folder(workdir: str) -> str:
     """Where the stage of a study lies."""
     return os.path.join(workdir, 'tuning')
@@ -54,6 +58,7 @@ def stage(loaded: Loaded) -> Loaded:
             )
         overrides = {**study.arms[arm].overrides, **point}
         arms[name], point_of[name] = Arm(study.arms[arm].config, overrides), point
+    _check_followers(loaded)
     keys = ' and '.join(tune.grid)
     return of_study(
         Study(
@@ -73,6 +78,24 @@ def stage(loaded: Loaded) -> Loaded:
     )
 
 
+def _check_followers(loaded: Loaded) -> None:
+    """Raises UserError if an arm cannot take a point that the arm which it follows may be given."""
+    study, tune = loaded.study, _tune(loaded.study)
+    for arm, followers in tune.arms.items():
+        for name in followers:
+            own = study.arms[name].overrides
+            others = study.arms[arm].overrides
+            if odd := [k for k in tune.grid if k in own and own[k] != others.get(k)]:
+                raise UserError(
+                    f"tune: arm '{name}' takes {odd[0]} from what '{arm}' is given, but sets it "
+                    'itself; leave one of them out.'
+                )
+            for point in points(tune):
+                arm_there = dataclasses.replace(study.arms[name], overrides={**own, **point})
+                alone = dataclasses.replace(study, arms={name: arm_there}, comparisons={})
+                of_study(alone, loaded.overrides)
+
+
 def choose(loaded: Loaded, workdir: str) -> dict[str, Any]:
     """What the finished stage chose, as it stands in the registration.
 
@@ -83,16 +106,16 @@ def choose(loaded: Loaded, workdir: str) -> dict[str, Any]:
       wins.
 
     Raises:
-      UserError: the stage is not finished.
+      Unfinished: the stage is not finished.
     """
     tune, where = _tune(loaded.study), folder(workdir)
     if not registration.exists(where):
-        raise UserError(_unfinished(loaded, workdir, 'has not begun'))
+        raise Unfinished(_unfinished(loaded, workdir, 'has not begun'))
     record, digest = registration.register(stage(loaded), where)
     found, _ = lent.read(where, record, digest)
     lacking = sum(seed not in found[arm] for arm in record['arms'] for seed in tune.seeds)
     if lacking:
-        raise UserError(_unfinished(loaded, workdir, f'lacks {lacking} cells'))
+        raise Unfinished(_unfinished(loaded, workdir, f'lacks {lacking} cells'))
     arms: dict[str, Any] = {}
     for arm in tune.arms:
         scores = []
@@ -114,7 +137,7 @@ def tuned(loaded: Loaded, workdir: str) -> Loaded:
     """The study with what its finished stage chose; a study without a stage is returned as it is.
 
     Raises:
-      UserError: the stage is not finished.
+      Unfinished: the stage is not finished.
     """
     if loaded.study.tune is None:
         return loaded

@@ -100,7 +100,7 @@ def fake_train_arm(configs, folders, mode, probe, done, begin=lambda number: Tru
 
 def finished_study(folder: Path):
     """(loaded study, its record, its hash) after every cell has been trained in `folder`."""
-    from moe_vision.study import registration, rows
+    from moe_vision.study import registration, row_of_run, rows
     from moe_vision.study.load import load
 
     loaded = load(write_study(folder), [f'--config.dataset.data_dir={folder}'])
@@ -112,7 +112,8 @@ def finished_study(folder: Path):
             [loaded.config(arm, s) for s in seeds], runs, 'one_by_one', False, lambda i, error: None
         )
         for seed, run in zip(seeds, runs, strict=True):
-            rows.write(str(folder), rows.collect(run, 'tiny', arm, seed, digest), {'seconds': 1.0})
+            row = row_of_run.collect(run, 'tiny', arm, seed, digest)
+            rows.write(str(folder), row, {'seconds': 1.0})
     return loaded, record, digest
 
 

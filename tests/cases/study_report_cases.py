@@ -329,6 +329,7 @@ class Maker:
             arm: {
                 str(s): {
                     'seconds': 61.0 + s,
+                    'trained_flops': 10,
                     'images_per_second': 4000.0 + s,
                     'device': 'cpu',
                     'host_cores': 2,

@@ -24,7 +24,7 @@ from moe_vision.config import check as config_lib
 from moe_vision.config import schema, trust, typed
 from moe_vision.predict import __main__ as predict
 from moe_vision.study import __main__ as study_command
-from moe_vision.study import registration, rows
+from moe_vision.study import registration, row_of_run, rows
 from moe_vision.study.load import load
 
 NAMES = (
@@ -228,7 +228,7 @@ def study(tmp_path_factory):
             lambda i, error: None,
         )
         for seed, made in zip(loaded.study.seeds, runs, strict=True):
-            row = rows.collect(made, 'tiny', arm, seed, digest)
+            row = row_of_run.collect(made, 'tiny', arm, seed, digest)
             rows.write(str(folder), row, {'seconds': 1.0, 'flops': 10})
     return folder
 

@@ -1,10 +1,12 @@
 """A study reads rows of its neighbours where their arms are the same."""
 
+import json
+
 import pytest
 from study_fakes import fake_train_arm, finished_study, write_study
 
 from moe_vision.common.errors import UserError
-from moe_vision.study import lent, registration
+from moe_vision.study import lent, registration, rows
 from moe_vision.study.load import load
 from moe_vision.study.run.runner import run
 
@@ -91,7 +93,10 @@ def test_an_arm_of_another_name_or_seed_offset(place):
 def test_a_neighbour_that_is_not_there_yet_lends_nothing(place, tmp_path):
     loaded, workdir = second(tmp_path, 'alone')
     record, digest = registration.register(loaded, workdir)
-    assert not any(lent.read(workdir, record, digest)[0].values())
+    found, notes = lent.read(workdir, record, digest)
+    assert not any(found.values())
+    told = f"reads: 'first' holds no study yet ({tmp_path}/first), so it lends nothing."
+    assert told in notes
 
 
 def test_a_neighbour_may_lie_further_away(place):
@@ -108,3 +113,31 @@ def test_a_neighbour_is_named_by_its_folder(tmp_path, name):
     file = write_study(tmp_path / 'w', ("name='tiny'", f"name='tiny', reads=('{name}',)"))
     with pytest.raises(UserError, match='the folder of a study as seen from'):
         load(file)
+
+
+@pytest.mark.parametrize('theirs, lent_there', [('same', True), ('other', False), ('', True)])
+def test_rows_of_other_images_are_not_lent(place, tmp_path, theirs, lent_there):
+    """The digest of the images says which; rows of older versions have none."""
+    loaded, record, digest = finished_study(tmp_path)
+    file = tmp_path / 'rows/k1/seed_0.json'
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps(row | {'data': 'same'}))
+    (tmp_path / 'rows/k1/seed_1.json').unlink()
+    found, notes = rows.read(
+        str(tmp_path), record, digest, {'k1': {1: row | {'seed': 1, 'data': theirs}}}
+    )
+    assert (1 in found['k1']) == lent_there
+    said = 'k1: rows of a neighbour are of other images (seed 1).'
+    assert (said in notes) == (not lent_there)
+
+
+def test_pairs_of_two_sets_of_images_are_flagged(place, tmp_path):
+    from moe_vision.study.analysis import analyse
+
+    loaded, record, digest = finished_study(tmp_path)
+    for arm, data in (('k2', 'a' * 64), ('dense', 'b' * 64)):
+        for file in (tmp_path / 'rows' / arm).iterdir():
+            file.write_text(json.dumps(json.loads(file.read_text()) | {'data': data}))
+    analysis = analyse.analyse(record, digest, *rows.read(str(tmp_path), record, digest))
+    told = 'digest of the images differs: aaaaaaaaaa and bbbbbbbbbb (seeds 0, 1, 2)'
+    assert told in analysis.gaps['k2'].flags

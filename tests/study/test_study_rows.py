@@ -8,7 +8,7 @@ import pytest
 from study_fakes import fake_train_arm, finished_study
 
 from moe_vision.common.errors import UserError
-from moe_vision.study import rows, stopwatch
+from moe_vision.study import row_of_run, rows, stopwatch
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def test_whole_rows_are_read_in_the_order_of_the_study(study, workdir):
 def test_a_row_says_what_the_folder_says(study):
     folder, loaded, record, digest = study
     run = folder / 'runs' / 'again' / 'seed_1'
-    row = rows.collect(str(run), 'tiny', 'again', 1, digest)
+    row = row_of_run.collect(str(run), 'tiny', 'again', 1, digest)
     assert (row['arm'], row['seed'], row['run_seed'], row['status'], row['error']) == (
         'again',
         1,
@@ -93,7 +93,7 @@ def test_the_curve_keeps_what_shows_collapse(study, tmp_path):
         json.dumps(row) + '\n' + json.dumps(row | {'split': 'train'}) + '\n'
     )
     (tmp_path / 'mechanism.json').write_text('{"shuffle_drop": 0.25}')
-    found = rows.collect(str(tmp_path), 'tiny', 'k1', 0, 'h')
+    found = row_of_run.collect(str(tmp_path), 'tiny', 'k1', 0, 'h')
     assert found['curve'] == [
         {'step': 3, 'epoch': 0.5, 'accuracy': 0.5, 'loss': 1.0, 'layers': {'head': kept}}
     ]
@@ -115,19 +115,19 @@ DAMAGES = {
     'name', ['config.json', 'result.json', 'evaluation.json', 'mechanism.json']
 )
 def test_a_damaged_file_of_a_run_is_an_error_of_one_line(study, tmp_path, name, data):
-    """Only a mechanism that is not there is left out; one that is JSON is judged as a row."""
+    """Only a mechanism that is not there is left out."""
     run = tmp_path / 'run'
     shutil.copytree(study[0] / 'runs' / 'k1' / 'seed_0', run)
     (run / name).write_bytes(data)
     if (
         name == 'mechanism.json'
-        and data in (b'[]', b'null', b'{}')
+        and data in (b'null', b'{}')
         or (name == 'result.json' and data == b'{}')
     ):
-        rows.collect(str(run), 'tiny', 'k1', 0, 'h')
+        row_of_run.collect(str(run), 'tiny', 'k1', 0, 'h')
         return
-    with pytest.raises(UserError, match='is damaged .* run again') as e:
-        rows.collect(str(run), 'tiny', 'k1', 0, 'h')
+    with pytest.raises(UserError, match='is damaged .* run again|could not be used') as e:
+        row_of_run.collect(str(run), 'tiny', 'k1', 0, 'h')
     assert '\n' not in str(e.value)
 
 
@@ -135,14 +135,16 @@ def test_a_damaged_line_of_metrics_costs_a_point_of_the_curve(study, tmp_path, c
     run = tmp_path / 'run'
     shutil.copytree(study[0] / 'runs' / 'k1' / 'seed_0', run)
     (run / 'metrics' / 'until-000000002.jsonl').write_bytes(b'{"step": 2, "\xff')
-    row = rows.collect(str(run), 'tiny', 'k1', 0, 'h')
+    row = row_of_run.collect(str(run), 'tiny', 'k1', 0, 'h')
     assert [c['step'] for c in row['curve']] == [1, 3, 4]
     assert 'until-000000002.jsonl, line 1: not JSON' in caplog.text
 
 
 def test_a_diverged_run_has_the_preflights_costs_alone(study):
     run = study[0] / 'runs' / 'k1' / 'seed_0'
-    row = rows.collect(str(run), 'tiny', 'k1', 0, 'h', 'loss is not finite at step 4; try less.')
+    row = row_of_run.collect(
+        str(run), 'tiny', 'k1', 0, 'h', 'loss is not finite at step 4; try less.'
+    )
     assert (row['status'], row['error']) == ('diverged', 'loss is not finite at step 4')
     assert row['result']['flops'] == 10 and 'test_accuracy' not in row['result']
     assert (row['correct'], row['layers'], len(row['curve'])) == ('', {}, 4)
@@ -367,5 +369,18 @@ def test_a_config_of_the_run_is_not_the_arms_when_it_differs(study, tmp_path):
     other = dataclasses.replace(other, train=dataclasses.replace(other.train, steps=5))
     run = str(tmp_path / 'run')
     fake_train_arm([other], [run], 'one_by_one', False, lambda i, error: None)
-    rows.write(str(tmp_path), rows.collect(run, 'tiny', 'k1', 0, digest), {})
+    rows.write(str(tmp_path), row_of_run.collect(run, 'tiny', 'k1', 0, digest), {})
     assert rows.usable(str(tmp_path), record, 'k1', 0) is None
+
+
+def test_a_row_that_could_not_be_read_again_is_not_made(study, tmp_path):
+    """Else its cell would be trained again and again."""
+    run = tmp_path / 'run'
+    shutil.copytree(study[0] / 'runs' / 'k1' / 'seed_0', run)
+    result = json.loads((run / 'result.json').read_text())
+    many = {str(n): 0.5 for n in range(1, 40)}
+    (run / 'result.json').write_text(json.dumps(result | {'accuracy_at_capacity': many}))
+    with pytest.raises(
+        UserError, match='could not be used: its result is not'
+    ):
+        row_of_run.collect(str(run), 'tiny', 'k1', 0, 'h')

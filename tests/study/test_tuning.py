@@ -150,6 +150,7 @@ def test_a_study_is_not_registered_before_its_tuning_is_done(loaded, tmp_path, m
         ("{'k1': ('again',)", "{'k1': ('dense',)", "'dense' is named twice"),
         ('seeds=(100, 101)', 'seeds=(2, 101)', 'none that the study reports (0 to 2)'),
         ('seeds=(100, 101)', 'seeds=()', 'one or more'),
+        ('seeds=(100, 101)', 'seeds=(-1, 101)', 'from 0 to'),
         ("'train.learning_rate': (3e-3, 1e-2)", "'train.learning_rate': ()", 'one value or more'),
         ('tune=Tuning(', 'tune=(lambda *a, **b: 3)(', 'it must be a moe_vision.study.types.Tuning'),
     ],
@@ -176,6 +177,43 @@ def test_two_points_that_would_be_one_arm_are_told(loaded, key, first, second, n
         tuning.stage(dataclasses.replace(loaded, study=study))
     told = f"points {{'{key}': {first!r}}} and {{'{key}': {second!r}}} would both be arm '{name}'"
     assert told in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'changes, says',
+    [
+        (
+            {'model.moe.router': 'soft', 'model.moe.losses': {}, 'model.moe.router_args': {}},
+            "arm 'again': model.moe.capacity_factor is set to 1.0 but is not read",
+        ),
+        ({'model.moe.capacity_factor': 2.0}, "arm 'again' takes model.moe.capacity_factor from"),
+    ],
+)
+def test_what_follows_a_tuned_arm_must_fit_the_grid(loaded, changes, says):
+    """This is told before the stage is trained."""
+    study = loaded.study
+    again = dataclasses.replace(
+        study.arms['again'], overrides={**study.arms['again'].overrides, **changes}
+    )
+    grid = {'model.moe.capacity_factor': (1.0, 1.5)}
+    study = dataclasses.replace(
+        study,
+        arms={**study.arms, 'again': again},
+        tune=Tuning(grid, {'k1': ('again',)}, seeds=(100, 101)),
+    )
+    with pytest.raises(UserError) as e:
+        tuning.stage(dataclasses.replace(loaded, study=study))
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+
+def test_after_the_stage_the_study_itself_is_shown(loaded, tmp_path, monkeypatch, capsys):
+    finished(loaded, tmp_path / 'w', monkeypatch, {1: 1e-2, 'dense': 3e-3})
+    flags = [f'--study={tmp_path}/tiny.py', f'--config.dataset.data_dir={tmp_path}']
+    assert main(['run', '--list', '--only=k2', f'--workdir={tmp_path}/w', *flags]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines() == [f'k2 seed {seed}: missing' for seed in (0, 1, 2)]
+    assert main(['run', '--list', '--only=k2', f'--workdir={tmp_path}/new', *flags]) == 0
+    assert 'the tuning comes first' in capsys.readouterr().out
 
 
 def test_a_grid_of_a_key_that_does_not_exist(tmp_path, capsys):

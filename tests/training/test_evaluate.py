@@ -23,7 +23,7 @@ from moe_vision.config import registry
 from moe_vision.layers import Step
 from moe_vision.leverage import tokens_per_image
 from moe_vision.models.parts import normalize_images
-from moe_vision.study import fields, rows
+from moe_vision.study import fields, row_of_run
 from moe_vision.training import loop, mesh, pictures
 from moe_vision.training.evaluate import Evaluator
 from moe_vision.training.setup import Setup
@@ -253,7 +253,7 @@ def test_the_end_of_a_run_scores_what_its_config_asks_for(data_dir, tmp_path):
     assert 64 * result['train_accuracy'] == round(64 * result['train_accuracy'])
     stored = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert stored['accuracy_at_capacity'] == at_capacity
-    row = rows.collect(str(tmp_path / 'run'), 'study', 'arm', 0, 'ab')
+    row = row_of_run.collect(str(tmp_path / 'run'), 'study', 'arm', 0, 'ab')
     assert row['result']['accuracy_at_capacity'] == at_capacity and not fields.wrong(row)
     twin = changes | factors | {'model.twin': 'same_width'}
     evaluator = Setup(train_cases.make(data_dir, twin)).evaluator

@@ -9,7 +9,7 @@ from image_fakes import encoded, picture, rewrite
 from input_pipeline.prepare import prepare
 from moe_vision.common.errors import UserError
 from moe_vision.config import rules
-from moe_vision.study import rows
+from moe_vision.study import row_of_run
 from moe_vision.training import loop
 
 TINY = {
@@ -74,7 +74,7 @@ def test_the_result_and_the_report_say_what_was_scored(run):
 
 def test_a_row_of_a_study_says_so(run):
     folder, _ = run
-    row = rows.collect(str(folder), 'study', 'arm', 0, '')
+    row = row_of_run.collect(str(folder), 'study', 'arm', 0, '')
     assert row['scored_split'] == 'validation' and row['images'] == 8
     assert 'scored_split' not in row['result'] and row['mechanism']['shuffle_drop'] is not None
 

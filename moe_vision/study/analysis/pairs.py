@@ -218,6 +218,9 @@ def flags(pairs: Pairs, hash: str) -> list[str]:
         out += _differing(pairs, f'version of {package}', functools.partial(_version, package))
     out += _differing(pairs, 'commit', lambda row: short_commit(row.get('git_commit')))
     out += _differing(pairs, 'number of test images', lambda row: row.get('images'))
+    known = [row.get('data') for rows in pairs.rows for row in rows]
+    if all(known):  # rows of older versions do not tell
+        out += _differing(pairs, 'digest of the images', lambda row: str(row['data'])[:10])
     return out
 
 

@@ -25,7 +25,7 @@ _APART = 9.0  # pixels between neighbouring points
 _MANY = 24  # arms above which a legend of all of them would be larger than the picture
 _INNER_WIDTH = legend.WIDTH - 80
 ENDS = ('low_pp', 'high_pp', 'level', 'inner_low_pp', 'inner_high_pp', 'inner_level')
-_SIZES = ('widths', 'width', 'hidden', 'depth', 'heads', 'expansion', 'mlp_ratio')
+_SIZES = ('widths', 'width', 'hidden', 'heads')  # of a backbone; heads cost nothing
 
 
 class Cost(NamedTuple):
@@ -49,7 +49,7 @@ def times(analysis: Analysis, timings: Mapping[str, Any]) -> list[Cost]:
     trained = {
         arm: statistics.median(seconds)
         for arm in analysis.arms
-        if (seconds := numbers.finite(as_dict(c).get('seconds') for c in _each(cells.get(arm))))
+        if (seconds := numbers.finite(whole_seconds(c) for c in _each(cells.get(arm))))
     }
     if trained:
         costs.append(Cost('training_seconds', 'seconds of training, median of cells', trained))
@@ -63,6 +63,13 @@ def times(analysis: Analysis, timings: Mapping[str, Any]) -> list[Cost]:
         images = formats.several(batch, 'image')
         costs.append(Cost(f'latency_ms_{batch}', f'median latency of {images}, ms', measured))
     return costs
+
+
+def whole_seconds(cell: Any) -> Any:
+    """Seconds of a cell that was trained at one go; None of one that was continued or diverged,
+    whose seconds are those of its last part."""
+    cell = as_dict(cell)
+    return cell.get('seconds') if cell.get('trained_flops') else None
 
 
 def _each(cells: Any) -> Sequence[Any]:
@@ -158,10 +165,12 @@ def _lines(analysis: Analysis, dense: Sequence[ArmSummary]) -> list[list[ArmSumm
         config = a.config or as_dict(value_at(analysis.study, 'arms', a.name, 'config'))
         model = as_dict(config.get('model'))
         sizes = {k: v for k, v in as_dict(model.get('args')).items() if k not in _SIZES}
-        drops = 'drops' in str(model.get('twin')) and model.get('twin')
+        twin = str(model.get('twin'))
+        apart = twin if twin == 'ensemble' or 'drops' in twin else ''  # others are one block
         place = as_dict(model.get('moe')).get('placement')
         rest = {k: v for k, v in config.items() if k not in ('model', 'seed')}
-        key = json.dumps([model.get('name'), sizes, drops, place, rest], sort_keys=True)
+        kind = [model.get('name'), model.get('dtype'), sizes, apart, place]
+        key = json.dumps([kind, rest], sort_keys=True)
         found.setdefault(key, []).append(a)
     return list(found.values())
 

@@ -37,7 +37,7 @@ _CELLS = (
     'images per second',
     'device',
 )
-_KEYS = ('seconds', 'images_per_second', 'device', 'host_cores')
+_KEYS = ('seconds', 'trained_flops', 'images_per_second', 'device', 'host_cores')
 _LATENCY = (
     'arm',
     'FLOPs per image',
@@ -102,7 +102,10 @@ def document(
     name = str(analysis.study.get('name', 'study'))
     device = str(latency.get('device', ''))
     rows = [_cell(arm, seeds) for arm, seeds in cells.items() if as_dict(seeds)]
-    took: Block = Table(_CELLS, rows) if rows else Text('No cell was timed.', 'missing')
+    took: list[Block] = [Text('No cell was timed.', 'missing')]
+    if rows:
+        whole = 'Seconds are those of cells that were trained at one go, without an interruption.'
+        took = [Text(whole), Table(_CELLS, rows)]
     command = Name('python -m moe_vision.study time')
     parts: list[Block] = [Text(['Not measured yet: run ', command, '.'], 'missing')]
     if latency:
@@ -139,7 +142,7 @@ def document(
         'Timings of a study',
         ('Everything that depends on a clock is here and nowhere else in the report.'),
         (
-            Section('training', 'Training', [took]),
+            Section('training', 'Training', took),
             Section('latency', 'Inference', [*parts, *pictures]),
             *([_rho(rhos)] if rhos else []),
             *([Section('cost', 'What accuracy costs', cost)] if cost else []),
@@ -173,7 +176,7 @@ def _rho(rows: Sequence[Rho]) -> Section:
 
 def _cell(arm: str, seeds: Mapping[Any, Any]) -> list[Words]:
     timed = [as_dict(cell) for cell in seeds.values()]
-    seconds = numbers.finite(cell.get('seconds') for cell in timed)
+    seconds = numbers.finite(map(cost_figure.whole_seconds, timed))
     speed = numbers.finite(cell.get('images_per_second') for cell in timed)
     devices = sorted({str(cell['device']) for cell in timed if cell.get('device')})
     return [

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.processes import peers
 from moe_vision.processes.stop import Stop
-from moe_vision.study import lent, registration, rows, stopwatch
+from moe_vision.study import lent, registration, row_of_run, rows, stopwatch
 from moe_vision.study.load import Loaded, matching
 from moe_vision.study.run import plan, team
 from moe_vision.study.run.claims import BEAT, Cell, Claims
@@ -256,7 +256,7 @@ class _Runner:
                 'process works on it; run again to help with the rest.'
             )
         if not self._row(cell):
-            row = rows.collect(folder, self._record['name'], arm, seed, self._digest, error)
+            row = row_of_run.collect(folder, self._record['name'], arm, seed, self._digest, error)
             rows.write(
                 self._workdir,
                 row,

@@ -8,6 +8,7 @@ import io
 import math
 import re
 import statistics
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -406,3 +407,37 @@ def test_the_legend_stays_in_the_picture(names):
         assert sum(42 + legend.LETTER * len(name) for name in line) <= legend.WIDTH
     looks = [legend.look(i) for i in range(32)]
     assert len(set(looks)) == 32
+
+
+def test_a_line_joins_single_blocks_that_differ_in_width():
+    def arm(name, **changes):
+        model = {'name': 'conv', 'args': {'widths': [8, 16], 'depth': 1}, 'twin': 'same_width'}
+        return SimpleNamespace(name=name, config={'model': {**model, 'moe': {}} | changes})
+
+    arms = [
+        arm('dense'),
+        arm('wide', args={'widths': [16, 32], 'depth': 1}),
+        arm('active', twin='same_active_flops'),
+        arm('ensemble', twin='ensemble'),
+        arm('deep', args={'widths': [8, 16], 'depth': 2}),
+        arm('drops', twin='same_drops'),
+        arm('half', dtype='bfloat16'),
+    ]
+    lines = cost_figure._lines(None, arms)
+    assert [[a.name for a in line] for line in lines] == [
+        ['dense', 'wide', 'active'],
+        ['ensemble'],
+        ['deep'],
+        ['drops'],
+        ['half'],
+    ]
+
+
+def test_the_time_of_a_cell_is_that_of_one_trained_at_one_go():
+    """One that was continued, or diverged, has no `trained_flops`; its seconds are a part."""
+    whole = {'seconds': 90.0, 'trained_flops': 3}
+    cells = {0: whole, 1: {'seconds': 5.0, 'trained_flops': None}, 2: {'seconds': 6.0}}
+    _, count, mean, least, most, *_ = timing._cell('k1', cells)
+    assert count == '3' and least == most and '90' in least and '90' in mean
+    (cost,) = cost_figure.times(SimpleNamespace(arms={'k1': None}), {'cells': {'k1': cells}})
+    assert cost.of_arm == {'k1': 90.0}
