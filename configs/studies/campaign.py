@@ -13,7 +13,7 @@ with `explore vit`; the parts after it stand in the order of their worth.
 | gate control | 54 | 2.48 |
 | gate underfit | 30 | 2.75 |
 | gate length | 48 | 7.33 |
-| confirm tuning | 40 | 3.67 |
+| confirm tuning | 56 | 5.13 |
 | confirm | 168 | 15.40 |
 | explore length | 0 | 0.00 |
 | explore wider | 24 | 2.20 |
@@ -40,7 +40,7 @@ CONFIG = 'configs/fashion_mnist_k2.py'
 EPOCHS = 24.0
 GATE_SEEDS = tuple(range(100, 106))  # of the gate and the tuning; reported seeds begin at 1000
 SEEDS = tuple(range(1000, 1012))  # reported; the gate's sd decides how many
-RATES = (3e-3, 1e-2, 3e-2)  # peak learning rates that are tried
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)  # peak learning rates that are tried
 GATE_MARGIN = 0.3
 # A gap within it counts as none. It is less than a third of the 1.7 pp that a dense network gains
 # in the gate from the FLOPs of a second expert, and with the gate's sds twelve seeds cannot show

@@ -380,7 +380,5 @@ def test_a_row_that_could_not_be_read_again_is_not_made(study, tmp_path):
     result = json.loads((run / 'result.json').read_text())
     many = {str(n): 0.5 for n in range(1, 40)}
     (run / 'result.json').write_text(json.dumps(result | {'accuracy_at_capacity': many}))
-    with pytest.raises(
-        UserError, match='could not be used: its result is not'
-    ):
+    with pytest.raises(UserError, match='could not be used: its result is not'):
         row_of_run.collect(str(run), 'tiny', 'k1', 0, 'h')
