@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from moe_vision.common.errors import UserError
+from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.surgery import hidden_units
 from moe_vision.surgery.expand import experts_of
@@ -29,12 +31,20 @@ def aligned(config: Config, ours: Arrays, theirs: Arrays, state: Arrays) -> tupl
       state: router state of the second network.
 
     Raises:
-      UserError: experts or blocks are not of a type whose hidden units can be reordered.
+      UserError: experts or blocks are not of a type whose hidden units can be reordered, or the
+        router has no column for each expert, or shares its experts with other layers.
     """
+    moe = config.model.moe
+    supplies = registry.entry('router', registry.ROUTERS, moe.router).supplies
+    routed = experts_of(theirs)
+    if routed and ('kernel' not in supplies or moe.bank != 'own'):
+        own = moe.bank == 'own'
+        why = f"router '{moe.router}' knows them by id" if own else 'layers share them'
+        raise UserError(f'align cannot bring experts into another order: {why}.')
     expert = hidden_units.expert_of(config, 'align')
     axes = expert.hidden_axes or {}
     params, kept = dict(theirs), dict(state)
-    routed = experts_of(theirs)
+    null = getattr(moe.router_args, 'null_experts', 0)
     first = next(iter(axes))
     for prefix in sorted(path.removesuffix(first) for path in theirs if path.endswith(f'/{first}')):
         if any(f'{prefix}{name}' not in theirs for name in axes):
@@ -49,8 +59,8 @@ def aligned(config: Config, ours: Arrays, theirs: Arrays, state: Arrays) -> tupl
             for p in (ours, theirs)
         ]
         experts, orders = _matched_experts(*units)
-        _move(params, block, experts)
-        _move(kept, block, experts)
+        _move(params, block, experts, null)
+        _move(kept, block, experts, null)
         for e, order in enumerate(orders):
             _reorder(params, prefix, axes, order, e)
     return params, kept
@@ -82,16 +92,18 @@ def _matched_experts(
     return experts, [row[e] for row, e in zip(orders, experts, strict=True)]
 
 
-def _move(arrays: dict[str, np.ndarray], block: str, experts: np.ndarray) -> None:
-    """Reorders what a routed layer has for each expert: its bank, and arrays of its router."""
+def _move(arrays: dict[str, np.ndarray], block: str, experts: np.ndarray, null: int) -> None:
+    """Reorders what a routed layer has for each expert: its bank, and arrays of its router. Null
+    experts, whose ids follow, stay."""
+    ids = np.concatenate([experts, np.arange(len(experts), len(experts) + null)])
     for path, x in arrays.items():
         name, part, _ = block_of(path)
         if name != block:
             continue
         if part == 'experts':
             arrays[path] = np.take(x, experts, 0)
-        elif np.ndim(x) and np.shape(x)[-1] == len(experts):
-            arrays[path] = np.take(x, experts, -1)
+        elif np.ndim(x) and np.shape(x)[-1] == len(ids):
+            arrays[path] = np.take(x, ids, -1)
 
 
 def _reorder(

@@ -8,6 +8,7 @@ from etils import epath
 
 from moe_vision.common.errors import NotWritten, UserError
 from moe_vision.common.files import write_json
+from moe_vision.common.json_values import differences, plain
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry, rules, schema, surgery
 from moe_vision.config.schema import Config
@@ -15,7 +16,7 @@ from moe_vision.run_folder import checkpoints, record
 from moe_vision.surgery import runs
 from moe_vision.surgery.kind import Kind
 from moe_vision.surgery.moments import carried
-from moe_vision.surgery.state import COLLECTIONS, State, leaves, replaced
+from moe_vision.surgery.state import COLLECTIONS, State, cleaned, leaves, replaced
 from moe_vision.surgery.weights import files
 from moe_vision.training import continuing
 from moe_vision.training.setup import Setup
@@ -96,6 +97,13 @@ def _source(request: Any, needs: tuple[str, ...]) -> _Source:
         for folder in filter(None, request.sources.split(','))
         for state in checkpoints.load_several(folder, request.args.last)
     ]
+    first, *others = (plain(dataclasses.asdict(run.config.model)) for run in found)
+    for run, model in zip(found[1:], others, strict=True):
+        if odd := next(differences(first, model, path=('model',)), ''):
+            raise UserError(
+                f"average takes networks that compute alike, but '{run.folder}' differs from "
+                f"'{found[0].folder}': {odd}."
+            )
     scored = tuple(run.scored for run in found)
     return _Source(tuple(run.weights for run in found), scored, found[0].config)
 
@@ -110,7 +118,7 @@ def _state_of(state: TrainState, setup: Setup) -> State:
     params, statistics, router_state = (
         leaves(jax.device_get(getattr(state, n))) for n in COLLECTIONS
     )
-    return State(params, statistics, router_state, tuple(setup.info.class_names))
+    return State(params, statistics, router_state, cleaned(setup.info.class_names))
 
 
 def _write(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from moe_vision.common.errors import UserError, nearest
-from moe_vision.common.json_values import clean, differences
+from moe_vision.common.json_values import differences
 from moe_vision.common.paths import path_name
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry, surgery
@@ -18,7 +18,16 @@ from moe_vision.run_folder import checkpoints, record
 from moe_vision.surgery import runs
 from moe_vision.surgery.kind import ALIKE
 from moe_vision.surgery.moments import carried
-from moe_vision.surgery.state import COLLECTIONS, HEAD, State, form, in_head, leaves, replaced
+from moe_vision.surgery.state import (
+    COLLECTIONS,
+    HEAD,
+    State,
+    cleaned,
+    form,
+    in_head,
+    leaves,
+    replaced,
+)
 
 _SHOWN = 4  # names in the log
 _COLLECTIONS = ('batch_stats', 'router_state')  # what a network keeps besides its parameters
@@ -55,7 +64,7 @@ def init_from(
         _check_alike(workdir, config)
     saved = checkpoints.load_raw(workdir)
     names = record.dataset_info(workdir).class_names
-    source = _Source(workdir, leaves(checkpoints.scored(saved)), names != _cleaned(class_names))
+    source = _Source(workdir, leaves(checkpoints.scored(saved)), names != cleaned(class_names))
     params = source.params(state.params)
     kept = {n: source.kept(n, leaves(saved.get(n)), getattr(state, n)) for n in _COLLECTIONS}
     logging.info(
@@ -89,7 +98,7 @@ def _by_kind(
     params, statistics, router_state = (
         leaves(jax.device_get(getattr(state, n))) for n in COLLECTIONS
     )
-    fresh = State(params, statistics, router_state, _cleaned(class_names))
+    fresh = State(params, statistics, router_state, cleaned(class_names))
     result = kind(run.scored, there, fresh, config)
     new = {n: replaced(getattr(state, n), getattr(result, n)) for n in COLLECTIONS}
     if getattr(args, 'optimizer', 'fresh') == 'carried':
@@ -201,7 +210,3 @@ class _Source:
 def _some(names: Sequence[str]) -> str:
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     return (', '.join(names[:_SHOWN]) or 'nothing') + more
-
-
-def _cleaned(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(map(clean, names))  # as the record of a run gives them

@@ -12,11 +12,12 @@ import numpy as np
 
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
+from moe_vision.config.places import key_at, moe_at, routed_layers
 from moe_vision.config.schema import Config
 from moe_vision.surgery.state import Arrays, State, Table, in_head
 
 # What a network computes with the same arrays: fields of `model.args` that no array shows.
-ALIKE = ('activation', 'norm_epsilon', 'exact_variance', 'padding')
+ALIKE = ('activation', 'norm', 'norm_groups', 'norm_epsilon', 'exact_variance', 'padding')
 
 
 class Kind:
@@ -131,6 +132,19 @@ def gate_sum(config: Config) -> float | None:
     if getattr(args, 'renormalize', False) or getattr(args, 'gate', '') == 'top_k_softmax':
         return float(getattr(args, 'gate_scale', 1.0))
     return None
+
+
+def may_drop(config: Config) -> list[str]:
+    """A line if a routed layer may drop choices, in training or in evaluation, where load is
+    uneven."""
+    model = config.model
+    for layer in range(routed_layers(model)):
+        moe = moe_at(model, layer)
+        for key in ('capacity_factor', 'eval_capacity_factor'):
+            read = key not in registry.entry('router', registry.ROUTERS, moe.router).ignores
+            if read and getattr(moe, key) < moe.num_experts / moe.k:
+                return [f'choices may be dropped, as {key_at(model, layer, key)} says']
+    return []
 
 
 def block_of(path: str) -> tuple[str, str, str]:

@@ -1,7 +1,8 @@
 """Prune: fewer experts, those that matter most.
 
-In each layer the experts stay that got the largest share of the choices (`evaluation.json` of the
-run), or whose loss cost the most accuracy (`mechanism.json`). Routers lose the columns of the
+In each layer the experts stay that got the largest share of the choices on validation images, or
+whose loss cost the most accuracy (`mechanism.json`, which a study measures on test images: do not
+score the result on those). Routers lose the columns of the
 others, and experts keep their order.
 
 If the experts that go were chosen by no token, and gates do not depend on them (`renormalize`, or a
@@ -64,6 +65,8 @@ class Prune(Kind):
 
         result = cut('prune', source, fresh, param, state)
         told = [f'{b}: kept experts {", ".join(map(str, ids))}' for b, ids in kept.items()]
+        if self.args.by == 'ablation':
+            told.append('experts were chosen by test images, so test accuracy is no estimate')
         return dataclasses.replace(result, told=(*result.told, *told))
 
     def _worth(self, block: str, experts: int, about: Mapping[str, Any]) -> list[float]:
@@ -80,17 +83,16 @@ class Prune(Kind):
 
 
 def loads(what: str, block: str, experts: int, about: Mapping[str, Any]) -> list[float]:
-    """The share of the choices that each expert of a layer got, [E], by `evaluation.json`.
+    """The share of the choices that each expert of a layer got on validation images, [E].
 
     Raises:
-      UserError: the run has no such file yet.
+      UserError: the run does not say it.
     """
-    layers = as_dict(as_dict(about.get('evaluation')).get('layers'))
     return _read(
-        as_list(as_dict(layers.get(block)).get('load')),
+        as_list(as_dict(as_dict(about.get('validation')).get(block)).get('load')),
         experts,
-        f"{what} reads evaluation.json of the run, which does not say the load of '{block}'; "
-        'train the run to its end first.',
+        f"{what} reads the load of '{block}' on validation images, which this run does not hold; "
+        'write it with `python main.py --mode=eval --config.eval.split=validation`.',
     )
 
 

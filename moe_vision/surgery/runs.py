@@ -12,10 +12,8 @@ from moe_vision.common.files import read_json
 from moe_vision.common.json_values import as_dict
 from moe_vision.config import check as config_lib
 from moe_vision.config.schema import Config
-from moe_vision.run_folder import checkpoints, record
+from moe_vision.run_folder import checkpoints, metrics, record
 from moe_vision.surgery.state import COLLECTIONS, State, leaves
-
-_ABOUT = ('evaluation', 'mechanism')  # files that kinds may read of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,7 @@ def read(folder: str, state: Mapping[str, Any] | None = None) -> Run:
     config = config_lib.load(folder)
     names = record.dataset_info(folder).class_names
     saved = checkpoints.load_raw(folder) if state is None else state
-    about = {name: _json(os.path.join(folder, f'{name}.json')) for name in _ABOUT}
+    about = {'validation': _validation(folder), 'mechanism': _json(folder, 'mechanism')}
     arrays = {n: leaves(saved.get(n)) for n in COLLECTIONS}
     weights = State(
         arrays['params'], arrays['batch_stats'], arrays['router_state'], names, about=about
@@ -75,7 +73,19 @@ def with_data_of(there: Config, here: Config) -> Config:
     return dataclasses.replace(there, dataset=dataset)
 
 
-def _json(path: str) -> dict[str, Any]:
+def _validation(folder: str) -> dict[str, Any]:
+    """What routed layers did on validation images, by path: at the last validation of training, or
+    as a file says. Experts are chosen by it, never by test images."""
+    for name in ('evaluation-validation', 'evaluation'):
+        scored = _json(folder, name)
+        if scored.get('split') == 'validation':
+            return as_dict(scored.get('layers'))
+    rows = [row for row in metrics.read(folder) if row['split'] == 'validation']
+    return as_dict(rows[-1].get('layers')) if rows else {}
+
+
+def _json(folder: str, name: str) -> dict[str, Any]:
+    path = os.path.join(folder, f'{name}.json')
     try:
         return as_dict(read_json(path))
     except FileNotFoundError:

@@ -27,7 +27,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.surgery import coactivation, hidden_units
-from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, needs_routed
+from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, may_drop, needs_routed
 from moe_vision.surgery.state import State, Table
 
 
@@ -123,10 +123,12 @@ class Split(Kind):
         Columns that are mean inputs are brought to the deviation of those that were drawn; that of
         moments is 0.
         """
+        block, _, name = block_of(path)
         experts = config.model.moe.num_experts
+        if block in self._parts:  # a layer may have a number of its own
+            experts = len(self._parts[block]) * self.args.copies
         null = getattr(config.model.moe.router_args, 'null_experts', 0)
         of_each = own.ndim and own.shape[-1] == experts + null
-        block, _, name = block_of(path)
         if self.args.router == 'inputs' and name == 'kernel' and block in self._parts:
             made = coactivation.columns(self._seen[block], self._parts[block])
             drawn, rest = np.split(own, [experts], -1)
@@ -158,6 +160,4 @@ class Split(Kind):
             lines.append(f'a block has {count} parts, of which a token takes {moe.k}')
         elif self.args.copies == 1 and self.args.router_scale:
             lines.append('gates differ at first; with --router_scale=0 they are equal')
-        if moe.capacity_factor < moe.num_experts / moe.k:
-            lines.append('choices may be dropped, as model.moe.capacity_factor says')
-        return lines
+        return [*lines, *may_drop(config)]

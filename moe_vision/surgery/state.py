@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_vision.common.errors import UserError
+from moe_vision.common.json_values import clean
 from moe_vision.common.paths import path_name
 
 Arrays = Mapping[str, np.ndarray]  # by path, such as 'block_3/experts/in_kernel'
@@ -53,6 +54,11 @@ class Misfit(UserError):
 def leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by path."""
     return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree or {})}
+
+
+def cleaned(class_names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes as the record of a run gives them."""
+    return tuple(map(clean, class_names))
 
 
 def replaced(tree: Any, arrays: Arrays) -> Any:

@@ -18,8 +18,9 @@ import zlib
 
 import numpy as np
 
+from moe_vision.config import registry
 from moe_vision.config.schema import Config
-from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, needs_routed
+from moe_vision.surgery.kind import Kind, block_of, cut, gate_sum, may_drop, needs_routed
 from moe_vision.surgery.state import State, Table
 
 _WHY = 'no block there can be copied'
@@ -27,6 +28,7 @@ _OTHER_NORMS = (
     'that block has other norms than experts (batch norm, as a rule); train it with '
     'model.twin=same_width, whose blocks are those of experts'
 )
+_KINDS = 'experts of several kinds are no copies of one block; leave model.moe.kinds out'
 _SHARED = "layers share these experts; upcycle with model.moe.bank='own'"
 
 
@@ -49,7 +51,7 @@ class Upcycle(Kind):
                 own,
                 f'{block}/{name}',
                 lambda x: self._copies(path, x, len(own)),
-                _why(block, source),
+                _KINDS if name.startswith('kind_') else _why(block, source),
             )
 
         result = cut('upcycle', source, fresh, param)
@@ -78,11 +80,10 @@ def _why(block: str, source: State) -> str:
 def _exactness(config: Config) -> list[str]:
     """What keeps the network from computing what the source does, for all that can be known."""
     moe, lines = config.model.moe, []
-    if gate_sum(config) != 1:
+    chooses = 'k' not in registry.entry('router', registry.ROUTERS, moe.router).ignores
+    if chooses and gate_sum(config) != 1:
         lines.append(
-            f"the gates of router '{moe.router}' do not sum to 1 as it is set, so branches are "
-            'scaled at first; with renormalize the network begins as the dense one'
+            f"the gates of router '{moe.router}' need not sum to 1 as it is set, and branches are "
+            'scaled by their sum at first; with renormalize the network begins as the dense one'
         )
-    if moe.capacity_factor < moe.num_experts / moe.k:
-        lines.append('choices may be dropped, as model.moe.capacity_factor says')
-    return lines
+    return [*lines, *may_drop(config)]

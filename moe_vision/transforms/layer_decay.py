@@ -2,15 +2,16 @@
 
 The updates of parameter p are multiplied by 1 in the classifier, by `trunk` elsewhere, and there by
 `decay` to the power of p's distance from the end. The last block has distance 1, block i of n has
-n - i, the stem with positions and class token n + 1, a norm behind the blocks 0. Source: layer-wise
-learning rates (ULMFiT, Howard and Ruder 2018) in the form of BEiT (Bao et al. 2022).
+n - i, the stem with positions and class token n + 1, as what routed layers share has, and a norm
+behind the blocks 0. Source: layer-wise learning rates (ULMFiT, Howard and Ruder 2018) in the form
+of BEiT (Bao et al. 2022).
 """
 
 import re
 
 from moe_vision.transforms.types import Transform, by_path, paths
 
-_FIRST = ('stem', 'position', 'class_token')
+_FIRST = ('stem', 'position', 'class_token', 'bank_', 'router/')
 _LAST = ('classifier', 'head')
 
 

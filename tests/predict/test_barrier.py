@@ -9,6 +9,7 @@ import pytest
 import train_cases
 
 from moe_vision.common.errors import UserError
+from moe_vision.layers import Step
 from moe_vision.predict import barrier
 from moe_vision.predict.model import Model
 from moe_vision.run_folder import checkpoints, record
@@ -95,6 +96,38 @@ def test_networks_that_differ_in_order_alone_are_one_once_they_are_aligned(runs)
         np.testing.assert_array_equal(params[path], x, err_msg=path)
     for path, x in leaves(here['router_state']).items():
         np.testing.assert_array_equal(state[path], x, err_msg=path)
+
+
+NULL = {'model.moe.router': 'null_experts', 'model.moe.router_args': {'null_experts': 2}}
+
+
+def test_another_order_of_experts_beside_null_experts_computes_the_same(data_dir):
+    setup = Setup(train_cases.make(data_dir, VIT | NULL | {'model.moe.losses': {}}))
+    one, two = (leaves(jax.device_get(setup.fresh_state(seed).params)) for seed in (0, 1))
+    params, _ = aligned(setup.config, one, two, {})
+    kernel = 'block_1/router/kernel'
+    assert np.abs(params[kernel][:, :4] - two[kernel][:, :4]).max() > 0
+    x = np.random.default_rng(0).normal(size=(8, *setup.info.image_shape)).astype(np.float32)
+    shape = setup.fresh_state().params
+    logits = [
+        setup.network.apply({'params': replaced(shape, p)}, x, Step.example(8))[0]
+        for p in (two, params)
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'changes, why',
+    [
+        ({'model.moe.router': 'hash', 'model.moe.router_args': {}}, "router 'hash' knows them by"),
+        ({'model.moe.bank': '2', 'model.moe.placement': 'every_1'}, 'layers share them'),
+    ],
+)
+def test_experts_whose_order_means_something_are_left_alone(data_dir, changes, why):
+    setup = Setup(train_cases.make(data_dir, VIT | {'model.moe.losses': {}} | changes))
+    state = setup.fresh_state()
+    with pytest.raises(UserError, match=why):
+        aligned(setup.config, leaves(state.params), leaves(state.params), {})
 
 
 def test_the_ends_of_the_line_are_the_networks(runs):

@@ -10,7 +10,7 @@ from input_pipeline import DatasetInfo
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.config import surgery
-from moe_vision.config.schema import Model
+from moe_vision.config.schema import Model, Moe
 from moe_vision.layers.moe import make_expert
 from moe_vision.leverage import measure
 from moe_vision.models.places import expert_params
@@ -118,8 +118,32 @@ def test_it_says_what_keeps_it_from_being_exact(data_dir):
     twin = config_of(data_dir, **{'model.twin': 'same_width'})
     bounded = {'model.moe.router_args': {}, 'model.moe.capacity_factor': 1.0}
     result = cut(Upcycle, weight_files.fresh(twin, IMAGE), twin, config_of(data_dir, **bounded))
-    assert 'do not sum to 1 as it is set' in ' '.join(result.told)
-    assert 'choices may be dropped' in ' '.join(result.told)
+    assert 'need not sum to 1 as it is set' in ' '.join(result.told)
+    assert 'choices may be dropped, as model.moe.capacity_factor says' in ' '.join(result.told)
+
+
+@pytest.mark.parametrize(
+    'changes, told',
+    [
+        ({'model.moe.eval_capacity_factor': 0.5}, 'as model.moe.eval_capacity_factor says'),
+        (
+            {'model.moe.layers': {'-1': {'capacity_factor': 1.0}}},
+            'as model.moe.layers.-1.capacity_factor says',
+        ),
+        ({'model.moe.router': 'soft', 'model.moe.router_args': {}, 'model.moe.losses': {}}, ''),
+    ],
+)
+def test_it_reads_what_each_layer_has_and_only_what_a_router_reads(data_dir, changes, told):
+    twin = config_of(data_dir, **{'model.twin': 'same_width'})
+    room = {'model.moe.capacity_factor': 8.0, 'model.moe.eval_capacity_factor': 8.0}
+    if not told:  # it is not read
+        room = {key: getattr(Moe(), key.rpartition('.')[2]) for key in room}
+    config = config_of(data_dir, **{**room, **changes})
+    result = cut(Upcycle, weight_files.fresh(twin, IMAGE), twin, config)
+    dropped = [line for line in result.told if 'dropped' in line]
+    assert [line.partition(', ')[2] for line in dropped] == ([told] if told else [])
+    if not told:
+        assert 'sum to 1' not in ' '.join(result.told)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +156,12 @@ def test_it_says_what_keeps_it_from_being_exact(data_dir):
             'that block has other norms than experts (batch norm, as a rule); train it with',
         ),
         ('vit', {}, {'model.moe.bank': '2', 'model.moe.placement': 'every_1'}, "bank='own'"),
+        (
+            'vit',
+            {},
+            {'model.moe.kinds': ({'count': 2}, {'count': 2, 'divide': 2})},
+            'several kinds',
+        ),
         ('vit', {}, {'model.moe.hidden': 8}, '(4, 16, 8) is due'),
         (
             'vit',
@@ -163,22 +193,35 @@ def test_classes_of_other_names_get_a_new_classifier(data_dir):
     np.testing.assert_array_equal(result.params['classifier/kernel'], own)
 
 
-def test_moments_are_copied_like_weights(data_dir):
+@pytest.mark.parametrize(
+    'prefixes', [('', ''), ('', 'optimizer/'), ('optimizer/', ''), ('optimizer/',) * 2]
+)
+def test_moments_are_copied_like_weights(data_dir, prefixes):
+    """With transforms and without them, there and here."""
     twin, config = config_of(data_dir, **{'model.twin': 'same_width'}), config_of(data_dir)
     dense, fresh = weight_files.fresh(twin, IMAGE), weight_files.fresh(config, IMAGE, seed=9)
 
-    def moments(params, scale):
-        made = {f'1/{m}/{n}': x * scale for m in ('mu', 'nu') for n, x in params.items()}
-        return made | {'1/count': np.int32(scale * 7)}
+    def moments(params, scale, prefix):
+        made = {f'1/0/{m}/{n}': x * scale for m in ('mu', 'nu') for n, x in params.items()}
+        counts = {'1/0/count': np.int32(scale * 7), '1/2/count': np.int32(scale * 5)}
+        transforms = {'transforms/freeze_router/frozen': np.int32(scale)}
+        return {prefix + path: x for path, x in (made | counts).items()} | (
+            transforms if prefix else {}
+        )
 
     kind = Upcycle(ARGS['upcycle'](noise=0.5))
-    there, here = moments(dense.params, 2), moments(fresh.params, 0)
+    there, here = moments(dense.params, 2, *prefixes[:1]), moments(fresh.params, 0, *prefixes[1:])
     made = carried(kind, dense, there, twin, fresh, here, config)
-    assert made.keys() == here.keys() and made['1/count'] == 14
-    for name in ('mu', 'nu'):
-        copies = made[f'1/{name}/block_1/experts/in_kernel']
-        np.testing.assert_array_equal(copies, np.stack([there[f'1/{name}/block_1/in_kernel']] * 4))
-        assert not made[f'1/{name}/block_1/router/kernel'].any()
+    before, own = prefixes
+    assert made.keys() == here.keys() and made[f'{own}1/0/count'] == 14
+    # What says how far the run is begins anew, or it would never train.
+    assert made[f'{own}1/2/count'] == 0
+    assert made.get('transforms/freeze_router/frozen', 0) == 0
+    for name in (f'1/0/{n}' for n in ('mu', 'nu')):
+        copies = made[f'{own}{name}/block_1/experts/in_kernel']
+        one = there[f'{before}{name}/block_1/in_kernel']
+        np.testing.assert_array_equal(copies, np.stack([one] * 4))
+        assert not made[f'{own}{name}/block_1/router/kernel'].any()
 
 
 def test_the_counts_are_those_that_leverage_predicts(data_dir):
@@ -266,7 +309,7 @@ def never_chosen(source, expert):
 
 
 def about(**layers):
-    return {'evaluation': {'layers': {n: {'load': x} for n, x in layers.items()}}}
+    return {'validation': {n: {'load': x} for n, x in layers.items()}}
 
 
 def test_without_experts_that_nobody_chose_it_computes_the_same(data_dir):
@@ -290,7 +333,8 @@ def test_experts_stay_by_what_their_loss_costs(data_dir):
     for name, axis in (('block_1/experts/out_bias', 0), ('block_1/router/kernel', 1)):
         kept = np.take(source.params[name], [0, 2], axis)
         np.testing.assert_array_equal(result.params[name], kept)
-    with pytest.raises(UserError, match='prune by load reads evaluation.json of the run'):
+    assert 'experts were chosen by test images' in ' '.join(result.told)
+    with pytest.raises(UserError, match='prune by load reads the load .* on validation images'):
         cut(Prune, source, before, after)
 
 

@@ -419,7 +419,7 @@ def test_all_layers_share_a_budget_and_cost_what_is_predicted(of, data_dir):
     config = config_of(data_dir, **both)
     loads = {'block_0': [0.1, 0.2, 0.3, 0.4], 'block_1': [0.0, 0.9, 0.1, 0.0]}
     layers = {n: {'load': x} for n, x in loads.items()}
-    state = dataclasses.replace(fresh(config), about={'evaluation': {'layers': layers}})
+    state = dataclasses.replace(fresh(config), about={'validation': layers})
     info = input_pipeline.info(config.dataset)
     before = measure(config, info)
     one = (2 * 16 + 1) * HIDDEN // EXPERTS + 16 + 16  # an expert, and its column
@@ -457,7 +457,7 @@ def test_a_config_that_a_budget_makes_is_checked(changes, hint, data_dir, monkey
     both = {'model.moe.placement': 'every_1', 'model.moe.k': 1}
     config = config_of(data_dir, **both)
     loads = {'block_0': [0.1, 0.2, 0.3, 0.4], 'block_1': [0.0, 0.9, 0.1, 0.0]}
-    about = {'evaluation': {'layers': {n: {'load': x} for n, x in loads.items()}}}
+    about = {'validation': {n: {'load': x} for n, x in loads.items()}}
     state = dataclasses.replace(fresh(config), about=about)
     there = folders._Source(state, state, config)
     monkeypatch.setattr(folders, '_source', lambda *_: there)

@@ -180,7 +180,7 @@ def test_moments_are_cut_into_the_same_parts_and_keep_the_scale_of_a_gradient(da
 
 def with_loads(state, *load):
     layers = {block_of(state): {'load': list(load)}}
-    return dataclasses.replace(state, about={'evaluation': {'layers': layers}})
+    return dataclasses.replace(state, about={'validation': layers})
 
 
 def shuffled(state, experts, seed=0):
@@ -253,7 +253,7 @@ def test_more_experts_and_missing_loads_are_one_line(data_dir):
     config, state, more, twice = doubled(data_dir)
     for source, source_config, result, hint in (
         (state, config, more, 'merge makes fewer, expand more'),
-        (twice, more, config, 'train the run to its end first'),
+        (twice, more, config, 'eval.split=validation'),
     ):
         with pytest.raises(UserError, match=hint) as e:
             cut(Merge, source, source_config, result)

@@ -40,6 +40,8 @@ def test_rates_fall_by_hand_from_the_classifier_to_the_stem():
         'stem/kernel': 0.1,
         'position': 0.1,
     }
+    shared = scales_of([*VIT, 'bank_0/experts/in_kernel', 'router/input'], 0.5, 0.8)
+    assert shared['bank_0/experts/in_kernel'] == shared['router/input'] == shared['position']
     four = scales_of([*CONV, 'head/router/kernel'], 0.5, 1.0)
     assert four['down_1/kernel'] == four['block_2/a'] == 0.25  # the block that follows it
     assert four['head/router/kernel'] == 1.0 and four['stem/kernel'] == 0.5**5

@@ -35,7 +35,8 @@ class Ssr(TopK):
         p = self.args.probability
         if not context.train or p == 0:
             return routing
-        balanced = jax.random.bernoulli(context.layer_key(SsrStream.BALANCED), p)
+        drawn = jax.random.bernoulli(context.layer_key(SsrStream.BALANCED), p)
+        balanced = context.unless_settled(drawn, False)
         ids, gate = jax.lax.cond(
             balanced,
             lambda: self._balanced(routing, context),

@@ -27,6 +27,11 @@ from moe_vision.routing.types import Context, Routing, pick, top_k_ids
 class TopK(Router):
     """A linear router without bias, in float32, on features normalised unless the args say not."""
 
+    @property
+    def draws(self):
+        """The second choice is drawn in evaluation, too."""
+        return self.args.second_choice == 'random_expert' and self.k == 2
+
     def params(self, width):
         shapes = super().params(width)
         if self.args.noise == 'learned':
