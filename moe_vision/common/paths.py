@@ -1,6 +1,7 @@
 """Finds folders of the user, of this repository and of runs, and names arrays in a tree."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ def expanded(path: str) -> str:
         return files.expanded(path)
     except DataError as e:
         raise UserError(str(e)) from e
+
+
+def in_order(layers: Iterable[str]) -> list[str]:
+    """Paths of layers in the order of their numbers: block_2 before block_10, unlike in a tree."""
+
+    def key(name: str) -> list[tuple[str, int]]:
+        return [('', int(s)) if s.isdecimal() else (s, 0) for s in re.split(r'(\d+)', name)]
+
+    return sorted(layers, key=key)
 
 
 def path_name(path: Iterable[Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from moe_vision.common.paths import in_order
 from moe_vision.in_python.table import Table
 from moe_vision.predict.model import Prediction
 
@@ -28,7 +29,7 @@ class Picture(Figure):
 
 def history(table: Table, name: str) -> Picture:
     """Loss, accuracy and, if the network routes, the load of the last routed layer's experts."""
-    loads = [c for c in table.columns if c.startswith('layers.') and c.endswith('.load')]
+    loads = in_order(c for c in table.columns if c.startswith('layers.') and c.endswith('.load'))
     picture = Picture(figsize=(4.2 * (2 + bool(loads)), 3.2), layout='constrained')
     axes = picture.subplots(1, 2 + bool(loads), squeeze=False)[0]
     for axis, column in zip(axes, ('loss', 'accuracy'), strict=False):

@@ -110,10 +110,11 @@ def _note(model: 'Model') -> None:
     mixes = getattr(moe.router_args, 'axis', None) == 'batch'
     if not mixes and registry.keeps_capacity(moe.router):
         mixes = moe.group_size > model.network.model.moe.group_size
+    mixes = mixes or moe.router == 'shuffled' or getattr(moe.router_args, 'rule', '') == 'quantile'
     if mixes and model.config.model.twin == 'none':
         print(
-            'note: this network mixes the images of a group; here each image is a group of its '
-            'own, which is not how it was trained and scored',
+            'note: what this network does to an image depends on the others of its group; here '
+            'each image is a group of its own, which is not how it was trained and scored',
             file=sys.stderr,
         )
 

@@ -5,10 +5,11 @@
     >>> prediction = model(images)  # uint8 [B, H, W, C]; prediction.probabilities is [B, L]
 
 Every image is a routing group of its own, with room for all its choices, on one device. So the
-prediction for an image does not depend on the others, and nothing is dropped. Three kinds of router
-are special: Soft MoE over the batch mixes the images of a group, so it cannot work here as it was
-trained to; a router whose routes follow from capacity keeps the capacity factor of training, and is
-refused if it compares whole images; and a router that draws at random draws by the image's place.
+prediction for an image does not depend on the others, and nothing is dropped. Some routers are
+special: Soft MoE over the batch mixes the images of a group, `shuffled` deals routes out to other
+images, and quantiles compare images, so none of these can work here as it was trained to; a router
+whose routes follow from capacity keeps the capacity factor of training, and is refused if it
+compares whole images; and a router that draws at random draws by the image's place.
 
 Axes: B images, L classes, T tokens of an image (patches; 1 where images are routed), K choices,
 H and W height and width, C channels.
@@ -27,7 +28,7 @@ import input_pipeline
 from input_pipeline import DatasetInfo
 from moe_vision import leverage, models
 from moe_vision.common.errors import UserError
-from moe_vision.common.paths import expanded
+from moe_vision.common.paths import expanded, in_order
 from moe_vision.config.places import compares_images, of_one_image
 from moe_vision.config.schema import Config
 from moe_vision.leverage import table
@@ -131,8 +132,8 @@ class Model:
         return Prediction(
             probabilities,
             {
-                layer: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in choices.items()}
-                for layer, choices in layers.items()
+                name: {n: x.reshape(len(images), -1, x.shape[-1]) for n, x in layers[name].items()}
+                for name in in_order(layers)
             },
         )
 

@@ -2,9 +2,9 @@ r"""What the best routes of a trained network would be worth, and what they cost
 
     python -m moe_vision.predict.oracle --workdir=W --images=500 --budgets=0.25,0.5,1
 
-Each image of the split is run along every path through the routed layers: one expert, or none, in
-each. The cost of a path is its experts' FLOPs, as a share of those of the costliest path. At each
-budget the table shows the mean loss and the accuracy
+Each image of the split is run along every path through the routed layers: one expert in each, or
+none where there are null experts. The cost of a path is its experts' FLOPs, as a share of those of
+the costliest path. At each budget the table shows the mean loss and the accuracy
 
   of the oracle, which takes for each image the path of least loss within the budget, and how much
   that saves on the cheapest path (how difficult the images are);
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 MOST_PATHS = 60_000  # 3^10 = 59,049
 _TOGETHER = 32  # paths that one program runs
+_BUDGETS = (0.25, 0.5, 1.0)
+_ROUNDED = 1e-9  # costs this close are equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,10 @@ class Paths:
         return self.loss[self.fixed(float(self.cost.min()))] - self._of(self.loss, budget)
 
     def regret(self) -> float:
-        """Mean loss of the network's own routes less that of the oracle at their mean cost."""
-        return float(self.own_loss.mean() - self._of(self.loss, self.own_cost.mean()).mean())
+        """Mean loss of the network's own routes less that of the oracle at their mean cost, or at
+        that of the cheapest path if they cost less."""
+        cost = max(float(self.own_cost.mean()), float(self.cost.min()))
+        return float(self.own_loss.mean() - self._of(self.loss, cost).mean())
 
     def rows(self, budgets: Sequence[float]) -> list[dict[str, Any]]:
         """A row for each budget, as the command prints it."""
@@ -123,13 +127,17 @@ class Paths:
         return values[self.oracle(budget), range(values.shape[1])]
 
     def _within(self, budget: float) -> np.ndarray:
-        allowed = (self.cost <= budget + 1e-9).nonzero()[0]
-        if not len(allowed):
-            raise UserError(
-                f'no path costs at most {budget:g}; the cheapest costs {self.cost.min():.4g} of '
-                'the costliest.'
-            )
-        return allowed
+        _check_budget(budget, self.cost)
+        return (self.cost <= budget + _ROUNDED).nonzero()[0]
+
+
+def _check_budget(budget: float, cost: np.ndarray) -> None:
+    """Raises UserError if no path [P] is within the budget."""
+    if cost.min() > budget + _ROUNDED:
+        raise UserError(
+            f'no path costs at most {budget:g}; the cheapest costs {cost.min():.4g} of the '
+            'costliest.'
+        )
 
 
 def count(config: 'Config') -> int:
@@ -166,11 +174,13 @@ def _ids(config: 'Config') -> list[int]:
     return [make_router(model.moe.router, model.moe.router_args, p).num_ids for p in places]
 
 
-def measure(model: 'Model', images: np.ndarray, labels: np.ndarray) -> Paths:
+def measure(
+    model: 'Model', images: np.ndarray, labels: np.ndarray, budgets: Sequence[float] = ()
+) -> Paths:
     """Runs images uint8 [B, H, W, C] with labels [B] along every path, and along their own routes.
 
     Raises:
-      UserError: as `count`, or routing is soft.
+      UserError: as `count`, routing is soft, or no path is within one of the budgets.
     """
     import jax
     import jax.numpy as jnp
@@ -182,6 +192,8 @@ def measure(model: 'Model', images: np.ndarray, labels: np.ndarray) -> Paths:
     ids = np.asarray(list(itertools.product(*(range(len(p)) for p in price))), np.int32)
     cost = np.sum([p[ids[:, n]] for n, p in enumerate(price)], 0)
     most = max(float(cost.max()), 1.0)
+    for budget in budgets:
+        _check_budget(budget, cost / most)
 
     def scored(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         of_label = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], -1)[:, 0]
@@ -245,8 +257,9 @@ def _run(arguments: Sequence[str]) -> int:
     model = load(args.workdir, args.best)
     batch = flags.first_images(config, info, args.split, args.images)
     size = len(batch['label'])
-    paths = measure(model, batch['image'], batch['label'])
-    rows = paths.rows(args.budgets)
+    paths = measure(model, batch['image'], batch['label'], args.budgets or ())
+    usual = [b for b in _BUDGETS if b >= paths.cost.min()]
+    rows = paths.rows(args.budgets or usual)
     own = {
         'cost': float(paths.own_cost.mean()),
         'loss': float(paths.own_loss.mean()),
@@ -279,9 +292,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags.add_images(parser, 500)
     parser.add_argument(
         '--budgets',
-        default='0.25,0.5,1',
         metavar='B,B',
-        help='costs that paths may have, as shares of that of the costliest (default: 0.25,0.5,1)',
+        help='costs that paths may have, as shares of that of the costliest (default: those of '
+        '0.25, 0.5 and 1 that the cheapest path allows)',
     )
     add_weights(parser)
     parser.add_argument('--json', action='store_true', help='print JSON')
@@ -289,7 +302,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if args.images < 1:
         raise UserError(f'--images is {args.images}; it must be positive.')
     try:
-        args.budgets = [float(b) for b in args.budgets.split(',')]
+        args.budgets = args.budgets and [float(b) for b in args.budgets.split(',')]
     except ValueError as e:
         raise UserError(
             f"--budgets is '{args.budgets}'; write numbers and commas: --budgets=0.25,0.5,1."

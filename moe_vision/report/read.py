@@ -13,7 +13,7 @@ from etils import epath
 from moe_vision.common import files, limits, metric_rows
 from moe_vision.common.errors import UserError
 from moe_vision.common.json_values import as_dict, as_list, clean, number, value_at
-from moe_vision.common.paths import runs_near
+from moe_vision.common.paths import in_order, runs_near
 
 _LARGEST = 3.5e38  # no number that a run computes in float32 is larger
 
@@ -79,7 +79,7 @@ class Run:
         names: dict[str, None] = {}
         for source in (*(r.get('layers') for r in self.rows), self.evaluation.get('layers')):
             names.update(dict.fromkeys(as_dict(source)))
-        return list(names)
+        return in_order(names)
 
     def routed_rows(self) -> list[dict[str, Any]]:
         """The rows whose routing is drawn over time: training, or validation if there is none."""

@@ -32,6 +32,14 @@ def test_routers_of_the_table(name):
     routers.router(name)
 
 
+@pytest.mark.parametrize(
+    'name, args',
+    [('ssr', {'probability': 0.5}), ('top_k', {'second_choice': 'random_expert'})],
+)
+def test_routers_that_draw_more_often_than_they_do_by_default(name, args):
+    routers.router(name, args)
+
+
 @pytest.mark.parametrize('name', registry.LOSSES)
 def test_losses_of_the_table(name):
     values.loss(name)

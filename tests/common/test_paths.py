@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_vision.common.errors import UserError
-from moe_vision.common.paths import ROOT, expanded, path_name, runs_near
+from moe_vision.common.paths import ROOT, expanded, in_order, path_name, runs_near
 
 
 def test_the_root_is_the_folder_of_this_repository():
@@ -121,3 +121,10 @@ def test_a_folder_without_a_run_says_where_one_is(tmp_path, files, says):
         (tmp_path / name).write_text('')
     assert says.format(here=tmp_path) in runs_near(str(tmp_path))
     assert runs_near(str(tmp_path / 'gone')) == runs_near('gs://bucket/run')
+
+
+def test_layers_stand_in_the_order_of_their_numbers():
+    """In a tree of jax they stand in the order of letters."""
+    layers = ['block_1', 'block_3', 'block_3_split_1', 'block_11', 'head']
+    assert in_order(sorted(layers)) == layers
+    assert in_order(['net/block_10', 'net/block_9']) == ['net/block_9', 'net/block_10']

@@ -152,6 +152,24 @@ def test_budgets_by_hand():
     assert row['difficulty'] == 1.0  # 4 - 2 of the first image, nothing of the second
     with pytest.raises(UserError, match='no path costs at most -1'):
         paths.oracle(-1)
+    # Routes that cost less than any path are compared with the cheapest one.
+    dear = dataclasses.replace(paths, cost=np.array([0.5, 0.75, 1.0]), own_cost=np.zeros(2))
+    assert dear.regret() == 2.5 - (4.0 + 1.0) / 2
+
+
+def test_where_all_paths_cost_the_same_the_usual_budgets_are_those_that_they_keep(
+    run, measured, capsys, monkeypatch
+):
+    equal = dataclasses.replace(measured[2], cost=np.ones(9), own_cost=np.ones(12))
+    monkeypatch.setattr(oracle, 'measure', lambda *_: equal)
+    assert oracle.main([f'--workdir={run[0]}', '--images=6', '--json']) == 0
+    assert [row['budget'] for row in json.loads(capsys.readouterr().out)['budgets']] == [1.0]
+
+
+def test_a_budget_that_no_path_keeps_is_told_before_any_path_is_run(run, measured, monkeypatch):
+    monkeypatch.setattr(Model, 'apply', None)
+    with pytest.raises(UserError, match='no path costs at most -0.5; the cheapest costs 0 of'):
+        oracle.measure(run[1], *measured[:2], [1.0, -0.5])
 
 
 def test_the_command(run, measured, capsys, monkeypatch):

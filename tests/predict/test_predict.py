@@ -158,18 +158,22 @@ def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
             near(sum(gates), layer['gate'][0].sum(-1).mean())
 
 
-@pytest.mark.parametrize('axis', ['batch', 'none'])
-def test_a_network_that_mixes_images_prints_a_note(axis, data_dir, capsys):
-    config = train_cases.make(
-        data_dir,
-        {
-            'model.moe.router': 'soft',
-            'model.moe.losses': {},
-            'model.moe.router_args': {'axis': axis},
-        },
-    )
+@pytest.mark.parametrize(
+    'router, args, mixes',
+    [
+        ('soft', {'axis': 'batch'}, True),
+        ('soft', {'axis': 'none'}, False),
+        ('shuffled', {}, True),
+        ('dynamoe', {'rule': 'quantile'}, True),
+        ('dynamoe', {}, False),
+        ('top_k', {}, False),
+    ],
+)
+def test_a_network_that_mixes_images_prints_a_note(router, args, mixes, data_dir, capsys):
+    moe = {'router': router, 'router_args': args, 'losses': {}}
+    config = train_cases.make(data_dir, {f'model.moe.{key}': value for key, value in moe.items()})
     predict._note(types.SimpleNamespace(config=config))
-    assert ('mixes the images of a group' in capsys.readouterr().err) == (axis == 'batch')
+    assert ('depends on the others of its group' in capsys.readouterr().err) == mixes
 
 
 def test_files_that_cannot_be_read_are_named_and_counted(run, pictures, tmp_path, capsys):

@@ -16,6 +16,7 @@ from moe_vision.leverage import measure
 from moe_vision.models.places import expert_params
 from moe_vision.surgery.average import Average
 from moe_vision.surgery.expand import Expand
+from moe_vision.surgery.kind import computes_alike
 from moe_vision.surgery.moments import carried
 from moe_vision.surgery.prune import Prune
 from moe_vision.surgery.state import Misfit, State
@@ -176,6 +177,23 @@ def test_what_cannot_be_upcycled_is_named(name, before, after, hint, data_dir):
     with pytest.raises(Misfit) as e:
         cut(Upcycle, weight_files.fresh(twin, IMAGE), twin, config_of(data_dir, name, **after))
     assert hint in '\n'.join(e.value.table)
+
+
+def test_the_result_has_the_norms_of_its_source(data_dir):
+    """Both kinds have arrays of the same names and shapes."""
+    source, other = (
+        config_of(
+            data_dir,
+            'conv',
+            **{
+                'model.args': NETWORKS['conv'] | {'norm': norm},
+                'model.moe.placement': '0',
+                'model.twin': 'same_width',
+            },
+        )
+        for norm in ('batch', 'group')
+    )
+    assert computes_alike(source, other).model.args.norm == 'batch'
 
 
 def test_a_dense_config_cannot_be_upcycled(data_dir):

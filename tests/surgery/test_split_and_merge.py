@@ -94,6 +94,24 @@ def test_a_token_takes_the_parts_of_one_copy(data_dir):
     np.testing.assert_array_equal(in_kernel[:2], in_kernel[2:])
 
 
+def test_a_layer_with_a_number_of_its_own_gets_equal_columns_too(data_dir):
+    args = {'gate': 'top_k_softmax', 'gate_scale': 2.0}
+    every = {'model.moe.placement': 'every_1'}
+    changes = {
+        'model.moe.k': 2,
+        'model.moe.hidden': HIDDEN // 2,
+        'model.moe.router_args': args,
+        'model.moe.layers': {'1': {'num_experts': 8, 'hidden': HIDDEN // 4}},
+    }
+    twin = config_of(data_dir, **every, **{'model.twin': 'same_width', 'model.moe.hidden': HIDDEN})
+    config = config_of(data_dir, **every, **changes)
+    result = cut(Split, weight_files.fresh(twin, IMAGE), twin, config, copies=2)
+    for block, parts in (('block_0', 2), ('block_1', 4)):
+        kernel = result.params[f'{block}/router/kernel']
+        for copy in np.split(kernel, 2, 1):
+            np.testing.assert_array_equal(copy, np.repeat(copy[:, :1], parts, 1))
+
+
 def test_it_says_what_keeps_it_from_being_exact(data_dir):
     changes = {'model.moe.k': 2, 'model.moe.router_args': {}, 'model.moe.capacity_factor': 1.0}
     twin, config = dense_of(data_dir), config_of(data_dir, **changes)

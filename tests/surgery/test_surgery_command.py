@@ -13,6 +13,7 @@ import moe_vision
 from moe_vision.common.errors import UserError
 from moe_vision.config import check as config_lib
 from moe_vision.run_folder import checkpoints
+from moe_vision.surgery import runs
 from moe_vision.surgery.__main__ import main
 from moe_vision.training import continuing
 from moe_vision.training.setup import Setup
@@ -180,6 +181,36 @@ def test_a_block_is_split_by_what_fires_on_images_and_compressed(made, data_dir,
     np.testing.assert_allclose(after, before, atol=1e-5)
     about = json.loads((split / 'surgery.json').read_text())
     assert about['args']['samples'] == 40 and 'block_1: 4 experts of 32' in about['told'][0]
+
+
+def test_networks_that_compute_otherwise_have_no_mean(data_dir, tmp_path, capsys):
+    for name, activation in (('a', 'gelu'), ('b', 'gelu_erf')):
+        args = {'width': 8, 'depth': 1, 'heads': 2, 'patch_size': 4, 'activation': activation}
+        changes = {'model.name': 'vit', 'model.args': args, 'model.moe.placement': 'none'}
+        train_cases.saved(train_cases.make(data_dir, changes, start={}), tmp_path / name)
+    sources = f'--from={tmp_path}/a,{tmp_path}/b'
+    command = ['average', sources, '--config=configs/base.py', f'--workdir={tmp_path}/w']
+    assert main(command + flags(data_dir)) == 2
+    told = capsys.readouterr().err
+    assert told.count('\n') == 1 and not (tmp_path / 'w').exists()
+    assert "model.args.activation 'gelu' -> 'gelu_erf'" in told
+
+
+def test_experts_are_chosen_by_validation_images(data_dir, tmp_path):
+    """Those of the last validation of training, or of a file that scored validation images."""
+    train_cases.saved(train_cases.make(data_dir), tmp_path)
+    load = {'split': 'test', 'layers': {'head': {'load': [0.9, 0.1]}}}
+    (tmp_path / 'evaluation.json').write_text(json.dumps(load))
+    assert runs.read(str(tmp_path)).scored.about['validation'] == {}
+    (tmp_path / 'metrics').mkdir()
+    row = {'step': 3, 'split': 'validation', 'layers': {'head': {'load': [0.2, 0.8]}}}
+    rows = [row, row | {'step': 2, 'layers': {}}, row | {'step': 9, 'split': 'train'}]
+    text = '\n'.join(json.dumps(r | {'epoch': 1.0, 'loss': 1.0, 'accuracy': 0.5}) for r in rows)
+    (tmp_path / 'metrics/000000000-until-000000009.jsonl').write_text(text + '\n')
+    assert runs.read(str(tmp_path)).scored.about['validation'] == row['layers']
+    own = load | {'split': 'validation'}
+    (tmp_path / 'evaluation-validation.json').write_text(json.dumps(own))
+    assert runs.read(str(tmp_path)).scored.about['validation'] == load['layers']
 
 
 def test_a_config_names_the_kind(made, upcycled, data_dir):
