@@ -17,8 +17,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.schema import Config
 from moe_vision.surgery import hidden_units
-from moe_vision.surgery.expand import experts_of
-from moe_vision.surgery.kind import block_of
+from moe_vision.surgery.kind import block_of, experts_of
 from moe_vision.surgery.state import Arrays
 
 

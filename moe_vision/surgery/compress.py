@@ -29,8 +29,7 @@ from moe_vision.common.errors import UserError
 from moe_vision.config.schema import Config
 from moe_vision.layers.low_rank import LowRankMlp
 from moe_vision.surgery import samples
-from moe_vision.surgery.expand import experts_of
-from moe_vision.surgery.kind import Kind, cut, needs_routed, with_fields
+from moe_vision.surgery.kind import Kind, cut, experts_of, needs_routed, with_fields
 from moe_vision.surgery.state import Arrays, State, Table
 
 SMOOTHING = 0.85  # b

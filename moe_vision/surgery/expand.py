@@ -13,7 +13,6 @@ Axes: E experts.
 """
 
 import dataclasses
-import re
 import zlib
 from typing import Any
 
@@ -22,8 +21,8 @@ import numpy as np
 from moe_vision.common.errors import UserError
 from moe_vision.config import registry
 from moe_vision.config.schema import Config
-from moe_vision.surgery.kind import Kind, block_of, cut
-from moe_vision.surgery.state import Arrays, State, Table
+from moe_vision.surgery.kind import Kind, axis_of_experts, block_of, cut_layers, experts_of
+from moe_vision.surgery.state import State
 
 
 class Expand(Kind):
@@ -47,57 +46,40 @@ class Expand(Kind):
     ) -> State:
         before, after = experts_of(source.params), experts_of(fresh.params)
 
-        def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
-            block, part, _ = block_of(path)
-            if part not in ('experts', 'router') or block not in before or block not in after:
-                return table.take(path, own)
-            sizes = before[block], after[block]
-            drawn = part == 'experts'
-            return table.take(path, own, None, lambda x: self._more(path, x, own, *sizes, drawn))
-
-        def state(path: str, own: np.ndarray, theirs: Arrays) -> np.ndarray | None:
-            block, _, _ = block_of(path)
-            if path not in theirs:
-                return None
-            sizes = before.get(block, 0), after.get(block, 0)
-            made = self._more(path, np.asarray(theirs[path]), own, *sizes, False)
-            return made if made.shape == own.shape else None
-
         fewer = [b for b in before if after.get(b, 0) < before[b]]
         if fewer:
             raise UserError(
                 f"'{fewer[0]}' has {before[fewer[0]]} experts there and fewer here; expand makes "
                 'more, prune fewer.'
             )
-        result = cut('expand', source, fresh, param, state)
+
+        def more(path: str, x: np.ndarray, own: np.ndarray) -> np.ndarray:
+            block, _, _ = block_of(path)
+            return self._more(path, x, own, before[block], after[block])
+
+        result = cut_layers('expand', source, fresh, before.keys() & after.keys(), more)
         told = [f'{b}: {n} experts, {after[b] - n} more' for b, n in before.items()]
         return dataclasses.replace(result, told=(*result.told, *told))
 
     def _more(
-        self, path: str, x: np.ndarray, own: np.ndarray, before: int, after: int, drawn: bool
+        self, path: str, x: np.ndarray, own: np.ndarray, before: int, after: int
     ) -> np.ndarray:
         """An array with what it has for each expert also for the new ones.
 
         Args:
-          x: of the source. own: the initial value here, which has one axis that is longer.
-          drawn: whether copies get noise.
+          x: of the source.
+          own: the initial value here, which has one axis that is longer.
         """
-        axis = [i for i in range(x.ndim) if x.shape[i] == before and own.shape[i] == after]
-        if x.ndim != own.ndim or x.shape == own.shape or len(axis) != 1:
+        axis = axis_of_experts(x, own, before, after)
+        if axis is None:
             return x
-        new = np.take(own, np.arange(before, after), axis[0])
+        new = np.take(own, np.arange(before, after), axis)
         if self.args.new == 'copy':
-            new = np.take(x, np.arange(before, after) % before, axis[0])
-            if drawn and self.args.noise:
+            new = np.take(x, np.arange(before, after) % before, axis)
+            if block_of(path)[1] == 'experts' and self.args.noise:
                 rng = np.random.default_rng([self.args.seed, zlib.crc32(path.encode())])
                 new = new + rng.normal(size=new.shape) * (self.args.noise * x.std())
-        return np.concatenate([x, new], axis[0])
+        return np.concatenate([x, new], axis)
 
     def for_moments(self) -> Kind:
         return Expand(dataclasses.replace(self.args, noise=0.0))
-
-
-def experts_of(params: Arrays) -> dict[str, int]:
-    """E of each routed layer, by the name of its block."""
-    found = (re.fullmatch('(.*)/experts/[^/]*', path) for path in params)
-    return {m[1]: len(params[m[0]]) for m in found if m}

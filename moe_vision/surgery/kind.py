@@ -5,7 +5,8 @@ a dataclass in `config.surgery`.
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,50 @@ def cut(
         router_state[path] = own if kept is None else np.asarray(kept, own.dtype)
     told = ('the classifier is new: the classes there have other names',) if new_head else ()
     return State(made, norms, router_state, fresh.class_names, told)
+
+
+def cut_layers(
+    what: str,
+    source: State,
+    fresh: State,
+    blocks: Container[str],
+    change: Callable[[str, np.ndarray, np.ndarray], np.ndarray],
+) -> State:
+    """`cut`, where the experts and routers of some layers are changed.
+
+    Args:
+      blocks: names of the layers.
+      change: (path, array there, initial value here) -> array, of parameters and router state.
+    """
+
+    def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
+        block, part, _ = block_of(path)
+        if part not in ('experts', 'router') or block not in blocks:
+            return table.take(path, own)
+        return table.take(path, own, None, lambda x: change(path, x, own))
+
+    def state(path: str, own: np.ndarray, theirs: Arrays) -> np.ndarray | None:
+        if path not in theirs:
+            return None
+        made = np.asarray(theirs[path])
+        made = change(path, made, own) if block_of(path)[0] in blocks else made
+        return made if made.shape == own.shape else None
+
+    return cut(what, source, fresh, param, state)
+
+
+def axis_of_experts(x: np.ndarray, own: np.ndarray, before: int, after: int) -> int | None:
+    """The one axis of `before` entries there and `after` here; None if there is none to change."""
+    if x.ndim != own.ndim or x.shape == own.shape:
+        return None
+    axes = [i for i in range(x.ndim) if x.shape[i] == before and own.shape[i] == after]
+    return axes[0] if len(axes) == 1 else None
+
+
+def experts_of(params: Arrays) -> dict[str, int]:
+    """E of each routed layer, by the name of its block."""
+    found = (re.fullmatch('(.*)/experts/[^/]*', path) for path in params)
+    return {m[1]: len(params[m[0]]) for m in found if m}
 
 
 def needs_routed(what: str, config: Config) -> None:

@@ -28,10 +28,9 @@ from moe_vision.config.schema import Config
 from moe_vision.layers.experts import Expert
 from moe_vision.routing.types import Context, SoftRouting
 from moe_vision.surgery import budget, hidden_units, samples
-from moe_vision.surgery.expand import experts_of
-from moe_vision.surgery.kind import Kind, block_of, cut
+from moe_vision.surgery.kind import Kind, axis_of_experts, block_of, cut_layers, experts_of
 from moe_vision.surgery.prune import loads
-from moe_vision.surgery.state import Arrays, State, Table
+from moe_vision.surgery.state import Arrays, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,32 +78,20 @@ class Merge(Kind):
                 load = self._loads(block, before[block], source, source_config)
                 self._groups[block] = self._formed(block, expert, source, load, after[block])
 
-        def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
+        def mean(path: str, x: np.ndarray, own: np.ndarray) -> np.ndarray:
             block, part, name = block_of(path)
-            if part not in ('experts', 'router') or block not in self._groups:
-                return table.take(path, own)
             groups = self._groups[block]
+            if part != 'experts':
+                axis = axis_of_experts(x, own, *groups.shares.shape[::-1])
+                if axis is None:
+                    return x
+                return np.moveaxis(np.tensordot(groups.shares, x, (1, axis)), 0, axis)
+            if name in axes:
+                order = zip(x, groups.orders, strict=True)
+                x = np.stack([np.take(e, ids, axes[name]) for e, ids in order])
+            return np.tensordot(groups.shares, x, 1)
 
-            def mean(x: np.ndarray) -> np.ndarray:
-                if part == 'router':
-                    return _fewer(x, own, groups.shares)
-                if name in axes:
-                    order = zip(x, groups.orders, strict=True)
-                    x = np.stack([np.take(e, ids, axes[name]) for e, ids in order])
-                return np.tensordot(groups.shares, x, 1)
-
-            return table.take(path, own, None, mean)
-
-        def state(path: str, own: np.ndarray, theirs: Arrays) -> np.ndarray | None:
-            block, _, _ = block_of(path)
-            if path not in theirs:
-                return None
-            made = np.asarray(theirs[path])
-            if block in self._groups:
-                made = _fewer(made, own, self._groups[block].shares)
-            return made if made.shape == own.shape else None
-
-        result = cut('merge', source, fresh, param, state)
+        result = cut_layers('merge', source, fresh, self._groups, mean)
         told = [f'{block}: {_text(groups.shares)}' for block, groups in self._groups.items()]
         return dataclasses.replace(result, told=(*result.told, *told))
 
@@ -183,17 +170,6 @@ def _cosines(products: np.ndarray) -> np.ndarray:
     """Cosines of vectors whose inner products are given, [E, E]."""
     length = np.maximum(np.sqrt(np.diag(products)), 1e-12)
     return products / np.outer(length, length)
-
-
-def _fewer(x: np.ndarray, own: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """An array whose one axis of E entries is averaged over groups; as it is if it has none."""
-    after, before = shares.shape
-    if x.ndim != own.ndim:
-        return x
-    axis = [i for i in range(x.ndim) if x.shape[i] == before and own.shape[i] == after]
-    if len(axis) != 1:
-        return x
-    return np.moveaxis(np.tensordot(shares, x, (1, axis[0])), 0, axis[0])
 
 
 def _text(shares: np.ndarray) -> str:

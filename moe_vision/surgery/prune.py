@@ -20,9 +20,8 @@ import numpy as np
 from moe_vision.common.errors import UserError
 from moe_vision.common.json_values import as_dict, as_list, number
 from moe_vision.config.schema import Config
-from moe_vision.surgery.expand import experts_of
-from moe_vision.surgery.kind import Kind, block_of, cut
-from moe_vision.surgery.state import Arrays, State, Table
+from moe_vision.surgery.kind import Kind, axis_of_experts, block_of, cut_layers, experts_of
+from moe_vision.surgery.state import State
 
 
 class Prune(Kind):
@@ -42,28 +41,12 @@ class Prune(Kind):
             if block in after
         }
 
-        def fewer(block: str, x: np.ndarray, own: np.ndarray) -> np.ndarray:
-            n, m = before[block], after[block]
-            axis = [i for i in range(x.ndim) if x.shape[i] == n and own.shape[i] == m]
-            if x.ndim != own.ndim or x.shape == own.shape or len(axis) != 1:
-                return x
-            return np.take(x, kept[block], axis[0])
-
-        def param(table: Table, path: str, own: np.ndarray) -> np.ndarray:
-            block, part, _ = block_of(path)
-            if part not in ('experts', 'router') or block not in kept:
-                return table.take(path, own)
-            return table.take(path, own, None, lambda x: fewer(block, x, own))
-
-        def state(path: str, own: np.ndarray, theirs: Arrays) -> np.ndarray | None:
+        def fewer(path: str, x: np.ndarray, own: np.ndarray) -> np.ndarray:
             block, _, _ = block_of(path)
-            if path not in theirs:
-                return None
-            made = np.asarray(theirs[path])
-            made = fewer(block, made, own) if block in kept else made
-            return made if made.shape == own.shape else None
+            axis = axis_of_experts(x, own, before[block], after[block])
+            return x if axis is None else np.take(x, kept[block], axis)
 
-        result = cut('prune', source, fresh, param, state)
+        result = cut_layers('prune', source, fresh, kept, fewer)
         told = [f'{b}: kept experts {", ".join(map(str, ids))}' for b, ids in kept.items()]
         if self.args.by == 'ablation':
             told.append('experts were chosen by test images, so test accuracy is no estimate')
