@@ -1,10 +1,12 @@
 """Files that are whole or not there, in a folder or a bucket, and JSON that may be damaged."""
 
 import contextlib
+import glob
 import importlib.util
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from input_pipeline.cores import memory
 from moe_vision.common import json_values
 from moe_vision.common.errors import NotWritten, UserError
 
+_STALE = 60.0  # seconds, in which any file here is written
 MAX_FILE = 2**30  # bytes; no file that a run writes comes near, and no checkpoint is read here
 
 
@@ -48,6 +51,7 @@ def write(path: Path, data: bytes) -> None:
         return
     # another process may write the same file, so the name is this call's alone
     part = path.parent / f'.{path.name}.{os.urandom(4).hex()}.part'
+    _clear(path)
     try:
         part.touch(exist_ok=False)  # writing to what is there would follow a link, or wait
         part.write_bytes(data)
@@ -56,6 +60,14 @@ def write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def _clear(path: Path) -> None:
+    """Removes what a process left that was killed while it wrote this file."""
+    for part in path.parent.glob(f'.{glob.escape(path.name)}.*.part'):
+        with contextlib.suppress(OSError):
+            if time.time() - part.lstat().st_mtime > _STALE:
+                part.unlink()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -142,3 +143,15 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, values))
     assert os.listdir(tmp_path) == ['a.json']
+
+
+@pytest.mark.parametrize('age, stays', [(3600, False), (0, True)])
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path, age, stays):
+    """Unless it is so new that another process may be writing it."""
+    left = tmp_path / '.a.json.12345678.part'
+    left.write_bytes(b'half')
+    then = time.time() - age
+    os.utime(left, (then, then))
+    files.write(tmp_path / 'a.json', b'{}')
+    assert left.exists() == stays
+    assert sorted(p.name for p in tmp_path.iterdir()) == [left.name] * stays + ['a.json']

@@ -163,7 +163,7 @@ def test_a_kill_at_any_moment_loses_nothing(study, workdir, monkeypatch, tmp_pat
         assert json.dumps(read(study, copy)[0]) == before[1]
         pack(str(copy))
         assert json.dumps(read(study, copy)[0]) == before[1] and not (copy / 'rows').exists()
-        assert [f.read_text() for f in copy.glob('*.set_aside_*')] == ['{"arm": "k1"}\n']
+        assert [f.read_text() for f in copy.glob('rows.jsonl.set_aside_*')] == ['{"arm": "k1"}\n']
     assert last > 2 * 12
 
 
