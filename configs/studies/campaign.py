@@ -46,10 +46,17 @@ GATE_MARGIN = 0.3
 # in the gate from the FLOPs of a second expert, and with the gate's sds twelve seeds cannot show
 # that a gap is much smaller.
 MARGIN = 0.5
-# By the arms that `confirm` tunes: the rates that it chose. Until that is done, the pilots' rate.
-CHOSEN = dict.fromkeys(
-    ('dense', 'dense_active', 'dense_h32', 'dense_h64', 'k1', 'k2', 'k2_h32', 'per_sample_4'), 1e-2
-)
+# By the arms that `confirm` tunes: the rates that it chose.
+CHOSEN = {
+    'dense': 1e-1,
+    'dense_active': 1e-1,
+    'dense_h32': 1e-1,
+    'dense_h64': 3e-2,
+    'k1': 1e-2,
+    'k2': 3e-2,
+    'k2_h32': 3e-2,
+    'per_sample_4': 1e-1,
+}
 # What `python -m moe_vision.report.drops` prints for runs of k1: a dense twin drops as many. ()
 # leaves that arm out, so write the shares here before the controls are registered.
 K1_DROPS: tuple[float, ...] = ()

@@ -60,10 +60,15 @@ def record(name):
     if stage:
         return registration.record(tuning.stage(loaded(study)))
     if study == 'confirm.py':
-        plain = loaded(study).study
-        after = dataclasses.replace(plain, arms=beside_confirm.lent(*plain.arms))
-        return registration.record(load.of_study(after, ()))
+        return registration.record(tuned_confirm())
     return registration.record(loaded(study))
+
+
+@functools.cache
+def tuned_confirm():
+    """`confirm` with the rates that it chose."""
+    plain = loaded('confirm.py').study
+    return load.of_study(dataclasses.replace(plain, arms=beside_confirm.lent(*plain.arms)), ())
 
 
 def arms(name):
@@ -286,7 +291,7 @@ def test_networks_of_one_routed_share(part):
 
 def test_controls_differ_from_their_network_in_what_their_names_say():
     controls = loaded('explore.py:controls').configs
-    configs = {**loaded('confirm.py').configs, **controls}
+    configs = {**tuned_confirm().configs, **controls}
     base = {arm: 'k1' if arm.startswith('k1_') else 'k2' for arm in controls}
     base |= {'k1_plus_random': 'k2', 'dense_again': 'dense'}
     base |= {'k2_h4_scaled': 'k2_h4', 'k1_same_c_scaled': 'k1_same_c'}
