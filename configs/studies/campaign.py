@@ -55,7 +55,7 @@ CHOSEN = {
     'k1': 1e-2,
     'k2': 3e-2,
     'k2_h32': 3e-2,
-    'per_sample_4': 1e-1,
+    'per_sample_4': 3e-2,
 }
 # What `python -m moe_vision.report.drops` prints for runs of k1: a dense twin drops as many. ()
 # leaves that arm out, so write the shares here before the controls are registered.
