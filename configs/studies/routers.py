@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.studies import campaign, sets
+from configs.studies.beside_confirm import rate_of
 from configs.studies.common import CONTROLS, DENSE
 from configs.studies.data_set import Overrides
 from moe_vision.config import source
@@ -204,18 +205,19 @@ def _digits(part: str) -> Study:
 
 def fashion_mnist_14() -> Study:
     names = tuple(n for n in ('top_k', 'default', *TWELVE, 'random') if n in CONV)
-    methods = {name: CONV[name] for name in names}
-    rate: Overrides = {'train.learning_rate': campaign.CHOSEN['k2']}
+    arms = {name: campaign.scored(rate_of('k2'), CONV[name]) for name in names}
+    arms |= {name: campaign.scored(rate_of(name), twin) for name, twin in TWINS.items()}
     return Study(
         name='routers_fashion_mnist_14',
         question='Which router or loss gains over top-k routing where the network lacks capacity?',
         hypotheses=(),
-        arms={n: campaign.scored(rate, changes) for n, changes in {**methods, **TWINS}.items()},
+        arms=arms,
         seeds=SEEDS,
         comparisons=_comparisons({'': names}),
         margin=campaign.MARGIN,
-        tuning='None: all arms take the learning rate that `confirm` chose for top-k routing.',
-        reads=('../fashion_mnist_14/confirm',),  # which lends the networks that it has, too
+        tuning='All routers take the learning rate that `confirm` chose for top-k routing, and the '
+        'dense networks those that it chose for them.',
+        reads=('../fashion_mnist_14/confirm',),  # which lends `default` and the dense networks
     )
 
 

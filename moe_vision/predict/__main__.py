@@ -24,6 +24,7 @@ from moe_vision.common.paths import expanded
 from moe_vision.config import check as config_lib
 from moe_vision.config import registry, trust
 from moe_vision.config.command_line import add_weights, exit_code
+from moe_vision.config.places import place_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,12 +107,14 @@ def _skip(path: str, reason: str) -> None:
 
 def _note(model: 'Model') -> None:
     """Prints a note if the network cannot treat an image alone as it did in training."""
-    moe = model.config.model.moe
-    mixes = getattr(moe.router_args, 'axis', None) == 'batch'
-    if not mixes and registry.keeps_capacity(moe.router):
-        mixes = moe.group_size > model.network.model.moe.group_size
-    mixes = mixes or moe.router == 'shuffled' or getattr(moe.router_args, 'rule', '') == 'quantile'
-    if mixes and model.config.model.twin == 'none':
+    from moe_vision.layers.moe import make_router
+
+    trained, moe = model.config.model, model.config.model.moe
+    if moe.placement == 'none' or trained.twin != 'none':
+        return
+    router = make_router(moe.router, moe.router_args, place_at(trained, 0))
+    compares = router.compares or registry.keeps_capacity(moe.router)
+    if compares and moe.group_size > model.network.model.moe.group_size:
         print(
             'note: what this network does to an image depends on the others of its group; here '
             'each image is a group of its own, which is not how it was trained and scored',

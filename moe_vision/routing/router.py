@@ -30,6 +30,8 @@ class Router:
         the data must supply; 'labels', which `Context.labels` then holds in training; or 'bank',
         which puts tokens and experts into `Context.view`, on one device of the expert axis.
       draws: whether routes are random in evaluation, too.
+      compares: whether, in evaluation, what happens to a token depends on the other tokens of its
+        group, besides the slots that they take.
       pool: None, or `pool(params, x [B, *, D], extras) -> [B, D']`, the features by which tokens
         are routed. It runs before the tokens are split into groups, and only its result travels
         with them. `extras` holds the 'image' besides, [images, H, W, C], if the router needs it.
@@ -38,6 +40,7 @@ class Router:
 
     needs: tuple[str, ...] = ()
     draws = False
+    compares = False
     pool: Callable[..., Array] | None = None
 
     def __init__(self, args: Any, place: Place):

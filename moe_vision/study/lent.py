@@ -3,7 +3,8 @@
 A study names neighbours in `reads`. Where one of their arms has the same config as an arm here, to
 the last key, and the same seed offset, their rows serve here, too: the cell is not trained twice.
 Such a row keeps the name of its study and the hash that it was registered under, and has `lent_by`,
-the name of its arm there. So comparisons that rest on it are exploratory here.
+the name of its arm there. So comparisons that rest on it are exploratory here. A row of other
+images than this study's own rows is not lent.
 """
 
 import os
@@ -18,7 +19,8 @@ from moe_vision.study.rows import Rows
 
 def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, list[str]]:
     """What `rows.read` returns, with lent rows where the study has none of its own."""
-    found, notes = rows.read(workdir, record, digest, neighbours(workdir, record))
+    near, other_images = _offered(workdir, record)
+    found, notes = rows.read(workdir, record, digest, near)
     owners: dict[tuple[str, str], list[int]] = {}
     for arm, seeds in found.items():
         for seed, row in seeds.items():
@@ -26,7 +28,7 @@ def read(workdir: str, record: Mapping[str, Any], digest: str) -> tuple[Rows, li
                 owner = f"study '{row['study']}' (arm {row['lent_by']}, the same config)"
                 owners.setdefault((arm, owner), []).append(seed)
     lines = [f'{arm}: rows of {owner} for {listed(s)}.' for (arm, owner), s in owners.items()]
-    return found, [*notes, *lines, *absent(workdir, record)]
+    return found, [*notes, *lines, *other_images, *absent(workdir, record)]
 
 
 def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict[str, Any] | None:
@@ -54,7 +56,14 @@ def neighbours(workdir: str, record: Mapping[str, Any]) -> Rows:
     Raises:
       UserError: a neighbour's registration cannot be read.
     """
+    return _offered(workdir, record)[0]
+
+
+def _offered(workdir: str, record: Mapping[str, Any]) -> tuple[Rows, list[str]]:
+    """`neighbours`, and a line for each arm whose rows are of other images."""
     out: Rows = {arm: {} for arm in record['arms']}
+    images = rows.images(workdir, record) if record.get('reads') else ''
+    lines = []
     for name in record.get('reads', ()):
         folder = _folder(workdir, name)
         if not registration.exists(folder):
@@ -63,8 +72,13 @@ def neighbours(workdir: str, record: Mapping[str, Any]) -> Rows:
         found, _ = rows.read(folder, theirs, digest)
         for arm, ours in record['arms'].items():
             for other, of_other in theirs['arms'].items():
-                if registration.same_arm(ours, of_other):
-                    for seed, row in found[other].items():
-                        if seed in record['seeds']:
-                            out[arm].setdefault(seed, row | {'arm': arm, 'lent_by': other})
-    return out
+                if not registration.same_arm(ours, of_other):
+                    continue
+                wanted = {s: row for s, row in found[other].items() if s in record['seeds']}
+                same = {'', images}  # rows of older versions do not tell
+                odd = [s for s, r in wanted.items() if images and r.get('data', '') not in same]
+                if odd:
+                    lines.append(f"{arm}: rows of '{name}' are of other images ({listed(odd)}).")
+                for seed in wanted.keys() - set(odd):
+                    out[arm].setdefault(seed, wanted[seed] | {'arm': arm, 'lent_by': other})
+    return out, lines

@@ -63,8 +63,7 @@ def read(
 
     A row of another pre-registration is kept, with a line; one without a number as its accuracy
     counts as diverged. A row of another study, one that cannot be read, and a line of rows.jsonl
-    whose cell already has another row are left out, with a line. Cells without a row take `lent`,
-    if it is of the same images, as far as rows tell.
+    whose cell already has another row are left out, with a line. Cells without a row take `lent`.
     """
     by_arm: Rows = {arm: {} for arm in record['arms']}
     notes: list[tuple[tuple[str, str], str]] = []  # (arm, file name) to sort by, line
@@ -94,14 +93,8 @@ def read(
         if row['status'] == 'diverged':
             why = row.get('error') or 'no reason given'
             notes.append((key, f'{arm} seed {seed}: diverged ({why}); it counts as chance.'))
-    known = {row['data'] for seeds in by_arm.values() for row in seeds.values() if row.get('data')}
     for arm, seeds in (lent or {}).items():
-        fits = {s: r for s, r in seeds.items() if not known or r.get('data', '') in ('', *known)}
-        if odd := [s for s in seeds if s not in fits and s not in by_arm[arm]]:
-            notes.append(
-                ((arm, ''), f'{arm}: rows of a neighbour are of other images ({listed(odd)}).')
-            )
-        by_arm[arm] = fits | by_arm[arm]
+        by_arm[arm] = seeds | by_arm[arm]
     notes.sort(key=lambda note: note[0])  # the order of the files, packed or not
     rows = {
         arm: {s: of_arm[s] for s in record['seeds'] if s in of_arm}
@@ -122,6 +115,13 @@ def usable(workdir: str, record: Mapping[str, Any], arm: str, seed: int) -> dict
         except ValueError:
             continue
     return None
+
+
+def images(workdir: str, record: Mapping[str, Any]) -> str:
+    """The digest of the images that a study's own rows are of; '' if no row tells."""
+    cells = itertools.product(record['arms'], record['seeds'])
+    found = (usable(workdir, record, *cell) for cell in cells)
+    return next((row['data'] for row in found if row and row.get('data')), '')
 
 
 def pack(workdir: str, record: Mapping[str, Any]) -> list[str]:

@@ -75,7 +75,7 @@ def loads(what: str, block: str, experts: int, about: Mapping[str, Any]) -> list
         as_list(as_dict(as_dict(about.get('validation')).get(block)).get('load')),
         experts,
         f"{what} reads the load of '{block}' on validation images, which this run does not hold; "
-        'write it with `python main.py --mode=eval --config.eval.split=validation`.',
+        'write it with `python main.py --mode=eval --config.eval.split=validation --workdir=W`.',
     )
 
 

@@ -75,13 +75,10 @@ def with_data_of(there: Config, here: Config) -> Config:
 
 def _validation(folder: str) -> dict[str, Any]:
     """What routed layers did on validation images, by path: at the last validation of training, or
-    as a file says. Experts are chosen by it, never by test images."""
-    for name in ('evaluation-validation', 'evaluation'):
-        scored = _json(folder, name)
-        if scored.get('split') == 'validation':
-            return as_dict(scored.get('layers'))
+    where there was none, as `--mode=eval` says. Experts are chosen by it, never by test images."""
     rows = [row for row in metrics.read(folder) if row['split'] == 'validation']
-    return as_dict(rows[-1].get('layers')) if rows else {}
+    scored = rows[-1] if rows else _json(folder, 'evaluation-validation')
+    return as_dict(scored.get('layers'))
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The studies that compare routers: every entry of the tables has an arm; arms do equal work."""
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
 
 import pytest
 
-from configs.studies import routers
-from configs.studies.campaign import CHOSEN
+from configs.studies import beside_confirm, routers
 from moe_vision.config import registry
 from moe_vision.study import load, registration
 
@@ -72,9 +72,13 @@ def test_the_twelve_are_methods_of_the_first_network():
 
 
 def test_the_campaign_lends_the_networks_that_it_trains_anyway():
-    ours = registration.record(loaded('fashion_mnist_14'))['arms']
-    theirs = registration.record(load.load(str(FILE.with_name('confirm.py'))))['arms']
-    for name, lent in {'default': 'k2', 'dense': 'dense', 'dense_active': 'dense_active'}.items():
-        rate = {'train': {**theirs[lent]['config']['train'], 'learning_rate': CHOSEN['k2']}}
-        config = {**theirs[lent]['config'], **rate}
-        assert registration.same_arm(ours[name], {**theirs[lent], 'config': config})
+    ours = loaded('fashion_mnist_14').study.arms
+    for name, theirs in {'default': 'k2', 'dense': 'dense', 'dense_active': 'dense_active'}.items():
+        lent = beside_confirm.lent(theirs)[theirs]
+        configs = [load.of_study(one_arm(arm), ()).configs['x'] for arm in (ours[name], lent)]
+        assert configs[0] == configs[1]
+
+
+def one_arm(arm):
+    study = loaded('fashion_mnist_14').study
+    return dataclasses.replace(study, arms={'x': arm}, comparisons={})

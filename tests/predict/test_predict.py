@@ -20,6 +20,7 @@ import moe_vision
 from input_pipeline import files
 from input_pipeline.decode import decode, encode_png
 from moe_vision.common.errors import UserError
+from moe_vision.config.places import of_one_image
 from moe_vision.predict import __main__ as predict
 from moe_vision.predict.model import Model
 from moe_vision.run_folder import checkpoints
@@ -172,7 +173,8 @@ def test_the_command_at_any_batch_size(run, model, pictures, digits, capsys):
 def test_a_network_that_mixes_images_prints_a_note(router, args, mixes, data_dir, capsys):
     moe = {'router': router, 'router_args': args, 'losses': {}}
     config = train_cases.make(data_dir, {f'model.moe.{key}': value for key, value in moe.items()})
-    predict._note(types.SimpleNamespace(config=config))
+    alone = types.SimpleNamespace(model=of_one_image(config.model, 1))
+    predict._note(types.SimpleNamespace(config=config, network=alone))
     assert ('depends on the others of its group' in capsys.readouterr().err) == mixes
 
 

@@ -115,23 +115,28 @@ def test_a_neighbour_is_named_by_its_folder(tmp_path, name):
         load(file)
 
 
-@pytest.mark.parametrize('theirs, lent_there', [('same', True), ('other', False), ('', True)])
-def test_rows_of_other_images_are_not_lent(place, tmp_path, theirs, lent_there):
+@pytest.mark.parametrize('theirs, lends', [('same', True), ('other', False), (None, True)])
+def test_rows_of_other_images_are_not_lent(tmp_path, theirs, lends):
     """The digest of the images says which; rows of older versions have none."""
-    loaded, record, digest = finished_study(tmp_path)
-    file = tmp_path / 'rows/k1/seed_0.json'
-    row = json.loads(file.read_text())
-    file.write_text(json.dumps(row | {'data': 'same'}))
-    (tmp_path / 'rows/k1/seed_1.json').unlink()
-    found, notes = rows.read(
-        str(tmp_path), record, digest, {'k1': {1: row | {'seed': 1, 'data': theirs}}}
-    )
-    assert (1 in found['k1']) == lent_there
-    said = 'k1: rows of a neighbour are of other images (seed 1).'
-    assert (said in notes) == (not lent_there)
+    (tmp_path / 'first').mkdir()
+    finished_study(tmp_path / 'first')
+    loaded, workdir = second(tmp_path, 'second')
+    record, digest = registration.register(loaded, workdir)
+    for file in (tmp_path / 'first/rows').glob('*/*.json'):
+        row = json.loads(file.read_text())
+        del row['data']
+        file.write_text(json.dumps(row | ({'data': theirs} if theirs else {})))
+    own = row | {'study': 'second', 'arm': 'k1', 'seed': 3, 'run_seed': 3, 'data': 'same'}
+    own['config'] = record['arms']['k1']['config']
+    rows.write(workdir, own, {'seconds': 1.0})
+    found, notes = lent.read(workdir, record, digest)
+    assert 3 in found['k1'] and list(found['k2']) == ([0, 1, 2] if lends else [])
+    assert (lent.usable(workdir, record, 'k2', 0) is not None) == lends  # else it is trained here
+    said = "k2: rows of 'first' are of other images (seeds 0, 1, 2)."
+    assert (said in notes) == (not lends)
 
 
-def test_pairs_of_two_sets_of_images_are_flagged(place, tmp_path):
+def test_pairs_of_two_sets_of_images_are_flagged(tmp_path):
     from moe_vision.study.analysis import analyse
 
     loaded, record, digest = finished_study(tmp_path)

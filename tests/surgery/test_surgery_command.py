@@ -197,20 +197,20 @@ def test_networks_that_compute_otherwise_have_no_mean(data_dir, tmp_path, capsys
 
 
 def test_experts_are_chosen_by_validation_images(data_dir, tmp_path):
-    """Those of the last validation of training, or of a file that scored validation images."""
+    """At the last validation of training, or where there was none, by a file that scored them."""
     train_cases.saved(train_cases.make(data_dir), tmp_path)
     load = {'split': 'test', 'layers': {'head': {'load': [0.9, 0.1]}}}
     (tmp_path / 'evaluation.json').write_text(json.dumps(load))
     assert runs.read(str(tmp_path)).scored.about['validation'] == {}
+    own = load | {'split': 'validation'}
+    (tmp_path / 'evaluation-validation.json').write_text(json.dumps(own))
+    assert runs.read(str(tmp_path)).scored.about['validation'] == load['layers']
     (tmp_path / 'metrics').mkdir()
     row = {'step': 3, 'split': 'validation', 'layers': {'head': {'load': [0.2, 0.8]}}}
     rows = [row, row | {'step': 2, 'layers': {}}, row | {'step': 9, 'split': 'train'}]
     text = '\n'.join(json.dumps(r | {'epoch': 1.0, 'loss': 1.0, 'accuracy': 0.5}) for r in rows)
     (tmp_path / 'metrics/000000000-until-000000009.jsonl').write_text(text + '\n')
     assert runs.read(str(tmp_path)).scored.about['validation'] == row['layers']
-    own = load | {'split': 'validation'}
-    (tmp_path / 'evaluation-validation.json').write_text(json.dumps(own))
-    assert runs.read(str(tmp_path)).scored.about['validation'] == load['layers']
 
 
 def test_a_config_names_the_kind(made, upcycled, data_dir):

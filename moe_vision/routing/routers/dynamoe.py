@@ -47,6 +47,10 @@ class Dynamoe(Router):
         }
         return min(max(most[self.args.rule], 1), e)
 
+    @property
+    def compares(self):
+        return self.args.rule == 'quantile'
+
     def choices(self, capacity):
         """Of a rule that fixes the number or its mean, that; of others, as many as find room."""
         true = Fraction(self.place.num_experts, self.num_ids)

@@ -26,6 +26,10 @@ class Soft(Router):
     def slots(self) -> int:
         return 1 if self.args.axis == 'none' else self.args.slots_per_expert
 
+    @property
+    def compares(self):
+        return self.args.axis != 'none'
+
     def room(self, capacity):
         tokens = 1 if self.args.axis == 'none' else self.place.group_size
         return Fraction(self.place.num_experts * self.slots, tokens)

@@ -118,7 +118,7 @@ class Shuffled(TopK):
     Loads, gates and probabilities are those of a learned router, but tokens go elsewhere.
     """
 
-    draws = True
+    draws = compares = True
 
     def choose(self, params, state, features, context: Context) -> Routing:
         routing = super().choose(params, state, features, context)
